@@ -1,0 +1,35 @@
+"""rnnjit: compile the `nn.RNN` you already have, and get back a drop-in that runs faster.
+
+    import rnnjit
+    fast = rnnjit.compile(model)    # an nn.RNN, or any module that contains some
+    y, h = fast(x)                  # same arguments, same results, same gradients
+"""
+
+from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
+from rnnjit.errors import RNNJitWarning, UnsupportedError
+from rnnjit.explain import Explanation, explain
+from rnnjit.module import CompiledRNN
+from rnnjit.registry import backends
+from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
+from rnnjit.swap import compile  # noqa: A004 - the name users know from torch.compile
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "CompiledRNN",
+    "Explanation",
+    "LayerGrads",
+    "LayerOutput",
+    "LayerSpec",
+    "Needs",
+    "Problem",
+    "RNNJitWarning",
+    "RNNSpec",
+    "Rows",
+    "UnsupportedError",
+    "__version__",
+    "backends",
+    "compile",
+    "explain",
+]

@@ -1,0 +1,146 @@
+"""The contract between the core and a backend, and the layer's semantics in words.
+
+A backend computes one layer, all its directions, over time-major rows (`rnnjit.spec.Rows`):
+
+    h_t = activation(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+
+For direction 0, `h_{t-1}` is the previous step's state of the same sequence, or `h0` at step 0.
+Direction 1 walks each sequence from its own last step to step 0 and starts at `h0` there. `y`
+holds the states of all steps, direction 0 in columns `[0, H)` and direction 1 in `[H, 2H)`; `h_n`
+holds each direction's last computed state. Stacking, dropout, batch_first, unbatched input and the
+sorting of packed sequences are the core's work.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
+
+
+class LayerOutput(NamedTuple):
+    """What a layer's forward pass gives.
+
+    Attributes:
+        y: `[N, D*H]`, newly allocated.
+        h_n: `[D, B, H]`, newly allocated, sharing no memory with `y`.
+        saved: whatever else the backward pass wants kept; `y` and the inputs are kept anyway.
+    """
+
+    y: Tensor
+    h_n: Tensor
+    saved: tuple[Tensor, ...] = ()
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted.
+
+    Attributes:
+        x: of the input rows.
+        h0: of the initial state.
+        weights: of each weight, in the order in which the weights were given.
+    """
+
+    x: bool
+    h0: bool
+    weights: tuple[bool, ...]
+
+
+class LayerGrads(NamedTuple):
+    """What a layer's backward pass gives: a gradient, or None where none was needed.
+
+    Attributes:
+        x: `[N, I]` or None.
+        h0: `[D, B, H]` or None.
+        weights: a gradient or None for each weight, in the order of the weights.
+    """
+
+    x: Tensor | None
+    h0: Tensor | None
+    weights: tuple[Tensor | None, ...]
+
+
+class Backend(ABC):
+    """One way to compute a layer.
+
+    An installed backend is found through the entry-point group `rnnjit.backends`, whose value is an
+    instance. Importing the module that holds it must be cheap: import heavy libraries on first use.
+
+    Class attributes:
+        name: how users ask for it; the entry point has the same name.
+        priority: `auto` tries backends from the highest to the lowest.
+        differentiable: True if `forward` is made of differentiable torch operations, which the core
+            then lets autograd record; `backward` is never called.
+    """
+
+    name: ClassVar[str]
+    priority: ClassVar[int] = 0
+    differentiable: ClassVar[bool] = False
+
+    def missing(self) -> list[str]:
+        """Why this backend cannot run on this machine at all; empty if it can."""
+        return []
+
+    @abstractmethod
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Why this backend declines the call; empty if it accepts.
+
+        The answer must depend on nothing but the arguments (and the machine), since it is cached.
+        It need not repeat what `missing` says.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        h0: Tensor,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """Compute the layer. None of the inputs may be written to.
+
+        Args:
+            layer: what the layer is.
+            rows: how the rows of `x` are laid over time.
+            x: `[N, I]`, contiguous.
+            h0: `[D, B, H]`, contiguous.
+            weights: for each direction (w_ih `[H, I]`, w_hh `[H, H]`[, b_ih `[H]`, b_hh `[H]`]), the
+                order of nn.RNN; any strides.
+            keep: whether a backward pass may follow, so that `saved` is worth filling.
+
+        All tensors have one dtype and one device.
+        """
+
+    def backward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        h0: Tensor,
+        weights: Sequence[Tensor],
+        output: LayerOutput,
+        grad_y: Tensor | None,
+        grad_h_n: Tensor | None,
+        needs: Needs,
+    ) -> LayerGrads:
+        """Compute the gradients of `sum(y * grad_y) + sum(h_n * grad_h_n)`.
+
+        Args:
+            layer, rows, x, h0, weights: as given to `forward`.
+            output: what `forward` returned; its `h_n` may not be relied on.
+            grad_y: `[N, D*H]`, any strides, or None for zero.
+            grad_h_n: `[D, B, H]`, any strides, or None for zero.
+            needs: which gradients to compute.
+
+        None of the inputs may be written to. Not called when `differentiable`.
+        """
+        raise NotImplementedError(f"backend {self.name!r} has no backward pass")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"

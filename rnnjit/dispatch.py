@@ -1,0 +1,78 @@
+"""Chooses a backend for a call, and can say why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from rnnjit.backend import Backend
+from rnnjit.errors import UnsupportedError
+from rnnjit.registry import backends
+from rnnjit.spec import Problem, RNNSpec
+
+_PLAIN_TYPES = frozenset({Tensor, Parameter})
+
+
+class Verdict(NamedTuple):
+    """What one backend says to one call: no reasons means that it accepts."""
+
+    backend: Backend
+    reasons: tuple[str, ...]
+
+
+def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
+    """Ask one backend: first whether it runs on this machine, then whether it takes the call."""
+    reasons = backend.missing() or backend.why_not(spec, problem)
+    return Verdict(backend, tuple(reasons))
+
+
+def verdicts(spec: RNNSpec, problem: Problem) -> list[Verdict]:
+    """Ask every installed backend, in the order of `auto`."""
+    return [verdict(backend, spec, problem) for backend in backends().values()]
+
+
+def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:
+    """The backend that runs the call.
+
+    Args:
+        spec: what the layer is.
+        problem: what the call is.
+        wanted: the backend that the user named, or None for "auto".
+
+    Raises:
+        UnsupportedError: `wanted` declines. It is never replaced by another.
+    """
+    if wanted is not None:
+        reasons = verdict(wanted, spec, problem).reasons
+        if reasons:
+            raise UnsupportedError(wanted.name, reasons)
+        return wanted
+    for backend in backends().values():
+        if not verdict(backend, spec, problem).reasons:
+            return backend
+    raise UnsupportedError("auto", ["every installed backend declined"])
+
+
+def special_context(tensors: Iterable[Tensor]) -> str | None:
+    """Why no backend's compiled code may see these tensors now, or None if it may.
+
+    Such a call goes through torch's own operators, whatever backend was named: it is not another
+    backend answering in its place but torch transforming the layer's definition.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform is in force"
+    if forward_ad._current_level >= 0:
+        return "forward-mode automatic differentiation is in force"
+    if torch._C._is_any_autocast_enabled():
+        return "autocast is enabled"
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN_TYPES:
+            return f"a tensor is a {type(tensor).__name__}, a subclass with behaviour of its own"
+        if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
+            return "a tensor's memory does not hold its values as they are (lazy or not strided)"
+    return None

@@ -1,0 +1,131 @@
+"""The layer in plain differentiable torch: what every kernel is held against.
+
+It runs wherever torch runs, in any dtype, under every transform torch has (double backward,
+forward-mode AD, `torch.func`), and is the answer where the compiled path has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnnjit.backend import Backend, LayerOutput
+from rnnjit.cells import CELLS
+from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
+
+
+def split_weights(layer: LayerSpec, weights: Sequence[Tensor], direction: int) -> Sequence[Tensor]:
+    """The weights of one direction: (w_ih, w_hh) or (w_ih, w_hh, b_ih, b_hh)."""
+    count = layer.weights_per_direction
+    return weights[direction * count : (direction + 1) * count]
+
+
+def layer_forward(
+    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """`(y [N, D*H], h_n [D, B, H])` of one layer; shapes as in `rnnjit.Backend.forward`."""
+    outputs = [
+        _direction_forward(layer, rows, x, h0[d], split_weights(layer, weights, d), reverse=d == 1)
+        for d in range(layer.num_directions)
+    ]
+    y = torch.cat([output for output, _ in outputs], dim=1)
+    return y, torch.stack([state for _, state in outputs])
+
+
+def _direction_forward(
+    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor], *, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """One direction: the input's share of every pre-activation first, then step by step."""
+    w_ih, w_hh, b_ih, b_hh = (*weights, None, None)[:4] if not layer.bias else weights
+    activation = CELLS[layer.cell].activation
+    sizes = rows.sizes
+    projected = F.linear(x, w_ih, b_ih).split(sizes)
+    order = range(rows.T - 1, -1, -1) if reverse else range(rows.T)
+    steps: dict[int, Tensor] = {}
+    h = h0[:0] if reverse else h0
+    finished: list[Tensor] = []
+    for t in order:
+        size = sizes[t]
+        if size > h.shape[0]:
+            h = torch.cat([h, h0[h.shape[0] : size]])
+        elif size < h.shape[0]:
+            finished.append(h[size:])
+            h = h[:size]
+        h = activation(projected[t] + F.linear(h, w_hh, b_hh))
+        steps[t] = h
+    finished.append(h)
+    return torch.cat([steps[t] for t in range(rows.T)]), torch.cat(finished[::-1])
+
+
+class ReferenceBackend(Backend):
+    """`layer_forward` as a backend: for torch's transforms, and to be held against in tests.
+
+    It is not installed under a name: `auto` ends with `EagerBackend`, which is faster.
+    """
+
+    name = "reference"
+    priority = -2000
+    differentiable = True
+
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Never declines."""
+        return []
+
+    def forward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        h0: Tensor,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """The layer by `layer_forward`, which autograd records."""
+        return LayerOutput(*layer_forward(layer, rows, x, h0, weights))
+
+
+class EagerBackend(Backend):
+    """PyTorch's own layer (`torch.rnn_tanh`, `torch.rnn_relu`): always there, last in `auto`.
+
+    It takes every dtype and device that eager takes. Cells that torch has no layer for go through
+    `layer_forward`.
+    """
+
+    name = "eager"
+    priority = -1000
+    differentiable = True
+
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Never declines."""
+        return []
+
+    def forward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        h0: Tensor,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """The layer by torch's own operator, which autograd records."""
+        operator = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}.get(layer.cell)
+        if operator is None:
+            return LayerOutput(*layer_forward(layer, rows, x, h0, weights))
+        bidirectional = layer.num_directions == 2
+        if rows.batch_sizes is None:
+            dense = x.view(rows.T, rows.B, layer.input_size)
+            y, h_n = operator(
+                dense, h0, list(weights), layer.bias, 1, 0.0, keep, bidirectional, False
+            )
+            return LayerOutput(y.flatten(0, 1), h_n)
+        y, h_n = operator(
+            x, rows.batch_sizes, h0, list(weights), layer.bias, 1, 0.0, keep, bidirectional
+        )
+        return LayerOutput(y, h_n)
+
+
+BACKEND = EagerBackend()

@@ -1,0 +1,93 @@
+"""Finds installed backends through the entry-point group `rnnjit.backends`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+
+from rnnjit.backend import Backend, LayerOutput
+from rnnjit.reference import BACKEND as EAGER
+from rnnjit.spec import RNNSpec
+
+GROUP = "rnnjit.backends"
+
+
+class BrokenBackend(Backend):
+    """Stands where an installed backend could not be loaded, and says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name  # type: ignore[misc]  # one class stands for many broken packages
+        self._reason = reason
+
+    def missing(self) -> list[str]:
+        """The failure met while loading the entry point."""
+        return [self._reason]
+
+    def why_not(self, spec: RNNSpec, problem: object) -> list[str]:
+        """Declines everything, for the same reason."""
+        return [self._reason]
+
+    def forward(self, *args: object, **kwargs: object) -> LayerOutput:
+        """Never called: every problem is declined."""
+        raise RuntimeError(self._reason)
+
+
+def load(entry_point: EntryPoint) -> Backend:
+    """The backend behind an entry point, or a `BrokenBackend` that names what went wrong."""
+    try:
+        backend = entry_point.load()
+    except Exception as error:  # noqa: BLE001 - a third party's package may fail in any way
+        return BrokenBackend(
+            entry_point.name, f"loading {entry_point.value} failed: {type(error).__name__}: {error}"
+        )
+    if not isinstance(backend, Backend):
+        found = type(backend).__name__
+        return BrokenBackend(
+            entry_point.name,
+            f"{entry_point.value} is a {found}, expected an instance of rnnjit.Backend",
+        )
+    return backend
+
+
+@cache
+def _installed() -> MappingProxyType[str, Backend]:
+    found = {EAGER.name: EAGER} | {
+        point.name: load(point) for point in entry_points(group=GROUP) if point.name != EAGER.name
+    }
+    ordered = sorted(found.items(), key=lambda item: (-item[1].priority, item[0]))
+    return MappingProxyType(dict(ordered))
+
+
+def backends() -> MappingProxyType[str, Backend]:
+    """Every installed backend by name, in the order in which `auto` tries them.
+
+    Being listed does not mean being usable here: `Backend.missing` says what is lacking.
+
+    Example:
+        >>> "eager" in backends()
+        True
+    """
+    return _installed()
+
+
+def resolve(backend: str | Backend) -> Backend | None:
+    """The backend meant by an argument: an instance, a name, or None for "auto".
+
+    Raises:
+        TypeError: it is neither a string nor a `Backend`.
+        ValueError: no installed backend has that name.
+    """
+    if isinstance(backend, Backend):
+        return backend
+    if not isinstance(backend, str):
+        raise TypeError(
+            "backend must be 'auto', the name of an installed backend or a rnnjit.Backend, "
+            f"got {type(backend).__name__}"
+        )
+    if backend == "auto":
+        return None
+    if backend not in backends():
+        known = ", ".join(repr(name) for name in ("auto", *backends()))
+        raise ValueError(f"backend {backend!r} is not installed; expected one of {known}")
+    return backends()[backend]

@@ -1,0 +1,133 @@
+"""What a layer is (`RNNSpec`, `LayerSpec`) and what one call to it is (`Problem`, `Rows`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer of a stack, all its directions: the unit that a backend computes.
+
+    Attributes:
+        cell: name of the pointwise part, a key of `rnnjit.cells.CELLS`.
+        input_size: I, features of each input row.
+        hidden_size: H, features of each direction's state.
+        num_directions: D, 1 or 2; direction 1 runs from the last time step to the first.
+        bias: whether the layer has `b_ih` and `b_hh`.
+    """
+
+    cell: str
+    input_size: int
+    hidden_size: int
+    num_directions: int
+    bias: bool
+
+    @property
+    def weights_per_direction(self) -> int:
+        """How many weight tensors a direction has: (w_ih, w_hh) or (w_ih, w_hh, b_ih, b_hh)."""
+        return 4 if self.bias else 2
+
+
+@dataclass(frozen=True)
+class RNNSpec:
+    """The configuration of an `nn.RNN`, in its own vocabulary.
+
+    Attributes:
+        input_size: I, features of the input.
+        hidden_size: H, features of each direction's state.
+        num_layers: L, stacked layers.
+        nonlinearity: "tanh" or "relu".
+        bias: whether every layer has `b_ih` and `b_hh`.
+        batch_first: whether dense input and output are `[B, T, ...]` rather than `[T, B, ...]`.
+        dropout: probability of the dropout between layers in training mode.
+        bidirectional: whether every layer also runs backwards in time.
+
+    Example:
+        >>> RNNSpec(input_size=8, hidden_size=16, bidirectional=True).layer(0).num_directions
+        2
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    nonlinearity: str = "tanh"
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+
+    @property
+    def num_directions(self) -> int:
+        """D: 2 when bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    def layer(self, index: int) -> LayerSpec:
+        """The spec of layer `index`; layers after the first read D*H features."""
+        return _layer(self, index > 0)
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The specs of all layers, first to last."""
+        return tuple(self.layer(index) for index in range(self.num_layers))
+
+
+@lru_cache(maxsize=1024)
+def _layer(spec: RNNSpec, stacked: bool) -> LayerSpec:
+    features = spec.num_directions * spec.hidden_size if stacked else spec.input_size
+    return LayerSpec(
+        spec.nonlinearity, features, spec.hidden_size, spec.num_directions, spec.bias
+    )
+
+
+class Problem(NamedTuple):
+    """What a backend may look at to accept or decline one call: no tensors, only facts.
+
+    Attributes:
+        dtype: of the input and every weight.
+        device: device type, such as "cpu" or "cuda".
+        T: time steps (the longest sequence's, if packed).
+        B: batch size (the largest, if packed).
+        N: rows, the sum of all sequence lengths; T*B when dense.
+        packed: whether the rows are those of a PackedSequence.
+        needs_grad: whether a backward pass may follow.
+    """
+
+    dtype: torch.dtype
+    device: str
+    T: int
+    B: int
+    N: int
+    packed: bool
+    needs_grad: bool
+
+
+class Rows(NamedTuple):
+    """How N rows are laid over time: time-major, all rows of step 0, then all of step 1, ...
+
+    Step t holds `batch_sizes[t]` rows, never more than step t-1, and row b of every step
+    belongs to sequence b. A dense batch has B rows in every step and no `batch_sizes` tensor.
+
+    Attributes:
+        T: number of steps.
+        B: rows of the first step.
+        N: rows of all steps.
+        batch_sizes: int64 CPU tensor `[T]`, or None for a dense batch.
+    """
+
+    T: int
+    B: int
+    N: int
+    batch_sizes: Tensor | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of rows in each step, as plain integers."""
+        if self.batch_sizes is None:
+            return [self.B] * self.T
+        return [int(size) for size in self.batch_sizes.tolist()]

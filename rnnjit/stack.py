@@ -1,0 +1,58 @@
+"""Layers upon layers: what nn.RNN does around its layers, whichever backend computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnnjit.autograd import run_layer
+from rnnjit.backend import Backend
+from rnnjit.spec import RNNSpec, Rows
+
+
+def run_stack(
+    backend: Backend,
+    spec: RNNSpec,
+    rows: Rows,
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor],
+    training: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run every layer on the rows that the one below gave, with dropout between them.
+
+    Dropout draws from torch's generator in the shape and order in which eager does, so that one
+    seed gives both the same masks.
+
+    Args:
+        backend: computes each layer.
+        spec: of the stack.
+        rows: how the rows of `x` are laid over time.
+        x: `[N, I]`.
+        h0: `[L*D, B, H]`.
+        weights: of all layers, in nn.RNN's flat order.
+        training: whether dropout is on.
+        needs_grad: whether a backward pass may follow.
+
+    Returns:
+        y `[N, D*H]` of the last layer and h_n `[L*D, B, H]` of all layers.
+    """
+    directions = spec.num_directions
+    states = []
+    start = 0
+    for index in range(spec.num_layers):
+        layer = spec.layer(index)
+        stop = start + directions * layer.weights_per_direction
+        h0_layer = h0[index * directions : (index + 1) * directions].contiguous()
+        x, h_n = run_layer(
+            backend, layer, rows, x, h0_layer, weights[start:stop], needs_grad
+        )
+        states.append(h_n)
+        start = stop
+        if spec.dropout and training and index < spec.num_layers - 1:
+            x = F.dropout(x, spec.dropout, training)
+    return x, states[0] if len(states) == 1 else torch.cat(states)
