@@ -1,0 +1,107 @@
+"""What a kernel is told: the fields of its argument block, all int64.
+
+Addresses point at memory that the caller owns and keeps alive until the kernel returns; 0 stands
+for an absent tensor. Tensors are contiguous, in the layouts of `rnnjit.Backend`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ForwardArguments(NamedTuple):
+    """Arguments of the forward kernel.
+
+    Attributes:
+        T, B, N, I, H, D: steps, batch, rows, input and hidden features, directions.
+        cell: the cell's code, see `pointwise.CELLS`.
+        sizes: address of the batch sizes, int64 `[T]`; 0 if dense.
+        slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
+        parts: threads that share the hidden columns of one slice.
+        hoist: whether the input's share of all steps is computed before the first.
+        x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
+        w_ih_0 ... b_hh_1: the weights of each direction.
+        scratch: for each direction, the packed weights and then the bias.
+        packed_inputs, packed_row, packed: bytes of W_ih's part of one packed column vector, of
+            the column vector, and of one direction's packed weights and bias.
+        sync: barrier counters, zeroed, one cache line each.
+    """
+
+    T: int
+    B: int
+    N: int
+    I: int
+    H: int
+    D: int
+    cell: int
+    sizes: int
+    slices: int
+    slice_rows: int
+    parts: int
+    hoist: int
+    x: int
+    h0: int
+    y: int
+    h_n: int
+    w_ih_0: int
+    w_hh_0: int
+    b_ih_0: int
+    b_hh_0: int
+    w_ih_1: int
+    w_hh_1: int
+    b_ih_1: int
+    b_hh_1: int
+    scratch: int
+    packed_inputs: int
+    packed_row: int
+    packed: int
+    sync: int
+
+
+class BackwardArguments(NamedTuple):
+    """Arguments of the backward kernel; names as in `ForwardArguments`, and:
+
+    Attributes:
+        grad_y, grad_h_n: `[N, D*H]`, `[D, B, H]`, or 0.
+        dz: `[D, N, H]`, written: the gradients of the pre-activations.
+        grad_x, grad_h0: `[N, I]`, `[D, B, H]`, written, or 0.
+        grad_w_ih, grad_w_hh, grad_b: `[D, H, I]`, `[D, H, H]`, `[D, H]`, written, or 0.
+        scratch: for each direction W_hh's and W_ih's packed transposes and a row of zeros.
+        packed_column, packed: bytes of one packed column vector, and of one direction.
+        before: int64 `[D, N]`, written: where the state before each row's step is; 0 if no dW_hh.
+        reduction, reduction_size: where the blocks of the reductions are, and bytes per thread.
+    """
+
+    T: int
+    B: int
+    N: int
+    I: int
+    H: int
+    D: int
+    cell: int
+    sizes: int
+    slices: int
+    slice_rows: int
+    parts: int
+    x: int
+    h0: int
+    y: int
+    w_ih_0: int
+    w_hh_0: int
+    w_ih_1: int
+    w_hh_1: int
+    grad_y: int
+    grad_h_n: int
+    dz: int
+    grad_x: int
+    grad_h0: int
+    grad_w_ih: int
+    grad_w_hh: int
+    grad_b: int
+    scratch: int
+    packed_column: int
+    packed: int
+    before: int
+    reduction: int
+    reduction_size: int
+    sync: int

@@ -1,0 +1,82 @@
+"""The Numba CPU backend: the layer by register-tiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
+
+if TYPE_CHECKING:
+    from rnnjit_numba.run import Runner
+
+_BITS = {torch.float32: 32, torch.float64: 64}
+
+
+class NumbaBackend(Backend):
+    """nn.RNN layers on the CPU, float32 and float64, one compiled call per layer and pass."""
+
+    name = "numba"
+    priority = 100
+
+    def missing(self) -> list[str]:
+        """Names what cannot be imported."""
+        return [
+            f"{package} cannot be imported: pip install {package}"
+            for package in ("numba", "llvmlite")
+            if find_spec(package) is None
+        ]
+
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Declines other devices than the CPU, other dtypes and unknown cells."""
+        reasons = []
+        if problem.device != "cpu":
+            reasons.append(f"the tensors are on {problem.device}: only cpu is supported")
+        if problem.dtype not in _BITS:
+            reasons.append(f"{problem.dtype} is not supported: only torch.float32 and float64 are")
+        if spec.nonlinearity not in ("tanh", "relu"):
+            reasons.append(f"cell {spec.nonlinearity!r} is not known: only tanh and relu are")
+        return reasons
+
+    @cached_property
+    def _runner(self) -> Runner:
+        from rnnjit_numba.run import Runner
+
+        return Runner()
+
+    def forward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        h0: Tensor,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """One call of the forward kernel."""
+        return self._runner.forward(_BITS[x.dtype], layer, rows, x, h0, weights)
+
+    def backward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        h0: Tensor,
+        weights: Sequence[Tensor],
+        output: LayerOutput,
+        grad_y: Tensor | None,
+        grad_h_n: Tensor | None,
+        needs: Needs,
+    ) -> LayerGrads:
+        """One call of the backward kernel."""
+        return self._runner.backward(
+            _BITS[x.dtype], layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
+        )
+
+
+BACKEND = NumbaBackend()

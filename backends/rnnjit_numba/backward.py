@@ -1,0 +1,218 @@
+"""The backward kernel: all gradients of one layer, all directions, in one call.
+
+With g_t the gradient that reaches h_t from y, from h_n and from the step after it, each direction
+runs against its own order (Werbos, "Backpropagation through time", Proc. IEEE 78(10), 1990):
+
+    dz_t = g_t * activation'(z_t)        g_{t-1} = grad_y_{t-1} + W_hh^T dz_t
+
+The derivative follows from h_t = y_t, so that nothing but y was kept. Only this recurrence is done
+step by step; the other gradients are one reduction each over all rows (see `reductions`).
+
+Each function takes the address of a `BackwardArguments` first, then direction `d`, and column
+vectors `first` to `last` of the hidden features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rnnjit_numba import memory, pointwise
+from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba.reductions import add_reduce
+from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
+
+
+def add_backward(tools: Toolbox, common: Common) -> None:
+    """Add the kernel `backward(arguments, thread, threads)`, which each thread calls."""
+    unpack = memory.unpack_arguments(BackwardArguments)
+    meet, least = memory.arrive_and_wait(), memory.least()
+    pack, recur, reduce = _add_pack_back(tools), _add_recur(tools, common), add_reduce(tools, common)
+    lanes = tools.lanes.count
+
+    def backward(arguments: int, thread: int, threads: int) -> None:
+        a = unpack(arguments)
+        vectors = (a.H + lanes - 1) // lanes
+        columns = vectors + ((a.I + lanes - 1) // lanes if a.grad_x != 0 else 0)
+        parts = a.parts if threads >= a.D * a.parts else 1
+        if parts > 1:
+            d, part = thread // parts, thread % parts
+            if d < a.D:
+                first, last = vectors * part // parts, vectors * (part + 1) // parts
+                pack(arguments, d, first, last)
+                wide = columns - vectors
+                pack(
+                    *(arguments, d, vectors + wide * part // parts),
+                    vectors + wide * (part + 1) // parts,
+                )
+                recur(arguments, d, first, last, 0, a.B, a.sync + 64 * (d + 1), parts)
+        else:
+            for unit in range(thread, a.D * columns, threads):
+                pack(arguments, unit // columns, unit % columns, unit % columns + 1)
+            if threads > 1:
+                meet(a.sync, threads)
+            for unit in range(thread, a.D * a.slices, threads):
+                low = (unit % a.slices) * a.slice_rows
+                high = least(a.B, low + a.slice_rows)
+                recur(arguments, unit // a.slices, 0, vectors, low, high, 0, 1)
+        if threads > 1:
+            meet(a.sync, threads if parts > 1 else 2 * threads)
+        reduce(arguments, thread, threads)
+
+    tools.units.add(backward)
+
+
+def _add_pack_back(tools: Toolbox) -> Any:
+    """Pack columns of W_hh, then of W_ih, as column vectors `[H][lanes]`, and zeros behind all.
+
+    `first` and `last` count through the column vectors of both; the zeros come with the first.
+    """
+    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(tools.lanes)
+    least, most = memory.least(), memory.most()
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+
+    def pack_back(arguments: int, d: int, first: int, last: int) -> None:
+        a = unpack(arguments)
+        base = a.scratch + d * a.packed
+        wide_h, wide_i = (a.H + lanes - 1) // lanes, (a.I + lanes - 1) // lanes
+        for column in range(first, last):
+            w, columns, v = (a.w_hh_0 if d == 0 else a.w_hh_1), a.H, column
+            if column >= wide_h:
+                w, columns, v = (a.w_ih_0 if d == 0 else a.w_ih_1), a.I, column - wide_h
+            count = least(lanes, columns - v * lanes)
+            for k in range(a.H):
+                source = w + (k * columns + v * lanes) * size
+                copy(base + column * a.packed_column + k * vector_bytes, source, count, lanes)
+        if first == 0:
+            zeros = base + (wide_h + wide_i) * a.packed_column
+            for v in range(most(wide_h, wide_i)):
+                copy(zeros + v * vector_bytes, 0, 0, lanes)
+
+    return tools.units.add(pack_back)
+
+
+def _add_recur(tools: Toolbox, common: Common) -> Any:
+    """The time loop over batch rows `low` to `high`, which writes dz and grad_h0.
+
+    With `parts` threads on the same rows, `counter` is where they meet after each step.
+    """
+    unpack, least, most = (
+        memory.unpack_arguments(BackwardArguments),
+        memory.least(),
+        memory.most(),
+    )
+    read_int, meet = memory.read_int(), memory.arrive_and_wait()
+    step, through, copy_rows = _add_step(tools), _add_through(tools, common), common.copy_rows
+    remember = _add_remember(tools)
+    size = tools.lanes.itemsize
+
+    def recur_back(
+        arguments: int, d: int, first: int, last: int, low: int, high: int, counter: int, parts: int
+    ) -> None:
+        a = unpack(arguments)
+        ld = a.H * size
+        dz = a.dz + d * a.N * ld
+        row = a.N if d == 0 else 0
+        row_after, size_after = 0, 0
+        for s in range(a.T):
+            t = a.T - 1 - s if d == 0 else s
+            now = a.B if a.sizes == 0 else read_int(a.sizes + 8 * t)
+            if d == 0:
+                row -= now
+            top = least(high, now)
+            # Rows that go on in the step computed just before get its gradient through W_hh, the
+            # others (whose last state this is) get that of h_n.
+            linked = least(top, size_after)
+            if linked > low:
+                source = dz + (row_after + low) * ld
+                through(arguments, d, first, last, source, dz + (row + low) * ld, linked - low)
+            fresh = most(low, linked)
+            if top > fresh:
+                source = a.grad_h_n + (d * a.B + fresh) * ld if a.grad_h_n != 0 else 0
+                copy_rows(dz + (row + fresh) * ld, ld, source, ld, top - fresh, first, last, a.H)
+            step(arguments, d, first, last, row + low, top - low)
+            # The states that the step started from: those of `previous` rows, else h0.
+            previous, row_previous = 0, row + now
+            if d == 0 and t > 0:
+                previous = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t - 1))
+                row_previous = row - previous
+            if d != 0 and s + 1 < a.T:
+                previous = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
+            if a.before != 0 and first == 0:
+                remember(arguments, d, row, row_previous, low, least(top, previous), top)
+            if parts > 1:
+                meet(counter, (s + 1) * parts)
+            begun = most(low, previous)
+            if a.grad_h0 != 0 and top > begun:
+                to = a.grad_h0 + (d * a.B + begun) * ld
+                source = dz + (row + begun) * ld
+                through(arguments, d, first, last, source, to, top - begun)
+            row_after, size_after = row, now
+            if d != 0:
+                row += now
+
+    return tools.units.add(recur_back)
+
+
+def _add_remember(tools: Toolbox) -> Any:
+    """Note where the states before rows `low` to `top` of a step are: y up to `linked`, then h0."""
+    unpack, write_int = memory.unpack_arguments(BackwardArguments), memory.write_int()
+    most = memory.most()
+    size = tools.lanes.itemsize
+
+    def remember(
+        arguments: int, d: int, row: int, row_previous: int, low: int, linked: int, top: int
+    ) -> None:
+        a = unpack(arguments)
+        ld = a.H * size
+        to = a.before + (d * a.N + row) * 8
+        for b in range(low, linked):
+            write_int(to + 8 * b, a.y + ((row_previous + b) * a.D + d) * ld)
+        for b in range(most(low, linked), top):
+            write_int(to + 8 * b, a.h0 + (d * a.B + b) * ld)
+
+    return tools.units.add(remember)
+
+
+def _add_through(tools: Toolbox, common: Common) -> Any:
+    """`to = dz @ W_hh` for `rows` rows of dz: the gradient that reaches the states before."""
+    unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
+
+    def through(
+        arguments: int, d: int, first: int, last: int, dz: int, to: int, rows: int
+    ) -> None:
+        a = unpack(arguments)
+        ld = a.H * size
+        base = a.scratch + d * a.packed
+        wide = (a.H + lanes - 1) // lanes + (a.I + lanes - 1) // lanes
+        zeros = base + wide * a.packed_column
+        affine(
+            *(zeros, 0, 0, 0, 0, base, dz, ld, a.H, base, a.packed_column),
+            *(to, ld, rows, first, last, a.H, NOTHING, 0, 0, 0, 0),
+        )
+
+    return tools.units.add(through)
+
+
+def _add_step(tools: Toolbox) -> Any:
+    """dz = (dz + grad_y) * activation'(z), in place on `rows` rows from `row` on."""
+    unpack = memory.unpack_arguments(BackwardArguments)
+    gradient = pointwise.activate_gradient(tools.lanes)
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+
+    def step_back(arguments: int, d: int, first: int, last: int, row: int, rows: int) -> None:
+        a = unpack(arguments)
+        ld, ld_y = a.H * size, a.D * a.H * size
+        dz = a.dz + (d * a.N + row) * ld
+        offset = row * ld_y + d * ld
+        for r in range(rows):
+            for v in range(first, last):
+                at = v * vector_bytes
+                count = a.H - v * lanes
+                if count > lanes:
+                    count = lanes
+                place = offset + r * ld_y + at
+                grad = a.grad_y + place if a.grad_y != 0 else 0
+                gradient(a.cell, dz + r * ld + at, grad, a.y + place, count)
+
+    return tools.units.add(step_back)

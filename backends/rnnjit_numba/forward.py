@@ -1,0 +1,203 @@
+"""The forward kernel: a whole sequence of one layer, all directions, in one call.
+
+    h_t = activation(W_ih x_t + b_ih + b_hh + W_hh h_{t-1})
+
+The batch is cut into slices whose rows never meet, so that threads run the whole time loop without
+waiting for each other. Where there are too few rows for that, threads share the hidden columns of a
+slice (`parts`) and meet at a barrier each step. Weights are packed once per call into column
+vectors `[V][K][lanes]`, from which the register tiles stream. No plan changes any bit of a result.
+
+Each function takes the address of a `ForwardArguments` first, then direction `d`, and column
+vectors `first` to `last` of the hidden features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rnnjit_numba import memory
+from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.toolbox import ACTIVATE, NOTHING, Common, Toolbox
+
+
+def add_forward(tools: Toolbox, common: Common) -> None:
+    """Add the kernel `forward(arguments, thread, threads)`, which each thread calls, to the units."""
+    unpack = memory.unpack_arguments(ForwardArguments)
+    meet, least = memory.arrive_and_wait(), memory.least()
+    pack, project, recur = _add_pack(tools), _add_project(tools, common), _add_recur(tools, common)
+    lanes = tools.lanes.count
+
+    def forward(arguments: int, thread: int, threads: int) -> None:
+        a = unpack(arguments)
+        vectors = (a.H + lanes - 1) // lanes
+        if a.parts > 1 and threads >= a.D * a.parts:
+            d, part = thread // a.parts, thread % a.parts
+            if d < a.D:
+                first, last = vectors * part // a.parts, vectors * (part + 1) // a.parts
+                pack(arguments, d, first, last)
+                project(arguments, d, first, last, 0, a.N)
+                recur(arguments, d, first, last, 0, a.B, 1, a.sync + 64 * d, a.parts)
+            return
+        for unit in range(thread, a.D * vectors, threads):
+            pack(arguments, unit // vectors, unit % vectors, unit % vectors + 1)
+        if threads > 1:
+            meet(a.sync, threads)
+        if a.hoist != 0:
+            for d in range(a.D):
+                start, stop = a.N * thread // threads, a.N * (thread + 1) // threads
+                project(arguments, d, 0, vectors, start, stop)
+            if threads > 1:
+                meet(a.sync, 2 * threads)
+        for unit in range(thread, a.D * a.slices, threads):
+            low = (unit % a.slices) * a.slice_rows
+            high = least(a.B, low + a.slice_rows)
+            recur(arguments, unit // a.slices, 0, vectors, low, high, a.hoist, 0, 1)
+
+    tools.units.add(forward)
+
+
+def _add_pack(tools: Toolbox) -> Any:
+    """Pack W_ih and W_hh, one after the other in each column vector, and b_ih + b_hh."""
+    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
+    transpose, copy, add = (
+        memory.transpose(tools.lanes),
+        memory.copy(tools.lanes),
+        memory.add(tools.lanes),
+    )
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+
+    def pack(arguments: int, d: int, first: int, last: int) -> None:
+        a = unpack(arguments)
+        base = a.scratch + d * a.packed
+        bias = base + (a.H + lanes - 1) // lanes * a.packed_row
+        w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if d == 0 else (a.w_ih_1, a.w_hh_1)
+        b_ih, b_hh = (a.b_ih_0, a.b_hh_0) if d == 0 else (a.b_ih_1, a.b_hh_1)
+        for v in range(first, last):
+            count = least(lanes, a.H - v * lanes)
+            for part in range(2):
+                w, columns, to = w_ih, a.I, base + v * a.packed_row
+                if part == 1:
+                    w, columns, to = w_hh, a.H, to + a.packed_inputs
+                for k in range(0, columns, lanes):
+                    source = w + (v * lanes * columns + k) * size
+                    block = to + k * vector_bytes
+                    transpose(block, source, columns * size, count, columns - k)
+            at = v * vector_bytes
+            if b_ih != 0:
+                add(bias + at, b_ih + at, b_hh + at, count)
+            else:
+                copy(bias + at, 0, 0, lanes)
+
+    return tools.units.add(pack)
+
+
+def _add_project(tools: Toolbox, common: Common) -> Any:
+    """Write the input's share of the pre-activations of rows `start` to `stop` into y."""
+    unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
+
+    def project(arguments: int, d: int, first: int, last: int, start: int, stop: int) -> None:
+        a = unpack(arguments)
+        base = a.scratch + d * a.packed
+        bias = base + (a.H + lanes - 1) // lanes * a.packed_row
+        ld_x, ld_y = a.I * size, a.D * a.H * size
+        x, y = a.x + start * ld_x, a.y + start * ld_y + d * a.H * size
+        affine(
+            *(bias, 0, x, ld_x, a.I, base, 0, 0, 0, base, a.packed_row),
+            *(y, ld_y, stop - start, first, last, a.H, NOTHING, 0, 0, 0, 0),
+        )
+
+    return tools.units.add(project)
+
+
+def _add_recur(tools: Toolbox, common: Common) -> Any:
+    """The time loop over batch rows `low` to `high`.
+
+    `hoisted` says whether y holds the input's share already. With `parts` threads on the same rows,
+    `counter` is where they meet after each step.
+    """
+    unpack, least, most = (
+        memory.unpack_arguments(ForwardArguments),
+        memory.least(),
+        memory.most(),
+    )
+    read_int, meet = memory.read_int(), memory.arrive_and_wait()
+    step, copy_rows = _add_step(tools, common), common.copy_rows
+    size = tools.lanes.itemsize
+
+    def recur(
+        arguments: int,
+        d: int,
+        first: int,
+        last: int,
+        low: int,
+        high: int,
+        hoisted: int,
+        counter: int,
+        parts: int,
+    ) -> None:
+        a = unpack(arguments)
+        ld, ld_y = a.H * size, a.D * a.H * size
+        y, h0, h_n = a.y + d * ld, a.h0 + d * a.B * ld, a.h_n + d * a.B * ld
+        row = 0 if d == 0 else a.N
+        row_before, size_before = 0, 0
+        for s in range(a.T):
+            t = s if d == 0 else a.T - 1 - s
+            now = a.B if a.sizes == 0 else read_int(a.sizes + 8 * t)
+            if d != 0:
+                row -= now
+            top = least(high, now)
+            started = least(top, size_before)
+            if started > low:
+                h = y + (row_before + low) * ld_y
+                step(arguments, d, first, last, hoisted, row + low, started - low, h, ld_y)
+            fresh = most(low, started)
+            if top > fresh:
+                h = h0 + fresh * ld
+                step(arguments, d, first, last, hoisted, row + fresh, top - fresh, h, ld)
+            following = 0
+            if d == 0 and s + 1 < a.T:
+                following = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
+            if d == 0 or t == 0:
+                ended = most(low, following)
+                source = y + (row + ended) * ld_y
+                copy_rows(h_n + ended * ld, ld, source, ld_y, top - ended, first, last, a.H)
+            row_before, size_before = row, now
+            if d == 0:
+                row += now
+            if parts > 1:
+                meet(counter, (s + 1) * parts)
+
+    return tools.units.add(recur)
+
+
+def _add_step(tools: Toolbox, common: Common) -> Any:
+    """One time step of `rows` rows from `row` on, whose previous states are at `h`, `ld_h` apart."""
+    unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
+
+    def step(
+        arguments: int,
+        d: int,
+        first: int,
+        last: int,
+        hoisted: int,
+        row: int,
+        rows: int,
+        h: int,
+        ld_h: int,
+    ) -> None:
+        a = unpack(arguments)
+        base = a.scratch + d * a.packed
+        ld_x, ld_y = a.I * size, a.D * a.H * size
+        x, y = a.x + row * ld_x, a.y + row * ld_y + d * a.H * size
+        init, ld_init, inputs = base + (a.H + lanes - 1) // lanes * a.packed_row, 0, a.I
+        if hoisted != 0:
+            init, ld_init, inputs = y, ld_y, 0
+        affine(
+            *(init, ld_init, x, ld_x, inputs, base),
+            *(h, ld_h, a.H, base + a.packed_inputs, a.packed_row),
+            *(y, ld_y, rows, first, last, a.H, ACTIVATE, a.cell, 0, 0, 0),
+        )
+
+    return tools.units.add(step)

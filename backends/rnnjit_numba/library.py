@@ -1,0 +1,90 @@
+"""The compiled kernels of one element type, ready to be called."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from array import array
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from rnnjit_numba import cache as disk
+from rnnjit_numba.codegen import object_code, target_machine
+from rnnjit_numba.host import Isa, host_isa
+from rnnjit_numba.team import most_threads, openmp
+
+_ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
+
+
+class Kernel:
+    """One kernel's two entries: called by one thread, and by every thread of a team."""
+
+    def __init__(self, alone: int, team: int) -> None:
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
+        self._team = team
+
+    def __call__(self, arguments: tuple[int, ...], threads: int) -> None:
+        """Run with an argument block (see `arguments`); the interpreter's lock is released."""
+        block = array("q", arguments)
+        address, _ = block.buffer_info()
+        runtime = openmp()
+        if threads == 1 or runtime is None:
+            self._alone(address)
+        else:
+            runtime.parallel(self._team, address, threads, 0)
+
+
+class Library:
+    """Kernels loaded into this process.
+
+    Attributes:
+        isa: the instruction set that they were generated for.
+        forward, backward: the kernels.
+    """
+
+    def __init__(self, isa: Isa, code: bytes) -> None:
+        self.isa = isa
+        runtime = openmp()
+        for name in ("omp_get_thread_num", "omp_get_num_threads"):
+            # Without a runtime no team is ever made; the symbols must resolve all the same.
+            llvm.add_symbol(name, runtime.symbols[name] if runtime else 1)
+        self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
+        self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        addresses = [self._engine.get_function_address(name) for name in _ENTRIES]
+        self.forward = Kernel(*addresses[:2])
+        self.backward = Kernel(*addresses[2:])
+
+
+@cache
+def library(bits: int) -> Library:
+    """The kernels for elements of `bits` bits on this machine: loaded, from the cache, or compiled."""
+    isa = host_isa()
+    key = _key(isa, bits)
+    code = disk.fetch(key)
+    if code is None:
+        code = compile_kernels(isa, bits)
+        disk.keep(key, code)
+    return Library(isa, code)
+
+
+def compile_kernels(isa: Isa, bits: int) -> bytes:
+    """Object code of the kernels for elements of `bits` bits, for any instruction set."""
+    from rnnjit_numba.frontend import kernels_ir
+
+    return object_code(kernels_ir(isa, bits), isa, _ENTRIES)
+
+
+def _key(isa: Isa, bits: int) -> str:
+    """Names all that object code depends on: the sources, the compilers, the target."""
+    digest = hashlib.sha256(f"{isa}{bits}{version('llvmlite')}{version('numba')}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+__all__ = ["Kernel", "Library", "compile_kernels", "library", "most_threads"]

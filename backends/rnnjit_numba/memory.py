@@ -1,0 +1,193 @@
+"""Moving data between layouts, and threads meeting: the rest of the kernels' building blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from rnnjit_numba.lanes import I32, I64, Lanes, define, emitting, load
+
+
+def read_int() -> Any:
+    """Intrinsic `read_int(address)`: the int64 at an address."""
+    return emitting(1, lambda builder, address: load(builder, address, I64, 8), returns=True)
+
+
+def write_int() -> Any:
+    """Intrinsic `write_int(address, value)`: set the int64 at an address."""
+
+    def emit(builder: Any, address: Any, value: Any) -> None:
+        builder.store(value, builder.inttoptr(address, I64.as_pointer()), align=8)
+
+    return emitting(2, emit)
+
+
+def least() -> Any:
+    """Intrinsic `least(a, b)`: the smaller of two int64."""
+    return emitting(
+        2, lambda builder, a, b: builder.select(builder.icmp_signed("<", a, b), a, b), returns=True
+    )
+
+
+def most() -> Any:
+    """Intrinsic `most(a, b)`: the larger of two int64."""
+    return emitting(
+        2, lambda builder, a, b: builder.select(builder.icmp_signed(">", a, b), a, b), returns=True
+    )
+
+
+def unpack_arguments(kind: type) -> Any:
+    """Intrinsic `unpack(address)`: the named tuple `kind` of int64 fields that lie at an address."""
+
+    def typer(context: Any, address: Any) -> Any:
+        result = types.NamedUniTuple(types.int64, len(kind._fields), kind)  # type: ignore[attr-defined]
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            values = [
+                load(builder, builder.add(args[0], I64(8 * i)), I64, 8)
+                for i in range(len(signature.return_type))
+            ]
+            return context.make_tuple(builder, signature.return_type, values)
+
+        return result(types.int64), codegen
+
+    return intrinsic(typer)
+
+
+def copy(lanes: Lanes) -> Any:
+    """Intrinsic `copy(to, source, count, width)`: `count` lanes, then zeros up to `width` lanes.
+
+    `source` may be 0, which reads as zeros.
+    """
+
+    def emit(builder: Any, to: Any, source: Any, count: Any, width: Any) -> None:
+        present = builder.icmp_signed("!=", source, I64(0))
+        valid = builder.select(present, count, I64(0))
+        value = lanes.masked_load(builder, source, lanes.mask(builder, valid))
+        lanes.masked_store(builder, value, to, lanes.mask(builder, width))
+
+    return emitting(4, emit)
+
+
+def add(lanes: Lanes) -> Any:
+    """Intrinsic `add(to, a, b, count)`: `to = a + b` on `count` lanes; `b` may be 0 for zeros."""
+
+    def emit(builder: Any, to: Any, a: Any, b: Any, count: Any) -> None:
+        mask = lanes.mask(builder, count)
+        present = builder.icmp_signed("!=", b, I64(0))
+        second = builder.select(present, mask, ir.Constant(mask.type, None))
+        total = builder.fadd(
+            lanes.masked_load(builder, a, mask), lanes.masked_load(builder, b, second)
+        )
+        lanes.masked_store(builder, total, to, mask)
+
+    return emitting(4, emit)
+
+
+def transpose(lanes: Lanes) -> Any:
+    """Intrinsic `transpose(to, source, ld, rows, columns)`: one square block of `count` rows.
+
+    Reads `rows x columns` elements of a row-major matrix whose rows are `ld` bytes apart, and writes
+    `count` full vectors: vector k holds column k, zeros where the block ends. By Eklundh's exchange
+    of sub-blocks ("A fast computer method for matrix transposing", IEEE Trans. Comp. C-21, 1972).
+    """
+    name = f"rnnjit_transpose_{lanes.suffix}"
+
+    def body(builder: Any, to: Any, source: Any, ld: Any, rows: Any, columns: Any) -> None:
+        mask = lanes.mask(builder, columns)
+        none = ir.Constant(mask.type, None)
+        block = []
+        for row in range(lanes.count):
+            inside = builder.icmp_signed(">", rows, I64(row))
+            address = builder.add(source, builder.mul(ld, I64(row)))
+            block.append(
+                lanes.masked_load(builder, address, builder.select(inside, mask, none))
+            )
+        distance = 1
+        while distance < lanes.count:
+            for row in range(lanes.count):
+                if not row & distance:
+                    pair = block[row], block[row + distance]
+                    block[row], block[row + distance] = _exchange(builder, lanes, *pair, distance)
+            distance *= 2
+        for k, value in enumerate(block):
+            lanes.store(builder, value, builder.add(to, I64(k * lanes.vector_bytes)))
+
+    def emit(builder: Any, *args: Any) -> None:
+        builder.call(define(builder.module, name, 5, body), args)
+
+    return emitting(5, emit)
+
+
+def _exchange(builder: Any, lanes: Lanes, a: Any, b: Any, distance: int) -> tuple[Any, Any]:
+    """Swap the off-diagonal sub-blocks, `distance` lanes wide, of two rows."""
+    n = lanes.count
+    low = [i if not i & distance else n + i - distance for i in range(n)]
+    high = [i + distance if not i & distance else n + i for i in range(n)]
+    kind = ir.VectorType(I32, n)
+    return (
+        builder.shuffle_vector(a, b, ir.Constant(kind, low)),
+        builder.shuffle_vector(a, b, ir.Constant(kind, high)),
+    )
+
+
+def column_sum(lanes: Lanes) -> Any:
+    """Intrinsic `column_sum(to, source, ld, rows, count)`: the sum of `rows` rows, `count` lanes."""
+
+    def body(builder: Any, to: Any, source: Any, ld: Any, rows: Any, count: Any) -> None:
+        mask = lanes.mask(builder, count)
+        total = cgutils.alloca_once_value(builder, lanes.constant(0.0))
+        with cgutils.for_range(builder, rows) as loop:
+            address = builder.add(source, builder.mul(loop.index, ld))
+            row = lanes.masked_load(builder, address, mask)
+            builder.store(builder.fadd(builder.load(total), row), total)
+        lanes.masked_store(builder, builder.load(total), to, mask)
+
+    def emit(builder: Any, *args: Any) -> None:
+        builder.call(define(builder.module, f"rnnjit_column_sum_{lanes.suffix}", 5, body), args)
+
+    return emitting(5, emit)
+
+
+def arrive_and_wait() -> Any:
+    """Intrinsic `arrive_and_wait(counter, target)`: a barrier.
+
+    Adds 1 to the int64 at `counter` and waits until it has reached `target`. All that was written
+    before is visible to whoever leaves. It spins, since steps are shorter than a system call, and
+    yields the processor now and then, so that it ends on one core too.
+    """
+    spins_before_yield = 2000
+
+    def body(builder: Any, counter: Any, target: Any) -> None:
+        pointer = builder.inttoptr(counter, I64.as_pointer())
+        builder.atomic_rmw("add", pointer, I64(1), "seq_cst")
+        spins = cgutils.alloca_once_value(builder, I64(0))
+        wait = builder.append_basic_block("wait")
+        again = builder.append_basic_block("again")
+        rest = builder.append_basic_block("rest")
+        done = builder.append_basic_block("done")
+        builder.branch(wait)
+        builder.position_at_end(wait)
+        seen = builder.load_atomic(pointer, "acquire", 8)
+        builder.cbranch(builder.icmp_signed(">=", seen, target), done, again)
+        builder.position_at_end(again)
+        count = builder.add(builder.load(spins), I64(1))
+        builder.store(count, spins)
+        tired = builder.icmp_signed(">", count, I64(spins_before_yield))
+        builder.cbranch(tired, rest, wait)
+        builder.position_at_end(rest)
+        builder.store(I64(0), spins)
+        yielding = ir.FunctionType(I32, [])
+        builder.call(cgutils.get_or_insert_function(builder.module, yielding, "sched_yield"), [])
+        builder.branch(wait)
+        builder.position_at_end(done)
+
+    def emit(builder: Any, counter: Any, target: Any) -> None:
+        function = define(builder.module, "rnnjit_arrive_and_wait", 2, body)
+        builder.call(function, [counter, target])
+
+    return emitting(2, emit)
+

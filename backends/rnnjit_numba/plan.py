@@ -1,0 +1,60 @@
+"""How a call is cut up between threads: a small cost model, in one place.
+
+No plan changes any bit of a result, so that plans are about time alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rnnjit.spec import LayerSpec, Rows
+
+#: Multiply-adds below which a second thread costs more than it saves.
+_THREAD_WORK = 100_000
+#: Multiply-adds in one time step below which threads lose more at the barrier than they save.
+_STEP_WORK = 32_000
+#: Rows that fill the largest register tile.
+_TILE_ROWS = 8
+
+
+class Plan(NamedTuple):
+    """A cut of one layer's work.
+
+    Attributes:
+        threads: size of the team.
+        slices: parts of the batch, each of which runs the whole time loop on its own.
+        slice_rows: rows in each slice but the last.
+        parts: threads that share the hidden features of one slice, meeting after each step.
+        hoist: whether the input's share of all steps is computed before the first step.
+    """
+
+    threads: int
+    slices: int
+    slice_rows: int
+    parts: int
+    hoist: bool
+
+
+def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
+    """The plan for a call.
+
+    Args:
+        layer: what the layer is.
+        rows: how many rows it has and how they are laid over time.
+        threads: the most that may be used.
+        vectors: how many vectors hold the hidden features of a row.
+    """
+    H, D = layer.hidden_size, layer.num_directions
+    work = rows.N * D * H * (layer.input_size + H)
+    batch = max(rows.B, 1)
+    if threads == 1 or work < _THREAD_WORK:
+        return Plan(1, 1, batch, 1, batch < _TILE_ROWS)
+    units = -(-threads // D)
+    parts = min(units, vectors)
+    if batch < 2 * units and parts > 1 and batch * H * H > _STEP_WORK:
+        return Plan(D * parts, 1, batch, parts, True)
+    slice_rows = -(-batch // units)
+    if slice_rows > _TILE_ROWS // 2:
+        slice_rows = -(-slice_rows // 4) * 4
+    slices = -(-batch // slice_rows)
+    return Plan(threads, slices, slice_rows, 1, slice_rows < _TILE_ROWS)

@@ -1,0 +1,154 @@
+"""The pointwise part of the layer and its derivative, on one vector at a time.
+
+tanh(x) = sign(x) * e / (e + 2) with e = exp(2|x|) - 1, and exp(y) - 1 by reduction to
+|r| <= ln(2)/2, y = n ln(2) + r, and the Taylor polynomial of exp(r) - 1 (Muller, "Elementary
+Functions", 3rd ed., sections 5 and 11). The error is below 2 units in the last place; NaN stays
+NaN, since every clamp is a select that keeps the unordered operand.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from rnnjit_numba.lanes import VOID, Lanes, emitting
+
+
+@dataclass(frozen=True)
+class _TanhConstants:
+    """What tanh needs for one element width.
+
+    Attributes:
+        degree: of the polynomial for exp(r) - 1.
+        saturation: beyond it, tanh rounds to 1.
+        mantissa_bits: of the format, without the implicit one.
+        bias: of the exponent.
+        ln2_high: ln(2) with so few bits that multiples by small integers are exact.
+    """
+
+    degree: int
+    saturation: float
+    mantissa_bits: int
+    bias: int
+    ln2_high: float
+
+    @property
+    def ln2_low(self) -> float:
+        """ln(2) - ln2_high, to 30 further digits."""
+        return (math.log(2.0) - self.ln2_high) + 2.3190468138462996e-17
+
+    @property
+    def round_shift(self) -> float:
+        """Adding this puts the nearest integer into the low bits of the mantissa."""
+        return 1.5 * 2.0**self.mantissa_bits
+
+
+_TANH = {
+    32: _TanhConstants(7, 10.0, 23, 127, 0.693145751953125),
+    64: _TanhConstants(13, 20.0, 52, 1023, 6.93147180369123816490e-01),
+}
+
+
+def tanh(lanes: Lanes, builder: Any, x: Any) -> Any:
+    """tanh of a vector."""
+    k = _TANH[lanes.bits]
+    size = lanes.call(builder, "fabs", x)
+    limit = lanes.constant(k.saturation)
+    size = builder.select(builder.fcmp_ordered(">", size, limit), limit, size)
+    shift = lanes.constant(k.round_shift)
+    scaled = lanes.multiply_add(builder, size, lanes.constant(2.0 / math.log(2.0)), shift)
+    n = builder.fsub(scaled, shift)
+    y = builder.fadd(size, size)
+    r = lanes.multiply_add(builder, n, lanes.constant(-k.ln2_high), y)
+    r = lanes.multiply_add(builder, n, lanes.constant(-k.ln2_low), r)
+    p = lanes.constant(1.0 / math.factorial(k.degree))
+    for power in range(k.degree - 1, 1, -1):
+        p = lanes.multiply_add(builder, p, r, lanes.constant(1.0 / math.factorial(power)))
+    p = lanes.multiply_add(builder, builder.fmul(r, r), p, r)
+    bits = builder.add(builder.bitcast(scaled, lanes.integer), lanes.integers(k.bias))
+    scale = builder.bitcast(builder.shl(bits, lanes.integers(k.mantissa_bits)), lanes.vector)
+    e = lanes.multiply_add(builder, scale, p, builder.fsub(scale, lanes.constant(1.0)))
+    ratio = builder.fdiv(e, builder.fadd(e, lanes.constant(2.0)))
+    return lanes.call(builder, "copysign", ratio, x)
+
+
+def relu(lanes: Lanes, builder: Any, x: Any) -> Any:
+    """max(x, 0) of a vector, NaN staying NaN."""
+    zero = lanes.constant(0.0)
+    return builder.select(builder.fcmp_ordered("<", x, zero), zero, x)
+
+
+def tanh_gradient(lanes: Lanes, builder: Any, grad: Any, h: Any) -> Any:
+    """grad * (1 - h^2): the gradient of the pre-activation, given that of h = tanh(z)."""
+    slope = lanes.multiply_add(builder, builder.fneg(h), h, lanes.constant(1.0))
+    return builder.fmul(grad, slope)
+
+
+def relu_gradient(lanes: Lanes, builder: Any, grad: Any, h: Any) -> Any:
+    """grad where h > 0, else 0; where h is NaN, grad."""
+    zero = lanes.constant(0.0)
+    return builder.select(builder.fcmp_ordered("<=", h, zero), zero, grad)
+
+
+#: What a cell's name means to the kernels: its code in their arguments, activation and gradient.
+CELLS = {"tanh": (0, tanh, tanh_gradient), "relu": (1, relu, relu_gradient)}
+
+
+def activate(lanes: Lanes) -> Any:
+    """Intrinsic `activate(cell, address, count)`: h = activation(z) in place, on `count` lanes."""
+
+    def emit(builder: Any, cell: Any, address: Any, count: Any) -> None:
+        mask = lanes.mask(builder, count)
+        z = lanes.masked_load(builder, address, mask)
+        h = _by_cell(lanes, builder, cell, [entry[1] for entry in CELLS.values()], z)
+        lanes.masked_store(builder, h, address, mask)
+
+    return emitting(3, emit)
+
+
+def activate_gradient(lanes: Lanes) -> Any:
+    """Intrinsic `activate_gradient(cell, dz, grad_y, h, count)`, on `count` lanes at each address:
+
+    dz = (dz + grad_y) * activation'(z), the derivative expressed by h = activation(z). `grad_y`
+    may be 0: no gradient but the one that `dz` holds already.
+    """
+
+    def emit(builder: Any, cell: Any, dz: Any, grad_y: Any, h: Any, count: Any) -> None:
+        mask = lanes.mask(builder, count)
+        present = builder.icmp_signed("!=", grad_y, ir.Constant(grad_y.type, 0))
+        no_lanes = ir.Constant(mask.type, None)
+        wanted = builder.select(present, mask, no_lanes)
+        total = builder.fadd(
+            lanes.masked_load(builder, dz, mask), lanes.masked_load(builder, grad_y, wanted)
+        )
+        state = lanes.masked_load(builder, h, mask)
+        z = _by_cell(lanes, builder, cell, [entry[2] for entry in CELLS.values()], total, state)
+        lanes.masked_store(builder, z, dz, mask)
+
+    return emitting(5, emit)
+
+
+def _by_cell(lanes: Lanes, builder: Any, cell: Any, functions: list[Any], *args: Any) -> Any:
+    """The result of the function that `cell` numbers; all lanes take the same way."""
+    start = builder.block
+    end = builder.append_basic_block("cell_end")
+    switch = None
+    results = []
+    for code, function in enumerate(functions):
+        block = builder.append_basic_block(f"cell{code}")
+        if switch is None:
+            builder.position_at_end(start)
+            switch = builder.switch(cell, block)
+        else:
+            switch.add_case(cell.type(code), block)
+        builder.position_at_end(block)
+        results.append((function(lanes, builder, *args), builder.block))
+        builder.branch(end)
+    builder.position_at_end(end)
+    joined = builder.phi(lanes.vector)
+    for value, block in results:
+        joined.add_incoming(value, block)
+    return joined

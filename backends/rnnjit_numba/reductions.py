@@ -1,0 +1,247 @@
+"""The gradients that are one reduction each over all rows: grad_x, dW_ih, dW_hh and db.
+
+    dW_ih = sum_n dz_n x_n^T      dW_hh = sum_n dz_n h'_n^T      db = sum_n dz_n
+    grad_x_n = sum over directions of W_ih^T dz_n
+
+h'_n is the state before row n's step. Rows are taken in blocks of `REDUCTION_ROWS`, at places that
+depend on nothing but N; each block is packed so that the outer-product tile streams through it, and
+the blocks' sums are added in order. A thread owns columns of the results, so that the sums are the
+same whatever the number of threads.
+
+Each function takes the address of a `BackwardArguments` first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rnnjit_numba import memory
+from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
+
+#: Rows that a reduction takes at a time; fixed, so that its rounding is.
+REDUCTION_ROWS = 256
+
+#: Rows that a product over all rows takes at a time, so that they stay in a core's own cache.
+ROW_BLOCK = 64
+
+
+def add_reduce(tools: Toolbox, common: Common) -> Any:
+    """One thread's share of all reductions."""
+    unpack = memory.unpack_arguments(BackwardArguments)
+    grad_x, block = _add_grad_x(tools, common), _add_reduce_block(tools)
+    lanes = tools.lanes.count
+    _, widest = tools.shapes[0]
+
+    def reduce(arguments: int, thread: int, threads: int) -> None:
+        a = unpack(arguments)
+        if a.grad_x != 0:
+            grad_x(arguments, thread, threads)
+        wide_i = (a.I + lanes - 1) // lanes if a.grad_w_ih != 0 else 0
+        wide_h = (a.H + lanes - 1) // lanes if a.grad_w_hh != 0 else 0
+        chunks_i = (wide_i + widest - 1) // widest
+        chunks_h = (wide_h + widest - 1) // widest
+        chunks = chunks_i + chunks_h + (1 if a.grad_b != 0 else 0)
+        total = a.D * chunks
+        start, stop = total * thread // threads, total * (thread + 1) // threads
+        for d in range(a.D):
+            first, last = start - d * chunks, stop - d * chunks
+            if first < 0:
+                first = 0
+            if last > chunks:
+                last = chunks
+            if last > first:
+                for row in range(0, a.N, REDUCTION_ROWS):
+                    rows = a.N - row
+                    if rows > REDUCTION_ROWS:
+                        rows = REDUCTION_ROWS
+                    block(arguments, thread, d, first, last, chunks_i, chunks_h, row, rows)
+
+    return tools.units.add(reduce)
+
+
+def _add_grad_x(tools: Toolbox, common: Common) -> Any:
+    """grad_x of this thread's rows, in blocks that stay in its cache."""
+    unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+
+    def grad_x(arguments: int, thread: int, threads: int) -> None:
+        a = unpack(arguments)
+        ld, ld_x = a.H * size, a.I * size
+        w_0 = a.scratch + (a.H + lanes - 1) // lanes * a.packed_column
+        w_1 = w_0 + a.packed
+        wide = (a.I + lanes - 1) // lanes
+        zeros = w_0 + wide * a.packed_column
+        hidden_1 = a.H if a.D == 2 else 0
+        blocks = (a.N + ROW_BLOCK - 1) // ROW_BLOCK
+        for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
+            row = block * ROW_BLOCK
+            rows = a.N - row
+            if rows > ROW_BLOCK:
+                rows = ROW_BLOCK
+            dz_0 = a.dz + row * ld
+            dz_1 = dz_0 + a.N * ld
+            affine(
+                *(zeros, 0, dz_0, ld, a.H, w_0, dz_1, ld, hidden_1, w_1, a.packed_column),
+                *(a.grad_x + row * ld_x, ld_x, rows, 0, wide, a.I, NOTHING, 0, 0, 0, 0),
+            )
+
+    return tools.units.add(grad_x)
+
+
+def _add_reduce_block(tools: Toolbox) -> Any:
+    """Add `rows` rows from `row` on to the results' chunks `first` to `last`.
+
+    Chunks are column blocks no wider than a tile: those of dW_ih, then those of dW_hh, then db.
+    """
+    unpack = memory.unpack_arguments(BackwardArguments)
+    pack_dz, pack_operand = _add_pack_dz(tools), _add_pack_operand(tools)
+    product, sums = _add_product(tools), _add_sums(tools)
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+    tile_rows, widest = tools.shapes[0]
+
+    def reduce_block(
+        arguments: int,
+        thread: int,
+        d: int,
+        first: int,
+        last: int,
+        chunks_i: int,
+        chunks_h: int,
+        row: int,
+        rows: int,
+    ) -> None:
+        a = unpack(arguments)
+        groups = (a.H + tile_rows - 1) // tile_rows
+        dz_block = a.reduction + thread * a.reduction_size
+        operand = dz_block + groups * tile_rows * REDUCTION_ROWS * size
+        result = operand + REDUCTION_ROWS * widest * vector_bytes
+        packed = 0
+        for chunk in range(first, last):
+            if chunk == chunks_i + chunks_h:
+                sums(arguments, d, result, row, rows)
+                continue
+            if packed == 0:
+                pack_dz(arguments, d, dz_block, row, rows)
+                packed = 1
+            columns, chunks, index = a.I, chunks_i, chunk
+            to = a.grad_w_ih + d * a.H * a.I * size
+            if chunk >= chunks_i:
+                columns, chunks, index = a.H, chunks_h, chunk - chunks_i
+                to = a.grad_w_hh + d * a.H * a.H * size
+            wide = (columns + lanes - 1) // lanes
+            v, end = wide * index // chunks, wide * (index + 1) // chunks
+            states = 1 if chunk >= chunks_i else 0
+            pack_operand(arguments, d, operand, states, v, end - v, row, rows)
+            to += v * vector_bytes
+            product(to, columns, v, end - v, a.H, dz_block, operand, result, row, rows)
+
+    return tools.units.add(reduce_block)
+
+
+def _add_pack_dz(tools: Toolbox) -> Any:
+    """Pack a block of dz as `[groups][REDUCTION_ROWS][tile rows]`, zeros behind the last column."""
+    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(tools.lanes)
+    least, most = memory.least(), memory.most()
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
+    tile_rows, _ = tools.shapes[0]
+    piece = min(lanes, tile_rows)
+
+    def pack_dz(arguments: int, d: int, to: int, row: int, rows: int) -> None:
+        a = unpack(arguments)
+        source = a.dz + (d * a.N + row) * a.H * size
+        for group in range((a.H + tile_rows - 1) // tile_rows):
+            for j in range(group * tile_rows, (group + 1) * tile_rows, piece):
+                count = most(0, least(piece, a.H - j))
+                place = to + (group * tile_rows * REDUCTION_ROWS + j % tile_rows) * size
+                for n in range(rows):
+                    at = source + (n * a.H + j) * size
+                    copy(place + n * tile_rows * size, at, count, piece)
+
+    return tools.units.add(pack_dz)
+
+
+def _add_pack_operand(tools: Toolbox) -> Any:
+    """Pack `width` column vectors from `v` on of a block of x, or of the states before each row."""
+    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(tools.lanes)
+    read_int, least = memory.read_int(), memory.least()
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+
+    def pack_operand(
+        arguments: int, d: int, to: int, states: int, v: int, width: int, row: int, rows: int
+    ) -> None:
+        a = unpack(arguments)
+        columns = a.H if states != 0 else a.I
+        for n in range(rows):
+            source = a.x + (row + n) * a.I * size
+            if states != 0:
+                source = read_int(a.before + 8 * (d * a.N + row + n))
+            for i in range(width):
+                count = least(lanes, columns - (v + i) * lanes)
+                at = to + (n * width + i) * vector_bytes
+                copy(at, source + (v + i) * vector_bytes, count, lanes)
+
+    return tools.units.add(pack_operand)
+
+
+def _add_product(tools: Toolbox) -> Any:
+    """Add the product of a packed block of dz and a packed operand to a block of columns at `to`.
+
+    The first block of rows (`row` 0) sets the result instead.
+    """
+    outer, add, copy = tools.tiles.outer(), memory.add(tools.lanes), memory.copy(tools.lanes)
+    least = memory.least()
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+    tile_rows, _ = tools.shapes[0]
+
+    def product(
+        to: int,
+        columns: int,
+        v: int,
+        width: int,
+        hidden: int,
+        dz_block: int,
+        operand: int,
+        result: int,
+        row: int,
+        rows: int,
+    ) -> None:
+        for group in range((hidden + tile_rows - 1) // tile_rows):
+            packed = dz_block + group * tile_rows * REDUCTION_ROWS * size
+            outer(width, packed, operand, rows, result, width * vector_bytes)
+            for r in range(least(tile_rows, hidden - group * tile_rows)):
+                for i in range(width):
+                    place = to + (group * tile_rows + r) * columns * size + i * vector_bytes
+                    value = result + (r * width + i) * vector_bytes
+                    count = least(lanes, columns - (v + i) * lanes)
+                    if row == 0:
+                        copy(place, value, count, count)
+                    else:
+                        add(place, place, value, count)
+
+    return tools.units.add(product)
+
+
+def _add_sums(tools: Toolbox) -> Any:
+    """Add the column sums of a block of dz to db; `result` is room for a vector."""
+    unpack, least = memory.unpack_arguments(BackwardArguments), memory.least()
+    column_sum, add, copy = (
+        memory.column_sum(tools.lanes),
+        memory.add(tools.lanes),
+        memory.copy(tools.lanes),
+    )
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+
+    def sums(arguments: int, d: int, result: int, row: int, rows: int) -> None:
+        a = unpack(arguments)
+        dz = a.dz + (d * a.N + row) * a.H * size
+        grad_b = a.grad_b + d * a.H * size
+        for v in range((a.H + lanes - 1) // lanes):
+            at, count = v * vector_bytes, least(lanes, a.H - v * lanes)
+            column_sum(result, dz + at, a.H * size, rows, count)
+            if row == 0:
+                copy(grad_b + at, result, count, count)
+            else:
+                add(grad_b + at, grad_b + at, result, count)
+
+    return tools.units.add(sums)

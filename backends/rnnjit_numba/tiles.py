@@ -1,0 +1,226 @@
+"""Register tiles: the matrix part of every kernel.
+
+A tile keeps `rows x vectors` accumulators in vector registers while it runs over k, so that
+nothing but its operands is read from memory (the scheme of GotoBLAS micro-kernels: Goto and van de
+Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008). LLVM does not keep
+such a block in registers from scalar loops, hence the vector IR here.
+
+Each output element is one chain of multiply-adds in the order of k, whatever the tile's shape: how
+rows and columns are cut into tiles, or shared out between threads, changes no bit of a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rnnjit_numba.lanes import I64, Lanes, define, emitting, load
+
+_AFFINE_ARGUMENTS = 14
+_OUTER_ARGUMENTS = 6
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """The tiles for one element type and one vector unit.
+
+    Attributes:
+        lanes: the element type and vector width.
+        shapes: (rows, most vectors) of the tiles, rows descending and ending with 1.
+    """
+
+    lanes: Lanes
+    shapes: tuple[tuple[int, int], ...]
+
+    def widths(self, rows: int) -> list[int]:
+        """The numbers of vectors for which a tile of `rows` rows exists."""
+        widest = dict(self.shapes)[rows]
+        return [width for width in range(1, widest + 1) if width <= 4 or width == widest]
+
+    def affine(self) -> Any:
+        """Intrinsic: a block of `out = init + x @ w1 + h @ w2`.
+
+        `tile(shape, init, ld_init, x, ld_x, k1, w1, h, ld_h, k2, w2, ld_w, out, ld_out_tail)` where
+
+        * `shape` is 16 * rows + vectors, one of the set's;
+        * `init` is the block that accumulation starts from, `ld_init` apart from row to row (0: all
+          rows start from the same vectors, the bias);
+        * `x` is `[rows, k1]`, `h` is `[rows, k2]`, rows `ld_x` and `ld_h` apart;
+        * `w1`, `w2` are packed: column vector v at row k is at `w + v * ld_w + k * vector_bytes`;
+        * `out` is the block written; its rows are `ld_out_tail >> 8` apart and the last vector has
+          `ld_out_tail & 255` lanes.
+
+        Addresses and distances are in bytes.
+        """
+        name = f"rnnjit_affine_tile_{self.lanes.suffix}"
+
+        def emit(builder: Any, *args: Any) -> None:
+            function = define(builder.module, name, _AFFINE_ARGUMENTS, self._affine_switch)
+            builder.call(function, args)
+
+        return emitting(_AFFINE_ARGUMENTS, emit)
+
+    def outer(self) -> Any:
+        """Intrinsic: a block of the sum over k of outer products, `out[m, n] = sum_k a[k, m] b[k, n]`.
+
+        `tile(vectors, a, b, k, out, ld_out)` where `a` is packed `[k][rows]` with the rows of the
+        largest tile, `b` is packed `[k][vectors * lanes]`, and `out` is a block of full vectors,
+        rows `ld_out` bytes apart.
+        """
+        name = f"rnnjit_outer_tile_{self.lanes.suffix}"
+
+        def emit(builder: Any, *args: Any) -> None:
+            function = define(builder.module, name, _OUTER_ARGUMENTS, self._outer_switch)
+            builder.call(function, args)
+
+        return emitting(_OUTER_ARGUMENTS, emit)
+
+    def _affine_switch(self, builder: Any, shape: Any, *args: Any) -> None:
+        cases = {
+            16 * rows + width: (rows, width) for rows, _ in self.shapes for width in self.widths(rows)
+        }
+        _switch(builder, shape, cases, lambda inner, case: _AffineTile(self.lanes, *case).emit(inner, *args))
+
+    def _outer_switch(self, builder: Any, width: Any, *args: Any) -> None:
+        rows, widest = self.shapes[0]
+        cases = {vectors: (rows, vectors) for vectors in range(1, widest + 1)}
+        _switch(builder, width, cases, lambda inner, case: _outer(self.lanes, *case, inner, *args))
+
+
+def _switch(builder: Any, selector: Any, cases: dict[int, Any], emit: Any) -> None:
+    """Branch to the code of one case; the function ends after it."""
+    start = builder.block
+    unreachable = builder.append_basic_block("unreachable")
+    builder.position_at_end(unreachable)
+    builder.unreachable()
+    builder.position_at_end(start)
+    switch = builder.switch(selector, unreachable)
+    for value, case in cases.items():
+        block = builder.append_basic_block(f"case{value}")
+        switch.add_case(I64(value), block)
+        builder.position_at_end(block)
+        emit(builder, case)
+        builder.ret_void()
+
+
+class _AffineTile:
+    """Code of one shape of the affine tile."""
+
+    def __init__(self, lanes: Lanes, rows: int, vectors: int) -> None:
+        self.lanes, self.rows, self.vectors = lanes, rows, vectors
+
+    def emit(self, builder: Any, init: Any, ld_init: Any, x: Any, ld_x: Any, k1: Any, w1: Any,
+             h: Any, ld_h: Any, k2: Any, w2: Any, ld_w: Any, out: Any, ld_out_tail: Any) -> None:
+        """Load the start values, run over x, then over h, and write the block."""
+        ld_out = builder.ashr(ld_out_tail, I64(8))
+        mask = self.lanes.mask(builder, builder.and_(ld_out_tail, I64(255)))
+        block = [
+            [self._load(builder, row, v, mask) for v in range(self.vectors)]
+            for row in _steps(builder, init, ld_init, self.rows)
+        ]
+        block = self._accumulate(builder, block, x, ld_x, k1, w1, ld_w)
+        block = self._accumulate(builder, block, h, ld_h, k2, w2, ld_w)
+        for row, values in zip(_steps(builder, out, ld_out, self.rows), block, strict=True):
+            for v, value in enumerate(values):
+                self._store(builder, value, row, v, mask)
+
+    def _load(self, builder: Any, row: Any, v: int, mask: Any) -> Any:
+        address = builder.add(row, I64(v * self.lanes.vector_bytes))
+        if v == self.vectors - 1:
+            return self.lanes.masked_load(builder, address, mask)
+        return self.lanes.load(builder, address)
+
+    def _store(self, builder: Any, value: Any, row: Any, v: int, mask: Any) -> None:
+        address = builder.add(row, I64(v * self.lanes.vector_bytes))
+        if v == self.vectors - 1:
+            self.lanes.masked_store(builder, value, address, mask)
+        else:
+            self.lanes.store(builder, value, address)
+
+    def _accumulate(self, builder: Any, block: Any, a: Any, ld_a: Any, k: Any, w: Any, ld_w: Any) -> Any:
+        """block + a @ w, for `a` of k columns in rows `ld_a` apart; k may be 0."""
+        rows = _steps(builder, a, ld_a, self.rows)
+        columns = _steps(builder, w, ld_w, self.vectors)
+        lanes = self.lanes
+
+        def step(index: Any, block: Any) -> Any:
+            offset_a = builder.mul(index, I64(lanes.itemsize))
+            offset_w = builder.mul(index, I64(lanes.vector_bytes))
+            b = [lanes.load(builder, builder.add(column, offset_w)) for column in columns]
+            scalars = [
+                load(builder, builder.add(row, offset_a), lanes.scalar, lanes.itemsize) for row in rows
+            ]
+            return _rank_one(lanes, builder, block, scalars, b)
+
+        return _loop(builder, k, block, step)
+
+
+def _outer(lanes: Lanes, rows: int, vectors: int, builder: Any, a: Any, b: Any, k: Any, out: Any,
+           ld_out: Any) -> None:
+    """Code of one shape of the outer-product tile."""
+    block = [[lanes.constant(0.0)] * vectors for _ in range(rows)]
+
+    def step(index: Any, block: Any) -> Any:
+        at_a = builder.add(a, builder.mul(index, I64(rows * lanes.itemsize)))
+        at_b = builder.add(b, builder.mul(index, I64(vectors * lanes.vector_bytes)))
+        wide = [lanes.load(builder, builder.add(at_b, I64(v * lanes.vector_bytes))) for v in range(vectors)]
+        scalars = [
+            load(builder, builder.add(at_a, I64(r * lanes.itemsize)), lanes.scalar, lanes.itemsize)
+            for r in range(rows)
+        ]
+        return _rank_one(lanes, builder, block, scalars, wide)
+
+    block = _loop(builder, k, block, step)
+    for row, values in zip(_steps(builder, out, ld_out, rows), block, strict=True):
+        for v, value in enumerate(values):
+            lanes.store(builder, value, builder.add(row, I64(v * lanes.vector_bytes)))
+
+
+def _rank_one(lanes: Lanes, builder: Any, block: Any, scalars: Any, b: Any) -> Any:
+    """block + scalars (outer product) b."""
+    result = []
+    for row, scalar in zip(block, scalars, strict=True):
+        a = lanes.broadcast(builder, scalar)
+        result.append(
+            [lanes.multiply_add(builder, a, value, acc) for value, acc in zip(b, row, strict=True)]
+        )
+    return result
+
+
+def _steps(builder: Any, base: Any, distance: Any, count: int) -> list[Any]:
+    """The addresses base, base + distance, ..."""
+    return [builder.add(base, builder.mul(distance, I64(i))) for i in range(count)]
+
+
+def _loop(builder: Any, trips: Any, block: Any, step: Any) -> Any:
+    """`block` after `trips` (zero or more) rounds of `block = step(index, block)`."""
+    before = builder.block
+    head = builder.append_basic_block("k")
+    after = builder.append_basic_block("k_end")
+    builder.cbranch(builder.icmp_signed(">", trips, I64(0)), head, after)
+    builder.position_at_end(head)
+    index = builder.phi(I64)
+    index.add_incoming(I64(0), before)
+    carried = [[_phi(builder, value, before) for value in row] for row in block]
+    updated = step(index, carried)
+    following = builder.add(index, I64(1))
+    index.add_incoming(following, builder.block)
+    for phis, values in zip(carried, updated, strict=True):
+        for phi, value in zip(phis, values, strict=True):
+            phi.add_incoming(value, builder.block)
+    last = builder.block
+    builder.cbranch(builder.icmp_signed("<", following, trips), head, after)
+    builder.position_at_end(after)
+    result = []
+    for initial, values in zip(block, updated, strict=True):
+        joined = [_phi(builder, value, before) for value in initial]
+        for phi, value in zip(joined, values, strict=True):
+            phi.add_incoming(value, last)
+        result.append(joined)
+    return result
+
+
+def _phi(builder: Any, value: Any, block: Any) -> Any:
+    phi = builder.phi(value.type)
+    phi.add_incoming(value, block)
+    return phi

@@ -1,0 +1,47 @@
+"""Kernel functions that are compiled apart and linked by LLVM.
+
+numba compiles a function that calls another by compiling, optimising and loading the other first,
+which takes most of its time. Kernels here know their types: int64 throughout. So each function is
+lowered alone, calls the others by symbol, and LLVM optimises and loads the whole once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from rnnjit_numba.lanes import I64, VOID, emitting
+
+
+class Units:
+    """The functions of one kernel library, by symbol.
+
+    Attributes:
+        suffix: ends every symbol, so that libraries for several element types can coexist.
+        functions: the Python function behind each symbol.
+    """
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+        self.functions: dict[str, Callable[..., None]] = {}
+
+    def symbol(self, name: str) -> str:
+        """The symbol of the function called `name`."""
+        return f"rnnjit_{name}_{self.suffix}"
+
+    def add(self, function: Callable[..., None]) -> Any:
+        """Take in a function of int64 values; the result stands for it in other functions."""
+        symbol = self.symbol(function.__name__)
+        arity = len(inspect.signature(function).parameters)
+        self.functions[symbol] = function
+        signature = ir.FunctionType(VOID, [I64] * arity)
+
+        def emit(builder: Any, *args: Any) -> None:
+            target = cgutils.get_or_insert_function(builder.module, signature, symbol)
+            builder.call(target, args)
+
+        return emitting(arity, emit)
