@@ -1,19 +1,17 @@
-"""The Numba CPU backend: the layer by register-tiled kernels."""
+"""The Numba CPU backend: the layer by register-tiled kernels.
+
+`run` is imported on first use, since it imports llvmlite.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-
-if TYPE_CHECKING:
-    from rnnjit_numba.run import Runner
 
 _BITS = {torch.float32: 32, torch.float64: 64}
 
@@ -43,12 +41,6 @@ class NumbaBackend(Backend):
             reasons.append(f"cell {spec.nonlinearity!r} is not known: only tanh and relu are")
         return reasons
 
-    @cached_property
-    def _runner(self) -> Runner:
-        from rnnjit_numba.run import Runner
-
-        return Runner()
-
     def forward(
         self,
         layer: LayerSpec,
@@ -59,7 +51,9 @@ class NumbaBackend(Backend):
         keep: bool,
     ) -> LayerOutput:
         """One call of the forward kernel."""
-        return self._runner.forward(_BITS[x.dtype], layer, rows, x, h0, weights)
+        from rnnjit_numba import run
+
+        return run.forward(_BITS[x.dtype], layer, rows, x, h0, weights)
 
     def backward(
         self,
@@ -74,7 +68,9 @@ class NumbaBackend(Backend):
         needs: Needs,
     ) -> LayerGrads:
         """One call of the backward kernel."""
-        return self._runner.backward(
+        from rnnjit_numba import run
+
+        return run.backward(
             _BITS[x.dtype], layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
         )
 

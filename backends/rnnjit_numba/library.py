@@ -15,8 +15,9 @@ import llvmlite.binding as llvm
 from rnnjit_numba import cache as disk
 from rnnjit_numba.codegen import object_code, target_machine
 from rnnjit_numba.host import Isa, host_isa
-from rnnjit_numba.team import most_threads, openmp
+from rnnjit_numba.team import openmp
 
+_LINE = 64
 _ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
 
 
@@ -27,15 +28,22 @@ class Kernel:
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
         self._team = team
 
-    def __call__(self, arguments: tuple[int, ...], threads: int) -> None:
-        """Run with an argument block (see `arguments`); the interpreter's lock is released."""
-        block = array("q", arguments)
-        address, _ = block.buffer_info()
-        runtime = openmp()
-        if threads == 1 or runtime is None:
+    def __call__(self, block: array[int], sync: int, threads: int) -> None:
+        """Run with an argument block (see `arguments`); the interpreter's lock is released.
+
+        Args:
+            block: the arguments and, behind them, zeroed room for the barrier counters.
+            sync: index of the field that says where the counters are; set here.
+            threads: size of the team.
+        """
+        address, length = block.buffer_info()
+        if threads == 1:
             self._alone(address)
-        else:
-            runtime.parallel(self._team, address, threads, 0)
+            return
+        runtime = openmp()
+        assert runtime is not None, "plans use one thread where there is no OpenMP"
+        block[sync] = (address + 8 * (sync + 1) + _LINE - 1) // _LINE * _LINE
+        runtime.parallel(self._team, address, threads, 0)
 
 
 class Library:
@@ -86,5 +94,3 @@ def _key(isa: Isa, bits: int) -> str:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
 
-
-__all__ = ["Kernel", "Library", "compile_kernels", "library", "most_threads"]

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from rnnjit.spec import LayerSpec, Rows
 
+#: Rows that a reduction over all rows takes at a time; fixed, so that its rounding is.
+REDUCTION_ROWS = 256
+
 #: Multiply-adds below which a second thread costs more than it saves.
 _THREAD_WORK = 100_000
 #: Multiply-adds in one time step below which threads lose more at the barrier than they save.
@@ -50,7 +53,7 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     if threads == 1 or work < _THREAD_WORK:
         return Plan(1, 1, batch, 1, batch < _TILE_ROWS)
     units = -(-threads // D)
-    parts = min(units, vectors)
+    parts = min(threads // D, vectors)
     if batch < 2 * units and parts > 1 and batch * H * H > _STEP_WORK:
         return Plan(D * parts, 1, batch, parts, True)
     slice_rows = -(-batch // units)

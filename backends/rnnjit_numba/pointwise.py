@@ -2,7 +2,7 @@
 
 tanh(x) = sign(x) * e / (e + 2) with e = exp(2|x|) - 1, and exp(y) - 1 by reduction to
 |r| <= ln(2)/2, y = n ln(2) + r, and the Taylor polynomial of exp(r) - 1 (Muller, "Elementary
-Functions", 3rd ed., sections 5 and 11). The error is below 2 units in the last place; NaN stays
+Functions", 3rd ed., sections 5 and 11). The error is below 2.5 units in the last place; NaN stays
 NaN, since every clamp is a select that keeps the unordered operand.
 """
 

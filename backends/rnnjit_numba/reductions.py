@@ -17,10 +17,8 @@ from typing import Any
 
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba.plan import REDUCTION_ROWS
 from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
-
-#: Rows that a reduction takes at a time; fixed, so that its rounding is.
-REDUCTION_ROWS = 256
 
 #: Rows that a product over all rows takes at a time, so that they stay in a core's own cache.
 ROW_BLOCK = 64

@@ -5,8 +5,11 @@ nothing but its operands is read from memory (the scheme of GotoBLAS micro-kerne
 Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008). LLVM does not keep
 such a block in registers from scalar loops, hence the vector IR here.
 
-Each output element is one chain of multiply-adds in the order of k, whatever the tile's shape: how
-rows and columns are cut into tiles, or shared out between threads, changes no bit of a result.
+Each output element is summed in one order, whatever the tile's shape: chains of `FOLD` multiply-adds
+in the order of k, each chain added to the total before it. How rows and columns are cut into tiles,
+or shared out between threads, changes no bit of a result. The chains keep the rounding error of n
+terms near that of sqrt(n * FOLD) rather than n (Higham, "The accuracy of floating point summation",
+SIAM J. Sci. Comput. 14(4), 1993), which is what a BLAS that cuts k into blocks has.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rnnjit_numba.lanes import I64, Lanes, define, emitting, load
+
+#: Multiply-adds in a chain before it is added to the total.
+FOLD = 64
 
 _AFFINE_ARGUMENTS = 14
 _OUTER_ARGUMENTS = 6
@@ -152,7 +158,7 @@ class _AffineTile:
             ]
             return _rank_one(lanes, builder, block, scalars, b)
 
-        return _loop(builder, k, block, step)
+        return _folded(lanes, builder, k, block, step)
 
 
 def _outer(lanes: Lanes, rows: int, vectors: int, builder: Any, a: Any, b: Any, k: Any, out: Any,
@@ -170,7 +176,7 @@ def _outer(lanes: Lanes, rows: int, vectors: int, builder: Any, a: Any, b: Any, 
         ]
         return _rank_one(lanes, builder, block, scalars, wide)
 
-    block = _loop(builder, k, block, step)
+    block = _folded(lanes, builder, k, block, step)
     for row, values in zip(_steps(builder, out, ld_out, rows), block, strict=True):
         for v, value in enumerate(values):
             lanes.store(builder, value, builder.add(row, I64(v * lanes.vector_bytes)))
@@ -192,12 +198,35 @@ def _steps(builder: Any, base: Any, distance: Any, count: int) -> list[Any]:
     return [builder.add(base, builder.mul(distance, I64(i))) for i in range(count)]
 
 
-def _loop(builder: Any, trips: Any, block: Any, step: Any) -> Any:
-    """`block` after `trips` (zero or more) rounds of `block = step(index, block)`."""
+def _folded(lanes: Lanes, builder: Any, trips: Any, block: Any, step: Any) -> Any:
+    """`block` plus the sum of `trips` rank-one updates `step(index, sum)`, in chains of `FOLD`."""
+    chains = builder.sdiv(builder.add(trips, I64(FOLD - 1)), I64(FOLD))
+
+    def chain(index: Any, total: Any) -> Any:
+        start = builder.mul(index, I64(FOLD))
+        rest = builder.sub(trips, start)
+        length = builder.select(builder.icmp_signed("<", rest, I64(FOLD)), rest, I64(FOLD))
+        zeros = [[lanes.constant(0.0) for _ in row] for row in total]
+        found = _loop(
+            builder, length, zeros, lambda i, inner: step(builder.add(start, i), inner), once=True
+        )
+        return [
+            [builder.fadd(a, b) for a, b in zip(*rows, strict=True)]
+            for rows in zip(total, found, strict=True)
+        ]
+
+    return _loop(builder, chains, block, chain)
+
+
+def _loop(builder: Any, trips: Any, block: Any, step: Any, *, once: bool = False) -> Any:
+    """`block` after `trips` rounds of `block = step(index, block)`; `once`: there is at least one."""
     before = builder.block
     head = builder.append_basic_block("k")
     after = builder.append_basic_block("k_end")
-    builder.cbranch(builder.icmp_signed(">", trips, I64(0)), head, after)
+    if once:
+        builder.branch(head)
+    else:
+        builder.cbranch(builder.icmp_signed(">", trips, I64(0)), head, after)
     builder.position_at_end(head)
     index = builder.phi(I64)
     index.add_incoming(I64(0), before)
@@ -211,6 +240,8 @@ def _loop(builder: Any, trips: Any, block: Any, step: Any) -> Any:
     last = builder.block
     builder.cbranch(builder.icmp_signed("<", following, trips), head, after)
     builder.position_at_end(after)
+    if once:
+        return updated
     result = []
     for initial, values in zip(block, updated, strict=True):
         joined = [_phi(builder, value, before) for value in initial]
