@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rnnjit_numba import cache, codegen, frontend, host, library, plan
 from torch import nn
 
 import rnnjit
 from rnnjit import LayerSpec, Rows
+from rnnjit_numba import cache, codegen, frontend, host, library, plan
 
 AGREES = """
 import sys, torch, rnnjit
@@ -65,7 +65,7 @@ def test_every_instruction_set_agrees_with_eager(name, tmp_path):
 
 def test_an_unknown_instruction_set_is_named(monkeypatch):
     monkeypatch.setenv("RNNJIT_ISA", "sse5")
-    with pytest.raises(ValueError, match="RNNJIT_ISA must be one of .*'plain'.* got 'sse5'"):
+    with pytest.raises(ValueError, match=r"RNNJIT_ISA must be one of .*'plain'.* got 'sse5'"):
         host.host_isa()
 
 
@@ -141,7 +141,9 @@ def test_child_processes_after_use(method, tmp_path):
     expected = module(x)[0]
     context = multiprocessing.get_context(method)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking a threaded process is the test
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # forking a threaded process is the test
         process = context.Process(target=_child, args=(module, x, expected), daemon=True)
         process.start()
     process.join(120)

@@ -59,7 +59,7 @@ class ForwardArguments(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Arguments of the backward kernel; names as in `ForwardArguments`, and:
+    """Arguments of the backward kernel; not named here are those of `ForwardArguments`.
 
     Attributes:
         grad_y, grad_h_n: `[N, D*H]`, `[D, B, H]`, or 0.

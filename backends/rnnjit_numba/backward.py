@@ -26,7 +26,11 @@ def add_backward(tools: Toolbox, common: Common) -> None:
     """Add the kernel `backward(arguments, thread, threads)`, which each thread calls."""
     unpack = memory.unpack_arguments(BackwardArguments)
     meet, least = memory.arrive_and_wait(), memory.least()
-    pack, recur, reduce = _add_pack_back(tools), _add_recur(tools, common), add_reduce(tools, common)
+    pack, recur, reduce = (
+        _add_pack_back(tools),
+        _add_recur(tools, common),
+        add_reduce(tools, common),
+    )
     lanes = tools.lanes.count
 
     def backward(arguments: int, thread: int, threads: int) -> None:
@@ -178,9 +182,7 @@ def _add_through(tools: Toolbox, common: Common) -> Any:
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
     lanes, size = tools.lanes.count, tools.lanes.itemsize
 
-    def through(
-        arguments: int, d: int, first: int, last: int, dz: int, to: int, rows: int
-    ) -> None:
+    def through(arguments: int, d: int, first: int, last: int, dz: int, to: int, rows: int) -> None:
         a = unpack(arguments)
         ld = a.H * size
         base = a.scratch + d * a.packed
@@ -195,7 +197,7 @@ def _add_through(tools: Toolbox, common: Common) -> Any:
 
 
 def _add_step(tools: Toolbox) -> Any:
-    """dz = (dz + grad_y) * activation'(z), in place on `rows` rows from `row` on."""
+    """Dz = (dz + grad_y) * activation'(z), in place on `rows` rows from `row` on."""
     unpack = memory.unpack_arguments(BackwardArguments)
     gradient = pointwise.activate_gradient(tools.lanes)
     lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize

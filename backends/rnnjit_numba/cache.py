@@ -55,8 +55,8 @@ def keep(key: str, code: bytes) -> None:
         Path(name).replace(place / f"{key}.o")
     except OSError as error:
         warnings.warn(
-            f"compiled kernels cannot be cached in {place} ({error}): set {DIRECTORY_VARIABLE} to a "
-            "directory that can be written to",
+            f"compiled kernels cannot be cached in {place} ({error}): set "
+            f"{DIRECTORY_VARIABLE} to a directory that can be written to",
             stacklevel=2,
         )
 

@@ -21,7 +21,7 @@ from rnnjit_numba.toolbox import ACTIVATE, NOTHING, Common, Toolbox
 
 
 def add_forward(tools: Toolbox, common: Common) -> None:
-    """Add the kernel `forward(arguments, thread, threads)`, which each thread calls, to the units."""
+    """Add the kernel `forward(arguments, thread, threads)`, which each thread calls."""
     unpack = memory.unpack_arguments(ForwardArguments)
     meet, least = memory.arrive_and_wait(), memory.least()
     pack, project, recur = _add_pack(tools), _add_project(tools, common), _add_recur(tools, common)
@@ -172,7 +172,7 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
 
 
 def _add_step(tools: Toolbox, common: Common) -> Any:
-    """One time step of `rows` rows from `row` on, whose previous states are at `h`, `ld_h` apart."""
+    """One time step of `rows` rows from `row` on; their states before it are at `h`."""
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
     lanes, size = tools.lanes.count, tools.lanes.itemsize
 

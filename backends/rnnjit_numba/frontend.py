@@ -1,7 +1,8 @@
 """From Python kernels to LLVM IR: numba as a compiler front-end.
 
-numba infers types and lowers to LLVM; optimisation, code generation, the object cache and loading
-are this package's own (`objects`), so that a process that finds its kernels cached imports no numba.
+numba infers types and lowers to LLVM; optimisation, code generation, the cache and loading are this
+package's own (`codegen`, `library`), so that a process that finds its kernels cached imports no
+numba.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Lanes:
         )
 
     def multiply_add(self, builder: Any, a: Any, b: Any, c: Any) -> Any:
-        """a * b + c: rounded once where the target can, else in the fastest way it has."""
+        """A * b + c: rounded once where the target can, else in the fastest way it has."""
         return self.call(builder, "fma" if self.fma else "fmuladd", a, b, c)
 
     def broadcast(self, builder: Any, scalar: Any) -> Any:
@@ -137,9 +137,7 @@ def load(builder: Any, address: Any, kind: Any, alignment: int) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=alignment)
 
 
-def define(
-    module: Any, name: str, arguments: int, body: Callable[..., None]
-) -> Any:
+def define(module: Any, name: str, arguments: int, body: Callable[..., None]) -> Any:
     """The function `name(i64, ...)` of a module, given its body by `body(builder, *args)` once.
 
     It is a function of its own, never inlined twice, and shared by all that link with it.

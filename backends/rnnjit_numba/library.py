@@ -36,7 +36,7 @@ class Kernel:
             sync: index of the field that says where the counters are; set here.
             threads: size of the team.
         """
-        address, length = block.buffer_info()
+        address, _ = block.buffer_info()
         if threads == 1:
             self._alone(address)
             return
@@ -70,7 +70,7 @@ class Library:
 
 @cache
 def library(bits: int) -> Library:
-    """The kernels for elements of `bits` bits on this machine: loaded, from the cache, or compiled."""
+    """The kernels for elements of `bits` bits on this machine, cached or compiled now."""
     isa = host_isa()
     key = _key(isa, bits)
     code = disk.fetch(key)
@@ -93,4 +93,3 @@ def _key(isa: Isa, bits: int) -> str:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
-

@@ -40,7 +40,7 @@ def most() -> Any:
 
 
 def unpack_arguments(kind: type) -> Any:
-    """Intrinsic `unpack(address)`: the named tuple `kind` of int64 fields that lie at an address."""
+    """Intrinsic `unpack(address)`: the named tuple `kind` of int64 fields at an address."""
 
     def typer(context: Any, address: Any) -> Any:
         result = types.NamedUniTuple(types.int64, len(kind._fields), kind)  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def add(lanes: Lanes) -> Any:
 def transpose(lanes: Lanes) -> Any:
     """Intrinsic `transpose(to, source, ld, rows, columns)`: one square block of `count` rows.
 
-    Reads `rows x columns` elements of a row-major matrix whose rows are `ld` bytes apart, and writes
+    Reads `rows x columns` elements of a row-major matrix, its rows `ld` bytes apart, and writes
     `count` full vectors: vector k holds column k, zeros where the block ends. By Eklundh's exchange
     of sub-blocks ("A fast computer method for matrix transposing", IEEE Trans. Comp. C-21, 1972).
     """
@@ -103,9 +103,7 @@ def transpose(lanes: Lanes) -> Any:
         for row in range(lanes.count):
             inside = builder.icmp_signed(">", rows, I64(row))
             address = builder.add(source, builder.mul(ld, I64(row)))
-            block.append(
-                lanes.masked_load(builder, address, builder.select(inside, mask, none))
-            )
+            block.append(lanes.masked_load(builder, address, builder.select(inside, mask, none)))
         distance = 1
         while distance < lanes.count:
             for row in range(lanes.count):
@@ -135,7 +133,7 @@ def _exchange(builder: Any, lanes: Lanes, a: Any, b: Any, distance: int) -> tupl
 
 
 def column_sum(lanes: Lanes) -> Any:
-    """Intrinsic `column_sum(to, source, ld, rows, count)`: the sum of `rows` rows, `count` lanes."""
+    """Intrinsic `column_sum(to, source, ld, rows, count)`: the sum of rows, `count` lanes."""
 
     def body(builder: Any, to: Any, source: Any, ld: Any, rows: Any, count: Any) -> None:
         mask = lanes.mask(builder, count)
@@ -190,4 +188,3 @@ def arrive_and_wait() -> Any:
         builder.call(function, [counter, target])
 
     return emitting(2, emit)
-

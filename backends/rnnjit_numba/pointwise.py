@@ -14,7 +14,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from rnnjit_numba.lanes import VOID, Lanes, emitting
+from rnnjit_numba.lanes import Lanes, emitting
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ _TANH = {
 
 
 def tanh(lanes: Lanes, builder: Any, x: Any) -> Any:
-    """tanh of a vector."""
+    """Tanh of a vector."""
     k = _TANH[lanes.bits]
     size = lanes.call(builder, "fabs", x)
     limit = lanes.constant(k.saturation)
@@ -82,13 +82,13 @@ def relu(lanes: Lanes, builder: Any, x: Any) -> Any:
 
 
 def tanh_gradient(lanes: Lanes, builder: Any, grad: Any, h: Any) -> Any:
-    """grad * (1 - h^2): the gradient of the pre-activation, given that of h = tanh(z)."""
+    """Grad * (1 - h^2): the gradient of the pre-activation, given that of h = tanh(z)."""
     slope = lanes.multiply_add(builder, builder.fneg(h), h, lanes.constant(1.0))
     return builder.fmul(grad, slope)
 
 
 def relu_gradient(lanes: Lanes, builder: Any, grad: Any, h: Any) -> Any:
-    """grad where h > 0, else 0; where h is NaN, grad."""
+    """Grad where h > 0, else 0; where h is NaN, grad."""
     zero = lanes.constant(0.0)
     return builder.select(builder.fcmp_ordered("<=", h, zero), zero, grad)
 
@@ -110,10 +110,10 @@ def activate(lanes: Lanes) -> Any:
 
 
 def activate_gradient(lanes: Lanes) -> Any:
-    """Intrinsic `activate_gradient(cell, dz, grad_y, h, count)`, on `count` lanes at each address:
+    """Intrinsic `activate_gradient(cell, dz, grad_y, h, count)`, on `count` lanes at each address.
 
-    dz = (dz + grad_y) * activation'(z), the derivative expressed by h = activation(z). `grad_y`
-    may be 0: no gradient but the one that `dz` holds already.
+    Computes dz = (dz + grad_y) * activation'(z), the derivative expressed by h = activation(z).
+    `grad_y` may be 0: no gradient but the one that `dz` holds already.
     """
 
     def emit(builder: Any, cell: Any, dz: Any, grad_y: Any, h: Any, count: Any) -> None:

@@ -61,7 +61,7 @@ def add_reduce(tools: Toolbox, common: Common) -> Any:
 def _add_grad_x(tools: Toolbox, common: Common) -> Any:
     """grad_x of this thread's rows, in blocks that stay in its cache."""
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
-    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
 
     def grad_x(arguments: int, thread: int, threads: int) -> None:
         a = unpack(arguments)

@@ -13,7 +13,7 @@ from torch import Tensor
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
 from rnnjit_numba.library import Kernel, library
-from rnnjit_numba.plan import REDUCTION_ROWS, plan
+from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan
 from rnnjit_numba.team import most_threads
 
 _CELLS = {"tanh": 0, "relu": 1}
@@ -102,12 +102,24 @@ def backward(
     scratch = x.new_empty(recipe.scratch)
     block = recipe.block[:]
     tensors = {
-        **{_B.sizes: sizes, _B.x: x, _B.h0: h0, _B.y: y, _B.grad_y: grad_y},
-        **{_B.grad_h_n: grad_h_n, _B.dz: dz, _B.grad_x: grad_x, _B.grad_h0: grad_h0},
-        **{_B.grad_w_ih: grad_w_ih, _B.grad_w_hh: grad_w_hh, _B.grad_b: grad_b},
-        **{_B.before: before, _B.scratch: scratch},
-        **{_B.w_ih_0 + 2 * d + i: held[d * count + i] for d in range(D) for i in range(2)},
+        _B.sizes: sizes,
+        _B.x: x,
+        _B.h0: h0,
+        _B.y: y,
+        _B.grad_y: grad_y,
+        _B.grad_h_n: grad_h_n,
+        _B.dz: dz,
+        _B.grad_x: grad_x,
+        _B.grad_h0: grad_h0,
+        _B.grad_w_ih: grad_w_ih,
+        _B.grad_w_hh: grad_w_hh,
+        _B.grad_b: grad_b,
+        _B.before: before,
+        _B.scratch: scratch,
     }
+    for i, weight in enumerate(held):
+        if i % count < 2:
+            tensors[_B.w_ih_0 + i // count * 2 + i % count] = weight
     for field, tensor in tensors.items():
         block[field] = 0 if tensor is None else tensor.data_ptr()
     block[_B.reduction] = scratch.data_ptr() + recipe.own
@@ -132,10 +144,11 @@ def _forward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, threads
     packed_row = packed_inputs + wide_h * lanes * vector
     packed = wide_h * (packed_row + vector)
     fixed = {
-        **_problem(layer, T, B, N),
-        **{"slices": cut.slices, "slice_rows": cut.slice_rows, "parts": cut.parts},
-        **{"hoist": int(cut.hoist), "packed_inputs": packed_inputs},
-        **{"packed_row": packed_row, "packed": packed},
+        **_problem(layer, T, B, N, cut),
+        "hoist": int(cut.hoist),
+        "packed_inputs": packed_inputs,
+        "packed_row": packed_row,
+        "packed": packed,
     }
     block = _block(ForwardArguments._fields, fixed)
     total = layer.num_directions * packed
@@ -155,9 +168,10 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
     dz_block = -(-layer.hidden_size // tile_rows) * tile_rows * REDUCTION_ROWS * size
     reduction = dz_block + (REDUCTION_ROWS + tile_rows) * widest * vector
     fixed = {
-        **_problem(layer, T, B, N),
-        **{"slices": cut.slices, "slice_rows": cut.slice_rows, "parts": cut.parts},
-        **{"packed_column": packed_column, "packed": packed, "reduction_size": reduction},
+        **_problem(layer, T, B, N, cut),
+        "packed_column": packed_column,
+        "packed": packed,
+        "reduction_size": reduction,
     }
     block = _block(BackwardArguments._fields, fixed)
     own = layer.num_directions * packed
@@ -165,9 +179,20 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
     return Recipe(kernels.backward, cut.threads, block, scratch, own)
 
 
-def _problem(layer: LayerSpec, T: int, B: int, N: int) -> dict[str, int]:
-    I, H, D = layer.input_size, layer.hidden_size, layer.num_directions
-    return {"T": T, "B": B, "N": N, "I": I, "H": H, "D": D, "cell": _CELLS[layer.cell]}
+def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, int]:
+    """The sizes that both kernels are told."""
+    return {
+        "T": T,
+        "B": B,
+        "N": N,
+        "I": layer.input_size,
+        "H": layer.hidden_size,
+        "D": layer.num_directions,
+        "cell": _CELLS[layer.cell],
+        "slices": cut.slices,
+        "slice_rows": cut.slice_rows,
+        "parts": cut.parts,
+    }
 
 
 def _block(fields: tuple[str, ...], fixed: dict[str, int]) -> array[int]:

@@ -2,14 +2,14 @@
 
 A tile keeps `rows x vectors` accumulators in vector registers while it runs over k, so that
 nothing but its operands is read from memory (the scheme of GotoBLAS micro-kernels: Goto and van de
-Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008). LLVM does not keep
-such a block in registers from scalar loops, hence the vector IR here.
+Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008). LLVM does not
+keep such a block in registers from scalar loops, hence the vector IR here.
 
-Each output element is summed in one order, whatever the tile's shape: chains of `FOLD` multiply-adds
-in the order of k, each chain added to the total before it. How rows and columns are cut into tiles,
-or shared out between threads, changes no bit of a result. The chains keep the rounding error of n
-terms near that of sqrt(n * FOLD) rather than n (Higham, "The accuracy of floating point summation",
-SIAM J. Sci. Comput. 14(4), 1993), which is what a BLAS that cuts k into blocks has.
+Each output element is summed in one order, whatever the tile's shape: chains of `FOLD`
+multiply-adds in the order of k, each chain added to the total before it. How rows and columns are
+cut into tiles, or shared out between threads, changes no bit of a result. The chains keep the
+rounding error of n terms near that of sqrt(n * FOLD) rather than n (Higham, "The accuracy of
+floating point summation", SIAM J. Sci. Comput. 14(4), 1993), as in a BLAS that cuts k into blocks.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class TileSet:
         return emitting(_AFFINE_ARGUMENTS, emit)
 
     def outer(self) -> Any:
-        """Intrinsic: a block of the sum over k of outer products, `out[m, n] = sum_k a[k, m] b[k, n]`.
+        """Intrinsic: a block of a sum of outer products, `out[m, n] = sum_k a[k, m] b[k, n]`.
 
         `tile(vectors, a, b, k, out, ld_out)` where `a` is packed `[k][rows]` with the rows of the
         largest tile, `b` is packed `[k][vectors * lanes]`, and `out` is a block of full vectors,
@@ -83,14 +83,26 @@ class TileSet:
 
     def _affine_switch(self, builder: Any, shape: Any, *args: Any) -> None:
         cases = {
-            16 * rows + width: (rows, width) for rows, _ in self.shapes for width in self.widths(rows)
+            16 * rows + width: (rows, width)
+            for rows, _ in self.shapes
+            for width in self.widths(rows)
         }
-        _switch(builder, shape, cases, lambda inner, case: _AffineTile(self.lanes, *case).emit(inner, *args))
+        _switch(
+            builder,
+            shape,
+            cases,
+            lambda inner, case: _AffineTile(self.lanes, *case).emit(inner, *args),
+        )
 
     def _outer_switch(self, builder: Any, width: Any, *args: Any) -> None:
         rows, widest = self.shapes[0]
         cases = {vectors: (rows, vectors) for vectors in range(1, widest + 1)}
-        _switch(builder, width, cases, lambda inner, case: _outer(self.lanes, *case, inner, *args))
+        lanes = self.lanes
+
+        def emit(inner: Any, case: tuple[int, int]) -> None:
+            _outer(lanes, case[0], case[1], inner, *args)
+
+        _switch(builder, width, cases, emit)
 
 
 def _switch(builder: Any, selector: Any, cases: dict[int, Any], emit: Any) -> None:
@@ -115,8 +127,23 @@ class _AffineTile:
     def __init__(self, lanes: Lanes, rows: int, vectors: int) -> None:
         self.lanes, self.rows, self.vectors = lanes, rows, vectors
 
-    def emit(self, builder: Any, init: Any, ld_init: Any, x: Any, ld_x: Any, k1: Any, w1: Any,
-             h: Any, ld_h: Any, k2: Any, w2: Any, ld_w: Any, out: Any, ld_out_tail: Any) -> None:
+    def emit(
+        self,
+        builder: Any,
+        init: Any,
+        ld_init: Any,
+        x: Any,
+        ld_x: Any,
+        k1: Any,
+        w1: Any,
+        h: Any,
+        ld_h: Any,
+        k2: Any,
+        w2: Any,
+        ld_w: Any,
+        out: Any,
+        ld_out_tail: Any,
+    ) -> None:
         """Load the start values, run over x, then over h, and write the block."""
         ld_out = builder.ashr(ld_out_tail, I64(8))
         mask = self.lanes.mask(builder, builder.and_(ld_out_tail, I64(255)))
@@ -143,8 +170,10 @@ class _AffineTile:
         else:
             self.lanes.store(builder, value, address)
 
-    def _accumulate(self, builder: Any, block: Any, a: Any, ld_a: Any, k: Any, w: Any, ld_w: Any) -> Any:
-        """block + a @ w, for `a` of k columns in rows `ld_a` apart; k may be 0."""
+    def _accumulate(
+        self, builder: Any, block: Any, a: Any, ld_a: Any, k: Any, w: Any, ld_w: Any
+    ) -> Any:
+        """Compute block + a @ w, for `a` of k columns in rows `ld_a` apart; k may be 0."""
         rows = _steps(builder, a, ld_a, self.rows)
         columns = _steps(builder, w, ld_w, self.vectors)
         lanes = self.lanes
@@ -154,22 +183,35 @@ class _AffineTile:
             offset_w = builder.mul(index, I64(lanes.vector_bytes))
             b = [lanes.load(builder, builder.add(column, offset_w)) for column in columns]
             scalars = [
-                load(builder, builder.add(row, offset_a), lanes.scalar, lanes.itemsize) for row in rows
+                load(builder, builder.add(row, offset_a), lanes.scalar, lanes.itemsize)
+                for row in rows
             ]
             return _rank_one(lanes, builder, block, scalars, b)
 
         return _folded(lanes, builder, k, block, step)
 
 
-def _outer(lanes: Lanes, rows: int, vectors: int, builder: Any, a: Any, b: Any, k: Any, out: Any,
-           ld_out: Any) -> None:
+def _outer(
+    lanes: Lanes,
+    rows: int,
+    vectors: int,
+    builder: Any,
+    a: Any,
+    b: Any,
+    k: Any,
+    out: Any,
+    ld_out: Any,
+) -> None:
     """Code of one shape of the outer-product tile."""
     block = [[lanes.constant(0.0)] * vectors for _ in range(rows)]
 
     def step(index: Any, block: Any) -> Any:
         at_a = builder.add(a, builder.mul(index, I64(rows * lanes.itemsize)))
         at_b = builder.add(b, builder.mul(index, I64(vectors * lanes.vector_bytes)))
-        wide = [lanes.load(builder, builder.add(at_b, I64(v * lanes.vector_bytes))) for v in range(vectors)]
+        wide = [
+            lanes.load(builder, builder.add(at_b, I64(v * lanes.vector_bytes)))
+            for v in range(vectors)
+        ]
         scalars = [
             load(builder, builder.add(at_a, I64(r * lanes.itemsize)), lanes.scalar, lanes.itemsize)
             for r in range(rows)
@@ -183,7 +225,7 @@ def _outer(lanes: Lanes, rows: int, vectors: int, builder: Any, a: Any, b: Any, 
 
 
 def _rank_one(lanes: Lanes, builder: Any, block: Any, scalars: Any, b: Any) -> Any:
-    """block + scalars (outer product) b."""
+    """Compute block + scalars (outer product) b."""
     result = []
     for row, scalar in zip(block, scalars, strict=True):
         a = lanes.broadcast(builder, scalar)
@@ -219,7 +261,7 @@ def _folded(lanes: Lanes, builder: Any, trips: Any, block: Any, step: Any) -> An
 
 
 def _loop(builder: Any, trips: Any, block: Any, step: Any, *, once: bool = False) -> Any:
-    """`block` after `trips` rounds of `block = step(index, block)`; `once`: there is at least one."""
+    """`block` after `trips` rounds of `block = step(index, block)`; with `once`, at least one."""
     before = builder.block
     head = builder.append_basic_block("k")
     after = builder.append_basic_block("k_end")

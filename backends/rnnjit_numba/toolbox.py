@@ -140,12 +140,19 @@ def _add_affine(tools: Toolbox) -> Any:
 
 
 def _add_copy_rows(tools: Toolbox) -> Any:
-    """The function that copies `rows` rows (zeros if `source` is 0), column vectors `first` to `last`."""
+    """The function that copies column vectors of rows; zeros if `source` is 0."""
     copy = memory.copy(tools.lanes)
     lanes, vector_bytes = tools.lanes.count, tools.lanes.vector_bytes
 
     def copy_rows(
-        to: int, ld_to: int, source: int, ld_source: int, rows: int, first: int, last: int, columns: int
+        to: int,
+        ld_to: int,
+        source: int,
+        ld_source: int,
+        rows: int,
+        first: int,
+        last: int,
+        columns: int,
     ) -> None:
         for row in range(rows):
             for v in range(first, last):
