@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rnnjit.backend import Backend, LayerOutput, Needs
-from rnnjit.reference import layer_forward
+from rnnjit.dispatch import special_tensor
+from rnnjit.reference import layer_backward
 from rnnjit.spec import LayerSpec, Rows
 
 
@@ -26,11 +27,18 @@ def run_layer(
     if backend.differentiable or not needs_grad:
         output = backend.forward(layer, rows, x, h0, weights, needs_grad)
         return output.y, output.h_n
-    return _Layer.apply(backend, layer, rows, x, h0, *weights)  # type: ignore[no-any-return]
+    recorded: tuple[Tensor, Tensor] = _Layer.apply(backend, layer, rows, x, h0, *weights)  # type: ignore[no-untyped-call]
+    return recorded
 
 
 class _Layer(torch.autograd.Function):
-    """Calls the backend both ways; a backward pass that is itself recorded uses the reference."""
+    """Calls the backend both ways; a backward pass that is itself recorded uses the reference.
+
+    The backward pass needs y, but eager lets its caller overwrite y before it. So y is kept apart
+    from the saved tensors, whose versions are checked: if its version has moved, y is computed
+    anew. Under saved-tensor hooks (checkpointing, save_on_cpu) what is kept must go through the
+    hooks, and y goes as a copy, since a hook may hold on to the memory that it is shown.
+    """
 
     @staticmethod
     def forward(
@@ -45,62 +53,60 @@ class _Layer(torch.autograd.Function):
         output = backend.forward(layer, rows, x, h0, weights, True)
         ctx.backend, ctx.layer, ctx.rows = backend, layer, rows
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, *weights)
-        # Eager lets its caller overwrite y in place before the backward pass. y is therefore not
-        # among the checked tensors: if its version has moved, the backward pass computes it anew.
-        ctx.kept = output._replace(y=output.y.detach(), h_n=output.h_n.detach())
-        ctx.version = ctx.kept.y._version
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            ctx.kept = None
+            ctx.save_for_backward(
+                x, h0, *weights, output.y.clone(), output.h_n.clone(), *output.saved
+            )
+        else:
+            ctx.save_for_backward(x, h0, *weights)
+            ctx.kept = output._replace(y=output.y.detach(), h_n=output.h_n.detach())
+            ctx.version = ctx.kept.y._version
         return output.y, output.h_n
 
     @staticmethod
-    def backward(  # type: ignore[override]  # the base class declares *args only
+    def backward(
         ctx: Any, grad_y: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         unused = (None, None, None)
         if grad_y is None and grad_h_n is None:
             return (*unused, *(None for _ in ctx.needs_input_grad[3:]))
-        x, h0, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return (*unused, *_differentiable_backward(ctx, x, h0, weights, grad_y, grad_h_n))
-        kept: LayerOutput = ctx.kept
-        if kept.y._version != ctx.version:
-            kept = ctx.backend.forward(ctx.layer, ctx.rows, x, h0, weights, True)
+        x, h0, *rest = ctx.saved_tensors
+        count = len(ctx.needs_input_grad) - 5
+        weights = rest[:count]
         needs = Needs(ctx.needs_input_grad[3], ctx.needs_input_grad[4], ctx.needs_input_grad[5:])
-        grads = ctx.backend.backward(
-            ctx.layer, ctx.rows, x, h0, weights, kept, grad_y, grad_h_n, needs
-        )
+        given = (ctx.layer, ctx.rows, x, h0, weights)
+        if _needs_torch(grad_y, grad_h_n):
+            grads = layer_backward(*given, grad_y, grad_h_n, needs)
+        else:
+            kept = _kept(ctx, x, h0, weights, rest[count:])
+            grads = ctx.backend.backward(*given, kept, grad_y, grad_h_n, needs)
         return (*unused, grads.x, grads.h0, *grads.weights)
 
 
-def _differentiable_backward(
-    ctx: Any,
-    x: Tensor,
-    h0: Tensor,
-    weights: Sequence[Tensor],
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-) -> list[Tensor | None]:
-    """The gradients as a graph of their own, by differentiating the reference.
+def _needs_torch(grad_y: Tensor | None, grad_h_n: Tensor | None) -> bool:
+    """Whether only torch's own operators can do this backward pass.
 
-    The inputs are aliased first: one may depend on another (a weight computed from x, say), and
-    only the direct share of each is wanted here.
+    It may be recorded (double backward), vectorised (`is_grads_batched`) or given a subclass.
     """
-    inputs = [tensor.view_as(tensor) for tensor in (x, h0, *weights)]
-    outputs = layer_forward(ctx.layer, ctx.rows, inputs[0], inputs[1], inputs[2:])
-    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
-    pairs = [
-        (output, grad)
-        for output, grad in zip(outputs, (grad_y, grad_h_n), strict=True)
-        if grad is not None
-    ]
-    found = torch.autograd.grad(
-        [output for output, _ in pairs],
-        [inputs[i] for i in wanted],
-        [grad for _, grad in pairs],
-        create_graph=True,
-        allow_unused=True,
-    )
-    grads: list[Tensor | None] = [None] * len(inputs)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return grads
+    if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    grads = [grad for grad in (grad_y, grad_h_n) if grad is not None]
+    if any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads):
+        return True
+    return special_tensor(*grads) is not None
+
+
+def _kept(
+    ctx: Any, x: Tensor, h0: Tensor, weights: Sequence[Tensor], saved: Sequence[Tensor]
+) -> LayerOutput:
+    """The output of the forward pass, from where it was kept or computed anew."""
+    if saved:
+        return LayerOutput(saved[0], saved[1], tuple(saved[2:]))
+    kept: LayerOutput = ctx.kept
+    if not torch._C._autograd._get_current_graph_task_keep_graph():
+        ctx.kept = None
+    if kept.y._version == ctx.version:
+        return kept
+    output: LayerOutput = ctx.backend.forward(ctx.layer, ctx.rows, x, h0, weights, True)
+    return output

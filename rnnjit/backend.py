@@ -110,8 +110,8 @@ class Backend(ABC):
             rows: how the rows of `x` are laid over time.
             x: `[N, I]`, contiguous.
             h0: `[D, B, H]`, contiguous.
-            weights: for each direction (w_ih `[H, I]`, w_hh `[H, H]`[, b_ih `[H]`, b_hh `[H]`]), the
-                order of nn.RNN; any strides.
+            weights: in nn.RNN's order, for each direction w_ih `[H, I]`, w_hh `[H, H]` and, if
+                there are biases, b_ih `[H]`, b_hh `[H]`; any strides.
             keep: whether a backward pass may follow, so that `saved` is worth filling.
 
         All tensors have one dtype and one device.
@@ -132,7 +132,11 @@ class Backend(ABC):
         """Compute the gradients of `sum(y * grad_y) + sum(h_n * grad_h_n)`.
 
         Args:
-            layer, rows, x, h0, weights: as given to `forward`.
+            layer: as given to `forward`.
+            rows: as given to `forward`.
+            x: as given to `forward`.
+            h0: as given to `forward`.
+            weights: as given to `forward`.
             output: what `forward` returned; its `h_n` may not be relied on.
             grad_y: `[N, D*H]`, any strides, or None for zero.
             grad_h_n: `[D, B, H]`, any strides, or None for zero.
@@ -141,6 +145,10 @@ class Backend(ABC):
         None of the inputs may be written to. Not called when `differentiable`.
         """
         raise NotImplementedError(f"backend {self.name!r} has no backward pass")
+
+    def __deepcopy__(self, memo: object) -> Backend:
+        # A module that holds a backend may be copied; the compiler behind it is one.
+        return self
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"

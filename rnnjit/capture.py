@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rnnjit.spec import RNNSpec
 
-_NONLINEARITY = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+NONLINEARITY = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+_SPECS_KEPT = 1024
+_SPECS: dict[tuple[Any, ...], RNNSpec] = {}
 
 
 def capture(module: nn.RNNBase) -> RNNSpec:
@@ -24,11 +24,11 @@ def capture(module: nn.RNNBase) -> RNNSpec:
     """
     d = module.__dict__
     try:
-        return _spec(
+        fields = (
             d["input_size"],
             d["hidden_size"],
             d["num_layers"],
-            _NONLINEARITY[d["mode"]],
+            NONLINEARITY[d["mode"]],
             d["bias"],
             d["batch_first"],
             d["dropout"],
@@ -38,23 +38,12 @@ def capture(module: nn.RNNBase) -> RNNSpec:
         raise TypeError(
             f"module must be a torch.nn.RNN, got {type(module).__name__} (no {missing})"
         ) from None
-
-
-@lru_cache(maxsize=1024)
-def _spec(*fields: Any) -> RNNSpec:
-    return RNNSpec(*fields)
-
-
-@lru_cache(maxsize=1024)
-def weight_shapes(spec: RNNSpec) -> tuple[torch.Size, ...]:
-    """The shape of every weight, in nn.RNN's flat order: per layer, per direction."""
-    shapes: list[torch.Size] = []
-    for layer in spec.layers:
-        hidden = layer.hidden_size
-        direction = [(hidden, layer.input_size), (hidden, hidden), (hidden,), (hidden,)]
-        direction = direction[: layer.weights_per_direction]
-        shapes += [torch.Size(shape) for shape in direction] * layer.num_directions
-    return tuple(shapes)
+    spec = _SPECS.get(fields)
+    if spec is None:
+        if len(_SPECS) >= _SPECS_KEPT:
+            _SPECS.clear()
+        spec = _SPECS[fields] = RNNSpec(*fields)
+    return spec
 
 
 def weights_of(module: nn.RNNBase) -> tuple[Tensor, ...]:

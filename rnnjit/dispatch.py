@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -58,7 +57,7 @@ def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:
     raise UnsupportedError("auto", ["every installed backend declined"])
 
 
-def special_context(tensors: Iterable[Tensor]) -> str | None:
+def special_context(x: Tensor, *tensors: Tensor) -> str | None:
     """Why no backend's compiled code may see these tensors now, or None if it may.
 
     Such a call goes through torch's own operators, whatever backend was named: it is not another
@@ -68,8 +67,13 @@ def special_context(tensors: Iterable[Tensor]) -> str | None:
         return "a torch.func transform is in force"
     if forward_ad._current_level >= 0:
         return "forward-mode automatic differentiation is in force"
-    if torch._C._is_any_autocast_enabled():
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
         return "autocast is enabled"
+    return special_tensor(x, *tensors)
+
+
+def special_tensor(*tensors: Tensor) -> str | None:
+    """Why compiled code may not read these tensors' memory, or None if it may."""
     for tensor in tensors:
         if type(tensor) not in _PLAIN_TYPES:
             return f"a tensor is a {type(tensor).__name__}, a subclass with behaviour of its own"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from rnnjit.backend import Backend
 from rnnjit.capture import capture, weights_of
 from rnnjit.dispatch import Verdict, special_context, verdict, verdicts
 from rnnjit.inputs import prepare
 from rnnjit.module import CompiledRNN, problem_of
 from rnnjit.registry import backends, resolve
 from rnnjit.spec import Problem
+from rnnjit.swap import copy_sharing_parameters, overrides_forward, reachable_modules
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class CallReport:
         name: path of the RNN in the module, "" for the module itself.
         kind: its representation, such as `RNN(8, 16)`.
         problem: the facts of the call, or None if it was never called.
-        chosen: name of the backend that runs it, or None if none does.
+        chosen: name of the backend that runs it, "torch" if torch's own operators do whatever the
+            backend, or None if none does.
         note: why it is so, where the verdicts do not say it.
         verdicts: each backend's answer, in the order in which they are asked.
     """
@@ -46,9 +48,9 @@ class CallReport:
             lines.append(f"  call: {_describe(self.problem)}")
         for backend, reasons in self.verdicts:
             if backend.name == self.chosen:
-                answer = "runs"
+                answer = "runs it"
             else:
-                answer = "declines: " + "; ".join(reasons) if reasons else "could run"
+                answer = "declines: " + "; ".join(reasons) if reasons else "could run it"
             lines.append(f"  {backend.name}: {answer}")
         return "\n".join(lines)
 
@@ -73,9 +75,9 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
     """Say, for every RNN in `module`, which backend runs the call `module(*inputs)` and why.
 
     Works on a compiled module and on one that is not compiled yet (then it says what
-    `rnnjit.compile(module)` would do). A copy of the module is run once, so that neither the module
-    nor the random generators change. Without inputs it says what each backend lacks on this
-    machine.
+    `rnnjit.compile(module)` would do). A copy of the module, on torch's own layers, is run once, so
+    that neither the module nor torch's random generators change. Without inputs it says what each
+    backend lacks on this machine.
 
     Args:
         module: an nn.RNN, a compiled one, or any module that contains some.
@@ -83,6 +85,7 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
 
     Raises:
         TypeError: `module` is no module.
+        Exception: whatever `module(*inputs)` itself raises.
 
     Example:
         >>> import torch
@@ -92,65 +95,90 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    calls = _record_calls(module, inputs) if inputs else {}
+    called = _record_calls(module, inputs) if inputs else {}
     reports = [
-        _report(name, child, calls.get(name))
-        for name, child in module.named_modules()
+        called.get(name) or _report_uncalled(name, child)
+        for name, child in reachable_modules(module)
         if isinstance(child, (nn.RNNBase, nn.RNNCellBase))
     ]
     if not reports:
-        return Explanation((CallReport("", type(module).__name__, None, None, "no RNN in it", ()),))
+        kind = type(module).__name__
+        return Explanation((CallReport("", kind, None, None, "contains no RNN", ()),))
     return Explanation(tuple(reports))
 
 
-def _record_calls(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
-    """What each RNN is called with in `module(*inputs)`, by its name."""
-    replica = copy.deepcopy(module)
-    calls: dict[str, tuple[Any, ...]] = {}
-    for name, child in replica.named_modules():
-        if isinstance(child, nn.RNNBase):
+def _record_calls(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, CallReport]:
+    """The report of the first call to each RNN in `module(*inputs)`, made where it is called.
 
-            def record(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
-                calls.setdefault(name, _signature(*args, **kwargs))
+    The model may turn gradients off or autocast on around an RNN, which decides who runs it.
+    """
+    replica = copy_sharing_parameters(module)
+    reports: dict[str, CallReport] = {}
+    for name, child in reachable_modules(replica):
+        if not isinstance(child, (nn.RNN, CompiledRNN)) or _left_eager(child):
+            continue
+        wanted = resolve(child.backend) if isinstance(child, CompiledRNN) else None
 
-            child.register_forward_pre_hook(record, with_kwargs=True)
+        def record(
+            rnn: nn.RNNBase, args: Any, kwargs: Any, name: str = name, wanted: Any = wanted
+        ) -> None:
+            if name not in reports:
+                reports[name] = _report_call(name, rnn, wanted, *args, **kwargs)
+
+        child.register_forward_pre_hook(record, with_kwargs=True)
         if isinstance(child, CompiledRNN):
             child.backend = "eager"
-            child._choices = {}
     with torch.random.fork_rng():
         replica(*inputs)
-    return calls
+    return reports
 
 
-def _signature(input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002 - nn.RNN's own name
-    return input, hx
+def _left_eager(module: nn.Module) -> str:
+    """Why `rnnjit.compile` leaves a recurrent module as it is, or "" if it does not."""
+    if isinstance(module, CompiledRNN):
+        return ""
+    if not isinstance(module, nn.RNN):
+        return "left eager: only nn.RNN is compiled for now"
+    return "left eager: it overrides forward" if overrides_forward(module) else ""
 
 
-def _report(name: str, module: nn.Module, call: tuple[Any, ...] | None) -> CallReport:
-    kind = repr(module)
-    if not isinstance(module, (nn.RNN, CompiledRNN)):
-        return CallReport(name, kind, None, None, "left eager: only nn.RNN is compiled for now", ())
-    if isinstance(module, nn.RNN) and type(module).forward is not nn.RNN.forward:
-        return CallReport(name, kind, None, None, "left eager: it overrides forward", ())
-    compiled = isinstance(module, CompiledRNN)
-    wanted = resolve(module.backend) if isinstance(module, CompiledRNN) else None
-    note = "" if compiled else "not compiled: this is what rnnjit.compile would do"
-    if call is None:
-        missing = tuple(Verdict(b, tuple(b.missing())) for b in backends().values())
-        return CallReport(name, kind, None, None, note or "not called", missing)
+def _report_uncalled(name: str, module: nn.Module) -> CallReport:
+    left = _left_eager(module)
+    if left:
+        return CallReport(name, _kind(module), None, None, left, ())
+    missing = tuple(Verdict(b, tuple(b.missing())) for b in backends().values())
+    note = "no call was seen; what each backend lacks on this machine:"
+    return CallReport(name, _kind(module), None, None, note, missing)
+
+
+def _report_call(
+    name: str,
+    module: nn.RNNBase,
+    wanted: Backend | None,
+    input: Any,  # noqa: A002 - nn.RNN's own name
+    hx: Any = None,
+) -> CallReport:
+    kind = _kind(module)
     spec, weights = capture(module), weights_of(module)
-    prepared = prepare(spec, weights[0].dtype, weights[0].device, *call)
-    h0 = prepared.h0 if prepared.h0 is not None else prepared.x.new_zeros(())
+    prepared = prepare(spec, weights[0], input, hx)
+    h0 = prepared.x.new_zeros(()) if prepared.h0 is None else prepared.h0
     problem = problem_of(prepared, h0, weights)
     asked = (verdict(wanted, spec, problem),) if wanted else tuple(verdicts(spec, problem))
-    special = special_context((prepared.x, h0, *weights))
+    special = special_context(prepared.x, h0, *weights)
     if special is not None:
-        return CallReport(name, kind, problem, "torch", f"torch's own operators: {special}", asked)
+        note = f"torch's own operators run it, whichever backend is asked for: {special}"
+        return CallReport(name, kind, problem, "torch", note, ())
     chosen = next((v.backend.name for v in asked if not v.reasons), None)
+    note = "" if isinstance(module, CompiledRNN) else "eager now; once compiled:"
     if wanted is not None:
         asked_for = f"backend {wanted.name!r} was asked for by name"
         note = asked_for if chosen else f"{asked_for} and declines: the call raises"
     return CallReport(name, kind, problem, chosen, note, asked)
+
+
+def _kind(module: nn.Module) -> str:
+    """The representation without the submodules that a parametrized RNN has."""
+    return f"{repr(module).partition('(')[0]}({module.extra_repr()})"
 
 
 def _describe(problem: Problem) -> str:

@@ -29,13 +29,12 @@ class Prepared(NamedTuple):
     batched: bool
 
 
-def prepare(spec: RNNSpec, dtype: torch.dtype, device: torch.device, x: Any, hx: Any) -> Prepared:
+def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
     """Check the arguments of a call as nn.RNN does, and lay them out as rows.
 
     Args:
         spec: what the module is.
-        dtype: of the module's weights.
-        device: of the module's weights.
+        weight: the module's first, whose dtype and device the arguments must have.
         x: a Tensor `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]`, or a PackedSequence.
         hx: the initial state `[L*D, B, H]` (`[L*D, H]` if unbatched), or None.
 
@@ -44,10 +43,11 @@ def prepare(spec: RNNSpec, dtype: torch.dtype, device: torch.device, x: Any, hx:
         ValueError: wrong rank, or a dtype other than the weights'.
         RuntimeError: any other wrong shape, dtype or device.
         IndexError: a PackedSequence without time steps.
+        TypeError: a PackedSequence whose `batch_sizes` are no integers.
     """
     packed = x if isinstance(x, PackedSequence) else None
     if packed is not None:
-        return _prepare_packed(spec, dtype, device, packed, hx)
+        return _prepare_packed(spec, weight, packed, hx)
     _expect_tensor("input", x)
     rank = x.dim()
     if rank not in (2, 3):
@@ -59,7 +59,7 @@ def prepare(spec: RNNSpec, dtype: torch.dtype, device: torch.device, x: Any, hx:
             raise RuntimeError(
                 f"hx must be {rank}-D like the {kind} input, got {hx.dim()}-D: {_of(hx)}"
             )
-    _check_input(spec, dtype, device, x)
+    _check_input(spec, weight, x)
     if rank == 2:
         time_major = x.unsqueeze(1)
         hx = hx if hx is None else hx.unsqueeze(1)
@@ -68,37 +68,65 @@ def prepare(spec: RNNSpec, dtype: torch.dtype, device: torch.device, x: Any, hx:
     steps, batch, _ = time_major.shape
     if steps == 0:
         raise RuntimeError(f"input must have at least one time step, got none: {_of(x)}")
-    _check_state(spec, dtype, device, hx, batch, unbatched=rank == 2)
+    _check_state(spec, weight, hx, batch, unbatched=rank == 2)
     flat = time_major.reshape(steps * batch, spec.input_size)
     return Prepared(flat.contiguous(), hx, Rows(steps, batch, steps * batch), None, rank == 3)
 
 
-def _prepare_packed(
-    spec: RNNSpec, dtype: torch.dtype, device: torch.device, packed: PackedSequence, hx: Any
-) -> Prepared:
-    sizes = packed.batch_sizes
+def initial_state(spec: RNNSpec, prepared: Prepared) -> Tensor:
+    """The state `[L*D, B, H]` that a call starts from: what was given, or zeros."""
+    if prepared.h0 is not None:
+        return prepared.h0
+    layers = spec.num_layers * spec.num_directions
+    return prepared.x.new_zeros((layers, prepared.rows.B, spec.hidden_size))
+
+
+def _prepare_packed(spec: RNNSpec, weight: Tensor, packed: PackedSequence, hx: Any) -> Prepared:
+    data, sizes = packed.data, packed.batch_sizes
     if sizes.numel() == 0:
         raise IndexError("input is a PackedSequence without time steps: its batch_sizes is empty")
-    data = packed.data
+    _expect_tensor("input.data", data)
     _expect_tensor("hx", hx, optional=True)
+    _check_batch_sizes(sizes, data, given_state=hx is not None)
     if hx is not None and packed.sorted_indices is not None:
-        hx = hx.index_select(1, packed.sorted_indices)
-    _check_input(spec, dtype, device, data, rank=2)
-    if sizes.dtype != torch.int64:
-        raise RuntimeError(f"input.batch_sizes must be torch.int64, got {sizes.dtype}")
+        hx = _permute_state(hx, packed.sorted_indices)
+    _check_input(spec, weight, data, rank=2)
     batch, total = int(sizes[0]), int(sizes.sum())
-    if bool((sizes < 0).any()) or bool((sizes.diff() > 0).any()):
+    _check_state(spec, weight, hx, batch, unbatched=False)
+    # A copy, since the backward pass trusts these numbers long after they were checked.
+    rows = Rows(sizes.numel(), batch, total, sizes.clone(memory_format=torch.contiguous_format))
+    return Prepared(data[:total].contiguous(), hx, rows, packed, True)
+
+
+def _check_batch_sizes(sizes: Tensor, data: Tensor, *, given_state: bool) -> None:
+    if sizes.dim() == 0:
+        raise IndexError("input.batch_sizes must be 1-D, got 0-D")
+    if sizes.dim() != 1 or sizes.dtype != torch.int64:
+        # Eager meets a wrong kind of number first where it makes up the missing state.
+        makes_zeros = not given_state and (sizes.dim() != 1 or sizes.is_floating_point())
+        raise (TypeError if makes_zeros else RuntimeError)(
+            f"input.batch_sizes must be 1-D and torch.int64, got {sizes.dim()}-D {sizes.dtype}"
+        )
+    if bool((sizes[1:] > sizes[:-1]).any()) or int(sizes[-1]) < 0:
         raise RuntimeError(
             "input.batch_sizes must never grow from one step to the next nor be negative, "
             f"got {_some(sizes)}"
         )
-    if total > data.shape[0]:
+    total = int(sizes.sum())
+    if data.dim() and total > data.shape[0]:
         raise RuntimeError(
             f"input.batch_sizes adds up to {total} rows, but input.data has {data.shape[0]}"
         )
-    _check_state(spec, dtype, device, hx, batch, unbatched=False)
-    rows = Rows(sizes.numel(), batch, total, sizes.contiguous())
-    return Prepared(data[:total].contiguous(), hx, rows, packed, True)
+
+
+def _permute_state(hx: Tensor, order: Tensor) -> Tensor:
+    try:
+        return hx.index_select(1, order)
+    except (IndexError, RuntimeError) as error:
+        raise type(error)(
+            f"hx of shape {list(hx.shape)} cannot be put in the order of input.sorted_indices, "
+            f"which has {order.numel()} sequences: {error}"
+        ) from error
 
 
 def restore(
@@ -119,31 +147,54 @@ def restore(
     return (y.transpose(0, 1) if spec.batch_first else y), h_n
 
 
-def check_weights(
-    names: list[str], weights: tuple[Tensor, ...], shapes: tuple[torch.Size, ...]
-) -> None:
+def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) -> None:
     """Check that a module's weights fit each other and its configuration.
 
     Weights may be replaced at any time, and kernels trust their shapes.
 
     Raises:
-        RuntimeError: a weight has another shape, dtype or device than the layer needs.
+        TypeError: a weight is no tensor.
+        RuntimeError: a weight has another shape, dtype or device than the layer needs, or there
+            are too few or too many.
     """
-    first = weights[0]
-    for name, weight, shape in zip(names, weights, shapes, strict=True):
-        if weight.shape != shape:
-            raise RuntimeError(f"{name} must have shape {list(shape)}, got {list(weight.shape)}")
-        if weight.dtype != first.dtype or weight.device != first.device:
-            raise RuntimeError(
-                f"{name} must be {first.dtype} on {first.device} like {names[0]}, "
-                f"got {weight.dtype} on {weight.device}"
-            )
+    shapes = spec.weight_shapes
+    if len(weights) != len(shapes):
+        raise RuntimeError(
+            f"the module has {len(weights)} weights, but its configuration needs {len(shapes)}: "
+            "num_layers, bias or bidirectional was changed after construction"
+        )
+    try:
+        dtype, device = weights[0].dtype, weights[0].device
+        for index, weight in enumerate(weights):
+            if weight.shape != shapes[index] or weight.dtype is not dtype:
+                _explain_weight(names[index], weight, shapes[index], names[0], dtype)
+            if weight.device != device:
+                raise RuntimeError(
+                    f"{names[index]} is on {weight.device}, but {names[0]} is on {device}"
+                )
+    except AttributeError:
+        wrong = [
+            f"{name} must be a Tensor, got {type(weight).__name__}"
+            for name, weight in zip(names, weights, strict=True)
+            if not isinstance(weight, Tensor)
+        ]
+        raise TypeError("; ".join(wrong)) from None
 
 
-def _check_input(
-    spec: RNNSpec, dtype: torch.dtype, device: torch.device, x: Tensor, rank: int | None = None
+def _explain_weight(
+    name: str, weight: Tensor, shape: torch.Size, first: str, dtype: torch.dtype
 ) -> None:
-    if x.dtype != dtype and not torch._C._is_any_autocast_enabled():
+    if weight.shape != shape:
+        raise RuntimeError(f"{name} must have shape {list(shape)}, got {list(weight.shape)}")
+    if not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(f"{name} must be {dtype} like {first}, got {weight.dtype}")
+
+
+def _check_input(spec: RNNSpec, weight: Tensor, x: Tensor, rank: int | None = None) -> None:
+    if not isinstance(weight, Tensor):
+        raise AttributeError(f"weight_ih_l0 must be a Tensor, got {type(weight).__name__}")
+    dtype = weight.dtype
+    if x.dtype is not dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
             f"input is {x.dtype} but the weights are {dtype}: convert the input with "
             f"input.to({dtype}) or the model with model.to({x.dtype})"
@@ -155,33 +206,27 @@ def _check_input(
             f"input must have input_size={spec.input_size} features in its last dimension, "
             f"got {x.shape[-1]}: {_of(x)}"
         )
-    if x.device != device:
-        raise RuntimeError(f"input is on {x.device} but the weights are on {device}")
+    if x.device != weight.device:
+        raise RuntimeError(f"input is on {x.device} but the weights are on {weight.device}")
 
 
 def _check_state(
-    spec: RNNSpec,
-    dtype: torch.dtype,
-    device: torch.device,
-    hx: Tensor | None,
-    batch: int,
-    *,
-    unbatched: bool,
+    spec: RNNSpec, weight: Tensor, hx: Tensor | None, batch: int, *, unbatched: bool
 ) -> None:
     if hx is None:
         return
     expected = (spec.num_layers * spec.num_directions, batch, spec.hidden_size)
-    if tuple(hx.shape) != expected:
+    if hx.shape != expected:
         shown = (expected[0], expected[2]) if unbatched else expected
         got = [hx.shape[0], hx.shape[2]] if unbatched else list(hx.shape)
         raise RuntimeError(
             f"hx must have shape {list(shown)} (num_layers * num_directions"
             f"{'' if unbatched else ', batch'}, hidden_size), got {got}"
         )
-    if hx.dtype != dtype and not torch._C._is_any_autocast_enabled():
-        raise RuntimeError(f"hx is {hx.dtype} but the weights are {dtype}")
-    if hx.device != device:
-        raise RuntimeError(f"hx is on {hx.device} but the weights are on {device}")
+    if hx.dtype is not weight.dtype and not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(f"hx is {hx.dtype} but the weights are {weight.dtype}")
+    if hx.device != weight.device:
+        raise RuntimeError(f"hx is on {hx.device} but the weights are on {weight.device}")
 
 
 def _expect_tensor(name: str, value: Any, *, optional: bool = False) -> None:

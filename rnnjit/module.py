@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -9,17 +12,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import Backend
-from rnnjit.capture import capture, weight_shapes, weights_of
+from rnnjit.capture import NONLINEARITY, capture, weights_of
 from rnnjit.dispatch import choose, special_context
-from rnnjit.inputs import Prepared, check_weights, prepare, restore
-from rnnjit.reference import EagerBackend, ReferenceBackend
-from rnnjit.registry import resolve
+from rnnjit.inputs import Prepared, check_weights, initial_state, prepare, restore
+from rnnjit.reference import ReferenceBackend
+from rnnjit.registry import key_of, resolve
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.stack import run_stack
 
 _CHOICES_KEPT = 512
 _REFERENCE = ReferenceBackend()
-_EAGER = EagerBackend()
+# It asks of its module what every RNNBase has; where torch rewrites the layer it is the layer.
+_eager_forward: Any = nn.RNN.forward
 
 
 class CompiledRNN(nn.RNNBase):
@@ -30,23 +34,32 @@ class CompiledRNN(nn.RNNBase):
     from `nn.RNN`, at which torch.compile breaks the graph.
 
     Attributes:
-        backend: what was asked for: "auto", a backend's name, or a `Backend`.
+        nonlinearity: "tanh" or "relu".
     """
 
-    backend: str | Backend
-    _choices: dict[tuple[RNNSpec, Problem], Backend]
-    _source_class: type[nn.Module]
+    nonlinearity: str
+    _source_class: type[nn.Module] = nn.RNN
 
     def __init__(self) -> None:
         raise TypeError("CompiledRNN is not constructed: call rnnjit.compile(module)")
 
     @property
-    def nonlinearity(self) -> str:
-        """"tanh" or "relu"."""
-        return capture(self).nonlinearity
+    def backend(self) -> str | Backend:
+        """What was asked for; assigning takes effect from the next call on."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: str | Backend) -> None:
+        resolve(backend)
+        self._backend = backend
+        self._key = key_of(backend)
+        self._choices: dict[Problem, Backend] = {}
+        self._choices_spec: RNNSpec | None = None
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
+        hx: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layer; arguments, results and exceptions are those of `nn.RNN.forward`.
 
@@ -61,66 +74,160 @@ class CompiledRNN(nn.RNNBase):
         Raises:
             UnsupportedError: the backend that was asked for by name declines the call.
         """
+        if torch.compiler.is_compiling():
+            return self._traced(input, hx)
+        if torch._C._get_tracing_state() is not None:
+            return _eager_forward(self, input, hx)
         spec = capture(self)
         weights = weights_of(self)
-        check_weights(self._flat_weights_names, weights, weight_shapes(spec))
-        first = weights[0]
-        prepared = prepare(spec, first.dtype, first.device, input, hx)
-        h0 = prepared.h0
-        if h0 is None:
-            shape = (spec.num_layers * spec.num_directions, prepared.rows.B, spec.hidden_size)
-            h0 = prepared.x.new_zeros(shape)
+        prepared = prepare(spec, weights[0], input, hx)
+        check_weights(spec, self._flat_weights_names, weights)
+        h0 = initial_state(spec, prepared)
         problem = problem_of(prepared, h0, weights)
-        backend = self._backend_for(spec, problem, prepared.x, h0, weights)
+        special = special_context(prepared.x, h0, *weights)
+        if special is None:
+            backend = self._backend_for(spec, problem)
+        elif special.startswith("autocast"):
+            return _eager_forward(self, input, hx)
+        else:
+            backend = _REFERENCE
         y, h_n = run_stack(
             backend, spec, prepared.rows, prepared.x, h0, weights, self.training, problem.needs_grad
         )
         return restore(spec, prepared, y, h_n)
 
-    def _backend_for(
-        self, spec: RNNSpec, problem: Problem, x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]
-    ) -> Backend:
-        special = special_context((x, h0, *weights))
-        if special is not None:
-            return _EAGER if special.startswith("autocast") else _REFERENCE
-        key = (spec, problem)
-        chosen = self._choices.get(key)
+    def _traced(
+        self, input: Tensor | PackedSequence, hx: Tensor | None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """What torch.compile and torch.export trace: one operator for each layer.
+
+        It is `forward` without the caches, through which nothing could be traced. Packed input
+        breaks the graph: how many rows a step has is not known while tracing.
+        """
+        # Here, since torch.library brings the whole of torch's compiler with it.
+        from rnnjit.ops import TracedBackend, untraced
+
+        if isinstance(input, PackedSequence):
+            return untraced(self.forward, input, hx)
+        weights = tuple([getattr(self, name) for name in self._flat_weights_names])
+        if torch.is_autocast_enabled(weights[0].device.type):
+            return _eager_forward(self, input, hx)
+        spec = RNNSpec(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            NONLINEARITY[self.mode],
+            self.bias,
+            self.batch_first,
+            self.dropout,
+            self.bidirectional,
+        )
+        prepared = prepare(spec, weights[0], input, hx)
+        x, rows, h0 = prepared.x, prepared.rows, initial_state(spec, prepared)
+        needs_grad = _needs_grad(x, h0, weights)
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        backend = _REFERENCE if transformed else TracedBackend(self._key)
+        y, h_n = run_stack(backend, spec, rows, x, h0, weights, self.training, needs_grad)
+        return restore(spec, prepared, y, h_n)
+
+    def _backend_for(self, spec: RNNSpec, problem: Problem) -> Backend:
+        if self._choices_spec is not spec:
+            self._choices_spec, self._choices = spec, {}
+        chosen = self._choices.get(problem)
         if chosen is None:
-            chosen = choose(spec, problem, resolve(self.backend))
+            chosen = choose(spec, problem, resolve(self._backend))
             if len(self._choices) >= _CHOICES_KEPT:
                 self._choices.clear()
-            self._choices[key] = chosen
+            self._choices[problem] = chosen
         return chosen
 
     def _get_name(self) -> str:
-        return self._source_class.__name__
-
-    def __getattr__(self, name: str) -> Any:
-        """Attributes of a subclass of nn.RNN (its methods, a parametrized weight) stay reachable."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            source = self.__dict__.get("_source_class", nn.RNN)
-            for cls in source.__mro__:
-                if cls is nn.RNN:
-                    raise
-                if name in vars(cls):
-                    found = vars(cls)[name]
-                    bind = getattr(found, "__get__", None)
-                    return found if bind is None else bind(self, type(self))
-            raise
+        return type(self).__name__.replace("CompiledRNN", "RNN")
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        return {**state, "_choices": {}}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_choices": {}, "_choices_spec": None}
+
+    def __setstate__(self, d: dict[str, Any]) -> None:
+        super().__setstate__(d)
+        self._key = key_of(self._backend)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        # A class made by `compiled_class` cannot be found by its name, but its source can.
+        return _empty, (self._source_class,), self.__getstate__()
+
+
+def _empty(source: type[nn.Module]) -> CompiledRNN:
+    cls = compiled_class(source)
+    return cls.__new__(cls)
+
+
+def compiled_class(source: type[nn.Module]) -> type[CompiledRNN]:
+    """The class that a compiled instance of `source` has: `source` with CompiledRNN for nn.RNN.
+
+    A subclass of nn.RNN (or a parametrized one) is built again over CompiledRNN, so that its
+    methods, properties and overrides go on working on an object that is no nn.RNN.
+    """
+    if source is nn.RNN:
+        return CompiledRNN
+    if issubclass(source, CompiledRNN):
+        return source
+    key: Any = source
+    return _rebuild(key, tuple(vars(source)))
+
+
+@lru_cache(maxsize=256)
+def _rebuild(source: Any, names: tuple[str, ...]) -> type[CompiledRNN]:
+    """`source` over CompiledRNN; `names` are its attributes, which parametrizing adds to."""
+    bases = tuple(
+        compiled_class(base) if issubclass(base, nn.RNN) else base for base in source.__bases__
+    )
+    own_class = CellType()
+    namespace = {
+        name: _rebind(value, own_class)
+        for name, value in ((name, vars(source)[name]) for name in names)
+        if name not in ("__dict__", "__weakref__")
+    }
+    namespace["_source_class"] = source
+    metaclass: Any = type(source)
+    rebuilt: type[CompiledRNN] = metaclass(source.__name__, bases, namespace)
+    own_class.cell_contents = rebuilt
+    return rebuilt
+
+
+def _rebind(value: Any, own_class: CellType) -> Any:
+    """A class attribute whose zero-argument `super()` starts from another class."""
+    if isinstance(value, (staticmethod, classmethod)):
+        return type(value)(_rebind(value.__func__, own_class))
+    if isinstance(value, property):
+        get, put, delete = (_rebind(f, own_class) for f in (value.fget, value.fset, value.fdel))
+        return property(get, put, delete, value.__doc__)
+    if not isinstance(value, FunctionType) or "__class__" not in value.__code__.co_freevars:
+        return value
+    closure = tuple(
+        own_class if name == "__class__" else cell
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+    )
+    rebound = FunctionType(
+        value.__code__, value.__globals__, value.__name__, value.__defaults__, closure
+    )
+    rebound.__kwdefaults__ = value.__kwdefaults__
+    rebound.__dict__.update(value.__dict__)
+    rebound.__doc__ = value.__doc__
+    rebound.__qualname__ = value.__qualname__
+    return rebound
 
 
 def problem_of(prepared: Prepared, h0: Tensor, weights: tuple[Tensor, ...]) -> Problem:
     """The facts of a call that a backend decides upon."""
     x, rows = prepared.x, prepared.rows
-    needs_grad = torch.is_grad_enabled() and (
-        x.requires_grad or h0.requires_grad or any([w.requires_grad for w in weights])
-    )
+    needs_grad = _needs_grad(x, h0, weights)
     return Problem(
         x.dtype, x.device.type, rows.T, rows.B, rows.N, prepared.packed is not None, needs_grad
+    )
+
+
+def _needs_grad(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or h0.requires_grad or any([w.requires_grad for w in weights])  # noqa: C419 - faster
     )

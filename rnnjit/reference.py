@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnjit.backend import Backend, LayerOutput
+from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
 from rnnjit.cells import CELLS
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
@@ -35,14 +35,57 @@ def layer_forward(
     return y, torch.stack([state for _, state in outputs])
 
 
+def layer_backward(
+    layer: LayerSpec,
+    rows: Rows,
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor],
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    needs: Needs,
+) -> LayerGrads:
+    """The gradients by differentiating `layer_forward`; shapes as in `rnnjit.Backend.backward`.
+
+    In grad mode they are a graph of their own, for double backward. The inputs are aliased first:
+    one may depend on another (a weight computed from x, say), and only the direct share of each is
+    wanted here.
+    """
+    recorded = torch.is_grad_enabled()
+    wanted = (needs.x, needs.h0, *needs.weights)
+    with torch.enable_grad():
+        inputs = [
+            tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_(need)
+            for tensor, need in zip((x, h0, *weights), wanted, strict=True)
+        ]
+        outputs = layer_forward(layer, rows, inputs[0], inputs[1], inputs[2:])
+    pairs = [
+        (output, grad)
+        for output, grad in zip(outputs, (grad_y, grad_h_n), strict=True)
+        if grad is not None
+    ]
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in pairs],
+            [tensor for tensor, need in zip(inputs, wanted, strict=True) if need],
+            [grad for _, grad in pairs],
+            create_graph=recorded,
+            allow_unused=True,
+        )
+    )
+    grads = [next(found) if need else None for need in wanted]
+    return LayerGrads(grads[0], grads[1], tuple(grads[2:]))
+
+
 def _direction_forward(
     layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor], *, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """One direction: the input's share of every pre-activation first, then step by step."""
-    w_ih, w_hh, b_ih, b_hh = (*weights, None, None)[:4] if not layer.bias else weights
+    w_ih, w_hh = weights[:2]
+    b_ih, b_hh = weights[2:] if layer.bias else (None, None)
     activation = CELLS[layer.cell].activation
     sizes = rows.sizes
-    projected = F.linear(x, w_ih, b_ih).split(sizes)
+    projected = torch.split(F.linear(x, w_ih, b_ih), sizes)
     order = range(rows.T - 1, -1, -1) if reverse else range(rows.T)
     steps: dict[int, Tensor] = {}
     h = h0[:0] if reverse else h0

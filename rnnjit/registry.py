@@ -12,6 +12,9 @@ from rnnjit.spec import RNNSpec
 
 GROUP = "rnnjit.backends"
 
+# Backends given as objects: a graph holds names only, and lives as long as the process may run it.
+_UNINSTALLED: dict[str, Backend] = {}
+
 
 class BrokenBackend(Backend):
     """Stands where an installed backend could not be loaded, and says why."""
@@ -35,18 +38,21 @@ class BrokenBackend(Backend):
 
 def load(entry_point: EntryPoint) -> Backend:
     """The backend behind an entry point, or a `BrokenBackend` that names what went wrong."""
+    name, value = entry_point.name, entry_point.value
     try:
         backend = entry_point.load()
     except Exception as error:  # noqa: BLE001 - a third party's package may fail in any way
-        return BrokenBackend(
-            entry_point.name, f"loading {entry_point.value} failed: {type(error).__name__}: {error}"
-        )
+        return BrokenBackend(name, f"loading {value} failed: {type(error).__name__}: {error}")
     if not isinstance(backend, Backend):
         found = type(backend).__name__
-        return BrokenBackend(
-            entry_point.name,
-            f"{entry_point.value} is a {found}, expected an instance of rnnjit.Backend",
-        )
+        return BrokenBackend(name, f"{value} is a {found}, expected an instance of rnnjit.Backend")
+    if name == "auto":
+        return BrokenBackend(name, f"{value}: 'auto' is no name for a backend")
+    if backend.name != name:
+        return BrokenBackend(name, f"{value} calls itself {backend.name!r}, expected {name!r}")
+    priority: object = backend.priority
+    if not isinstance(priority, (int, float)):
+        return BrokenBackend(name, f"{value}: its priority is {priority!r}, expected a number")
     return backend
 
 
@@ -91,3 +97,19 @@ def resolve(backend: str | Backend) -> Backend | None:
         known = ", ".join(repr(name) for name in ("auto", *backends()))
         raise ValueError(f"backend {backend!r} is not installed; expected one of {known}")
     return backends()[backend]
+
+
+def key_of(backend: str | Backend) -> str:
+    """The name under which a traced graph finds a backend again, by `by_key`."""
+    if isinstance(backend, str):
+        return backend
+    if backends().get(backend.name) is backend:
+        return backend.name
+    key = f"{backend.name}@{id(backend)}"
+    _UNINSTALLED[key] = backend
+    return key
+
+
+def by_key(key: str) -> Backend | None:
+    """What `resolve` gives for the backend of which `key_of` made `key`."""
+    return _UNINSTALLED.get(key) or resolve(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -27,6 +26,13 @@ class LayerSpec:
     hidden_size: int
     num_directions: int
     bias: bool
+
+    @property
+    def weight_shapes(self) -> tuple[torch.Size, ...]:
+        """The shape of each weight of a direction, in nn.RNN's order."""
+        H = self.hidden_size
+        matrices = (torch.Size((H, self.input_size)), torch.Size((H, H)))
+        return (*matrices, torch.Size((H,)), torch.Size((H,))) if self.bias else matrices
 
     @property
     def weights_per_direction(self) -> int:
@@ -67,22 +73,40 @@ class RNNSpec:
         """D: 2 when bidirectional, else 1."""
         return 2 if self.bidirectional else 1
 
-    def layer(self, index: int) -> LayerSpec:
-        """The spec of layer `index`; layers after the first read D*H features."""
-        return _layer(self, index > 0)
+    def __post_init__(self) -> None:
+        # Worked out once and not on each use: a call to the module asks for both.
+        directions, hidden = self.num_directions, self.hidden_size
+        layers = tuple(
+            LayerSpec(
+                self.nonlinearity,
+                directions * hidden if index else self.input_size,
+                hidden,
+                directions,
+                self.bias,
+            )
+            for index in range(self.num_layers)
+        )
+        shapes: list[torch.Size] = []
+        for layer in layers:
+            shapes += layer.weight_shapes * directions
+        object.__setattr__(self, "_layers", layers)
+        object.__setattr__(self, "_weight_shapes", tuple(shapes))
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
         """The specs of all layers, first to last."""
-        return tuple(self.layer(index) for index in range(self.num_layers))
+        layers: tuple[LayerSpec, ...] = self.__dict__["_layers"]
+        return layers
 
+    @property
+    def weight_shapes(self) -> tuple[torch.Size, ...]:
+        """The shape of every weight, in nn.RNN's flat order: per layer, per direction."""
+        shapes: tuple[torch.Size, ...] = self.__dict__["_weight_shapes"]
+        return shapes
 
-@lru_cache(maxsize=1024)
-def _layer(spec: RNNSpec, stacked: bool) -> LayerSpec:
-    features = spec.num_directions * spec.hidden_size if stacked else spec.input_size
-    return LayerSpec(
-        spec.nonlinearity, features, spec.hidden_size, spec.num_directions, spec.bias
-    )
+    def layer(self, index: int) -> LayerSpec:
+        """The spec of layer `index`; layers after the first read D*H features."""
+        return self.layers[index]
 
 
 class Problem(NamedTuple):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend
@@ -44,15 +43,12 @@ def run_stack(
     directions = spec.num_directions
     states = []
     start = 0
-    for index in range(spec.num_layers):
-        layer = spec.layer(index)
+    for index, layer in enumerate(spec.layers):
         stop = start + directions * layer.weights_per_direction
-        h0_layer = h0[index * directions : (index + 1) * directions].contiguous()
-        x, h_n = run_layer(
-            backend, layer, rows, x, h0_layer, weights[start:stop], needs_grad
-        )
+        h0_layer = h0.narrow(0, index * directions, directions).contiguous()
+        x, h_n = run_layer(backend, layer, rows, x, h0_layer, weights[start:stop], needs_grad)
         states.append(h_n)
         start = stop
         if spec.dropout and training and index < spec.num_layers - 1:
-            x = F.dropout(x, spec.dropout, training)
+            x = torch.dropout(x, spec.dropout, training)
     return x, states[0] if len(states) == 1 else torch.cat(states)

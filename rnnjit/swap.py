@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rnnjit.backend import Backend
 from rnnjit.errors import RNNJitWarning
-from rnnjit.module import CompiledRNN
+from rnnjit.module import CompiledRNN, compiled_class
 from rnnjit.registry import resolve
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -23,20 +23,24 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     """Put a compiled stand-in in the place of every nn.RNN in `module`.
 
     The result shares its Parameters and buffers with `module`: optimizers made before or after see
-    both, and training one trains the other. Everything else of the model is copied, so that the
-    original stays as it is and runs eager.
+    both, training one trains the other, and `.to()` on one converts the Parameters of both.
+    Everything else of the model is copied, so that the original stays as it is and runs eager.
 
     Args:
-        module: an nn.RNN, or any module that contains some. An RNN that stands in several places
-            is compiled once and stays shared. LSTM and GRU stay eager, and so do subclasses of
-            nn.RNN that have a `forward` of their own (with a warning).
+        module: an nn.RNN, or any module that contains some, in submodules or in plain lists, tuples
+            and dicts. An RNN that stands in several places is compiled once and stays shared. LSTM
+            and GRU stay eager, and so do subclasses of nn.RNN that have a `forward` of their own
+            (with a warning). A module that is compiled already is compiled anew, for `backend`.
         backend: "auto" (the fastest backend that accepts the call), the name of an installed
             backend (see `rnnjit.backends`), or a `Backend`. A backend that is named is never
             replaced by another: a call that it declines raises `UnsupportedError`.
         inplace: change `module` itself rather than a copy of its structure, and return it.
 
+    Returns:
+        `module` itself if `inplace`, else a copy of its structure over the same tensors.
+
     Raises:
-        TypeError: `module` is no module, or `backend` is of the wrong type.
+        TypeError: `module` is no module or cannot be copied, or `backend` is of the wrong type.
         ValueError: `module` contains no nn.RNN, or no installed backend has that name.
 
     Example:
@@ -49,17 +53,17 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     resolve(backend)
-    rnns = list(_compilable(module))
+    rnns = _compilable(module)
     if inplace:
         for rnn in rnns:
-            _become_compiled(rnn, rnn.__dict__, backend)
+            _become_compiled(rnn, vars(rnn), backend)
         return module
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in _tensors(module)}
-    for rnn in rnns:
-        compiled = CompiledRNN.__new__(CompiledRNN)
-        _become_compiled(compiled, _shallow_state(rnn, memo), backend, type(rnn))
-        memo[id(rnn)] = compiled
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in _shared_tensors(module)}
+    shells = {id(rnn): _shell(rnn) for rnn in rnns}
+    memo.update(shells)
     try:
+        for rnn in rnns:
+            _become_compiled(shells[id(rnn)], copy.deepcopy(vars(rnn), memo), backend)
         return copy.deepcopy(module, memo)
     except Exception as error:
         raise TypeError(
@@ -68,59 +72,87 @@ def compile(  # noqa: A001 - the name users know from torch.compile
         ) from error
 
 
-def _compilable(module: nn.Module) -> Iterator[nn.Module]:
-    """Every distinct module to replace, checked that there is one."""
-    found = False
-    for name, child in module.named_modules():
+def copy_sharing_parameters(module: ModuleT) -> ModuleT:
+    """A copy of `module` with buffers of its own, and whose Parameters are those of `module`."""
+    buffers = {id(buffer) for buffer in module.buffers()}
+    shared = {id(t): t for t in _shared_tensors(module) if id(t) not in buffers}
+    return copy.deepcopy(module, shared)
+
+
+def reachable_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every distinct module in `module` with its path, as `named_modules` but also in containers.
+
+    A list, tuple or dict that is a plain attribute keeps its modules from `named_modules`; they
+    run all the same.
+    """
+    seen: set[int] = set()
+    pending: list[tuple[str, Any]] = [("", module)]
+    while pending:
+        path, value = pending.pop()
+        if id(value) in seen:
+            continue
+        inside: list[tuple[str, Any]] = []
+        if isinstance(value, nn.Module):
+            seen.add(id(value))
+            yield path, value
+            prefix = f"{path}." if path else ""
+            inside = [(prefix + name, child) for name, child in value._modules.items()]
+            inside += [(prefix + name, v) for name, v in vars(value).items() if name != "_modules"]
+        elif isinstance(value, (list, tuple)):
+            seen.add(id(value))
+            inside = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        elif isinstance(value, dict):
+            seen.add(id(value))
+            inside = [(f"{path}[{key!r}]", item) for key, item in value.items()]
+        pending += reversed(inside)
+
+
+def overrides_forward(rnn: nn.RNN) -> bool:
+    """Whether an RNN has a `forward` of its own, which nothing but itself can compute."""
+    return type(rnn).forward is not nn.RNN.forward or "forward" in vars(rnn)
+
+
+def _compilable(module: nn.Module) -> list[nn.RNNBase]:
+    """Every distinct RNN to replace; warns of those that must be left alone."""
+    found: list[nn.RNNBase] = []
+    left: list[str] = []
+    for path, child in reachable_modules(module):
         if isinstance(child, CompiledRNN):
-            found = True
-            yield child
+            found.append(child)
         elif isinstance(child, nn.RNN):
-            found = True
-            if type(child).forward is nn.RNN.forward and "forward" not in vars(child):
-                yield child
+            if overrides_forward(child):
+                left.append(type(child).__name__ + (f" at {path!r}" if path else ""))
             else:
-                where = f" at {name!r}" if name else ""
-                warnings.warn(
-                    f"{type(child).__name__}{where} overrides forward and is left as it is",
-                    RNNJitWarning,
-                    stacklevel=3,
-                )
-    if not found:
+                found.append(child)
+    if left:
+        verb = "overrides forward and is" if len(left) == 1 else "override forward and are"
+        warnings.warn(f"{', '.join(left)} {verb} left as before", RNNJitWarning, stacklevel=3)
+    elif not found:
         raise ValueError(
             f"module contains no nn.RNN to compile: {type(module).__name__} has "
             f"{sum(1 for _ in module.modules())} modules, none of them one"
         )
+    return found
 
 
-def _become_compiled(
-    target: nn.Module,
-    state: dict[str, Any],
-    backend: str | Backend,
-    source: type[nn.Module] | None = None,
-) -> None:
-    source = source or type(target)
-    if not issubclass(source, CompiledRNN):
-        state["_source_class"] = source
-    state.update(backend=backend, _choices={})
-    state.pop("nonlinearity", None)
-    target.__class__ = CompiledRNN
-    target.__dict__ = state
+def _shell(rnn: nn.RNNBase) -> CompiledRNN:
+    cls = compiled_class(type(rnn))
+    return cls.__new__(cls)
 
 
-def _shallow_state(rnn: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
-    """The module's attributes, its containers copied one level deep and their contents shared."""
-    state = dict(vars(rnn))
-    for key, value in state.items():
-        if key == "_modules":
-            state[key] = {name: copy.deepcopy(child, memo) for name, child in value.items()}
-        elif isinstance(value, (dict, list, set)):
-            state[key] = copy.copy(value)
-    return state
+def _become_compiled(rnn: nn.RNNBase, state: dict[str, Any], backend: str | Backend) -> None:
+    rnn.__class__ = compiled_class(type(rnn))
+    rnn.__dict__ = state
+    state.pop("backend", None)
+    rnn.backend = backend
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Every tensor that a module holds as parameter, buffer or plain attribute."""
-    for child in module.modules():
-        for values in (child._parameters, child._buffers, vars(child)):
+def _shared_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Every tensor that a module holds as parameter, buffer, plain attribute or flat weight."""
+    for _, child in reachable_modules(module):
+        held: list[dict[str, Any]] = [vars(child)]
+        held += [child._parameters, child._buffers]
+        for values in held:
             yield from (value for value in values.values() if isinstance(value, Tensor))
+        if isinstance(child, nn.RNNBase):
+            yield from (weight for weight in child._flat_weights if isinstance(weight, Tensor))

@@ -1,0 +1,58 @@
+"""The command line: `rnnjit info`, `rnnjit compare` and `rnnjit check`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from rnnjit import __version__
+from rnnjit.cli import check, compare, info
+from rnnjit.cli.parser import Parser, UsageError
+
+_BROKEN_PIPE = 141
+_INTERRUPTED = 130
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="rnnjit",
+        description="Run torch.nn.RNN on compiled backends, and see what each of them does.",
+    )
+    parser.add_argument("--version", action="version", version=f"rnnjit {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    for module in (info, compare, check):
+        module.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments, or None for those of the process.
+
+    Returns:
+        The exit status: 0 if all is well, 1 if a backend failed, 130 after Ctrl-C, 141 if the
+        reader of the output went away.
+
+    Raises:
+        SystemExit: with status 2 for arguments that make no sense, after one line on stderr that
+            says so, and with status 0 after `--help` and `--version`.
+    """
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except UsageError as error:
+        parser.prog = f"{parser.prog} {arguments.command}"
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # What the interpreter still flushes at exit must not meet the broken pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return status

@@ -1,0 +1,63 @@
+"""`rnnjit check`: the conformance kit without pytest."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from rich.text import Text
+
+from rnnjit import testing
+from rnnjit.cli.output import console, progress
+from rnnjit.cli.parser import Commands, Parser, UsageError
+from rnnjit.registry import resolve
+
+
+def add(commands: Commands[Parser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "check",
+        help="run the conformance kit on one backend",
+        description="Hold one backend against eager PyTorch in every case of the conformance kit. "
+        "The exit status is 1 if a check fails.",
+    )
+    parser.add_argument("name", metavar="NAME", help="an installed backend, see rnnjit info")
+    parser.add_argument("--quick", action="store_true", help="only the quick subset")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Run the kit and print the summary and every failure."""
+    name: str = arguments.name
+    try:
+        backend = resolve(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if backend is None:
+        raise UsageError("'auto' is no backend but a choice among them: name one")
+    missing = backend.missing()
+    if missing:
+        raise UsageError(f"backend {name!r} cannot run here: {'; '.join(missing)}")
+    with progress() as bar:
+        task = bar.add_task(f"checking {name}", total=testing.count(quick=arguments.quick))
+        report = testing.run(
+            backend, quick=arguments.quick, on_result=lambda result: bar.advance(task)
+        )
+    _print(report)
+    return 0 if report.ok else 1
+
+
+def _print(report: testing.Report) -> None:
+    out = console()
+    for failure in report.failures:
+        out.print(Text(f"FAILED {failure.id}", "bold red"))
+        out.print(Text(f"  {failure.message}"))
+    declined = {
+        (result.case, result.message) for result in report.results if result.outcome == "declined"
+    }
+    for case, reasons in sorted(declined):
+        out.print(Text(f"declined {case}: {reasons}"))
+    summary = (
+        f"{report.backend}: {report.passed} passed, {report.failed} failed, "
+        f"{report.declined} declined"
+    )
+    out.print(Text(summary, "bold red" if report.failed else "bold green"))

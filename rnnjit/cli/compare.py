@@ -1,0 +1,176 @@
+"""`rnnjit compare`: every backend against eager PyTorch, on a configuration or a saved model."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+import torch
+from torch import nn
+
+from rnnjit.bench import Comparison, compare, random_call
+from rnnjit.bench.comparison import steps
+from rnnjit.capture import capture
+from rnnjit.cli import models
+from rnnjit.cli.output import console, progress, write_json
+from rnnjit.cli.parser import (
+    Commands,
+    Parser,
+    UsageError,
+    first_line,
+    output_file,
+    positive,
+    probability,
+    seed,
+)
+from rnnjit.cli.report import as_data, print_comparison
+from rnnjit.info import environment
+from rnnjit.spec import RNNSpec
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_CONFIGURATION = {
+    "input_size": 64,
+    "hidden_size": 128,
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0.0,
+    "bidirectional": False,
+}
+
+
+def add(commands: Commands[Parser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "compare",
+        help="how exact and how fast every backend is, against eager PyTorch",
+        description="Run one nn.RNN, or every nn.RNN of a saved model, through eager PyTorch and "
+        "every backend, on random input: largest errors against a float64 run, times, and who "
+        "auto picks.",
+    )
+    _add_module(parser)
+    call = parser.add_argument_group("the call")
+    call.add_argument("--steps", "--T", type=positive, default=100, metavar="T", help="time steps")
+    call.add_argument("--batch", "--B", type=positive, default=16, metavar="B", help="sequences")
+    call.add_argument("--packed", action="store_true", help="sequences of unequal length, packed")
+    call.add_argument("--dtype", choices=_DTYPES, help="default: float32, or the saved model's")
+    call.add_argument("--seed", type=seed, default=0, help="of the random input and weights")
+    measure = parser.add_argument_group("the measurement")
+    measure.add_argument("--threads", type=positive, metavar="N", help="default: PyTorch's own")
+    measure.add_argument(
+        "--rounds", type=positive, default=15, metavar="N", help="samples of each time"
+    )
+    measure.add_argument(
+        "--json", type=output_file, metavar="FILE", help="also write the results; - for stdout"
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_module(parser: Parser) -> None:
+    """Flags of the configuration: None where not given, since a saved model brings its own."""
+    group = parser.add_argument_group("a module drawn at random")
+    for flag, short in (("--input-size", "--I"), ("--hidden-size", "--H"), ("--num-layers", "--L")):
+        default = _CONFIGURATION[flag[2:].replace("-", "_")]
+        group.add_argument(
+            flag, short, type=positive, metavar=short[2:], help=f"default: {default}"
+        )
+    group.add_argument("--nonlinearity", choices=("tanh", "relu"), help="default: tanh")
+    group.add_argument("--dropout", type=probability, metavar="P", help="between layers")
+    for flag, help_ in (
+        ("--batch-first", "input and output are [B, T, ...]"),
+        ("--bidirectional", "every layer also runs backwards in time"),
+    ):
+        group.add_argument(flag, action="store_true", default=None, help=help_)
+    group.add_argument(
+        "--no-bias", dest="bias", action="store_false", default=None, help="weights only"
+    )
+    group = parser.add_argument_group("or a saved one")
+    group.add_argument(
+        "--model", metavar="FILE", help="what torch.save wrote: a module or a state_dict"
+    )
+    group.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the classes that the file names, even if they are not PyTorch's",
+    )
+
+
+def run(arguments: Namespace) -> int:
+    """Compare, print a table for each RNN, and write the JSON file."""
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    try:
+        compared = _compare_all(_modules(arguments), arguments)
+    except (RuntimeError, MemoryError) as error:
+        # A backend's own failure is a result; what is left is a size that does not fit.
+        raise UsageError(f"this call cannot be made: {first_line(error)}") from None
+    if arguments.json != "-":
+        out = console()
+        for name, comparison in compared.items():
+            print_comparison(out, name, comparison)
+    if arguments.json is not None:
+        modules = [as_data(name, comparison) for name, comparison in compared.items()]
+        data = {"environment": environment().as_dict(), "modules": modules}
+        write_json(data, arguments.json)
+    return int(any(result.failure for c in compared.values() for result in c.results))
+
+
+def _modules(arguments: Namespace) -> dict[str, nn.RNN]:
+    """What to compare, by name: from the file, or one drawn from the configuration's flags."""
+    given = {key: getattr(arguments, key) for key in _CONFIGURATION}
+    given = {key: value for key, value in given.items() if value is not None}
+    if arguments.model is not None:
+        if given:
+            flags = ", ".join(_flag(key) for key in given)
+            raise UsageError(f"{flags} cannot be given with --model, which brings its own")
+        content = models.load(arguments.model, trust=arguments.trust, say=_say)
+        return models.find_rnns(
+            arguments.model, content, nonlinearity=arguments.nonlinearity, say=_say
+        )
+    if arguments.trust:
+        raise UsageError("--trust is of use only with --model")
+    spec = RNNSpec(**_CONFIGURATION | given, nonlinearity=arguments.nonlinearity or "tanh")
+    if spec.dropout and spec.num_layers == 1:
+        raise UsageError("--dropout acts between layers: it takes --num-layers 2 or more")
+    torch.manual_seed(arguments.seed)
+    try:
+        return {"": models.build_rnn(spec, torch.float32)}
+    except (RuntimeError, MemoryError) as error:
+        raise UsageError(f"this module cannot be made: {first_line(error)}") from None
+
+
+def _compare_all(rnns: dict[str, nn.RNN], arguments: Namespace) -> dict[str, Comparison]:
+    compared = {}
+    with progress() as bar:
+        task = bar.add_task("comparing", total=len(rnns) * steps(arguments.rounds))
+        for name, rnn in rnns.items():
+            bar.update(task, description=f"comparing {name}".rstrip())
+            dtype = _DTYPES.get(arguments.dtype, next(rnn.parameters()).dtype)
+            call = random_call(
+                capture(rnn),
+                arguments.steps,
+                arguments.batch,
+                packed=arguments.packed,
+                dtype=dtype,
+                seed=arguments.seed,
+            )
+            compared[name] = compare(
+                rnn.to(dtype),
+                call,
+                rounds=arguments.rounds,
+                on_step=lambda: bar.advance(task),
+            )
+    return compared
+
+
+def _flag(key: str) -> str:
+    return "--no-bias" if key == "bias" else f"--{key.replace('_', '-')}"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"rnnjit compare: {line}\n")

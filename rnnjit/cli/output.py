@@ -1,0 +1,71 @@
+"""What the commands print with: consoles, the progress bar, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rnnjit.cli.parser import UsageError
+
+_WIDTH_OF_FILES = 120
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `main`, which gives it a status of its own."""
+        raise BrokenPipeError
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal."""
+    found = _Console(highlight=False)
+    if not found.is_terminal and found.width < _WIDTH_OF_FILES:
+        found.width = _WIDTH_OF_FILES
+    return found
+
+
+def progress() -> Progress:
+    """A progress bar on standard error, where that is a terminal; gone when it is done."""
+    errors = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+
+
+def write_json(data: Any, file: str) -> None:
+    """Write `data` as JSON to a file, or to standard output for "-".
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    text = json.dumps(_strict(data), indent=2, allow_nan=False) + "\n"
+    if file == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file!r} cannot be written: {error.strerror}") from None
+
+
+def _strict(data: Any) -> Any:
+    """The same data with NaN and infinities, which JSON does not have, as strings."""
+    if isinstance(data, dict):
+        return {key: _strict(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_strict(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return str(data)
+    return data

@@ -1,0 +1,212 @@
+"""From a `Case` to tensors, and from a module and those tensors to values and gradients."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from rnnjit.testing.cases import Case
+
+Values = dict[str, Tensor | None]
+_DROPOUT_SEED = 1
+
+
+@dataclass
+class Call:
+    """The tensors of a case: an eager module and the arguments to call it with.
+
+    Attributes:
+        case: what they were made from.
+        module: a `torch.nn.RNN`.
+        x: the dense or padded input, a leaf.
+        h0: the initial state, a leaf, or None.
+        grad_y: the gradient that reaches y (`Case.y_shape`).
+        grad_h_n: the gradient that reaches h_n (`Case.h_n_shape`).
+    """
+
+    case: Case
+    module: nn.RNN
+    x: Tensor
+    h0: Tensor | None
+    grad_y: Tensor
+    grad_h_n: Tensor
+
+    def arguments(self) -> tuple[Tensor | PackedSequence, Tensor | None]:
+        """What the module is called with."""
+        case = self.case
+        if case.lengths is None:
+            return self.x, self.h0
+        packed = pack_padded_sequence(
+            self.x, list(case.lengths), case.batch_first, case.enforce_sorted
+        )
+        return packed, self.h0
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The input, the initial state and every weight by name."""
+        named = {"x": self.x} | ({} if self.h0 is None else {"h0": self.h0})
+        return named | dict(self.module.named_parameters())
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Those of `inputs` that need a gradient."""
+        return {name: tensor for name, tensor in self.inputs().items() if tensor.requires_grad}
+
+    def to(self, dtype: torch.dtype) -> Call:
+        """The same values in another dtype."""
+        return self._map(lambda tensor: tensor.to(dtype))
+
+    def nearby(self, seed: int) -> Call:
+        """The same call with every number changed at random, by less than a hundredth of itself."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def change(tensor: Tensor) -> Tensor:
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            return (tensor.double() * (1 + (noise - 0.5) / 64)).to(tensor.dtype)
+
+        return self._map(change)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Call:
+        module = copy.deepcopy(self.module)
+        for parameter in module.parameters():
+            parameter.data = change(parameter.data)
+        return Call(
+            self.case,
+            module,
+            _leaf(self.x, change(self.x.detach())),
+            None if self.h0 is None else _leaf(self.h0, change(self.h0.detach())),
+            change(self.grad_y),
+            change(self.grad_h_n),
+        )
+
+
+def _leaf(like: Tensor, values: Tensor) -> Tensor:
+    return values.requires_grad_(like.requires_grad)
+
+
+def build(case: Case) -> Call:
+    """The tensors of a case; the same at every call."""
+    generator = torch.Generator().manual_seed(zlib.crc32(case.id.encode()))
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    with torch.random.fork_rng(devices=[]):
+        module = _module(case, draw)
+    steps_first = (case.steps, case.batch)
+    leading = steps_first[::-1] if case.batch_first else steps_first
+    shape = (*((case.T,) if case.unbatched else leading), case.input_size)
+    x = _lay(case.layout, _special(case, draw(shape)).to(case.dtype))
+    h0 = _lay(case.layout, draw(case.h_n_shape).to(case.dtype)) if case.h0 else None
+    return Call(
+        case,
+        module,
+        x.requires_grad_("x" not in case.frozen),
+        h0 if h0 is None else h0.requires_grad_("h0" not in case.frozen),
+        draw(case.y_shape).to(case.dtype),
+        draw(case.h_n_shape).to(case.dtype),
+    )
+
+
+def _module(case: Case, draw: Callable[[Sequence[int]], Tensor]) -> nn.RNN:
+    module = nn.RNN(
+        case.input_size,
+        case.hidden_size,
+        case.num_layers,
+        nonlinearity=case.nonlinearity,
+        bias=case.bias,
+        batch_first=case.batch_first,
+        dropout=case.dropout,
+        bidirectional=case.bidirectional,
+        dtype=case.dtype,
+    )
+    module.train(case.training)
+    # Expanded weights share elements, which training them would not survive.
+    layout = "contiguous" if case.layout == "expanded" else case.layout
+    for name, parameter in module.named_parameters():
+        values = draw(parameter.shape) * (0.6 / case.hidden_size**0.5)
+        parameter.data = _lay(layout, values.to(case.dtype))
+        parameter.requires_grad_(not {name, "weights"} & case.frozen)
+    return module
+
+
+def _special(case: Case, x: Tensor) -> Tensor:
+    if case.values == "tiny":
+        return x * 1e-4
+    if case.values == "saturated":
+        return x * 8
+    if case.values in ("nan", "inf"):
+        # One element in the first sequence and one in the second: the others stay finite.
+        steps_first = x.unsqueeze(1) if case.unbatched else x
+        if case.batch_first and not case.unbatched:
+            steps_first = x.transpose(0, 1)
+        T, B, I = steps_first.shape
+        bad = float(case.values)
+        steps_first[1 % T, 0, 0] = bad
+        steps_first[T // 2, 1 % B, 1 % I] = -bad
+    return x
+
+
+def _lay(layout: str, tensor: Tensor) -> Tensor:
+    """The same values (the first slice's, if expanded) laid out otherwise in memory."""
+    if layout == "transposed":
+        dims = list(range(tensor.dim()))[::-1]
+        return tensor.permute(dims).contiguous().permute(dims)
+    if layout == "offset":
+        # Three elements: off every vector's alignment.
+        return torch.cat([tensor.new_zeros(3), tensor.flatten()])[3:].view(tensor.shape)
+    if layout == "strided":
+        return torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
+    if layout == "expanded":
+        return tensor[:1].clone().expand(tensor.shape)
+    return tensor.clone()
+
+
+def forward(module: nn.Module, call: Call) -> tuple[Tensor, Tensor, Values]:
+    """Call `module` on the case's arguments, always with the same dropout masks.
+
+    Returns:
+        y (its `data` if packed), h_n, and all parts of the result by name.
+
+    Raises:
+        AssertionError: the result is not of the form that nn.RNN gives.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_DROPOUT_SEED)
+        output, h_n = module(*call.arguments())
+    if call.case.lengths is None:
+        if not isinstance(output, Tensor):
+            raise AssertionError(f"the output is a {type(output).__name__}, eager's is a Tensor")
+        return output, h_n, {"y": output, "h_n": h_n}
+    if not isinstance(output, PackedSequence):
+        raise AssertionError(
+            f"the output is a {type(output).__name__}, eager's is a PackedSequence"
+        )
+    parts: Values = {"y": output.data, "h_n": h_n}
+    for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        parts[f"y.{name}"] = getattr(output, name)
+    return output.data, h_n, parts
+
+
+def gradients(call: Call, y: Tensor, h_n: Tensor, *, create_graph: bool = False) -> Values:
+    """The gradients of the case's loss for every leaf, by name."""
+    leaves = call.leaves()
+    outputs, grads = {
+        "both": ([y, h_n], [call.grad_y, call.grad_h_n]),
+        "y": ([y], [call.grad_y]),
+        "h_n": ([h_n], [call.grad_h_n]),
+        "sum": ([y.sum() + h_n.sum()], None),
+    }[call.case.loss]
+    found = torch.autograd.grad(
+        outputs,
+        list(leaves.values()),
+        grads,
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+    )
+    return {f"the gradient of {name}": grad for name, grad in zip(leaves, found, strict=True)}

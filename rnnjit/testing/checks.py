@@ -1,0 +1,207 @@
+"""What the kit demands: plain functions `check_x(backend, case)` that raise AssertionError.
+
+Each compiles the case's module for `backend` and holds it against an eager `torch.nn.RNN` with the
+same parameters. `backend` is a `Backend`, or a name as `rnnjit.compile` takes it. While the backend
+runs, fresh memory is filled with NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+import rnnjit
+from rnnjit.backend import Backend
+from rnnjit.errors import UnsupportedError
+from rnnjit.testing.calls import Call, build, forward, gradients
+from rnnjit.testing.cases import Case
+from rnnjit.testing.compare import Standard, compare, expect_same, same_bits, standard
+from rnnjit.testing.poison import poisoned
+from rnnjit.testing.procedures import (
+    CHANGES,
+    Procedure,
+    double_backward,
+    interleaved,
+    overwritten,
+    with_gradients,
+    without_gradients,
+)
+
+
+def check_forward(backend: Backend | str, case: Case) -> None:
+    """Without gradients, the output and the last state are eager's."""
+    _compare(without_gradients, backend, case)
+
+
+def check_gradients(backend: Backend | str, case: Case) -> None:
+    """With gradients, the output, the last state and all gradients are eager's."""
+    _compare(with_gradients, backend, case)
+
+
+def check_refusal(backend: Backend, case: Case) -> None:
+    """`why_not` gives reasons exactly when the call raises `UnsupportedError` with them.
+
+    A required case may not be declined. A case that is accepted must run.
+    """
+    for needs_grad in (False, True):
+        reasons = _reasons(backend, case, needs_grad=needs_grad)
+        if reasons != _reasons(backend, case, needs_grad=needs_grad):
+            raise AssertionError("why_not gave two answers to one question")
+        if reasons and case.required:
+            raise AssertionError(f"declined, but every backend must take it: {'; '.join(reasons)}")
+        call = build(case)
+        fast = _compiled(backend, call)
+        try:
+            with torch.set_grad_enabled(needs_grad), poisoned():
+                y, h_n, _ = forward(fast, call)
+                if needs_grad:
+                    gradients(call, y, h_n)
+        except UnsupportedError as error:
+            if error.backend != backend.name or error.reasons != reasons:
+                raise AssertionError(
+                    f"raised {error!r}, but why_not gave the reasons {reasons}"
+                ) from error
+        except Exception as error:
+            said = "accepted the call" if not reasons else f"declined ({'; '.join(reasons)})"
+            raise AssertionError(
+                f"why_not {said}, and then it raised {type(error).__name__}: {error}"
+            ) from error
+        else:
+            if reasons:
+                raise AssertionError(f"ran, although why_not declined: {'; '.join(reasons)}")
+
+
+def check_inputs_untouched(backend: Backend | str, case: Case) -> None:
+    """Neither pass writes to the input, the initial state, a weight or an incoming gradient."""
+    call = build(case)
+    watched = call.inputs() | {"grad_y": call.grad_y, "grad_h_n": call.grad_h_n}
+    before = {name: tensor.detach().clone() for name, tensor in watched.items()}
+    fast = _compiled(backend, call)
+    without_gradients(fast, call)
+    with_gradients(fast, call)
+    for name, tensor in watched.items():
+        if not same_bits(before[name], tensor):
+            raise AssertionError(f"{name} was written to")
+
+
+def check_fresh_outputs(backend: Backend | str, case: Case) -> None:
+    """Outputs share memory with nothing: not with an input, not with each other."""
+    call = build(case)
+    fast = _compiled(backend, call)
+    with torch.no_grad():
+        y, h_n, _ = forward(fast, call)
+        before = {name: tensor.clone() for name, tensor in call.inputs().items()}
+        first = h_n.clone()
+        y.fill_(7)
+        if not same_bits(h_n, first):
+            raise AssertionError("h_n shares memory with y")
+        h_n.fill_(7)
+    for name, tensor in call.inputs().items():
+        if not same_bits(before[name], tensor):
+            raise AssertionError(f"an output shares memory with {name}")
+
+
+def check_interleaved_calls(backend: Backend | str, case: Case) -> None:
+    """A second call changes neither the outputs of the first nor its backward pass."""
+    _compare(interleaved, backend, case)
+
+
+def check_stale_weights(backend: Backend | str, case: Case) -> None:
+    """A weight changed in any way between two calls counts from the next call on."""
+    call = build(case)
+    fast = _compiled(backend, call)
+    with_gradients(fast, call)
+    for how, change in CHANGES.items():
+        change(call.module)
+        got = with_gradients(fast, call)
+        try:
+            compare(got, Standard(with_gradients, call))
+        except AssertionError as error:
+            raise AssertionError(f"after the weights changed through {how}: {error}") from error
+
+
+def check_overwritten_output(backend: Backend | str, case: Case) -> None:
+    """The gradients are right even if the caller overwrites y and h_n before the backward pass."""
+    _compare(overwritten, backend, case)
+
+
+def check_repeated(backend: Backend | str, case: Case) -> None:
+    """One call made again gives the same bits, and so does going back through one call again."""
+    call = build(case)
+    fast = _compiled(backend, call)
+    with poisoned():
+        y, h_n, _ = forward(fast, call)
+        grads = gradients(call, y, h_n)
+        expect_same("the second pass back through the same call", gradients(call, y, h_n), grads)
+    for _ in range(2):
+        again = with_gradients(fast, call)
+        expect_same("a second call", again, {"y": y, "h_n": h_n, **grads})
+
+
+def check_double_backward(backend: Backend | str, case: Case) -> None:
+    """Gradients of gradients are eager's."""
+    _compare(double_backward, backend, case)
+
+
+class Check(NamedTuple):
+    """One demand of the kit.
+
+    Attributes:
+        run: `run(backend, case)`; raises AssertionError if the backend does not meet the demand.
+        needs_grad: whether the calls it makes are recorded for autograd.
+        applies: whether it is made of a case.
+    """
+
+    run: Callable[[Backend, Case], None]
+    needs_grad: bool
+    applies: Callable[[Case], bool]
+
+
+def _always(case: Case) -> bool:
+    return True
+
+
+def _thorough(case: Case) -> bool:
+    return case.thorough
+
+
+CHECKS: dict[str, Check] = {
+    "refusal": Check(check_refusal, False, _always),
+    "forward": Check(check_forward, False, _always),
+    "gradients": Check(check_gradients, True, _always),
+    "inputs_untouched": Check(check_inputs_untouched, True, _thorough),
+    "fresh_outputs": Check(check_fresh_outputs, False, _thorough),
+    "interleaved_calls": Check(check_interleaved_calls, True, _thorough),
+    "stale_weights": Check(check_stale_weights, True, _thorough),
+    "overwritten_output": Check(check_overwritten_output, True, _thorough),
+    "repeated": Check(check_repeated, True, _always),
+    "double_backward": Check(
+        check_double_backward, True, lambda case: case.thorough and case.dtype == torch.float64
+    ),
+}
+
+
+def _compare(procedure: Procedure, backend: Backend | str, case: Case) -> None:
+    call = build(case)
+    compare(procedure(_compiled(backend, call), call), standard(procedure, case))
+
+
+def _compiled(backend: Backend | str, call: Call) -> nn.Module:
+    return rnnjit.compile(call.module, backend=backend)
+
+
+def _reasons(backend: Backend, case: Case, *, needs_grad: bool) -> tuple[str, ...]:
+    try:
+        reasons = backend.missing() or backend.why_not(
+            case.spec, case.problem(needs_grad=needs_grad)
+        )
+    except Exception as error:
+        raise AssertionError(
+            f"why_not raised {type(error).__name__}: {error}; it must return reasons"
+        ) from error
+    if not isinstance(reasons, list) or not all(isinstance(r, str) and r for r in reasons):
+        raise AssertionError(f"why_not must return a list of reasons, it returned {reasons!r}")
+    return tuple(reasons)

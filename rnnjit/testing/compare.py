@@ -1,0 +1,143 @@
+"""Holds a backend's tensors against eager's: by the table of tolerances, or bit by bit."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from rnnjit.testing.calls import Call, Values, build
+from rnnjit.testing.cases import Case
+from rnnjit.testing.procedures import Procedure
+from rnnjit.testing.tolerances import Expected, InexactError, Pass, errors_of, judge, largest
+
+_DRAWS = 2
+_DRAWS_IN_DOUBT = 40
+_DOUBT = 20  # times what is allowed; beyond it no measure of eager's error would save a backend
+
+
+class Standard:
+    """What eager gives for a call, and how exactly.
+
+    One call may come out nearly exact by luck, the more so the fewer numbers there are. Eager's own
+    error is therefore the largest over several calls whose numbers are a hair apart: over a few at
+    first, over many before a backend is failed. Tensors of one kind share one error and one scale.
+
+    Float64 has no wider run to show its error: it is the error that float32 makes, scaled by the
+    ratio of their units in the last place.
+    """
+
+    def __init__(self, procedure: Procedure, call: Call) -> None:
+        self._procedure, self._call = procedure, call
+        self._eager, self._truth = procedure(call.module, call), self._wide(call)
+        # Detached, lest a cached result keep the graphs of its calls alive.
+        for values in (self._eager, self._truth):
+            values.update((k, v.detach()) for k, v in values.items() if v is not None)
+        self._scales: dict[str, float] = {}
+        for name, tensor in self._truth.items():
+            scale = 0.0 if tensor is None or not tensor.is_floating_point() else largest(tensor)
+            self._scales[_kind(name)] = max(self._scales.get(_kind(name), 0.0), scale)
+        self._errors = dict.fromkeys(self._scales, 0.0)
+        self._draws = 0
+        self.measure(_DRAWS)
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors that eager gives."""
+        return list(self._eager)
+
+    def expected(self, name: str) -> Expected | None:
+        """What one tensor is held against; None where eager has none."""
+        eager, truth, kind = self._eager[name], self._truth[name], _kind(name)
+        if eager is None or truth is None:
+            return None
+        return Expected(eager, truth, self._errors[kind], self._scales[kind])
+
+    def measure(self, draws: int) -> None:
+        """Base eager's own error on this many calls at least."""
+        exact = self._call.case.dtype == torch.float64
+        narrow = self._call.to(torch.float32) if exact else self._call
+        unit = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if exact else 1.0
+        for draw in range(self._draws, draws):
+            nearby = narrow.nearby(draw)
+            got, truth = self._procedure(nearby.module, nearby), self._wide(nearby)
+            for name, value in got.items():
+                exact_value = truth[name]
+                if value is None or exact_value is None or not value.is_floating_point():
+                    continue
+                error = unit * largest(errors_of(value.detach(), exact_value.detach()))
+                self._errors[_kind(name)] = max(self._errors[_kind(name)], error)
+        self._draws = max(self._draws, draws)
+
+    def _wide(self, call: Call) -> Values:
+        wide = call.to(torch.float64)
+        return self._procedure(wide.module, wide)
+
+
+@lru_cache(maxsize=400)  # every backend is held against the same
+def standard(procedure: Procedure, case: Case) -> Standard:
+    """What eager gives for a case."""
+    return Standard(procedure, build(case))
+
+
+def _kind(name: str) -> str:
+    """States are y and h_n, the latter often part of the former; both biases' gradients are one."""
+    return "states" if name in ("y", "h_n") else name.replace("bias_hh", "bias_ih")
+
+
+def compare(got: Values, standard: Standard) -> None:
+    """Judge every tensor of a backend by `rnnjit.testing.tolerances`.
+
+    Raises:
+        AssertionError: a tensor is wrong, or is there where eager has none, or the reverse.
+    """
+    for name in standard.names:
+        found, expected = got[name], standard.expected(name)
+        if (found is None) != (expected is None):
+            raise AssertionError(
+                f"{name} is {'missing' if found is None else 'there'}, "
+                f"eager's is {'missing' if expected is None else 'there'}"
+            )
+        if found is None or expected is None:
+            continue
+        try:
+            judge(name, _pass_of(name), found.detach(), expected)
+        except InexactError as error:
+            if error.excess > _DOUBT:
+                raise
+            standard.measure(_DRAWS_IN_DOUBT)
+            again = standard.expected(name)
+            assert again is not None
+            judge(name, _pass_of(name), found.detach(), again)
+
+
+def _pass_of(name: str) -> Pass:
+    if name.startswith("the second gradient"):
+        return "double backward"
+    return "backward" if name.startswith("the gradient") else "forward"
+
+
+def expect_same(what: str, got: Values, first: Values) -> None:
+    """Expect the tensors of `first` to have come out the same, bit by bit.
+
+    Raises:
+        AssertionError: one did not.
+    """
+    for name, expected in first.items():
+        found = got[name]
+        if found is None or expected is None:
+            same = found is expected
+        else:
+            same = same_bits(found, expected)
+        if not same:
+            raise AssertionError(f"{what} gave other bits for {name} than the first")
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal bit by bit, NaN included."""
+    return a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)

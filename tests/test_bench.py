@@ -1,0 +1,171 @@
+"""Timing, the calls that are timed, and the scripts in benchmarks/."""
+
+import gc
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import rnnjit
+from rnnjit.bench import compare, interleave, pass_times, random_call
+from rnnjit.bench.comparison import EAGER, largest_error, steps
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_script(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_interleave_takes_turns_and_reports_every_round():
+    order = []
+    rounds = []
+    candidates = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    times = interleave(candidates, rounds=3, min_sample=0.0, on_round=lambda: rounds.append(1))
+    # Each candidate calibrates with two calls; then each round has a settling and a timed call.
+    assert order == ["a"] * 2 + ["b"] * 2 + ["a", "a", "b", "b"] * 3
+    assert len(rounds) == 3
+    assert [times[name].rounds for name in "ab"] == [3, 3]
+    assert all(0 < t.p20 <= t.median <= t.p80 for t in times.values())
+
+
+def test_a_short_call_is_repeated_until_it_fills_a_sample():
+    timing = interleave({"short": lambda: None}, rounds=1, min_sample=1e-3)["short"]
+    assert timing.calls > 1
+
+
+def test_the_collector_is_off_in_samples_and_back_on_after_them():
+    seen = []
+    interleave({"a": lambda: seen.append(gc.isenabled())}, rounds=2, min_sample=0.0)
+    assert False in seen
+    assert gc.isenabled()
+
+
+def test_the_collector_stays_off_for_those_who_turned_it_off():
+    gc.disable()
+    try:
+        interleave({"a": lambda: None}, rounds=1, min_sample=0.0)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_interleave_needs_a_round():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        interleave({}, rounds=0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_gradients_of_a_call_are_those_of_backward(packed, batch_first):
+    rnn = nn.RNN(3, 4, num_layers=2, bidirectional=True, batch_first=batch_first)
+    spec = rnnjit.RNNSpec(3, 4, num_layers=2, bidirectional=True, batch_first=batch_first)
+    call = random_call(spec, 5, 6, packed=packed)
+    gradients = call.gradients(rnn)
+    y, h_n = call.outputs(rnn)
+    ((y * call.grad_y).sum() + (h_n * call.grad_h_n).sum()).backward()
+    for found, leaf in zip(gradients, (call.x, call.h0, *rnn.parameters()), strict=True):
+        torch.testing.assert_close(found, leaf.grad)
+
+
+def test_a_packed_call_has_sequences_of_unequal_length_and_the_longest_is_t():
+    call = random_call(rnnjit.RNNSpec(3, 4), 20, 8, packed=True)
+    assert len(call.packed.batch_sizes) == 20
+    assert call.x.shape[0] == call.problem(needs_grad=True).N < 20 * 8
+
+
+def test_random_calls_repeat_and_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    first, second = (random_call(rnnjit.RNNSpec(3, 4), 5, 2, seed=7) for _ in range(2))
+    assert torch.equal(first.x, second.x)
+    assert torch.equal(before, torch.get_rng_state())
+    assert first.to(torch.float64).x.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("found", "exact", "error"),
+    [
+        ([1.0, math.nan], [1.5, math.nan], 0.5),
+        ([math.inf], [math.inf], 0.0),
+        ([math.inf], [1.0], math.inf),
+        ([2.0, math.nan], [0.0, 0.0], math.nan),
+    ],
+)
+def test_largest_error(found, exact, error):
+    tensors = [torch.zeros(2)], [torch.zeros(2, dtype=torch.float64)]
+    tensors[0].append(torch.tensor(found))
+    tensors[1].append(torch.tensor(exact, dtype=torch.float64))
+    assert largest_error(*tensors) == pytest.approx(error, nan_ok=True)
+
+
+def test_pass_times_leave_modules_in_training_mode():
+    rnn = nn.RNN(2, 3)
+    times = pass_times({"rnn": rnn}, random_call(rnnjit.RNNSpec(2, 3), 2, 2), rounds=1)
+    assert times["rnn"].forward.median > 0
+    assert times["rnn"].both.median > 0
+    assert rnn.training
+
+
+class Declining(type(rnnjit.backends()["eager"])):
+    """Takes no call that needs gradients, and says so."""
+
+    name = "declining"
+
+    def why_not(self, spec, problem):
+        return ["it has no backward pass"] if problem.needs_grad else []
+
+
+class Crashing(type(rnnjit.backends()["eager"])):
+    """Fails at every call."""
+
+    name = "crashing"
+
+    def forward(self, *args):
+        raise ZeroDivisionError("in the kernel")
+
+
+def test_compare_tells_declining_from_crashing_and_counts_its_steps(monkeypatch):
+    eager = rnnjit.backends()["eager"]
+    installed = {"declining": Declining(), "crashing": Crashing(), "eager": eager}
+    monkeypatch.setattr("rnnjit.registry._installed", lambda: installed)
+    counted = []
+    call = random_call(rnnjit.RNNSpec(2, 3), 4, 2)
+    found = compare(nn.RNN(2, 3), call, rounds=2, on_step=lambda: counted.append(1))
+    assert len(counted) == steps(2)
+    declining, crashing, plain = found.results
+    assert declining.reasons == ("it has no backward pass",)
+    assert crashing.failure == "ZeroDivisionError: in the kernel"
+    assert [found.speedup(result) for result in (declining, crashing)] == [None, None]
+    assert plain.values_error == found.eager.values_error < 1e-6
+    assert found.eager.name == EAGER
+    assert found.speedup(found.eager) == (1.0, 1.0)
+    assert (found.auto_forward, found.auto_both) == ("declining", "crashing")
+
+
+def test_the_ratio_script_writes_its_figures(tmp_path):
+    file = tmp_path / "ratio.json"
+    script = ROOT / "benchmarks" / "eager_ratio.py"
+    done = run_script(script, "--shapes", "0", "--rounds", "1", "--json", file)
+    assert done.returncode == 0, done.stderr
+    assert "geometric mean" in done.stdout
+    data = json.loads(file.read_text())
+    (result,) = data["results"]
+    assert result["shape"] == {"T": 5, "B": 32, "I": 10, "H": 20}
+    for name in ("forward", "forward_backward"):
+        ratio = result["eager"][name]["median"] / result["compiled"][name]["median"]
+        assert data["geometric_mean"][name] == pytest.approx(ratio)
+
+
+def test_the_benchmark_suite_runs():
+    done = run_script(
+        "-m", "pytest", "benchmarks/test_layers.py", "-k", "T5", "-q", "-p", "no:cacheprovider"
+    )
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout

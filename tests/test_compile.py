@@ -1,0 +1,350 @@
+"""`rnnjit.compile`: what it finds, what it shares and what it leaves alone."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import rnnjit
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.front = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+        self.inner = nn.ModuleDict({"rnn": nn.RNN(4, 5)})
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.inner["rnn"](self.front(x))[0])
+
+
+class PlainList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self._rnns = [nn.RNN(3, 3), {"deep": (nn.RNN(3, 3),)}]
+
+    def forward(self, x):
+        return self._rnns[1]["deep"][0](self._rnns[0](x)[0])[0]
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.RNN(3, 3)
+        self.second = self.first
+        self.both = nn.ModuleList([self.first, nn.RNN(3, 3)])
+
+    def forward(self, x):
+        return self.both[1](self.second(self.first(x)[0])[0])[0]
+
+
+class OwnForward(nn.RNN):
+    def forward(self, input, hx=None):
+        y, h = super().forward(input, hx)
+        return y + 1, h
+
+
+class OwnMethods(nn.RNN):
+    """Overrides, `super()`, class and instance attributes, a property: all but `forward`."""
+
+    scale = 3
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.note = ["kept"]
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight_hh_l0.fill_(0.25)
+
+    def extra_repr(self):
+        return super().extra_repr() + ", mine"
+
+    @property
+    def scaled_size(self):
+        return self.scale * self.hidden_size
+
+    @classmethod
+    def family(cls):
+        return cls.scale
+
+    def last(self, x):
+        return self(x)[1]
+
+
+def compiled_rnns(module):
+    return [m for m in module.modules() if isinstance(m, rnnjit.CompiledRNN)]
+
+
+def test_a_bare_rnn():
+    rnn = nn.RNN(3, 4)
+    fast = rnnjit.compile(rnn)
+    assert isinstance(fast, nn.RNNBase)
+    assert not isinstance(fast, nn.RNN)
+    assert type(rnn) is nn.RNN
+    assert fast is not rnn
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        (Nested(), 1),
+        (nn.Sequential(nn.RNN(3, 3)), 1),
+        (nn.ModuleList([nn.RNN(3, 3), nn.Sequential(nn.RNN(3, 3))]), 2),
+        (Tied(), 2),
+    ],
+)
+def test_every_rnn_of_a_model_is_replaced(model, count):
+    fast = rnnjit.compile(model)
+    assert type(fast) is type(model)
+    assert len(compiled_rnns(fast)) == count
+    assert not any(isinstance(m, nn.RNN) for m in fast.modules())
+    assert not compiled_rnns(model)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("make", [Nested, Tied, PlainList])
+def test_a_model_gives_the_values_it_gave(make, inplace):
+    torch.manual_seed(0)
+    model = make()
+    x = torch.randn(6, 2, 3)
+    expected = model(x)
+    fast = rnnjit.compile(model, backend="eager", inplace=inplace)
+    assert torch.equal(fast(x), expected)
+
+
+def test_rnns_in_plain_containers_are_replaced_and_share_their_parameters():
+    model = PlainList()
+    fast = rnnjit.compile(model)
+    for old, new in (
+        (model._rnns[0], fast._rnns[0]),
+        (model._rnns[1]["deep"][0], fast._rnns[1]["deep"][0]),
+    ):
+        assert type(old) is nn.RNN
+        assert isinstance(new, rnnjit.CompiledRNN)
+        assert new.weight_hh_l0 is old.weight_hh_l0
+
+
+def test_an_rnn_used_twice_stays_one_module():
+    fast = rnnjit.compile(Tied())
+    assert fast.first is fast.second is fast.both[0]
+    assert list(fast.state_dict()) == list(Tied().state_dict())
+
+
+def test_parameters_and_buffers_are_shared_by_identity_and_in_order():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.RNN(3, 4, 2, bidirectional=True), nn.Linear(8, 1))
+    fast = rnnjit.compile(model)
+    for kind in ("named_parameters", "named_buffers"):
+        pairs = list(zip(getattr(model, kind)(), getattr(fast, kind)(), strict=True))
+        assert pairs
+        assert all(old[0] == new[0] and old[1] is new[1] for old, new in pairs)
+
+
+@pytest.mark.parametrize("order", ["optimizer first", "compile first"])
+def test_an_optimizer_made_before_or_after_trains_both(order):
+    torch.manual_seed(0)
+    rnn, x = nn.RNN(3, 4), torch.randn(5, 2, 3)
+    if order == "optimizer first":
+        optimizer = torch.optim.SGD(rnn.parameters(), lr=0.1)
+        fast = rnnjit.compile(rnn)
+    else:
+        fast = rnnjit.compile(rnn)
+        optimizer = torch.optim.SGD(fast.parameters(), lr=0.1)
+    before = rnn(x)[0].detach().clone()
+    fast(x)[0].sum().backward()
+    optimizer.step()
+    after = rnn(x)[0]
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(fast(x)[0], after)
+
+
+def test_the_original_is_untouched():
+    model = Nested()
+    fast = rnnjit.compile(model)
+    rnn = model.inner["rnn"]
+    fast.eval()
+    assert model.training
+    assert rnn.training
+    fast.inner["rnn"].register_forward_hook(lambda *_: None)
+    fast.inner["rnn"].register_forward_pre_hook(lambda *_: None)
+    fast.inner["rnn"].mark = 1
+    fast.inner["rnn"].dropout = 0.5
+    assert not rnn._forward_hooks
+    assert not rnn._forward_pre_hooks
+    assert not hasattr(rnn, "mark")
+    assert rnn.dropout == 0
+    assert type(rnn) is nn.RNN
+    assert type(model.inner["rnn"]) is nn.RNN
+
+
+def test_weights_assigned_to_the_copy_stay_out_of_the_original():
+    rnn = nn.RNN(3, 4)
+    kept = rnn.weight_hh_l0
+    fast = rnnjit.compile(rnn)
+    fast.weight_hh_l0 = nn.Parameter(torch.zeros(4, 4))
+    assert rnn.weight_hh_l0 is kept
+    assert rnn._flat_weights[1] is kept
+
+
+def test_inplace_returns_the_same_objects():
+    model = Nested()
+    rnn, optimizer = model.inner["rnn"], torch.optim.SGD(model.parameters())
+    assert rnnjit.compile(model, inplace=True) is model
+    assert model.inner["rnn"] is rnn
+    assert isinstance(rnn, rnnjit.CompiledRNN)
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+        id(p) for p in model.parameters()
+    }
+
+
+def test_hooks_bound_to_the_model_follow_the_copy():
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.seen = nn.RNN(3, 4), []
+            self.rnn.register_forward_hook(self.watch)
+
+        def watch(self, rnn, args, output):
+            self.seen.append(type(rnn))
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    model = Watching()
+    fast = rnnjit.compile(model)
+    fast(torch.randn(2, 1, 3))
+    assert model.seen == []
+    assert fast.seen == [rnnjit.CompiledRNN]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_compiling_a_compiled_module_chooses_anew(inplace):
+    rnn = nn.RNN(3, 4)
+    fast = rnnjit.compile(rnn)
+    again = rnnjit.compile(fast, backend="eager", inplace=inplace)
+    assert (again is fast) == inplace
+    assert again.backend == "eager"
+    assert inplace or fast.backend == "auto"
+    assert again.weight_ih_l0 is rnn.weight_ih_l0
+    assert type(again) is rnnjit.CompiledRNN
+    x = torch.randn(3, 2, 3)
+    assert torch.equal(again(x)[0], rnn(x)[0])
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.LSTM(2, 2), nn.Sequential(nn.GRU(2, 2))])
+def test_a_module_without_an_rnn_is_refused(model):
+    with pytest.raises(
+        ValueError, match="module contains no nn.RNN to compile: " + type(model).__name__
+    ):
+        rnnjit.compile(model)
+
+
+@pytest.mark.parametrize("module", [None, 3, "rnn", nn.RNN, torch.zeros(1)])
+def test_what_is_no_module_is_refused(module):
+    with pytest.raises(TypeError, match=r"module must be a torch.nn.Module, got"):
+        rnnjit.compile(module)
+
+
+def test_wrong_backends_are_refused_before_anything_is_changed():
+    rnn = nn.RNN(2, 3)
+    with pytest.raises(ValueError, match="backend 'nonesuch' is not installed; expected one of 'a"):
+        rnnjit.compile(rnn, backend="nonesuch", inplace=True)
+    with pytest.raises(TypeError, match="backend must be 'auto', the name of .* got NoneType"):
+        rnnjit.compile(rnn, backend=None, inplace=True)
+    assert type(rnn) is nn.RNN
+
+
+def test_a_model_that_cannot_be_copied_names_the_way_out():
+    model = Nested()
+    model.stream = (i for i in range(3))
+    with pytest.raises(TypeError, match="Nested cannot be copied .*inplace=True"):
+        rnnjit.compile(model)
+    rnnjit.compile(model, inplace=True)
+    assert len(compiled_rnns(model)) == 1
+
+
+def test_other_recurrent_layers_stay_eager():
+    model = nn.ModuleList([nn.RNN(2, 3), nn.LSTM(2, 3), nn.GRU(2, 3), nn.RNNCell(2, 3)])
+    fast = rnnjit.compile(model)
+    assert [type(m) for m in fast] == [rnnjit.CompiledRNN, nn.LSTM, nn.GRU, nn.RNNCell]
+
+
+def test_subclasses_with_a_forward_of_their_own_are_left_alone_with_one_warning():
+    torch.manual_seed(0)
+    model = nn.ModuleList([OwnForward(3, 4), nn.RNN(3, 4), OwnForward(3, 4)])
+    with pytest.warns(rnnjit.RNNJitWarning) as caught:
+        fast = rnnjit.compile(model)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    message = "OwnForward at '0', OwnForward at '2' override forward and are left as before"
+    assert str(caught[0].message) == message
+    assert [type(m) for m in fast] == [OwnForward, rnnjit.CompiledRNN, OwnForward]
+    x = torch.randn(2, 1, 3)
+    assert torch.equal(fast[0](x)[0], model[0](x)[0])
+
+
+def test_a_model_of_nothing_but_such_a_subclass_comes_back_working():
+    rnn = OwnForward(3, 4)
+    with pytest.warns(rnnjit.RNNJitWarning, match="^OwnForward overrides forward and is left"):
+        fast = rnnjit.compile(rnn)
+    assert type(fast) is OwnForward
+    assert fast.weight_hh_l0 is rnn.weight_hh_l0
+
+
+def test_a_forward_set_on_the_instance_is_an_override():
+    rnn = nn.RNN(3, 4)
+    rnn.forward = lambda x, hx=None: x
+    with pytest.warns(rnnjit.RNNJitWarning, match="RNN overrides forward"):
+        fast = rnnjit.compile(rnn, inplace=True)
+    assert fast(3) == 3
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_other_subclasses_are_compiled_and_keep_what_they_have(inplace):
+    torch.manual_seed(0)
+    rnn, x = OwnMethods(3, 4), torch.randn(2, 1, 3)
+    expected, shown = rnn(x), repr(rnn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = rnnjit.compile(rnn, backend="eager", inplace=inplace)
+    assert isinstance(fast, rnnjit.CompiledRNN)
+    assert not isinstance(fast, nn.RNN)
+    assert repr(fast) == shown == "OwnMethods(3, 4, mine)"
+    assert (fast.note, fast.scaled_size, fast.family()) == (["kept"], 12, 3)
+    assert torch.equal(fast.last(x), expected[1])
+    fast.reset_parameters()
+    assert torch.equal(fast.weight_hh_l0, torch.full((4, 4), 0.25))
+    with pytest.raises(AttributeError, match="nonesuch"):
+        _ = fast.nonesuch
+
+
+def test_two_instances_of_a_subclass_have_one_class():
+    first, second = rnnjit.compile(OwnMethods(3, 4)), rnnjit.compile(OwnMethods(3, 4))
+    assert type(first) is type(second)
+
+
+def test_a_subclass_of_a_subclass_keeps_its_chain():
+    class Grandchild(OwnMethods):
+        def extra_repr(self):
+            return super().extra_repr() + " too"
+
+    assert repr(rnnjit.compile(Grandchild(3, 4))) == "Grandchild(3, 4, mine too)"
+
+
+def test_the_class_cannot_be_constructed():
+    with pytest.raises(TypeError, match=r"call rnnjit.compile\(module\)"):
+        rnnjit.CompiledRNN()
+
+
+def test_the_backend_may_be_assigned():
+    fast = rnnjit.compile(nn.RNN(3, 4))
+    fast(torch.randn(2, 1, 3))
+    fast.backend = "eager"
+    assert fast.backend == "eager"
+    assert not fast._choices
+    with pytest.raises(ValueError, match="not installed"):
+        fast.backend = "nonesuch"
+    assert fast.backend == "eager"

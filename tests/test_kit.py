@@ -1,0 +1,248 @@
+"""How the kit itself works: who runs, what is skipped, how errors are judged."""
+
+import ast
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+import rnnjit
+from rnnjit.registry import BrokenBackend
+from rnnjit.testing import CASES, CHECKS, Case, RecomputeBackend, conformance, count, plugin, run
+from rnnjit.testing.calls import build
+from rnnjit.testing.checks import check_forward, check_gradients
+from rnnjit.testing.poison import poisoned
+from rnnjit.testing.tolerances import TOLERANCES, Expected, judge
+
+EPS = torch.finfo(torch.float32).eps
+
+
+class NoPacked(RecomputeBackend):
+    name = "no-packed"
+
+    def why_not(self, spec, problem):
+        return ["packed input is not supported"] if problem.packed else []
+
+
+class NoHalf(RecomputeBackend):
+    name = "no-half"
+
+    def why_not(self, spec, problem):
+        wide = problem.dtype in (torch.float32, torch.float64)
+        return [] if wide else [f"{problem.dtype} is not supported"]
+
+
+class Recorder(RecomputeBackend):
+    name = "recorder"
+
+    def __init__(self):
+        self.asked = []
+
+    def why_not(self, spec, problem):
+        self.asked.append((spec, problem))
+        return []
+
+
+def parameters(decorated):
+    (mark,) = decorated.pytestmark
+    return {parameter.id: parameter for parameter in mark.args[1]}
+
+
+def decorate(*backends, **options):
+    @conformance(*backends, **options)
+    def test(backend, case, check):
+        check(backend, case)
+
+    return parameters(test)
+
+
+def test_case_ids_are_unique():
+    assert len({case.id for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_a_case_describes_the_call_it_makes(case):
+    backend = Recorder()
+    check_forward(backend, case)
+    check_gradients(backend, case)
+    assert backend.asked == [
+        (case.spec, case.problem(needs_grad=False)),
+        (case.spec, case.problem(needs_grad=True)),
+    ]
+
+
+def test_a_case_always_makes_the_same_tensors_and_leaves_the_generator_alone():
+    state = torch.get_rng_state()
+    first, second = (build(CASES[0]).inputs() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_ids_name_backend_check_and_case():
+    found = decorate(RecomputeBackend())
+    assert "recompute-gradients-relu-bf16" in found
+    assert len(found) == count()
+
+
+def test_every_installed_backend_is_run_or_skipped():
+    found = decorate()
+    for name in rnnjit.backends():
+        assert f"{name}-unavailable" in found or f"{name}-refusal-tanh" in found
+
+
+def test_an_unavailable_backend_is_one_skip_with_its_reasons():
+    found = decorate(BrokenBackend("gone", "gone is not installed: pip install gone"))
+    assert list(found) == ["gone-unavailable"]
+    (mark,) = found["gone-unavailable"].marks
+    assert mark.name == "skip"
+    assert "pip install gone" in mark.kwargs["reason"]
+
+
+def test_a_declined_case_leaves_only_the_refusal_check():
+    found = decorate(NoHalf())
+    assert [name for name in found if name.endswith("tanh-bf16")] == ["no-half-refusal-tanh-bf16"]
+
+
+def test_xfails_are_strict():
+    marks = decorate("eager", xfails={"eager-forward-relu": "a reason"})["eager-forward-relu"].marks
+    (mark,) = [mark for mark in marks if mark.name == "xfail"]
+    assert mark.kwargs == {"reason": "a reason", "strict": True}
+
+
+def test_an_unknown_xfail_is_an_error():
+    with pytest.raises(ValueError, match="eager-forward-nothing"):
+        conformance("eager", xfails={"eager-forward-nothing": "gone"})
+
+
+@pytest.mark.parametrize(
+    ("backend", "error", "message"),
+    [
+        ("auto", ValueError, "'auto' is no backend"),
+        ("nonesuch", ValueError, "'nonesuch' is not installed"),
+        (3, TypeError, "got int"),
+    ],
+)
+def test_only_one_backend_at_a_time_can_be_meant(backend, error, message):
+    with pytest.raises(error, match=message):
+        conformance(backend)
+    with pytest.raises(error, match=message):
+        run(backend)
+
+
+def test_run_counts_and_reports_progress():
+    seen = []
+    report = run(NoHalf(), on_result=seen.append)
+    assert report.ok
+    assert tuple(seen) == report.results
+    assert report.passed + report.declined == count() == len(seen)
+    declined = {result.case for result in seen if result.outcome == "declined"}
+    assert declined == {"tanh-bf16", "relu-bf16", "tanh-f16"}
+
+
+def test_run_fails_a_backend_that_declines_what_is_required():
+    report = run(NoPacked(), quick=True)
+    assert {result.id for result in report.failures} == {
+        "no-packed-refusal-packed",
+        "no-packed-refusal-packed-bidirectional-2-layers",
+    }
+    assert "packed input is not supported" in report.failures[0].message
+
+
+def test_run_runs_nothing_on_a_machine_that_lacks_something():
+    report = run(BrokenBackend("gone", "no such device"))
+    assert report.missing == ("no such device",)
+    assert report.results == ()
+    assert not report.ok
+
+
+def test_the_quick_subset_makes_every_check():
+    assert {result.check for result in run("eager", quick=True).results} == set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.empty(40),
+        lambda: torch.empty_like(torch.zeros(40)),
+        lambda: torch.zeros(3).new_empty(40, dtype=torch.float64),
+        lambda: torch.empty_strided((5, 8), (8, 1)),
+        lambda: torch.from_numpy(np.empty(2**10)),
+    ],
+)
+def test_memory_is_poisoned(allocate):
+    mode = torch.get_deterministic_debug_mode()
+    with poisoned():
+        # The heap keeps a few words of its own in a freed block.
+        assert allocate().isnan().float().mean() > 0.9
+    assert torch.get_deterministic_debug_mode() == mode
+
+
+def test_every_dtype_of_the_cases_has_tolerances():
+    for case in CASES:
+        assert (case.dtype, "forward") in TOLERANCES
+        assert (case.dtype, "backward") in TOLERANCES
+
+
+@pytest.mark.parametrize(
+    ("error", "own", "passes"),
+    [(0, 0, True), (3 * EPS, 0, True), (5 * EPS, 0, False), (13 * EPS, 5 * EPS, True)],
+)
+def test_errors_are_judged_by_eagers_own(error, own, passes):
+    truth = torch.ones(3, dtype=torch.float64)
+    eager = (truth + own).float()
+    got = (truth + error).float()
+    expected = Expected(eager, truth, own=own, scale=1)
+    if passes:
+        judge("y", "forward", got, expected)
+    else:
+        with pytest.raises(AssertionError, match=r"y is off by .* at \[0\]"):
+            judge("y", "forward", got, expected)
+
+
+@pytest.mark.parametrize(
+    ("got", "eager"),
+    [
+        ([1.0, 2.0], [float("nan"), 2.0]),
+        ([float("nan"), 2.0], [1.0, 2.0]),
+        ([float("-inf"), 2.0], [float("inf"), 2.0]),
+        ([1.0], [1.0, 1.0]),
+    ],
+)
+def test_special_values_and_shapes_must_be_eagers(got, eager):
+    eager = torch.tensor(eager)
+    with pytest.raises(AssertionError, match="eager"):
+        judge("y", "forward", torch.tensor(got), Expected(eager, eager.double(), 0, 1))
+
+
+def test_a_case_runs_by_name_too():
+    check_gradients("auto", Case("by-name"))
+
+
+def test_the_plugin_imports_nothing_at_run_time():
+    imported = {
+        alias.name if isinstance(node, ast.Import) else node.module
+        for node in ast.parse(inspect.getsource(plugin)).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert imported == {"__future__", "typing"}
+
+
+@pytest.mark.parametrize("options", [[], ["--rnnjit-quick"]])
+def test_the_option_leaves_the_quick_subset(pytester, options):
+    pytester.makepyfile(
+        """
+        from rnnjit.testing import conformance
+
+        @conformance("eager")
+        def test_conformance(backend, case, check):
+            pass
+
+        def test_other():
+            pass
+        """
+    )
+    result = pytester.runpytest_inprocess("--strict-markers", "-p", "no:benchmark", *options)
+    kept = count(quick=bool(options))
+    result.assert_outcomes(passed=kept + 1, deselected=count() - kept)

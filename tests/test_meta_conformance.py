@@ -1,0 +1,356 @@
+"""The kit is worth what it catches: backends broken in one place each fail, healthy ones pass.
+
+Every defect must be caught by the quick subset already, and by the checks that are meant to.
+"""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rnnjit.backend import LayerOutput
+from rnnjit.reference import ReferenceBackend, layer_forward
+from rnnjit.testing import RecomputeBackend, conformance, run
+
+VALUES = {"forward", "gradients"}
+
+
+@conformance(ReferenceBackend(), RecomputeBackend())
+def test_healthy_backends_pass(backend, case, check):
+    check(backend, case)
+
+
+class Broken(RecomputeBackend):
+    name = "broken"
+
+
+class BiasTwice(Broken):
+    """Adds b_ih in the place of b_hh."""
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        if layer.bias:
+            weights = list(weights)
+            weights[3::4] = weights[2::4]
+        return super().forward(layer, rows, x, h0, weights, keep)
+
+
+class NoHiddenBias(Broken):
+    def forward(self, layer, rows, x, h0, weights, keep):
+        if layer.bias:
+            weights = list(weights)
+            weights[3::4] = [torch.zeros_like(bias) for bias in weights[3::4]]
+        return super().forward(layer, rows, x, h0, weights, keep)
+
+
+class LastStepDropped(Broken):
+    """Leaves the last time step at the state of the one before it."""
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+        sizes, H = rows.sizes, layer.hidden_size
+        if rows.T > 1:
+            size = sizes[-1]
+            before = rows.N - sizes[-1] - sizes[-2]
+            y[-size:, :H] = y[before : before + size, :H]
+            h_n[0, :size] = y[-size:, :H]
+        return LayerOutput(y, h_n)
+
+
+class StaleWeights(Broken):
+    """Keeps a copy of weights until torch says that they have another version."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def current(self, weights):
+        key = tuple((id(weight), weight._version) for weight in weights)
+        # The originals are kept too, lest their ids be given to others.
+        return self.kept.setdefault(key, ([w.detach().clone() for w in weights], weights))[0]
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        return super().forward(layer, rows, x, h0, self.current(weights), keep)
+
+
+class PaddedNotPacked(Broken):
+    """Runs a packed batch as if it were padded: states go on past their sequence's end."""
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        if rows.batch_sizes is None:
+            return super().forward(layer, rows, x, h0, weights, keep)
+        mask = torch.arange(rows.B) < rows.batch_sizes[:, None]
+        padded = x.new_zeros(rows.T, rows.B, layer.input_size)
+        padded[mask] = x
+        dense = rows._replace(N=rows.T * rows.B, batch_sizes=None)
+        y, h_n, _ = super().forward(layer, dense, padded.flatten(0, 1), h0, weights, keep)
+        return LayerOutput(y[mask.flatten()], h_n)
+
+
+class DirectionsSwapped(Broken):
+    def forward(self, layer, rows, x, h0, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+        return LayerOutput(y.roll(layer.hidden_size, dims=1), h_n)
+
+
+class ReverseStateFromLastStep(Broken):
+    """Takes h_n of direction 1 from the rows at which it starts, not from those where it ends."""
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+        if layer.num_directions == 2:
+            start = 0
+            for size in rows.sizes:
+                h_n[1, :size] = y[start : start + size, layer.hidden_size :]
+                start += size
+        return LayerOutput(y, h_n)
+
+
+class StateIsViewOfOutput(Broken):
+    def forward(self, layer, rows, x, h0, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+        if layer.num_directions == 1 and rows.batch_sizes is None and not keep:
+            h_n = y[-rows.B :].view(h_n.shape)
+        return LayerOutput(y, h_n)
+
+
+class OutputBufferReused(Broken):
+    def __init__(self):
+        self.buffers = {}
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+        buffer = self.buffers.setdefault((y.shape, y.dtype, id(weights[0])), (y, weights))[0]
+        # Written where autograd does not see it, as a kernel would.
+        buffer.data.copy_(y)
+        return LayerOutput(buffer.detach(), h_n)
+
+
+class NoInitialStateGradient(Broken):
+    def backward(self, *args):
+        grads = super().backward(*args)
+        return grads if grads.h0 is None else grads._replace(h0=torch.zeros_like(grads.h0))
+
+
+class LastStateGradientIgnored(Broken):
+    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
+        grad_y = torch.zeros_like(output.y) if grad_y is None else grad_y
+        return super().backward(layer, rows, x, h0, weights, output, grad_y, None, needs)
+
+
+class HiddenWeightGradientOneStepLate(Broken):
+    """Sums dz_t h_t' where it should be dz_t h_{t-1}'."""
+
+    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
+        grads = super().backward(layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs)
+        if layer.num_directions == 2 or not needs.weights[1]:
+            return grads
+        # With the projected input in the place of x, the gradient of x is that of z.
+        z = F.linear(x, weights[0]).requires_grad_()
+        identity = torch.eye(layer.hidden_size, dtype=x.dtype)
+        with torch.enable_grad():
+            y, h_n = layer_forward(layer, rows, z, h0, [identity, *weights[1:]])
+            loss = sum(
+                (value * grad).sum()
+                for value, grad in ((y, grad_y), (h_n, grad_h_n))
+                if grad is not None
+            )
+        dz = torch.autograd.grad(loss, z)[0]
+        late = (grads.weights[0], dz.T @ output.y, *grads.weights[2:])
+        return grads._replace(weights=late)
+
+
+class NaNSwallowed(Broken):
+    def forward(self, layer, rows, x, h0, weights, keep):
+        return super().forward(layer, rows, x.clamp(-9, 9).nan_to_num(-9), h0, weights, keep)
+
+
+class ReluDerivativeLosesNaN(Broken):
+    """Passes the gradient where y > 0; eager stops it where y <= 0, which NaN is not."""
+
+    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
+        if layer.cell == "relu" and grad_y is not None:
+            grad_y = grad_y.where(output.y > 0, 0)
+        return super().backward(layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs)
+
+
+class InputWrittenTo(Broken):
+    def forward(self, layer, rows, x, h0, weights, keep):
+        output = super().forward(layer, rows, x, h0, weights, keep)
+        x.data.mul_(2)
+        return output
+
+
+class IncomingGradientWrittenTo(Broken):
+    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
+        grads = super().backward(layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs)
+        if grad_h_n is not None:
+            grad_h_n.mul_(2)
+        return grads
+
+
+class LastColumnUnwritten(Broken):
+    def forward(self, layer, rows, x, h0, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+        partly = torch.empty_like(y)
+        partly[:, :-1] = y[:, :-1]
+        return LayerOutput(partly, h_n)
+
+
+class WeightStridesIgnored(Broken):
+    """Reads the memory of every weight as if it were contiguous."""
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        weights = [w.as_strided(w.shape, torch.empty(w.shape).stride()) for w in weights]
+        return super().forward(layer, rows, x, h0, weights, keep)
+
+
+class SloppyTanh(Broken):
+    """A tanh that is good to `error`."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+        factor = 1 - self.error if layer.cell == "tanh" else 1
+        return LayerOutput(y * factor, h_n * factor)
+
+
+class SinglePrecision(Broken):
+    """Computes float64 in float32."""
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        weights = [w.float() for w in weights]
+        y, h_n, _ = super().forward(layer, rows, x.float(), h0.float(), weights, keep)
+        return LayerOutput(y.to(x.dtype), h_n.to(x.dtype))
+
+
+class Nondeterministic(Broken):
+    """Every other call differs in the last bit."""
+
+    calls = 0
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+        self.calls += 1
+        if self.calls % 2:
+            y = y.nextafter(torch.zeros_like(y))
+        return LayerOutput(y, h_n)
+
+
+class SavedUsedUp(Broken):
+    """Spoils what it saved on the first way back."""
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        output = super().forward(layer, rows, x, h0, weights, keep)
+        return output._replace(saved=(x.clone(),))
+
+    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
+        (saved,) = output.saved
+        grads = super().backward(layer, rows, saved, h0, weights, output, grad_y, grad_h_n, needs)
+        saved.zero_()
+        return grads
+
+
+class WhyNotRaises(Broken):
+    def why_not(self, spec, problem):
+        raise KeyError(spec.nonlinearity)
+
+
+class AcceptsThenRaises(Broken):
+    def forward(self, layer, rows, x, h0, weights, keep):
+        if layer.cell == "relu":
+            raise NotImplementedError("relu")
+        return super().forward(layer, rows, x, h0, weights, keep)
+
+
+class DeclinesRequired(Broken):
+    def why_not(self, spec, problem):
+        return ["relu is not supported"] if spec.nonlinearity == "relu" else []
+
+
+class ReasonIsNoList(Broken):
+    def why_not(self, spec, problem):
+        return "relu is not supported" if spec.nonlinearity == "relu" else ""
+
+
+class ChangesItsMind(Broken):
+    asked = 0
+
+    def why_not(self, spec, problem):
+        self.asked += 1
+        return ["asked too often"] if self.asked % 5 == 0 else []
+
+
+class SecondDerivativeLost(ReferenceBackend):
+    def forward(self, layer, rows, x, h0, weights, keep):
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(torch.Tensor.detach)
+        return super().forward(layer, rows, x, h0, weights, keep)
+
+
+class OutputSavedForBackward(ReferenceBackend):
+    """Lets autograd save y itself, which the caller may overwrite."""
+
+    def forward(self, layer, rows, x, h0, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+        return LayerOutput(torch.relu(y) if layer.cell == "relu" else y, h_n)
+
+
+def class_name(value):
+    return "-".join(value) if isinstance(value, set) else type(value).__name__
+
+
+@pytest.mark.parametrize(
+    ("backend", "caught_by"),
+    [
+        (BiasTwice(), VALUES),
+        (NoHiddenBias(), VALUES),
+        (LastStepDropped(), VALUES),
+        (PaddedNotPacked(), VALUES),
+        (DirectionsSwapped(), VALUES),
+        (ReverseStateFromLastStep(), VALUES),
+        (NoInitialStateGradient(), {"gradients"}),
+        (LastStateGradientIgnored(), {"gradients"}),
+        (HiddenWeightGradientOneStepLate(), {"gradients"}),
+        (InputWrittenTo(), {"inputs_untouched"}),
+        (IncomingGradientWrittenTo(), {"inputs_untouched"}),
+        (LastColumnUnwritten(), VALUES),
+        (SloppyTanh(1e-4), VALUES),
+        (SloppyTanh(2e-6), VALUES),
+        (SinglePrecision(), VALUES),
+        (WhyNotRaises(), {"refusal"}),
+        (AcceptsThenRaises(), {"refusal"}),
+        (ChangesItsMind(), {"refusal"}),
+    ],
+    ids=class_name,
+)
+def test_a_broken_backend_fails(backend, caught_by):
+    assert caught_by <= failed_checks(backend)
+
+
+@pytest.mark.parametrize(
+    ("backend", "caught_by"),
+    [
+        (StaleWeights(), {"stale_weights"}),
+        (StateIsViewOfOutput(), {"fresh_outputs"}),
+        (OutputBufferReused(), {"interleaved_calls"}),
+        (NaNSwallowed(), VALUES),
+        (ReluDerivativeLosesNaN(), {"gradients"}),
+        (WeightStridesIgnored(), VALUES),
+        (Nondeterministic(), {"repeated"}),
+        (SavedUsedUp(), {"repeated"}),
+        (SecondDerivativeLost(), {"double_backward"}),
+        (OutputSavedForBackward(), {"overwritten_output"}),
+        (DeclinesRequired(), {"refusal"}),
+        (ReasonIsNoList(), {"refusal"}),
+    ],
+    ids=class_name,
+)
+def test_a_subtle_defect_fails_one_check_and_no_other(backend, caught_by):
+    assert failed_checks(backend) == caught_by
+
+
+def failed_checks(backend):
+    report = run(backend, quick=True)
+    assert not report.ok
+    return {result.check for result in report.failures}
