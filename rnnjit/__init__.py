@@ -1,5 +1,7 @@
 """rnnjit: compile the `nn.RNN` you already have, and get back a drop-in that runs faster.
 
+In use:
+
     import rnnjit
     fast = rnnjit.compile(model)    # an nn.RNN, or any module that contains some
     y, h = fast(x)                  # same arguments, same results, same gradients

@@ -15,6 +15,7 @@ from rnnjit.registry import backends
 from rnnjit.spec import Problem, RNNSpec
 
 _PLAIN_TYPES = frozenset({Tensor, Parameter})
+_STRIDED = torch.strided
 
 
 class Verdict(NamedTuple):
@@ -77,6 +78,6 @@ def special_tensor(*tensors: Tensor) -> str | None:
     for tensor in tensors:
         if type(tensor) not in _PLAIN_TYPES:
             return f"a tensor is a {type(tensor).__name__}, a subclass with behaviour of its own"
-        if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
+        if tensor.layout is not _STRIDED or tensor.is_neg() or tensor.is_conj():
             return "a tensor's memory does not hold its values as they are (lazy or not strided)"
     return None

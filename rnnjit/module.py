@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ from rnnjit.stack import run_stack
 
 _CHOICES_KEPT = 512
 _REFERENCE = ReferenceBackend()
+_Result = tuple[Tensor | PackedSequence, Tensor]
 # It asks of its module what every RNNBase has; where torch rewrites the layer it is the layer.
-_eager_forward: Any = nn.RNN.forward
+_eager_forward = cast("Callable[..., _Result]", nn.RNN.forward)
 
 
 class CompiledRNN(nn.RNNBase):
@@ -60,7 +61,7 @@ class CompiledRNN(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
         hx: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    ) -> _Result:
         """Run the layer; arguments, results and exceptions are those of `nn.RNN.forward`.
 
         Args:
@@ -96,9 +97,7 @@ class CompiledRNN(nn.RNNBase):
         )
         return restore(spec, prepared, y, h_n)
 
-    def _traced(
-        self, input: Tensor | PackedSequence, hx: Tensor | None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    def _traced(self, x: Tensor | PackedSequence, hx: Tensor | None) -> _Result:
         """What torch.compile and torch.export trace: one operator for each layer.
 
         It is `forward` without the caches, through which nothing could be traced. Packed input
@@ -107,11 +106,12 @@ class CompiledRNN(nn.RNNBase):
         # Here, since torch.library brings the whole of torch's compiler with it.
         from rnnjit.ops import TracedBackend, untraced
 
-        if isinstance(input, PackedSequence):
-            return untraced(self.forward, input, hx)
+        if isinstance(x, PackedSequence):
+            result: _Result = untraced(self.forward, x, hx)
+            return result
         weights = tuple([getattr(self, name) for name in self._flat_weights_names])
         if torch.is_autocast_enabled(weights[0].device.type):
-            return _eager_forward(self, input, hx)
+            return _eager_forward(self, x, hx)
         spec = RNNSpec(
             self.input_size,
             self.hidden_size,
@@ -122,12 +122,14 @@ class CompiledRNN(nn.RNNBase):
             self.dropout,
             self.bidirectional,
         )
-        prepared = prepare(spec, weights[0], input, hx)
-        x, rows, h0 = prepared.x, prepared.rows, initial_state(spec, prepared)
-        needs_grad = _needs_grad(x, h0, weights)
-        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        prepared = prepare(spec, weights[0], x, hx)
+        h0 = initial_state(spec, prepared)
+        needs_grad = _needs_grad(prepared.x, h0, weights)
+        transformed = torch._C._are_functorch_transforms_active()
         backend = _REFERENCE if transformed else TracedBackend(self._key)
-        y, h_n = run_stack(backend, spec, rows, x, h0, weights, self.training, needs_grad)
+        y, h_n = run_stack(
+            backend, spec, prepared.rows, prepared.x, h0, weights, self.training, needs_grad
+        )
         return restore(spec, prepared, y, h_n)
 
     def _backend_for(self, spec: RNNSpec, problem: Problem) -> Backend:
@@ -149,7 +151,7 @@ class CompiledRNN(nn.RNNBase):
         return {**state, "_choices": {}, "_choices_spec": None}
 
     def __setstate__(self, d: dict[str, Any]) -> None:
-        super().__setstate__(d)
+        super().__setstate__(d)  # type: ignore[no-untyped-call]
         self._key = key_of(self._backend)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:

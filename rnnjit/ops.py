@@ -11,13 +11,13 @@ Eager mode does not come here: an `autograd.Function` costs a fifth of an operat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C import DispatchKey
 from torch.library import custom_op, register_autograd
 
@@ -281,7 +281,11 @@ class TracedBackend(Backend):
         return LayerOutput(y, h_n)
 
 
-@torch.compiler.disable
-def untraced(module: nn.Module, *args: Any) -> Any:
-    """Call a module outside the graph that is being traced, which breaks there."""
-    return module(*args)
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+# Calls a function outside the graph that is being traced, which breaks there.
+untraced: Callable[..., Any] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    _call, reason="the sizes of a packed batch are not known while tracing"
+)

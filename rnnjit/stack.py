@@ -40,6 +40,8 @@ def run_stack(
     Returns:
         y `[N, D*H]` of the last layer and h_n `[L*D, B, H]` of all layers.
     """
+    if spec.num_layers == 1:
+        return run_layer(backend, spec.layers[0], rows, x, h0.contiguous(), weights, needs_grad)
     directions = spec.num_directions
     states = []
     start = 0
@@ -51,4 +53,4 @@ def run_stack(
         start = stop
         if spec.dropout and training and index < spec.num_layers - 1:
             x = torch.dropout(x, spec.dropout, training)
-    return x, states[0] if len(states) == 1 else torch.cat(states)
+    return x, torch.cat(states)

@@ -1,4 +1,8 @@
+import pytest
 from hypothesis import HealthCheck, settings
+
+from rnnjit import Backend
+from rnnjit.testing import run
 
 pytest_plugins = ["pytester"]
 
@@ -11,3 +15,20 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("rnnjit")
+
+
+@pytest.fixture
+def failed_checks():
+    """The names of the checks that a broken backend fails in the quick subset of the kit."""
+
+    def failed(backend):
+        report = run(backend, quick=True)
+        assert not report.ok
+        return {result.check for result in report.failures}
+
+    return failed
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Backends are called by their classes, where a test does not say otherwise."""
+    return type(val).__name__ if isinstance(val, Backend) else None

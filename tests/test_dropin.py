@@ -164,7 +164,7 @@ def test_load_state_dict(assign):
 
 
 def test_checkpoints_are_exchangeable_with_eager_under_weights_only(tmp_path):
-    rnn, fast = pair(num_layers=2)
+    _, fast = pair(num_layers=2)
     torch.save(fast.state_dict(), tmp_path / "fast.pt")
     plain = nn.RNN(3, 4, 2)
     plain.load_state_dict(torch.load(tmp_path / "fast.pt", weights_only=True))

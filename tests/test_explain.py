@@ -23,7 +23,7 @@ class Declining(RecomputeBackend):
 
 
 class OwnForward(nn.RNN):
-    def forward(self, input, hx=None):
+    def forward(self, input, hx=None):  # noqa: A002 - as nn.RNN has it
         return super().forward(input, hx)
 
 

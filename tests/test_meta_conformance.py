@@ -1,4 +1,4 @@
-"""The kit is worth what it catches: backends broken in one place each fail, healthy ones pass.
+"""Backends that compute wrongly in one place each must fail the kit; healthy ones pass.
 
 Every defect must be caught by the quick subset already, and by the checks that are meant to.
 """
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rnnjit.backend import LayerOutput
 from rnnjit.reference import ReferenceBackend, layer_forward
-from rnnjit.testing import RecomputeBackend, conformance, run
+from rnnjit.testing import RecomputeBackend, conformance
 
 VALUES = {"forward", "gradients"}
 
@@ -55,21 +55,6 @@ class LastStepDropped(Broken):
         return LayerOutput(y, h_n)
 
 
-class StaleWeights(Broken):
-    """Keeps a copy of weights until torch says that they have another version."""
-
-    def __init__(self):
-        self.kept = {}
-
-    def current(self, weights):
-        key = tuple((id(weight), weight._version) for weight in weights)
-        # The originals are kept too, lest their ids be given to others.
-        return self.kept.setdefault(key, ([w.detach().clone() for w in weights], weights))[0]
-
-    def forward(self, layer, rows, x, h0, weights, keep):
-        return super().forward(layer, rows, x, h0, self.current(weights), keep)
-
-
 class PaddedNotPacked(Broken):
     """Runs a packed batch as if it were padded: states go on past their sequence's end."""
 
@@ -101,26 +86,6 @@ class ReverseStateFromLastStep(Broken):
                 h_n[1, :size] = y[start : start + size, layer.hidden_size :]
                 start += size
         return LayerOutput(y, h_n)
-
-
-class StateIsViewOfOutput(Broken):
-    def forward(self, layer, rows, x, h0, weights, keep):
-        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
-        if layer.num_directions == 1 and rows.batch_sizes is None and not keep:
-            h_n = y[-rows.B :].view(h_n.shape)
-        return LayerOutput(y, h_n)
-
-
-class OutputBufferReused(Broken):
-    def __init__(self):
-        self.buffers = {}
-
-    def forward(self, layer, rows, x, h0, weights, keep):
-        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
-        buffer = self.buffers.setdefault((y.shape, y.dtype, id(weights[0])), (y, weights))[0]
-        # Written where autograd does not see it, as a kernel would.
-        buffer.data.copy_(y)
-        return LayerOutput(buffer.detach(), h_n)
 
 
 class NoInitialStateGradient(Broken):
@@ -171,21 +136,6 @@ class ReluDerivativeLosesNaN(Broken):
         return super().backward(layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs)
 
 
-class InputWrittenTo(Broken):
-    def forward(self, layer, rows, x, h0, weights, keep):
-        output = super().forward(layer, rows, x, h0, weights, keep)
-        x.data.mul_(2)
-        return output
-
-
-class IncomingGradientWrittenTo(Broken):
-    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
-        grads = super().backward(layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs)
-        if grad_h_n is not None:
-            grad_h_n.mul_(2)
-        return grads
-
-
 class LastColumnUnwritten(Broken):
     def forward(self, layer, rows, x, h0, weights, keep):
         y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
@@ -223,81 +173,12 @@ class SinglePrecision(Broken):
         return LayerOutput(y.to(x.dtype), h_n.to(x.dtype))
 
 
-class Nondeterministic(Broken):
-    """Every other call differs in the last bit."""
-
-    calls = 0
-
-    def forward(self, layer, rows, x, h0, weights, keep):
-        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
-        self.calls += 1
-        if self.calls % 2:
-            y = y.nextafter(torch.zeros_like(y))
-        return LayerOutput(y, h_n)
-
-
-class SavedUsedUp(Broken):
-    """Spoils what it saved on the first way back."""
-
-    def forward(self, layer, rows, x, h0, weights, keep):
-        output = super().forward(layer, rows, x, h0, weights, keep)
-        return output._replace(saved=(x.clone(),))
-
-    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
-        (saved,) = output.saved
-        grads = super().backward(layer, rows, saved, h0, weights, output, grad_y, grad_h_n, needs)
-        saved.zero_()
-        return grads
-
-
-class WhyNotRaises(Broken):
-    def why_not(self, spec, problem):
-        raise KeyError(spec.nonlinearity)
-
-
-class AcceptsThenRaises(Broken):
-    def forward(self, layer, rows, x, h0, weights, keep):
-        if layer.cell == "relu":
-            raise NotImplementedError("relu")
-        return super().forward(layer, rows, x, h0, weights, keep)
-
-
-class DeclinesRequired(Broken):
-    def why_not(self, spec, problem):
-        return ["relu is not supported"] if spec.nonlinearity == "relu" else []
-
-
-class ReasonIsNoList(Broken):
-    def why_not(self, spec, problem):
-        return "relu is not supported" if spec.nonlinearity == "relu" else ""
-
-
-class ChangesItsMind(Broken):
-    asked = 0
-
-    def why_not(self, spec, problem):
-        self.asked += 1
-        return ["asked too often"] if self.asked % 5 == 0 else []
-
-
 class SecondDerivativeLost(ReferenceBackend):
     def forward(self, layer, rows, x, h0, weights, keep):
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(torch.Tensor.detach)
         return super().forward(layer, rows, x, h0, weights, keep)
-
-
-class OutputSavedForBackward(ReferenceBackend):
-    """Lets autograd save y itself, which the caller may overwrite."""
-
-    def forward(self, layer, rows, x, h0, weights, keep):
-        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
-        return LayerOutput(torch.relu(y) if layer.cell == "relu" else y, h_n)
-
-
-def class_name(value):
-    return "-".join(value) if isinstance(value, set) else type(value).__name__
 
 
 @pytest.mark.parametrize(
@@ -312,45 +193,24 @@ def class_name(value):
         (NoInitialStateGradient(), {"gradients"}),
         (LastStateGradientIgnored(), {"gradients"}),
         (HiddenWeightGradientOneStepLate(), {"gradients"}),
-        (InputWrittenTo(), {"inputs_untouched"}),
-        (IncomingGradientWrittenTo(), {"inputs_untouched"}),
         (LastColumnUnwritten(), VALUES),
         (SloppyTanh(1e-4), VALUES),
         (SloppyTanh(2e-6), VALUES),
         (SinglePrecision(), VALUES),
-        (WhyNotRaises(), {"refusal"}),
-        (AcceptsThenRaises(), {"refusal"}),
-        (ChangesItsMind(), {"refusal"}),
     ],
-    ids=class_name,
 )
-def test_a_broken_backend_fails(backend, caught_by):
+def test_wrong_numbers_fail(backend, caught_by, failed_checks):
     assert caught_by <= failed_checks(backend)
 
 
 @pytest.mark.parametrize(
     ("backend", "caught_by"),
     [
-        (StaleWeights(), {"stale_weights"}),
-        (StateIsViewOfOutput(), {"fresh_outputs"}),
-        (OutputBufferReused(), {"interleaved_calls"}),
         (NaNSwallowed(), VALUES),
         (ReluDerivativeLosesNaN(), {"gradients"}),
         (WeightStridesIgnored(), VALUES),
-        (Nondeterministic(), {"repeated"}),
-        (SavedUsedUp(), {"repeated"}),
         (SecondDerivativeLost(), {"double_backward"}),
-        (OutputSavedForBackward(), {"overwritten_output"}),
-        (DeclinesRequired(), {"refusal"}),
-        (ReasonIsNoList(), {"refusal"}),
     ],
-    ids=class_name,
 )
-def test_a_subtle_defect_fails_one_check_and_no_other(backend, caught_by):
+def test_numbers_that_are_wrong_now_and_then_fail(backend, caught_by, failed_checks):
     assert failed_checks(backend) == caught_by
-
-
-def failed_checks(backend):
-    report = run(backend, quick=True)
-    assert not report.ok
-    return {result.check for result in report.failures}

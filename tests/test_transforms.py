@@ -158,7 +158,7 @@ def test_autocast_takes_inputs_of_its_own_dtype_as_eager_does():
 
 
 def test_autocast_of_another_device_is_no_matter():
-    rnn, fast, x = pair("eager")
+    _, fast, x = pair("eager")
     fast.backend = RecomputeBackend()
     torch.set_autocast_enabled("cuda", True)
     try:

@@ -33,9 +33,9 @@ TOLERANCES: dict[tuple[torch.dtype, Pass], Tolerance] = {
     (torch.float32, "forward"): Tolerance(factor=2, floor=4),
     (torch.float32, "backward"): Tolerance(factor=2, floor=8),
     # The truth is as inexact as what is judged, and eager's own error is an estimate.
-    (torch.float64, "forward"): Tolerance(factor=8, floor=16),
-    (torch.float64, "backward"): Tolerance(factor=8, floor=64),
-    (torch.float64, "double backward"): Tolerance(factor=8, floor=256),
+    (torch.float64, "forward"): Tolerance(factor=4, floor=8),
+    (torch.float64, "backward"): Tolerance(factor=4, floor=16),
+    (torch.float64, "double backward"): Tolerance(factor=4, floor=64),
     (torch.bfloat16, "forward"): Tolerance(factor=2, floor=2),
     (torch.bfloat16, "backward"): Tolerance(factor=2, floor=4),
     (torch.float16, "forward"): Tolerance(factor=2, floor=2),
