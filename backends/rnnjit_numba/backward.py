@@ -18,6 +18,7 @@ from typing import Any
 
 from rnnjit_numba import memory, pointwise
 from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba.plan import ROW_BLOCK
 from rnnjit_numba.reductions import add_reduce
 from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
 
@@ -50,8 +51,9 @@ def add_backward(tools: Toolbox, common: Common) -> None:
                 )
                 recur(arguments, d, first, last, 0, a.B, a.sync + 64 * (d + 1), parts)
         else:
-            for unit in range(thread, a.D * columns, threads):
-                pack(arguments, unit // columns, unit % columns, unit % columns + 1)
+            for d in range(a.D):
+                first, last = columns * thread // threads, columns * (thread + 1) // threads
+                pack(arguments, d, first, last)
             if threads > 1:
                 meet(a.sync, threads)
             for unit in range(thread, a.D * a.slices, threads):
@@ -78,14 +80,18 @@ def _add_pack_back(tools: Toolbox) -> Any:
         a = unpack(arguments)
         base = a.scratch + d * a.packed
         wide_h, wide_i = (a.H + lanes - 1) // lanes, (a.I + lanes - 1) // lanes
-        for column in range(first, last):
-            w, columns, v = (a.w_hh_0 if d == 0 else a.w_hh_1), a.H, column
-            if column >= wide_h:
-                w, columns, v = (a.w_ih_0 if d == 0 else a.w_ih_1), a.I, column - wide_h
-            count = least(lanes, columns - v * lanes)
-            for k in range(a.H):
-                source = w + (k * columns + v * lanes) * size
-                copy(base + column * a.packed_column + k * vector_bytes, source, count, lanes)
+        # Rows in blocks, so that the reads of a block stay within a few pages.
+        for low in range(0, a.H, ROW_BLOCK):
+            high = least(a.H, low + ROW_BLOCK)
+            for column in range(first, last):
+                w, columns, v = (a.w_hh_0 if d == 0 else a.w_hh_1), a.H, column
+                if column >= wide_h:
+                    w, columns, v = (a.w_ih_0 if d == 0 else a.w_ih_1), a.I, column - wide_h
+                count = least(lanes, columns - v * lanes)
+                to = base + column * a.packed_column
+                for k in range(low, high):
+                    source = w + (k * columns + v * lanes) * size
+                    copy(to + k * vector_bytes, source, count, lanes)
         if first == 0:
             zeros = base + (wide_h + wide_i) * a.packed_column
             for v in range(most(wide_h, wide_i)):

@@ -17,6 +17,7 @@ from typing import Any
 
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.plan import ROW_BLOCK
 from rnnjit_numba.toolbox import ACTIVATE, NOTHING, Common, Toolbox
 
 
@@ -94,18 +95,20 @@ def _add_pack(tools: Toolbox) -> Any:
 def _add_project(tools: Toolbox, common: Common) -> Any:
     """Write the input's share of the pre-activations of rows `start` to `stop` into y."""
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
-    lanes, size = tools.lanes.count, tools.lanes.itemsize
+    lanes, size, least = tools.lanes.count, tools.lanes.itemsize, memory.least()
 
     def project(arguments: int, d: int, first: int, last: int, start: int, stop: int) -> None:
         a = unpack(arguments)
         base = a.scratch + d * a.packed
         bias = base + (a.H + lanes - 1) // lanes * a.packed_row
         ld_x, ld_y = a.I * size, a.D * a.H * size
-        x, y = a.x + start * ld_x, a.y + start * ld_y + d * a.H * size
-        affine(
-            *(bias, 0, x, ld_x, a.I, base, 0, 0, 0, base, a.packed_row),
-            *(y, ld_y, stop - start, first, last, a.H, NOTHING, 0, 0, 0, 0),
-        )
+        for row in range(start, stop, ROW_BLOCK):
+            rows = least(ROW_BLOCK, stop - row)
+            x, y = a.x + row * ld_x, a.y + row * ld_y + d * a.H * size
+            affine(
+                *(bias, 0, x, ld_x, a.I, base, 0, 0, 0, base, a.packed_row),
+                *(y, ld_y, rows, first, last, a.H, NOTHING, 0, 0, 0, 0),
+            )
 
     return tools.units.add(project)
 

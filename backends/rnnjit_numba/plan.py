@@ -12,6 +12,9 @@ from rnnjit.spec import LayerSpec, Rows
 #: Rows that a reduction over all rows takes at a time; fixed, so that its rounding is.
 REDUCTION_ROWS = 256
 
+#: Rows that a pass over all rows takes at a time, so that they stay in a core's own cache.
+ROW_BLOCK = 64
+
 #: Multiply-adds below which a second thread costs more than it saves.
 _THREAD_WORK = 100_000
 #: Multiply-adds in one time step below which threads lose more at the barrier than they save.

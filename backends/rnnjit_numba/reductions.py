@@ -17,11 +17,8 @@ from typing import Any
 
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import BackwardArguments
-from rnnjit_numba.plan import REDUCTION_ROWS
+from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK
 from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
-
-#: Rows that a product over all rows takes at a time, so that they stay in a core's own cache.
-ROW_BLOCK = 64
 
 
 def add_reduce(tools: Toolbox, common: Common) -> Any:
