@@ -22,22 +22,24 @@ def run_layer(
     h0: Tensor,
     weights: Sequence[Tensor],
     needs_grad: bool,
+    last: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`(y, h_n)` of one layer by `backend`, recorded for autograd where a gradient is needed."""
+    """`(y, h_n)` of one layer by `backend`, recorded for autograd where a gradient is needed.
+
+    `last` says that the caller will see y, and not only the layer above.
+    """
     if backend.differentiable or not needs_grad:
         output = backend.forward(layer, rows, x, h0, weights, needs_grad)
         return output.y, output.h_n
-    recorded: tuple[Tensor, Tensor] = _Layer.apply(backend, layer, rows, x, h0, *weights)  # type: ignore[no-untyped-call]
+    recorded: tuple[Tensor, Tensor] = _Layer.apply(backend, layer, rows, last, x, h0, *weights)  # type: ignore[no-untyped-call]
     return recorded
 
 
 class _Layer(torch.autograd.Function):
     """Calls the backend both ways; a backward pass that is itself recorded uses the reference.
 
-    The backward pass needs y, but eager lets its caller overwrite y before it. So y is kept apart
-    from the saved tensors, whose versions are checked: if its version has moved, y is computed
-    anew. Under saved-tensor hooks (checkpointing, save_on_cpu) what is kept must go through the
-    hooks, and y goes as a copy, since a hook may hold on to the memory that it is shown.
+    The backward pass needs y, but eager lets its caller overwrite y before it, be it through
+    `y.data` or numpy, which leave no trace. So a y that the caller sees is kept as a copy.
     """
 
     @staticmethod
@@ -46,6 +48,7 @@ class _Layer(torch.autograd.Function):
         backend: Backend,
         layer: LayerSpec,
         rows: Rows,
+        last: bool,
         x: Tensor,
         h0: Tensor,
         *weights: Tensor,
@@ -53,34 +56,27 @@ class _Layer(torch.autograd.Function):
         output = backend.forward(layer, rows, x, h0, weights, True)
         ctx.backend, ctx.layer, ctx.rows = backend, layer, rows
         ctx.set_materialize_grads(False)
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-            ctx.kept = None
-            ctx.save_for_backward(
-                x, h0, *weights, output.y.clone(), output.h_n.clone(), *output.saved
-            )
-        else:
-            ctx.save_for_backward(x, h0, *weights)
-            ctx.kept = output._replace(y=output.y.detach(), h_n=output.h_n.detach())
-            ctx.version = ctx.kept.y._version
+        kept = output.y.clone() if last else output.y.detach()
+        ctx.save_for_backward(x, h0, *weights, kept, *output.saved)
         return output.y, output.h_n
 
     @staticmethod
     def backward(
         ctx: Any, grad_y: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        unused = (None, None, None)
+        unused = (None, None, None, None)
         if grad_y is None and grad_h_n is None:
-            return (*unused, *(None for _ in ctx.needs_input_grad[3:]))
+            return (*unused, *(None for _ in ctx.needs_input_grad[4:]))
         x, h0, *rest = ctx.saved_tensors
-        count = len(ctx.needs_input_grad) - 5
-        weights = rest[:count]
-        needs = Needs(ctx.needs_input_grad[3], ctx.needs_input_grad[4], ctx.needs_input_grad[5:])
+        needs = Needs(ctx.needs_input_grad[4], ctx.needs_input_grad[5], ctx.needs_input_grad[6:])
+        count = len(needs.weights)
+        weights, (y, *saved) = rest[:count], rest[count:]
         given = (ctx.layer, ctx.rows, x, h0, weights)
         if _needs_torch(grad_y, grad_h_n):
             grads = layer_backward(*given, grad_y, grad_h_n, needs)
         else:
-            kept = _kept(ctx, x, h0, weights, rest[count:])
-            grads = ctx.backend.backward(*given, kept, grad_y, grad_h_n, needs)
+            output = LayerOutput(y, h0, tuple(saved))
+            grads = ctx.backend.backward(*given, output, grad_y, grad_h_n, needs)
         return (*unused, grads.x, grads.h0, *grads.weights)
 
 
@@ -95,18 +91,3 @@ def _needs_torch(grad_y: Tensor | None, grad_h_n: Tensor | None) -> bool:
     if any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads):
         return True
     return special_tensor(*grads) is not None
-
-
-def _kept(
-    ctx: Any, x: Tensor, h0: Tensor, weights: Sequence[Tensor], saved: Sequence[Tensor]
-) -> LayerOutput:
-    """The output of the forward pass, from where it was kept or computed anew."""
-    if saved:
-        return LayerOutput(saved[0], saved[1], tuple(saved[2:]))
-    kept: LayerOutput = ctx.kept
-    if not torch._C._autograd._get_current_graph_task_keep_graph():
-        ctx.kept = None
-    if kept.y._version == ctx.version:
-        return kept
-    output: LayerOutput = ctx.backend.forward(ctx.layer, ctx.rows, x, h0, weights, True)
-    return output

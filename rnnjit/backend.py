@@ -137,7 +137,7 @@ class Backend(ABC):
             x: as given to `forward`.
             h0: as given to `forward`.
             weights: as given to `forward`.
-            output: what `forward` returned; its `h_n` may not be relied on.
+            output: what `forward` returned, but for `h_n`, in whose place is any tensor.
             grad_y: `[N, D*H]`, any strides, or None for zero.
             grad_h_n: `[D, B, H]`, any strides, or None for zero.
             needs: which gradients to compute.

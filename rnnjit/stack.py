@@ -41,16 +41,19 @@ def run_stack(
         y `[N, D*H]` of the last layer and h_n `[L*D, B, H]` of all layers.
     """
     if spec.num_layers == 1:
-        return run_layer(backend, spec.layers[0], rows, x, h0.contiguous(), weights, needs_grad)
+        layer = spec.layers[0]
+        return run_layer(backend, layer, rows, x, h0.contiguous(), weights, needs_grad, True)
     directions = spec.num_directions
     states = []
     start = 0
     for index, layer in enumerate(spec.layers):
         stop = start + directions * layer.weights_per_direction
         h0_layer = h0.narrow(0, index * directions, directions).contiguous()
-        x, h_n = run_layer(backend, layer, rows, x, h0_layer, weights[start:stop], needs_grad)
+        last = index == spec.num_layers - 1
+        own = weights[start:stop]
+        x, h_n = run_layer(backend, layer, rows, x, h0_layer, own, needs_grad, last)
         states.append(h_n)
         start = stop
-        if spec.dropout and training and index < spec.num_layers - 1:
+        if spec.dropout and training and not last:
             x = torch.dropout(x, spec.dropout, training)
     return x, torch.cat(states)
