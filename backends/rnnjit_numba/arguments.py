@@ -19,6 +19,7 @@ class ForwardArguments(NamedTuple):
         slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
         parts: threads that share the hidden columns of one slice.
         hoist: whether the input's share of all steps is computed before the first.
+        direct: whether weights are read as they lie; then only the bias is packed.
         x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
         w_ih_0 ... b_hh_1: the weights of each direction.
         scratch: for each direction, the packed weights and then the bias.
@@ -39,6 +40,7 @@ class ForwardArguments(NamedTuple):
     slice_rows: int
     parts: int
     hoist: int
+    direct: int
     x: int
     h0: int
     y: int
@@ -83,6 +85,7 @@ class BackwardArguments(NamedTuple):
     slices: int
     slice_rows: int
     parts: int
+    direct: int
     x: int
     h0: int
     y: int

@@ -81,7 +81,7 @@ def _add_pack_back(tools: Toolbox) -> Any:
         base = a.scratch + d * a.packed
         wide_h, wide_i = (a.H + lanes - 1) // lanes, (a.I + lanes - 1) // lanes
         # Rows in blocks, so that the reads of a block stay within a few pages.
-        for low in range(0, a.H, ROW_BLOCK):
+        for low in range(0, a.H if a.direct == 0 else 0, ROW_BLOCK):
             high = least(a.H, low + ROW_BLOCK)
             for column in range(first, last):
                 w, columns, v = (a.w_hh_0 if d == 0 else a.w_hh_1), a.H, column
@@ -186,6 +186,7 @@ def _add_remember(tools: Toolbox) -> Any:
 def _add_through(tools: Toolbox, common: Common) -> Any:
     """`to = dz @ W_hh` for `rows` rows of dz: the gradient that reaches the states before."""
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
+    product = common.product
     lanes, size = tools.lanes.count, tools.lanes.itemsize
 
     def through(arguments: int, d: int, first: int, last: int, dz: int, to: int, rows: int) -> None:
@@ -194,6 +195,10 @@ def _add_through(tools: Toolbox, common: Common) -> Any:
         base = a.scratch + d * a.packed
         wide = (a.H + lanes - 1) // lanes + (a.I + lanes - 1) // lanes
         zeros = base + wide * a.packed_column
+        if a.direct != 0:
+            w_hh = a.w_hh_0 if d == 0 else a.w_hh_1
+            product(zeros, 0, dz, ld, a.H, w_hh, a.H, to, ld, rows, first, last)
+            return
         affine(
             *(zeros, 0, 0, 0, 0, base, dz, ld, a.H, base, a.packed_column),
             *(to, ld, rows, first, last, a.H, NOTHING, 0, 0, 0, 0),

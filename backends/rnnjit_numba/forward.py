@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnjit_numba import memory
+from rnnjit_numba import memory, pointwise
 from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.direct import DIRECT_ROWS, direct
 from rnnjit_numba.plan import ROW_BLOCK
 from rnnjit_numba.toolbox import ACTIVATE, NOTHING, Common, Toolbox
 
@@ -25,21 +26,32 @@ def add_forward(tools: Toolbox, common: Common) -> None:
     """Add the kernel `forward(arguments, thread, threads)`, which each thread calls."""
     unpack = memory.unpack_arguments(ForwardArguments)
     meet, least = memory.arrive_and_wait(), memory.least()
-    pack, project, recur = _add_pack(tools), _add_project(tools, common), _add_recur(tools, common)
+    pack, pack_bias = _add_pack(tools), _add_pack_bias(tools)
+    project, recur = _add_project(tools, common), _add_recur(tools, common)
     lanes = tools.lanes.count
 
     def forward(arguments: int, thread: int, threads: int) -> None:
         a = unpack(arguments)
         vectors = (a.H + lanes - 1) // lanes
-        if a.parts > 1 and threads >= a.D * a.parts:
-            d, part = thread // a.parts, thread % a.parts
-            if d < a.D:
-                first, last = vectors * part // a.parts, vectors * (part + 1) // a.parts
-                pack(arguments, d, first, last)
-                project(arguments, d, first, last, 0, a.N)
-                recur(arguments, d, first, last, 0, a.B, 1, a.sync + 64 * d, a.parts)
+        if a.parts > 1 or a.direct != 0:
+            parts = a.parts if threads >= a.parts else 1
+            groups = threads // parts
+            group, part = thread // parts, thread % parts
+            first, last = vectors * part // parts, vectors * (part + 1) // parts
+            if group < groups:
+                for d in range(group, a.D, groups):
+                    pack_bias(arguments, d, first, last)
+                    if a.direct == 0:
+                        pack(arguments, d, first, last)
+                        project(arguments, d, first, last, 0, a.N)
+                    hoisted = 1 - a.direct
+                    recur(
+                        *(arguments, d, first, last, 0, a.B, hoisted),
+                        *(a.sync + 64 * d, parts),
+                    )
             return
         for unit in range(thread, a.D * vectors, threads):
+            pack_bias(arguments, unit // vectors, unit % vectors, unit % vectors + 1)
             pack(arguments, unit // vectors, unit % vectors, unit % vectors + 1)
         if threads > 1:
             meet(a.sync, threads)
@@ -58,21 +70,15 @@ def add_forward(tools: Toolbox, common: Common) -> None:
 
 
 def _add_pack(tools: Toolbox) -> Any:
-    """Pack W_ih and W_hh, one after the other in each column vector, and b_ih + b_hh."""
+    """Pack W_ih and W_hh, one after the other in each column vector."""
     unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
-    transpose, copy, add = (
-        memory.transpose(tools.lanes),
-        memory.copy(tools.lanes),
-        memory.add(tools.lanes),
-    )
+    transpose = memory.transpose(tools.lanes)
     lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
 
     def pack(arguments: int, d: int, first: int, last: int) -> None:
         a = unpack(arguments)
         base = a.scratch + d * a.packed
-        bias = base + (a.H + lanes - 1) // lanes * a.packed_row
         w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if d == 0 else (a.w_ih_1, a.w_hh_1)
-        b_ih, b_hh = (a.b_ih_0, a.b_hh_0) if d == 0 else (a.b_ih_1, a.b_hh_1)
         for v in range(first, last):
             count = least(lanes, a.H - v * lanes)
             for part in range(2):
@@ -83,13 +89,28 @@ def _add_pack(tools: Toolbox) -> Any:
                     source = w + (v * lanes * columns + k) * size
                     block = to + k * vector_bytes
                     transpose(block, source, columns * size, count, columns - k)
+
+    return tools.units.add(pack)
+
+
+def _add_pack_bias(tools: Toolbox) -> Any:
+    """Write b_ih + b_hh, or zeros, behind the packed weights."""
+    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
+    copy, add = memory.copy(tools.lanes), memory.add(tools.lanes)
+    lanes, vector_bytes = tools.lanes.count, tools.lanes.vector_bytes
+
+    def pack_bias(arguments: int, d: int, first: int, last: int) -> None:
+        a = unpack(arguments)
+        bias = a.scratch + d * a.packed + (a.H + lanes - 1) // lanes * a.packed_row
+        b_ih, b_hh = (a.b_ih_0, a.b_hh_0) if d == 0 else (a.b_ih_1, a.b_hh_1)
+        for v in range(first, last):
             at = v * vector_bytes
             if b_ih != 0:
-                add(bias + at, b_ih + at, b_hh + at, count)
+                add(bias + at, b_ih + at, b_hh + at, least(lanes, a.H - v * lanes))
             else:
                 copy(bias + at, 0, 0, lanes)
 
-    return tools.units.add(pack)
+    return tools.units.add(pack_bias)
 
 
 def _add_project(tools: Toolbox, common: Common) -> Any:
@@ -177,6 +198,7 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
 def _add_step(tools: Toolbox, common: Common) -> Any:
     """One time step of `rows` rows from `row` on; their states before it are at `h`."""
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
+    step_direct = _add_step_direct(tools)
     lanes, size = tools.lanes.count, tools.lanes.itemsize
 
     def step(
@@ -194,6 +216,9 @@ def _add_step(tools: Toolbox, common: Common) -> Any:
         base = a.scratch + d * a.packed
         ld_x, ld_y = a.I * size, a.D * a.H * size
         x, y = a.x + row * ld_x, a.y + row * ld_y + d * a.H * size
+        if a.direct != 0:
+            step_direct(arguments, d, first, last, x, y, rows, h, ld_h)
+            return
         init, ld_init, inputs = base + (a.H + lanes - 1) // lanes * a.packed_row, 0, a.I
         if hoisted != 0:
             init, ld_init, inputs = y, ld_y, 0
@@ -204,3 +229,43 @@ def _add_step(tools: Toolbox, common: Common) -> Any:
         )
 
     return tools.units.add(step)
+
+
+def _add_step_direct(tools: Toolbox) -> Any:
+    """One time step of `rows` rows at `x`, whose weights are read as they lie."""
+    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
+    tile, activate = direct(tools.lanes), pointwise.activate(tools.lanes)
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+
+    def step_direct(
+        arguments: int,
+        d: int,
+        first: int,
+        last: int,
+        x: int,
+        y: int,
+        rows: int,
+        h: int,
+        ld_h: int,
+    ) -> None:
+        a = unpack(arguments)
+        w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if d == 0 else (a.w_ih_1, a.w_hh_1)
+        bias = a.scratch + d * a.packed
+        ld_x, ld_h_row, ld_y = a.I * size, a.H * size, a.D * a.H * size
+        for v in range(first, last):
+            count = least(lanes, a.H - v * lanes)
+            at = v * vector_bytes
+            w_x, w_h = w_ih + v * lanes * ld_x, w_hh + v * lanes * ld_h_row
+            done = 0
+            while done < rows:
+                some = DIRECT_ROWS[0] if rows - done >= DIRECT_ROWS[0] else 1
+                out = y + done * ld_y + at
+                tile(
+                    *(some, bias + at, 0, x + done * ld_x, ld_x, a.I, w_x, ld_x),
+                    *(h + done * ld_h, ld_h, a.H, w_h, ld_h_row, out, ld_y * 256 + count),
+                )
+                for r in range(some):
+                    activate(a.cell, out + r * ld_y, count)
+                done += some
+
+    return tools.units.add(step_direct)

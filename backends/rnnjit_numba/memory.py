@@ -91,8 +91,7 @@ def transpose(lanes: Lanes) -> Any:
     """Intrinsic `transpose(to, source, ld, rows, columns)`: one square block of `count` rows.
 
     Reads `rows x columns` elements of a row-major matrix, its rows `ld` bytes apart, and writes
-    `count` full vectors: vector k holds column k, zeros where the block ends. By Eklundh's exchange
-    of sub-blocks ("A fast computer method for matrix transposing", IEEE Trans. Comp. C-21, 1972).
+    `count` full vectors: vector k holds column k, zeros where the block ends.
     """
     name = f"rnnjit_transpose_{lanes.suffix}"
 
@@ -104,13 +103,7 @@ def transpose(lanes: Lanes) -> Any:
             inside = builder.icmp_signed(">", rows, I64(row))
             address = builder.add(source, builder.mul(ld, I64(row)))
             block.append(lanes.masked_load(builder, address, builder.select(inside, mask, none)))
-        distance = 1
-        while distance < lanes.count:
-            for row in range(lanes.count):
-                if not row & distance:
-                    pair = block[row], block[row + distance]
-                    block[row], block[row + distance] = _exchange(builder, lanes, *pair, distance)
-            distance *= 2
+        block = transposed(lanes, builder, block)
         for k, value in enumerate(block):
             lanes.store(builder, value, builder.add(to, I64(k * lanes.vector_bytes)))
 
@@ -118,6 +111,23 @@ def transpose(lanes: Lanes) -> Any:
         builder.call(define(builder.module, name, 5, body), args)
 
     return emitting(5, emit)
+
+
+def transposed(lanes: Lanes, builder: Any, block: list[Any]) -> list[Any]:
+    """The columns of a square block of vectors, given its rows.
+
+    By Eklundh's exchange of sub-blocks ("A fast computer method for matrix transposing", IEEE
+    Trans. Comp. C-21, 1972).
+    """
+    block = list(block)
+    distance = 1
+    while distance < lanes.count:
+        for row in range(lanes.count):
+            if not row & distance:
+                pair = block[row], block[row + distance]
+                block[row], block[row + distance] = _exchange(builder, lanes, *pair, distance)
+        distance *= 2
+    return block
 
 
 def _exchange(builder: Any, lanes: Lanes, a: Any, b: Any, distance: int) -> tuple[Any, Any]:

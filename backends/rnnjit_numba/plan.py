@@ -19,6 +19,8 @@ ROW_BLOCK = 64
 _THREAD_WORK = 100_000
 #: Multiply-adds in one time step below which threads lose more at the barrier than they save.
 _STEP_WORK = 32_000
+#: Rows of all steps up to which packing the weights costs more than it saves.
+_DIRECT_ROWS = 6
 #: Rows that fill the largest register tile.
 _TILE_ROWS = 8
 
@@ -32,6 +34,7 @@ class Plan(NamedTuple):
         slice_rows: rows in each slice but the last.
         parts: threads that share the hidden features of one slice, meeting after each step.
         hoist: whether the input's share of all steps is computed before the first step.
+        direct: whether the forward pass reads weights as they lie, since packing would not pay.
     """
 
     threads: int
@@ -39,6 +42,7 @@ class Plan(NamedTuple):
     slice_rows: int
     parts: int
     hoist: bool
+    direct: bool = False
 
 
 def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
@@ -53,10 +57,13 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     H, D = layer.hidden_size, layer.num_directions
     work = rows.N * D * H * (layer.input_size + H)
     batch = max(rows.B, 1)
-    if threads == 1 or work < _THREAD_WORK:
-        return Plan(1, 1, batch, 1, batch < _TILE_ROWS)
     units = -(-threads // D)
-    parts = min(threads // D, vectors)
+    parts = max(1, min(threads // D, vectors))
+    few = rows.T * batch <= _DIRECT_ROWS
+    if threads == 1 or work < _THREAD_WORK:
+        return Plan(1, 1, batch, 1, batch < _TILE_ROWS, few)
+    if few:
+        return Plan(min(threads, D * parts), 1, batch, parts, False, True)
     if batch < 2 * units and parts > 1 and batch * H * H > _STEP_WORK:
         return Plan(D * parts, 1, batch, parts, True)
     slice_rows = -(-batch // units)

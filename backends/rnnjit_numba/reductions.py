@@ -58,7 +58,7 @@ def add_reduce(tools: Toolbox, common: Common) -> Any:
 def _add_grad_x(tools: Toolbox, common: Common) -> Any:
     """grad_x of this thread's rows, in blocks that stay in its cache."""
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
-    lanes, size = tools.lanes.count, tools.lanes.itemsize
+    lanes, size, product = tools.lanes.count, tools.lanes.itemsize, common.product
 
     def grad_x(arguments: int, thread: int, threads: int) -> None:
         a = unpack(arguments)
@@ -68,6 +68,14 @@ def _add_grad_x(tools: Toolbox, common: Common) -> Any:
         wide = (a.I + lanes - 1) // lanes
         zeros = w_0 + wide * a.packed_column
         hidden_1 = a.H if a.D == 2 else 0
+        if a.direct != 0:
+            first, last = wide * thread // threads, wide * (thread + 1) // threads
+            to = a.grad_x
+            product(zeros, 0, a.dz, ld, a.H, a.w_ih_0, a.I, to, ld_x, a.N, first, last)
+            if a.D == 2:
+                dz_1 = a.dz + a.N * ld
+                product(to, ld_x, dz_1, ld, a.H, a.w_ih_1, a.I, to, ld_x, a.N, first, last)
+            return
         blocks = (a.N + ROW_BLOCK - 1) // ROW_BLOCK
         for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
             row = block * ROW_BLOCK

@@ -142,10 +142,13 @@ def _forward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, threads
     cut = plan(layer, Rows(T, B, N), threads, wide_h)
     packed_inputs = wide_i * lanes * vector
     packed_row = packed_inputs + wide_h * lanes * vector
+    if cut.direct:
+        packed_inputs = packed_row = 0
     packed = wide_h * (packed_row + vector)
     fixed = {
         **_problem(layer, T, B, N, cut),
         "hoist": int(cut.hoist),
+        "direct": int(cut.direct),
         "packed_inputs": packed_inputs,
         "packed_row": packed_row,
         "packed": packed,
@@ -162,7 +165,7 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
     lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
     wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
     cut = plan(layer, Rows(T, B, N), threads, wide_h)
-    packed_column = layer.hidden_size * vector
+    packed_column = 0 if cut.direct else layer.hidden_size * vector
     packed = (wide_h + wide_i) * packed_column + max(wide_i, wide_h) * vector
     tile_rows, widest = kernels.isa.row_tiles[0]
     dz_block = -(-layer.hidden_size // tile_rows) * tile_rows * REDUCTION_ROWS * size
@@ -170,6 +173,7 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
     fixed = {
         **_problem(layer, T, B, N, cut),
         "packed_column": packed_column,
+        "direct": int(cut.direct),
         "packed": packed,
         "reduction_size": reduction,
     }

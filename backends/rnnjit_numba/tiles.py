@@ -87,7 +87,7 @@ class TileSet:
             for rows, _ in self.shapes
             for width in self.widths(rows)
         }
-        _switch(
+        switch(
             builder,
             shape,
             cases,
@@ -102,20 +102,20 @@ class TileSet:
         def emit(inner: Any, case: tuple[int, int]) -> None:
             _outer(lanes, case[0], case[1], inner, *args)
 
-        _switch(builder, width, cases, emit)
+        switch(builder, width, cases, emit)
 
 
-def _switch(builder: Any, selector: Any, cases: dict[int, Any], emit: Any) -> None:
+def switch(builder: Any, selector: Any, cases: dict[int, Any], emit: Any) -> None:
     """Branch to the code of one case; the function ends after it."""
     start = builder.block
     unreachable = builder.append_basic_block("unreachable")
     builder.position_at_end(unreachable)
     builder.unreachable()
     builder.position_at_end(start)
-    switch = builder.switch(selector, unreachable)
+    branches = builder.switch(selector, unreachable)
     for value, case in cases.items():
         block = builder.append_basic_block(f"case{value}")
-        switch.add_case(I64(value), block)
+        branches.add_case(I64(value), block)
         builder.position_at_end(block)
         emit(builder, case)
         builder.ret_void()
@@ -149,11 +149,11 @@ class _AffineTile:
         mask = self.lanes.mask(builder, builder.and_(ld_out_tail, I64(255)))
         block = [
             [self._load(builder, row, v, mask) for v in range(self.vectors)]
-            for row in _steps(builder, init, ld_init, self.rows)
+            for row in steps(builder, init, ld_init, self.rows)
         ]
         block = self._accumulate(builder, block, x, ld_x, k1, w1, ld_w)
         block = self._accumulate(builder, block, h, ld_h, k2, w2, ld_w)
-        for row, values in zip(_steps(builder, out, ld_out, self.rows), block, strict=True):
+        for row, values in zip(steps(builder, out, ld_out, self.rows), block, strict=True):
             for v, value in enumerate(values):
                 self._store(builder, value, row, v, mask)
 
@@ -174,8 +174,8 @@ class _AffineTile:
         self, builder: Any, block: Any, a: Any, ld_a: Any, k: Any, w: Any, ld_w: Any
     ) -> Any:
         """Compute block + a @ w, for `a` of k columns in rows `ld_a` apart; k may be 0."""
-        rows = _steps(builder, a, ld_a, self.rows)
-        columns = _steps(builder, w, ld_w, self.vectors)
+        rows = steps(builder, a, ld_a, self.rows)
+        columns = steps(builder, w, ld_w, self.vectors)
         lanes = self.lanes
 
         def step(index: Any, block: Any) -> Any:
@@ -186,9 +186,9 @@ class _AffineTile:
                 load(builder, builder.add(row, offset_a), lanes.scalar, lanes.itemsize)
                 for row in rows
             ]
-            return _rank_one(lanes, builder, block, scalars, b)
+            return rank_one(lanes, builder, block, scalars, b)
 
-        return _folded(lanes, builder, k, block, step)
+        return folded_chains(lanes, builder, k, block, step, FOLD)
 
 
 def _outer(
@@ -216,15 +216,15 @@ def _outer(
             load(builder, builder.add(at_a, I64(r * lanes.itemsize)), lanes.scalar, lanes.itemsize)
             for r in range(rows)
         ]
-        return _rank_one(lanes, builder, block, scalars, wide)
+        return rank_one(lanes, builder, block, scalars, wide)
 
-    block = _folded(lanes, builder, k, block, step)
-    for row, values in zip(_steps(builder, out, ld_out, rows), block, strict=True):
+    block = folded_chains(lanes, builder, k, block, step, FOLD)
+    for row, values in zip(steps(builder, out, ld_out, rows), block, strict=True):
         for v, value in enumerate(values):
             lanes.store(builder, value, builder.add(row, I64(v * lanes.vector_bytes)))
 
 
-def _rank_one(lanes: Lanes, builder: Any, block: Any, scalars: Any, b: Any) -> Any:
+def rank_one(lanes: Lanes, builder: Any, block: Any, scalars: Any, b: Any) -> Any:
     """Compute block + scalars (outer product) b."""
     result = []
     for row, scalar in zip(block, scalars, strict=True):
@@ -235,23 +235,31 @@ def _rank_one(lanes: Lanes, builder: Any, block: Any, scalars: Any, b: Any) -> A
     return result
 
 
-def _steps(builder: Any, base: Any, distance: Any, count: int) -> list[Any]:
+def steps(builder: Any, base: Any, distance: Any, count: int) -> list[Any]:
     """The addresses base, base + distance, ..."""
     return [builder.add(base, builder.mul(distance, I64(i))) for i in range(count)]
 
 
-def _folded(lanes: Lanes, builder: Any, trips: Any, block: Any, step: Any) -> Any:
-    """`block` plus the sum of `trips` rank-one updates `step(index, sum)`, in chains of `FOLD`."""
-    chains = builder.sdiv(builder.add(trips, I64(FOLD - 1)), I64(FOLD))
+def folded_chains(
+    lanes: Lanes, builder: Any, trips: Any, block: Any, step: Any, fold: int, stride: int = 1
+) -> Any:
+    """`block` plus the sums of `step(index, sum)` over `index` = 0, stride, ... below `trips`.
+
+    A chain of `fold` indices starts from zero; each chain is added to the total before it.
+    """
+    chains = builder.sdiv(builder.add(trips, I64(fold - 1)), I64(fold))
 
     def chain(index: Any, total: Any) -> Any:
-        start = builder.mul(index, I64(FOLD))
+        start = builder.mul(index, I64(fold))
         rest = builder.sub(trips, start)
-        length = builder.select(builder.icmp_signed("<", rest, I64(FOLD)), rest, I64(FOLD))
+        length = builder.select(builder.icmp_signed("<", rest, I64(fold)), rest, I64(fold))
+        rounds = builder.sdiv(builder.add(length, I64(stride - 1)), I64(stride))
         zeros = [[lanes.constant(0.0) for _ in row] for row in total]
-        found = _loop(
-            builder, length, zeros, lambda i, inner: step(builder.add(start, i), inner), once=True
-        )
+
+        def inner(i: Any, sums: Any) -> Any:
+            return step(builder.add(start, builder.mul(i, I64(stride))), sums)
+
+        found = _loop(builder, rounds, zeros, inner, once=True)
         return [
             [builder.fadd(a, b) for a, b in zip(*rows, strict=True)]
             for rows in zip(total, found, strict=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rnnjit_numba import memory, pointwise
+from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
 from rnnjit_numba.lanes import Lanes
-from rnnjit_numba.tiles import TileSet
+from rnnjit_numba.tiles import FOLD, TileSet
 from rnnjit_numba.units import Units
 
 #: What happens to a block after the matrix part: nothing, or the cell's activation or gradient.
@@ -42,11 +43,12 @@ class Common(NamedTuple):
 
     affine: Any
     copy_rows: Any
+    product: Any
 
 
 def add_common(tools: Toolbox) -> Common:
     """Add the functions that both kernels call to the units."""
-    return Common(_add_affine(tools), _add_copy_rows(tools))
+    return Common(_add_affine(tools), _add_copy_rows(tools), _add_product_direct(tools))
 
 
 def _add_affine(tools: Toolbox) -> Any:
@@ -164,3 +166,53 @@ def _add_copy_rows(tools: Toolbox) -> Any:
                 copy(to + row * ld_to + at, place, count, count)
 
     return tools.units.add(copy_rows)
+
+
+def _add_product_direct(tools: Toolbox) -> Any:
+    """The function that computes `to = init + a @ w` for few rows and a `w` that is not packed.
+
+    `w` is `[k, columns]`, row-major; column vectors `first` to `last` are computed. It goes through
+    `w` in blocks of rows, each of which stays within a few pages.
+    """
+    tile = direct_transposed(tools.lanes)
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+
+    def product_direct(
+        init: int,
+        ld_init: int,
+        a: int,
+        ld_a: int,
+        k: int,
+        w: int,
+        columns: int,
+        to: int,
+        ld_to: int,
+        rows: int,
+        first: int,
+        last: int,
+    ) -> None:
+        for low in range(0, k, FOLD):
+            terms = FOLD if low + FOLD <= k else k - low
+            v = first
+            while v < last:
+                width = DIRECT_WIDTHS[0] if v + DIRECT_WIDTHS[0] <= last else 1
+                at = v * vector_bytes
+                tail = columns - (v + width - 1) * lanes
+                if tail > lanes:
+                    tail = lanes
+                done = 0
+                while done < rows:
+                    some = DIRECT_ROWS[0] if rows - done >= DIRECT_ROWS[0] else 1
+                    out = to + done * ld_to + at
+                    start, ld_start = init + done * ld_init + at, ld_init
+                    if low > 0:
+                        start, ld_start = out, ld_to
+                    tile(
+                        *(16 * some + width, start, ld_start, a + done * ld_a + low * size, ld_a),
+                        *(terms, w + low * columns * size + at, columns * size),
+                        *(out, ld_to * 256 + tail),
+                    )
+                    done += some
+                v += width
+
+    return tools.units.add(product_direct)

@@ -1,0 +1,180 @@
+"""Direct tiles: a few rows times a matrix that is not packed.
+
+Packing pays when a matrix is used for many rows. For a streaming step it would cost more than the
+step: so these tiles read the matrix as it lies. The forward one takes a square block at a time and
+turns it over in registers. Their sums have the order of the packed tiles' (see `tiles`), bit for
+bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from rnnjit_numba.lanes import I32, I64, Lanes, define, emitting, load
+from rnnjit_numba.memory import transposed
+from rnnjit_numba.tiles import FOLD, folded_chains, rank_one, steps, switch
+
+#: The numbers of rows for which there is a direct tile, descending.
+DIRECT_ROWS = (4, 1)
+#: The numbers of column vectors for which there is a direct transposed tile, descending.
+DIRECT_WIDTHS = (4, 1)
+_ARGUMENTS = 15
+_TRANSPOSED_ARGUMENTS = 10
+
+
+def direct(lanes: Lanes) -> Any:
+    """Intrinsic: one vector of columns of `out = init + x @ w1.T + h @ w2.T`, for a few rows.
+
+    `tile(rows, init, ld_init, x, ld_x, k1, w1, ld_w1, h, ld_h, k2, w2, ld_w2, out, ld_out_tail)`
+    with arguments as in `TileSet.affine`, except that `w1` and `w2` are row-major, `[columns, k]`
+    with rows `ld_w1` and `ld_w2` bytes apart: row j belongs to lane j of the result.
+    """
+    name = f"rnnjit_direct_tile_{lanes.suffix}"
+
+    def body(builder: Any, rows: Any, *args: Any) -> None:
+        switch(builder, rows, {n: n for n in DIRECT_ROWS}, lambda b, n: _emit(lanes, n, b, *args))
+
+    def emit(builder: Any, *args: Any) -> None:
+        builder.call(define(builder.module, name, _ARGUMENTS, body), args)
+
+    return emitting(_ARGUMENTS, emit)
+
+
+def _emit(
+    lanes: Lanes,
+    rows: int,
+    builder: Any,
+    init: Any,
+    ld_init: Any,
+    x: Any,
+    ld_x: Any,
+    k1: Any,
+    w1: Any,
+    ld_w1: Any,
+    h: Any,
+    ld_h: Any,
+    k2: Any,
+    w2: Any,
+    ld_w2: Any,
+    out: Any,
+    ld_out_tail: Any,
+) -> None:
+    """Code of the tile for one number of rows."""
+    ld_out, tail = builder.ashr(ld_out_tail, I64(8)), builder.and_(ld_out_tail, I64(255))
+    mask = lanes.mask(builder, tail)
+    total = [[lanes.masked_load(builder, row, mask)] for row in steps(builder, init, ld_init, rows)]
+    for a, ld_a, k, w, ld_w in ((x, ld_x, k1, w1, ld_w1), (h, ld_h, k2, w2, ld_w2)):
+        rows_of_a = steps(builder, a, ld_a, rows)
+        rows_of_w = steps(builder, w, ld_w, lanes.count)
+
+        def block(
+            index: Any,
+            sums: Any,
+            k: Any = k,
+            rows_of_a: Any = rows_of_a,
+            rows_of_w: Any = rows_of_w,
+        ) -> Any:
+            return _block(lanes, builder, index, sums, k, tail, rows_of_a, rows_of_w)
+
+        total = folded_chains(lanes, builder, k, total, block, FOLD, lanes.count)
+    for row, values in zip(steps(builder, out, ld_out, rows), total, strict=True):
+        lanes.masked_store(builder, values[0], row, mask)
+
+
+def _block(
+    lanes: Lanes,
+    builder: Any,
+    start: Any,
+    sums: Any,
+    k: Any,
+    tail: Any,
+    rows_of_a: list[Any],
+    rows_of_w: list[Any],
+) -> Any:
+    """`sums` after the terms from `start` on that fill a square block of w, zeros beyond k."""
+    offset = builder.mul(start, I64(lanes.itemsize))
+    inside = lanes.mask(builder, builder.sub(k, start))
+    none = ir.Constant(inside.type, None)
+    block = []
+    for j, row in enumerate(rows_of_w):
+        present = builder.icmp_signed(">", tail, I64(j))
+        block.append(
+            lanes.masked_load(
+                builder, builder.add(row, offset), builder.select(present, inside, none)
+            )
+        )
+    columns = transposed(lanes, builder, block)
+    a = [lanes.masked_load(builder, builder.add(row, offset), inside) for row in rows_of_a]
+    lane = ir.VectorType(I32, lanes.count)
+    result = [list(row) for row in sums]
+    for i, column in enumerate(columns):
+        which = ir.Constant(lane, [i] * lanes.count)
+        for m, values in enumerate(a):
+            scalar = builder.shuffle_vector(values, ir.Constant(lanes.vector, ir.Undefined), which)
+            result[m] = [lanes.multiply_add(builder, scalar, column, result[m][0])]
+    return result
+
+
+def direct_transposed(lanes: Lanes) -> Any:
+    """Intrinsic: some vectors of columns of `out = init + a @ w`, for a few rows.
+
+    `tile(shape, init, ld_init, a, ld_a, k, w, ld_w, out, ld_out_tail)` with `shape` 16 * rows +
+    vectors and arguments as in `TileSet.affine`, except that `w` is row-major, `[k, columns]` with
+    rows `ld_w` bytes apart.
+    """
+    name = f"rnnjit_direct_transposed_tile_{lanes.suffix}"
+    cases = {16 * n + width: (n, width) for n in DIRECT_ROWS for width in DIRECT_WIDTHS}
+
+    def body(builder: Any, shape: Any, *args: Any) -> None:
+        switch(builder, shape, cases, lambda b, case: _emit_transposed(lanes, *case, b, *args))
+
+    def emit(builder: Any, *args: Any) -> None:
+        builder.call(define(builder.module, name, _TRANSPOSED_ARGUMENTS, body), args)
+
+    return emitting(_TRANSPOSED_ARGUMENTS, emit)
+
+
+def _emit_transposed(
+    lanes: Lanes,
+    rows: int,
+    width: int,
+    builder: Any,
+    init: Any,
+    ld_init: Any,
+    a: Any,
+    ld_a: Any,
+    k: Any,
+    w: Any,
+    ld_w: Any,
+    out: Any,
+    ld_out_tail: Any,
+) -> None:
+    """Code of the transposed tile for one shape; the last vector alone may be ragged."""
+    ld_out, tail = builder.ashr(ld_out_tail, I64(8)), builder.and_(ld_out_tail, I64(255))
+    mask = lanes.mask(builder, tail)
+
+    def load_row(row: Any) -> list[Any]:
+        places = steps(builder, row, I64(lanes.vector_bytes), width)
+        full = [lanes.load(builder, place) for place in places[:-1]]
+        return [*full, lanes.masked_load(builder, places[-1], mask)]
+
+    rows_of_a = steps(builder, a, ld_a, rows)
+
+    def step(index: Any, sums: Any) -> Any:
+        offset = builder.mul(index, I64(lanes.itemsize))
+        scalars = [
+            load(builder, builder.add(row, offset), lanes.scalar, lanes.itemsize)
+            for row in rows_of_a
+        ]
+        b = load_row(builder.add(w, builder.mul(index, ld_w)))
+        return rank_one(lanes, builder, sums, scalars, b)
+
+    total = [load_row(row) for row in steps(builder, init, ld_init, rows)]
+    total = folded_chains(lanes, builder, k, total, step, FOLD)
+    for row, values in zip(steps(builder, out, ld_out, rows), total, strict=True):
+        places = steps(builder, row, I64(lanes.vector_bytes), width)
+        for place, value in zip(places[:-1], values[:-1], strict=True):
+            lanes.store(builder, value, place)
+        lanes.masked_store(builder, values[-1], places[-1], mask)
