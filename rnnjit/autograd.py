@@ -26,10 +26,12 @@ def run_layer(
 ) -> tuple[Tensor, Tensor]:
     """`(y, h_n)` of one layer by `backend`, recorded for autograd where a gradient is needed.
 
-    `last` says that the caller will see y, and not only the layer above.
+    `x` may be `[T, B, I]` too; where it is recorded y then has that form as well, since each
+    reshaping outside would be recorded on its own. `last` says that the caller will see y, and not
+    only the layer above.
     """
     if backend.differentiable or not needs_grad:
-        output = backend.forward(layer, rows, x, h0, weights, needs_grad)
+        output = backend.forward(layer, rows, _flat(x), h0, weights, needs_grad)
         return output.y, output.h_n
     recorded: tuple[Tensor, Tensor] = _Layer.apply(backend, layer, rows, last, x, h0, *weights)  # type: ignore[no-untyped-call]
     return recorded
@@ -53,11 +55,14 @@ class _Layer(torch.autograd.Function):
         h0: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        output = backend.forward(layer, rows, x, h0, weights, True)
+        output = backend.forward(layer, rows, _flat(x), h0, weights, True)
         ctx.backend, ctx.layer, ctx.rows = backend, layer, rows
         ctx.set_materialize_grads(False)
         kept = output.y.clone() if last else output.y.detach()
         ctx.save_for_backward(x, h0, *weights, kept, *output.saved)
+        if x.dim() == 3:
+            # Not a view: autograd forbids changing a view that was made in here.
+            output.y.resize_(rows.T, rows.B, output.y.shape[1])
         return output.y, output.h_n
 
     @staticmethod
@@ -71,13 +76,20 @@ class _Layer(torch.autograd.Function):
         needs = Needs(ctx.needs_input_grad[4], ctx.needs_input_grad[5], ctx.needs_input_grad[6:])
         count = len(needs.weights)
         weights, (y, *saved) = rest[:count], rest[count:]
-        given = (ctx.layer, ctx.rows, x, h0, weights)
+        given = (ctx.layer, ctx.rows, _flat(x), h0, weights)
+        grad_y = None if grad_y is None else _flat(grad_y)
         if _needs_torch(grad_y, grad_h_n):
             grads = layer_backward(*given, grad_y, grad_h_n, needs)
         else:
             output = LayerOutput(y, h0, tuple(saved))
             grads = ctx.backend.backward(*given, output, grad_y, grad_h_n, needs)
-        return (*unused, grads.x, grads.h0, *grads.weights)
+        grad_x = None if grads.x is None else grads.x.view(x.shape)
+        return (*unused, grad_x, grads.h0, *grads.weights)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """`[N, ...]` of rows that may be `[T, B, ...]`."""
+    return x if x.dim() == 2 else x.flatten(0, 1)
 
 
 def _needs_torch(grad_y: Tensor | None, grad_h_n: Tensor | None) -> bool:

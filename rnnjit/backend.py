@@ -14,7 +14,7 @@ sorting of packed sequences are the core's work.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -62,6 +62,10 @@ class LayerGrads(NamedTuple):
     x: Tensor | None
     h0: Tensor | None
     weights: tuple[Tensor | None, ...]
+
+
+#: `(x, h0, weights) -> (y, h_n)` for a whole stack, see `Backend.inference`.
+Inference = Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
 class Backend(ABC):
@@ -149,6 +153,26 @@ class Backend(ABC):
     def __deepcopy__(self, memo: object) -> Backend:
         # A module that holds a backend may be copied; the compiler behind it is one.
         return self
+
+    def inference(
+        self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, ...]
+    ) -> Inference | None:
+        """A function for calls like `problem`, which it has accepted, or None (optional).
+
+        It serves calls that need no gradient, dense and without dropout, and exists to spend less
+        time around the kernels than `forward` does, layer by layer. It may rely on the shapes and
+        dtypes of `problem`, and on all tensors being contiguous.
+
+        Args:
+            spec: the whole stack.
+            problem: what the calls are.
+            y_shape: of y: `[T, B, D*H]`, or `[B, T, D*H]` where that is the same memory.
+
+        Returns:
+            A function of x (T*B*I elements), h0 `[L*D, B, H]` and the weights of all layers in
+            nn.RNN's flat order, which returns y and h_n `[L*D, B, H]`, both newly allocated.
+        """
+        return None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"

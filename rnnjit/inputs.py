@@ -15,7 +15,7 @@ class Prepared(NamedTuple):
     """A call in the core's own terms.
 
     Attributes:
-        x: `[N, I]` contiguous rows.
+        x: contiguous rows, `[N, I]`, or `[T, B, I]` of a dense batch.
         h0: `[L*D, B, H]`, in the order of the rows, or None for zeros.
         rows: how the rows are laid over time.
         packed: the PackedSequence that was given, if one was.
@@ -61,16 +61,16 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
             )
     _check_input(spec, weight, x)
     if rank == 2:
-        time_major = x.unsqueeze(1)
+        time_major, steps, batch = x, x.shape[0], 1
         hx = hx if hx is None else hx.unsqueeze(1)
     else:
         time_major = x.transpose(0, 1) if spec.batch_first else x
-    steps, batch, _ = time_major.shape
+        steps, batch, _ = time_major.shape
     if steps == 0:
         raise RuntimeError(f"input must have at least one time step, got none: {_of(x)}")
     _check_state(spec, weight, hx, batch, unbatched=rank == 2)
-    flat = time_major.reshape(steps * batch, spec.input_size)
-    return Prepared(flat.contiguous(), hx, Rows(steps, batch, steps * batch), None, rank == 3)
+    rows = Rows(steps, batch, steps * batch)
+    return Prepared(time_major.contiguous(), hx, rows, None, rank == 3)
 
 
 def initial_state(spec: RNNSpec, prepared: Prepared) -> Tensor:
@@ -132,7 +132,7 @@ def _permute_state(hx: Tensor, order: Tensor) -> Tensor:
 def restore(
     spec: RNNSpec, prepared: Prepared, y: Tensor, h_n: Tensor
 ) -> tuple[Tensor | PackedSequence, Tensor]:
-    """Give rows `y [N, D*H]` and `h_n [L*D, B, H]` the form in which the input came."""
+    """Give y (`[N, D*H]` or `[T, B, D*H]`) and `h_n [L*D, B, H]` the form the input came in."""
     packed, rows = prepared.packed, prepared.rows
     if packed is not None:
         if packed.unsorted_indices is not None:
@@ -143,7 +143,8 @@ def restore(
         return output, h_n
     if not prepared.batched:
         return y, h_n.squeeze(1)
-    y = y.view(rows.T, rows.B, y.shape[1])
+    if y.dim() == 2:
+        y = y.view(rows.T, rows.B, y.shape[1])
     return (y.transpose(0, 1) if spec.batch_first else y), h_n
 
 
@@ -201,6 +202,8 @@ def _check_input(spec: RNNSpec, weight: Tensor, x: Tensor, rank: int | None = No
         )
     if rank is not None and x.dim() != rank:
         raise RuntimeError(f"input.data must be {rank}-D, got {x.dim()}-D: {_of(x)}")
+    if x.layout is not torch.strided:
+        raise RuntimeError(f"input must be a dense tensor, got one of layout {x.layout}")
     if x.shape[-1] != spec.input_size:
         raise RuntimeError(
             f"input must have input_size={spec.input_size} features in its last dimension, "

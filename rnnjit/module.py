@@ -15,12 +15,15 @@ from rnnjit.backend import Backend
 from rnnjit.capture import NONLINEARITY, capture, weights_of
 from rnnjit.dispatch import choose, special_context
 from rnnjit.inputs import Prepared, check_weights, initial_state, prepare, restore
+from rnnjit.quick import Route, suits
 from rnnjit.reference import ReferenceBackend
 from rnnjit.registry import key_of, resolve
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.stack import run_stack
 
 _CHOICES_KEPT = 512
+#: Attributes whose assignment makes remembered routes wrong.
+_CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "training"})
 _REFERENCE = ReferenceBackend()
 _Result = tuple[Tensor | PackedSequence, Tensor]
 # It asks of its module what every RNNBase has; where torch rewrites the layer it is the layer.
@@ -56,6 +59,7 @@ class CompiledRNN(nn.RNNBase):
         self._key = key_of(backend)
         self._choices: dict[Problem, Backend] = {}
         self._choices_spec: RNNSpec | None = None
+        self._routes: dict[torch.Size, Route] = {}
 
     def forward(
         self,
@@ -77,6 +81,10 @@ class CompiledRNN(nn.RNNBase):
         """
         if torch.compiler.is_compiling():
             return self._traced(input, hx)
+        if type(input) is Tensor:
+            route = self._routes.get(input.shape)
+            if route is not None and (result := route(self, input, hx)) is not None:
+                return result
         if torch._C._get_tracing_state() is not None:
             return _eager_forward(self, input, hx)
         spec = capture(self)
@@ -95,7 +103,27 @@ class CompiledRNN(nn.RNNBase):
         y, h_n = run_stack(
             backend, spec, prepared.rows, prepared.x, h0, weights, self.training, problem.needs_grad
         )
+        if special is None and not torch.is_grad_enabled() and type(input) is Tensor:
+            self._remember(backend, spec, problem, input, h0)
         return restore(spec, prepared, y, h_n)
+
+    def _remember(
+        self, backend: Backend, spec: RNNSpec, problem: Problem, x: Tensor, h0: Tensor
+    ) -> None:
+        """Keep a short way for the next call like this one, if there is one."""
+        if not suits(spec, x, self.training):
+            return
+        shape = (x.shape[0], x.shape[1], spec.num_directions * spec.hidden_size)
+        run = backend.inference(spec, problem, shape)
+        if run is not None:
+            if len(self._routes) >= _CHOICES_KEPT:
+                self._routes.clear()
+            self._routes[x.shape] = Route(run, spec, self._flat_weights_names, x, h0.shape)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _CONFIGURATION:
+            self.__dict__["_routes"] = {}
 
     def _traced(self, x: Tensor | PackedSequence, hx: Tensor | None) -> _Result:
         """What torch.compile and torch.export trace: one operator for each layer.
@@ -148,7 +176,7 @@ class CompiledRNN(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "_choices": {}, "_choices_spec": None}
+        return {**state, "_choices": {}, "_choices_spec": None, "_routes": {}}
 
     def __setstate__(self, d: dict[str, Any]) -> None:
         super().__setstate__(d)  # type: ignore[no-untyped-call]

@@ -31,14 +31,14 @@ def run_stack(
         backend: computes each layer.
         spec: of the stack.
         rows: how the rows of `x` are laid over time.
-        x: `[N, I]`.
+        x: `[N, I]`, or `[T, B, I]` of a dense batch.
         h0: `[L*D, B, H]`.
         weights: of all layers, in nn.RNN's flat order.
         training: whether dropout is on.
         needs_grad: whether a backward pass may follow.
 
     Returns:
-        y `[N, D*H]` of the last layer and h_n `[L*D, B, H]` of all layers.
+        y `[N, D*H]` or `[T, B, D*H]` of the last layer and h_n `[L*D, B, H]` of all layers.
     """
     if spec.num_layers == 1:
         layer = spec.layers[0]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
+from rnnjit.backend import Inference
 
 _BITS = {torch.float32: 32, torch.float64: 64}
 
@@ -73,6 +74,15 @@ class NumbaBackend(Backend):
         return run.backward(
             _BITS[x.dtype], layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
         )
+
+    def inference(
+        self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, ...]
+    ) -> Inference | None:
+        """One call of the forward kernel per layer, with nothing but allocations around them."""
+        from rnnjit_numba import run
+
+        rows = Rows(problem.T, problem.B, problem.N)
+        return run.inference(_BITS[problem.dtype], spec.layers, rows, y_shape)
 
 
 BACKEND = NumbaBackend()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from struct import Struct
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
+from rnnjit.backend import Inference
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
 from rnnjit_numba.library import Kernel, library
 from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan
@@ -21,6 +23,8 @@ _LINE = 64
 #: Barrier counters behind the arguments: one line for the team, one for each direction, and what
 #: it takes to align them.
 _SYNC_WORDS = 4 * _LINE // 8
+#: Bytes of scratch memory from which on it is allocated rather than part of the argument block.
+_LARGE = 4096
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
 _B = BackwardArguments(*range(len(BackwardArguments._fields)))
 
@@ -31,17 +35,19 @@ class Recipe(NamedTuple):
     Attributes:
         kernel: what to call.
         threads: size of the team.
-        block: the argument block with every size filled in; copied for each call, since the
-            barrier counters behind the arguments are written to.
-        scratch: elements of scratch memory, packed weights and then the threads' own blocks.
-        own: bytes from the start of the scratch to the threads' own blocks.
+        block: the argument block with every size filled in, and room behind the arguments; copied
+            for each call, since kernels write to that room.
+        scratch: bytes of scratch memory.
+        inside: where in the block the scratch is, in bytes; 0 if it is too large for that.
+        parts: where in the scratch its parts begin, in bytes (see the kernels' recipes).
     """
 
     kernel: Kernel
     threads: int
     block: array[int]
     scratch: int
-    own: int
+    inside: int
+    parts: tuple[int, ...] = ()
 
 
 def forward(
@@ -53,21 +59,68 @@ def forward(
     recipe = _forward_recipe(bits, layer, T, B, N, threads)
     y = x.new_empty((N, layer.num_directions * layer.hidden_size))
     h_n = torch.empty_like(h0)
-    scratch = x.new_empty(recipe.scratch)
+    held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     block = recipe.block[:]
+    _pointers(layer).pack_into(
+        *(block, 8 * _F.x, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
+        *[weight.data_ptr() for weight in held],
+    )
     if sizes is not None:
         block[_F.sizes] = sizes.data_ptr()
-    block[_F.x] = x.data_ptr()
-    block[_F.h0] = h0.data_ptr()
-    block[_F.y] = y.data_ptr()
-    block[_F.h_n] = h_n.data_ptr()
-    block[_F.scratch] = scratch.data_ptr()
-    held = [w if w.is_contiguous() else w.contiguous() for w in weights]
-    count = layer.weights_per_direction
-    for i, weight in enumerate(held):
-        block[_F.w_ih_0 + i // count * 4 + i % count] = weight.data_ptr()
+    scratch = None if recipe.inside else x.new_empty(8 * recipe.scratch // bits)
+    if scratch is None:
+        block[_F.scratch] = block.buffer_info()[0] + recipe.inside
+    else:
+        block[_F.scratch] = scratch.data_ptr()
     recipe.kernel(block, _F.sync, recipe.threads)
     return LayerOutput(y, h_n)
+
+
+def inference(
+    bits: int, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, ...]
+) -> Inference:
+    """`Backend.inference` for elements of `bits` bits."""
+    T, B, N, _ = rows
+    threads = most_threads(torch.get_num_threads())
+    stack = []
+    state = layers[0].num_directions * B * layers[0].hidden_size * bits // 8
+    for i, layer in enumerate(layers):
+        recipe = _forward_recipe(bits, layer, T, B, N, threads)
+        count = layer.num_directions * layer.weights_per_direction
+        stack.append((recipe, i * state, i * count, (i + 1) * count))
+    like_state = layers[0].num_directions == 1 and T == 1 and len(layers) == 1
+    write, empty_like = _pointers(layers[0]).pack_into, torch.empty_like
+    at, scratch_field, sync = 8 * _F.x, _F.scratch, _F.sync
+
+    def run(x: Tensor, h0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        h_n = empty_like(h0)
+        h0_address, h_n_address = h0.data_ptr(), h_n.data_ptr()
+        addresses = [weight.data_ptr() for weight in weights]
+        y = x
+        for recipe, offset, first, last in stack:
+            x, y = y, empty_like(h0) if like_state else x.new_empty(y_shape)
+            block = recipe.block[:]
+            write(
+                *(block, at, x.data_ptr(), h0_address + offset, y.data_ptr()),
+                *(h_n_address + offset, *addresses[first:last]),
+            )
+            if recipe.inside:
+                block[scratch_field] = block.buffer_info()[0] + recipe.inside
+                recipe.kernel(block, sync, recipe.threads)
+                continue
+            scratch = x.new_empty(8 * recipe.scratch // bits)
+            block[scratch_field] = scratch.data_ptr()
+            recipe.kernel(block, sync, recipe.threads)
+        return y, h_n
+
+    return run
+
+
+@cache
+def _pointers(layer: LayerSpec) -> Struct:
+    """How the addresses of x, h0, y, h_n and the weights lie in the forward argument block."""
+    weights = "2q16x" if not layer.bias else "4q"
+    return Struct("=4q" + weights * layer.num_directions)
 
 
 def backward(
@@ -91,46 +144,53 @@ def backward(
     grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
     held = [w.contiguous() for w in weights]
     count = layer.weights_per_direction
-    want_ih, want_hh, *want_b = (any(needs.weights[i::count]) for i in range(count))
-    grad_x = x.new_empty((N, I)) if needs.x else None
+    want_ih, want_hh, want_b = _wanted(needs.weights, count)
+    grad_x = torch.empty_like(x) if needs.x else None
     grad_h0 = torch.empty_like(h0) if needs.h0 else None
-    grad_w_ih = _result(x, (D, H, I), want_ih, N)
-    grad_w_hh = _result(x, (D, H, H), want_hh, N)
-    grad_b = _result(x, (D, H), any(want_b), N)
-    dz = x.new_empty((D, N, H))
-    before = torch.empty((D, N), dtype=torch.int64) if want_hh else None
-    scratch = x.new_empty(recipe.scratch)
+    lead = () if D == 1 else (D,)
+    grad_w_ih = _result(x, (*lead, H, I), N) if want_ih else None
+    grad_w_hh = _result(x, (*lead, H, H), N) if want_hh else None
+    grad_b = _result(x, (*lead, H), N) if want_b else None
+    scratch = x.new_empty(recipe.scratch // (bits // 8))
+    start = scratch.data_ptr()
+    dz, before, reduction = recipe.parts
     block = recipe.block[:]
-    tensors = {
-        _B.sizes: sizes,
-        _B.x: x,
-        _B.h0: h0,
-        _B.y: y,
-        _B.grad_y: grad_y,
-        _B.grad_h_n: grad_h_n,
-        _B.dz: dz,
-        _B.grad_x: grad_x,
-        _B.grad_h0: grad_h0,
-        _B.grad_w_ih: grad_w_ih,
-        _B.grad_w_hh: grad_w_hh,
-        _B.grad_b: grad_b,
-        _B.before: before,
-        _B.scratch: scratch,
-    }
-    for i, weight in enumerate(held):
-        if i % count < 2:
-            tensors[_B.w_ih_0 + i // count * 2 + i % count] = weight
-    for field, tensor in tensors.items():
-        block[field] = 0 if tensor is None else tensor.data_ptr()
-    block[_B.reduction] = scratch.data_ptr() + recipe.own
+    block[_B.sizes] = _address(sizes)
+    block[_B.x], block[_B.h0], block[_B.y] = x.data_ptr(), h0.data_ptr(), y.data_ptr()
+    block[_B.grad_y], block[_B.grad_h_n] = _address(grad_y), _address(grad_h_n)
+    block[_B.grad_x], block[_B.grad_h0] = _address(grad_x), _address(grad_h0)
+    block[_B.grad_w_ih], block[_B.grad_w_hh] = _address(grad_w_ih), _address(grad_w_hh)
+    block[_B.grad_b] = _address(grad_b)
+    block[_B.scratch], block[_B.dz], block[_B.reduction] = start, start + dz, start + reduction
+    block[_B.before] = start + before if want_hh else 0
+    block[_B.w_ih_0], block[_B.w_hh_0] = held[0].data_ptr(), held[1].data_ptr()
+    if D == 2:
+        block[_B.w_ih_1], block[_B.w_hh_1] = held[count].data_ptr(), held[count + 1].data_ptr()
     recipe.kernel(block, _B.sync, recipe.threads)
-    results = (grad_w_ih, grad_w_hh, grad_b, None if grad_b is None else grad_b.clone())
-    grads = [
-        grad[d] if needs.weights[d * count + i] and grad is not None else None
-        for d in range(D)
-        for i, grad in enumerate(results[:count])
-    ]
-    return LayerGrads(grad_x, grad_h0, tuple(grads))
+    grads = (grad_w_ih, grad_w_hh, grad_b, grad_b)[:count]
+    return LayerGrads(grad_x, grad_h0, _shared_out(grads, needs.weights, D))
+
+
+@lru_cache(maxsize=256)
+def _wanted(needed: tuple[bool, ...], count: int) -> tuple[bool, bool, bool]:
+    """Whether dW_ih, dW_hh and db are needed, in any direction."""
+    want_ih, want_hh, *want_b = (any(needed[i::count]) for i in range(count))
+    return want_ih, want_hh, any(want_b)
+
+
+def _shared_out(
+    grads: Sequence[Tensor | None], needed: tuple[bool, ...], directions: int
+) -> tuple[Tensor | None, ...]:
+    """The gradient of each weight that needs one; b_hh gets a copy of what b_ih gets."""
+    found: list[Tensor | None] = []
+    for d in range(directions):
+        for i, grad in enumerate(grads):
+            if grad is None or not needed[d * len(grads) + i]:
+                found.append(None)
+                continue
+            own = grad if directions == 1 else grad[d]
+            found.append(own.clone() if i == 3 else own)
+    return tuple(found)
 
 
 @lru_cache(maxsize=1024)
@@ -153,9 +213,9 @@ def _forward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, threads
         "packed_row": packed_row,
         "packed": packed,
     }
-    block = _block(ForwardArguments._fields, fixed)
-    total = layer.num_directions * packed
-    return Recipe(kernels.forward, cut.threads, block, total // size, total)
+    scratch = layer.num_directions * packed
+    block, inside = _block(ForwardArguments._fields, fixed, scratch)
+    return Recipe(kernels.forward, cut.threads, block, scratch, inside)
 
 
 @lru_cache(maxsize=1024)
@@ -177,10 +237,14 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
         "packed": packed,
         "reduction_size": reduction,
     }
-    block = _block(BackwardArguments._fields, fixed)
-    own = layer.num_directions * packed
-    scratch = (own + cut.threads * reduction) // size
-    return Recipe(kernels.backward, cut.threads, block, scratch, own)
+    block, _ = _block(BackwardArguments._fields, fixed, _LARGE)
+    D = layer.num_directions
+    dz = D * packed
+    before = _aligned(dz + D * N * layer.hidden_size * size)
+    own = _aligned(before + D * N * 8)
+    return Recipe(
+        kernels.backward, cut.threads, block, own + cut.threads * reduction, 0, (dz, before, own)
+    )
 
 
 def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, int]:
@@ -199,12 +263,22 @@ def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, i
     }
 
 
-def _block(fields: tuple[str, ...], fixed: dict[str, int]) -> array[int]:
-    return array("q", [*(fixed.get(field, 0) for field in fields), *[0] * _SYNC_WORDS])
+def _block(fields: tuple[str, ...], fixed: dict[str, int], scratch: int) -> tuple[array[int], int]:
+    """An argument block with room for barrier counters and a small scratch, and where that is."""
+    inside = 8 * (len(fields) + _SYNC_WORDS) if scratch < _LARGE else 0
+    room = _SYNC_WORDS + (scratch // 8 if inside else 0)
+    return array("q", [*(fixed.get(field, 0) for field in fields), *[0] * room]), inside
 
 
-def _result(like: Tensor, shape: tuple[int, ...], wanted: bool, rows: int) -> Tensor | None:
-    """Room for a gradient that is wanted; zeros where there are no rows to sum."""
-    if not wanted:
-        return None
+def _aligned(size: int) -> int:
+    """The next multiple of a cache line."""
+    return -(-size // _LINE) * _LINE
+
+
+def _result(like: Tensor, shape: tuple[int, ...], rows: int) -> Tensor:
+    """Room for a gradient; zeros where there are no rows to sum."""
     return like.new_empty(shape) if rows else like.new_zeros(shape)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
