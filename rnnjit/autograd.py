@@ -83,13 +83,16 @@ class _Layer(torch.autograd.Function):
         else:
             output = LayerOutput(y, h0, tuple(saved))
             grads = ctx.backend.backward(*given, output, grad_y, grad_h_n, needs)
-        grad_x = None if grads.x is None else grads.x.view(x.shape)
+        grad_x = None if grads.x is None else grads.x.reshape(x.shape)
         return (*unused, grad_x, grads.h0, *grads.weights)
 
 
 def _flat(x: Tensor) -> Tensor:
     """`[N, ...]` of rows that may be `[T, B, ...]`."""
-    return x if x.dim() == 2 else x.flatten(0, 1)
+    if x.dim() == 2:
+        return x
+    steps, batch, features = x.shape
+    return x.reshape(steps * batch, features)
 
 
 def _needs_torch(grad_y: Tensor | None, grad_h_n: Tensor | None) -> bool:
