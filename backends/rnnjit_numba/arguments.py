@@ -17,6 +17,7 @@ class ForwardArguments(NamedTuple):
         cell: the cell's code, see `pointwise.CELLS`.
         sizes: address of the batch sizes, int64 `[T]`; 0 if dense.
         slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
+        every: distance of a slice's rows: 1, or `slices` where slices take rows in turns.
         parts: threads that share the hidden columns of one slice.
         hoist: whether the input's share of all steps is computed before the first.
         direct: whether weights are read as they lie; then only the bias is packed.
@@ -38,6 +39,7 @@ class ForwardArguments(NamedTuple):
     sizes: int
     slices: int
     slice_rows: int
+    every: int
     parts: int
     hoist: int
     direct: int
@@ -84,6 +86,7 @@ class BackwardArguments(NamedTuple):
     sizes: int
     slices: int
     slice_rows: int
+    every: int
     parts: int
     direct: int
     x: int

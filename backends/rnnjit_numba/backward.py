@@ -57,8 +57,11 @@ def add_backward(tools: Toolbox, common: Common) -> None:
             if threads > 1:
                 meet(a.sync, threads)
             for unit in range(thread, a.D * a.slices, threads):
-                low = (unit % a.slices) * a.slice_rows
-                high = least(a.B, low + a.slice_rows)
+                low = unit % a.slices
+                high = a.B
+                if a.every == 1:
+                    low *= a.slice_rows
+                    high = least(a.B, low + a.slice_rows)
                 recur(arguments, unit // a.slices, 0, vectors, low, high, 0, 1)
         if threads > 1:
             meet(a.sync, threads if parts > 1 else 2 * threads)
@@ -101,14 +104,14 @@ def _add_pack_back(tools: Toolbox) -> Any:
 
 
 def _add_recur(tools: Toolbox, common: Common) -> Any:
-    """The time loop over batch rows `low` to `high`, which writes dz and grad_h0.
+    """The time loop over batch rows `low`, `low + every`, ... below `high`: dz and grad_h0.
 
     With `parts` threads on the same rows, `counter` is where they meet after each step.
     """
-    unpack, least, most = (
+    unpack, least, onward = (
         memory.unpack_arguments(BackwardArguments),
         memory.least(),
-        memory.most(),
+        memory.onward(),
     )
     read_int, meet = memory.read_int(), memory.arrive_and_wait()
     step, through, copy_rows = _add_step(tools), _add_through(tools, common), common.copy_rows
@@ -119,7 +122,7 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
         arguments: int, d: int, first: int, last: int, low: int, high: int, counter: int, parts: int
     ) -> None:
         a = unpack(arguments)
-        ld = a.H * size
+        every, ld = a.every, a.H * size
         dz = a.dz + d * a.N * ld
         row = a.N if d == 0 else 0
         row_after, size_after = 0, 0
@@ -131,15 +134,15 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
             top = least(high, now)
             # Rows that go on in the step computed just before get its gradient through W_hh, the
             # others (whose last state this is) get that of h_n.
-            linked = least(top, size_after)
-            if linked > low:
-                source = dz + (row_after + low) * ld
-                through(arguments, d, first, last, source, dz + (row + low) * ld, linked - low)
-            fresh = most(low, linked)
+            fresh = onward(low, every, least(top, size_after))
+            if fresh > low:
+                source, rows = dz + (row_after + low) * ld, (fresh - low) // every
+                through(arguments, d, first, last, source, dz + (row + low) * ld, rows)
             if top > fresh:
                 source = a.grad_h_n + (d * a.B + fresh) * ld if a.grad_h_n != 0 else 0
-                copy_rows(dz + (row + fresh) * ld, ld, source, ld, top - fresh, first, last, a.H)
-            step(arguments, d, first, last, row + low, top - low)
+                to, rows = dz + (row + fresh) * ld, (top - fresh + every - 1) // every
+                copy_rows(to, ld * every, source, ld * every, rows, first, last, a.H)
+            step(arguments, d, first, last, row + low, (top - low + every - 1) // every)
             # The states that the step started from: those of `previous` rows, else h0.
             previous, row_previous = 0, row + now
             if d == 0 and t > 0:
@@ -151,11 +154,10 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
                 remember(arguments, d, row, row_previous, low, least(top, previous), top)
             if parts > 1:
                 meet(counter, (s + 1) * parts)
-            begun = most(low, previous)
+            begun = onward(low, every, previous)
             if a.grad_h0 != 0 and top > begun:
-                to = a.grad_h0 + (d * a.B + begun) * ld
-                source = dz + (row + begun) * ld
-                through(arguments, d, first, last, source, to, top - begun)
+                to, rows = a.grad_h0 + (d * a.B + begun) * ld, (top - begun + every - 1) // every
+                through(arguments, d, first, last, dz + (row + begun) * ld, to, rows)
             row_after, size_after = row, now
             if d != 0:
                 row += now
@@ -166,7 +168,7 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
 def _add_remember(tools: Toolbox) -> Any:
     """Note where the states before rows `low` to `top` of a step are: y up to `linked`, then h0."""
     unpack, write_int = memory.unpack_arguments(BackwardArguments), memory.write_int()
-    most = memory.most()
+    onward = memory.onward()
     size = tools.lanes.itemsize
 
     def remember(
@@ -175,9 +177,9 @@ def _add_remember(tools: Toolbox) -> Any:
         a = unpack(arguments)
         ld = a.H * size
         to = a.before + (d * a.N + row) * 8
-        for b in range(low, linked):
+        for b in range(low, linked, a.every):
             write_int(to + 8 * b, a.y + ((row_previous + b) * a.D + d) * ld)
-        for b in range(most(low, linked), top):
+        for b in range(onward(low, a.every, linked), top, a.every):
             write_int(to + 8 * b, a.h0 + (d * a.B + b) * ld)
 
     return tools.units.add(remember)
@@ -199,6 +201,7 @@ def _add_through(tools: Toolbox, common: Common) -> Any:
             w_hh = a.w_hh_0 if d == 0 else a.w_hh_1
             product(zeros, 0, dz, ld, a.H, w_hh, a.H, to, ld, rows, first, last)
             return
+        ld *= a.every
         affine(
             *(zeros, 0, 0, 0, 0, base, dz, ld, a.H, base, a.packed_column),
             *(to, ld, rows, first, last, a.H, NOTHING, 0, 0, 0, 0),
@@ -218,7 +221,7 @@ def _add_step(tools: Toolbox) -> Any:
         ld, ld_y = a.H * size, a.D * a.H * size
         dz = a.dz + (d * a.N + row) * ld
         offset = row * ld_y + d * ld
-        for r in range(rows):
+        for r in range(0, rows * a.every, a.every):
             for v in range(first, last):
                 at = v * vector_bytes
                 count = a.H - v * lanes

@@ -62,8 +62,11 @@ def add_forward(tools: Toolbox, common: Common) -> None:
             if threads > 1:
                 meet(a.sync, 2 * threads)
         for unit in range(thread, a.D * a.slices, threads):
-            low = (unit % a.slices) * a.slice_rows
-            high = least(a.B, low + a.slice_rows)
+            low = unit % a.slices
+            high = a.B
+            if a.every == 1:
+                low *= a.slice_rows
+                high = least(a.B, low + a.slice_rows)
             recur(arguments, unit // a.slices, 0, vectors, low, high, a.hoist, 0, 1)
 
     tools.units.add(forward)
@@ -135,15 +138,15 @@ def _add_project(tools: Toolbox, common: Common) -> Any:
 
 
 def _add_recur(tools: Toolbox, common: Common) -> Any:
-    """The time loop over batch rows `low` to `high`.
+    """The time loop over batch rows `low`, `low + every`, ... below `high`.
 
     `hoisted` says whether y holds the input's share already. With `parts` threads on the same rows,
     `counter` is where they meet after each step.
     """
-    unpack, least, most = (
+    unpack, least, onward = (
         memory.unpack_arguments(ForwardArguments),
         memory.least(),
-        memory.most(),
+        memory.onward(),
     )
     read_int, meet = memory.read_int(), memory.arrive_and_wait()
     step, copy_rows = _add_step(tools, common), common.copy_rows
@@ -161,6 +164,7 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
         parts: int,
     ) -> None:
         a = unpack(arguments)
+        every = a.every
         ld, ld_y = a.H * size, a.D * a.H * size
         y, h0, h_n = a.y + d * ld, a.h0 + d * a.B * ld, a.h_n + d * a.B * ld
         row = 0 if d == 0 else a.N
@@ -171,21 +175,21 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
             if d != 0:
                 row -= now
             top = least(high, now)
-            started = least(top, size_before)
-            if started > low:
-                h = y + (row_before + low) * ld_y
-                step(arguments, d, first, last, hoisted, row + low, started - low, h, ld_y)
-            fresh = most(low, started)
+            fresh = onward(low, every, least(top, size_before))
+            if fresh > low:
+                h, rows = y + (row_before + low) * ld_y, (fresh - low) // every
+                step(arguments, d, first, last, hoisted, row + low, rows, h, ld_y * every)
             if top > fresh:
-                h = h0 + fresh * ld
-                step(arguments, d, first, last, hoisted, row + fresh, top - fresh, h, ld)
+                h, rows = h0 + fresh * ld, (top - fresh + every - 1) // every
+                step(arguments, d, first, last, hoisted, row + fresh, rows, h, ld * every)
             following = 0
             if d == 0 and s + 1 < a.T:
                 following = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
             if d == 0 or t == 0:
-                ended = most(low, following)
-                source = y + (row + ended) * ld_y
-                copy_rows(h_n + ended * ld, ld, source, ld_y, top - ended, first, last, a.H)
+                ended = onward(low, every, following)
+                rows = (top - ended + every - 1) // every
+                to, source = h_n + ended * ld, y + (row + ended) * ld_y
+                copy_rows(to, ld * every, source, ld_y * every, rows, first, last, a.H)
             row_before, size_before = row, now
             if d == 0:
                 row += now
@@ -219,6 +223,7 @@ def _add_step(tools: Toolbox, common: Common) -> Any:
         if a.direct != 0:
             step_direct(arguments, d, first, last, x, y, rows, h, ld_h)
             return
+        ld_x, ld_y = ld_x * a.every, ld_y * a.every
         init, ld_init, inputs = base + (a.H + lanes - 1) // lanes * a.packed_row, 0, a.I
         if hoisted != 0:
             init, ld_init, inputs = y, ld_y, 0

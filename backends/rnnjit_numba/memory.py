@@ -39,6 +39,19 @@ def most() -> Any:
     )
 
 
+def onward() -> Any:
+    """Intrinsic `onward(low, every, bound)`: the first of low, low + every, ... not below `bound`."""
+
+    def emit(builder: Any, low: Any, every: Any, bound: Any) -> Any:
+        ahead = builder.sub(bound, low)
+        rounded = builder.sub(builder.add(ahead, every), I64(1))
+        steps = builder.sdiv(rounded, every)
+        reached = builder.add(low, builder.mul(steps, every))
+        return builder.select(builder.icmp_signed(">", ahead, I64(0)), reached, low)
+
+    return emitting(3, emit, returns=True)
+
+
 def unpack_arguments(kind: type) -> Any:
     """Intrinsic `unpack(address)`: the named tuple `kind` of int64 fields at an address."""
 

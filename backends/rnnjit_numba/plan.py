@@ -21,6 +21,8 @@ _THREAD_WORK = 100_000
 _STEP_WORK = 32_000
 #: Rows of all steps up to which packing the weights costs more than it saves.
 _DIRECT_ROWS = 6
+#: Hidden features from which on rows next to each other share no cache line worth mentioning.
+_TURN_FEATURES = 64
 #: Rows that fill the largest register tile.
 _TILE_ROWS = 8
 
@@ -32,6 +34,7 @@ class Plan(NamedTuple):
         threads: size of the team.
         slices: parts of the batch, each of which runs the whole time loop on its own.
         slice_rows: rows in each slice but the last.
+        every: 1, or the number of slices where these take the rows in turns.
         parts: threads that share the hidden features of one slice, meeting after each step.
         hoist: whether the input's share of all steps is computed before the first step.
         direct: whether the forward pass reads weights as they lie, since packing would not pay.
@@ -40,6 +43,7 @@ class Plan(NamedTuple):
     threads: int
     slices: int
     slice_rows: int
+    every: int
     parts: int
     hoist: bool
     direct: bool = False
@@ -61,13 +65,15 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     parts = max(1, min(threads // D, vectors))
     few = rows.T * batch <= _DIRECT_ROWS
     if threads == 1 or work < _THREAD_WORK:
-        return Plan(1, 1, batch, 1, batch < _TILE_ROWS, few)
+        return Plan(1, 1, batch, 1, 1, batch < _TILE_ROWS, few)
     if few:
-        return Plan(min(threads, D * parts), 1, batch, parts, False, True)
+        return Plan(min(threads, D * parts), 1, batch, 1, parts, False, True)
     if batch < 2 * units and parts > 1 and batch * H * H > _STEP_WORK:
-        return Plan(D * parts, 1, batch, parts, True)
+        return Plan(D * parts, 1, batch, 1, parts, True)
     slice_rows = -(-batch // units)
     if slice_rows > _TILE_ROWS // 2:
         slice_rows = -(-slice_rows // 4) * 4
     slices = -(-batch // slice_rows)
-    return Plan(threads, slices, slice_rows, 1, slice_rows < _TILE_ROWS)
+    # Sequences come in the order of their lengths: taken in turns, every step is shared evenly.
+    turns = slices if rows.N < rows.T * batch and H >= _TURN_FEATURES else 1
+    return Plan(threads, slices, slice_rows, turns, 1, slice_rows < _TILE_ROWS)

@@ -259,6 +259,7 @@ def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, i
         "cell": _CELLS[layer.cell],
         "slices": cut.slices,
         "slice_rows": cut.slice_rows,
+        "every": cut.every,
         "parts": cut.parts,
     }
 
