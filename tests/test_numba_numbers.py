@@ -126,3 +126,55 @@ def test_long_sums_are_as_accurate_as_eager():
     ):
         allowed = 2 * (eager - true).abs().max() + 2e-7 * true.abs().max()
         assert (ours - true).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(37, 83), (130, 200), (3, 600)], ids=str)
+def test_bits_of_a_stream_are_those_of_the_whole_sequence(dtype, sizes):
+    torch.manual_seed(0)
+    I, H = sizes
+    module = rnnjit.compile(nn.RNN(I, H, bidirectional=False).to(dtype), backend="numba")
+    x, h = torch.randn(30, 2, I, dtype=dtype), torch.randn(1, 2, H, dtype=dtype)
+    with torch.no_grad():
+        whole, last = module(x, h)
+        for t in range(30):
+            y, h = module(x[t : t + 1], h)
+            assert torch.equal(y, whole[t : t + 1])
+    assert torch.equal(h, last)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_bits_of_packed_rows_do_not_depend_on_the_number_of_threads(bidirectional, threads):
+    torch.manual_seed(0)
+    rnn = nn.RNN(40, 90, bidirectional=bidirectional)
+    module = rnnjit.compile(rnn, backend="numba")
+    lengths = torch.tensor([40, 33, 33, 20, 9, 8, 8, 7, 3, 1, 1])
+    x, h0 = torch.randn(40, 11, 40), torch.randn(1 + bidirectional, 11, 90)
+
+    def packed(x, h0):
+        y, h_n = module(pack_padded_sequence(x, lengths), h0)
+        return y.data, h_n
+
+    packed.parameters, packed.zero_grad = module.parameters, module.zero_grad
+    threads(1)
+    alone = gradients(packed, x, h0)
+    for count in (2, 3, 5):
+        threads(count)
+        for expected, found in zip(alone, gradients(packed, x, h0), strict=True):
+            assert torch.equal(expected, found), count
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_two_thousand_steps_are_as_accurate_as_eager(nonlinearity):
+    torch.manual_seed(0)
+    rnn = nn.RNN(24, 50, nonlinearity=nonlinearity)
+    exact = nn.RNN(24, 50, nonlinearity=nonlinearity).double()
+    exact.load_state_dict(rnn.state_dict())
+    module = rnnjit.compile(rnn, backend="numba")
+    x, h0 = torch.randn(2000, 3, 24), torch.zeros(1, 3, 50)
+    truth = gradients(exact, x.double(), h0.double())
+    for true, eager, ours in zip(
+        truth, gradients(rnn, x, h0), gradients(module, x, h0), strict=True
+    ):
+        allowed = 2 * (eager - true).abs().max() + 2e-7 * true.abs().max()
+        assert (ours - true).abs().max() <= allowed

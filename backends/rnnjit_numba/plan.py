@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rnnjit.spec import LayerSpec, Rows
 
 #: Rows that a reduction over all rows takes at a time; fixed, so that its rounding is.
-REDUCTION_ROWS = 256
+REDUCTION_ROWS = 192
 
 #: Rows that a pass over all rows takes at a time, so that they stay in a core's own cache.
 ROW_BLOCK = 64

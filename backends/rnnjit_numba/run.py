@@ -88,7 +88,8 @@ def inference(
         recipe = _forward_recipe(bits, layer, T, B, N, threads)
         count = layer.num_directions * layer.weights_per_direction
         stack.append((recipe, i * state, i * count, (i + 1) * count))
-    like_state = layers[0].num_directions == 1 and T == 1 and len(layers) == 1
+    # empty_like is the quickest way to allocate, where y has the state's shape.
+    like_state = y_shape == (1, B, layers[0].hidden_size) and len(layers) == 1
     write, empty_like = _pointers(layers[0]).pack_into, torch.empty_like
     at, scratch_field, sync = 8 * _F.x, _F.scratch, _F.sync
 

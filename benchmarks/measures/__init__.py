@@ -1,0 +1,1 @@
+"""What `engine.py` measures, by topic: each function fills the section of one row."""
