@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from rnnjit_numba.lanes import I32, I64, Lanes, define, emitting, load
 from rnnjit_numba.memory import transposed
-from rnnjit_numba.tiles import FOLD, folded_chains, rank_one, steps, switch
+from rnnjit_numba.tiles import FOLD, folded_chains, in_two_parts, rank_one, steps, switch
 
 #: The numbers of rows for which there is a direct tile, descending.
 DIRECT_ROWS = (4, 1)
@@ -65,20 +65,19 @@ def _emit(
     ld_out, tail = builder.ashr(ld_out_tail, I64(8)), builder.and_(ld_out_tail, I64(255))
     mask = lanes.mask(builder, tail)
     total = [[lanes.masked_load(builder, row, mask)] for row in steps(builder, init, ld_init, rows)]
-    for a, ld_a, k, w, ld_w in ((x, ld_x, k1, w1, ld_w1), (h, ld_h, k2, w2, ld_w2)):
+
+    def accumulate(sums: Any, part: Any) -> Any:
+        a, ld_a, k, w, ld_w = part
         rows_of_a = steps(builder, a, ld_a, rows)
         rows_of_w = steps(builder, w, ld_w, lanes.count)
 
-        def block(
-            index: Any,
-            sums: Any,
-            k: Any = k,
-            rows_of_a: Any = rows_of_a,
-            rows_of_w: Any = rows_of_w,
-        ) -> Any:
-            return _block(lanes, builder, index, sums, k, tail, rows_of_a, rows_of_w)
+        def block(index: Any, inner: Any) -> Any:
+            return _block(lanes, builder, index, inner, k, tail, rows_of_a, rows_of_w)
 
-        total = folded_chains(lanes, builder, k, total, block, FOLD, lanes.count)
+        return folded_chains(lanes, builder, k, sums, block, FOLD, lanes.count)
+
+    parts = (x, ld_x, k1, w1, ld_w1), (h, ld_h, k2, w2, ld_w2)
+    total = in_two_parts(builder, parts, total, accumulate)
     for row, values in zip(steps(builder, out, ld_out, rows), total, strict=True):
         lanes.masked_store(builder, values[0], row, mask)
 
@@ -128,7 +127,10 @@ def direct_transposed(lanes: Lanes) -> Any:
     cases = {16 * n + width: (n, width) for n in DIRECT_ROWS for width in DIRECT_WIDTHS}
 
     def body(builder: Any, shape: Any, *args: Any) -> None:
-        switch(builder, shape, cases, lambda b, case: _emit_transposed(lanes, *case, b, *args))
+        def code(inner: Any, case: tuple[int, int]) -> None:
+            _emit_transposed(lanes, case[0], case[1], inner, *args)
+
+        switch(builder, shape, cases, code)
 
     def emit(builder: Any, *args: Any) -> None:
         builder.call(define(builder.module, name, _TRANSPOSED_ARGUMENTS, body), args)

@@ -7,6 +7,7 @@ numba.
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable
 
@@ -64,6 +65,17 @@ def kernels_ir(isa: Isa, bits: int) -> str:
     `<kernel>_team(arguments)` to be run by every thread of an OpenMP team; `arguments` is the
     address of the kernel's argument block (see `arguments`).
     """
+    # Most of the time of a collection would be spent on objects that numba keeps for good.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _linked(isa, bits)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _linked(isa: Isa, bits: int) -> str:
     tools = Toolbox(Lanes(bits, isa.lanes(bits // 8), isa.fma), isa.row_tiles)
     common = add_common(tools)
     add_forward(tools, common)

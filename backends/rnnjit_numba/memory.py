@@ -40,7 +40,7 @@ def most() -> Any:
 
 
 def onward() -> Any:
-    """Intrinsic `onward(low, every, bound)`: the first of low, low + every, ... not below `bound`."""
+    """Intrinsic `onward(low, every, bound)`: the first of low, low + every, ... from `bound` on."""
 
     def emit(builder: Any, low: Any, every: Any, bound: Any) -> Any:
         ahead = builder.sub(bound, low)

@@ -75,5 +75,5 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
         slice_rows = -(-slice_rows // 4) * 4
     slices = -(-batch // slice_rows)
     # Sequences come in the order of their lengths: taken in turns, every step is shared evenly.
-    turns = slices if rows.N < rows.T * batch and H >= _TURN_FEATURES else 1
+    turns = slices if rows.T * batch > rows.N and H >= _TURN_FEATURES else 1
     return Plan(threads, slices, slice_rows, turns, 1, slice_rows < _TILE_ROWS)

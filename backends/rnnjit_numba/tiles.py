@@ -41,7 +41,9 @@ class TileSet:
     def widths(self, rows: int) -> list[int]:
         """The numbers of vectors for which a tile of `rows` rows exists."""
         widest = dict(self.shapes)[rows]
-        return [width for width in range(1, widest + 1) if width <= 4 or width == widest]
+        return [
+            width for width in (1, 2, 3, 4, 8) if width <= widest and width in (1, 2, 4, widest)
+        ]
 
     def affine(self) -> Any:
         """Intrinsic: a block of `out = init + x @ w1 + h @ w2`.
@@ -151,8 +153,10 @@ class _AffineTile:
             [self._load(builder, row, v, mask) for v in range(self.vectors)]
             for row in steps(builder, init, ld_init, self.rows)
         ]
-        block = self._accumulate(builder, block, x, ld_x, k1, w1, ld_w)
-        block = self._accumulate(builder, block, h, ld_h, k2, w2, ld_w)
+        parts = (x, ld_x, k1, w1), (h, ld_h, k2, w2)
+        block = in_two_parts(
+            builder, parts, block, lambda inner, a: self._accumulate(builder, inner, *a, ld_w)
+        )
         for row, values in zip(steps(builder, out, ld_out, self.rows), block, strict=True):
             for v, value in enumerate(values):
                 self._store(builder, value, row, v, mask)
@@ -222,6 +226,21 @@ def _outer(
     for row, values in zip(steps(builder, out, ld_out, rows), block, strict=True):
         for v, value in enumerate(values):
             lanes.store(builder, value, builder.add(row, I64(v * lanes.vector_bytes)))
+
+
+def in_two_parts(builder: Any, parts: Any, block: Any, accumulate: Any) -> Any:
+    """`accumulate(block, part)` for one part after the other, by one copy of its code.
+
+    A part is (rows, their distance, k, ...); the second is left out if its k is 0.
+    """
+
+    def step(index: Any, inner: Any) -> Any:
+        second = builder.icmp_signed("!=", index, I64(0))
+        chosen = [builder.select(second, b, a) for a, b in zip(*parts, strict=True)]
+        return accumulate(inner, chosen)
+
+    present = builder.icmp_signed(">", parts[1][2], I64(0))
+    return _loop(builder, builder.select(present, I64(2), I64(1)), block, step, once=True)
 
 
 def rank_one(lanes: Lanes, builder: Any, block: Any, scalars: Any, b: Any) -> Any:

@@ -99,8 +99,8 @@ def _add_affine(tools: Toolbox) -> Any:
                 # As even as can be, of the widths for which there is a tile.
                 tiles = (last - v + widest - 1) // widest
                 width = (last - v + tiles - 1) // tiles
-                if width > 4 and width < widest:
-                    width = 4
+                if width < widest and width > 2:
+                    width = 4 if width >= 4 else 2
                 at = v * vector_bytes
                 tail = columns - (v + width - 1) * lanes
                 if tail > lanes:
