@@ -154,9 +154,12 @@ class _AffineTile:
             for row in steps(builder, init, ld_init, self.rows)
         ]
         parts = (x, ld_x, k1, w1), (h, ld_h, k2, w2)
-        block = in_two_parts(
-            builder, parts, block, lambda inner, a: self._accumulate(builder, inner, *a, ld_w)
-        )
+
+        def accumulate(inner: Any, part: Any) -> Any:
+            a, ld_a, k, w = part
+            return self._accumulate(builder, inner, a, ld_a, k, w, ld_w)
+
+        block = in_two_parts(builder, parts, block, accumulate)
         for row, values in zip(steps(builder, out, ld_out, self.rows), block, strict=True):
             for v, value in enumerate(values):
                 self._store(builder, value, row, v, mask)

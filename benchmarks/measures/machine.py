@@ -7,9 +7,10 @@ alone, the other reads a buffer over and over.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Barrier
 from time import perf_counter
@@ -29,7 +30,7 @@ _ELEMENTS = {32: "float", 64: "double"}
 #: What is assumed of the bytes of each cache where the system does not say.
 _CACHES = {1: 32 << 10, 2: 1 << 20, 3: 32 << 20}
 
-#: Each chain is one vector: it starts from `%data` and is stored to `%out`, so that none is dropped.
+#: Each chain is a vector that starts from `%data` and is stored to `%out`: none can be dropped.
 _LOOP = """
 define void @{name}(i64 %count, ptr %data, i64 %mask, ptr %out) {{
 entry:
@@ -54,7 +55,8 @@ _BEFORE = """%p{k} = getelementptr {vector}, ptr %data, i64 {k}
   %start{k} = load {vector}, ptr %p{k}, align {align}"""
 _CHAIN = "%a{k} = phi {vector} [ %start{k}, %entry ], [ %b{k}, %loop ]"
 # x / 2 + 1 / 2, which stays at 1.
-_FMA = "%b{k} = call {vector} @llvm.fmuladd.{suffix}({vector} %a{k}, {vector} {half}, {vector} {half})"
+_FMA = """%b{k} = call {vector} @llvm.fmuladd.{suffix}(
+    {vector} %a{k}, {vector} {half}, {vector} {half})"""
 _READ = """%q{k} = getelementptr {vector}, ptr %from, i64 {k}
   %r{k} = load {vector}, ptr %q{k}, align {align}
   %b{k} = fadd {vector} %a{k}, %r{k}"""
@@ -70,15 +72,11 @@ def fill(bench: Bench, section: Section) -> None:
             peak = bench.peak(bits, threads)
             what = f"multiply-adds, float{bits}"
             section.record(what=what, threads=threads, measured=peak, unit="GFLOP/s")
-            if threads == bench.threads:
-                section.note(f"{what}, {threads} threads", peak, "GFLOP/s")
     for level, size in buffers(bench.threads).items():
         for threads in teams:
             speed = bandwidth(size, threads, quick=bench.quick)
             what = f"reading {level}, {_bytes(size)} a thread"
             section.record(what=what, threads=threads, measured=speed, unit="GB/s")
-            if threads == bench.threads:
-                section.note(f"{what}, {threads} threads", speed, "GB/s")
     section.data["isa"] = host_isa().name
 
 
@@ -128,12 +126,8 @@ def _fastest(name: str, bits: int, data: list[torch.Tensor], quick: bool) -> flo
     room = [_buffer(4096) for _ in data]
 
     def run(count: int) -> float:
-        return _together(
-            [
-                lambda x=x, out=out: loop(count, x.data_ptr(), mask, out.data_ptr())
-                for x, out in zip(data, room, strict=True)
-            ]
-        )
+        pairs = zip(data, room, strict=True)
+        return _together([partial(loop, count, x.data_ptr(), mask, o.data_ptr()) for x, o in pairs])
 
     count, wanted = 1024, 2e-3 if quick else 2e-2
     while (lasted := run(count)) < wanted:
@@ -144,16 +138,22 @@ def _fastest(name: str, bits: int, data: list[torch.Tensor], quick: bool) -> flo
 def _together(calls: list[Callable[[], None]]) -> float:
     """Seconds from the first start to the last end; ctypes releases the interpreter's lock."""
     barrier = Barrier(len(calls))
+    # The system may well start short-lived threads on the same processor.
+    pin = getattr(os, "sched_setaffinity", None)
+    processors = sorted(os.sched_getaffinity(0)) if pin else []
 
     def run(call: Callable[[], None]) -> tuple[float, float]:
-        barrier.wait()
+        turn = barrier.wait()
+        if pin:
+            pin(0, {processors[turn % len(processors)]})
+            barrier.wait()
         start = perf_counter()
         call()
         return start, perf_counter()
 
     with ThreadPoolExecutor(len(calls)) as pool:
         starts, ends = zip(*pool.map(run, calls), strict=True)
-    return max(ends) - min(starts)
+    return float(max(ends) - min(starts))
 
 
 @cache

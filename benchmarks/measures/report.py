@@ -70,7 +70,7 @@ class Section:
         self.progress(*values.values())
 
     def progress(self, *values: object) -> None:
-        """Say on stderr what was just measured; no display thread that would take processor time."""
+        """Say on stderr what was just measured; a live display would take processor time."""
         shown = (_cell(value) for value in values if not isinstance(value, dict))
         print(f"{self.name}: {'  '.join(shown)}", file=sys.stderr, flush=True)
 
@@ -94,7 +94,8 @@ class Section:
         columns = [k for k, value in self.records[0].items() if not isinstance(value, dict)]
         for column in columns:
             text = isinstance(self.records[0][column], str)
-            table.add_column(column.replace("_", " "), justify="left" if text else "right")
+            heading = column.replace("_", " ")
+            table.add_column(heading, justify="left" if text else "right", no_wrap=text)
         for record in self.records:
             table.add_row(*(_cell(record[column]) for column in columns))
         return table
@@ -124,6 +125,8 @@ def bars(title: str, findings: Iterable[Finding]) -> Table:
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return ""
     return _figure(value) if isinstance(value, float) else str(value)
 
 
