@@ -4,9 +4,14 @@ import json
 import math
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
+from measures.pairs import BOTH, FORWARD, operations
+from measures.report import Finding
+from measures.spread import random_shapes
+from torch import nn
 
 ROOT = Path(__file__).parent.parent
 BARS = {
@@ -76,6 +81,36 @@ def test_the_operations_of_a_pass_are_counted_from_its_shape(measured):
     )
     operations = 2 * 100 * 8 * 256 * (128 + 256)
     assert record["GFLOP/s"] == pytest.approx(operations / record["rnnjit_ms"] * 1e-6)
+
+
+def test_every_layer_and_direction_counts_among_the_operations():
+    rnn = nn.RNN(3, 5, num_layers=2, bidirectional=True)
+    matrices = sum(p.numel() for p in rnn.parameters() if p.dim() == 2)
+    assert operations(rnn, 7, FORWARD) == 7 * 2 * matrices
+    assert operations(rnn, 7, BOTH) == 3 * operations(rnn, 7, FORWARD)
+
+
+def test_random_shapes_repeat_and_keep_to_their_bounds():
+    first, second = (list(islice(random_shapes(seed=3), 500)) for _ in range(2))
+    assert first == second
+    assert first != list(islice(random_shapes(seed=4), 500))
+    for sizes, most in zip(zip(*first, strict=True), (2000, 256, 2048, 2048), strict=True):
+        assert min(sizes) == 1
+        assert most / 2 < max(sizes) <= most
+
+
+@pytest.mark.parametrize(
+    ("measured", "bar", "at_most", "met"),
+    [
+        (6.0, 6.0, False, True),
+        (5.9, 6.0, False, False),
+        (1.1, 1.1, True, True),
+        (1.2, 1.1, True, False),
+        (5.0, None, False, None),
+    ],
+)
+def test_a_bar_is_met_at_the_bar(measured, bar, at_most, met):
+    assert Finding("row", "what", measured, "x", bar, at_most).met is met
 
 
 def test_an_unknown_row_is_named():

@@ -71,8 +71,6 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     if batch < 2 * units and parts > 1 and batch * H * H > _STEP_WORK:
         return Plan(D * parts, 1, batch, 1, parts, True)
     slice_rows = -(-batch // units)
-    if slice_rows > _TILE_ROWS // 2:
-        slice_rows = -(-slice_rows // 4) * 4
     slices = -(-batch // slice_rows)
     # Sequences come in the order of their lengths: taken in turns, every step is shared evenly.
     turns = slices if rows.T * batch > rows.N and H >= _TURN_FEATURES else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from time import perf_counter
@@ -138,13 +138,27 @@ class Bench:
         self, shape: Shape, variant: Variant, passes: str, rounds: int = 0, seconds: float = 6.0
     ) -> Pair:
         """Eager and compiled on one call, measured anew."""
-        rnn = variant.module(shape)
-        call = variant.call(rnn, shape)
-        modules = {"eager": rnn, "compiled": rnnjit.compile(rnn)}
-        calls = {name: bound(module, call, passes) for name, module in modules.items()}
-        times = self.timed(calls, passes, rounds, seconds)
-        work = operations(rnn, call.x.shape[:-1].numel(), passes)
-        return Pair(work, times["eager"], times["compiled"])
+        return self.measure_all(shape, (variant,), passes, rounds, seconds)[0]
+
+    def measure_all(
+        self,
+        shape: Shape,
+        variants: Sequence[Variant],
+        passes: str,
+        rounds: int = 0,
+        seconds: float = 6.0,
+    ) -> list[Pair]:
+        """Eager and compiled for several kinds of nn.RNN, all of them taking turns."""
+        calls: dict[str, Callable[[], object]] = {}
+        work = []
+        for variant in variants:
+            rnn = variant.module(shape)
+            call = variant.call(rnn, shape)
+            calls[f"eager {variant.name}"] = bound(rnn, call, passes)
+            calls[f"compiled {variant.name}"] = bound(rnnjit.compile(rnn), call, passes)
+            work.append(operations(rnn, call.x.shape[:-1].numel(), passes))
+        times = iter(self.timed(calls, passes, rounds, seconds).values())
+        return [Pair(each, next(times), next(times)) for each in work]
 
     def timed(
         self,
