@@ -13,6 +13,7 @@ Each function takes the address of a `BackwardArguments` first.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rnnjit_numba import memory
@@ -137,18 +138,23 @@ def _add_reduce_block(tools: Toolbox) -> Any:
             states = 1 if chunk >= chunks_i else 0
             pack_operand(arguments, d, operand, states, v, end - v, row, rows)
             to += v * vector_bytes
-            product(to, columns, v, end - v, a.H, dz_block, operand, result, row, rows)
+            product(to, columns, v, end - v, a.H, dz_block, operand, row, rows)
 
     return tools.units.add(reduce_block)
 
 
 def _add_pack_dz(tools: Toolbox) -> Any:
     """Pack a block of dz as `[groups][REDUCTION_ROWS][tile rows]`, zeros behind the last column."""
-    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(tools.lanes)
-    least, most = memory.least(), memory.most()
-    lanes, size = tools.lanes.count, tools.lanes.itemsize
+    unpack, least, most = (
+        memory.unpack_arguments(BackwardArguments),
+        memory.least(),
+        memory.most(),
+    )
+    size = tools.lanes.itemsize
     tile_rows, _ = tools.shapes[0]
-    piece = min(lanes, tile_rows)
+    piece = min(tools.lanes.count, tile_rows)
+    # Vectors of just the piece's width need no mask where they are written.
+    copy = memory.copy(replace(tools.lanes, count=piece))
 
     def pack_dz(arguments: int, d: int, to: int, row: int, rows: int) -> None:
         a = unpack(arguments)
@@ -192,9 +198,8 @@ def _add_product(tools: Toolbox) -> Any:
 
     The first block of rows (`row` 0) sets the result instead.
     """
-    outer, add, copy = tools.tiles.outer(), memory.add(tools.lanes), memory.copy(tools.lanes)
-    least = memory.least()
-    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+    outer, least = tools.tiles.outer(), memory.least()
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
     tile_rows, _ = tools.shapes[0]
 
     def product(
@@ -205,22 +210,15 @@ def _add_product(tools: Toolbox) -> Any:
         hidden: int,
         dz_block: int,
         operand: int,
-        result: int,
         row: int,
         rows: int,
     ) -> None:
+        tail = least(lanes, columns - (v + width - 1) * lanes)
         for group in range((hidden + tile_rows - 1) // tile_rows):
             packed = dz_block + group * tile_rows * REDUCTION_ROWS * size
-            outer(width, packed, operand, rows, result, width * vector_bytes)
-            for r in range(least(tile_rows, hidden - group * tile_rows)):
-                for i in range(width):
-                    place = to + (group * tile_rows + r) * columns * size + i * vector_bytes
-                    value = result + (r * width + i) * vector_bytes
-                    count = least(lanes, columns - (v + i) * lanes)
-                    if row == 0:
-                        copy(place, value, count, count)
-                    else:
-                        add(place, place, value, count)
+            block = to + group * tile_rows * columns * size
+            valid = 256 * least(tile_rows, hidden - group * tile_rows) + tail
+            outer(width, packed, operand, rows, block, columns * size, valid, row)
 
     return tools.units.add(product)
 

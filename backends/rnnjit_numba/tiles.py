@@ -23,7 +23,7 @@ from rnnjit_numba.lanes import I64, Lanes, define, emitting, load
 FOLD = 64
 
 _AFFINE_ARGUMENTS = 14
-_OUTER_ARGUMENTS = 6
+_OUTER_ARGUMENTS = 8
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,12 @@ class TileSet:
         return emitting(_AFFINE_ARGUMENTS, emit)
 
     def outer(self) -> Any:
-        """Intrinsic: a block of a sum of outer products, `out[m, n] = sum_k a[k, m] b[k, n]`.
+        """Intrinsic: a block of a sum of outer products, `out[m, n] += sum_k a[k, m] b[k, n]`.
 
-        `tile(vectors, a, b, k, out, ld_out)` where `a` is packed `[k][rows]` with the rows of the
-        largest tile, `b` is packed `[k][vectors * lanes]`, and `out` is a block of full vectors,
-        rows `ld_out` bytes apart.
+        `tile(vectors, a, b, k, out, ld_out, valid, keep)` where `a` is packed `[k][rows]` with the
+        rows of the largest tile, `b` is packed `[k][vectors * lanes]`, and the rows of `out` are
+        `ld_out` bytes apart. `valid` is 256 * the rows of `out` that exist + the lanes of its last
+        vector; with `keep` 0 the sum replaces what `out` holds.
         """
         name = f"rnnjit_outer_tile_{self.lanes.suffix}"
 
@@ -208,9 +209,24 @@ def _outer(
     k: Any,
     out: Any,
     ld_out: Any,
+    valid: Any,
+    keep: Any,
 ) -> None:
     """Code of one shape of the outer-product tile."""
-    block = [[lanes.constant(0.0)] * vectors for _ in range(rows)]
+    places = [
+        steps(builder, row, I64(lanes.vector_bytes), vectors)
+        for row in steps(builder, out, ld_out, rows)
+    ]
+    masks = _block_masks(lanes, builder, rows, vectors, valid)
+    none = lanes.mask(builder, I64(0))
+    adding = builder.icmp_signed("!=", keep, I64(0))
+    block = [
+        [
+            lanes.masked_load(builder, place, builder.select(adding, mask, none))
+            for place, mask in zip(row, row_masks, strict=True)
+        ]
+        for row, row_masks in zip(places, masks, strict=True)
+    ]
 
     def step(index: Any, block: Any) -> Any:
         at_a = builder.add(a, builder.mul(index, I64(rows * lanes.itemsize)))
@@ -226,9 +242,21 @@ def _outer(
         return rank_one(lanes, builder, block, scalars, wide)
 
     block = folded_chains(lanes, builder, k, block, step, FOLD)
-    for row, values in zip(steps(builder, out, ld_out, rows), block, strict=True):
-        for v, value in enumerate(values):
-            lanes.store(builder, value, builder.add(row, I64(v * lanes.vector_bytes)))
+    for row, row_masks, values in zip(places, masks, block, strict=True):
+        for place, mask, value in zip(row, row_masks, values, strict=True):
+            lanes.masked_store(builder, value, place, mask)
+
+
+def _block_masks(lanes: Lanes, builder: Any, rows: int, vectors: int, valid: Any) -> list[Any]:
+    """The lanes of each vector of a block that exist (see `TileSet.outer` for `valid`)."""
+    existing, tail = builder.ashr(valid, I64(8)), builder.and_(valid, I64(255))
+    full, last, none = (lanes.mask(builder, count) for count in (I64(lanes.count), tail, I64(0)))
+    masks = []
+    for r in range(rows):
+        inside = builder.icmp_signed(">", existing, I64(r))
+        row = [full] * (vectors - 1) + [last]
+        masks.append([builder.select(inside, mask, none) for mask in row])
+    return masks
 
 
 def in_two_parts(builder: Any, parts: Any, block: Any, accumulate: Any) -> Any:
