@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,8 +33,8 @@ def run_layer(
     if backend.differentiable or not needs_grad:
         output = backend.forward(layer, rows, _flat(x), h0, weights, needs_grad)
         return output.y, output.h_n
-    recorded: tuple[Tensor, Tensor] = _Layer.apply(backend, layer, rows, last, x, h0, *weights)  # type: ignore[no-untyped-call]
-    return recorded
+    apply: Callable[..., tuple[Tensor, Tensor]] = _Layer.apply
+    return apply(backend, layer, rows, last, x, h0, *weights)
 
 
 class _Layer(torch.autograd.Function):

@@ -175,11 +175,11 @@ class CompiledRNN(nn.RNNBase):
         return type(self).__name__.replace("CompiledRNN", "RNN")
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]  # torch has no types here
         return {**state, "_choices": {}, "_choices_spec": None, "_routes": {}}
 
     def __setstate__(self, d: dict[str, Any]) -> None:
-        super().__setstate__(d)  # type: ignore[no-untyped-call]
+        super().__setstate__(d)  # type: ignore[no-untyped-call]  # torch has no types here
         self._key = key_of(self._backend)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:

@@ -286,6 +286,6 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
 
 
 # Calls a function outside the graph that is being traced, which breaks there.
-untraced: Callable[..., Any] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+untraced: Callable[..., Any] = torch.compiler.disable(  # type: ignore[no-untyped-call]  # torch has no types here
     _call, reason="the sizes of a packed batch are not known while tracing"
 )

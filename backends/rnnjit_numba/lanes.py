@@ -172,5 +172,5 @@ def emitting(arguments: int, emit: Callable[..., Any], *, returns: bool = False)
     names = ["context", *(f"a{i}" for i in range(arguments))]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind) for name in names]
-    typer.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    typer.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions may carry one
     return intrinsic(typer)

@@ -56,7 +56,9 @@ def unpack_arguments(kind: type) -> Any:
     """Intrinsic `unpack(address)`: the named tuple `kind` of int64 fields at an address."""
 
     def typer(context: Any, address: Any) -> Any:
-        result = types.NamedUniTuple(types.int64, len(kind._fields), kind)  # type: ignore[attr-defined]
+        fields = kind._fields  # type: ignore[attr-defined]  # `kind` is a NamedTuple class
+        # numba.core.types fills its namespace when it is imported.
+        result = types.NamedUniTuple(types.int64, len(fields), kind)  # type: ignore[attr-defined]
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             values = [

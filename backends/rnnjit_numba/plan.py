@@ -37,7 +37,7 @@ class Plan(NamedTuple):
         every: 1, or the number of slices where these take the rows in turns.
         parts: threads that share the hidden features of one slice, meeting after each step.
         hoist: whether the input's share of all steps is computed before the first step.
-        direct: whether the forward pass reads weights as they lie, since packing would not pay.
+        direct: whether weights are read as they lie, since packing would not pay.
     """
 
     threads: int

@@ -26,12 +26,12 @@ def poisoned() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
         try:
             torch.use_deterministic_algorithms(True, warn_only=True)
-            deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+            deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # as above
             _litter()
             yield
         finally:
             torch.set_deterministic_debug_mode(mode)
-            deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]  # as above
 
 
 def _litter() -> None:
