@@ -64,8 +64,8 @@ class LayerGrads(NamedTuple):
     weights: tuple[Tensor | None, ...]
 
 
-#: `(x, h0, weights) -> (y, h_n)` for a whole stack, see `Backend.inference`.
-Inference = Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]
+#: `(x, h0, weights) -> (y, h_n)` for a whole stack, see `Backend.shortcut`.
+Shortcut = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]]
 
 
 class Backend(ABC):
@@ -154,14 +154,15 @@ class Backend(ABC):
         # A module that holds a backend may be copied; the compiler behind it is one.
         return self
 
-    def inference(
-        self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, ...]
-    ) -> Inference | None:
+    def shortcut(
+        self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
+    ) -> Shortcut | None:
         """A function for calls like `problem`, which it has accepted, or None (optional).
 
-        It serves calls that need no gradient, dense and without dropout, and exists to spend less
-        time around the kernels than `forward` does, layer by layer. It may rely on the shapes and
-        dtypes of `problem`, and on all tensors being contiguous.
+        It serves dense calls without dropout, and exists to spend less time around the kernels than
+        `forward` does, layer by layer. It may rely on the shapes and dtypes of `problem`, and on
+        all tensors being contiguous. Where `problem` needs gradients, it must be differentiable by
+        autograd, twice too.
 
         Args:
             spec: the whole stack.

@@ -15,13 +15,15 @@ from rnnjit.backend import Backend
 from rnnjit.capture import NONLINEARITY, capture, weights_of
 from rnnjit.dispatch import choose, special_context
 from rnnjit.inputs import Prepared, check_weights, initial_state, prepare, restore
-from rnnjit.quick import Route, suits
+from rnnjit.quick import Route, shortcut
 from rnnjit.reference import ReferenceBackend
 from rnnjit.registry import key_of, resolve
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.stack import run_stack
 
 _CHOICES_KEPT = 512
+#: Routes kept for one shape of input: with gradients or without, and the like.
+_KINDS_KEPT = 4
 #: Attributes whose assignment makes remembered routes wrong.
 _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "training"})
 _REFERENCE = ReferenceBackend()
@@ -59,7 +61,7 @@ class CompiledRNN(nn.RNNBase):
         self._key = key_of(backend)
         self._choices: dict[Problem, Backend] = {}
         self._choices_spec: RNNSpec | None = None
-        self._routes: dict[torch.Size, Route] = {}
+        self._routes: dict[torch.Size, tuple[Route, ...]] = {}
 
     def forward(
         self,
@@ -82,9 +84,9 @@ class CompiledRNN(nn.RNNBase):
         if torch.compiler.is_compiling():
             return self._traced(input, hx)
         if type(input) is Tensor:
-            route = self._routes.get(input.shape)
-            if route is not None and (result := route(self, input, hx)) is not None:
-                return result
+            for route in self._routes.get(input.shape, ()):
+                if (result := route(self, input, hx)) is not None:
+                    return result
         if torch._C._get_tracing_state() is not None:
             return _eager_forward(self, input, hx)
         spec = capture(self)
@@ -103,22 +105,28 @@ class CompiledRNN(nn.RNNBase):
         y, h_n = run_stack(
             backend, spec, prepared.rows, prepared.x, h0, weights, self.training, problem.needs_grad
         )
-        if special is None and not torch.is_grad_enabled() and type(input) is Tensor:
-            self._remember(backend, spec, problem, input, h0)
+        if special is None and not isinstance(input, PackedSequence):
+            self._remember(backend, spec, problem, input, h0, weights)
         return restore(spec, prepared, y, h_n)
 
     def _remember(
-        self, backend: Backend, spec: RNNSpec, problem: Problem, x: Tensor, h0: Tensor
+        self,
+        backend: Backend,
+        spec: RNNSpec,
+        problem: Problem,
+        x: Tensor,
+        h0: Tensor,
+        weights: tuple[Tensor, ...],
     ) -> None:
         """Keep a short way for the next call like this one, if there is one."""
-        if not suits(spec, x, self.training):
+        run = shortcut(backend, spec, problem, self.training, x, h0, weights)
+        if run is None:
             return
-        shape = (x.shape[0], x.shape[1], spec.num_directions * spec.hidden_size)
-        run = backend.inference(spec, problem, shape)
-        if run is not None:
-            if len(self._routes) >= _CHOICES_KEPT:
-                self._routes.clear()
-            self._routes[x.shape] = Route(run, spec, self._flat_weights_names, x, h0.shape)
+        if len(self._routes) >= _CHOICES_KEPT:
+            self._routes.clear()
+        route = Route(run, self._flat_weights_names, x, h0, weights)
+        others = self._routes.get(x.shape, ())
+        self._routes[x.shape] = (route, *others[: _KINDS_KEPT - 1])
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -1,100 +1,117 @@
-"""The short way through a call like one before: inference on the CPU, dense, a state or none.
+"""The short way through a call like one before: on the CPU, dense, with gradients or without.
 
 A streaming step takes a few microseconds, and so little may be spent on checking it. A `Route`
-remembers what the checks of a first call found, for shapes and dtypes that are compared anew at
-every call; whatever is unlike goes the long way, which checks all and words every error.
+remembers what the checks of a first call found, for tensors and surroundings that torch's own
+guards, those of its compiler, compare anew at every call; whatever is unlike goes the long way,
+which checks all and words every error.
 """
 
 from __future__ import annotations
 
-import torch
+from operator import itemgetter
+from typing import Any
+
 from torch import Tensor, nn
+from torch._C._dynamo.guards import GlobalStateGuard, TensorGuards
 from torch.autograd import forward_ad
-from torch.nn import Parameter
 
-from rnnjit.backend import Inference
-from rnnjit.spec import RNNSpec
-
-_autocast_enabled = torch._C._is_any_autocast_enabled
-_functorch_stack = torch._C._functorch.peek_interpreter_stack
-_grad_enabled = torch.is_grad_enabled
-_threads = torch.get_num_threads
+from rnnjit.backend import Backend, Shortcut
+from rnnjit.spec import Problem, RNNSpec, Rows
+from rnnjit.stack import run_stack
 
 
 class Route:
-    """Calls of one module with one shape of input.
+    """Calls of one module with one kind of input and state.
 
     Attributes:
-        run: the backend's function for such calls.
-        names: of the module's weights.
-        shapes: of the weights.
+        run: computes them.
+        weights_of: from the module's parameters to its weights, in nn.RNN's order.
         h0_shape: of the state, `[L*D, B, H]`.
-        dtype: of everything.
-        threads: torch's thread count that `run` was made for.
+        tensors: whether x, h0 and the weights are as they were: their types, dtypes, devices,
+            shapes, strides and dispatch keys (and with these transforms, modes and lazy signs), and
+            whether they require gradients.
+        surroundings: whether grad mode, autocast, torch's thread count and the like are.
     """
 
-    __slots__ = ("dtype", "h0_shape", "names", "run", "shapes", "threads")
+    __slots__ = ("h0_shape", "run", "surroundings", "tensors", "weights_of")
 
     def __init__(
-        self, run: Inference, spec: RNNSpec, names: list[str], x: Tensor, h0_shape: torch.Size
+        self, run: Shortcut, names: list[str], x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]
     ) -> None:
+        tensors = (x, h0, *weights)
         self.run = run
-        self.names, self.shapes = tuple(names), spec.weight_shapes
-        self.h0_shape, self.dtype = h0_shape, x.dtype
-        self.threads = _threads()
+        self.weights_of = itemgetter(*names)
+        self.h0_shape = h0.shape
+        self.surroundings = GlobalStateGuard()
+        sizes: list[Any] = [list(tensor.shape) for tensor in tensors]
+        strides: list[Any] = [list(tensor.stride()) for tensor in tensors]
+        self.tensors = TensorGuards(
+            *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+        )
+
+    def __deepcopy__(self, memo: object) -> Route:
+        # It holds nothing of the module that it is called with, so that a copy may share it.
+        return self
 
     def __call__(
         self, module: nn.Module, x: Tensor, h0: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        """The result `(y, h_n)`, or None if this call must go the long way.
-
-        `x` is known to be a plain Tensor of the route's shape.
-        """
-        if (
-            _grad_enabled()
-            or _functorch_stack() is not None
-            or forward_ad._current_level >= 0
-            or _autocast_enabled()
-            or _threads() != self.threads
-        ):
-            return None
-        dtype = self.dtype
-        if x.dtype is not dtype or not x.is_cpu or not x.is_contiguous() or x.is_neg():
+        """The result `(y, h_n)`, or None if this call is of another kind."""
+        # Dual tensors of forward-mode differentiation are the one thing that guards do not see.
+        if forward_ad._current_level >= 0 or not self.surroundings.check():
             return None
         if h0 is None:
             h0 = x.new_zeros(self.h0_shape)
-        elif (
-            type(h0) is not Tensor
-            or h0.shape != self.h0_shape
-            or h0.dtype is not dtype
-            or not h0.is_cpu
-            or not h0.is_contiguous()
-            or h0.is_neg()
-        ):
+        try:
+            weights = self.weights_of(module._parameters)
+        except KeyError:
             return None
-        parameters = module._parameters
-        weights = []
-        for name, shape in zip(self.names, self.shapes):  # noqa: B905 - equally long, and faster
-            weight = parameters.get(name)
-            if (
-                type(weight) is not Parameter
-                or weight.shape != shape
-                or weight.dtype is not dtype
-                or not weight.is_cpu
-                or not weight.is_contiguous()
-            ):
-                return None
-            weights.append(weight)
-        return self.run(x, h0, weights)
+        return self.run(x, h0, weights) if self.tensors.check(x, h0, *weights) else None
 
 
-def suits(spec: RNNSpec, x: Tensor, training: bool) -> bool:
-    """Whether calls with an input like `x` may have a route: their result needs no reshaping."""
-    if (
-        not x.is_cpu
-        or x.dim() != 3
-        or x.numel() == 0
-        or (spec.dropout and training and spec.num_layers > 1)
-    ):
-        return False
-    return not spec.batch_first or 1 in x.shape[:2]
+def shortcut(
+    backend: Backend,
+    spec: RNNSpec,
+    problem: Problem,
+    training: bool,
+    x: Tensor,
+    h0: Tensor,
+    weights: tuple[Tensor, ...],
+) -> Shortcut | None:
+    """How a backend computes calls like this one, or None if they must go the long way.
+
+    Args:
+        backend: has accepted `problem`.
+        spec: of the stack.
+        problem: what the call is.
+        training: whether dropout is on.
+        x: the input in the caller's form.
+        h0: `[L*D, B, H]`.
+        weights: of all layers.
+    """
+    if not x.is_cpu or x.dim() != 3 or x.numel() == 0:
+        return None
+    contiguous = all(tensor.is_contiguous() for tensor in (x, h0, *weights))
+    dropout = spec.dropout and training and spec.num_layers > 1
+    if contiguous and not dropout and (not spec.batch_first or 1 in x.shape[:2]):
+        shape = (x.shape[0], x.shape[1], spec.num_directions * spec.hidden_size)
+        run = backend.shortcut(spec, problem, shape)
+        if run is not None:
+            return run
+    return _layer_by_layer(backend, spec, problem, training)
+
+
+def _layer_by_layer(backend: Backend, spec: RNNSpec, problem: Problem, training: bool) -> Shortcut:
+    """The stack as the long way runs it, without its checks."""
+    rows = Rows(problem.T, problem.B, problem.N)
+    features = spec.num_directions * spec.hidden_size
+    needs_grad, batch_first = problem.needs_grad, spec.batch_first
+
+    def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        x = (x.transpose(0, 1) if batch_first else x).contiguous()
+        y, h_n = run_stack(backend, spec, rows, x, h0, weights, training, needs_grad)
+        if y.dim() == 2:
+            y = y.view(rows.T, rows.B, features)
+        return (y.transpose(0, 1) if batch_first else y), h_n
+
+    return run

@@ -6,13 +6,13 @@ forward-mode AD, `torch.func`), and is the answer where the compiled path has no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
+from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, Shortcut
 from rnnjit.cells import CELLS
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
@@ -130,6 +130,12 @@ class ReferenceBackend(Backend):
         return LayerOutput(*layer_forward(layer, rows, x, h0, weights))
 
 
+_OPERATORS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "tanh": torch.rnn_tanh,
+    "relu": torch.rnn_relu,
+}
+
+
 class EagerBackend(Backend):
     """PyTorch's own layer (`torch.rnn_tanh`, `torch.rnn_relu`): always there, last in `auto`.
 
@@ -155,7 +161,7 @@ class EagerBackend(Backend):
         keep: bool,
     ) -> LayerOutput:
         """The layer by torch's own operator, which autograd records."""
-        operator = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}.get(layer.cell)
+        operator = _OPERATORS.get(layer.cell)
         if operator is None:
             return LayerOutput(*layer_forward(layer, rows, x, h0, weights))
         bidirectional = layer.num_directions == 2
@@ -169,6 +175,22 @@ class EagerBackend(Backend):
             x, rows.batch_sizes, h0, list(weights), layer.bias, 1, 0.0, keep, bidirectional
         )
         return LayerOutput(y, h_n)
+
+    def shortcut(
+        self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
+    ) -> Shortcut | None:
+        """The whole stack by one call of torch's operator."""
+        operator = _OPERATORS.get(spec.nonlinearity)
+        if operator is None:
+            return None
+        options = (spec.bias, spec.num_layers, 0.0, problem.needs_grad)
+        layout = (spec.bidirectional, spec.batch_first)
+
+        def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            result: tuple[Tensor, Tensor] = operator(x, h0, weights, *options, *layout)
+            return result
+
+        return run
 
 
 BACKEND = EagerBackend()

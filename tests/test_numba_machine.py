@@ -128,7 +128,9 @@ def test_new_shapes_compile_nothing(monkeypatch):
 
 def _child(module, x, expected):
     # Not compared by torch: its own parallel operators hang in a process forked after their use.
-    np.testing.assert_array_equal(module(x)[0].numpy(), expected.numpy())
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            np.testing.assert_array_equal(module(x)[0].numpy(), expected.numpy())
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -139,6 +141,8 @@ def test_child_processes_after_use(method, tmp_path):
     module = rnnjit.compile(nn.RNN(30, 200), backend="numba").requires_grad_(False)
     x = torch.randn(20, 16, 30)
     expected = module(x)[0]
+    with torch.no_grad():
+        module(x)
     context = multiprocessing.get_context(method)
     with warnings.catch_warnings():
         warnings.simplefilter(

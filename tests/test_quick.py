@@ -1,10 +1,11 @@
-"""The short way through inference calls gives what the long way gives, or is not taken."""
+"""The short way through a call like one before gives what the long way gives, or is not taken."""
 
 import threading
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import rnnjit
 
@@ -129,12 +130,61 @@ def test_a_changed_configuration_is_seen():
     agree((rnn, fast), x.double())
 
 
-def test_gradients_and_transforms_go_the_long_way(pair):
+def gradients(module, x, h0, grad_y, grad_h_n):
+    module.zero_grad()
+    x, h0 = x.clone().requires_grad_(), h0.clone().requires_grad_()
+    torch.autograd.backward(module(x, h0), (grad_y, grad_h_n))
+    return [x.grad, h0.grad, *[weight.grad for weight in module.parameters()]]
+
+
+@pytest.mark.parametrize("backend", ["numba", "eager"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_gradients_of_the_second_call_are_eager_s(backend, batch_first, layers):
+    torch.manual_seed(0)
+    rnn = nn.RNN(6, 7, layers, batch_first=batch_first)
+    fast = rnnjit.compile(rnn, backend=backend)
+    fast(torch.randn(SHAPE, requires_grad=True), torch.randn(layers, SHAPE[not batch_first], 7))
+    for _ in range(2):
+        states = (layers, SHAPE[not batch_first], 7)
+        args = torch.randn(SHAPE), torch.randn(states)
+        grads = torch.randn(*SHAPE[:2], 7), torch.randn(states)
+        for expected, found in zip(
+            gradients(rnn, *args, *grads), gradients(fast, *args, *grads), strict=True
+        ):
+            torch.testing.assert_close(found, expected)
+    assert len(fast._routes) == 1
+
+
+def test_what_needs_a_gradient_may_change(pair):
     _, fast = pair
     x = torch.randn(SHAPE)
     assert fast(x)[0].requires_grad
+    fast.requires_grad_(False)
+    assert not fast(x)[0].requires_grad
+    assert fast(x.clone().requires_grad_())[0].requires_grad
+    fast.weight_hh_l0.requires_grad_(True)
+    fast(x)[0].sum().backward()
+    assert fast.weight_ih_l0.grad is None
+    assert fast.weight_hh_l0.grad is not None
+    with torch.inference_mode():
+        assert fast(x)[0].is_inference()
+    assert not fast(x)[0].is_inference()
+    assert 1 < len(fast._routes[x.shape]) <= 4
+
+
+def test_transforms_go_the_long_way(pair):
+    _, fast = pair
+    x = torch.randn(SHAPE)
     mapped = torch.func.vmap(lambda h0: fast(x, h0)[0])(torch.randn(4, 1, 2, 6))
     assert mapped.shape == (4, 3, 2, 6)
+    fast.requires_grad_(False)
+    fast(x)
+    slope = torch.func.grad(lambda x: fast(x)[0].sum())(x)
+    assert slope.abs().sum() > 0
+    with forward_ad.dual_level():
+        y, _ = fast(forward_ad.make_dual(x, torch.ones_like(x)))
+        assert forward_ad.unpack_dual(y).tangent is not None
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast(x)[0].dtype == torch.bfloat16
 

@@ -269,7 +269,9 @@ def test_a_copy_of_a_module_with_a_backend_object_traces():
 def test_torch_jit_trace_records_torchs_own_layer():
     torch.manual_seed(0)
     rnn = nn.RNN(I, H, 2, bidirectional=True)
-    recorded = torch.jit.trace(rnnjit.compile(rnn), (torch.randn(T, B, I),))
+    fast, example = rnnjit.compile(rnn), torch.randn(T, B, I)
+    fast(example)
+    recorded = torch.jit.trace(fast, (example,))
     x = torch.randn(2 * T, B, I)
     torch.testing.assert_close(recorded(x), rnn(x))
     with torch.no_grad():

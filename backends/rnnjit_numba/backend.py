@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.backend import Inference
+from rnnjit.backend import Shortcut
 
 _BITS = {torch.float32: 32, torch.float64: 64}
 
@@ -75,14 +75,16 @@ class NumbaBackend(Backend):
             _BITS[x.dtype], layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
         )
 
-    def inference(
-        self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, ...]
-    ) -> Inference | None:
+    def shortcut(
+        self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
+    ) -> Shortcut | None:
         """One call of the forward kernel per layer, with nothing but allocations around them."""
+        if problem.needs_grad:
+            return None
         from rnnjit_numba import run
 
         rows = Rows(problem.T, problem.B, problem.N)
-        return run.inference(_BITS[problem.dtype], spec.layers, rows, y_shape)
+        return run.shortcut(_BITS[problem.dtype], spec.layers, rows, y_shape)
 
 
 BACKEND = NumbaBackend()

@@ -15,7 +15,7 @@ import llvmlite.binding as llvm
 from rnnjit_numba import cache as disk
 from rnnjit_numba.codegen import object_code, target_machine
 from rnnjit_numba.host import Isa, host_isa
-from rnnjit_numba.team import openmp
+from rnnjit_numba.team import FORK, openmp
 
 _LINE = 64
 _ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
@@ -37,7 +37,8 @@ class Kernel:
             threads: size of the team.
         """
         address, _ = block.buffer_info()
-        if threads == 1:
+        # One thread can run any plan, and in a forked child there is no other.
+        if threads == 1 or FORK.forked:
             self._alone(address)
             return
         runtime = openmp()

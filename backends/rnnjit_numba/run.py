@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
-from rnnjit.backend import Inference
+from rnnjit.backend import Shortcut
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
 from rnnjit_numba.library import Kernel, library
 from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan
@@ -76,10 +76,10 @@ def forward(
     return LayerOutput(y, h_n)
 
 
-def inference(
-    bits: int, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, ...]
-) -> Inference:
-    """`Backend.inference` for elements of `bits` bits."""
+def shortcut(
+    bits: int, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, int, int]
+) -> Shortcut:
+    """`Backend.shortcut` for elements of `bits` bits."""
     T, B, N, _ = rows
     threads = most_threads(torch.get_num_threads())
     stack = []
@@ -93,7 +93,7 @@ def inference(
     write, empty_like = _pointers(layers[0]).pack_into, torch.empty_like
     at, scratch_field, sync = 8 * _F.x, _F.scratch, _F.sync
 
-    def run(x: Tensor, h0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         h_n = empty_like(h0)
         h0_address, h_n_address = h0.data_ptr(), h_n.data_ptr()
         addresses = [weight.data_ptr() for weight in weights]
