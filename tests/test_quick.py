@@ -173,6 +173,7 @@ def test_what_needs_a_gradient_may_change(pair):
     assert 1 < len(fast._routes[x.shape]) <= 4
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own use
 def test_transforms_go_the_long_way(pair):
     _, fast = pair
     x = torch.randn(SHAPE)
