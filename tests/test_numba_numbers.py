@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
+from rnnjit_numba import plan, run
 
 
 def identity_layer(dtype, nonlinearity="tanh"):
@@ -24,9 +25,10 @@ def activate(x, nonlinearity="tanh"):
     return y.view(-1)
 
 
-def gradients(module, x, h0):
+def gradients(module, x, h0, lengths=None):
     x, h0 = x.clone().requires_grad_(), h0.clone().requires_grad_()
-    y, h_n = module(x, h0)
+    y, h_n = module(x if lengths is None else pack_padded_sequence(x, lengths), h0)
+    y = y if lengths is None else y.data
     (y.square().sum() + h_n.sum()).backward()
     found = [y.detach(), h_n.detach(), x.grad, h0.grad, *(p.grad for p in module.parameters())]
     module.zero_grad()
@@ -178,3 +180,36 @@ def test_two_thousand_steps_are_as_accurate_as_eager(nonlinearity):
     ):
         allowed = 2 * (eager - true).abs().max() + 2e-7 * true.abs().max()
         assert (ours - true).abs().max() <= allowed
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Sets how many rows a backward pass computes before it sums them."""
+
+    def choose(rows):
+        monkeypatch.setattr(plan, "_WINDOW_ROWS", rows)
+        monkeypatch.setattr(plan, "_WINDOW_BATCHES", 1)
+        run._backward_recipe.cache_clear()
+
+    yield choose
+    run._backward_recipe.cache_clear()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize(
+    ("T", "B", "H"), [(1200, 1, 40), (700, 1, 300), (150, 7, 33), (40, 50, 20), (3, 500, 24)]
+)
+def test_gradients_over_many_windows(packed, T, B, H, windows):
+    torch.manual_seed(0)
+    rnn = nn.RNN(11, H).double()
+    x, h0 = torch.randn(T, B, 11).double(), torch.randn(1, B, H).double()
+    lengths = torch.linspace(T, 1, B).round().long() if packed else None
+    expected = gradients(rnn, x, h0, lengths)
+    fast = rnnjit.compile(rnn, backend="numba")
+    found = []
+    for rows in (1, 64, 500, 10**6):
+        windows(rows)
+        found.append(gradients(fast, x, h0, lengths))
+    for part, result in enumerate(found[0]):
+        torch.testing.assert_close(result, expected[part])
+        assert all(torch.equal(result, other[part]) for other in found)

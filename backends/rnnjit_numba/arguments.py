@@ -67,7 +67,10 @@ class BackwardArguments(NamedTuple):
 
     Attributes:
         grad_y, grad_h_n: `[N, D*H]`, `[D, B, H]`, or 0.
-        dz: `[D, N, H]`, written: the gradients of the pre-activations.
+        dz_buffer: room for dz, the gradients of the pre-activations: `[D, N, H]`, or a window of
+            these (see `backward`).
+        dz: where dz of row 0 is, or would be if the window reached that far: set by the kernel.
+        window: rows of the steps that are computed before the window moves.
         grad_x, grad_h0: `[N, I]`, `[D, B, H]`, written, or 0.
         grad_w_ih, grad_w_hh, grad_b: `[D, H, I]`, `[D, H, H]`, `[D, H]`, written, or 0.
         scratch: for each direction W_hh's and W_ih's packed transposes and a row of zeros.
@@ -98,7 +101,9 @@ class BackwardArguments(NamedTuple):
     w_hh_1: int
     grad_y: int
     grad_h_n: int
+    dz_buffer: int
     dz: int
+    window: int
     grad_x: int
     grad_h0: int
     grad_w_ih: int

@@ -8,6 +8,10 @@ runs against its own order (Werbos, "Backpropagation through time", Proc. IEEE 7
 The derivative follows from h_t = y_t, so that nothing but y was kept. Only this recurrence is done
 step by step; the other gradients are one reduction each over all rows (see `reductions`).
 
+dz is held for a window of steps, whose reductions are done while it lies in the caches, before the
+window moves on to the steps before. Rows that are still needed move with it: those of the last
+step computed, and those of a block of the reductions that is not complete.
+
 Each function takes the address of a `BackwardArguments` first, then direction `d`, and column
 vectors `first` to `last` of the hidden features.
 """
@@ -18,56 +22,129 @@ from typing import Any
 
 from rnnjit_numba import memory, pointwise
 from rnnjit_numba.arguments import BackwardArguments
-from rnnjit_numba.plan import ROW_BLOCK
+from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK
 from rnnjit_numba.reductions import add_reduce
 from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
 
 
 def add_backward(tools: Toolbox, common: Common) -> None:
     """Add the kernel `backward(arguments, thread, threads)`, which each thread calls."""
-    unpack = memory.unpack_arguments(BackwardArguments)
-    meet, least = memory.arrive_and_wait(), memory.least()
-    pack, recur, reduce = (
-        _add_pack_back(tools),
-        _add_recur(tools, common),
-        add_reduce(tools, common),
+    unpack, write_int = memory.unpack_arguments(BackwardArguments), memory.write_int()
+    meet, least, most = memory.arrive_and_wait(), memory.least(), memory.most()
+    read_int = memory.read_int()
+    pack, share, move = (
+        _add_pack_share(tools),
+        _add_recur_share(tools, common),
+        _add_move(tools, common),
     )
-    lanes = tools.lanes.count
+    reduce = add_reduce(tools, common)
+    size = tools.lanes.itemsize
+    dz_field = 8 * BackwardArguments._fields.index("dz")
 
     def backward(arguments: int, thread: int, threads: int) -> None:
         a = unpack(arguments)
-        vectors = (a.H + lanes - 1) // lanes
-        columns = vectors + ((a.I + lanes - 1) // lanes if a.grad_x != 0 else 0)
-        parts = a.parts if threads >= a.D * a.parts else 1
-        if parts > 1:
-            d, part = thread // parts, thread % parts
-            if d < a.D:
-                first, last = vectors * part // parts, vectors * (part + 1) // parts
-                pack(arguments, d, first, last)
-                wide = columns - vectors
-                pack(
-                    *(arguments, d, vectors + wide * part // parts),
-                    vectors + wide * (part + 1) // parts,
-                )
-                recur(arguments, d, first, last, 0, a.B, a.sync + 64 * (d + 1), parts)
-        else:
-            for d in range(a.D):
-                first, last = columns * thread // threads, columns * (thread + 1) // threads
-                pack(arguments, d, first, last)
-            if threads > 1:
-                meet(a.sync, threads)
-            for unit in range(thread, a.D * a.slices, threads):
-                low = unit % a.slices
-                high = a.B
-                if a.every == 1:
-                    low *= a.slice_rows
-                    high = least(a.B, low + a.slice_rows)
-                recur(arguments, unit // a.slices, 0, vectors, low, high, 0, 1)
-        if threads > 1:
-            meet(a.sync, threads if parts > 1 else 2 * threads)
-        reduce(arguments, thread, threads)
+        ld, together = a.H * size, threads > 1
+        blocks = (a.N + REDUCTION_ROWS - 1) // REDUCTION_ROWS
+        pack(arguments, thread, threads)
+        stop, row_stop, kept, met = a.T, a.N, 0, 0
+        while stop > 0:
+            start, row, last = stop, row_stop, 0
+            while start > 0:
+                rows = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (start - 1))
+                if start < stop and row_stop - row + rows > a.window:
+                    break
+                start, row, last = start - 1, row - rows, rows
+            if stop < a.T:
+                move(arguments, thread, threads, row_stop - row, kept)
+            if thread == 0:
+                write_int(arguments + dz_field, a.dz_buffer - row * ld)
+            if together:
+                met += threads
+                meet(a.sync, met)
+            share(arguments, thread, threads, start, stop, row_stop)
+            if together:
+                met += threads
+                meet(a.sync, met)
+            first = (row + REDUCTION_ROWS - 1) // REDUCTION_ROWS
+            reduce(arguments, thread, threads, row, row_stop, first, blocks)
+            if together and start > 0:
+                met += threads
+                meet(a.sync, met)
+            kept = least(most(last, first * REDUCTION_ROWS - row), a.N - row)
+            stop, row_stop, blocks = start, row, first
 
     tools.units.add(backward)
+
+
+def _add_pack_share(tools: Toolbox) -> Any:
+    """A thread's share of packing W_hh, and W_ih where grad_x is needed."""
+    unpack = memory.unpack_arguments(BackwardArguments)
+    pack, lanes = _add_pack_back(tools), tools.lanes.count
+
+    def pack_share(arguments: int, thread: int, threads: int) -> None:
+        a = unpack(arguments)
+        columns = (a.H + lanes - 1) // lanes
+        if a.grad_x != 0:
+            columns += (a.I + lanes - 1) // lanes
+        for d in range(a.D):
+            first, last = columns * thread // threads, columns * (thread + 1) // threads
+            pack(arguments, d, first, last)
+
+    return tools.units.add(pack_share)
+
+
+def _add_recur_share(tools: Toolbox, common: Common) -> Any:
+    """A thread's share of the recurrence from step `stop` down to step `start`.
+
+    `row_stop` is the row behind the last of these steps.
+    """
+    unpack, least = memory.unpack_arguments(BackwardArguments), memory.least()
+    recur, lanes = _add_recur(tools, common), tools.lanes.count
+
+    def recur_share(
+        arguments: int, thread: int, threads: int, start: int, stop: int, row_stop: int
+    ) -> None:
+        a = unpack(arguments)
+        vectors = (a.H + lanes - 1) // lanes
+        if a.parts > 1 and threads >= a.D * a.parts:
+            d, part = thread // a.parts, thread % a.parts
+            if d < a.D:
+                first, last = vectors * part // a.parts, vectors * (part + 1) // a.parts
+                sync = a.sync + 64 * (d + 1)
+                recur(
+                    *(arguments, d, first, last, 0, a.B),
+                    *(start, stop, row_stop, sync, a.parts),
+                )
+            return
+        for unit in range(thread, a.D * a.slices, threads):
+            low = unit % a.slices
+            high = a.B
+            if a.every == 1:
+                low *= a.slice_rows
+                high = least(a.B, low + a.slice_rows)
+            recur(
+                *(arguments, unit // a.slices, 0, vectors, low, high),
+                *(start, stop, row_stop, 0, 1),
+            )
+
+    return tools.units.add(recur_share)
+
+
+def _add_move(tools: Toolbox, common: Common) -> Any:
+    """Move the first `kept` rows of the window `rows` rows up: a thread's share of the columns."""
+    unpack, copy_rows = memory.unpack_arguments(BackwardArguments), common.copy_rows
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
+
+    def move(arguments: int, thread: int, threads: int, rows: int, kept: int) -> None:
+        a = unpack(arguments)
+        ld = a.H * size
+        vectors = (a.H + lanes - 1) // lanes
+        first, last = vectors * thread // threads, vectors * (thread + 1) // threads
+        # From the last row to the first, since the two places may overlap.
+        source = a.dz_buffer + (kept - 1) * ld
+        copy_rows(source + rows * ld, -ld, source, -ld, kept, first, last, a.H)
+
+    return tools.units.add(move)
 
 
 def _add_pack_back(tools: Toolbox) -> Any:
@@ -106,6 +183,9 @@ def _add_pack_back(tools: Toolbox) -> Any:
 def _add_recur(tools: Toolbox, common: Common) -> Any:
     """The time loop over batch rows `low`, `low + every`, ... below `high`: dz and grad_h0.
 
+    It takes direction 0 from step `stop` down to `start`, and direction 1 through all steps, which
+    these then are; `row_stop` is the row behind the last of them.
+
     With `parts` threads on the same rows, `counter` is where they meet after each step.
     """
     unpack, least, onward = (
@@ -119,14 +199,26 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
     size = tools.lanes.itemsize
 
     def recur_back(
-        arguments: int, d: int, first: int, last: int, low: int, high: int, counter: int, parts: int
+        arguments: int,
+        d: int,
+        first: int,
+        last: int,
+        low: int,
+        high: int,
+        start: int,
+        stop: int,
+        row_stop: int,
+        counter: int,
+        parts: int,
     ) -> None:
         a = unpack(arguments)
         every, ld = a.every, a.H * size
         dz = a.dz + d * a.N * ld
-        row = a.N if d == 0 else 0
-        row_after, size_after = 0, 0
-        for s in range(a.T):
+        row = row_stop if d == 0 else 0
+        row_after, size_after = row, 0
+        if stop < a.T:
+            size_after = a.B if a.sizes == 0 else read_int(a.sizes + 8 * stop)
+        for s in range(a.T - stop, a.T - start):
             t = a.T - 1 - s if d == 0 else s
             now = a.B if a.sizes == 0 else read_int(a.sizes + 8 * t)
             if d == 0:

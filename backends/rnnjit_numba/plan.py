@@ -25,6 +25,8 @@ _DIRECT_ROWS = 6
 _TURN_FEATURES = 64
 #: Rows that fill the largest register tile.
 _TILE_ROWS = 8
+#: Rows, and batches, whose gradients are summed before the backward pass goes on to the next.
+_WINDOW_ROWS, _WINDOW_BATCHES = 768, 4
 
 
 class Plan(NamedTuple):
@@ -75,3 +77,17 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     # Sequences come in the order of their lengths: taken in turns, every step is shared evenly.
     turns = slices if rows.T * batch > rows.N and H >= _TURN_FEATURES else 1
     return Plan(threads, slices, slice_rows, turns, 1, slice_rows < _TILE_ROWS)
+
+
+def window(layer: LayerSpec, rows: Rows) -> tuple[int, int]:
+    """How many rows of dz a backward pass computes before it sums them, and how many it holds.
+
+    What is left of the rows of the last step, and of those of a reduction's block, is held beside
+    a window. Two directions walk the rows from both ends, and so their window is all rows.
+    """
+    batch = max(rows.B, 1)
+    size = max(_WINDOW_ROWS, _WINDOW_BATCHES * batch)
+    held = size + max(batch, REDUCTION_ROWS)
+    if layer.num_directions == 2 or held >= rows.N:
+        return rows.N, rows.N
+    return size, held

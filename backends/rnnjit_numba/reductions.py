@@ -5,8 +5,8 @@
 
 h'_n is the state before row n's step. Rows are taken in blocks of `REDUCTION_ROWS`, at places that
 depend on nothing but N; each block is packed so that the outer-product tile streams through it, and
-the blocks' sums are added in order. A thread owns columns of the results, so that the sums are the
-same whatever the number of threads.
+the blocks' sums are added from the last to the first, the order in which dz is computed. A thread
+owns columns of the results, so that the sums are the same whatever the number of threads.
 
 Each function takes the address of a `BackwardArguments` first.
 """
@@ -23,16 +23,25 @@ from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
 
 
 def add_reduce(tools: Toolbox, common: Common) -> Any:
-    """One thread's share of all reductions."""
-    unpack = memory.unpack_arguments(BackwardArguments)
+    """One thread's share of grad_x of rows `low` to `high`, and of the sums of some blocks.
+
+    These are the blocks `first` to `last` of `REDUCTION_ROWS` rows.
+    """
+    unpack, least, most = (
+        memory.unpack_arguments(BackwardArguments),
+        memory.least(),
+        memory.most(),
+    )
     grad_x, block = _add_grad_x(tools, common), _add_reduce_block(tools)
     lanes = tools.lanes.count
     _, widest = tools.shapes[0]
 
-    def reduce(arguments: int, thread: int, threads: int) -> None:
+    def reduce(
+        arguments: int, thread: int, threads: int, low: int, high: int, first: int, last: int
+    ) -> None:
         a = unpack(arguments)
         if a.grad_x != 0:
-            grad_x(arguments, thread, threads)
+            grad_x(arguments, thread, threads, low, high)
         wide_i = (a.I + lanes - 1) // lanes if a.grad_w_ih != 0 else 0
         wide_h = (a.H + lanes - 1) // lanes if a.grad_w_hh != 0 else 0
         chunks_i = (wide_i + widest - 1) // widest
@@ -41,27 +50,23 @@ def add_reduce(tools: Toolbox, common: Common) -> Any:
         total = a.D * chunks
         start, stop = total * thread // threads, total * (thread + 1) // threads
         for d in range(a.D):
-            first, last = start - d * chunks, stop - d * chunks
-            if first < 0:
-                first = 0
-            if last > chunks:
-                last = chunks
-            if last > first:
-                for row in range(0, a.N, REDUCTION_ROWS):
-                    rows = a.N - row
-                    if rows > REDUCTION_ROWS:
-                        rows = REDUCTION_ROWS
-                    block(arguments, thread, d, first, last, chunks_i, chunks_h, row, rows)
+            begin, end = most(0, start - d * chunks), least(chunks, stop - d * chunks)
+            if end > begin:
+                for index in range(last - 1, first - 1, -1):
+                    row = index * REDUCTION_ROWS
+                    rows = least(REDUCTION_ROWS, a.N - row)
+                    block(arguments, thread, d, begin, end, chunks_i, chunks_h, row, rows)
 
     return tools.units.add(reduce)
 
 
 def _add_grad_x(tools: Toolbox, common: Common) -> Any:
-    """grad_x of this thread's rows, in blocks that stay in its cache."""
+    """grad_x of this thread's share of rows `low` to `high`, in blocks that stay in its cache."""
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
+    least = memory.least()
     lanes, size, product = tools.lanes.count, tools.lanes.itemsize, common.product
 
-    def grad_x(arguments: int, thread: int, threads: int) -> None:
+    def grad_x(arguments: int, thread: int, threads: int, low: int, high: int) -> None:
         a = unpack(arguments)
         ld, ld_x = a.H * size, a.I * size
         w_0 = a.scratch + (a.H + lanes - 1) // lanes * a.packed_column
@@ -77,12 +82,10 @@ def _add_grad_x(tools: Toolbox, common: Common) -> Any:
                 dz_1 = a.dz + a.N * ld
                 product(to, ld_x, dz_1, ld, a.H, a.w_ih_1, a.I, to, ld_x, a.N, first, last)
             return
-        blocks = (a.N + ROW_BLOCK - 1) // ROW_BLOCK
+        blocks = (high - low + ROW_BLOCK - 1) // ROW_BLOCK
         for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
-            row = block * ROW_BLOCK
-            rows = a.N - row
-            if rows > ROW_BLOCK:
-                rows = ROW_BLOCK
+            row = low + block * ROW_BLOCK
+            rows = least(ROW_BLOCK, high - row)
             dz_0 = a.dz + row * ld
             dz_1 = dz_0 + a.N * ld
             affine(
@@ -120,10 +123,10 @@ def _add_reduce_block(tools: Toolbox) -> Any:
         dz_block = a.reduction + thread * a.reduction_size
         operand = dz_block + groups * tile_rows * REDUCTION_ROWS * size
         result = operand + REDUCTION_ROWS * widest * vector_bytes
-        packed = 0
+        packed, keep = 0, a.N - row - rows
         for chunk in range(first, last):
             if chunk == chunks_i + chunks_h:
-                sums(arguments, d, result, row, rows)
+                sums(arguments, d, result, row, rows, keep)
                 continue
             if packed == 0:
                 pack_dz(arguments, d, dz_block, row, rows)
@@ -138,7 +141,7 @@ def _add_reduce_block(tools: Toolbox) -> Any:
             states = 1 if chunk >= chunks_i else 0
             pack_operand(arguments, d, operand, states, v, end - v, row, rows)
             to += v * vector_bytes
-            product(to, columns, v, end - v, a.H, dz_block, operand, row, rows)
+            product(to, columns, v, end - v, a.H, dz_block, operand, rows, keep)
 
     return tools.units.add(reduce_block)
 
@@ -196,7 +199,7 @@ def _add_pack_operand(tools: Toolbox) -> Any:
 def _add_product(tools: Toolbox) -> Any:
     """Add the product of a packed block of dz and a packed operand to a block of columns at `to`.
 
-    The first block of rows (`row` 0) sets the result instead.
+    With `keep` 0 it replaces what the result holds.
     """
     outer, least = tools.tiles.outer(), memory.least()
     lanes, size = tools.lanes.count, tools.lanes.itemsize
@@ -210,21 +213,24 @@ def _add_product(tools: Toolbox) -> Any:
         hidden: int,
         dz_block: int,
         operand: int,
-        row: int,
         rows: int,
+        keep: int,
     ) -> None:
         tail = least(lanes, columns - (v + width - 1) * lanes)
         for group in range((hidden + tile_rows - 1) // tile_rows):
             packed = dz_block + group * tile_rows * REDUCTION_ROWS * size
             block = to + group * tile_rows * columns * size
             valid = 256 * least(tile_rows, hidden - group * tile_rows) + tail
-            outer(width, packed, operand, rows, block, columns * size, valid, row)
+            outer(width, packed, operand, rows, block, columns * size, valid, keep)
 
     return tools.units.add(product)
 
 
 def _add_sums(tools: Toolbox) -> Any:
-    """Add the column sums of a block of dz to db; `result` is room for a vector."""
+    """Add the column sums of a block of dz to db; `result` is room for a vector.
+
+    With `keep` 0 they replace what db holds.
+    """
     unpack, least = memory.unpack_arguments(BackwardArguments), memory.least()
     column_sum, add, copy = (
         memory.column_sum(tools.lanes),
@@ -233,14 +239,14 @@ def _add_sums(tools: Toolbox) -> Any:
     )
     lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
 
-    def sums(arguments: int, d: int, result: int, row: int, rows: int) -> None:
+    def sums(arguments: int, d: int, result: int, row: int, rows: int, keep: int) -> None:
         a = unpack(arguments)
         dz = a.dz + (d * a.N + row) * a.H * size
         grad_b = a.grad_b + d * a.H * size
         for v in range((a.H + lanes - 1) // lanes):
             at, count = v * vector_bytes, least(lanes, a.H - v * lanes)
             column_sum(result, dz + at, a.H * size, rows, count)
-            if row == 0:
+            if keep == 0:
                 copy(grad_b + at, result, count, count)
             else:
                 add(grad_b + at, grad_b + at, result, count)

@@ -15,7 +15,7 @@ from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
 from rnnjit.backend import Shortcut
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
 from rnnjit_numba.library import Kernel, library
-from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan
+from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
 from rnnjit_numba.team import most_threads
 
 _CELLS = {"tanh": 0, "relu": 1}
@@ -162,7 +162,8 @@ def backward(
     block[_B.grad_x], block[_B.grad_h0] = _address(grad_x), _address(grad_h0)
     block[_B.grad_w_ih], block[_B.grad_w_hh] = _address(grad_w_ih), _address(grad_w_hh)
     block[_B.grad_b] = _address(grad_b)
-    block[_B.scratch], block[_B.dz], block[_B.reduction] = start, start + dz, start + reduction
+    block[_B.scratch], block[_B.dz_buffer] = start, start + dz
+    block[_B.reduction] = start + reduction
     block[_B.before] = start + before if want_hh else 0
     block[_B.w_ih_0], block[_B.w_hh_0] = held[0].data_ptr(), held[1].data_ptr()
     if D == 2:
@@ -225,7 +226,8 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
     size = bits // 8
     lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
     wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
-    cut = plan(layer, Rows(T, B, N), threads, wide_h)
+    rows = Rows(T, B, N)
+    cut, (window_rows, held_rows) = plan(layer, rows, threads, wide_h), window(layer, rows)
     packed_column = 0 if cut.direct else layer.hidden_size * vector
     packed = (wide_h + wide_i) * packed_column + max(wide_i, wide_h) * vector
     tile_rows, widest = kernels.isa.row_tiles[0]
@@ -233,6 +235,7 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
     reduction = dz_block + (REDUCTION_ROWS + tile_rows) * widest * vector
     fixed = {
         **_problem(layer, T, B, N, cut),
+        "window": window_rows,
         "packed_column": packed_column,
         "direct": int(cut.direct),
         "packed": packed,
@@ -241,7 +244,7 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
     block, _ = _block(BackwardArguments._fields, fixed, _LARGE)
     D = layer.num_directions
     dz = D * packed
-    before = _aligned(dz + D * N * layer.hidden_size * size)
+    before = _aligned(dz + D * held_rows * layer.hidden_size * size)
     own = _aligned(before + D * N * 8)
     return Recipe(
         kernels.backward, cut.threads, block, own + cut.threads * reduction, 0, (dz, before, own)
