@@ -45,7 +45,7 @@ class Isa:
         and one broadcast; two multiply-adds a cycle at four cycles' latency want at least eight.
         """
         if self.registers >= 32:
-            return ((8, 3), (4, 4), (2, 8), (1, 8))
+            return ((8, 3), (4, 4), (3, 4), (2, 8), (1, 8))
         return ((4, 3), (2, 4), (1, 8))
 
 
