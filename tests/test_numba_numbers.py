@@ -197,9 +197,10 @@ def windows(monkeypatch):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize(
-    ("T", "B", "H"), [(1200, 1, 40), (700, 1, 300), (150, 7, 33), (40, 50, 20), (3, 500, 24)]
+    ("T", "B", "H"),
+    [(1200, 1, 40), (700, 1, 300), (150, 7, 33), (150, 7, 200), (40, 50, 20), (3, 500, 24)],
 )
-def test_gradients_over_many_windows(packed, T, B, H, windows):
+def test_gradients_over_many_windows(packed, T, B, H, windows, threads):
     torch.manual_seed(0)
     rnn = nn.RNN(11, H).double()
     x, h0 = torch.randn(T, B, 11).double(), torch.randn(1, B, H).double()
@@ -210,6 +211,8 @@ def test_gradients_over_many_windows(packed, T, B, H, windows):
     for rows in (1, 64, 500, 10**6):
         windows(rows)
         found.append(gradients(fast, x, h0, lengths))
+    threads(1)
+    found.append(gradients(fast, x, h0, lengths))
     for part, result in enumerate(found[0]):
         torch.testing.assert_close(result, expected[part])
         assert all(torch.equal(result, other[part]) for other in found)

@@ -19,6 +19,7 @@ class ForwardArguments(NamedTuple):
         slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
         every: distance of a slice's rows: 1, or `slices` where slices take rows in turns.
         parts: threads that share the hidden columns of one slice.
+        tail: steps of fewer rows than this are shared by their hidden columns among all threads.
         hoist: whether the input's share of all steps is computed before the first.
         direct: whether weights are read as they lie; then only the bias is packed.
         x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
@@ -41,6 +42,7 @@ class ForwardArguments(NamedTuple):
     slice_rows: int
     every: int
     parts: int
+    tail: int
     hoist: int
     direct: int
     x: int
@@ -91,6 +93,7 @@ class BackwardArguments(NamedTuple):
     slice_rows: int
     every: int
     parts: int
+    tail: int
     direct: int
     x: int
     h0: int

@@ -99,6 +99,7 @@ def _add_recur_share(tools: Toolbox, common: Common) -> Any:
     `row_stop` is the row behind the last of these steps.
     """
     unpack, least = memory.unpack_arguments(BackwardArguments), memory.least()
+    read_int = memory.read_int()
     recur, lanes = _add_recur(tools, common), tools.lanes.count
 
     def recur_share(
@@ -106,15 +107,19 @@ def _add_recur_share(tools: Toolbox, common: Common) -> Any:
     ) -> None:
         a = unpack(arguments)
         vectors = (a.H + lanes - 1) // lanes
+        turn, row, parts = stop, row_stop, threads
         if a.parts > 1 and threads >= a.D * a.parts:
-            d, part = thread // a.parts, thread % a.parts
-            if d < a.D:
-                first, last = vectors * part // a.parts, vectors * (part + 1) // a.parts
-                sync = a.sync + 64 * (d + 1)
-                recur(
-                    *(arguments, d, first, last, 0, a.B),
-                    *(start, stop, row_stop, sync, a.parts),
-                )
+            turn, parts = start, a.parts
+        elif a.tail > 0 and threads > 1:
+            while turn > start and read_int(a.sizes + 8 * (turn - 1)) < a.tail:
+                turn -= 1
+                row -= read_int(a.sizes + 8 * turn)
+        d, part = thread // parts, thread % parts
+        if turn < stop and d < a.D:
+            first, last = vectors * part // parts, vectors * (part + 1) // parts
+            sync = a.sync + 64 * (d + 1)
+            recur(arguments, d, first, last, 0, a.B, 1, turn, stop, row_stop, sync, parts)
+        if turn == start:
             return
         for unit in range(thread, a.D * a.slices, threads):
             low = unit % a.slices
@@ -123,8 +128,8 @@ def _add_recur_share(tools: Toolbox, common: Common) -> Any:
                 low *= a.slice_rows
                 high = least(a.B, low + a.slice_rows)
             recur(
-                *(arguments, unit // a.slices, 0, vectors, low, high),
-                *(start, stop, row_stop, 0, 1),
+                *(arguments, unit // a.slices, 0, vectors, low, high, a.every),
+                *(start, turn, row, 0, 1),
             )
 
     return tools.units.add(recur_share)
@@ -205,6 +210,7 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
         last: int,
         low: int,
         high: int,
+        every: int,
         start: int,
         stop: int,
         row_stop: int,
@@ -212,7 +218,7 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
         parts: int,
     ) -> None:
         a = unpack(arguments)
-        every, ld = a.every, a.H * size
+        ld = a.H * size
         dz = a.dz + d * a.N * ld
         row = row_stop if d == 0 else 0
         row_after, size_after = row, 0
@@ -229,12 +235,12 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
             fresh = onward(low, every, least(top, size_after))
             if fresh > low:
                 source, rows = dz + (row_after + low) * ld, (fresh - low) // every
-                through(arguments, d, first, last, source, dz + (row + low) * ld, rows)
+                through(arguments, d, first, last, every, source, dz + (row + low) * ld, rows)
             if top > fresh:
                 source = a.grad_h_n + (d * a.B + fresh) * ld if a.grad_h_n != 0 else 0
                 to, rows = dz + (row + fresh) * ld, (top - fresh + every - 1) // every
                 copy_rows(to, ld * every, source, ld * every, rows, first, last, a.H)
-            step(arguments, d, first, last, row + low, (top - low + every - 1) // every)
+            step(arguments, d, first, last, every, row + low, (top - low + every - 1) // every)
             # The states that the step started from: those of `previous` rows, else h0.
             previous, row_previous = 0, row + now
             if d == 0 and t > 0:
@@ -243,13 +249,13 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
             if d != 0 and s + 1 < a.T:
                 previous = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
             if a.before != 0 and first == 0:
-                remember(arguments, d, row, row_previous, low, least(top, previous), top)
+                remember(arguments, d, every, row, row_previous, low, least(top, previous), top)
             if parts > 1:
                 meet(counter, (s + 1) * parts)
             begun = onward(low, every, previous)
             if a.grad_h0 != 0 and top > begun:
                 to, rows = a.grad_h0 + (d * a.B + begun) * ld, (top - begun + every - 1) // every
-                through(arguments, d, first, last, dz + (row + begun) * ld, to, rows)
+                through(arguments, d, first, last, every, dz + (row + begun) * ld, to, rows)
             row_after, size_after = row, now
             if d != 0:
                 row += now
@@ -264,14 +270,21 @@ def _add_remember(tools: Toolbox) -> Any:
     size = tools.lanes.itemsize
 
     def remember(
-        arguments: int, d: int, row: int, row_previous: int, low: int, linked: int, top: int
+        arguments: int,
+        d: int,
+        every: int,
+        row: int,
+        row_previous: int,
+        low: int,
+        linked: int,
+        top: int,
     ) -> None:
         a = unpack(arguments)
         ld = a.H * size
         to = a.before + (d * a.N + row) * 8
-        for b in range(low, linked, a.every):
+        for b in range(low, linked, every):
             write_int(to + 8 * b, a.y + ((row_previous + b) * a.D + d) * ld)
-        for b in range(onward(low, a.every, linked), top, a.every):
+        for b in range(onward(low, every, linked), top, every):
             write_int(to + 8 * b, a.h0 + (d * a.B + b) * ld)
 
     return tools.units.add(remember)
@@ -283,7 +296,9 @@ def _add_through(tools: Toolbox, common: Common) -> Any:
     product = common.product
     lanes, size = tools.lanes.count, tools.lanes.itemsize
 
-    def through(arguments: int, d: int, first: int, last: int, dz: int, to: int, rows: int) -> None:
+    def through(
+        arguments: int, d: int, first: int, last: int, every: int, dz: int, to: int, rows: int
+    ) -> None:
         a = unpack(arguments)
         ld = a.H * size
         base = a.scratch + d * a.packed
@@ -293,7 +308,7 @@ def _add_through(tools: Toolbox, common: Common) -> Any:
             w_hh = a.w_hh_0 if d == 0 else a.w_hh_1
             product(zeros, 0, dz, ld, a.H, w_hh, a.H, to, ld, rows, first, last)
             return
-        ld *= a.every
+        ld *= every
         affine(
             *(zeros, 0, 0, 0, 0, base, dz, ld, a.H, base, a.packed_column),
             *(to, ld, rows, first, last, a.H, NOTHING, 0, 0, 0, 0),
@@ -308,12 +323,14 @@ def _add_step(tools: Toolbox) -> Any:
     gradient = pointwise.activate_gradient(tools.lanes)
     lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
 
-    def step_back(arguments: int, d: int, first: int, last: int, row: int, rows: int) -> None:
+    def step_back(
+        arguments: int, d: int, first: int, last: int, every: int, row: int, rows: int
+    ) -> None:
         a = unpack(arguments)
         ld, ld_y = a.H * size, a.D * a.H * size
         dz = a.dz + (d * a.N + row) * ld
         offset = row * ld_y + d * ld
-        for r in range(0, rows * a.every, a.every):
+        for r in range(0, rows * every, every):
             for v in range(first, last):
                 at = v * vector_bytes
                 count = a.H - v * lanes

@@ -4,7 +4,8 @@
 
 The batch is cut into slices whose rows never meet, so that threads run the whole time loop without
 waiting for each other. Where there are too few rows for that, threads share the hidden columns of a
-slice (`parts`) and meet at a barrier each step. Weights are packed once per call into column
+slice (`parts`) and meet at a barrier each step; so they do at the end of a packed batch, where few
+sequences go on (`tail`). Weights are packed once per call into column
 vectors `[V][K][lanes]`, from which the register tiles stream. No plan changes any bit of a result.
 
 Each function takes the address of a `ForwardArguments` first, then direction `d`, and column
@@ -25,7 +26,7 @@ from rnnjit_numba.toolbox import ACTIVATE, NOTHING, Common, Toolbox
 def add_forward(tools: Toolbox, common: Common) -> None:
     """Add the kernel `forward(arguments, thread, threads)`, which each thread calls."""
     unpack = memory.unpack_arguments(ForwardArguments)
-    meet, least = memory.arrive_and_wait(), memory.least()
+    meet, least, read_int = memory.arrive_and_wait(), memory.least(), memory.read_int()
     pack, pack_bias = _add_pack(tools), _add_pack_bias(tools)
     project, recur = _add_project(tools, common), _add_recur(tools, common)
     lanes = tools.lanes.count
@@ -46,7 +47,7 @@ def add_forward(tools: Toolbox, common: Common) -> None:
                         project(arguments, d, first, last, 0, a.N)
                     hoisted = 1 - a.direct
                     recur(
-                        *(arguments, d, first, last, 0, a.B, hoisted),
+                        *(arguments, d, first, last, 0, a.B, 1, 0, a.T, a.N * d, hoisted),
                         *(a.sync + 64 * d, parts),
                     )
             return
@@ -61,13 +62,26 @@ def add_forward(tools: Toolbox, common: Common) -> None:
                 project(arguments, d, 0, vectors, start, stop)
             if threads > 1:
                 meet(a.sync, 2 * threads)
+        turn, row = a.T, a.N
+        if a.tail > 0 and threads > 1:
+            while turn > 0 and read_int(a.sizes + 8 * (turn - 1)) < a.tail:
+                turn -= 1
+                row -= read_int(a.sizes + 8 * turn)
         for unit in range(thread, a.D * a.slices, threads):
             low = unit % a.slices
             high = a.B
             if a.every == 1:
                 low *= a.slice_rows
                 high = least(a.B, low + a.slice_rows)
-            recur(arguments, unit // a.slices, 0, vectors, low, high, a.hoist, 0, 1)
+            d = unit // a.slices
+            recur(arguments, d, 0, vectors, low, high, a.every, 0, turn, a.N * d, a.hoist, 0, 1)
+        if turn < a.T and threads > 1:
+            meet(a.sync, 3 * threads if a.hoist != 0 else 2 * threads)
+            first, last = vectors * thread // threads, vectors * (thread + 1) // threads
+            recur(
+                *(arguments, 0, first, last, 0, a.B, 1, turn, a.T, row, a.hoist),
+                *(a.sync + 64, threads),
+            )
 
     tools.units.add(forward)
 
@@ -140,6 +154,8 @@ def _add_project(tools: Toolbox, common: Common) -> Any:
 def _add_recur(tools: Toolbox, common: Common) -> Any:
     """The time loop over batch rows `low`, `low + every`, ... below `high`.
 
+    It takes direction 0 from step `start` to `stop`, and direction 1 through all steps, which these
+    then are. `row` is the first row of the steps, or the one behind the last for direction 1.
     `hoisted` says whether y holds the input's share already. With `parts` threads on the same rows,
     `counter` is where they meet after each step.
     """
@@ -159,17 +175,22 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
         last: int,
         low: int,
         high: int,
+        every: int,
+        start: int,
+        stop: int,
+        row: int,
         hoisted: int,
         counter: int,
         parts: int,
     ) -> None:
         a = unpack(arguments)
-        every = a.every
         ld, ld_y = a.H * size, a.D * a.H * size
         y, h0, h_n = a.y + d * ld, a.h0 + d * a.B * ld, a.h_n + d * a.B * ld
-        row = 0 if d == 0 else a.N
         row_before, size_before = 0, 0
-        for s in range(a.T):
+        if start > 0:
+            size_before = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (start - 1))
+            row_before = row - size_before
+        for s in range(start, stop):
             t = s if d == 0 else a.T - 1 - s
             now = a.B if a.sizes == 0 else read_int(a.sizes + 8 * t)
             if d != 0:
@@ -178,10 +199,10 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
             fresh = onward(low, every, least(top, size_before))
             if fresh > low:
                 h, rows = y + (row_before + low) * ld_y, (fresh - low) // every
-                step(arguments, d, first, last, hoisted, row + low, rows, h, ld_y * every)
+                step(arguments, d, first, last, hoisted, every, row + low, rows, h, ld_y * every)
             if top > fresh:
                 h, rows = h0 + fresh * ld, (top - fresh + every - 1) // every
-                step(arguments, d, first, last, hoisted, row + fresh, rows, h, ld * every)
+                step(arguments, d, first, last, hoisted, every, row + fresh, rows, h, ld * every)
             following = 0
             if d == 0 and s + 1 < a.T:
                 following = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
@@ -194,13 +215,13 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
             if d == 0:
                 row += now
             if parts > 1:
-                meet(counter, (s + 1) * parts)
+                meet(counter, (s + 1 - start) * parts)
 
     return tools.units.add(recur)
 
 
 def _add_step(tools: Toolbox, common: Common) -> Any:
-    """One time step of `rows` rows from `row` on; their states before it are at `h`."""
+    """One time step of `rows` rows from `row` on, `every` apart; their states before it at `h`."""
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
     step_direct = _add_step_direct(tools)
     lanes, size = tools.lanes.count, tools.lanes.itemsize
@@ -211,6 +232,7 @@ def _add_step(tools: Toolbox, common: Common) -> Any:
         first: int,
         last: int,
         hoisted: int,
+        every: int,
         row: int,
         rows: int,
         h: int,
@@ -223,7 +245,7 @@ def _add_step(tools: Toolbox, common: Common) -> Any:
         if a.direct != 0:
             step_direct(arguments, d, first, last, x, y, rows, h, ld_h)
             return
-        ld_x, ld_y = ld_x * a.every, ld_y * a.every
+        ld_x, ld_y = ld_x * every, ld_y * every
         init, ld_init, inputs = base + (a.H + lanes - 1) // lanes * a.packed_row, 0, a.I
         if hoisted != 0:
             init, ld_init, inputs = y, ld_y, 0

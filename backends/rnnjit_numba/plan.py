@@ -38,6 +38,8 @@ class Plan(NamedTuple):
         slice_rows: rows in each slice but the last.
         every: 1, or the number of slices where these take the rows in turns.
         parts: threads that share the hidden features of one slice, meeting after each step.
+        tail: steps of fewer rows than this, those at the end of a packed batch, are run as by
+            `parts` of all threads.
         hoist: whether the input's share of all steps is computed before the first step.
         direct: whether weights are read as they lie, since packing would not pay.
     """
@@ -49,6 +51,7 @@ class Plan(NamedTuple):
     parts: int
     hoist: bool
     direct: bool = False
+    tail: int = 0
 
 
 def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
@@ -75,8 +78,12 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     slice_rows = -(-batch // units)
     slices = -(-batch // slice_rows)
     # Sequences come in the order of their lengths: taken in turns, every step is shared evenly.
-    turns = slices if rows.T * batch > rows.N and H >= _TURN_FEATURES else 1
-    return Plan(threads, slices, slice_rows, turns, 1, slice_rows < _TILE_ROWS)
+    packed = rows.T * batch > rows.N
+    turns = slices if packed and H >= _TURN_FEATURES else 1
+    tail = 2 * threads if packed and D == 1 and parts == threads and H * H > _STEP_WORK else 0
+    return Plan(
+        threads, slices, slice_rows, turns, 1, slice_rows < _TILE_ROWS, direct=False, tail=tail
+    )
 
 
 def window(layer: LayerSpec, rows: Rows) -> tuple[int, int]:

@@ -265,6 +265,7 @@ def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, i
         "slice_rows": cut.slice_rows,
         "every": cut.every,
         "parts": cut.parts,
+        "tail": cut.tail,
     }
 
 
