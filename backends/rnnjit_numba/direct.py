@@ -17,7 +17,7 @@ from rnnjit_numba.memory import transposed
 from rnnjit_numba.tiles import FOLD, folded_chains, in_two_parts, rank_one, steps, switch
 
 #: The numbers of rows for which there is a direct tile, descending.
-DIRECT_ROWS = (4, 1)
+DIRECT_ROWS = (6, 5, 4, 3, 2, 1)
 #: The numbers of column vectors for which there is a direct transposed tile, descending.
 DIRECT_WIDTHS = (4, 1)
 _ARGUMENTS = 15

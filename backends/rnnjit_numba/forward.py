@@ -285,7 +285,10 @@ def _add_step_direct(tools: Toolbox) -> Any:
             w_x, w_h = w_ih + v * lanes * ld_x, w_hh + v * lanes * ld_h_row
             done = 0
             while done < rows:
-                some = DIRECT_ROWS[0] if rows - done >= DIRECT_ROWS[0] else 1
+                some = 0
+                for n in DIRECT_ROWS:
+                    if some == 0 and rows - done >= n:
+                        some = n
                 out = y + done * ld_y + at
                 tile(
                     *(some, bias + at, 0, x + done * ld_x, ld_x, a.I, w_x, ld_x),

@@ -207,7 +207,10 @@ def _add_product_direct(tools: Toolbox) -> Any:
                     tail = lanes
                 done = 0
                 while done < rows:
-                    some = DIRECT_ROWS[0] if rows - done >= DIRECT_ROWS[0] else 1
+                    some = 0
+                    for n in DIRECT_ROWS:
+                        if some == 0 and rows - done >= n:
+                            some = n
                     out = to + done * ld_to + at
                     start, ld_start = init + done * ld_init + at, ld_init
                     if low > 0:
