@@ -77,12 +77,14 @@ class Backend(ABC):
     Class attributes:
         name: how users ask for it; the entry point has the same name.
         priority: `auto` tries backends from the highest to the lowest.
+        device: type of the device on which the conformance kit holds it against eager.
         differentiable: True if `forward` is made of differentiable torch operations, which the core
             then lets autograd record; `backward` is never called.
     """
 
     name: ClassVar[str]
     priority: ClassVar[int] = 0
+    device: ClassVar[str] = "cpu"
     differentiable: ClassVar[bool] = False
 
     def missing(self) -> list[str]:

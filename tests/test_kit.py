@@ -44,6 +44,14 @@ class Recorder(RecomputeBackend):
         return []
 
 
+class Elsewhere(RecomputeBackend):
+    name = "elsewhere"
+    device = "meta"
+
+    def why_not(self, spec, problem):
+        return [f"nothing is computed on {problem.device}"]
+
+
 def parameters(decorated):
     (mark,) = decorated.pytestmark
     return {parameter.id: parameter for parameter in mark.args[1]}
@@ -260,3 +268,12 @@ def test_the_option_leaves_the_quick_subset(pytester, options):
     result = pytester.runpytest_inprocess("--strict-markers", "-p", "no:benchmark", *options)
     kept = count(quick=bool(options))
     result.assert_outcomes(passed=kept + 1, deselected=count() - kept)
+
+
+def test_a_backend_is_asked_on_its_own_device():
+    assert build(Case("anywhere", device="meta")).x.device.type == "meta"
+    messages = [result.message for result in run(Elsewhere(), quick=True).results]
+    assert all(message.endswith("nothing is computed on meta") for message in messages if message)
+    assert any(messages)
+    (skipped,) = {name.split("-")[1] for name in decorate(Elsewhere())}
+    assert skipped == "refusal"

@@ -66,7 +66,8 @@ class Call:
 
         def change(tensor: Tensor) -> Tensor:
             noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-            return (tensor.double() * (1 + (noise - 0.5) / 64)).to(tensor.dtype)
+            factor = 1 + (noise.to(tensor.device) - 0.5) / 64
+            return (tensor.double() * factor).to(tensor.dtype)
 
         return self._map(change)
 
@@ -93,7 +94,8 @@ def build(case: Case) -> Call:
     generator = torch.Generator().manual_seed(zlib.crc32(case.id.encode()))
 
     def draw(shape: Sequence[int]) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        # Drawn on the CPU, so that the values are the same on every device.
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(case.device)
 
     with torch.random.fork_rng(devices=[]):
         module = _module(case, draw)
@@ -123,6 +125,7 @@ def _module(case: Case, draw: Callable[[Sequence[int]], Tensor]) -> nn.RNN:
         dropout=case.dropout,
         bidirectional=case.bidirectional,
         dtype=case.dtype,
+        device=case.device,
     )
     module.train(case.training)
     # Expanded weights share elements, which training them would not survive.

@@ -26,6 +26,7 @@ class Case:
         h0: whether an initial state is given.
         training: whether the module is in training mode.
         dtype: of all tensors.
+        device: type of the device that all tensors are on.
         layout: how the input, the initial state and the weights lie in memory.
         values: "tiny" and "saturated" scale the input; "nan" and "inf" put some in.
         loss: what the gradients come from; "sum" is `y.sum() + h_n.sum()`, whose gradients reach
@@ -57,6 +58,7 @@ class Case:
     h0: bool = False
     training: bool = True
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
     layout: Literal["contiguous", "transposed", "offset", "strided", "expanded"] = "contiguous"
     values: Literal["normal", "tiny", "saturated", "nan", "inf"] = "normal"
     loss: Literal["both", "y", "h_n", "sum"] = "both"
@@ -113,9 +115,8 @@ class Case:
     def problem(self, *, needs_grad: bool) -> Problem:
         """The facts that a backend accepts or declines the call by."""
         rows = sum(self.lengths) if self.lengths is not None else self.steps * self.batch
-        return Problem(
-            self.dtype, "cpu", self.steps, self.batch, rows, self.lengths is not None, needs_grad
-        )
+        packed = self.lengths is not None
+        return Problem(self.dtype, self.device, self.steps, self.batch, rows, packed, needs_grad)
 
 
 _F64 = torch.float64

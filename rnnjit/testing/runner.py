@@ -97,7 +97,7 @@ def run(
     found = named(backend)
     missing = tuple(found.missing())
     results = []
-    for pair in () if missing else pairs(quick=quick):
+    for pair in () if missing else pairs(quick=quick, device=found.device):
         results.append(_run(found, pair))
         if on_result is not None:
             on_result(results[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from rnnjit.backend import Backend
@@ -45,9 +46,9 @@ class Pair(NamedTuple):
             return []
 
 
-def pairs(*, quick: bool = False) -> Iterator[Pair]:
-    """Every pair of the kit, or those of the quick subset."""
-    for case in CASES:
+def pairs(*, quick: bool = False, device: str = "cpu") -> Iterator[Pair]:
+    """Every pair of the kit, or those of the quick subset, with its tensors on a device."""
+    for case in (replace(case, device=device) for case in CASES):
         if quick and not case.quick:
             continue
         for name, check in CHECKS.items():
@@ -108,7 +109,7 @@ def conformance(
                 pytest.param(backend, None, None, id=f"{backend.name}-unavailable", marks=skip)
             )
             continue
-        for pair in pairs():
+        for pair in pairs(device=backend.device):
             if pair.declined_by(backend):
                 continue
             name = pair.id_for(backend)
