@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import rnnjit
-from rnnjit import LayerSpec, Rows
-from rnnjit_numba import cache, codegen, frontend, host, library, plan
+from rnnjit import LayerSpec, Rows, codecache
+from rnnjit_numba import codegen, frontend, host, library, plan
 
 AGREES = """
 import sys, torch, rnnjit
@@ -33,10 +33,10 @@ print("numba" in sys.modules)
 """
 
 
-def run(cache_directory, **environment):
+def run(cache_directory, before="", after="", **environment):
     """Run AGREES in a process of its own; what it printed, and on which stream."""
     return subprocess.run(
-        [sys.executable, "-W", "default", "-c", AGREES],
+        [sys.executable, "-W", "default", "-c", before + AGREES + after],
         env={**os.environ, "RNNJIT_CACHE_DIR": str(cache_directory), **environment},
         capture_output=True,
         text=True,
@@ -71,9 +71,43 @@ def test_an_unknown_instruction_set_is_named(monkeypatch):
 
 def test_kernels_assemble_for_aarch64():
     isa = host.isa_named("neon", "neoverse-n1", "", "aarch64-unknown-linux-gnu")
-    module = codegen.optimised(frontend.kernels_ir(isa, 32), isa, library._ENTRIES)
-    assembly = codegen.target_machine(isa).emit_assembly(module)
-    assert assembly.count("fmla") > 100
+    machine = codegen.target_machine(isa)
+    assembly = [
+        machine.emit_assembly(codegen.optimised(part.text, isa, part.symbols))
+        for part in frontend.parts(isa, 32)
+    ]
+    assert sum(part.count("fmla") for part in assembly) > 100
+
+
+def test_parts_define_what_they_call_of_each_other():
+    isa, defined = host.host_isa(), {"omp_get_thread_num", "omp_get_num_threads", "sched_yield"}
+    for part in frontend.parts(isa, 64):
+        functions = list(codegen.optimised(part.text, isa, part.symbols).functions)
+        called = {each.name for each in functions if each.is_declaration}
+        assert {name for name in called if not name.startswith("llvm.")} <= defined
+        public = {each.name for each in functions if each.linkage.name == "external"}
+        assert public - called == set(part.symbols)
+        defined |= set(part.symbols)
+    assert {"forward_alone", "forward_team", "backward_alone", "backward_team"} <= defined
+
+
+def test_the_applications_own_use_of_numba(tmp_path):
+    own = """
+import numba, numpy
+@numba.njit
+def total(values):
+    result = 0.0
+    for part in values[1:]:
+        result += abs(part) ** 2
+    return result
+assert total(numpy.arange(4.0)) == 14.0
+@numba.njit
+def most(values):
+    return max(values.max(), len(values))
+"""
+    check = "assert most(numpy.arange(9)) == 9"
+    result = run(tmp_path, before=own, after=check)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_second_process_compiles_nothing(tmp_path):
@@ -86,22 +120,29 @@ def test_a_second_process_compiles_nothing(tmp_path):
 
 def test_damaged_cache_files_are_compiled_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path / "cache"))
-    cache.keep("key", b"code")
-    assert cache.fetch("key") == b"code"
+    codecache.keep("key", b"code")
+    assert codecache.fetch("key") == b"code"
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
     file = tmp_path / "cache" / "key.o"
     for content in (b"", file.read_bytes()[:-1], file.read_bytes() + b"!", b"\0" * 100):
         file.write_bytes(content)
-        assert cache.fetch("key") is None
+        assert codecache.fetch("key") is None
+
+
+def test_a_library_is_one_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path))
+    for parts in ([], [b""], [b"code", b"", b"\0" * 300]):
+        codecache.keep("key", library._joined(parts))
+        assert library._split(codecache.fetch("key")) == parts
 
 
 def test_a_directory_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path))
-    cache.keep("key", b"code")
+    codecache.keep("key", b"code")
     tmp_path.chmod(0o777)
-    assert cache.fetch("key") is None
+    assert codecache.fetch("key") is None
     with pytest.warns(UserWarning, match="chmod 700"):
-        cache.keep("other", b"code")
+        codecache.keep("other", b"code")
     assert not (tmp_path / "other.o").exists()
 
 
@@ -110,8 +151,8 @@ def test_a_cache_that_cannot_be_written_warns_once_and_works(tmp_path, monkeypat
     blocked.write_text("not a directory")
     monkeypatch.setenv("RNNJIT_CACHE_DIR", str(blocked / "cache"))
     with pytest.warns(UserWarning, match="RNNJIT_CACHE_DIR"):
-        cache.keep("key", b"code")
-    assert cache.fetch("key") is None
+        codecache.keep("key", b"code")
+    assert codecache.fetch("key") is None
 
 
 def test_new_shapes_compile_nothing(monkeypatch):

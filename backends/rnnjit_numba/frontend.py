@@ -7,36 +7,21 @@ numba.
 
 from __future__ import annotations
 
-import gc
-import inspect
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import llvmlite.binding as llvm
-from numba.core import compiler, types
-from numba.core.registry import cpu_target
+from llvmlite import ir
 
 from rnnjit_numba.backward import add_backward
 from rnnjit_numba.forward import add_forward
 from rnnjit_numba.host import Isa
 from rnnjit_numba.lanes import Lanes
+from rnnjit_numba.lowering import lower
 from rnnjit_numba.toolbox import Toolbox, add_common
-
-#: numba's calling convention (result and exception slots first) behind a plain C function.
-_UNIT = """
-declare i32 @{lowered}(ptr, ptr, {types})
-
-define void @{symbol}({parameters}) alwaysinline {{
-  %result = alloca ptr
-  %exception = alloca ptr
-  %status = call i32 @{lowered}(ptr %result, ptr %exception, {parameters})
-  ret void
-}}
-"""
 
 _ENTRIES = """
 declare i32 @omp_get_thread_num()
 declare i32 @omp_get_num_threads()
-declare void @{symbol}(i64, i64, i64)
 
 define void @{name}_alone(ptr %arguments) {{
   %block = ptrtoint ptr %arguments to i64
@@ -55,63 +40,43 @@ define void @{name}_team(ptr %arguments) {{
 }}
 """
 
-KERNELS = ("forward", "backward")
+
+class Part(NamedTuple):
+    """A part of a kernel library, which calls the functions of parts before it.
+
+    Attributes:
+        text: LLVM IR, not optimised.
+        symbols: the functions that others call.
+    """
+
+    text: str
+    symbols: tuple[str, ...]
 
 
-def kernels_ir(isa: Isa, bits: int) -> str:
-    """LLVM IR, not optimised, of the kernels for elements of `bits` bits.
+def parts(isa: Isa, bits: int) -> Iterator[Part]:
+    """The kernels for elements of `bits` bits, in parts: lowered when the next one is asked for.
 
-    It defines, for each kernel, `<kernel>_alone(arguments)` for a single thread and
+    Together they define, for each kernel, `<kernel>_alone(arguments)` for a single thread and
     `<kernel>_team(arguments)` to be run by every thread of an OpenMP team; `arguments` is the
     address of the kernel's argument block (see `arguments`).
     """
-    # Most of the time of a collection would be spent on objects that numba keeps for good.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _linked(isa, bits)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _linked(isa: Isa, bits: int) -> str:
     tools = Toolbox(Lanes(bits, isa.lanes(bits // 8), isa.fma), isa.row_tiles)
+    # What LLVM takes longest over comes first, so that it can begin early.
     common = add_common(tools)
-    add_forward(tools, common)
+    yield _part(tools)
     add_backward(tools, common)
-    linked = llvm.parse_assembly("")
-    for symbol, function in tools.units.functions.items():
-        linked.link_in(llvm.parse_assembly(_lower(symbol, function)))
-    for name in KERNELS:
-        entries = _ENTRIES.format(name=name, symbol=tools.units.symbol(name))
-        linked.link_in(llvm.parse_assembly(entries))
-    return str(linked)
+    yield _part(tools, "backward")
+    add_forward(tools, common)
+    yield _part(tools, "forward")
 
 
-def _lower(symbol: str, function: Callable[..., None]) -> str:
-    """LLVM IR of one function of int64 values, defining `symbol`."""
-    arity = len(inspect.signature(function).parameters)
-    flags = compiler.Flags()
-    flags.no_compile = True
-    flags.no_cpython_wrapper = True
-    flags.no_cfunc_wrapper = True
-    flags.error_model = "numpy"
-    flags.nrt = False
-    result = compiler.compile_extra(
-        cpu_target.typing_context,
-        cpu_target.target_context,
-        function,
-        (types.int64,) * arity,
-        types.void,
-        flags,
-        {},
-    )
-    wrapper = _UNIT.format(
-        lowered=result.fndesc.llvm_func_name,
-        symbol=symbol,
-        types=", ".join(["i64"] * arity),
-        parameters=", ".join(f"i64 %a{i}" for i in range(arity)),
-    )
-    library = str(result.library.get_llvm_str())
-    return library + wrapper.replace(f"declare i32 @{result.fndesc.llvm_func_name}", ";")
+def _part(tools: Toolbox, kernel: str | None = None) -> Part:
+    """The functions added since the part before: a kernel, or functions for other parts."""
+    functions = tools.units.take()
+    module = ir.Module(kernel or "common")
+    for symbol, function in functions.items():
+        lower(function, symbol, module)
+    if kernel is None:
+        return Part(str(module), tuple(functions))
+    entries = _ENTRIES.format(name=kernel, symbol=tools.units.symbol(kernel))
+    return Part(str(module) + entries, (f"{kernel}_alone", f"{kernel}_team"))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,12 +16,14 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from rnnjit_numba import cache as disk
+from rnnjit import codecache
 from rnnjit_numba.codegen import object_code, target_machine
 from rnnjit_numba.host import Isa, host_isa
 from rnnjit_numba.team import FORK, openmp
 
 _LINE = 64
+#: Bytes of a length in a file of parts.
+_LENGTH = 8
 _ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
 
 
@@ -55,14 +61,15 @@ class Library:
         forward, backward: the kernels.
     """
 
-    def __init__(self, isa: Isa, code: bytes) -> None:
+    def __init__(self, isa: Isa, parts: Sequence[bytes]) -> None:
         self.isa = isa
         runtime = openmp()
         for name in ("omp_get_thread_num", "omp_get_num_threads"):
             # Without a runtime no team is ever made; the symbols must resolve all the same.
             llvm.add_symbol(name, runtime.symbols[name] if runtime else 1)
         self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
-        self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+        for code in parts:
+            self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
         addresses = [self._engine.get_function_address(name) for name in _ENTRIES]
         self.forward = Kernel(*addresses[:2])
@@ -74,18 +81,54 @@ def library(bits: int) -> Library:
     """The kernels for elements of `bits` bits on this machine, cached or compiled now."""
     isa = host_isa()
     key = _key(isa, bits)
-    code = disk.fetch(key)
-    if code is None:
-        code = compile_kernels(isa, bits)
-        disk.keep(key, code)
-    return Library(isa, code)
+    kept = codecache.fetch(key)
+    if kept is not None:
+        return Library(isa, _split(kept))
+    parts = compile_kernels(isa, bits)
+    codecache.keep(key, _joined(parts))
+    return Library(isa, parts)
 
 
-def compile_kernels(isa: Isa, bits: int) -> bytes:
-    """Object code of the kernels for elements of `bits` bits, for any instruction set."""
-    from rnnjit_numba.frontend import kernels_ir
+def compile_kernels(isa: Isa, bits: int) -> list[bytes]:
+    """Object code of the kernels for elements of `bits` bits, for any instruction set.
 
-    return object_code(kernels_ir(isa, bits), isa, _ENTRIES)
+    A part is optimised on another thread while numba lowers the next one on this.
+    """
+    with _no_collection(), ThreadPoolExecutor() as pool:
+        from rnnjit_numba import frontend
+
+        jobs = [
+            pool.submit(object_code, part.text, isa, part.symbols)
+            for part in frontend.parts(isa, bits)
+        ]
+        return [job.result() for job in jobs]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection: most of its time would be spent on objects that numba keeps."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _joined(parts: Sequence[bytes]) -> bytes:
+    """Parts of a library as one file: each behind its length."""
+    return b"".join(len(part).to_bytes(_LENGTH, "little") + part for part in parts)
+
+
+def _split(content: bytes) -> list[bytes]:
+    """The parts of a file made by `_joined`."""
+    parts, at = [], 0
+    while at < len(content):
+        start = at + _LENGTH
+        at = start + int.from_bytes(content[at:start], "little")
+        parts.append(content[start:at])
+    return parts
 
 
 def _key(isa: Isa, bits: int) -> str:

@@ -2,7 +2,7 @@
 
 numba compiles a function that calls another by compiling, optimising and loading the other first,
 which takes most of its time. Kernels here know their types: int64 throughout. So each function is
-lowered alone, calls the others by symbol, and LLVM optimises and loads the whole once.
+lowered alone and calls the others by symbol; LLVM optimises a part of the library at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Units:
 
     Attributes:
         suffix: ends every symbol, so that libraries for several element types can coexist.
-        functions: the Python function behind each symbol.
+        functions: the Python function behind each symbol, of those not taken yet.
     """
 
     def __init__(self, suffix: str) -> None:
@@ -32,6 +32,11 @@ class Units:
     def symbol(self, name: str) -> str:
         """The symbol of the function called `name`."""
         return f"rnnjit_{name}_{self.suffix}"
+
+    def take(self) -> dict[str, Callable[..., None]]:
+        """The functions added since the last call, by symbol: a part of the library."""
+        taken, self.functions = self.functions, {}
+        return taken
 
     def add(self, function: Callable[..., None]) -> Any:
         """Take in a function of int64 values; the result stands for it in other functions."""

@@ -11,8 +11,9 @@ from unittest.mock import patch
 import rnnjit
 from measures.pairs import BOTH, PASSES, PLAIN, Bench, Shape, bound
 from measures.report import Section
+from rnnjit import codecache
 from rnnjit.bench import Timing
-from rnnjit_numba import cache, library
+from rnnjit_numba import library
 
 _SHAPE = "T, B, I, H"
 _LARGEST = Shape(2000, 256, 2048, 2048)
@@ -143,5 +144,5 @@ def _first_and_second(shape: Shape) -> tuple[float, float]:
 
 
 def _files() -> set[str]:
-    place = cache.directory()
+    place = codecache.directory()
     return {file.name for file in place.glob("*.o")} if place.is_dir() else set()

@@ -1,0 +1,183 @@
+"""numba as it lowers kernels: no more of it than functions of int64 values need.
+
+numba's own CPU target loads every type that it knows, optimises each function apart and looks at
+arrays, closures and object mode on the way, which takes longer than the kernels themselves. So
+kernels have a target of their own, by the mechanism that numba has for further hardware, with a
+pipeline of the passes that they need. What numba lowers is collected in one LLVM module.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import jit
+from numba.core import compiler, cpu, descriptors, types, typing, utils
+from numba.core import typed_passes as typed
+from numba.core import untyped_passes as untyped
+from numba.core.codegen import CodeLibrary
+from numba.core.compiler_machinery import PassManager
+from numba.core.target_extension import (
+    Generic,
+    dispatcher_registry,
+    jit_registry,
+    target_override,
+    target_registry,
+)
+
+from rnnjit_numba.lanes import I64, VOID
+
+_NAME = "rnnjit"
+_PASSES = (
+    untyped.TranslateByteCode,
+    untyped.FixupArgs,
+    untyped.IRProcessing,
+    untyped.ReconstructSSA,
+    typed.NopythonTypeInference,
+    typed.PreLowerStripPhis,
+    typed.IRLegalization,
+    typed.NativeLowering,
+    typed.NoPythonBackend,
+)
+
+
+def lower(function: Callable[..., None], symbol: str, module: Any) -> None:
+    """Add to an LLVM module the function `symbol(i64, ...)`, which does what `function` does."""
+    arity = len(inspect.signature(function).parameters)
+    flags = compiler.Flags()
+    flags.no_compile = True
+    flags.no_cpython_wrapper = True
+    flags.no_cfunc_wrapper = True
+    flags.error_model = "numpy"
+    flags.nrt = False
+    target = _Dispatcher.targetdescr
+    target.typing_context.forget()
+    with target_override(_NAME):
+        result = compiler.compile_extra(
+            target.typing_context,
+            target.target_context,
+            function,
+            (types.int64,) * arity,
+            types.void,
+            flags,
+            {},
+            library=_Collected(target.target_context.codegen(), module),
+            pipeline_class=_Pipeline,
+        )
+    _enter(module, symbol, module.globals[result.fndesc.llvm_func_name])
+
+
+def _enter(module: Any, symbol: str, lowered: Any) -> None:
+    """Define `symbol` as a function that calls one of numba's, which returns a status besides."""
+    lowered.attributes.add("alwaysinline")
+    result, exception, *rest = lowered.args
+    function = module.globals.get(symbol)
+    if function is None:
+        function = ir.Function(module, ir.FunctionType(VOID, [I64] * len(rest)), symbol)
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    slots = [builder.alloca(slot.type.pointee) for slot in (result, exception)]
+    builder.call(lowered, [*slots, *function.args])
+    builder.ret_void()
+
+
+class _Kernels(Generic):  # type: ignore[misc]  # numba is not typed
+    """The target, as numba's registries know it."""
+
+
+class _TypingContext(typing.BaseContext):  # type: ignore[misc]  # numba is not typed
+    """Types what numba has built in, and intrinsics; remembers what it found."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, Any] = {}
+        super().__init__()
+
+    def forget(self) -> None:
+        """Look at the declarations again, which there may be more of."""
+        self._found.clear()
+
+    def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
+        """The signature of a call; a function makes the same few over and over."""
+        if kws:
+            return super().resolve_function_type(func, args, kws)
+        key = func, tuple(args)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = super().resolve_function_type(func, args, kws)
+        return found
+
+
+class _TargetContext(cpu.CPUContext):  # type: ignore[misc]  # numba is not typed
+    """Lowers integers, ranges, tuples and intrinsics."""
+
+    def load_additional_registries(self) -> None:
+        """Import what numba's builtin registry is to hold."""
+        from numba.cpython import builtins, numbers, rangeobj, tupleobj  # noqa: F401  # for effect
+
+    def post_lowering(self, mod: Any, library: Any) -> None:
+        """Do nothing: kernels count no references, so numba's runtime is not linked to them."""
+
+
+class _Descriptor(descriptors.TargetDescriptor):  # type: ignore[misc]  # numba is not typed
+    """The target's contexts, made once."""
+
+    @utils.threadsafe_cached_property  # type: ignore[untyped-decorator]  # numba is not typed
+    def typing_context(self) -> Any:
+        return _TypingContext()
+
+    @utils.threadsafe_cached_property  # type: ignore[untyped-decorator]  # numba is not typed
+    def target_context(self) -> Any:
+        return _TargetContext(self.typing_context, self._target_name)
+
+
+class _Dispatcher:
+    """Where numba looks for the contexts of a target."""
+
+    targetdescr = _Descriptor(_NAME)
+
+
+class _Collected(CodeLibrary):  # type: ignore[misc]  # numba is not typed
+    """Has numba put all that it lowers into one LLVM module, and do no more with it."""
+
+    def __init__(self, codegen: Any, module: Any) -> None:
+        super().__init__(codegen, module.name)
+        self._module = module
+
+    def create_ir_module(self, name: str) -> Any:
+        return self._module
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        assert ir_module is self._module
+
+    def add_linking_library(self, library: Any) -> None:
+        raise NotImplementedError
+
+    def finalize(self) -> None:
+        raise NotImplementedError
+
+    def get_function(self, name: str) -> Any:
+        raise NotImplementedError
+
+    def get_llvm_str(self) -> str:
+        return str(self._module)
+
+    def get_asm_str(self) -> str:
+        raise NotImplementedError
+
+
+class _Pipeline(compiler.CompilerBase):  # type: ignore[misc]  # numba is not typed
+    """The passes from Python's bytecode to LLVM IR."""
+
+    def define_pipelines(self) -> list[Any]:
+        """The one pipeline."""
+        manager = PassManager(_NAME)
+        for each in _PASSES:
+            manager.add_pass(each, each.__name__)
+        manager.finalize()
+        return [manager]
+
+
+target_registry[_NAME] = _Kernels
+dispatcher_registry[_Kernels] = _Dispatcher
+jit_registry[_Kernels] = jit
