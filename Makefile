@@ -6,6 +6,7 @@ STAMP := .venv/.installed
 
 test: install lint types
 	$(BIN)/python -m pytest
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/simulated
 
 demo: install
 	$(BIN)/python examples/digits.py

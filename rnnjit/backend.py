@@ -77,6 +77,7 @@ class Backend(ABC):
     Class attributes:
         name: how users ask for it; the entry point has the same name.
         priority: `auto` tries backends from the highest to the lowest.
+        automatic: False if `auto` is to leave it out, so that it runs for those alone who name it.
         device: type of the device on which the conformance kit holds it against eager.
         differentiable: True if `forward` is made of differentiable torch operations, which the core
             then lets autograd record; `backward` is never called.
@@ -84,6 +85,7 @@ class Backend(ABC):
 
     name: ClassVar[str]
     priority: ClassVar[int] = 0
+    automatic: ClassVar[bool] = True
     device: ClassVar[str] = "cpu"
     differentiable: ClassVar[bool] = False
 

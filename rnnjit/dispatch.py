@@ -53,7 +53,7 @@ def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:
             raise UnsupportedError(wanted.name, reasons)
         return wanted
     for backend in backends().values():
-        if not verdict(backend, spec, problem).reasons:
+        if backend.automatic and not verdict(backend, spec, problem).reasons:
             return backend
     raise UnsupportedError("auto", ["every installed backend declined"])
 

@@ -49,8 +49,10 @@ class CallReport:
         for backend, reasons in self.verdicts:
             if backend.name == self.chosen:
                 answer = "runs it"
+            elif reasons:
+                answer = "declines: " + "; ".join(reasons)
             else:
-                answer = "declines: " + "; ".join(reasons) if reasons else "could run it"
+                answer = "could run it" + ("" if backend.automatic else ", asked for by name")
             lines.append(f"  {backend.name}: {answer}")
         return "\n".join(lines)
 
@@ -168,7 +170,8 @@ def _report_call(
     if special is not None:
         note = f"torch's own operators run it, whichever backend is asked for: {special}"
         return CallReport(name, kind, problem, "torch", note, ())
-    chosen = next((v.backend.name for v in asked if not v.reasons), None)
+    willing = (v.backend for v in asked if not v.reasons)
+    chosen = next((b.name for b in willing if wanted is not None or b.automatic), None)
     note = "" if isinstance(module, CompiledRNN) else "eager now; once compiled:"
     if wanted is not None:
         asked_for = f"backend {wanted.name!r} was asked for by name"

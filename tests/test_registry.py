@@ -64,6 +64,29 @@ def test_the_eager_backend_is_always_there_and_last():
         rnnjit.backends()["mine"] = None
 
 
+class Young(RecomputeBackend):
+    name = "young"
+    priority = 500
+    automatic = False
+
+
+YOUNG = Young()
+
+
+def test_auto_leaves_out_a_backend_that_is_not_automatic(install, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
+    assert next(iter(install(point("young", "third_party:YOUNG")))) == "young"
+    assert dispatch.choose(SPEC, PROBLEM, None).name == "eager"
+    assert dispatch.choose(SPEC, PROBLEM, YOUNG) is YOUNG
+    rnn, x = torch.nn.RNN(4, 5), torch.randn(3, 2, 4)
+    by_auto, by_name = (rnnjit.explain(rnnjit.compile(rnn, backend=b), x) for b in ("auto", YOUNG))
+    assert by_auto.calls[0].chosen == "eager"
+    assert "  young: could run it, asked for by name" in str(by_auto)
+    assert by_name.calls[0].chosen == "young"
+
+
 def test_eager_cannot_be_replaced(install):
     found = install(point("eager", f"{__name__}:NOT_A_BACKEND"))
     assert type(found["eager"]).__name__ == "EagerBackend"

@@ -1,0 +1,124 @@
+"""The Numba CUDA backend: the layer by persistent kernels on torch's current stream.
+
+`layer`, `launch` and what they need are imported on first use, since they import numba-cuda.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
+from rnnjit_cuda.kernels import DType, Pass, Plan
+from rnnjit_cuda.plan import PLANS
+
+if TYPE_CHECKING:
+    from rnnjit_cuda.launch import Launcher
+    from rnnjit_cuda.recurrence import Recurrence
+
+DTYPES: dict[torch.dtype, DType] = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+_LEAST_CAPABILITY = (8, 0)
+
+
+class CudaBackend(Backend):
+    """nn.RNN layers on CUDA devices; one kernel a layer and pass where its weights fit on the chip.
+
+    float32 and float64 are computed as such; bfloat16 and float16 with sums in float32.
+
+    Attributes:
+        plans: the plans that it chooses among (see `plan`).
+    """
+
+    name = "cuda"
+    priority = 100
+    # Until a GPU has run the kit.
+    automatic = False
+    device = "cuda"
+    plans: ClassVar[tuple[Plan, ...]] = PLANS
+
+    def missing(self) -> list[str]:
+        """Names what cannot be imported, or that there is no device."""
+        if find_spec("numba_cuda") is None:
+            return ["numba-cuda cannot be imported: pip install 'rnnjit[cuda]'"]
+        if not torch.cuda.is_available():
+            return ["torch sees no CUDA device"]
+        return []
+
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Declines other devices, other dtypes, unknown cells and GPUs before Ampere."""
+        reasons = []
+        if problem.device != self.device:
+            reasons.append(f"the tensors are on {problem.device}: only {self.device} is supported")
+        if problem.dtype not in DTYPES:
+            reasons.append(
+                f"{problem.dtype} is not supported: only {', '.join(DTYPES.values())} are"
+            )
+        if spec.nonlinearity not in ("tanh", "relu"):
+            reasons.append(f"cell {spec.nonlinearity!r} is not known: only tanh and relu are")
+        return reasons or self._device_reasons()
+
+    def forward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        h0: Tensor,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """One GEMM over all rows, then the recurrence."""
+        from rnnjit_cuda import layer as steps
+
+        recurrence = self._recurrence(layer, rows, x, "forward")
+        return steps.forward(recurrence, layer, rows, x, h0, weights)
+
+    def backward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        h0: Tensor,
+        weights: Sequence[Tensor],
+        output: LayerOutput,
+        grad_y: Tensor | None,
+        grad_h_n: Tensor | None,
+        needs: Needs,
+    ) -> LayerGrads:
+        """The recurrence, then one GEMM over all rows for each gradient."""
+        from rnnjit_cuda import layer as steps
+
+        recurrence = self._recurrence(layer, rows, x, "backward")
+        return steps.backward(
+            recurrence, layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
+        )
+
+    def _launcher(self, x: Tensor) -> Launcher:
+        from rnnjit_cuda.launch import driver_launcher
+
+        return driver_launcher(x.get_device())
+
+    def _recurrence(self, layer: LayerSpec, rows: Rows, x: Tensor, pass_: Pass) -> Recurrence:
+        from rnnjit_cuda.plans import recurrence
+
+        dtype = DTYPES[x.dtype]
+        return recurrence(layer, rows, dtype, pass_, self._launcher(x), self.plans)
+
+    def _device_reasons(self) -> list[str]:
+        capability = torch.cuda.get_device_capability()
+        if capability < _LEAST_CAPABILITY:
+            return [
+                f"the device has compute capability {capability}: {_LEAST_CAPABILITY} is the least"
+            ]
+        return []
+
+
+BACKEND = CudaBackend()

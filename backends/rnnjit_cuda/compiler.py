@@ -1,0 +1,63 @@
+"""From a kernel's Python source to machine code for one GPU architecture, without a driver.
+
+numba compiles to PTX and nvJitLink, NVIDIA's linker, to a cubin, which a driver runs that may be
+older than the compiler. numba's own dispatcher is not used: it asks for a current device while it
+compiles, gives no shared memory beyond 48 KiB, and spends tens of microseconds on a launch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+from rnnjit import codecache
+from rnnjit_cuda.kernels import KernelKey, source
+
+_ENTRY = re.compile(r"\.visible \.entry (\S+?)\(")
+#: What numba would keep a kernel's globals in; nothing is in it.
+_ENVIRONMENT = re.compile(r"_ZN08NumbaEnv\w+")
+#: The one function that a cubin exports. numba's own names count up from compile to compile; they
+#: are replaced, so that one kernel is one sequence of bytes.
+ENTRY = "rnnjit_kernel"
+
+
+def ptx(key: KernelKey, capability: tuple[int, int]) -> str:
+    """The kernel in NVIDIA's assembly language, its entry called `ENTRY`."""
+    from numba import cuda
+
+    made = source(key)
+    text, _ = cuda.compile_ptx(
+        made.function, made.signature, cc=capability, launch_bounds=(made.most_threads, 1)
+    )
+    found = _ENTRY.search(text)
+    assert found is not None, "numba gives every kernel an entry"
+    return _ENVIRONMENT.sub("rnnjit_environment", str(text).replace(found[1], ENTRY))
+
+
+def cubin(key: KernelKey, capability: tuple[int, int]) -> bytes:
+    """Machine code of the kernel, from the disk cache or compiled now."""
+    name = _cache_key(key, capability)
+    code: bytes | None = codecache.fetch(name)
+    if code is None:
+        code = _link(ptx(key, capability), capability)
+        codecache.keep(name, code)
+    return code
+
+
+def _link(text: str, capability: tuple[int, int]) -> bytes:
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    major, minor = capability
+    options = LinkerOptions(arch=f"sm_{major}{minor}")
+    return bytes(Linker(ObjectCode.from_ptx(text.encode()), options=options).link("cubin").code)
+
+
+def _cache_key(key: KernelKey, capability: tuple[int, int]) -> str:
+    """Names all that machine code depends on: the sources, the compilers, the target."""
+    versions = [version(name) for name in ("numba", "numba-cuda", "cuda-toolkit", "llvmlite")]
+    digest = hashlib.sha256(f"{key}{capability}{versions}".encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,229 @@
+"""Every kernel that the planner may use: what it is called, what it needs, how it is built.
+
+Three plans compute the same recurrences:
+
+    "block"   one launch for all steps; a block has all of W_hh in its shared memory (`block`)
+    "grid"    one launch for all steps; the blocks of a direction share W_hh and meet each step
+              (`grid`)
+    "step"    the pointwise part of one step, beside a matrix product of torch's (`step`)
+
+This module is plain Python: it imports neither numba nor torch until a kernel is built, and its
+functions of integers, the layout of shared memory among them, are also compiled into the kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+Plan = Literal["block", "grid", "step"]
+Pass = Literal["forward", "backward"]
+DType = Literal["float32", "float64", "bfloat16", "float16"]
+
+#: Bytes of a stored number, and of a number in arithmetic, in state and between blocks.
+_BYTES: dict[DType, tuple[int, int]] = {
+    "float32": (4, 4),
+    "float64": (8, 8),
+    "bfloat16": (2, 4),
+    "float16": (2, 4),
+}
+_PLANS: tuple[Plan, ...] = ("block", "grid", "step")
+_PASSES: tuple[Pass, ...] = ("forward", "backward")
+_CELLS = ("tanh", "relu")
+_WARP = 32
+#: Threads from which more add little: two warps for each of a multiprocessor's schedulers.
+_ENOUGH_THREADS = 256
+#: int64 elements between the counters of two directions, so that they lie in lines of their own.
+COUNTER_STRIDE = 32
+
+
+class KernelKey(NamedTuple):
+    """Names a kernel.
+
+    Attributes:
+        plan: how the work is shared among blocks.
+        pass_: forward or backward recurrence.
+        dtype: of all tensors; sums are in float32, in float64 where that is the dtype.
+        cell: the pointwise part, a key of `cells.CELLS`.
+        rows: batch rows that share one pass over the weights: those of a block ("block"), or of a
+            tile ("grid"); 1 for "step".
+    """
+
+    plan: Plan
+    pass_: Pass
+    dtype: DType
+    cell: str
+    rows: int = 1
+
+
+class Source(NamedTuple):
+    """A kernel, ready to be compiled.
+
+    Attributes:
+        function: plain Python, which the simulator runs too.
+        signature: numba types of its arguments.
+        most_threads: the most threads of a block that it will be launched with.
+        entry: a name for it that is the same in every process.
+    """
+
+    function: Any
+    signature: tuple[Any, ...]
+    most_threads: int
+    entry: str
+
+
+def variants() -> list[KernelKey]:
+    """All kernels that the planner may use."""
+    return [
+        KernelKey(plan, pass_, dtype, cell, rows)
+        for plan in _PLANS
+        for pass_ in _PASSES
+        for dtype in _BYTES
+        for cell in _CELLS
+        for rows in row_choices(plan, dtype)
+    ]
+
+
+def row_choices(plan: Plan, dtype: DType) -> tuple[int, ...]:
+    """The values of `KernelKey.rows` that a plan has; registers bound them."""
+    if plan == "step":
+        return (1,)
+    return (1, 2, 4) if dtype == "float64" else (1, 2, 4, 8)
+
+
+def source(key: KernelKey) -> Source:
+    """Build a kernel. Imports numba-cuda.
+
+    Raises:
+        ValueError: there is no such kernel.
+    """
+    if key not in variants():
+        raise ValueError(f"there is no kernel {key}: see rnnjit_cuda.kernels.variants()")
+    from rnnjit_cuda import block, grid, step
+    from rnnjit_cuda.cells import CELLS
+    from rnnjit_cuda.primitives import element
+
+    module: Any = {"block": block, "grid": grid, "step": step}[key.plan]
+    numbers = element(key.dtype)
+    make = module.forward if key.pass_ == "forward" else module.backward
+    function, signature = make(numbers, CELLS[key.cell](numbers.real), key.rows)
+    entry = f"rnn_{key.plan}_{key.pass_}_{key.dtype}_{key.cell}_{key.rows}"
+    return Source(function, signature, most_threads(key), entry)
+
+
+def most_threads(key: KernelKey) -> int:
+    """Most threads of a block: a multiprocessor's registers are divided by them."""
+    many = key.dtype == "float64" or (key.plan == "block" and key.rows == 8)
+    return 256 if many or key.plan == "step" else 512
+
+
+def width(key: KernelKey) -> int:
+    """Numbers in a vector of 16 bytes: what a thread reads of the state at once."""
+    return 16 // _BYTES[key.dtype][1]
+
+
+def column_tile(key: KernelKey) -> int:
+    """Hidden columns that a warp of "grid" computes; `columns` must be a multiple of it."""
+    return tile_columns(key.rows, width(key))
+
+
+def threads(key: KernelKey, H: int, columns: int = 0) -> int:
+    """Threads of a block.
+
+    Args:
+        key: the kernel.
+        H: hidden size.
+        columns: hidden columns of a block, for "grid".
+
+    Raises:
+        ValueError: `columns` is not what `column_tile` asks for, or no block is large enough.
+    """
+    most, vector = most_threads(key), width(key)
+    if key.plan == "step":
+        return min(most, _up(H, _WARP))
+    if key.plan == "block":
+        across = padded(H)
+        # Each thread of a column has two vectors of the sum at least.
+        groups = max(1, min(_ENOUGH_THREADS // across, across // (2 * vector * vector)))
+        count = _up(groups * across, _WARP)
+    else:
+        tile = column_tile(key)
+        if columns < 1 or columns % tile:
+            raise ValueError(f"columns must be a multiple of {tile}, got {columns}")
+        groups = columns // tile
+        splits = min(-(-padded(H) // (_WARP * vector)), max(1, most // (_WARP * groups)))
+        count = _WARP * groups * splits
+    if count > most:
+        raise ValueError(f"{key} has {most} threads in a block at most, and would need {count}")
+    return count
+
+
+def shared_bytes(key: KernelKey, H: int, columns: int = 0) -> int:
+    """Bytes of dynamic shared memory of a block of `threads(key, H, columns)` threads.
+
+    Args:
+        key: the kernel.
+        H: hidden size.
+        columns: hidden columns of a block, for "grid".
+    """
+    if key.plan == "step":
+        return 0
+    store, real = _BYTES[key.dtype]
+    across, count = padded(H), threads(key, H, columns)
+    if key.plan == "block":
+        splits = count // across * width(key)
+        return key.rows * across * (1 + splits) * real + across * spread(across) * store
+    warps = count // _WARP
+    return 2 * warps * key.rows * column_tile(key) * real + columns * spread(across) * store
+
+
+def blocks(key: KernelKey, D: int, B: int, H: int, columns: int = 0) -> tuple[int, int]:
+    """The grid (x, y) of a launch; all its blocks must be resident at once for "grid".
+
+    Args:
+        key: the kernel.
+        D: directions; 1 for "step", whose launches are for one direction each.
+        B: batch size; the rows of the step, for "step".
+        H: hidden size.
+        columns: hidden columns of a block, for "grid".
+    """
+    if key.plan == "block":
+        return -(-B // key.rows), D
+    if key.plan == "grid":
+        return -(-H // columns), D
+    return -(-H // threads(key, H)), min(B, 65535)
+
+
+def exchange_elements(key: KernelKey, D: int, B: int, H: int) -> int:
+    """Elements of the buffer that the blocks of "grid" exchange states through.
+
+    They are float64 for dtype float64, else float32, and need not be initialised.
+    """
+    return 2 * D * _up(B, key.rows) * padded(H)
+
+
+def counter_elements(D: int) -> int:
+    """int64 elements of the counters of "grid", which must be zero at each launch."""
+    return D * COUNTER_STRIDE
+
+
+def padded(H: int) -> int:
+    """H up to whole vectors of any dtype."""
+    return (H + 3) // 4 * 4
+
+
+def spread(across: int) -> int:
+    """Elements from one row of weights in shared memory to the next, given the padded length.
+
+    An odd number of vectors: 8 rows lie in different banks where each is 4 elements wide.
+    """
+    return (across // 4 | 1) * 4
+
+
+def tile_columns(rows: int, vector: int) -> int:
+    """`column_tile` by the rows of a tile and the width of a vector; registers bound it."""
+    return 4 if rows * vector > 16 or (vector == 2 and rows > 2) else 8
+
+
+def _up(count: int, unit: int) -> int:
+    """Count up to a multiple of `unit`."""
+    return -(-count // unit) * unit

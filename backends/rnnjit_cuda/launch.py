@@ -1,0 +1,144 @@
+"""Starting kernels: on a GPU through its driver, or in numba's simulator.
+
+Arguments are tensors, whose memory the caller keeps alive, and integers. Nothing waits for the
+device: a launch goes to torch's current stream.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Sequence
+from ctypes import c_void_p
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnnjit_cuda import compiler
+from rnnjit_cuda.device import DeviceProperties
+from rnnjit_cuda.kernels import KernelKey, source
+
+Argument = Tensor | int
+
+
+class Shape(NamedTuple):
+    """The extent of a launch.
+
+    Attributes:
+        grid: blocks in x and y.
+        threads: in each block.
+        shared: bytes of dynamic shared memory of each block.
+        cooperative: whether all blocks must run at once, since they meet.
+    """
+
+    grid: tuple[int, int]
+    threads: int
+    shared: int = 0
+    cooperative: bool = False
+
+
+class Launcher(ABC):
+    """Starts kernels on one device.
+
+    Attributes:
+        properties: of the device.
+    """
+
+    properties: DeviceProperties
+
+    @abstractmethod
+    def __call__(self, key: KernelKey, shape: Shape, arguments: Sequence[Argument]) -> None:
+        """Start a kernel on torch's current stream."""
+
+
+class DriverLauncher(Launcher):
+    """Starts kernels on a CUDA device, by its driver.
+
+    Args:
+        index: torch's number of the device.
+    """
+
+    def __init__(self, index: int) -> None:
+        found = torch.cuda.get_device_properties(index)
+        self.properties = DeviceProperties(
+            (found.major, found.minor),
+            found.multi_processor_count,
+            found.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # missing from the stub
+            found.shared_memory_per_multiprocessor,
+            found.max_threads_per_multi_processor,
+        )
+        self._index = index
+        self._functions: dict[tuple[KernelKey, int], Any] = {}
+
+    def __call__(self, key: KernelKey, shape: Shape, arguments: Sequence[Argument]) -> None:
+        """Start a kernel on torch's current stream of the device."""
+        from cuda.bindings import driver
+
+        function = self._functions.get((key, shape.shared))
+        if function is None:
+            function = self._load(key, shape.shared)
+            self._functions[key, shape.shared] = function
+        values = array("q", [a if isinstance(a, int) else a.data_ptr() for a in arguments])
+        first, count = values.buffer_info()
+        addresses = (c_void_p * count)(*range(first, first + 8 * count, 8))
+        stream = torch.cuda.current_stream(self._index).cuda_stream
+        extent = (*shape.grid, 1, shape.threads, 1, 1, shape.shared, stream)
+        with torch.cuda.device(self._index):
+            if shape.cooperative:
+                _checked(driver.cuLaunchCooperativeKernel(function, *extent, addresses))
+            else:
+                _checked(driver.cuLaunchKernel(function, *extent, addresses, 0))
+
+    def _load(self, key: KernelKey, shared: int) -> Any:
+        from cuda.bindings import driver
+
+        code = compiler.cubin(key, self.properties.capability)
+        library = _checked(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))
+        kernel = _checked(driver.cuLibraryGetKernel(library, compiler.ENTRY.encode()))
+        device = _checked(driver.cuDeviceGet(self._index))
+        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver.cuKernelSetAttribute(most, shared, kernel, device))
+        with torch.cuda.device(self._index):
+            return _checked(driver.cuKernelGetFunction(kernel))
+
+
+class SimulatedLauncher(Launcher):
+    """Runs kernels in numba's simulator, on the memory of CPU tensors.
+
+    Args:
+        properties: of the device that is played.
+    """
+
+    def __init__(self, properties: DeviceProperties) -> None:
+        self.properties = properties
+
+    def __call__(self, key: KernelKey, shape: Shape, arguments: Sequence[Argument]) -> None:
+        """Run a kernel to its end."""
+        from numba import cuda
+
+        kernel = cuda.jit(source(key).function)
+        values = [a if isinstance(a, int) else _elements(a) for a in arguments]
+        kernel[shape.grid, shape.threads, 0, shape.shared](*values)
+
+
+def _elements(tensor: Tensor) -> Any:
+    """The memory from a tensor's first element on as a numpy array; bfloat16 as its bits."""
+    behind = tensor.untyped_storage().nbytes() // tensor.itemsize - tensor.storage_offset()
+    flat = tensor.detach().as_strided((behind,), (1,))
+    return (flat.view(torch.uint16) if flat.dtype is torch.bfloat16 else flat).numpy()
+
+
+@cache
+def driver_launcher(index: int) -> Launcher:
+    """The launcher of a CUDA device."""
+    return DriverLauncher(index)
+
+
+def _checked(result: Any) -> Any:
+    """The value that a driver call gave; raises RuntimeError if it gave an error."""
+    error, *values = result
+    if int(error):
+        raise RuntimeError(f"the CUDA driver failed: {error.name}")
+    return values[0] if values else None

@@ -1,0 +1,108 @@
+"""A layer on the device: GEMMs over all rows around one recurrence.
+
+    forward    Z = X W_ih^T + b        y_t = activation(z_t + W_hh h_{t-1})
+    backward   dz_t = (g_t + grad_y_t) activation'(y_t),   g_{t-1} = dz_t W_hh
+               dX = dZ W_ih   dW_ih = dZ^T X   dW_hh = dZ^T H_before   db = sum_n dz_n
+
+Only the middle column is done step by step, by a `Recurrence`; Z and y share their memory, and the
+other products are one GEMM each, in whatever precision torch has for matmul (TF32 only if allowed).
+Directions lie beside each other in columns, so that Z and dX are one GEMM for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
+from rnnjit_cuda.recurrence import Backward, Forward, Recurrence
+from rnnjit_cuda.rows import offsets, states_before
+
+
+def forward(
+    recurrence: Recurrence,
+    layer: LayerSpec,
+    rows: Rows,
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor],
+) -> LayerOutput:
+    """`Backend.forward` by a recurrence."""
+    w_ih, w_hh, bias = _by_kind(layer, weights)
+    projection = torch.cat(w_ih) if len(w_ih) > 1 else w_ih[0]
+    y = torch.addmm(torch.cat(bias), x, projection.t()) if bias else x @ projection.t()
+    h_n = torch.empty_like(h0)
+    recurrence.forward(Forward(layer, rows, offsets(rows, x.device), w_hh, h0, y, h_n))
+    return LayerOutput(y, h_n)
+
+
+def backward(
+    recurrence: Recurrence,
+    layer: LayerSpec,
+    rows: Rows,
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    needs: Needs,
+) -> LayerGrads:
+    """`Backend.backward` by a recurrence."""
+    w_ih, w_hh, _ = _by_kind(layer, weights)
+    starts = offsets(rows, x.device)
+    dz, grad_h0 = torch.empty_like(y), torch.empty_like(h0)
+    grad_y = None if grad_y is None else grad_y.contiguous()
+    grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
+    recurrence.backward(Backward(layer, rows, starts, w_hh, y, grad_y, grad_h_n, dz, grad_h0))
+    grad_x = None
+    if needs.x:
+        grad_x = dz @ (torch.cat(w_ih) if len(w_ih) > 1 else w_ih[0])
+    return LayerGrads(
+        grad_x,
+        grad_h0 if needs.h0 else None,
+        _weight_grads(layer, rows, starts, x, h0, y, dz, needs.weights),
+    )
+
+
+def _weight_grads(
+    layer: LayerSpec,
+    rows: Rows,
+    starts: Tensor,
+    x: Tensor,
+    h0: Tensor,
+    y: Tensor,
+    dz: Tensor,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the weights that need one, each in memory of its own."""
+    H, count = layer.hidden_size, layer.weights_per_direction
+    found: list[Tensor | None] = []
+    for d in range(layer.num_directions):
+        own = slice(d * H, (d + 1) * H)
+        dz_t, states = dz[:, own].t(), y[:, own]
+        want_ih, want_hh, *want_b = needed[d * count : (d + 1) * count]
+        found.append(dz_t @ x if want_ih else None)
+        if want_hh:
+            found.append(dz_t @ states_before(rows, starts, states, h0[d], d))
+        else:
+            found.append(None)
+        found += [dz[:, own].sum(0) if want else None for want in want_b]
+    return tuple(found)
+
+
+def _by_kind(
+    layer: LayerSpec, weights: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """W_ih, W_hh (contiguous) and b_ih + b_hh (if there are biases), one for each direction."""
+    count = layer.weights_per_direction
+    w_ih, w_hh, bias = [], [], []
+    for d in range(layer.num_directions):
+        own = weights[d * count : (d + 1) * count]
+        w_ih.append(own[0])
+        w_hh.append(own[1].contiguous())
+        if layer.bias:
+            bias.append(own[2] + own[3])
+    return w_ih, w_hh, bias

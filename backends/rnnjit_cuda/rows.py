@@ -1,0 +1,52 @@
+"""How packed rows lie, on the device, without waiting for it.
+
+Everything follows from the batch sizes by operators that run on the device; sizes of results are
+known from the call, so that the host never asks for a value.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rnnjit import Rows
+
+
+def offsets(rows: Rows, device: torch.device) -> Tensor:
+    """int64 `[T + 1]` on the device: the rows of step t are offsets[t] to offsets[t + 1]."""
+    if rows.batch_sizes is None:
+        return torch.arange(rows.T + 1, device=device) * rows.B
+    sizes = rows.batch_sizes.to(device, non_blocking=True)
+    return torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+
+
+def states_before(rows: Rows, starts: Tensor, y: Tensor, h0: Tensor, direction: int) -> Tensor:
+    """The states `[N, H]` that each row's step started from.
+
+    Args:
+        rows: how the rows are laid over time.
+        starts: `offsets(rows, ...)`.
+        y: `[N, H]`, the states after each row's step, of one direction.
+        h0: `[B, H]`, the state that each sequence starts from.
+        direction: 0, or 1 if sequences are walked from their last step to their first.
+    """
+    if rows.batch_sizes is None:
+        last = rows.N - rows.B
+        return torch.cat([h0, y[:last]] if direction == 0 else [y[rows.B :], h0])
+    return torch.cat([h0, y]).index_select(0, _indices_before(rows, starts, direction))
+
+
+def _indices_before(rows: Rows, starts: Tensor, direction: int) -> Tensor:
+    """For each row, where the state before it is in the B initial states followed by all rows."""
+    sizes = starts.diff()
+    steps = torch.arange(rows.T, device=starts.device)
+    step = torch.repeat_interleave(steps, sizes, output_size=rows.N)
+    sequence = torch.arange(rows.N, device=starts.device) - starts[step]
+    if direction == 0:
+        linked = step > 0
+        before = starts[(step - 1).clamp(min=0)]
+    else:
+        after = (step + 1).clamp(max=rows.T - 1)
+        linked = (step + 1 < rows.T) & (sequence < sizes[after])
+        before = starts[after]
+    return torch.where(linked, rows.B + before + sequence, sequence)

@@ -1,0 +1,156 @@
+"""What every CUDA kernel takes of a multiprocessor, found without a GPU.
+
+    python benchmarks/cuda_kernels.py [--only TEXT ...] [--arch 80 90]
+
+Each variant is compiled to PTX and assembled by ptxas (wheel nvidia-cuda-nvcc), for each
+architecture. The exit status is 1 if a persistent kernel spills registers or has a stack: its loop
+over the time steps would then go through memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from rnnjit_cuda.kernels import KernelKey, column_tile, most_threads, shared_bytes, variants
+
+#: Bytes of shared memory that a block may have, by architecture (CUDA C programming guide).
+LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+#: The hidden sizes for which the table gives shared memory.
+_SHOWN = {"block": 128, "grid": 1024, "step": 1024}
+_USED = re.compile(r"Used (\d+) registers")
+_STATIC = re.compile(r"(\d+) bytes smem")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+
+
+class Use(NamedTuple):
+    """What ptxas reports of a kernel.
+
+    Attributes:
+        registers: of a thread.
+        stack: bytes of local memory of a thread.
+        spilled: bytes of code's stores and loads of registers that did not fit.
+        shared: bytes of static shared memory.
+    """
+
+    registers: int
+    stack: int
+    spilled: int
+    shared: int
+
+
+def ptxas() -> str:
+    """The path of ptxas.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    try:
+        import nvidia
+    except ImportError:
+        bases = []
+    else:
+        bases = [Path(base) for base in nvidia.__path__]
+    wheels = [str(path) for base in bases for path in base.glob("*/bin/ptxas")]
+    found = wheels[0] if wheels else shutil.which("ptxas")
+    if found is None:
+        raise FileNotFoundError("there is no ptxas: pip install nvidia-cuda-nvcc")
+    return found
+
+
+def measure(key: KernelKey, arch: int) -> Use:
+    """Compile and assemble a kernel."""
+    from rnnjit_cuda.compiler import ptx
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.ptx")
+        file.write_text(ptx(key, divmod(arch, 10)))
+        command = [ptxas(), "-v", f"-arch=sm_{arch}", str(file), "-o", os.devnull]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    used, static, stack = _USED.search(report), _STATIC.search(report), _STACK.search(report)
+    assert used is not None, report
+    assert stack is not None, report
+    frame, stores, loads = map(int, stack.groups())
+    return Use(int(used[1]), frame, stores + loads, int(static[1]) if static else 0)
+
+
+def largest(key: KernelKey, arch: int) -> str:
+    """The largest hidden size that a block has room for, or "any"."""
+    if key.plan == "step":
+        return "any"
+    columns = column_tile(key) if key.plan == "grid" else 0
+    H, step = 0, 4
+    while _fits(key, H + step, columns, LIMITS[arch]):
+        H += step
+    return str(H)
+
+
+def _fits(key: KernelKey, H: int, columns: int, limit: int) -> bool:
+    try:
+        return shared_bytes(key, H, columns) <= limit
+    except ValueError:
+        return False
+
+
+def row(key: KernelKey, arch: int, use: Use) -> list[str]:
+    """A line of the table."""
+    columns = column_tile(key) if key.plan == "grid" else 0
+    shared = use.shared + shared_bytes(key, _SHOWN[key.plan], columns)
+    bad = bool(use.stack or use.spilled)
+    stack, spilled = (f"[bold red]{n}[/]" if bad and n else str(n) for n in use[1:3])
+    size = f"{shared:,}" if shared else "-"
+    numbers = [str(most_threads(key)), str(use.registers), spilled, stack, size]
+    return [*map(str, key), f"sm_{arch}", *numbers, largest(key, arch)]
+
+
+def table() -> Table:
+    """The table's head."""
+    shown = ", ".join(f"{plan} at H={H}" for plan, H in _SHOWN.items())
+    result = Table(
+        title=f"CUDA kernels (shared memory: {shown}; a grid block with one tile of columns)"
+    )
+    for name in ("plan", "pass", "dtype", "cell"):
+        result.add_column(name)
+    result.add_column("rows", justify="right")
+    result.add_column("arch")
+    for name in ("threads", "registers", "spills", "stack", "shared", "largest H"):
+        result.add_column(name, justify="right")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; 1 if a persistent kernel spills or has a stack."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--only", nargs="*", default=[], help="words of the kernels' names")
+    parser.add_argument("--arch", nargs="*", type=int, default=[80, 90], choices=sorted(LIMITS))
+    options = parser.parse_args(arguments)
+    keys = [k for k in variants() if all(word in map(str, k) for word in options.only)]
+    jobs = list(product(keys, options.arch))
+    shown, bad = table(), []
+    with ProcessPoolExecutor() as pool:
+        for (key, arch), use in zip(jobs, pool.map(measure, *zip(*jobs, strict=True)), strict=True):
+            shown.add_row(*row(key, arch, use))
+            if key.plan != "step" and (use.spilled or use.stack):
+                bad.append(f"{'-'.join(map(str, key))} sm_{arch}")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(shown)
+    console.print(f"{len(jobs)} kernels; {len(bad)} persistent ones spill or have a stack")
+    for name in bad:
+        console.print(f"[bold red]{name}")
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

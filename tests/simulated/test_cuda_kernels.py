@@ -1,0 +1,406 @@
+"""The CUDA kernels one by one, in the simulator, against loops over numpy's float64."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from rnnjit_cuda import kernels
+from rnnjit_cuda.kernels import KernelKey, column_tile, source, threads, variants
+
+Array = np.ndarray[Any, Any]
+
+TORCH = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+HALVES = ("bfloat16", "float16")
+#: Relative to the largest true value. 16-bit results are rounded once, from float32.
+TOLERANCE = {"float32": 2e-6, "float64": 4e-15, "bfloat16": 2.0**-8, "float16": 2.0**-11 + 1e-6}
+KEYS = variants()
+FORWARD = [key for key in KEYS if key.plan != "step" and key.pass_ == "forward"]
+BACKWARD = [key for key in KEYS if key.plan != "step" and key.pass_ == "backward"]
+#: One kernel of each plan and pass.
+SAMPLES = [
+    KernelKey(p, d, "float64", "tanh", 4)
+    for p, d in product(("block", "grid"), ("forward", "backward"))
+]
+SEEDS = range(5)
+
+
+class Case(NamedTuple):
+    """The shape of a call; `packed` has sequences of different lengths."""
+
+    H: int
+    B: int
+    T: int
+    D: int
+    packed: bool
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each step."""
+        lengths = [self.T - b * self.T // (self.B + 1) * self.packed for b in range(self.B)]
+        return [sum(length > t for length in lengths) for t in range(self.T)]
+
+
+CASES = [
+    Case(H, B, T, D, packed)
+    for H, B, (T, packed), D in product(
+        (1, 7, 20, 33, 64), (1, 3, 9), ((1, False), (4, False), (4, True)), (1, 2)
+    )
+]
+STRIDE = 30
+#: More hidden units than the lanes of a warp take at once, in a block of several tiles of columns.
+WIDE = Case(140, 2, 2, 1, True)
+SMALL = Case(9, 3, 3, 2, True)
+#: With 3 tiles of columns, `SAMPLES` have several warps in all that a block does, and the grid's
+#: have several splits of k and several blocks.
+MEETING = Case(65, 4, 2, 1, True)
+
+
+def some_cases(keys: list[KernelKey], key: KernelKey) -> list[Case]:
+    """A few cases for each kernel; those of a plan and pass see every case."""
+    of_plan = [other for other in keys if other.plan == key.plan]
+    return CASES[of_plan.index(key) % STRIDE :: STRIDE]
+
+
+class Numbers:
+    """A tensor of one dtype: `values` in float64, `bits` as a kernel gets and leaves them."""
+
+    def __init__(self, dtype: str, values: Array) -> None:
+        tensor = torch.tensor(values).to(TORCH[dtype])
+        self.dtype, self.shape, self.values = dtype, tensor.shape, tensor.double().numpy()
+        bits = tensor.view(torch.uint16) if dtype in HALVES else tensor
+        self.bits = bits.numpy().reshape(-1).copy()
+        self._before = self.bits.tobytes()
+
+    @property
+    def now(self) -> Array:
+        """What `bits` hold, in float64."""
+        tensor = torch.from_numpy(self.bits)
+        numbers = tensor.view(TORCH[self.dtype]) if self.dtype in HALVES else tensor
+        return numbers.double().reshape(self.shape).numpy()
+
+    def plant(self, where: Any, value: float) -> None:
+        """Put a value somewhere, before a kernel runs."""
+        values = self.values.copy()
+        values[where] = value
+        self.__init__(self.dtype, values)
+
+    @property
+    def untouched(self) -> bool:
+        return self.bits.tobytes() == self._before
+
+
+def activation(cell: str, z: Array) -> Array:
+    return np.tanh(z) if cell == "tanh" else np.where(z < 0, 0, z)
+
+
+def gradient(cell: str, grad: Array, h: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return grad * (1 - h * h) if cell == "tanh" else np.where(h <= 0, 0, grad)
+
+
+class Call:
+    """The tensors of one recurrence, at random, and what the equations make of them."""
+
+    def __init__(self, case: Case, dtype: str, cell: str, seed: int = 0) -> None:
+        H, B, _, D, _ = case
+        self.case, self.cell = case, cell
+        self.starts = np.array([0, *np.cumsum(case.sizes)], np.int64)
+        N = int(self.starts[-1])
+        rng = np.random.default_rng(seed)
+
+        def uniform(*shape: int, scale: float = 1.0) -> Numbers:
+            return Numbers(dtype, rng.uniform(-scale, scale, shape))
+
+        def unwritten(*shape: int) -> Numbers:
+            return Numbers(dtype, np.full(shape, np.nan))
+
+        self.y, self.grad_y = uniform(N, D * H), uniform(N, D * H)
+        self.w_hh = [uniform(H, H, scale=H**-0.5) for _ in range(D)]
+        self.h0, self.grad_h_n = uniform(D, B, H), uniform(D, B, H)
+        self.h_n, self.grad_h0 = unwritten(D, B, H), unwritten(D, B, H)
+        self.dz = unwritten(N, D * H)
+
+    @property
+    def inputs(self) -> list[Numbers]:
+        return [self.grad_y, *self.w_hh, self.h0, self.grad_h_n]
+
+    def walks(self) -> list[tuple[int, int, list[int], slice]]:
+        """Direction, sequence, its rows in the order of the recurrence, its columns of y."""
+        found = []
+        for d, b in product(range(self.case.D), range(self.case.B)):
+            rows = [int(self.starts[t]) + b for t, size in enumerate(self.case.sizes) if b < size]
+            own = slice(d * self.case.H, (d + 1) * self.case.H)
+            found.append((d, b, rows if d == 0 else rows[::-1], own))
+        return found
+
+    def forward_truth(self) -> tuple[Array, Array]:
+        """Y and h_n."""
+        y, h_n = self.y.values.copy(), self.h0.values.copy()
+        for d, b, rows, own in self.walks():
+            for n in rows:
+                z = y[n, own] + self.w_hh[d].values @ h_n[d, b]
+                h_n[d, b] = activation(self.cell, z)
+                y[n, own] = h_n[d, b]
+        return y, h_n
+
+    def backward_truth(self, has_grad_y: bool, has_grad_h_n: bool) -> tuple[Array, Array]:
+        """Dz and grad_h0."""
+        grad_y = self.grad_y.values if has_grad_y else np.zeros(self.y.shape)
+        grad_h0 = self.grad_h_n.values.copy() if has_grad_h_n else np.zeros(self.h0.shape)
+        dz = np.empty(self.y.shape)
+        for d, b, rows, own in self.walks():
+            for n in reversed(rows):
+                grad = grad_h0[d, b] + grad_y[n, own]
+                dz[n, own] = gradient(self.cell, grad, self.y.values[n, own])
+                grad_h0[d, b] = dz[n, own] @ self.w_hh[d].values
+        return dz, grad_h0
+
+
+def launch(key: KernelKey, call: Call, flags: tuple[int, int] = (1, 1), tiles: int = 1, **how: Any):
+    """Run a persistent kernel with the extent that `kernels` gives.
+
+    Args:
+        key: the kernel.
+        call: what it computes.
+        flags: whether grad_y and grad_h_n are there, for a backward kernel.
+        tiles: of columns in a block, for "grid".
+        how: more for `cuda_simulator.run`, whose result this returns.
+    """
+    from cuda_simulator import run
+
+    H, B, T, D, _ = call.case
+    weights = [call.w_hh[0], call.w_hh[-1]]
+    if key.pass_ == "forward":
+        tensors, ends = [call.y, *weights, call.h0, call.h_n], []
+    else:
+        tensors = [call.dz, call.grad_y, call.y, *weights, call.grad_h_n, call.grad_h0]
+        ends = list(flags)
+    columns, meeting, sizes = 0, [], [T, B, H]
+    if key.plan == "grid":
+        columns = tiles * column_tile(key)
+        real = np.float64 if key.dtype == "float64" else np.float32
+        exchange = np.full(kernels.exchange_elements(key, D, B, H), np.nan, real)
+        meeting = [exchange, np.zeros(kernels.counter_elements(D), np.int64)]
+        sizes.append(columns)
+    starts = call.starts.copy()
+    arguments = [*(tensor.bits for tensor in tensors), *meeting, starts, *sizes, *ends]
+    shared = kernels.shared_bytes(key, H, columns)
+    extent = kernels.blocks(key, D, B, H, columns), threads(key, H, columns), shared
+    result = run(source(key).function, *extent, arguments, **how)
+    assert all(tensor.untouched for tensor in call.inputs)
+    assert np.array_equal(starts, call.starts)
+    return result
+
+
+def check_forward(key: KernelKey, call: Call, **how: Any) -> None:
+    with np.errstate(all="ignore"):
+        y, h_n = call.forward_truth()
+    launch(key, call, **how)
+    check(call.y, y)
+    check(call.h_n, h_n)
+
+
+def check_backward(key: KernelKey, call: Call, flags: tuple[int, int] = (1, 1), **how: Any) -> None:
+    with np.errstate(all="ignore"):
+        dz, grad_h0 = call.backward_truth(*map(bool, flags))
+    launch(key, call, flags, **how)
+    check(call.dz, dz)
+    check(call.grad_h0, grad_h0)
+    assert call.y.untouched
+
+
+def check(got: Numbers, truth: Array) -> None:
+    """NaN and infinities stand where they should, and all else is as near as the dtype allows."""
+    found, finite = got.now, np.isfinite(truth)
+    np.testing.assert_array_equal(found[~finite], truth[~finite])
+    scale = np.abs(truth[finite]).max(initial=1.0)
+    assert np.abs(found[finite] - truth[finite]).max(initial=0.0) <= TOLERANCE[got.dtype] * scale
+
+
+def outcome(key: KernelKey, **how: Any) -> bytes:
+    """All bits that a kernel writes, of `MEETING`."""
+    call = Call(MEETING, key.dtype, key.cell)
+    launch(key, call, tiles=3, **how)
+    written = (call.y, call.h_n) if key.pass_ == "forward" else (call.dz, call.grad_h0)
+    return b"".join(tensor.bits.tobytes() for tensor in written)
+
+
+def name(key: KernelKey) -> str:
+    return "-".join(map(str, key))
+
+
+@pytest.mark.parametrize("key", FORWARD, ids=name)
+def test_forward(key):
+    for index, case in enumerate(some_cases(FORWARD, key)):
+        call = Call(case, key.dtype, key.cell, seed=index)
+        check_forward(key, call, tiles=1 + index % 2, seed=index)
+
+
+@pytest.mark.parametrize("key", BACKWARD, ids=name)
+def test_backward(key):
+    for index, case in enumerate(some_cases(BACKWARD, key)):
+        call = Call(case, key.dtype, key.cell, seed=index)
+        flags = (int(index % 3 != 1), int(index % 3 != 2))
+        check_backward(key, call, flags, tiles=1 + index % 2, seed=index)
+
+
+@pytest.mark.parametrize("keys", [FORWARD, BACKWARD], ids=["forward", "backward"])
+@pytest.mark.parametrize("plan", ["block", "grid"])
+def test_every_case_is_among_those_of_some_kernel(keys, plan):
+    seen = {case for key in keys if key.plan == plan for case in some_cases(keys, key)}
+    assert seen == set(CASES)
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_a_sum_over_several_turns_of_the_lanes(dtype):
+    call = Call(WIDE, dtype, "tanh")
+    check_forward(KernelKey("grid", "forward", dtype, "tanh", 4), call, tiles=3)
+    call = Call(WIDE, dtype, "tanh")
+    check_backward(KernelKey("grid", "backward", dtype, "tanh", 4), call, tiles=3)
+
+
+@pytest.mark.parametrize("flags", list(product((0, 1), (0, 1))))
+@pytest.mark.parametrize("plan", ["block", "grid"])
+def test_absent_gradients_are_not_read(plan, flags):
+    call = Call(SMALL, "float32", "tanh")
+    for flag, tensor in zip(flags, (call.grad_y, call.grad_h_n), strict=True):
+        if not flag:
+            tensor.plant(..., np.nan)
+    check_backward(KernelKey(plan, "backward", "float32", "tanh", 2), call, flags)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "relu"])
+@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("plan", ["block", "grid"])
+def test_nan_and_infinities_go_where_the_equations_take_them(plan, dtype, cell):
+    call = Call(SMALL, dtype, cell)
+    call.y.plant((0, 2), np.inf)
+    call.y.plant((4, 3), -np.inf)
+    call.y.plant((6, 10), np.nan)
+    call.h0.plant((0, 1, 8), np.nan)
+    call.h0.plant((1, 0, 4), np.inf)
+    check_forward(KernelKey(plan, "forward", dtype, cell, 2), call)
+    call = Call(SMALL, dtype, cell)
+    call.y.plant((6, 10), np.nan)
+    call.grad_y.plant((4, 3), np.inf)
+    call.grad_h_n.plant((1, 2, 8), np.nan)
+    call.w_hh[0].plant((2, 5), -np.inf)
+    check_backward(KernelKey(plan, "backward", dtype, cell, 2), call)
+
+
+@pytest.mark.parametrize("key", SAMPLES, ids=name)
+def test_the_order_of_threads_changes_no_bit(key):
+    assert len({outcome(key, seed=seed) for seed in SEEDS}) == 1
+
+
+@pytest.mark.parametrize("key", SAMPLES, ids=name)
+def test_every_barrier_of_a_block_is_missed_when_it_is_gone(key):
+    right, call = outcome(key), Call(MEETING, key.dtype, key.cell)
+    sites = launch(key, call, tiles=3)
+    assert len(sites) >= 2
+    for site in sites:
+        assert any(outcome(key, seed=seed, omit=site) != right for seed in SEEDS), site
+
+
+@pytest.mark.parametrize("key", [key for key in SAMPLES if key.plan == "grid"], ids=name)
+def test_the_barrier_of_the_grid_is_missed_when_it_is_gone(key, monkeypatch):
+    from rnnjit_cuda import grid
+
+    right = outcome(key)
+    monkeypatch.setattr(grid, "arrived", lambda counters, index: 1 << 60)
+    assert any(outcome(key, seed=seed) != right for seed in SEEDS)
+
+
+def test_blocks_that_wait_for_ever_are_an_error(monkeypatch):
+    from rnnjit_cuda import grid
+
+    monkeypatch.setattr(grid, "arrive", lambda counters, index: None)
+    with pytest.raises(RuntimeError, match="deadlock"):
+        outcome(SAMPLES[2])
+
+
+@pytest.mark.parametrize("key", SAMPLES, ids=name)
+def test_no_kernel_runs_in_less_shared_memory(key, monkeypatch):
+    whole = kernels.shared_bytes
+    monkeypatch.setattr(kernels, "shared_bytes", lambda *sizes: whole(*sizes) - 16)
+    with pytest.raises((IndexError, ValueError)):
+        outcome(key)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("key", [key for key in KEYS if key.plan == "step"], ids=name)
+def test_step(key, rows):
+    from cuda_simulator import run
+
+    H, ld = 300, 310
+    rng = np.random.default_rng(rows)
+    dz, grad_y, y = (Numbers(key.dtype, rng.uniform(-1, 1, (rows, ld))) for _ in range(3))
+    grad = Numbers(key.dtype, rng.uniform(-1, 1, (rows, H)))
+    y.plant((0, 7), np.nan)
+    y.plant((0, 8), np.inf)
+    extent = kernels.blocks(key, 1, rows, H), threads(key, H), kernels.shared_bytes(key, H)
+    if key.pass_ == "forward":
+        truth, written = y.values.copy(), y
+        truth[:, :H] = activation(key.cell, y.values[:, :H])
+        run(source(key).function, *extent, [y.bits, rows, H, ld])
+    else:
+        truth, written = dz.values.copy(), dz
+        whole = grad.values + grad_y.values[:, :H]
+        truth[:, :H] = gradient(key.cell, whole, y.values[:, :H])
+        arguments = [dz.bits, grad.bits, grad_y.bits, y.bits, rows, H, ld, 1]
+        run(source(key).function, *extent, arguments)
+    check(written, truth)
+    assert all(tensor.untouched for tensor in (grad, grad_y, dz, y) if tensor is not written)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "relu"])
+def test_step_without_grad_y(cell):
+    from cuda_simulator import run
+
+    key = KernelKey("step", "backward", "float32", cell)
+    tensors = [Numbers("float32", np.linspace(-1, 1, 12).reshape(3, 4)) for _ in range(4)]
+    dz, grad, grad_y, y = tensors
+    grad_y.plant(..., np.nan)
+    bits = [tensor.bits for tensor in tensors]
+    run(source(key).function, (1, 3), 32, 0, [*bits, 3, 4, 4, 0])
+    check(dz, gradient(cell, grad.values, y.values))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_sixteen_bit_numbers_are_rounded_as_torch_rounds(dtype):
+    from rnnjit_cuda.primitives import element
+
+    numbers = element(dtype)
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)
+    with np.errstate(all="ignore"):
+        up = np.array([numbers.up(bits) for bits in every.numpy()], np.float32)
+        np.testing.assert_array_equal(up, every.view(TORCH[dtype]).float().numpy())
+        rng = np.random.default_rng(0)
+        ties = np.nextafter(up[:-1:64], np.float32(0)) / 2 + up[1::64] / 2
+        values = np.concatenate([rng.normal(0, 100, 2000), ties, [0, -0.0, np.inf, -np.inf, 1e38]])
+        values = values.astype(np.float32)
+        down = np.array([numbers.down(value) for value in values], np.uint16)
+    finite = ~np.isnan(values)
+    truth = torch.from_numpy(values).to(TORCH[dtype]).view(torch.uint16).numpy()
+    np.testing.assert_array_equal(down[finite], truth[finite])
+    assert np.isnan(torch.from_numpy(down).view(TORCH[dtype]).float().numpy()[~finite]).all()
+
+
+def test_kernels_have_names_of_their_own():
+    assert len({source(key).entry for key in KEYS}) == len(KEYS)
+
+
+def test_what_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="no kernel"):
+        source(KernelKey("block", "forward", "float32", "gru", 1))
+    with pytest.raises(ValueError, match="no kernel"):
+        source(KernelKey("block", "forward", "float64", "tanh", 8))
+    with pytest.raises(ValueError, match="multiple of 8"):
+        threads(KernelKey("grid", "forward", "float32", "tanh", 1), 64, 12)
+    with pytest.raises(ValueError, match="512 threads"):
+        threads(KernelKey("block", "forward", "float32", "tanh", 1), 516)

@@ -1,0 +1,90 @@
+"""The CUDA planner, for GPUs that need not be there."""
+
+import pytest
+
+from rnnjit import LayerSpec, Rows
+from rnnjit_cuda import kernels
+from rnnjit_cuda.device import DeviceProperties
+from rnnjit_cuda.plan import PLANS, plan
+
+# Compute capability, multiprocessors, shared memory of a block and of a multiprocessor, threads:
+# from NVIDIA's "CUDA C++ Programming Guide", tables of compute capabilities, and data sheets.
+DEVICES = {
+    "A100": DeviceProperties((8, 0), 108, 166_912, 167_936, 2048),
+    "H100": DeviceProperties((9, 0), 132, 232_448, 233_472, 2048),
+    "RTX 4060": DeviceProperties((8, 9), 24, 101_376, 102_400, 1536),
+}
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def layer(H, D=1):
+    return LayerSpec("tanh", 32, H, D, True)
+
+
+def cut(H, B, device="H100", dtype="float32", D=1, pass_="forward", among=PLANS):
+    return plan(layer(H, D), Rows(100, B, 100 * B), dtype, pass_, DEVICES[device], among)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("among", [PLANS, ("block",), ("grid",), ("step",)], ids="-".join)
+def test_plans_respect_the_device(device, dtype, pass_, among):
+    limits = DEVICES[device]
+    for H in (1, 4, 33, 64, 128, 200, 256, 384, 512, 1000, 1024, 2048, 5000):
+        for B in (1, 2, 7, 32, 128, 1000):
+            for D in (1, 2):
+                found = cut(H, B, device, dtype, D, pass_, among)
+                key = found.key
+                assert key in kernels.variants()
+                assert (key.dtype, key.pass_, key.cell) == (dtype, pass_, "tanh")
+                assert 0 < found.threads <= 1024
+                assert found.threads % 32 == 0
+                assert found.shared <= limits.shared_per_block
+                if key.plan == "block":
+                    assert found.grid[0] * key.rows >= B > (found.grid[0] - 1) * key.rows
+                    assert found.grid[1] == D
+                if key.plan == "grid":
+                    assert found.grid[0] * found.columns >= H
+                    assert found.grid[0] * found.grid[1] <= limits.multiprocessors
+                    assert found.columns % kernels.column_tile(key) == 0
+
+
+def test_small_layers_keep_their_weights_in_one_block():
+    for H in (16, 64, 128, 200):
+        assert cut(H, 8).key.plan == "block"
+        assert cut(H, 8).shared > H * H * 4
+
+
+def test_the_block_local_plan_ends_where_shared_memory_does():
+    largest = {
+        device: max(H for H in range(1, 400) if cut(H, 1, device, among=("block",)).shared)
+        for device in DEVICES
+    }
+    assert largest["RTX 4060"] < largest["A100"] < largest["H100"]
+    for device, H in largest.items():
+        limit = DEVICES[device].shared_per_block
+        assert 0.9 * limit < H * H * 4 + 4 * H * 4 <= limit
+
+
+def test_larger_layers_share_their_weights_over_the_grid():
+    for H in (384, 512, 1024, 2048):
+        found = cut(H, 1)
+        assert found.key.plan == "grid"
+        assert found.grid[0] > 32
+    assert cut(2048, 1, "RTX 4060").key.plan == "step"
+
+
+def test_work_that_fills_the_device_is_left_to_matrix_products():
+    assert cut(2048, 512).key.plan == "step"
+
+
+def test_rows_share_a_pass_over_the_weights_where_there_are_many():
+    assert cut(64, 8).key.rows == 1
+    assert cut(128, 4000).key.rows > 1
+    assert cut(512, 32).key.rows > 1
+
+
+def test_asking_for_a_plan_that_cannot_be_had_gives_the_one_that_always_works():
+    assert cut(5000, 1, among=("block",)).key.plan == "step"
+    assert cut(64, 1, among=("step",)).key.plan == "step"
