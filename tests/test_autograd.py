@@ -6,44 +6,16 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from eager_pair import BACKENDS, B, H, I, T, agree, inputs, pair, weigh
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
-import rnnjit
 from rnnjit.testing import RecomputeBackend
-
-BACKENDS = [RecomputeBackend(), *(b for b in rnnjit.backends().values() if not b.missing())]
-T, B, I, H = 4, 3, 2, 5
-CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda b: b.name)
 def backend(request):
     return request.param
-
-
-def pair(backend, **config):
-    torch.manual_seed(0)
-    rnn = nn.RNN(I, H, dtype=torch.float64, **config)
-    return rnn, rnnjit.compile(rnn, backend=backend)
-
-
-def inputs(layers=1):
-    torch.manual_seed(1)
-    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
-    return x, torch.randn(layers, B, H, dtype=torch.float64, requires_grad=True)
-
-
-def agree(function, rnn, fast):
-    """`function(module)` gives the same tensors on both."""
-    torch.testing.assert_close(function(fast), function(rnn), **CLOSE)
-
-
-def weigh(y, h, through="both"):
-    data = y.data if isinstance(y, PackedSequence) else y
-    terms = {"y": (data * (1 + data).sin()).sum(), "h_n": (h * h.cos()).sum()}
-    return sum(terms.values()) if through == "both" else terms[through]
 
 
 @pytest.mark.parametrize("through", ["y", "h_n", "both"])
