@@ -113,6 +113,7 @@ class _Thread(greenlet):
     def __init__(self, body: Callable[[], None], hub: Any, block: _Block, index: int) -> None:
         super().__init__(body, hub)
         self.block, self.index, self.lane = block, index, index % _WARP
+        self.place = Dim3(index, 0, 0)
         self.wait: str | None = None
         self.given: Any = None
         self.taken: dict[int, Any] = {}
@@ -155,7 +156,7 @@ class _Module(FakeCUDAModule):  # type: ignore[misc]  # numba ships no types
 
     @property
     def threadIdx(self) -> Any:
-        return Dim3(self._thread.index, 0, 0)
+        return self._thread.place
 
     @property
     def blockIdx(self) -> Any:

@@ -74,7 +74,7 @@ def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ..
         last = rows if group < groups and column < H else 0
         step = 0
         start, size = bounds(offsets, step, T, d == 0)
-        while size <= first:
+        while size <= first and step < T:
             step += 1
             start, size = bounds(offsets, step, T, d == 0)
         share = cuda.local.array(rows, real)
@@ -156,7 +156,7 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
         last = rows if group < groups and column < H else 0
         step = 0
         start, size = bounds(offsets, step, T, d == 1)
-        while size <= first:
+        while size <= first and step < T:
             step += 1
             start, size = bounds(offsets, step, T, d == 1)
         grad = cuda.local.array(rows, real)
@@ -229,6 +229,7 @@ def _multiplying(element: Element, rows: int) -> Any:
     weights, neighbours of its neighbours', and one of each row of x, the same as its neighbours.
     """
     real, width, load_weights = element.real, element.width, element.load
+    zero = element.real(0)
     tile, square = rows * width, width * width
 
     def multiply(
@@ -248,7 +249,7 @@ def _multiplying(element: Element, rows: int) -> Any:
         v = cuda.local.array(width, real)
         if split < splits:
             for m in range(tile):
-                sums[m] = real(0)
+                sums[m] = zero
             for k in range(begin, end, width):
                 for p in range(width):
                     load_weights(w, p * width, weights, weights_at + (k + p) * between + column)

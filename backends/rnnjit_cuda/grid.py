@@ -270,6 +270,7 @@ def _multiplying(element: Element, rows: int) -> Any:
     lane reads a vector of each at a time.
     """
     real, width, load_weights = element.real, element.width, element.load
+    zero = element.real(0)
     tile = tile_columns(rows, width)
     count, loaded = rows * tile, rows * width
     fold_16, fold_8, fold_4, fold_2, fold_1 = (_folding(count, s) for s in range(5))
@@ -290,7 +291,7 @@ def _multiplying(element: Element, rows: int) -> Any:
         x = cuda.local.array(loaded, real)
         w = cuda.local.array(width, real)
         for m in range(count):
-            sums[m] = real(0)
+            sums[m] = zero
         k = (split * 32 + lane) * width
         # No range: by a step that is not a constant, it would divide.
         while k < across:

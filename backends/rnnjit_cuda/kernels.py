@@ -62,13 +62,11 @@ class Source(NamedTuple):
         function: plain Python, which the simulator runs too.
         signature: numba types of its arguments.
         most_threads: the most threads of a block that it will be launched with.
-        entry: a name for it that is the same in every process.
     """
 
     function: Any
     signature: tuple[Any, ...]
     most_threads: int
-    entry: str
 
 
 def variants() -> list[KernelKey]:
@@ -106,8 +104,7 @@ def source(key: KernelKey) -> Source:
     numbers = element(key.dtype)
     make = module.forward if key.pass_ == "forward" else module.backward
     function, signature = make(numbers, CELLS[key.cell](numbers.real), key.rows)
-    entry = f"rnn_{key.plan}_{key.pass_}_{key.dtype}_{key.cell}_{key.rows}"
-    return Source(function, signature, most_threads(key), entry)
+    return Source(function, signature, most_threads(key))
 
 
 def most_threads(key: KernelKey) -> int:

@@ -124,10 +124,10 @@ class SimulatedLauncher(Launcher):
 
 
 def _elements(tensor: Tensor) -> Any:
-    """The memory from a tensor's first element on as a numpy array; bfloat16 as its bits."""
+    """The memory from a tensor's first element on as a numpy array; 16-bit floats as bits."""
     behind = tensor.untyped_storage().nbytes() // tensor.itemsize - tensor.storage_offset()
     flat = tensor.detach().as_strided((behind,), (1,))
-    return (flat.view(torch.uint16) if flat.dtype is torch.bfloat16 else flat).numpy()
+    return (flat.view(torch.uint16) if flat.itemsize == 2 else flat).numpy()
 
 
 @cache
