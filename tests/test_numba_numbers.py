@@ -208,6 +208,7 @@ def test_gradients_over_many_windows(packed, T, B, H, windows, threads):
     expected = gradients(rnn, x, h0, lengths)
     fast = rnnjit.compile(rnn, backend="numba")
     found = []
+    threads(2)
     for rows in (1, 64, 500, 10**6):
         windows(rows)
         found.append(gradients(fast, x, h0, lengths))

@@ -107,7 +107,7 @@ class CudaBackend(Backend):
         return driver_launcher(x.get_device())
 
     def _recurrence(self, layer: LayerSpec, rows: Rows, x: Tensor, pass_: Pass) -> Recurrence:
-        from rnnjit_cuda.plans import recurrence
+        from rnnjit_cuda.planned import recurrence
 
         dtype = DTYPES[x.dtype]
         return recurrence(layer, rows, dtype, pass_, self._launcher(x), self.plans)

@@ -113,7 +113,7 @@ class _TargetContext(cpu.CPUContext):  # type: ignore[misc]  # numba is not type
 
     def load_additional_registries(self) -> None:
         """Import what numba's builtin registry is to hold."""
-        from numba.cpython import builtins, numbers, rangeobj, tupleobj  # noqa: F401  # for effect
+        from numba.cpython import builtins, numbers, rangeobj, tupleobj  # noqa: F401  # they register themselves
 
     def post_lowering(self, mod: Any, library: Any) -> None:
         """Do nothing: kernels count no references, so numba's runtime is not linked to them."""
@@ -138,7 +138,11 @@ class _Dispatcher:
 
 
 class _Collected(CodeLibrary):  # type: ignore[misc]  # numba is not typed
-    """Has numba put all that it lowers into one LLVM module, and do no more with it."""
+    """Has numba put all that it lowers into one LLVM module, and do no more with it.
+
+    The methods that raise are asked of every library; numba calls them where it links and loads
+    one, which it never does with this.
+    """
 
     def __init__(self, codegen: Any, module: Any) -> None:
         super().__init__(codegen, module.name)
