@@ -9,8 +9,8 @@ from torch import nn
 
 import rnnjit
 from rnnjit import Rows
+from rnnjit.recurrence.rows import offsets, states_before
 from rnnjit_cuda import BACKEND
-from rnnjit_cuda.rows import offsets, states_before
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 

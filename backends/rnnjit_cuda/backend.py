@@ -1,6 +1,6 @@
 """The Numba CUDA backend: the layer by persistent kernels on torch's current stream.
 
-`layer`, `launch` and what they need are imported on first use, since they import numba-cuda.
+`launch` and what it needs are imported on first use, since it imports numba-cuda.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
+from rnnjit.recurrence import layer_backward, layer_forward
 from rnnjit_cuda.kernels import DType, Pass, Plan
 from rnnjit_cuda.plan import PLANS
 
 if TYPE_CHECKING:
+    from rnnjit.recurrence import Recurrence
     from rnnjit_cuda.launch import Launcher
-    from rnnjit_cuda.recurrence import Recurrence
 
 DTYPES: dict[torch.dtype, DType] = {
     torch.float32: "float32",
@@ -76,10 +77,8 @@ class CudaBackend(Backend):
         keep: bool,
     ) -> LayerOutput:
         """One GEMM over all rows, then the recurrence."""
-        from rnnjit_cuda import layer as steps
-
         recurrence = self._recurrence(layer, rows, x, "forward")
-        return steps.forward(recurrence, layer, rows, x, h0, weights)
+        return layer_forward(recurrence, layer, rows, x, h0, weights)
 
     def backward(
         self,
@@ -94,10 +93,8 @@ class CudaBackend(Backend):
         needs: Needs,
     ) -> LayerGrads:
         """The recurrence, then one GEMM over all rows for each gradient."""
-        from rnnjit_cuda import layer as steps
-
         recurrence = self._recurrence(layer, rows, x, "backward")
-        return steps.backward(
+        return layer_backward(
             recurrence, layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
         )
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rnnjit import Rows
+from rnnjit.recurrence import Backward, Forward, Recurrence
 from rnnjit_cuda.kernels import blocks
 from rnnjit_cuda.launch import Launcher, Shape
 from rnnjit_cuda.plan import Cut
-from rnnjit_cuda.recurrence import Backward, Forward, Recurrence
 
 
 class Step(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rnnjit.recurrence import Backward, Forward, Recurrence
 from rnnjit_cuda.kernels import counter_elements, exchange_elements
 from rnnjit_cuda.launch import Argument, Launcher, Shape
 from rnnjit_cuda.plan import Cut
-from rnnjit_cuda.recurrence import Backward, Forward, Recurrence
 
 
 class Persistent(Recurrence):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 
 from rnnjit import LayerSpec, Rows
+from rnnjit.recurrence import Recurrence
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import DType, Pass, Plan
 from rnnjit_cuda.launch import Launcher
 from rnnjit_cuda.per_step import PerStep
 from rnnjit_cuda.persistent import Persistent
 from rnnjit_cuda.plan import Cut, plan
-from rnnjit_cuda.recurrence import Recurrence
 
 
 def recurrence(

@@ -17,9 +17,9 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from rnnjit import codecache
+from rnnjit.team import FORK, openmp
 from rnnjit_numba.codegen import object_code, target_machine
 from rnnjit_numba.host import Isa, host_isa
-from rnnjit_numba.team import FORK, openmp
 
 _LINE = 64
 #: Bytes of a length in a file of parts.

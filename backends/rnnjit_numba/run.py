@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
 from rnnjit.backend import Shortcut
+from rnnjit.team import most_threads
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
 from rnnjit_numba.library import Kernel, library
 from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
-from rnnjit_numba.team import most_threads
 
 _CELLS = {"tanh": 0, "relu": 1}
 _LINE = 64

@@ -1,4 +1,4 @@
-"""Running a kernel on several threads: torch's own OpenMP threads.
+"""Running kernels on several threads: torch's own OpenMP threads.
 
 A second thread pool beside torch's would fight it for the cores, since OpenMP threads spin for a
 while after work. So a kernel's team is made by the OpenMP runtime that torch loaded. All threads of

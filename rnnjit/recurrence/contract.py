@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rnnjit import LayerSpec, Rows
+from rnnjit.spec import LayerSpec, Rows
 
 
 class Forward(NamedTuple):

@@ -1,4 +1,4 @@
-"""How packed rows lie, on the device, without waiting for it.
+"""How packed rows lie, as tensors on any device, without waiting for it.
 
 Everything follows from the batch sizes by operators that run on the device; sizes of results are
 known from the call, so that the host never asks for a value.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rnnjit import Rows
+from rnnjit.spec import Rows
 
 
 def offsets(rows: Rows, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""A layer on the device: GEMMs over all rows around one recurrence.
+"""A layer as GEMMs over all rows around one recurrence.
 
     forward    Z = X W_ih^T + b        y_t = activation(z_t + W_hh h_{t-1})
     backward   dz_t = (g_t + grad_y_t) activation'(y_t),   g_{t-1} = dz_t W_hh
@@ -16,12 +16,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
-from rnnjit_cuda.recurrence import Backward, Forward, Recurrence
-from rnnjit_cuda.rows import offsets, states_before
+from rnnjit.backend import LayerGrads, LayerOutput, Needs
+from rnnjit.recurrence.contract import Backward, Forward, Recurrence
+from rnnjit.recurrence.rows import offsets, states_before
+from rnnjit.spec import LayerSpec, Rows
 
 
-def forward(
+def layer_forward(
     recurrence: Recurrence,
     layer: LayerSpec,
     rows: Rows,
@@ -38,7 +39,7 @@ def forward(
     return LayerOutput(y, h_n)
 
 
-def backward(
+def layer_backward(
     recurrence: Recurrence,
     layer: LayerSpec,
     rows: Rows,
