@@ -259,10 +259,9 @@ def _rebind(value: Any, own_class: CellType) -> Any:
 def problem_of(prepared: Prepared, h0: Tensor, weights: tuple[Tensor, ...]) -> Problem:
     """The facts of a call that a backend decides upon."""
     x, rows = prepared.x, prepared.rows
-    needs_grad = _needs_grad(x, h0, weights)
-    return Problem(
-        x.dtype, x.device.type, rows.T, rows.B, rows.N, prepared.packed is not None, needs_grad
-    )
+    packed, needs_grad = prepared.packed is not None, _needs_grad(x, h0, weights)
+    where, index = x.device.type, x.get_device()
+    return Problem(x.dtype, where, rows.T, rows.B, rows.N, packed, needs_grad, index)
 
 
 def _needs_grad(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> bool:

@@ -209,7 +209,8 @@ def _meet(
     layer = LayerSpec(cell, x.shape[1], hidden, directions, bias)
     rows = Rows(steps, batch, x.shape[0], batch_sizes)
     packed = batch_sizes is not None
-    problem = Problem(x.dtype, x.device.type, steps, batch, rows.N, packed, needs_grad)
+    where, index = x.device.type, x.get_device()
+    problem = Problem(x.dtype, where, steps, batch, rows.N, packed, needs_grad, index)
     return layer, rows, _choose(layer, problem, key)
 
 

@@ -120,6 +120,7 @@ class Problem(NamedTuple):
         N: rows, the sum of all sequence lengths; T*B when dense.
         packed: whether the rows are those of a PackedSequence.
         needs_grad: whether a backward pass may follow.
+        device_index: which device of its type; -1 for the CPU, and for the current one.
     """
 
     dtype: torch.dtype
@@ -129,6 +130,7 @@ class Problem(NamedTuple):
     N: int
     packed: bool
     needs_grad: bool
+    device_index: int = -1
 
 
 class Rows(NamedTuple):

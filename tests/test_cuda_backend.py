@@ -10,23 +10,56 @@ from torch import nn
 import rnnjit
 from rnnjit import Rows
 from rnnjit.recurrence.rows import offsets, states_before
-from rnnjit_cuda import BACKEND
+from rnnjit_cuda import BACKEND, availability
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 @without_gpu
 def test_it_says_that_there_is_no_device():
-    assert BACKEND.missing() == ["torch sees no CUDA device"]
+    (reason,) = BACKEND.missing()
+    built = torch.version.cuda is not None
+    assert ("sees no CUDA device" if built else "built without CUDA: install") in reason
     module = rnnjit.compile(nn.RNN(2, 3), backend="cuda")
-    with pytest.raises(rnnjit.UnsupportedError, match="no CUDA device"):
+    with pytest.raises(rnnjit.UnsupportedError, match="CUDA"):
         module(torch.randn(1, 1, 2))
 
 
 def test_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("rnnjit_cuda.backend.find_spec", lambda name: None)
-    (reason,) = BACKEND.missing()
+    monkeypatch.setattr("rnnjit_cuda.availability.find_spec", lambda name: None)
+    package, *others = BACKEND.missing()
+    assert package.startswith("numba-cuda cannot be imported")
+    assert "pip install 'rnnjit[cuda]'" in package
+    assert others
+
+
+def test_it_names_libraries_of_the_toolkit_that_cannot_be_loaded():
+    assert availability.without_libraries(availability.LIBRARIES) == ()
+    # Any library of CUDA's that no part of the project installs.
+    (reason,) = availability.without_libraries(("nvvm", "cufftMp"))
+    assert reason.startswith("the CUDA library cufftMp cannot be loaded (")
     assert "pip install 'rnnjit[cuda]'" in reason
+
+
+def test_it_declines_devices_before_ampere():
+    assert availability.too_old("A100", (8, 0)) == []
+    assert availability.too_old("RTX 5090", (12, 0)) == []
+    assert availability.too_old("T4", (7, 5)) == [
+        "T4 has compute capability 7.5: kernels need 8.0 (Ampere) or later"
+    ]
+
+
+def test_a_driver_out_of_memory_is_torch_s_own_error():
+    from cuda.bindings.driver import CUresult
+
+    from rnnjit_cuda.launch import _checked
+
+    with pytest.raises(torch.OutOfMemoryError, match="empty_cache"):
+        _checked((CUresult.CUDA_ERROR_OUT_OF_MEMORY, None))
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_LAUNCH_FAILED"):
+        _checked((CUresult.CUDA_ERROR_LAUNCH_FAILED,))
+    assert _checked((CUresult.CUDA_SUCCESS, "kernel")) == "kernel"
+    assert _checked((CUresult.CUDA_SUCCESS,)) is None
 
 
 def test_it_declines_what_it_cannot_do():

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.recurrence import layer_backward, layer_forward
+from rnnjit_cuda import availability
 from rnnjit_cuda.kernels import DType, Pass, Plan
 from rnnjit_cuda.plan import PLANS
 
@@ -27,7 +27,6 @@ DTYPES: dict[torch.dtype, DType] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-_LEAST_CAPABILITY = (8, 0)
 
 
 class CudaBackend(Backend):
@@ -47,12 +46,8 @@ class CudaBackend(Backend):
     plans: ClassVar[tuple[Plan, ...]] = PLANS
 
     def missing(self) -> list[str]:
-        """Names what cannot be imported, or that there is no device."""
-        if find_spec("numba_cuda") is None:
-            return ["numba-cuda cannot be imported: pip install 'rnnjit[cuda]'"]
-        if not torch.cuda.is_available():
-            return ["torch sees no CUDA device"]
-        return []
+        """Names packages, a device and libraries that are not there."""
+        return availability.missing()
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Declines other devices, other dtypes, unknown cells and GPUs before Ampere."""
@@ -65,7 +60,7 @@ class CudaBackend(Backend):
             )
         if spec.nonlinearity not in ("tanh", "relu"):
             reasons.append(f"cell {spec.nonlinearity!r} is not known: only tanh and relu are")
-        return reasons or self._device_reasons()
+        return reasons or self._device_reasons(problem.device_index)
 
     def forward(
         self,
@@ -109,13 +104,9 @@ class CudaBackend(Backend):
         dtype = DTYPES[x.dtype]
         return recurrence(layer, rows, dtype, pass_, self._launcher(x), self.plans)
 
-    def _device_reasons(self) -> list[str]:
-        capability = torch.cuda.get_device_capability()
-        if capability < _LEAST_CAPABILITY:
-            return [
-                f"the device has compute capability {capability}: {_LEAST_CAPABILITY} is the least"
-            ]
-        return []
+    def _device_reasons(self, index: int) -> list[str]:
+        found = torch.cuda.get_device_properties(None if index < 0 else index)
+        return availability.too_old(found.name, (found.major, found.minor))
 
 
 BACKEND = CudaBackend()

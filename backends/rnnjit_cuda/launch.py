@@ -137,8 +137,18 @@ def driver_launcher(index: int) -> Launcher:
 
 
 def _checked(result: Any) -> Any:
-    """The value that a driver call gave; raises RuntimeError if it gave an error."""
+    """The value that a driver call gave.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory left for the code or the stack of a kernel.
+        RuntimeError: any other error.
+    """
     error, *values = result
+    if error.name == "CUDA_ERROR_OUT_OF_MEMORY":
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory while a kernel was loaded or launched: torch.cuda.empty_cache() "
+            "gives back what torch holds and does not use"
+        )
     if int(error):
         raise RuntimeError(f"the CUDA driver failed: {error.name}")
     return values[0] if values else None

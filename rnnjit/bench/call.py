@@ -68,6 +68,7 @@ class Call:
             rows,
             self.packed is not None,
             needs_grad,
+            self.x.get_device(),
         )
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+import rnnjit
 from rnnjit import LayerSpec, Rows
 from rnnjit.testing.suite import pairs
 from rnnjit_cuda import CudaBackend
@@ -26,7 +28,7 @@ class Simulated(CudaBackend):
     def missing(self):
         return []
 
-    def _device_reasons(self):
+    def _device_reasons(self, index):
         return []
 
     def _launcher(self, x):
@@ -50,3 +52,35 @@ def test_the_plan_that_was_asked_for_runs():
     for plan, backend in BACKENDS.items():
         recurrence = backend._recurrence(*LAYER, torch.empty(0), "backward")
         assert recurrence._cut.key.plan == plan
+
+
+class OutOfMemory(SimulatedLauncher):
+    """Has no memory for its first launch."""
+
+    failed = False
+
+    def __call__(self, key, shape, arguments):
+        if not self.failed:
+            self.failed = True
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().__call__(key, shape, arguments)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_module_is_usable_after_an_out_of_memory_error(plan):
+    backend = Simulated(plan)
+    eager = nn.RNN(3, 5)
+    module = rnnjit.compile(eager, backend=backend)
+    x = torch.randn(4, 2, 3)
+    backend._simulator = OutOfMemory(SMALL)
+    with pytest.raises(torch.OutOfMemoryError):
+        module(x)
+    y, _ = module(x)
+    torch.testing.assert_close(y, eager(x)[0])
+    backend._simulator = OutOfMemory(SMALL)
+    with pytest.raises(torch.OutOfMemoryError):
+        y.sum().backward()
+    y, _ = module(x)
+    found = torch.autograd.grad(y.sum(), tuple(module.parameters()))
+    expected = torch.autograd.grad(eager(x)[0].sum(), tuple(eager.parameters()))
+    torch.testing.assert_close(found, expected)

@@ -1,0 +1,72 @@
+"""Whether the backend can run: what is missing from this machine, and which devices are too old."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+_INSTALL = "pip install 'rnnjit[cuda]'"
+#: What turns a kernel into machine code: two compilers and a linker of NVIDIA's.
+LIBRARIES = ("nvvm", "nvrtc", "nvJitLink")
+LEAST_CAPABILITY = (8, 0)
+
+
+def missing() -> list[str]:
+    """Everything that this machine lacks, the packages, the GPU and the toolkit, and what helps."""
+    return [*_without_packages(), *_without_device()] or list(without_libraries(LIBRARIES))
+
+
+@cache
+def without_libraries(names: tuple[str, ...]) -> tuple[str, ...]:
+    """A reason for each library of the CUDA toolkit that cannot be loaded.
+
+    Args:
+        names: as `cuda.pathfinder` knows them.
+    """
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    reasons = []
+    for name in names:
+        try:
+            load_nvidia_dynamic_lib(name)
+        except RuntimeError as error:
+            first = (str(error).splitlines() or [""])[0]
+            reasons.append(f"the CUDA library {name} cannot be loaded ({first}): {_INSTALL}")
+    return tuple(reasons)
+
+
+def too_old(name: str, capability: tuple[int, int]) -> list[str]:
+    """Why a device cannot run the kernels, or nothing if it can.
+
+    Args:
+        name: of the device, for the message.
+        capability: its compute capability.
+    """
+    if capability >= LEAST_CAPABILITY:
+        return []
+    found, least = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
+    return [f"{name} has compute capability {found}: kernels need {least} (Ampere) or later"]
+
+
+def _without_packages() -> list[str]:
+    return [
+        f"{package} cannot be imported: {_INSTALL}"
+        for package, found in (
+            ("numba-cuda", find_spec("numba_cuda")),
+            ("cuda-pathfinder", find_spec("cuda") and find_spec("cuda.pathfinder")),
+        )
+        if found is None
+    ]
+
+
+def _without_device() -> list[str]:
+    if torch.version.cuda is None:
+        return ["this PyTorch is built without CUDA: install a CUDA build, see pytorch.org"]
+    if not torch.cuda.is_available():
+        return [
+            "PyTorch sees no CUDA device: look at nvidia-smi (driver, GPU) and at the environment "
+            "variable CUDA_VISIBLE_DEVICES"
+        ]
+    return []
