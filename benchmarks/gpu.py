@@ -1,11 +1,13 @@
-"""A backend on a GPU, in one call: the conformance kit, a step's time, and times against eager.
+"""A backend on a GPU, in one call: the kit, sanitizers, a step's time, and times against eager.
 
     python benchmarks/gpu.py [--json FILE] [--quick]
 
-Eager nn.RNN is cuDNN there; it is timed with TF32 off and on. All run the same call in one process
-and take their samples in turns, each a stretch of device time between two events; figures are
-medians. Where values differ from eager's by more than sums in another order can, the row says so
-and gives no times. `--device cpu --backend numba` tries the script out where there is no GPU.
+Eager nn.RNN is cuDNN there; it is timed with TF32 off and on, and through torch.compile. All run
+the same call in one process and take their samples in turns, each a stretch of device time between
+two events; figures are medians. The time of one more step of a single sequence is given for every
+plan: that of the grid-wide plan at H=64, with next to nothing to compute, is its barrier. Where
+values differ from eager's by more than sums in another order can, the row says so and gives no
+times. `--device cpu --backend numba` tries the script out where there is no GPU.
 """
 
 from __future__ import annotations
@@ -13,119 +15,29 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
-from statistics import geometric_mean, median
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from statistics import geometric_mean
+from typing import Any
 
 import torch
+from measures import sanitizer
+from measures.device import PASSES, Call, medians, tf32
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnjit
-from rnnjit import testing
+from rnnjit import Backend, testing
 from rnnjit.info import environment
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from rnnjit_cuda import CudaBackend
+from rnnjit_cuda.plan import PLANS
 
 STEPS, BATCHES, HIDDEN = (100, 1000), (1, 8, 32, 128), (64, 256, 512, 1024, 2048)
 QUICK = ((100,), (1, 32), (64, 512))
-PASSES = ("forward", "forward_backward")
 #: How far results may be apart: both round sums in their own order over many steps.
 CLOSE = {"float32": 1e-3, "float64": 1e-10, "bfloat16": 5e-2}
-#: Seconds that a sample lasts at least.
-_SAMPLE = 2e-3
-
-
-class Call:
-    """One input on a device, and the passes that are timed over it.
-
-    Args:
-        T, B, H: steps, batch, and hidden and input features.
-        dtype: name of torch's.
-        packed: whether the input is packed, with lengths from T / 4 to T.
-        device: where.
-    """
-
-    def __init__(self, T: int, B: int, H: int, dtype: str, packed: bool, device: str) -> None:
-        torch.manual_seed(0)
-        options: Any = {"dtype": getattr(torch, dtype), "device": device}
-        self.rnn = nn.RNN(H, H, **options)
-        x = torch.randn(T, B, H, **options)
-        self.leaf = x.requires_grad_()
-        self.x: Tensor | PackedSequence = self.leaf
-        if packed:
-            lengths = torch.linspace(T, max(T // 4, 1), B).long()
-            rows = pack_padded_sequence(x.detach(), lengths)
-            self.leaf = rows.data.requires_grad_()
-            self.x = PackedSequence(self.leaf, rows.batch_sizes)
-        self.grad = torch.randn(*self.leaf.shape[:-1], H, **options)
-
-    def forward(self, module: nn.Module) -> Tensor:
-        """y, or its data."""
-        y, _ = module(self.x)
-        return y.data if isinstance(y, PackedSequence) else y
-
-    def run(self, module: nn.Module, passes: str) -> Callable[[], None]:
-        """What is timed."""
-
-        def forward() -> None:
-            with torch.no_grad():
-                self.forward(module)
-
-        def both() -> None:
-            inputs = (self.leaf, *module.parameters())
-            torch.autograd.grad(self.forward(module), inputs, self.grad)
-
-        return forward if passes == "forward" else both
-
-
-def seconds(call: Callable[[], None], calls: int, device: str) -> float:
-    """Device time of one of `calls` calls; wall time where the device is the CPU."""
-    if device == "cpu":
-        start = perf_counter()
-        for _ in range(calls):
-            call()
-        return (perf_counter() - start) / calls
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(calls):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) * 1e-3 / calls
-
-
-def medians(
-    candidates: dict[str, Callable[[], None]], rounds: int, device: str
-) -> dict[str, float]:
-    """The median time of each, taken in turns."""
-    counts = {}
-    for name, call in candidates.items():
-        seconds(call, 2, device)
-        counts[name] = max(1, round(_SAMPLE / max(seconds(call, 1, device), 1e-7)))
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, call in candidates.items():
-            samples[name].append(seconds(call, counts[name], device))
-    return {name: median(taken) for name, taken in samples.items()}
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Whether torch's products and cuDNN may round float32 to TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def measure(
@@ -156,21 +68,45 @@ def measure(
         candidates = {"eager": strict, "compiled": compiled}
         if dtype == "float32":
             candidates["eager_tf32"] = loose
+            candidates |= _torch_compiled(call, passes)
         times = medians(candidates, options.rounds, options.device)
         found[passes] = times | {"ratio": times["eager"] / times["compiled"]}
     return found
 
 
+def _torch_compiled(call: Call, passes: str) -> dict[str, Callable[[], None]]:
+    """The module through torch.compile, which breaks the graph at nn.RNN; nothing if it fails."""
+    run = call.run(torch.compile(call.rnn), passes)
+    try:
+        run()
+    except Exception as error:  # noqa: BLE001 - it is a peer: where it fails there is no time
+        print(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}")
+        return {}
+    return {"torch_compile": run}
+
+
+def plan_backends(options: argparse.Namespace) -> dict[str, str | Backend]:
+    """What to time steps of: each plan of the CUDA backend alone, or the backend as it is."""
+    if options.backend != CudaBackend.name:
+        return {options.backend: options.backend}
+    found: dict[str, str | Backend] = {}
+    for plan in PLANS:
+        backend = CudaBackend()
+        backend.plans = (plan,)  # type: ignore[misc]  # of this object alone
+        found[plan] = backend
+    return found
+
+
 def step_times(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds that one more time step of a single sequence takes."""
+    """Seconds that one more time step of a single sequence takes, by plan and hidden size."""
     found = []
-    for H in options.hidden:
-        row: dict[str, Any] = {"H": H}
+    for (plan, backend), H in itertools.product(plan_backends(options).items(), options.hidden):
+        row: dict[str, Any] = {"plan": plan, "H": H}
         for passes in PASSES:
             times = []
             for T in (100, 1100):
                 call = Call(T, 1, H, "float32", False, options.device)
-                module = rnnjit.compile(call.rnn, backend=options.backend)
+                module = rnnjit.compile(call.rnn, backend=backend)
                 run = {"one": call.run(module, passes)}
                 times.append(medians(run, options.rounds, options.device)["one"])
             row[passes] = (times[1] - times[0]) / 1000
@@ -178,12 +114,31 @@ def step_times(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def waits_for_the_device(options: argparse.Namespace) -> str:
+    """Whether a call makes the host wait: "no", or what torch says of it."""
+    if options.device == "cpu":
+        return "not run: there is no device"
+    for packed in (False, True):
+        call = Call(20, 4, 64, "float32", packed, options.device)
+        run = call.run(rnnjit.compile(call.rnn, backend=options.backend), "forward_backward")
+        run()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run()
+        except RuntimeError as error:
+            return str(error)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return "no"
+
+
 def show(results: list[dict[str, Any]], title: str) -> None:
     """Print one row for each shape, and the geometric means."""
     table = Table(title=title, title_justify="left")
-    for heading in ("T, B, H", "forward ms", "of eager", "of TF32"):
+    others = {"eager_tf32": "of TF32", "torch_compile": "of torch.compile"}
+    for heading in ("T, B, H", "forward ms", "of eager", *others.values()):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("fwd+bwd ms", "of eager", "of TF32"):
+    for heading in ("fwd+bwd ms", "of eager", *others.values()):
         table.add_column(heading, justify="right", no_wrap=True)
     ratios: dict[str, list[float]] = {passes: [] for passes in PASSES}
     for result in results:
@@ -191,18 +146,18 @@ def show(results: list[dict[str, Any]], title: str) -> None:
         for passes in PASSES:
             if passes not in result:
                 why = "declined" if "declined" in result else "wrong"
-                cells += [why, f"{result['difference']:.1e}", ""]
+                cells += [why, f"{result['difference']:.1e}", *("" for _ in others)]
                 continue
             times = result[passes]
             ratios[passes].append(times["ratio"])
-            loose = times.get("eager_tf32")
             cells += [f"{times['compiled'] * 1e3:.3g}", f"{times['ratio']:.2f}x"]
-            cells.append(f"{loose / times['compiled']:.2f}x" if loose else "")
+            found = [times.get(name) for name in others]
+            cells += [f"{time / times['compiled']:.2f}x" if time else "" for time in found]
         table.add_row(*cells)
     table.add_section()
     means = [f"{geometric_mean(ratios[p]):.2f}x" if ratios[p] else "" for p in PASSES]
-    table.add_row("geometric mean", "", means[0], "", "", means[1], "")
-    Console().print(table)
+    table.add_row("geometric mean", "", means[0], "", "", "", means[1], "", "")
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 
 def main() -> None:
@@ -219,10 +174,15 @@ def main() -> None:
     print(f"kit: {report.passed} passed, {report.failed} failed, {report.declined} declined")
     for failure in report.failures:
         print(f"FAILED {failure.id}: {failure.message}")
+    sanitized = sanitizer.verdicts(options.backend)
+    for tool, said in sanitized.items():
+        print(f"{tool}: {said}")
+    waits = waits_for_the_device(options)
+    print(f"host waits for the device: {waits}")
     step = step_times(options)
     for row in step:
         times = ", ".join(f"{passes} {row[passes] * 1e6:.2f} us" for passes in PASSES)
-        print(f"one more step, B=1, H={row['H']}: {times}")
+        print(f"one more step, {row['plan']}, B=1, H={row['H']}: {times}")
     results = []
     for dtype, packed in itertools.product(CLOSE, (False, True)):
         shapes = list(itertools.product(steps, batches, options.hidden))
@@ -234,6 +194,7 @@ def main() -> None:
         device = "cpu" if options.device == "cpu" else torch.cuda.get_device_name()
         kit = {"passed": report.passed, "failed": [f.id for f in report.failures]}
         data = {"environment": environment().as_dict(), "device": device, "kit": kit}
+        data |= {"sanitizer": sanitized, "host_waits": waits}
         data |= {"seconds_per_step": step, "results": results}
         options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 

@@ -1,0 +1,102 @@
+"""Calls on a device, timed by its own clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+PASSES = ("forward", "forward_backward")
+#: Seconds that a sample lasts at least.
+_SAMPLE = 2e-3
+
+
+class Call:
+    """One input on a device, and the passes that are timed over it.
+
+    Args:
+        T, B, H: steps, batch, and hidden and input features.
+        dtype: name of torch's.
+        packed: whether the input is packed, with lengths from T / 4 to T.
+        device: where.
+    """
+
+    def __init__(self, T: int, B: int, H: int, dtype: str, packed: bool, device: str) -> None:
+        torch.manual_seed(0)
+        options: Any = {"dtype": getattr(torch, dtype), "device": device}
+        self.rnn = nn.RNN(H, H, **options)
+        x = torch.randn(T, B, H, **options)
+        self.leaf = x.requires_grad_()
+        self.x: Tensor | PackedSequence = self.leaf
+        if packed:
+            lengths = torch.linspace(T, max(T // 4, 1), B).long()
+            rows = pack_padded_sequence(x.detach(), lengths)
+            self.leaf = rows.data.requires_grad_()
+            self.x = PackedSequence(self.leaf, rows.batch_sizes)
+        self.grad = torch.randn(*self.leaf.shape[:-1], H, **options)
+
+    def forward(self, module: nn.Module) -> Tensor:
+        """y, or its data."""
+        y, _ = module(self.x)
+        return y.data if isinstance(y, PackedSequence) else y
+
+    def run(self, module: nn.Module, passes: str) -> Callable[[], None]:
+        """What is timed."""
+
+        def forward() -> None:
+            with torch.no_grad():
+                self.forward(module)
+
+        def both() -> None:
+            inputs = (self.leaf, *module.parameters())
+            torch.autograd.grad(self.forward(module), inputs, self.grad)
+
+        return forward if passes == "forward" else both
+
+
+def seconds(call: Callable[[], None], calls: int, device: str) -> float:
+    """Device time of one of `calls` calls; wall time where the device is the CPU."""
+    if device == "cpu":
+        start = perf_counter()
+        for _ in range(calls):
+            call()
+        return (perf_counter() - start) / calls
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1e-3 / calls
+
+
+def medians(
+    candidates: dict[str, Callable[[], None]], rounds: int, device: str
+) -> dict[str, float]:
+    """The median time of each, taken in turns."""
+    counts = {}
+    for name, call in candidates.items():
+        seconds(call, 2, device)
+        counts[name] = max(1, round(_SAMPLE / max(seconds(call, 1, device), 1e-7)))
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            samples[name].append(seconds(call, counts[name], device))
+    return {name: median(taken) for name, taken in samples.items()}
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether torch's products and cuDNN may round float32 to TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
