@@ -7,6 +7,7 @@ In use:
     y, h = fast(x)                  # same arguments, same results, same gradients
 """
 
+from rnnjit.artifact import Artifact, ArtifactError, export_artifact, load_artifact, targets
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
 from rnnjit.errors import RNNJitWarning, UnsupportedError
 from rnnjit.explain import Explanation, explain
@@ -18,6 +19,8 @@ from rnnjit.swap import compile  # noqa: A004 - the name users know from torch.c
 __version__ = "0.1.0"
 
 __all__ = [
+    "Artifact",
+    "ArtifactError",
     "Backend",
     "CompiledRNN",
     "Explanation",
@@ -34,4 +37,7 @@ __all__ = [
     "backends",
     "compile",
     "explain",
+    "export_artifact",
+    "load_artifact",
+    "targets",
 ]

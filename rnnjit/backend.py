@@ -14,9 +14,10 @@ sorting of packed sequences are the core's work.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
@@ -66,6 +67,26 @@ class LayerGrads(NamedTuple):
 
 #: `(x, h0, weights) -> (y, h_n)` for a whole stack, see `Backend.shortcut`.
 Shortcut = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]]
+
+
+class Program(NamedTuple):
+    """A stack compiled ahead of time, see `Backend.build`.
+
+    Attributes:
+        files: contents by name: code, and what is needed to call it.
+        machine: what it needs to run, for the backend to check and for people to read.
+        versions: of the compilers that took part.
+    """
+
+    files: Mapping[str, bytes]
+    machine: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+#: `(rows, x [N, I], h0 [L*D, B, H] or None, weights) -> (y [N, D*H], h_n [L*D, B, H])` for a whole
+#: stack, without gradients; the tensors are contiguous, `weights` as `rnnjit.artifact.weights` lays
+#: them out.
+Runner = Callable[[Rows, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
 
 
 class Backend(ABC):
@@ -178,6 +199,35 @@ class Backend(ABC):
             nn.RNN's flat order, which returns y and h_n `[L*D, B, H]`, both newly allocated.
         """
         return None
+
+    def targets(self) -> Sequence[str]:
+        """The names of what `build` can compile for, in this installation (optional)."""
+        return ()
+
+    def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
+        """Compile the forward pass of a stack for a target, ahead of time (optional).
+
+        Args:
+            spec: the stack, without dropout.
+            dtype: of all tensors.
+            target: one of `targets()`.
+            name: a C identifier, with which symbols and file names begin.
+        """
+        raise NotImplementedError(f"backend {self.name!r} builds for no target")
+
+    def load(self, program: Program, spec: RNNSpec, dtype: torch.dtype, name: str) -> Runner:
+        """Load what `build` made, into this process (optional).
+
+        Args:
+            program: its files have been checked to be those that `build` made.
+            spec: as given to `build`.
+            dtype: as given to `build`.
+            name: as given to `build`.
+
+        Raises:
+            ArtifactError: it is for another machine, or not to be called from Python.
+        """
+        raise NotImplementedError(f"backend {self.name!r} loads no programs")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"

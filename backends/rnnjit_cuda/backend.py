@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
+from rnnjit.artifact import ArtifactError
+from rnnjit.backend import Program, Runner
 from rnnjit.recurrence import layer_backward, layer_forward
 from rnnjit_cuda import availability
 from rnnjit_cuda.kernels import DType, Pass, Plan
@@ -91,6 +93,22 @@ class CudaBackend(Backend):
         recurrence = self._recurrence(layer, rows, x, "backward")
         return layer_backward(
             recurrence, layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
+        )
+
+    def targets(self) -> Sequence[str]:
+        """CUDA source, for which neither a GPU nor a compiler of it is needed here."""
+        return ("cuda",)
+
+    def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
+        """CUDA C++ source and a header."""
+        from rnnjit_cuda import artifact
+
+        return artifact.build(spec, dtype, name)
+
+    def load(self, program: Program, spec: RNNSpec, dtype: torch.dtype, name: str) -> Runner:
+        """Refuses: source has to be compiled and linked first."""
+        raise ArtifactError(
+            f"the artifact holds CUDA source, {name}.cu: compile it with nvcc into your program"
         )
 
     def _launcher(self, x: Tensor) -> Launcher:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+#: The number that stands for each cell.
+CODES = {"tanh": 0, "relu": 1}
+
 
 class ForwardArguments(NamedTuple):
     """Arguments of the forward kernel.
 
     Attributes:
         T, B, N, I, H, D: steps, batch, rows, input and hidden features, directions.
-        cell: the cell's code, see `pointwise.CELLS`.
+        cell: the cell's code, see `CODES`.
         sizes: address of the batch sizes, int64 `[T]`; 0 if dense.
         slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
         every: distance of a slice's rows: 1, or `slices` where slices take rows in turns.

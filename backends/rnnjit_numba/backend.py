@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.backend import Shortcut
+from rnnjit.backend import Program, Runner, Shortcut
 
 _BITS = {torch.float32: 32, torch.float64: 64}
 
@@ -85,6 +85,26 @@ class NumbaBackend(Backend):
 
         rows = Rows(problem.T, problem.B, problem.N)
         return run.shortcut(_BITS[problem.dtype], spec.layers, rows, y_shape)
+
+    def targets(self) -> Sequence[str]:
+        """Processors that LLVM generates code for; none where it cannot be imported."""
+        if self.missing():
+            return ()
+        from rnnjit_numba.targets import NAMES
+
+        return NAMES
+
+    def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
+        """An object file with the forward kernel and a function that runs the whole stack by it."""
+        from rnnjit_numba import artifact
+
+        return artifact.build(spec, dtype, target, name)
+
+    def load(self, program: Program, spec: RNNSpec, dtype: torch.dtype, name: str) -> Runner:
+        """Links the object file into this process."""
+        from rnnjit_numba import artifact
+
+        return artifact.load(program, spec, dtype, name)
 
 
 BACKEND = NumbaBackend()

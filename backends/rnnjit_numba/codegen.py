@@ -10,8 +10,13 @@ import llvmlite.binding as llvm
 from rnnjit_numba.host import Isa
 
 
-def target_machine(isa: Isa) -> llvm.TargetMachine:
-    """LLVM's code generator for an instruction set, which need not be this machine's."""
+def target_machine(isa: Isa, *, jit: bool = True) -> llvm.TargetMachine:
+    """LLVM's code generator for an instruction set, which need not be this machine's.
+
+    Args:
+        isa: what to generate for.
+        jit: whether the code is loaded where it was made, or else linked by any linker.
+    """
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     target = llvm.Target.from_triple(isa.triple)
@@ -19,9 +24,10 @@ def target_machine(isa: Isa) -> llvm.TargetMachine:
         cpu=isa.cpu,
         features=isa.features,
         opt=3,
-        reloc="static",
-        codemodel="jitdefault",
-        jit=True,
+        reloc="static" if jit else "pic",
+        codemodel="jitdefault" if jit else "default",
+        jit=jit,
+        abiname=isa.abi,
     )
 
 
@@ -37,6 +43,9 @@ def optimised(text: str, isa: Isa, symbols: tuple[str, ...]) -> llvm.ModuleRef:
     for function in module.functions:
         if not function.is_declaration and function.name not in symbols:
             function.linkage = llvm.Linkage.internal
+    # What numba would keep a function's Python globals in; nothing is in it.
+    for variable in module.global_variables:
+        variable.linkage = llvm.Linkage.internal
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     # Tiles are unrolled as far as registers go; more would only take longer to compile.
     options.loop_unrolling = False
@@ -46,12 +55,12 @@ def optimised(text: str, isa: Isa, symbols: tuple[str, ...]) -> llvm.ModuleRef:
     return module
 
 
-def object_code(text: str, isa: Isa, symbols: tuple[str, ...]) -> bytes:
-    """The object file of LLVM IR, optimised, with the symbols `symbols`."""
+def object_code(text: str, isa: Isa, symbols: tuple[str, ...], *, jit: bool = True) -> bytes:
+    """The object file of LLVM IR, optimised, with the symbols `symbols`; see `target_machine`."""
     module, library = optimised(text, isa, symbols), llvm.ffi.lib
     emit = _unlocked(library.LLVMPY_TargetMachineEmitToMemory)
     with llvm.ffi.OutputString() as problem:
-        buffer = emit(target_machine(isa), module, 1, problem)
+        buffer = emit(target_machine(isa, jit=jit), module, 1, problem)
         if not buffer:
             raise RuntimeError(str(problem))
     try:

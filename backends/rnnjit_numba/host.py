@@ -23,6 +23,7 @@ class Isa:
         cpu: LLVM's name of the processor.
         features: LLVM's feature string.
         triple: LLVM's target triple.
+        abi: LLVM's name of the calling convention, where a triple has several.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Isa:
     cpu: str
     features: str
     triple: str
+    abi: str = ""
 
     def lanes(self, itemsize: int) -> int:
         """Elements of `itemsize` bytes in a vector register."""

@@ -20,11 +20,11 @@ _THREAD_WORK = 100_000
 #: Multiply-adds in one time step below which threads lose more at the barrier than they save.
 _STEP_WORK = 32_000
 #: Rows of all steps up to which packing the weights costs more than it saves.
-_DIRECT_ROWS = 6
+FEW_ROWS = 6
 #: Hidden features from which on rows next to each other share no cache line worth mentioning.
 _TURN_FEATURES = 64
 #: Rows that fill the largest register tile.
-_TILE_ROWS = 8
+TILE_ROWS = 8
 #: Rows, and batches, whose gradients are summed before the backward pass goes on to the next.
 _WINDOW_ROWS, _WINDOW_BATCHES = 768, 4
 
@@ -68,9 +68,9 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     batch = max(rows.B, 1)
     units = -(-threads // D)
     parts = max(1, min(threads // D, vectors))
-    few = rows.T * batch <= _DIRECT_ROWS
+    few = rows.T * batch <= FEW_ROWS
     if threads == 1 or work < _THREAD_WORK:
-        return Plan(1, 1, batch, 1, 1, batch < _TILE_ROWS, few)
+        return Plan(1, 1, batch, 1, 1, batch < TILE_ROWS, few)
     if few:
         return Plan(min(threads, D * parts), 1, batch, 1, parts, False, True)
     if batch < 2 * units and parts > 1 and batch * H * H > _STEP_WORK:
@@ -82,7 +82,7 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     turns = slices if packed and H >= _TURN_FEATURES else 1
     tail = 2 * threads if packed and D == 1 and parts == threads and H * H > _STEP_WORK else 0
     return Plan(
-        threads, slices, slice_rows, turns, 1, slice_rows < _TILE_ROWS, direct=False, tail=tail
+        threads, slices, slice_rows, turns, 1, slice_rows < TILE_ROWS, direct=False, tail=tail
     )
 
 

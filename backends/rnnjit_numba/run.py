@@ -14,11 +14,10 @@ from torch import Tensor
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
 from rnnjit.backend import Shortcut
 from rnnjit.team import most_threads
-from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
+from rnnjit_numba.arguments import CODES, BackwardArguments, ForwardArguments
 from rnnjit_numba.library import Kernel, library
 from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
 
-_CELLS = {"tanh": 0, "relu": 1}
 _LINE = 64
 #: Barrier counters behind the arguments: one line for the team, one for each direction, and what
 #: it takes to align them.
@@ -260,7 +259,7 @@ def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, i
         "I": layer.input_size,
         "H": layer.hidden_size,
         "D": layer.num_directions,
-        "cell": _CELLS[layer.cell],
+        "cell": CODES[layer.cell],
         "slices": cut.slices,
         "slice_rows": cut.slice_rows,
         "every": cut.every,

@@ -1,4 +1,4 @@
-"""The command line: `rnnjit info`, `rnnjit compare` and `rnnjit check`."""
+"""The command line: `rnnjit info`, `rnnjit compare`, `rnnjit check` and `rnnjit export`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from rnnjit import __version__
-from rnnjit.cli import check, compare, info
+from rnnjit.cli import check, compare, export, info
 from rnnjit.cli.parser import Parser, UsageError
 
 _BROKEN_PIPE = 141
@@ -22,7 +22,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"rnnjit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for module in (info, compare, check):
+    for module in (info, compare, check, export):
         module.add(commands)
     return parser
 

@@ -1,0 +1,96 @@
+"""Programs ahead of time: built for any target, loaded where they fit."""
+
+from __future__ import annotations
+
+import ctypes
+from importlib.metadata import version
+from typing import Any
+
+import llvmlite.binding as llvm
+import torch
+from torch import Tensor
+
+from rnnjit import RNNSpec, Rows
+from rnnjit.artifact import ArtifactError
+from rnnjit.artifact.template import fill
+from rnnjit.backend import Program, Runner
+from rnnjit_numba.codegen import object_code, target_machine
+from rnnjit_numba.host import host_isa
+from rnnjit_numba.scratch import Scratch, scratch
+from rnnjit_numba.targets import target as target_named
+from rnnjit_numba.targets import why_not_here
+
+
+def build(spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
+    """`Backend.build`: an object file and its header."""
+    from rnnjit_numba.program import text
+
+    bits = 8 * dtype.itemsize
+    isa, requires = target_named(target)
+    symbol = f"{name}_forward"
+    code = object_code(text(spec, isa, bits, symbol), isa, (symbol,), jit=False)
+    needed = scratch(spec, isa, bits)
+    options = {"target": target, **needed._asdict()}
+    header = fill("rnnjit_numba", "program.h", spec, dtype, name, **options)
+    machine = {
+        "triple": isa.triple,
+        "cpu": isa.cpu,
+        "requires": " ".join(requires),
+        **{f"scratch_{field}": str(count) for field, count in needed._asdict().items()},
+    }
+    versions = {package: version(package) for package in ("numba", "llvmlite")}
+    return Program({f"{name}.o": code, f"{name}.h": header}, machine, versions)
+
+
+def load(program: Program, spec: RNNSpec, dtype: torch.dtype, name: str) -> Runner:
+    """`Backend.load`: the object file is linked into this process, and nothing is compiled."""
+    machine = program.machine
+    try:
+        triple, requires = machine["triple"], tuple(machine["requires"].split())
+        needed = Scratch(*(int(machine[f"scratch_{field}"]) for field in Scratch._fields))
+        code = program.files[f"{name}.o"]
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"the manifest lacks {error}: export it anew") from None
+    problem = why_not_here(triple, requires)
+    if problem:
+        raise ArtifactError(f"the artifact cannot run here: {problem}")
+    engine = _linked(code)
+    address = engine.get_function_address(f"{name}_forward")
+    if not address:
+        raise ArtifactError(f"{name}.o has no function {name}_forward: export it anew")
+    return _Forward(engine, address, spec, needed)
+
+
+class _Forward:
+    """The function `NAME_forward` of a loaded program, on tensors."""
+
+    def __init__(self, engine: Any, address: int, spec: RNNSpec, needed: Scratch) -> None:
+        self._engine = engine  # owns the code
+        kinds = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * 7
+        self._function = ctypes.CFUNCTYPE(ctypes.c_int32, *kinds)(address)
+        self._width = spec.num_directions * spec.hidden_size
+        self._layers = spec.num_layers * spec.num_directions
+        self._hidden, self._needed = spec.hidden_size, needed
+
+    def __call__(
+        self, rows: Rows, x: Tensor, h0: Tensor | None, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        T, B, N, sizes = rows
+        y = x.new_empty((N, self._width))
+        h_n = x.new_empty((self._layers, B, self._hidden))
+        fixed, per_sequence, per_row = self._needed
+        room = torch.empty(fixed + B * per_sequence + N * per_row, dtype=torch.uint8)
+        tensors = (sizes, x, h0, weights, y, h_n, room)
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        if self._function(T, B, *addresses):
+            raise RuntimeError(f"the program refuses {rows}")
+        return y, h_n
+
+
+def _linked(code: bytes) -> Any:
+    """An engine that holds the code of an object file."""
+    machine = target_machine(host_isa(), jit=False)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine

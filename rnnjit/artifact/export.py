@@ -1,0 +1,157 @@
+"""`rnnjit.export_artifact`: a stack and its weights, compiled for some machine, as a directory."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rnnjit.artifact import manifest as files
+from rnnjit.artifact.manifest import File, Manifest, Spec, Weight
+from rnnjit.artifact.template import shapes
+from rnnjit.artifact.weights import layout, pack
+from rnnjit.backend import Backend, Program
+from rnnjit.capture import capture, weights_of
+from rnnjit.inputs import check_weights
+from rnnjit.registry import backends
+from rnnjit.spec import RNNSpec
+
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def targets() -> dict[str, str]:
+    """What artifacts can be exported for: each target, and the backend that builds for it.
+
+    Example:
+        >>> targets()["aarch64"]
+        'numba'
+    """
+    return {
+        target: backend.name
+        for backend in reversed(list(backends().values()))
+        for target in backend.targets()
+    }
+
+
+def export_artifact(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    target: str = "native",
+    name: str = "rnn",
+    overwrite: bool = False,
+) -> Path:
+    """Write a stack and its weights, compiled ahead of time, into a directory.
+
+    What is written computes the forward pass in evaluation mode, without Python and without
+    PyTorch: `NAME.h` says how to call it from C, and `rnnjit.load_artifact` calls one that was made
+    for this machine.
+
+    Args:
+        module: an nn.RNN or a compiled one, float32 or float64.
+        path: the directory; it must not exist, or be empty, or hold an artifact and `overwrite`.
+        target: one of `rnnjit.targets()`: "native" is this machine with all that it has.
+        name: with which C symbols and files begin, so that a program can link several.
+        overwrite: replace the artifact that is there.
+
+    Returns:
+        The directory.
+
+    Raises:
+        TypeError: `module` is no nn.RNN.
+        ValueError: `target` or `name` is none, or the weights are of another dtype.
+        FileExistsError: `path` is something else than what may be replaced.
+    """
+    spec, weights = _stack(module)
+    dtype = weights[0].dtype
+    if dtype not in _DTYPES:
+        raise ValueError(f"module must be float32 or float64, got {dtype}: convert it first")
+    if not _IDENTIFIER.fullmatch(name):
+        raise ValueError(f"name must be a C identifier, such as 'rnn', got {name!r}")
+    backend = _builder(target)
+    place = Path(path)
+    _check_place(place, overwrite)
+    program = backend.build(spec, dtype, target, name)
+    content = {**program.files, files.WEIGHTS: pack(spec, weights)}
+    described = _describe(spec, dtype, backend, target, name, program, content)
+    encoded = files.encode(described)
+    content |= {files.MANIFEST: encoded, files.CHECKSUM: files.checksum_line(encoded)}
+    _write(place, content)
+    return place
+
+
+def _stack(module: nn.Module) -> tuple[RNNSpec, tuple[torch.Tensor, ...]]:
+    if not isinstance(module, nn.RNNBase):
+        raise TypeError(
+            f"module must be a torch.nn.RNN, got {type(module).__name__}: give the RNN inside it"
+        )
+    spec, weights = replace(capture(module), dropout=0.0), weights_of(module)
+    check_weights(spec, module._flat_weights_names, weights)
+    return spec, weights
+
+
+def _builder(target: str) -> Backend:
+    """The backend that builds for a target."""
+    known = targets()
+    if target not in known:
+        raise ValueError(f"target must be one of {', '.join(sorted(known))}, got {target!r}")
+    return backends()[known[target]]
+
+
+def _describe(
+    spec: RNNSpec,
+    dtype: torch.dtype,
+    backend: Backend,
+    target: str,
+    name: str,
+    program: Program,
+    content: Mapping[str, bytes],
+) -> Manifest:
+    places = layout(spec, dtype.itemsize).places
+    return Manifest(
+        format=files.FORMAT,
+        name=name,
+        backend=backend.name,
+        target=target,
+        machine=dict(program.machine),
+        spec=Spec(**asdict(spec)),
+        dtype=_DTYPES[dtype],  # type: ignore[arg-type]  # one of the two that are checked for
+        shapes=shapes(spec),
+        weights=tuple(Weight(*place) for place in places),
+        versions={"rnnjit": version("rnnjit"), "torch": str(torch.__version__), **program.versions},
+        files={key: File(len(value), files.digest(value)) for key, value in content.items()},
+    )
+
+
+def _check_place(place: Path, overwrite: bool) -> None:
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise FileExistsError(f"path must be a directory or not there yet, {place} is a file")
+    if not any(place.iterdir()):
+        return
+    if not (place / files.MANIFEST).exists():
+        raise FileExistsError(f"path must be empty or hold an artifact, {place} holds other files")
+    if not overwrite:
+        raise FileExistsError(f"{place} holds an artifact: give overwrite=True to replace it")
+
+
+def _write(place: Path, content: Mapping[str, bytes]) -> None:
+    """Write all files beside the directory first, so that it never holds a part of them."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as made:
+        fresh = Path(made) / "fresh"
+        fresh.mkdir()
+        for name, data in content.items():
+            (fresh / name).write_bytes(data)
+        if place.exists():
+            shutil.rmtree(place)
+        fresh.replace(place)

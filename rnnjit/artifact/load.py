@@ -1,0 +1,94 @@
+"""`rnnjit.load_artifact`: calls an artifact that was made for this machine, from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnjit.artifact import manifest as files
+from rnnjit.artifact.manifest import ArtifactError, Manifest
+from rnnjit.artifact.weights import layout
+from rnnjit.backend import Program, Runner
+from rnnjit.inputs import prepare, restore
+from rnnjit.registry import backends
+
+
+class Artifact:
+    """A stack that was compiled ahead of time; made by `load_artifact`.
+
+    It takes and gives what the exported nn.RNN does in evaluation mode, on the CPU, and may be
+    called by several threads at once. It has no backward pass.
+
+    Attributes:
+        manifest: what it is.
+    """
+
+    def __init__(self, manifest: Manifest, weights: bytes, run: Runner) -> None:
+        self.manifest = manifest
+        self._spec = manifest.rnn_spec
+        self._block = torch.frombuffer(bytearray(weights), dtype=torch.uint8)
+        # Of the dtype and device that arguments must have; its values are not looked at.
+        self._like = torch.empty(0, dtype=getattr(torch, manifest.dtype))
+        self._run = run
+
+    def __call__(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
+        hx: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the stack; arguments, results and exceptions are those of `nn.RNN.forward`.
+
+        Args:
+            input: `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]` unbatched, or packed.
+            hx: initial state `[L*D, B, H]`, or `[L*D, H]` if unbatched; zeros if None.
+
+        Raises:
+            RuntimeError: an argument requires a gradient, which artifacts do not give.
+        """
+        prepared = prepare(self._spec, self._like, input, hx)
+        x, h0 = prepared.x, prepared.h0
+        if torch.is_grad_enabled() and (x.requires_grad or (h0 is not None and h0.requires_grad)):
+            raise RuntimeError(
+                "an artifact has no backward pass, but input or hx requires a gradient: "
+                "call it in torch.no_grad()"
+            )
+        h0 = None if h0 is None else h0.detach().contiguous()
+        y, h_n = self._run(prepared.rows, x.detach(), h0, self._block)
+        return restore(self._spec, prepared, y, h_n)
+
+    def __repr__(self) -> str:
+        return f"<Artifact {self._spec}, {self.manifest.dtype}, for {self.manifest.target}>"
+
+
+def load_artifact(path: str | Path) -> Artifact:
+    """Load an artifact that `export_artifact` made for this machine.
+
+    All its files are checked against the checksums of its manifest before any code is loaded.
+    Neither numba nor PyTorch's own layer is used, and nothing is compiled.
+
+    Args:
+        path: the directory.
+
+    Raises:
+        ArtifactError: it is no artifact, is damaged, is for another machine, or needs a backend
+            that is not installed.
+    """
+    place = Path(path)
+    manifest = files.read(place)
+    spec, dtype = manifest.rnn_spec, getattr(torch, manifest.dtype)
+    content = {name: files.read_file(place, manifest, name) for name in manifest.files}
+    expected = layout(spec, dtype.itemsize)
+    found = tuple((w.name, w.shape, w.offset) for w in manifest.weights)
+    if len(content.get(files.WEIGHTS, b"")) != expected.size or found != expected.places:
+        raise ArtifactError(f"{place / files.WEIGHTS} does not hold the weights of {spec}")
+    backend = backends().get(manifest.backend)
+    if backend is None:
+        raise ArtifactError(
+            f"{place} was built by backend {manifest.backend!r}, which is not installed"
+        )
+    weights = content.pop(files.WEIGHTS)
+    program = Program(content, manifest.machine, manifest.versions)
+    return Artifact(manifest, weights, backend.load(program, spec, dtype, manifest.name))

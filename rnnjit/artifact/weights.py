@@ -1,0 +1,71 @@
+"""How the weights of a stack lie in an artifact: one block of bytes, for every target the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnnjit.spec import RNNSpec
+
+#: Each weight begins at a multiple of this many bytes: a cache line, and no vector is wider.
+ALIGNMENT = 64
+
+
+class Place(NamedTuple):
+    """Where a weight is.
+
+    Attributes:
+        name: nn.RNN's own, such as "weight_ih_l0_reverse".
+        shape: of the matrix or vector, row-major.
+        offset: bytes before its first element.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Layout(NamedTuple):
+    """Where all weights are.
+
+    Attributes:
+        places: one for each weight, in nn.RNN's flat order.
+        size: bytes of the block.
+    """
+
+    places: tuple[Place, ...]
+    size: int
+
+
+def layout(spec: RNNSpec, itemsize: int) -> Layout:
+    """The layout of a stack whose elements take `itemsize` bytes each."""
+    places, end = [], 0
+    for name, shape in zip(_names(spec), spec.weight_shapes, strict=True):
+        places.append(Place(name, tuple(shape), end))
+        end += -(-prod(shape) * itemsize // ALIGNMENT) * ALIGNMENT
+    return Layout(tuple(places), end)
+
+
+def pack(spec: RNNSpec, weights: Sequence[Tensor]) -> bytes:
+    """The block that holds `weights` (nn.RNN's flat order, one dtype), little-endian."""
+    itemsize = weights[0].itemsize
+    where = layout(spec, itemsize)
+    block = torch.zeros(where.size, dtype=torch.uint8)
+    for place, weight in zip(where.places, weights, strict=True):
+        content = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        block[place.offset : place.offset + len(content)] = content
+    return block.numpy().tobytes()
+
+
+def _names(spec: RNNSpec) -> list[str]:
+    kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if spec.bias else [])]
+    return [
+        f"{kind}_l{index}{suffix}"
+        for index in range(spec.num_layers)
+        for suffix in ("", "_reverse")[: spec.num_directions]
+        for kind in kinds
+    ]

@@ -1,0 +1,64 @@
+"""`rnnjit export`: the RNNs of a saved model, compiled ahead of time."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from rnnjit.artifact import export_artifact, targets
+from rnnjit.cli import models
+from rnnjit.cli.parser import Commands, Parser, UsageError, first_line
+
+
+def add(commands: Commands[Parser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "export",
+        help="compile the RNNs of a saved model for a machine without Python",
+        description="Write an nn.RNN and its weights, compiled ahead of time, into a directory: an "
+        "object file (or source for a GPU), a C header, the weights and a manifest. A model with "
+        "several RNNs gets a directory for each, inside DIR.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="what torch.save wrote")
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="where to write")
+    parser.add_argument("--target", default="native", metavar="NAME", help=_target_help())
+    parser.add_argument("--name", default="rnn", help="with which C symbols and files begin")
+    parser.add_argument("--overwrite", action="store_true", help="replace an artifact in DIR")
+    parser.add_argument(
+        "--nonlinearity", choices=("tanh", "relu"), help="of a state_dict, which does not say it"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the classes that the file names, even if they are not PyTorch's",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Export every RNN of the model, and say where it is."""
+    content = models.load(arguments.model, trust=arguments.trust, say=_say)
+    rnns = models.find_rnns(arguments.model, content, nonlinearity=arguments.nonlinearity, say=_say)
+    for path, rnn in rnns.items():
+        place = Path(arguments.output) / path if len(rnns) > 1 else Path(arguments.output)
+        try:
+            export_artifact(
+                rnn,
+                place,
+                target=arguments.target,
+                name=arguments.name,
+                overwrite=arguments.overwrite,
+            )
+        except (ValueError, OSError) as error:
+            raise UsageError(first_line(error)) from None
+        print(f"{path or type(rnn).__name__}: {place}")  # noqa: T201 - what the command gives
+    return 0
+
+
+def _target_help() -> str:
+    return f"one of {', '.join(targets())}; default: native"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"rnnjit export: {line}\n")
