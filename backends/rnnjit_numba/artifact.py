@@ -88,9 +88,20 @@ class _Forward:
 
 
 def _linked(code: bytes) -> Any:
-    """An engine that holds the code of an object file."""
-    machine = target_machine(host_isa(), jit=False)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+    """An engine that holds the code of an object file.
+
+    Raises:
+        ArtifactError: it is no object file, or one for another kind of machine, on either of which
+            LLVM's loader would crash.
+    """
+    module, machine = llvm.parse_assembly(""), target_machine(host_isa(), jit=False)
+    # Format, kind and processor stand in the first bytes: of ELF in 20, of Mach-O in 8.
+    own = machine.emit_object(module)[:20]
+    kind = len(own) if own.startswith(b"\x7fELF") else 8
+    reference = llvm.object_file.ObjectFileRef.from_data(code)
+    if not reference or code[:kind] != own[:kind]:
+        raise ArtifactError("the .o file is not an object file for this machine: export it anew")
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.add_object_file(reference)
     engine.finalize_object()
     return engine
