@@ -51,7 +51,8 @@ def run(arguments: Namespace) -> int:
                 overwrite=arguments.overwrite,
             )
         except (ValueError, OSError) as error:
-            raise UsageError(first_line(error)) from None
+            said = first_line(error).replace("overwrite=True", "--overwrite")
+            raise UsageError(said) from None
         print(f"{path or type(rnn).__name__}: {place}")  # noqa: T201 - what the command gives
     return 0
 
