@@ -15,6 +15,7 @@ from rnnjit.module import CompiledRNN
 from rnnjit.registry import backends
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 from rnnjit.swap import compile  # noqa: A004 - the name users know from torch.compile
+from rnnjit.tune import TunedCall, Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,8 @@ __all__ = [
     "RNNJitWarning",
     "RNNSpec",
     "Rows",
+    "TunedCall",
+    "Tuning",
     "UnsupportedError",
     "__version__",
     "backends",
@@ -40,4 +43,5 @@ __all__ = [
     "export_artifact",
     "load_artifact",
     "targets",
+    "tune",
 ]

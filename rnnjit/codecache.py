@@ -25,20 +25,20 @@ def directory() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("rnnjit"))
 
 
-def fetch(key: str) -> bytes | None:
-    """The object code kept under a key, or None."""
+def fetch(key: str, kind: str = "o") -> bytes | None:
+    """The object code, or data of another kind, that is kept under a key; or None."""
     try:
         if _unsafe(directory()):
             return None
-        content = (directory() / f"{key}.o").read_bytes()
+        content = (directory() / f"{key}.{kind}").read_bytes()
     except OSError:
         return None
     checksum, code = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
     return code if hashlib.sha256(code).digest() == checksum else None
 
 
-def keep(key: str, code: bytes) -> None:
-    """Keep object code under a key; a warning, and no more, where that cannot be."""
+def keep(key: str, code: bytes, kind: str = "o") -> None:
+    """Keep object code, or other data, under a key; a warning, no more, where that cannot be."""
     place = directory()
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def keep(key: str, code: bytes) -> None:
         handle, name = tempfile.mkstemp(dir=place, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(hashlib.sha256(code).digest() + code)
-        Path(name).replace(place / f"{key}.o")
+        Path(name).replace(place / f"{key}.{kind}")
     except OSError as error:
         warnings.warn(
             f"compiled kernels cannot be cached in {place} ({error}): set "

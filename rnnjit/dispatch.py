@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from rnnjit import tuned
 from rnnjit.backend import Backend
 from rnnjit.errors import UnsupportedError
 from rnnjit.registry import backends
@@ -31,9 +32,20 @@ def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
     return Verdict(backend, tuple(reasons))
 
 
+def candidates(spec: RNNSpec, problem: Problem) -> list[Backend]:
+    """Every installed backend, in the order of `auto` for a call.
+
+    Those that `rnnjit.tune` measured for such calls come first, the fastest before the others; the
+    rest follow by priority.
+    """
+    measured, known = tuned.fetch(spec, problem), backends()
+    first = [known[name] for name in sorted(measured, key=measured.__getitem__) if name in known]
+    return [*first, *(backend for backend in known.values() if backend not in first)]
+
+
 def verdicts(spec: RNNSpec, problem: Problem) -> list[Verdict]:
     """Ask every installed backend, in the order of `auto`."""
-    return [verdict(backend, spec, problem) for backend in backends().values()]
+    return [verdict(backend, spec, problem) for backend in candidates(spec, problem)]
 
 
 def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:
@@ -52,7 +64,7 @@ def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:
         if reasons:
             raise UnsupportedError(wanted.name, reasons)
         return wanted
-    for backend in backends().values():
+    for backend in candidates(spec, problem):
         if backend.automatic and not verdict(backend, spec, problem).reasons:
             return backend
     raise UnsupportedError("auto", ["every installed backend declined"])

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
-from rnnjit.backend import Backend
+from rnnjit import tuned
 from rnnjit.capture import capture, weights_of
 from rnnjit.dispatch import Verdict, special_context, verdict, verdicts
 from rnnjit.inputs import prepare
 from rnnjit.module import CompiledRNN, problem_of
-from rnnjit.registry import backends, resolve
+from rnnjit.observe import Seen, left_eager, observe
+from rnnjit.registry import backends
 from rnnjit.spec import Problem
-from rnnjit.swap import copy_sharing_parameters, overrides_forward, reachable_modules
+from rnnjit.swap import reachable_modules
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class CallReport:
             backend, or None if none does.
         note: why it is so, where the verdicts do not say it.
         verdicts: each backend's answer, in the order in which they are asked.
+        seconds: what `rnnjit.tune` measured for such calls, by backend; empty if it did not.
     """
 
     name: str
@@ -38,6 +40,7 @@ class CallReport:
     chosen: str | None
     note: str
     verdicts: tuple[Verdict, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         head = f"{self.name or 'module'}: {self.kind}"
@@ -53,6 +56,8 @@ class CallReport:
                 answer = "declines: " + "; ".join(reasons)
             else:
                 answer = "could run it" + ("" if backend.automatic else ", asked for by name")
+            if backend.name in self.seconds:
+                answer += f" (measured: {self.seconds[backend.name] * 1e3:.3g} ms)"
             lines.append(f"  {backend.name}: {answer}")
         return "\n".join(lines)
 
@@ -110,42 +115,18 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
 
 
 def _record_calls(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, CallReport]:
-    """The report of the first call to each RNN in `module(*inputs)`, made where it is called.
-
-    The model may turn gradients off or autocast on around an RNN, which decides who runs it.
-    """
-    replica = copy_sharing_parameters(module)
+    """The report of the first call to each RNN in `module(*inputs)`, made where it is called."""
     reports: dict[str, CallReport] = {}
-    for name, child in reachable_modules(replica):
-        if not isinstance(child, (nn.RNN, CompiledRNN)) or _left_eager(child):
-            continue
-        wanted = resolve(child.backend) if isinstance(child, CompiledRNN) else None
 
-        def record(
-            rnn: nn.RNNBase, args: Any, kwargs: Any, name: str = name, wanted: Any = wanted
-        ) -> None:
-            if name not in reports:
-                reports[name] = _report_call(name, rnn, wanted, *args, **kwargs)
+    def record(seen: Seen) -> None:
+        reports[seen.name] = _report_call(seen)
 
-        child.register_forward_pre_hook(record, with_kwargs=True)
-        if isinstance(child, CompiledRNN):
-            child.backend = "eager"
-    with torch.random.fork_rng():
-        replica(*inputs)
+    observe(module, inputs, record)
     return reports
 
 
-def _left_eager(module: nn.Module) -> str:
-    """Why `rnnjit.compile` leaves a recurrent module as it is, or "" if it does not."""
-    if isinstance(module, CompiledRNN):
-        return ""
-    if not isinstance(module, nn.RNN):
-        return "left eager: only nn.RNN is compiled for now"
-    return "left eager: it overrides forward" if overrides_forward(module) else ""
-
-
 def _report_uncalled(name: str, module: nn.Module) -> CallReport:
-    left = _left_eager(module)
+    left = left_eager(module)
     if left:
         return CallReport(name, _kind(module), None, None, left, ())
     missing = tuple(Verdict(b, tuple(b.missing())) for b in backends().values())
@@ -153,16 +134,11 @@ def _report_uncalled(name: str, module: nn.Module) -> CallReport:
     return CallReport(name, _kind(module), None, None, note, missing)
 
 
-def _report_call(
-    name: str,
-    module: nn.RNNBase,
-    wanted: Backend | None,
-    input: Any,  # noqa: A002 - nn.RNN's own name
-    hx: Any = None,
-) -> CallReport:
+def _report_call(seen: Seen) -> CallReport:
+    name, module, wanted, x, hx = seen
     kind = _kind(module)
     spec, weights = capture(module), weights_of(module)
-    prepared = prepare(spec, weights[0], input, hx)
+    prepared = prepare(spec, weights[0], x, hx)
     h0 = prepared.x.new_zeros(()) if prepared.h0 is None else prepared.h0
     problem = problem_of(prepared, h0, weights)
     asked = (verdict(wanted, spec, problem),) if wanted else tuple(verdicts(spec, problem))
@@ -176,7 +152,7 @@ def _report_call(
     if wanted is not None:
         asked_for = f"backend {wanted.name!r} was asked for by name"
         note = asked_for if chosen else f"{asked_for} and declines: the call raises"
-    return CallReport(name, kind, problem, chosen, note, asked)
+    return CallReport(name, kind, problem, chosen, note, asked, tuned.fetch(spec, problem))
 
 
 def _kind(module: nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def environment() -> Environment:
             for backend in backends().values()
         ),
     )
+
+
+@cache
+def host() -> str:
+    """What decides how fast kernels are here: processor, processors, and the versions at work."""
+    name, flags = _processor()
+    features = " ".join(feature for feature in _FEATURES if feature in flags)
+    versions = " ".join(f"{package} {_version(package)}" for package in PACKAGES)
+    return f"{name}, {platform.machine()}, {features}, {_usable_cpus()} processors, {versions}"
 
 
 def _version(package: str) -> str | None:

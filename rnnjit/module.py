@@ -20,6 +20,7 @@ from rnnjit.reference import ReferenceBackend
 from rnnjit.registry import key_of, resolve
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.stack import run_stack
+from rnnjit.tuned import GENERATION
 
 _CHOICES_KEPT = 512
 #: Routes kept for one shape of input: with gradients or without, and the like.
@@ -59,9 +60,14 @@ class CompiledRNN(nn.RNNBase):
         resolve(backend)
         self._backend = backend
         self._key = key_of(backend)
+        self._forget_choices()
+
+    def _forget_choices(self) -> None:
+        """Choose backends anew from the next call on."""
         self._choices: dict[Problem, Backend] = {}
         self._choices_spec: RNNSpec | None = None
         self._routes: dict[torch.Size, tuple[Route, ...]] = {}
+        self._generation = GENERATION.now
 
     def forward(
         self,
@@ -83,6 +89,8 @@ class CompiledRNN(nn.RNNBase):
         """
         if torch.compiler.is_compiling():
             return self._traced(input, hx)
+        if self._generation != GENERATION.now:
+            self._forget_choices()
         if type(input) is Tensor:
             for route in self._routes.get(input.shape, ()):
                 if (result := route(self, input, hx)) is not None:

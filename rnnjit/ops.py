@@ -26,6 +26,7 @@ from rnnjit.dispatch import choose
 from rnnjit.reference import layer_backward
 from rnnjit.registry import by_key
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
+from rnnjit.tuned import GENERATION
 
 # Backends whose forward pass keeps more than y. A graph does not carry it: they run forward anew.
 _SAVING: set[str] = set()
@@ -211,11 +212,11 @@ def _meet(
     packed = batch_sizes is not None
     where, index = x.device.type, x.get_device()
     problem = Problem(x.dtype, where, steps, batch, rows.N, packed, needs_grad, index)
-    return layer, rows, _choose(layer, problem, key)
+    return layer, rows, _choose(layer, problem, key, GENERATION.now)
 
 
 @lru_cache(maxsize=512)
-def _choose(layer: LayerSpec, problem: Problem, key: str) -> Backend:
+def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int) -> Backend:
     spec = RNNSpec(
         layer.input_size,
         layer.hidden_size,

@@ -1,0 +1,80 @@
+"""Watching the calls that a model makes to its RNNs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnjit.backend import Backend
+from rnnjit.module import CompiledRNN
+from rnnjit.reference import BACKEND as EAGER
+from rnnjit.registry import resolve
+from rnnjit.swap import copy_sharing_parameters, overrides_forward, reachable_modules
+
+
+class Seen(NamedTuple):
+    """A call to an RNN inside a model, as it is made.
+
+    Attributes:
+        name: path of the RNN in the model, "" for the model itself.
+        module: the RNN, or a copy of it over the same Parameters.
+        wanted: the backend that it names, or None for "auto" and for an nn.RNN.
+        input: as in `nn.RNN.forward`.
+        hx: as in `nn.RNN.forward`.
+    """
+
+    name: str
+    module: nn.RNNBase
+    wanted: Backend | None
+    input: Tensor | PackedSequence
+    hx: Tensor | None
+
+
+def observe(module: nn.Module, inputs: tuple[Any, ...], see: Callable[[Seen], None]) -> None:
+    """Run `module(*inputs)` once and hand the first call to each RNN in it to `see`.
+
+    It is handed over where it is made: the model may turn gradients off or autocast on around an
+    RNN. A copy of the module runs, on torch's own layers, so that neither it nor torch's random
+    generators change.
+    """
+    replica = copy_sharing_parameters(module)
+    for name, child in reachable_modules(replica):
+        if not isinstance(child, (nn.RNN, CompiledRNN)) or left_eager(child):
+            continue
+        wanted = resolve(child.backend) if isinstance(child, CompiledRNN) else None
+        child.register_forward_pre_hook(_once(name, wanted, see), with_kwargs=True)
+        if isinstance(child, CompiledRNN):
+            child.backend = EAGER
+    with torch.random.fork_rng():
+        replica(*inputs)
+
+
+def left_eager(module: nn.Module) -> str:
+    """Why `rnnjit.compile` leaves a recurrent module as it is, or "" if it does not."""
+    if isinstance(module, CompiledRNN):
+        return ""
+    if not isinstance(module, nn.RNN):
+        return "left eager: only nn.RNN is compiled for now"
+    return "left eager: it overrides forward" if overrides_forward(module) else ""
+
+
+def _once(
+    name: str, wanted: Backend | None, see: Callable[[Seen], None]
+) -> Callable[[nn.RNNBase, Any, Any], None]:
+    """A hook that hands over the first call that it meets."""
+    pending = [see]
+
+    def hook(rnn: nn.RNNBase, args: Any, kwargs: Any) -> None:
+        if pending:
+            given = _arguments(*args, **kwargs)
+            pending.pop()(Seen(name, rnn, wanted, *given))
+
+    return hook
+
+
+def _arguments(input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002 - nn.RNN's own name
+    return input, hx
