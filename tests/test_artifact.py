@@ -80,6 +80,20 @@ def test_configurations(options, tmp_path):
     assert_as_exact_as_eager(rnn, artifact(x), x)
 
 
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
+def test_levels_of_x86_run_where_the_processor_has_them(target, tmp_path):
+    rnn = make_rnn(num_layers=2, bidirectional=True)
+    place = export(rnn, tmp_path, target=target)
+    assert files.read(place).machine["cpu"] == target
+    x = torch.randn(7, 9, 19)
+    try:
+        artifact = rnnjit.load_artifact(place)
+    except rnnjit.ArtifactError as error:
+        assert "cannot run here" in str(error)  # noqa: PT017 - which of the two depends on the machine
+        return
+    assert_as_exact_as_eager(rnn, artifact(x), x)
+
+
 def test_nan_and_infinity_come_out_as_eager_s(shared):
     rnn, _, artifact = shared
     x = torch.randn(5, 4, 19)
