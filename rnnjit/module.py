@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnjit import resets
 from rnnjit.backend import Backend
 from rnnjit.capture import NONLINEARITY, capture, weights_of
 from rnnjit.dispatch import choose, special_context
@@ -73,12 +74,17 @@ class CompiledRNN(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
         hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
     ) -> _Result:
         """Run the layer; arguments, results and exceptions are those of `nn.RNN.forward`.
 
         Args:
             input: `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]` unbatched, or packed.
             hx: initial state `[L*D, B, H]`, or `[L*D, H]` if unbatched; zeros if None.
+            reset: where the state is zeroed before a step, boolean, of the shape of a dense `input`
+                without its features. Each sequence then is what it would be if it were cut there
+                and its parts were run one by one, gradients included.
 
         Returns:
             The states of the last layer at every step (`[T, B, D*H]`, or in the input's form) and
@@ -87,6 +93,8 @@ class CompiledRNN(nn.RNNBase):
         Raises:
             UnsupportedError: the backend that was asked for by name declines the call.
         """
+        if reset is not None:
+            return self._with_resets(input, hx, reset)
         if torch.compiler.is_compiling():
             return self._traced(input, hx)
         if self._generation != GENERATION.now:
@@ -175,6 +183,21 @@ class CompiledRNN(nn.RNNBase):
             backend, spec, prepared.rows, prepared.x, h0, weights, self.training, needs_grad
         )
         return restore(spec, prepared, y, h_n)
+
+    def _with_resets(self, x: Any, hx: Tensor | None, reset: Any) -> _Result:
+        if torch.compiler.is_compiling():
+            from rnnjit.ops import untraced
+
+            # How long the stretches are is not known while tracing.
+            result: _Result = untraced(self._with_resets, x, hx, reset)
+            return result
+        spec = capture(self)
+        prepare(spec, weights_of(self)[0], x, hx)
+        resets.check(x, reset)
+        if not reset.any():
+            return self.forward(x, hx)
+        run = cast("resets.Run", self.forward)
+        return resets.run(spec, x, hx, reset, run)
 
     def _backend_for(self, spec: RNNSpec, problem: Problem) -> Backend:
         if self._choices_spec is not spec:
