@@ -11,6 +11,7 @@ from rnnjit.artifact import Artifact, ArtifactError, export_artifact, load_artif
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
 from rnnjit.errors import RNNJitWarning, UnsupportedError
 from rnnjit.explain import Explanation, explain
+from rnnjit.flow import GradientFlow, gradient_flow
 from rnnjit.module import CompiledRNN
 from rnnjit.registry import backends
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
@@ -25,6 +26,7 @@ __all__ = [
     "Backend",
     "CompiledRNN",
     "Explanation",
+    "GradientFlow",
     "LayerGrads",
     "LayerOutput",
     "LayerSpec",
@@ -41,6 +43,7 @@ __all__ = [
     "compile",
     "explain",
     "export_artifact",
+    "gradient_flow",
     "load_artifact",
     "targets",
     "tune",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend
-from rnnjit.spec import RNNSpec, Rows
+from rnnjit.spec import LayerSpec, RNNSpec, Rows
+
+LayerRun = Callable[
+    [Backend, LayerSpec, Rows, Tensor, Tensor, Sequence[Tensor], bool, bool], tuple[Tensor, Tensor]
+]
 
 
 def run_stack(
@@ -21,6 +25,7 @@ def run_stack(
     weights: Sequence[Tensor],
     training: bool,
     needs_grad: bool,
+    run: LayerRun = run_layer,
 ) -> tuple[Tensor, Tensor]:
     """Run every layer on the rows that the one below gave, with dropout between them.
 
@@ -36,13 +41,14 @@ def run_stack(
         weights: of all layers, in nn.RNN's flat order.
         training: whether dropout is on.
         needs_grad: whether a backward pass may follow.
+        run: runs a layer, as `run_layer` does.
 
     Returns:
         y `[N, D*H]` or `[T, B, D*H]` of the last layer and h_n `[L*D, B, H]` of all layers.
     """
     if spec.num_layers == 1:
         layer = spec.layers[0]
-        return run_layer(backend, layer, rows, x, h0.contiguous(), weights, needs_grad, True)
+        return run(backend, layer, rows, x, h0.contiguous(), weights, needs_grad, True)
     directions = spec.num_directions
     states = []
     start = 0
@@ -51,7 +57,7 @@ def run_stack(
         h0_layer = h0.narrow(0, index * directions, directions).contiguous()
         last = index == spec.num_layers - 1
         own = weights[start:stop]
-        x, h_n = run_layer(backend, layer, rows, x, h0_layer, own, needs_grad, last)
+        x, h_n = run(backend, layer, rows, x, h0_layer, own, needs_grad, last)
         states.append(h_n)
         start = stop
         if spec.dropout and training and not last:

@@ -33,11 +33,17 @@ def states_before(rows: Rows, starts: Tensor, y: Tensor, h0: Tensor, direction: 
     if rows.batch_sizes is None:
         last = rows.N - rows.B
         return torch.cat([h0, y[:last]] if direction == 0 else [y[rows.B :], h0])
-    return torch.cat([h0, y]).index_select(0, _indices_before(rows, starts, direction))
+    return torch.cat([h0, y]).index_select(0, indices_before(rows, starts, direction))
 
 
-def _indices_before(rows: Rows, starts: Tensor, direction: int) -> Tensor:
-    """For each row, where the state before it is in the B initial states followed by all rows."""
+def indices_before(rows: Rows, starts: Tensor, direction: int) -> Tensor:
+    """For each row, where the state before it is in the B initial states followed by all rows.
+
+    Args:
+        rows: how the rows are laid over time.
+        starts: `offsets(rows, ...)`.
+        direction: as for `states_before`.
+    """
     sizes = starts.diff()
     steps = torch.arange(rows.T, device=starts.device)
     step = torch.repeat_interleave(steps, sizes, output_size=rows.N)

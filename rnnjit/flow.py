@@ -1,0 +1,167 @@
+"""`rnnjit.gradient_flow`: how much gradient reaches each state, and so what vanishes or explodes.
+
+See Pascanu, Mikolov, Bengio 2013, "On the difficulty of training recurrent neural networks".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnjit.backend import Backend
+from rnnjit.capture import capture, weights_of
+from rnnjit.dispatch import choose
+from rnnjit.inputs import check_weights, initial_state, prepare, restore
+from rnnjit.module import CompiledRNN, problem_of
+from rnnjit.observe import left_eager
+from rnnjit.probe import Probe
+from rnnjit.registry import resolve
+from rnnjit.spec import LayerSpec, Rows
+from rnnjit.stack import run_stack
+from rnnjit.swap import copy_sharing_parameters, reachable_modules
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """What `gradient_flow` found.
+
+    Attributes:
+        norms: for each RNN that was called, by its path, `[L, D, T]`: the Euclidean norm of dL/dh_t
+            over the batch and the features of the state, of every layer, direction and step. Of an
+            RNN that is called several times, the first call.
+    """
+
+    norms: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        lines = []
+        for name, norms in self.norms.items():
+            for layer, directions in enumerate(norms):
+                for d, steps in enumerate(directions):
+                    where = f"{name or 'module'}, layer {layer}" + (", backward" if d else "")
+                    first, last = float(steps[0]), float(steps[-1])
+                    lines.append(f"{where}: {first:.3g} at step 0, {last:.3g} at the last")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the norms over the steps, on a logarithmic scale.
+
+        Args:
+            axes: matplotlib's, or None for new ones.
+        """
+        from matplotlib import pyplot
+
+        axes = axes or pyplot.subplots()[1]
+        for name, norms in self.norms.items():
+            for layer, directions in enumerate(norms):
+                for d, steps in enumerate(directions):
+                    label = f"{name or 'RNN'} layer {layer}" + (" backward" if d else "")
+                    axes.semilogy(steps.cpu().numpy(), label=label)
+        axes.set_xlabel("step t")
+        axes.set_ylabel("norm of dL/dh_t")
+        axes.legend()
+        return axes
+
+
+def gradient_flow(
+    module: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None
+) -> GradientFlow:
+    """The norm of the gradient that reaches every state, in one forward and one backward pass.
+
+    A copy of the module runs over the same Parameters, in the mode that it is in and on the
+    backends that it would use; nothing of it changes, gradients included.
+
+    Args:
+        module: an nn.RNN, a compiled one, or any module that calls some.
+        *inputs: what it is called with.
+        loss: from what the module returns to a scalar; None for the sum of its (first) tensor.
+
+    Raises:
+        TypeError: `module` is no module, or an RNN in it is called with `reset`.
+        ValueError: the module calls no nn.RNN, or none of them is part of the loss.
+
+    Example:
+        >>> flow = gradient_flow(torch.nn.RNN(2, 3), torch.zeros(5, 1, 2))
+        >>> flow.norms[""].shape
+        torch.Size([1, 1, 5])
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    replica, calls = copy_sharing_parameters(module), dict[str, list[list[Probe]]]()
+    for name, child in reachable_modules(replica):
+        if isinstance(child, (nn.RNN, CompiledRNN)) and not left_eager(child):
+            child.forward = partial(_forward, child, calls.setdefault(name, []))  # type: ignore[method-assign]  # of the copy
+    with torch.enable_grad(), torch.random.fork_rng():
+        value = (loss or _first_sum)(replica(*inputs))
+    probes = {name: made[0] for name, made in calls.items() if made}
+    if not probes:
+        raise ValueError("module(*inputs) calls no nn.RNN: there is no gradient to follow")
+    if not value.requires_grad:
+        raise ValueError("the loss does not depend on any nn.RNN of the module")
+    tensors = [tensor for found in probes.values() for probe in found for tensor in probe.tensors]
+    grads = torch.autograd.grad(value, tensors, allow_unused=True)
+    known = iter(
+        torch.zeros_like(tensor) if grad is None else grad
+        for tensor, grad in zip(tensors, grads, strict=True)
+    )
+    return GradientFlow(
+        {
+            name: torch.stack(
+                [probe.norms(next(known), next(known), next(known)) for probe in found]
+            )
+            for name, found in probes.items()
+        }
+    )
+
+
+class _Call(NamedTuple):
+    """What a call to an RNN of the copy needs."""
+
+    x: Any
+    hx: Any = None
+
+
+def _forward(
+    rnn: nn.RNNBase, calls: list[list[Probe]], *args: Any, reset: Any = None, **kwargs: Any
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """`nn.RNN.forward`, every layer of it with a probe."""
+    if reset is not None:
+        raise TypeError("gradient_flow does not follow calls with reset: leave it out")
+    kwargs = {"x" if key == "input" else key: value for key, value in kwargs.items()}
+    call = _Call(*args, **kwargs)
+    spec, weights = capture(rnn), weights_of(rnn)
+    prepared = prepare(spec, weights[0], *call)
+    check_weights(spec, rnn._flat_weights_names, weights)
+    h0 = initial_state(spec, prepared)
+    problem = problem_of(prepared, h0, weights)._replace(needs_grad=True)
+    wanted = resolve(rnn.backend) if isinstance(rnn, CompiledRNN) else None
+    backend = choose(spec, problem, wanted)
+
+    probes: list[Probe] = []
+    calls.append(probes)
+
+    def run(backend: Backend, layer: LayerSpec, rows: Rows, *others: Any) -> tuple[Tensor, Tensor]:
+        x, h0, own, _, last = others
+        probes.append(Probe(layer, rows, own))
+        return probes[-1].run(backend, x, h0, last)
+
+    rows, x = prepared.rows, prepared.x
+    y, h_n = run_stack(backend, spec, rows, x, h0, weights, rnn.training, True, run)
+    return restore(spec, prepared, y, h_n)
+
+
+def _first_sum(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = output[0]
+    return output.sum()
