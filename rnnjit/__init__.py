@@ -15,6 +15,7 @@ from rnnjit.flow import GradientFlow, gradient_flow
 from rnnjit.module import CompiledRNN
 from rnnjit.registry import backends
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
+from rnnjit.stream import Stream
 from rnnjit.swap import compile  # noqa: A004 - the name users know from torch.compile
 from rnnjit.tune import TunedCall, Tuning, tune
 
@@ -35,6 +36,7 @@ __all__ = [
     "RNNJitWarning",
     "RNNSpec",
     "Rows",
+    "Stream",
     "TunedCall",
     "Tuning",
     "UnsupportedError",

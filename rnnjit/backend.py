@@ -68,6 +68,10 @@ class LayerGrads(NamedTuple):
 #: `(x, h0, weights) -> (y, h_n)` for a whole stack, see `Backend.shortcut`.
 Shortcut = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]]
 
+#: `(x [B, I], h0 [L, B, H], h_n [L, B, H], y [B, H], weights)`: writes h_n and y, see
+#: `Backend.stepper`.
+Stepper = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]], None]
+
 
 class Program(NamedTuple):
     """A stack compiled ahead of time, see `Backend.build`.
@@ -197,6 +201,19 @@ class Backend(ABC):
         Returns:
             A function of x (T*B*I elements), h0 `[L*D, B, H]` and the weights of all layers in
             nn.RNN's flat order, which returns y and h_n `[L*D, B, H]`, both newly allocated.
+        """
+        return None
+
+    def stepper(self, spec: RNNSpec, dtype: torch.dtype, batch: int) -> Stepper | None:
+        """A function that runs one step of a stack into memory that the caller gives (optional).
+
+        It serves one stream of calls, one at a time, and should allocate nothing; it may keep what
+        it needs from step to step, but not the weights. All tensors that it gets are contiguous.
+
+        Args:
+            spec: the stack, of one direction.
+            dtype: of all tensors, which are on the backend's device; the backend has accepted it.
+            batch: B, at least 1.
         """
         return None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.backend import Program, Runner, Shortcut
+from rnnjit.backend import Program, Runner, Shortcut, Stepper
 
 _BITS = {torch.float32: 32, torch.float64: 64}
 
@@ -85,6 +85,12 @@ class NumbaBackend(Backend):
 
         rows = Rows(problem.T, problem.B, problem.N)
         return run.shortcut(_BITS[problem.dtype], spec.layers, rows, y_shape)
+
+    def stepper(self, spec: RNNSpec, dtype: torch.dtype, batch: int) -> Stepper | None:
+        """One call of the forward kernel per layer, over argument blocks that are kept."""
+        from rnnjit_numba import streaming
+
+        return streaming.stepper(dtype, spec.layers, batch)
 
     def targets(self) -> Sequence[str]:
         """Processors that LLVM generates code for; none where it cannot be imported."""

@@ -21,7 +21,7 @@ from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
 _LINE = 64
 #: Barrier counters behind the arguments: one line for the team, one for each direction, and what
 #: it takes to align them.
-_SYNC_WORDS = 4 * _LINE // 8
+SYNC_WORDS = 4 * _LINE // 8
 #: Bytes of scratch memory from which on it is allocated rather than part of the argument block.
 _LARGE = 4096
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
@@ -55,12 +55,12 @@ def forward(
     """`Backend.forward` for elements of `bits` bits."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
-    recipe = _forward_recipe(bits, layer, T, B, N, threads)
+    recipe = forward_recipe(bits, layer, T, B, N, threads)
     y = x.new_empty((N, layer.num_directions * layer.hidden_size))
     h_n = torch.empty_like(h0)
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     block = recipe.block[:]
-    _pointers(layer).pack_into(
+    pointers(layer).pack_into(
         *(block, 8 * _F.x, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
         *[weight.data_ptr() for weight in held],
     )
@@ -84,12 +84,12 @@ def shortcut(
     stack = []
     state = layers[0].num_directions * B * layers[0].hidden_size * bits // 8
     for i, layer in enumerate(layers):
-        recipe = _forward_recipe(bits, layer, T, B, N, threads)
+        recipe = forward_recipe(bits, layer, T, B, N, threads)
         count = layer.num_directions * layer.weights_per_direction
         stack.append((recipe, i * state, i * count, (i + 1) * count))
     # empty_like is the quickest way to allocate, where y has the state's shape.
     like_state = y_shape == (1, B, layers[0].hidden_size) and len(layers) == 1
-    write, empty_like = _pointers(layers[0]).pack_into, torch.empty_like
+    write, empty_like = pointers(layers[0]).pack_into, torch.empty_like
     at, scratch_field, sync = 8 * _F.x, _F.scratch, _F.sync
 
     def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def shortcut(
 
 
 @cache
-def _pointers(layer: LayerSpec) -> Struct:
+def pointers(layer: LayerSpec) -> Struct:
     """How the addresses of x, h0, y, h_n and the weights lie in the forward argument block."""
     weights = "2q16x" if not layer.bias else "4q"
     return Struct("=4q" + weights * layer.num_directions)
@@ -195,7 +195,8 @@ def _shared_out(
 
 
 @lru_cache(maxsize=1024)
-def _forward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
+def forward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
+    """How a layer's forward kernel is called for elements of `bits` bits, on at most `threads`."""
     kernels = library(bits)
     size = bits // 8
     lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
@@ -270,8 +271,8 @@ def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, i
 
 def _block(fields: tuple[str, ...], fixed: dict[str, int], scratch: int) -> tuple[array[int], int]:
     """An argument block with room for barrier counters and a small scratch, and where that is."""
-    inside = 8 * (len(fields) + _SYNC_WORDS) if scratch < _LARGE else 0
-    room = _SYNC_WORDS + (scratch // 8 if inside else 0)
+    inside = 8 * (len(fields) + SYNC_WORDS) if scratch < _LARGE else 0
+    room = SYNC_WORDS + (scratch // 8 if inside else 0)
     return array("q", [*(fixed.get(field, 0) for field in fields), *[0] * room]), inside
 
 

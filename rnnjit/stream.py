@@ -1,0 +1,192 @@
+"""`rnnjit.Stream`: a stacked RNN step by step, for input that arrives frame by frame."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._dynamo.guards import TensorGuards
+
+from rnnjit.backend import Backend
+from rnnjit.capture import capture, weights_of
+from rnnjit.dispatch import choose, special_context
+from rnnjit.inputs import check_weights
+from rnnjit.module import CompiledRNN
+from rnnjit.registry import resolve
+from rnnjit.spec import Problem, Rows
+from rnnjit.stack import run_stack
+from rnnjit.team import FORK
+from rnnjit.tuned import GENERATION
+
+
+class Stream:
+    """The state of a batch of sequences, moved on by one step at a time, in evaluation mode.
+
+    Where the backend can (numba), a step allocates nothing but its output, and y is bit for bit
+    what the whole sequence in one call gives; with other backends it is equal within their
+    rounding. Weights are read at every step: a module may go on training while its streams run. A
+    stream is for one thread at a time, and records no gradients.
+
+    Args:
+        module: an nn.RNN or a compiled one, of one direction.
+        batch_size: B, sequences side by side.
+        backend: as in `rnnjit.compile`; None for that of a compiled module, or "auto".
+
+    Raises:
+        TypeError: `module` is no nn.RNN.
+        ValueError: it is bidirectional, or `batch_size` is less than 1.
+        UnsupportedError: the backend that was named declines.
+
+    Example:
+        >>> stream = Stream(torch.nn.RNN(8, 16, num_layers=2))
+        >>> stream.step(torch.zeros(1, 8)).shape
+        torch.Size([1, 16])
+    """
+
+    def __init__(
+        self, module: nn.Module, batch_size: int = 1, backend: str | Backend | None = None
+    ) -> None:
+        if not isinstance(module, nn.RNNBase):
+            raise TypeError(f"module must be a torch.nn.RNN, got {type(module).__name__}")
+        spec = capture(module)
+        if spec.bidirectional:
+            raise ValueError(
+                "module must be of one direction: the other needs the end of a sequence first"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if backend is None:
+            backend = module.backend if isinstance(module, CompiledRNN) else "auto"
+        self._module, self._spec, self._wanted = module, spec, resolve(backend)
+        self._batch = batch_size
+        self._weights_of = itemgetter(*module._flat_weights_names)
+        weights = weights_of(module)
+        states = (spec.num_layers, batch_size, spec.hidden_size)
+        self._states = weights[0].new_zeros(states).detach(), weights[0].new_empty(states).detach()
+        self._y_shape = (batch_size, spec.hidden_size)
+        self._prepare(weights[0].new_empty(batch_size, spec.input_size), weights)
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the steps."""
+        return self._backend.name
+
+    @property
+    def state(self) -> Tensor:
+        """A copy of the state, `[L, B, H]`; assigning a tensor of that shape sets it.
+
+        Raises:
+            ValueError: (assigning) another shape.
+        """
+        return self._states[0].clone()
+
+    @state.setter
+    def state(self, value: Tensor) -> None:
+        if value.shape != self._states[0].shape:
+            raise ValueError(
+                f"state must have shape {list(self._states[0].shape)}, got {list(value.shape)}"
+            )
+        with torch.no_grad():
+            self._states[0].copy_(value)
+
+    def reset(self, which: Tensor | None = None) -> None:
+        """Zero the state of all sequences, or of those that `which` (boolean, `[B]`) selects.
+
+        Raises:
+            ValueError: `which` is of another shape or dtype.
+        """
+        if which is None:
+            self._states[0].zero_()
+            return
+        if which.shape != (self._batch,) or which.dtype is not torch.bool:
+            raise ValueError(
+                f"which must be boolean, of shape [{self._batch}], got {which.dtype} "
+                f"{list(which.shape)}"
+            )
+        self._states[0][:, which] = 0
+
+    def step(self, x: Tensor) -> Tensor:
+        """Move the state on by one frame.
+
+        Args:
+            x: `[B, I]`, of the weights' dtype and device.
+
+        Returns:
+            The last layer's new state `[B, H]`, newly allocated.
+
+        Raises:
+            AttributeError: x is no tensor.
+            TypeError: x or a weight is a tensor subclass, or autocast or a transform is in force.
+            ValueError: x is of another shape or dtype.
+            RuntimeError: x is on another device, or a weight does not fit the module.
+        """
+        module = self._module
+        try:
+            weights = self._weights_of(module._parameters)
+        except KeyError:
+            weights = weights_of(module)
+        if (
+            not self._alike.check(x, *weights)
+            or module.__dict__["mode"] is not self._mode
+            or self._surroundings != (GENERATION.now, torch.get_num_threads(), FORK.forked)
+        ):
+            x, weights = self._prepare(x, weights)
+        if self._stepper is None:
+            return self._step_by_call(x, weights)
+        before, after = self._states
+        y = torch.empty(self._y_shape, dtype=x.dtype)
+        self._stepper(x, before, after, y, weights)
+        self._states = after, before
+        return y
+
+    def _step_by_call(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        rows = Rows(1, self._batch, self._batch)
+        with torch.no_grad():
+            y, h_n = run_stack(
+                *(self._backend, self._spec, rows, x, self._states[0], weights),
+                training=False,
+                needs_grad=False,
+            )
+        self._states = h_n, self._states[1]
+        return y
+
+    def _prepare(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Check a step that is unlike the one before, choose a backend for it and those like it."""
+        spec = capture(self._module)
+        if spec is not self._spec:
+            raise RuntimeError(
+                "the module's configuration was changed under a stream: make a new one"
+            )
+        check_weights(spec, self._module._flat_weights_names, weights)
+        _check_frame(x, (self._batch, spec.input_size), weights[0])
+        special = special_context(x, *weights)
+        if special is not None:
+            raise TypeError(f"a stream steps over plain tensors, outside of transforms: {special}")
+        x, weights = x.contiguous(), tuple([weight.contiguous() for weight in weights])
+        kind, where = x.device.type, x.get_device()
+        problem = Problem(x.dtype, kind, 1, self._batch, self._batch, False, False, where)
+        self._backend = choose(spec, problem, self._wanted)
+        self._stepper = self._backend.stepper(spec, x.dtype, self._batch)
+        before, after = self._states
+        if (before.dtype, before.device) != (x.dtype, x.device):
+            self._states = before.to(x), after.to(x)
+        tensors = (x, *weights)
+        sizes: list[Any] = [list(tensor.shape) for tensor in tensors]
+        strides: list[Any] = [list(tensor.stride()) for tensor in tensors]
+        self._alike = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        self._mode = self._module.mode
+        self._surroundings = GENERATION.now, torch.get_num_threads(), FORK.forked
+        return x, weights
+
+
+def _check_frame(x: Any, shape: tuple[int, int], weight: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise AttributeError(f"x must be a Tensor, got {type(x).__name__}")
+    if x.shape != shape:
+        raise ValueError(f"x must have shape {list(shape)}, got {list(x.shape)}")
+    if x.dtype is not weight.dtype:
+        raise ValueError(f"x is {x.dtype} but the weights are {weight.dtype}")
+    if x.device != weight.device:
+        raise RuntimeError(f"x is on {x.device} but the weights are on {weight.device}")

@@ -1,0 +1,176 @@
+"""Streams: a stacked RNN frame by frame, against the whole sequence at once and against eager."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import rnnjit
+from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
+
+T, I, H = 30, 6, 20
+STACKS = [
+    {},
+    {"num_layers": 3},
+    {"num_layers": 2, "nonlinearity": "relu", "bias": False},
+    {"num_layers": 2, "dropout": 0.5, "batch_first": True},
+]
+
+
+def streamed(stream, x):
+    return torch.stack([stream.step(frame) for frame in x])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("B", [1, 5, 40])
+@pytest.mark.parametrize("options", STACKS, ids=str)
+def test_frame_by_frame_is_bit_for_bit_the_whole_sequence(options, B, dtype):
+    module = rnnjit.compile(nn.RNN(I, H, dtype=dtype, **options), backend="numba").eval()
+    x = torch.randn(T, B, I, dtype=dtype)
+    with torch.no_grad():
+        y, h_n = module(x.transpose(0, 1) if module.batch_first else x)
+    stream = rnnjit.Stream(module, B)
+    found = streamed(stream, x)
+    assert stream.backend == "numba"
+    assert torch.equal(found, y.transpose(0, 1) if module.batch_first else y)
+    assert torch.equal(stream.state, h_n)
+
+
+def test_many_features_shared_by_threads():
+    module = rnnjit.compile(nn.RNN(300, 700, 2), backend="numba").eval()
+    x = torch.randn(5, 1, 300)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                assert torch.equal(streamed(rnnjit.Stream(module), x), module(x)[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", [n for n, b in rnnjit.backends().items() if not b.missing()])
+def test_every_backend_streams_as_exactly_as_eager(name):
+    torch.manual_seed(0)
+    rnn = nn.RNN(I, H, 2)
+    x = torch.randn(T, 3, I)
+    found = streamed(rnnjit.Stream(rnn, 3, backend=name), x)
+    with torch.no_grad():
+        eager, truth = rnn(x)[0], copy.deepcopy(rnn).double()(x.double())[0]
+    expected = Expected(eager, truth, largest(errors_of(eager, truth)), largest(truth))
+    judge("y", "forward", found, expected)
+
+
+def test_weights_are_read_at_every_step():
+    module = rnnjit.compile(nn.RNN(I, H, 2)).eval()
+    stream, x = rnnjit.Stream(module), torch.randn(4, 1, I)
+    hx = None
+    for frame, change in zip(x, ("data", "assign", "strides", "none"), strict=True):
+        with torch.no_grad():
+            y, hx = module(frame[None], hx)
+        assert torch.equal(stream.step(frame), y[0])
+        if change == "data":
+            module.weight_hh_l1.data.mul_(0.5)
+        if change == "assign":
+            module.weight_ih_l0 = nn.Parameter(torch.randn(H, I))
+        if change == "strides":
+            module.weight_hh_l0.data = torch.randn(H, H).t()
+
+
+def test_the_module_may_change_its_dtype():
+    module = rnnjit.compile(nn.RNN(I, H)).eval()
+    stream, x = rnnjit.Stream(module), torch.randn(2, 1, I)
+    stream.step(x[0])
+    state = stream.state
+    module.double()
+    with torch.no_grad():
+        expected, _ = module(x[1:].double(), state.double())
+    assert torch.equal(stream.step(x[1].double()), expected[0])
+
+
+def test_state_is_read_set_and_reset():
+    module = rnnjit.compile(nn.RNN(I, H, 2)).eval()
+    stream, x = rnnjit.Stream(module, 3), torch.randn(3, I)
+    first = stream.step(x)
+    state = stream.state
+    stream.step(x)
+    assert not torch.equal(stream.state, state)
+    stream.state = state
+    assert torch.equal(stream.state, state)
+    stream.reset(torch.tensor([False, True, False]))
+    assert stream.state.ne(0).any(2).all(0).tolist() == [True, False, True]
+    again = stream.step(x)
+    assert torch.equal(again[1], first[1])
+    assert not torch.equal(again[0], first[0])
+    stream.reset()
+    assert torch.equal(stream.step(x), first)
+
+
+def test_streams_of_one_module_are_apart():
+    module = rnnjit.compile(nn.RNN(I, H)).eval()
+    x = torch.randn(4, 1, I)
+    one, two = rnnjit.Stream(module), rnnjit.Stream(module)
+    alone = streamed(rnnjit.Stream(module), x)
+    found = [(one.step(frame), two.step(frame)) for frame in x]
+    assert all(torch.equal(a, b) for a, b in found)
+    assert torch.equal(torch.stack([a for a, _ in found]), alone)
+
+
+def test_an_output_is_never_written_to_again():
+    stream, x = rnnjit.Stream(nn.RNN(I, H, 2), backend="numba"), torch.randn(1, I)
+    first = stream.step(x)
+    kept = first.clone()
+    for _ in range(5):
+        stream.step(x)
+    assert torch.equal(first, kept)
+
+
+def test_the_only_tensor_that_is_allocated_is_the_output():
+    stream, x = rnnjit.Stream(nn.RNN(I, H, 3), backend="numba"), torch.randn(1, I)
+    stream.step(x)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        for _ in range(10):
+            stream.step(x)
+    allocated = [event.cpu_memory_usage for event in profile.events() if event.cpu_memory_usage > 0]
+    assert allocated == [4 * H] * 10
+
+
+def test_gradients_are_not_recorded():
+    stream = rnnjit.Stream(nn.RNN(I, H))
+    assert not stream.step(torch.randn(1, I, requires_grad=True)).requires_grad
+
+
+def test_what_makes_no_sense():
+    with pytest.raises(TypeError, match=r"torch\.nn\.RNN, got Linear"):
+        rnnjit.Stream(nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="of one direction"):
+        rnnjit.Stream(nn.RNN(I, H, bidirectional=True))
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        rnnjit.Stream(nn.RNN(I, H), 0)
+    with pytest.raises(ValueError, match="not installed"):
+        rnnjit.Stream(nn.RNN(I, H), backend="none-such")
+    module = rnnjit.compile(nn.RNN(I, H))
+    stream = rnnjit.Stream(module)
+    for x, error, said in (
+        (torch.zeros(1, I + 1), ValueError, r"shape \[1, 6\], got \[1, 7\]"),
+        (torch.zeros(2, I), ValueError, r"\[2, 6\]"),
+        (torch.zeros(1, I).double(), ValueError, "float64"),
+        (torch.zeros(1, I, device="meta"), RuntimeError, "on meta"),
+        ([1.0], AttributeError, "got list"),
+    ):
+        with pytest.raises(error, match=said):
+            stream.step(x)
+        assert stream.step(torch.zeros(1, I)).shape == (1, H)
+    with pytest.raises(ValueError, match=r"state must have shape \[1, 1, 20\], got \[20\]"):
+        stream.state = torch.zeros(H)
+    with pytest.raises(ValueError, match="which must be boolean"):
+        stream.reset(torch.zeros(1))
+    module.weight_hh_l0 = nn.Parameter(torch.zeros(H, H + 1))
+    with pytest.raises(RuntimeError, match="weight_hh_l0 must have shape"):
+        stream.step(torch.zeros(1, I))
+    module.mode = "RNN_RELU"
+    with pytest.raises(RuntimeError, match="changed under a stream"):
+        stream.step(torch.zeros(1, I))
+    with torch.autocast("cpu"), pytest.raises(TypeError, match="autocast"):
+        rnnjit.Stream(nn.RNN(I, H)).step(torch.zeros(1, I))
