@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend
+from rnnjit.profiling import layer_range, profiling
 from rnnjit.spec import RNNSpec, Rows
 
 
@@ -40,7 +43,8 @@ def run_stack(
     Returns:
         y `[N, D*H]` or `[T, B, D*H]` of the last layer and h_n `[L*D, B, H]` of all layers.
     """
-    if spec.num_layers == 1:
+    profiled = profiling()
+    if spec.num_layers == 1 and not profiled:
         layer = spec.layers[0]
         return run_layer(backend, layer, rows, x, h0.contiguous(), weights, needs_grad, True)
     directions = spec.num_directions
@@ -51,9 +55,15 @@ def run_stack(
         h0_layer = h0.narrow(0, index * directions, directions).contiguous()
         last = index == spec.num_layers - 1
         own = weights[start:stop]
-        x, h_n = run_layer(backend, layer, rows, x, h0_layer, own, needs_grad, last)
+        run = partial(_run_named, index) if profiled else run_layer
+        x, h_n = run(backend, layer, rows, x, h0_layer, own, needs_grad, last)
         states.append(h_n)
         start = stop
         if spec.dropout and training and not last:
             x = torch.dropout(x, spec.dropout, training)
     return x, torch.cat(states)
+
+
+def _run_named(index: int, backend: Backend, *arguments: Any) -> tuple[Tensor, Tensor]:
+    with layer_range(backend, index):
+        return run_layer(backend, *arguments)
