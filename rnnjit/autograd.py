@@ -33,11 +33,11 @@ def run_layer(
     if backend.differentiable or not needs_grad:
         output = backend.forward(layer, rows, _flat(x), h0, weights, needs_grad)
         return output.y, output.h_n
-    apply: Callable[..., tuple[Tensor, Tensor]] = _Layer.apply
+    apply: Callable[..., tuple[Tensor, Tensor]] = _RNNLayer.apply
     return apply(backend, layer, rows, last, x, h0, *weights)
 
 
-class _Layer(torch.autograd.Function):
+class _RNNLayer(torch.autograd.Function):
     """Calls the backend both ways; a backward pass that is itself recorded uses the reference.
 
     The backward pass needs y, but eager lets its caller overwrite y before it, be it through

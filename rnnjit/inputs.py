@@ -200,8 +200,8 @@ def _check_input(spec: RNNSpec, weight: Tensor, x: Tensor, rank: int | None = No
     dtype = weight.dtype
     if x.dtype is not dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
-            f"input is {x.dtype} but the weights are {dtype}: convert the input with "
-            f"input.to({dtype}) or the model with model.to({x.dtype})"
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "  # torch's words
+            f"Convert input: input.to({dtype}), or convert model: model.to({x.dtype})"
         )
     if rank is not None and x.dim() != rank:
         raise RuntimeError(f"input.data must be {rank}-D, got {x.dim()}-D: {_of(x)}")

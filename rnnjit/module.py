@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import profiler
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit import resets
@@ -99,7 +100,8 @@ class CompiledRNN(nn.RNNBase):
             return self._traced(input, hx)
         if self._generation != GENERATION.now:
             self._forget_choices()
-        if type(input) is Tensor:
+        profiled = profiler._is_profiler_enabled
+        if type(input) is Tensor and not profiled:
             for route in self._routes.get(input.shape, ()):
                 if (result := route(self, input, hx)) is not None:
                     return result
@@ -121,7 +123,7 @@ class CompiledRNN(nn.RNNBase):
         y, h_n = run_stack(
             backend, spec, prepared.rows, prepared.x, h0, weights, self.training, problem.needs_grad
         )
-        if special is None and not isinstance(input, PackedSequence):
+        if special is None and not profiled and not isinstance(input, PackedSequence):
             self._remember(backend, spec, problem, input, h0, weights)
         return restore(spec, prepared, y, h_n)
 

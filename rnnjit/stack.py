@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend
+from rnnjit.profiling import layer_range, profiling
 from rnnjit.spec import LayerSpec, RNNSpec, Rows
 
 LayerRun = Callable[
@@ -46,7 +48,8 @@ def run_stack(
     Returns:
         y `[N, D*H]` or `[T, B, D*H]` of the last layer and h_n `[L*D, B, H]` of all layers.
     """
-    if spec.num_layers == 1:
+    profiled = profiling()
+    if spec.num_layers == 1 and not profiled:
         layer = spec.layers[0]
         return run(backend, layer, rows, x, h0.contiguous(), weights, needs_grad, True)
     directions = spec.num_directions
@@ -57,7 +60,8 @@ def run_stack(
         h0_layer = h0.narrow(0, index * directions, directions).contiguous()
         last = index == spec.num_layers - 1
         own = weights[start:stop]
-        x, h_n = run(backend, layer, rows, x, h0_layer, own, needs_grad, last)
+        with layer_range(backend, index) if profiled else nullcontext():
+            x, h_n = run(backend, layer, rows, x, h0_layer, own, needs_grad, last)
         states.append(h_n)
         start = stop
         if spec.dropout and training and not last:
