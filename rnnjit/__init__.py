@@ -14,6 +14,7 @@ from rnnjit.explain import Explanation, explain
 from rnnjit.flow import GradientFlow, gradient_flow
 from rnnjit.module import CompiledRNN
 from rnnjit.registry import backends
+from rnnjit.rnncell import CompiledRNNCell
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 from rnnjit.stream import Stream
 from rnnjit.swap import compile  # noqa: A004 - the name users know from torch.compile
@@ -26,6 +27,7 @@ __all__ = [
     "ArtifactError",
     "Backend",
     "CompiledRNN",
+    "CompiledRNNCell",
     "Explanation",
     "GradientFlow",
     "LayerGrads",

@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from rnnjit import tuned
+from rnnjit.calls import Calls, problem_of
 from rnnjit.capture import capture, weights_of
 from rnnjit.dispatch import Verdict, special_context, verdict, verdicts
 from rnnjit.inputs import prepare
-from rnnjit.module import CompiledRNN, problem_of
 from rnnjit.observe import Seen, left_eager, observe
 from rnnjit.registry import backends
+from rnnjit.rnncell import as_sequence
 from rnnjit.spec import Problem
 from rnnjit.swap import reachable_modules
 
@@ -98,7 +99,7 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
         >>> import torch
         >>> print(explain(torch.nn.LSTM(2, 3)))
         module: LSTM(2, 3)
-          left eager: only nn.RNN is compiled for now
+          left eager: only nn.RNN and nn.RNNCell are compiled for now
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
@@ -138,6 +139,8 @@ def _report_call(seen: Seen) -> CallReport:
     name, module, wanted, x, hx = seen
     kind = _kind(module)
     spec, weights = capture(module), weights_of(module)
+    if isinstance(module, nn.RNNCellBase):
+        x, hx = as_sequence(x, hx)
     prepared = prepare(spec, weights[0], x, hx)
     h0 = prepared.x.new_zeros(()) if prepared.h0 is None else prepared.h0
     problem = problem_of(prepared, h0, weights)
@@ -148,7 +151,7 @@ def _report_call(seen: Seen) -> CallReport:
         return CallReport(name, kind, problem, "torch", note, ())
     willing = (v.backend for v in asked if not v.reasons)
     chosen = next((b.name for b in willing if wanted is not None or b.automatic), None)
-    note = "" if isinstance(module, CompiledRNN) else "eager now; once compiled:"
+    note = "" if isinstance(module, Calls) else "eager now; once compiled:"
     if wanted is not None:
         asked_for = f"backend {wanted.name!r} was asked for by name"
         note = asked_for if chosen else f"{asked_for} and declines: the call raises"

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import Backend
+from rnnjit.calls import problem_of
 from rnnjit.capture import capture, weights_of
 from rnnjit.dispatch import choose
 from rnnjit.inputs import check_weights, initial_state, prepare, restore
-from rnnjit.module import CompiledRNN, problem_of
+from rnnjit.module import CompiledRNN
 from rnnjit.observe import left_eager
 from rnnjit.probe import Probe
 from rnnjit.registry import resolve

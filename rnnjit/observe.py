@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import Backend
-from rnnjit.module import CompiledRNN
+from rnnjit.calls import Calls
+from rnnjit.rebuild import REPLACED
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.registry import resolve
 from rnnjit.swap import copy_sharing_parameters, overrides_forward, reachable_modules
@@ -22,13 +23,13 @@ class Seen(NamedTuple):
     Attributes:
         name: path of the RNN in the model, "" for the model itself.
         module: the RNN, or a copy of it over the same Parameters.
-        wanted: the backend that it names, or None for "auto" and for an nn.RNN.
-        input: as in `nn.RNN.forward`.
-        hx: as in `nn.RNN.forward`.
+        wanted: the backend that it names, or None for "auto" and for one of torch's.
+        input: as in its `forward`.
+        hx: as in its `forward`.
     """
 
     name: str
-    module: nn.RNNBase
+    module: nn.Module
     wanted: Backend | None
     input: Tensor | PackedSequence
     hx: Tensor | None
@@ -43,11 +44,11 @@ def observe(module: nn.Module, inputs: tuple[Any, ...], see: Callable[[Seen], No
     """
     replica = copy_sharing_parameters(module)
     for name, child in reachable_modules(replica):
-        if not isinstance(child, (nn.RNN, CompiledRNN)) or left_eager(child):
+        if not isinstance(child, (*REPLACED, Calls)) or left_eager(child):
             continue
-        wanted = resolve(child.backend) if isinstance(child, CompiledRNN) else None
+        wanted = resolve(child.backend) if isinstance(child, Calls) else None
         child.register_forward_pre_hook(_once(name, wanted, see), with_kwargs=True)
-        if isinstance(child, CompiledRNN):
+        if isinstance(child, Calls):
             child.backend = EAGER
     with torch.random.fork_rng():
         replica(*inputs)
@@ -55,20 +56,20 @@ def observe(module: nn.Module, inputs: tuple[Any, ...], see: Callable[[Seen], No
 
 def left_eager(module: nn.Module) -> str:
     """Why `rnnjit.compile` leaves a recurrent module as it is, or "" if it does not."""
-    if isinstance(module, CompiledRNN):
+    if isinstance(module, Calls):
         return ""
-    if not isinstance(module, nn.RNN):
-        return "left eager: only nn.RNN is compiled for now"
+    if not isinstance(module, REPLACED):
+        return "left eager: only nn.RNN and nn.RNNCell are compiled for now"
     return "left eager: it overrides forward" if overrides_forward(module) else ""
 
 
 def _once(
     name: str, wanted: Backend | None, see: Callable[[Seen], None]
-) -> Callable[[nn.RNNBase, Any, Any], None]:
+) -> Callable[[nn.Module, Any, Any], None]:
     """A hook that hands over the first call that it meets."""
     pending = [see]
 
-    def hook(rnn: nn.RNNBase, args: Any, kwargs: Any) -> None:
+    def hook(rnn: nn.Module, args: Any, kwargs: Any) -> None:
         if pending:
             given = _arguments(*args, **kwargs)
             pending.pop()(Seen(name, rnn, wanted, *given))

@@ -1,26 +1,47 @@
-"""`rnnjit.compile`: the walk that puts a `CompiledRNN` in the place of every nn.RNN of a model."""
+"""`rnnjit.compile`: the walk that puts compiled modules in the place of torch's."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
 
 from rnnjit.backend import Backend
+from rnnjit.calls import Calls
 from rnnjit.errors import RNNJitWarning
-from rnnjit.module import CompiledRNN, compiled_class
+from rnnjit.module import CompiledRNN
+from rnnjit.rebuild import REPLACED, compiled_class
 from rnnjit.registry import resolve
+from rnnjit.rnncell import CompiledRNNCell
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
+@overload
+def compile(  # noqa: A001 - as below
+    module: nn.RNN, *, backend: str | Backend = ..., inplace: bool = ...
+) -> CompiledRNN: ...
+
+
+@overload
+def compile(  # noqa: A001 - as below
+    module: nn.RNNCell, *, backend: str | Backend = ..., inplace: bool = ...
+) -> CompiledRNNCell: ...
+
+
+@overload
+def compile(  # noqa: A001 - as below
+    module: ModuleT, *, backend: str | Backend = ..., inplace: bool = ...
+) -> ModuleT: ...
+
+
 def compile(  # noqa: A001 - the name users know from torch.compile
     module: ModuleT, *, backend: str | Backend = "auto", inplace: bool = False
-) -> ModuleT | CompiledRNN:
-    """Put a compiled stand-in in the place of every nn.RNN in `module`.
+) -> ModuleT | Calls:
+    """Put a compiled stand-in in the place of every nn.RNN and nn.RNNCell in `module`.
 
     The result shares its Parameters and buffers with `module`: optimizers made before or after see
     both, training one trains the other, and `.to()` on one converts the Parameters of both.
@@ -41,7 +62,7 @@ def compile(  # noqa: A001 - the name users know from torch.compile
 
     Raises:
         TypeError: `module` is no module or cannot be copied, or `backend` is of the wrong type.
-        ValueError: `module` contains no nn.RNN, or no installed backend has that name.
+        ValueError: `module` contains no nn.RNN or nn.RNNCell, or no such backend is installed.
 
     Example:
         >>> import torch
@@ -107,19 +128,20 @@ def reachable_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         pending += reversed(inside)
 
 
-def overrides_forward(rnn: nn.RNN) -> bool:
+def overrides_forward(rnn: nn.Module) -> bool:
     """Whether an RNN has a `forward` of its own, which nothing but itself can compute."""
-    return type(rnn).forward is not nn.RNN.forward or "forward" in vars(rnn)
+    own: Any = type(rnn).forward
+    return own not in [each.forward for each in REPLACED] or "forward" in vars(rnn)
 
 
-def _compilable(module: nn.Module) -> list[nn.RNNBase]:
+def _compilable(module: nn.Module) -> list[nn.Module]:
     """Every distinct RNN to replace; warns of those that must be left alone."""
-    found: list[nn.RNNBase] = []
+    found: list[nn.Module] = []
     left: list[str] = []
     for path, child in reachable_modules(module):
-        if isinstance(child, CompiledRNN):
+        if isinstance(child, Calls):
             found.append(child)
-        elif isinstance(child, nn.RNN):
+        elif isinstance(child, REPLACED):
             if overrides_forward(child):
                 left.append(type(child).__name__ + (f" at {path!r}" if path else ""))
             else:
@@ -129,22 +151,22 @@ def _compilable(module: nn.Module) -> list[nn.RNNBase]:
         warnings.warn(f"{', '.join(left)} {verb} left as before", RNNJitWarning, stacklevel=3)
     elif not found:
         raise ValueError(
-            f"module contains no nn.RNN to compile: {type(module).__name__} has "
+            f"module contains no nn.RNN or nn.RNNCell to compile: {type(module).__name__} has "
             f"{sum(1 for _ in module.modules())} modules, none of them one"
         )
     return found
 
 
-def _shell(rnn: nn.RNNBase) -> CompiledRNN:
+def _shell(rnn: nn.Module) -> Calls:
     cls = compiled_class(type(rnn))
     return cls.__new__(cls)
 
 
-def _become_compiled(rnn: nn.RNNBase, state: dict[str, Any], backend: str | Backend) -> None:
+def _become_compiled(rnn: nn.Module, state: dict[str, Any], backend: str | Backend) -> None:
     rnn.__class__ = compiled_class(type(rnn))
     rnn.__dict__ = state
     state.pop("backend", None)
-    rnn.backend = backend
+    rnn.backend = backend  # type: ignore[assignment]  # a property of its new class
 
 
 def _shared_tensors(module: nn.Module) -> Iterator[Tensor]:

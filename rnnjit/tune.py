@@ -13,12 +13,13 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnjit import tuned
 from rnnjit.backend import Backend
 from rnnjit.bench.timing import interleave
+from rnnjit.calls import problem_of
 from rnnjit.capture import capture, weights_of
 from rnnjit.dispatch import special_context, verdict
 from rnnjit.inputs import prepare
-from rnnjit.module import problem_of
 from rnnjit.observe import Seen, observe
 from rnnjit.registry import backends
+from rnnjit.rnncell import as_sequence
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.swap import compile as compile_rnn
 from rnnjit.swap import copy_sharing_parameters
@@ -112,7 +113,10 @@ class _Call:
         self.rnn = copy_sharing_parameters(seen.module)
         self.rnn._forward_pre_hooks.clear()
         spec, weights = capture(self.rnn), weights_of(self.rnn)
-        prepared = prepare(spec, weights[0], seen.input, seen.hx)
+        given = (seen.input, seen.hx)
+        if isinstance(self.rnn, nn.RNNCellBase):
+            given = as_sequence(*given)
+        prepared = prepare(spec, weights[0], *given)
         h0 = prepared.x.new_zeros(()) if prepared.h0 is None else prepared.h0
         self.spec: RNNSpec = spec
         self.problem = problem_of(prepared, h0, weights)
@@ -156,8 +160,8 @@ class _Call:
 
         def both() -> None:
             with torch.enable_grad():
-                y, h_n = module(self.input, self.hx)
-                outputs = (_data(y), h_n)
+                found = module(self.input, self.hx)
+                outputs = [_data(each) for each in (found if isinstance(found, tuple) else [found])]
                 grads = [torch.ones_like(output) for output in outputs]
                 torch.autograd.grad(outputs, self.leaves, grads)
 

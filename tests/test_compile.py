@@ -200,7 +200,8 @@ def test_compiling_a_compiled_module_chooses_anew(inplace):
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.LSTM(2, 2), nn.Sequential(nn.GRU(2, 2))])
 def test_a_module_without_an_rnn_is_refused(model):
     with pytest.raises(
-        ValueError, match="module contains no nn.RNN to compile: " + type(model).__name__
+        ValueError,
+        match="no nn.RNN or nn.RNNCell to compile: " + type(model).__name__,
     ):
         rnnjit.compile(model)
 
@@ -230,9 +231,9 @@ def test_a_model_that_cannot_be_copied_names_the_way_out():
 
 
 def test_other_recurrent_layers_stay_eager():
-    model = nn.ModuleList([nn.RNN(2, 3), nn.LSTM(2, 3), nn.GRU(2, 3), nn.RNNCell(2, 3)])
+    model = nn.ModuleList([nn.RNN(2, 3), nn.LSTM(2, 3), nn.GRU(2, 3), nn.GRUCell(2, 3)])
     fast = rnnjit.compile(model)
-    assert [type(m) for m in fast] == [rnnjit.CompiledRNN, nn.LSTM, nn.GRU, nn.RNNCell]
+    assert [type(m) for m in fast] == [rnnjit.CompiledRNN, nn.LSTM, nn.GRU, nn.GRUCell]
 
 
 def test_the_class_cannot_be_constructed():

@@ -35,7 +35,7 @@ class Model(nn.Module):
         self.plain = [nn.RNN(8, 8)]
         self.own = OwnForward(8, 8)
         self.unused = nn.RNN(8, 8)
-        self.cell = nn.RNNCell(8, 8)
+        self.cell = nn.GRUCell(8, 8)
 
     def forward(self, x):
         x = self.norm(x.flatten(0, 1)).view_as(x)
@@ -103,7 +103,7 @@ def test_modules_without_an_nn_rnn():
     assert lines(rnnjit.explain(nn.Linear(1, 1))) == ["module: Linear", "  contains no RNN"]
     assert lines(rnnjit.explain(nn.GRU(8, 4), X)) == [
         "module: GRU(8, 4)",
-        "  left eager: only nn.RNN is compiled for now",
+        "  left eager: only nn.RNN and nn.RNNCell are compiled for now",
     ]
     with pytest.raises(TypeError, match=r"module must be a torch.nn.Module, got int"):
         rnnjit.explain(3)
@@ -119,8 +119,8 @@ def test_a_model_with_rnns_of_all_kinds(compiled):
     assert calls["rnns.0"].chosen is not None
     assert calls["rnns.0"].problem.needs_grad
     assert not calls["plain[0]"].problem.needs_grad
-    assert "only nn.RNN is compiled for now" in calls["rnns.1"].note
-    assert "only nn.RNN is compiled for now" in calls["cell"].note
+    assert "only nn.RNN and nn.RNNCell are compiled for now" in calls["rnns.1"].note
+    assert "only nn.RNN and nn.RNNCell are compiled for now" in calls["cell"].note
     assert calls["own"].note == "left eager: it overrides forward"
     assert calls["unused"].note.startswith("no call was seen")
 

@@ -257,6 +257,22 @@ def test_export_with_dynamic_sizes(tmp_path):
         torch.testing.assert_close(loaded(x), model(x))
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+def test_a_package_compiled_ahead_of_time(tmp_path):
+    model = Tagger(num_layers=2, bidirectional=True)
+    sizes = {"x": {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}}
+    path = str(tmp_path / "model.pt2")
+    with torch.no_grad():
+        fast, example = rnnjit.compile(model), (inputs().detach(),)
+        program = torch.export.export(fast, example, dynamic_shapes=sizes)
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+        package = torch._inductor.aoti_load_package(path)
+        for steps, batch in ((5, 3), (9, 2)):
+            x = inputs(steps, batch).detach()
+            torch.testing.assert_close(package(x), model(x))
+
+
 def test_a_copy_of_a_module_with_a_backend_object_traces():
     model = Tagger()
     fast = copy.deepcopy(rnnjit.compile(model, backend=RecomputeBackend()))

@@ -23,7 +23,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from rnnjit.capture import capture, weights_of
 from rnnjit.cli.parser import UsageError, one_line
-from rnnjit.module import CompiledRNN, _empty
+from rnnjit.module import CompiledRNN
+from rnnjit.rebuild import empty
 from rnnjit.spec import RNNSpec
 
 _FIRST_WEIGHT = re.compile(r"(?P<prefix>(?:.*\.)?)weight_hh_l0")
@@ -100,7 +101,7 @@ def _harmless() -> list[Any]:
     layers = [getattr(nn.modules, name) for name in nn.modules.__all__]
     # Part of every nn.MultiheadAttention, and in no list of PyTorch's.
     layers.append(nn.modules.linear.NonDynamicallyQuantizableLinear)
-    return [*layers, CompiledRNN, _empty]
+    return [*layers, CompiledRNN, empty]
 
 
 def _foreign_globals(file: str) -> list[str]:

@@ -1,0 +1,72 @@
+"""`CompiledRNNCell`: the module that stands in for an nn.RNNCell, sharing its Parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from rnnjit.calls import Calls
+from rnnjit.spec import RNNSpec
+
+# It asks of its module what every RNNCellBase has.
+_eager_forward = cast("Callable[..., Tensor]", nn.RNNCell.forward)
+
+
+def as_sequence(x: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
+    """A cell's arguments in the form of a layer's: x `[1, B, I]`, hx `[1, B, H]`."""
+    batched = x.dim() == 2
+    x = x.unsqueeze(0) if batched else x[None, None]
+    if hx is not None:
+        hx = hx.unsqueeze(0) if batched else hx[None, None]
+    return x, hx
+
+
+class CompiledRNNCell(Calls, nn.RNNCellBase):
+    """An nn.RNNCell that runs on rnnjit's backends, as one step of a layer.
+
+    Made by `rnnjit.compile`, never directly; see `CompiledRNN`.
+
+    Attributes:
+        nonlinearity: "tanh" or "relu".
+    """
+
+    nonlinearity: str
+    _source_class: type[nn.Module] = nn.RNNCell
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002 - nn.RNNCell's own name
+        hx: Tensor | None = None,
+    ) -> Tensor:
+        """One step; arguments, results and exceptions are those of `nn.RNNCell.forward`.
+
+        Args:
+            input: `[B, I]`, or `[I]` unbatched.
+            hx: the state before, `[B, H]` or `[H]`; zeros if None.
+
+        Returns:
+            The state after, `[B, H]` or `[H]`.
+
+        Raises:
+            UnsupportedError: the backend that was asked for by name declines the call.
+        """
+        for name, tensor in (("input", input), ("hx", hx)):
+            if tensor is not None and tensor.dim() not in (1, 2):
+                raise ValueError(f"{name} must be 1-D or 2-D, got {tensor.dim()}-D")
+        batched = input.dim() == 2
+        x, h0 = as_sequence(input, hx)
+        try:
+            if torch.compiler.is_compiling():
+                spec = RNNSpec(self.input_size, self.hidden_size, 1, self.nonlinearity, self.bias)
+                result = self._traced_call(spec, x, h0)
+            else:
+                result = self._call(x, h0)
+        except ValueError as error:
+            # nn.RNN calls a wrong dtype a ValueError, a cell does not.
+            raise RuntimeError(str(error)) from None
+        if result is None:
+            return _eager_forward(self, input, hx)
+        return result[1].squeeze(0) if batched else result[1][0, 0]
