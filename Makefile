@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: test demo install lint types clean
+.PHONY: test demo docs install lint types clean
 
 test: install lint types
 	$(BIN)/python -m pytest
@@ -11,6 +11,9 @@ test: install lint types
 demo: install
 	$(BIN)/python examples/digits.py
 	$(BIN)/rnnjit compare --model examples/output/digits.pt
+
+docs: install
+	$(BIN)/mkdocs build --strict
 
 install: $(STAMP)
 
