@@ -15,7 +15,7 @@ from rnnjit.team import most_threads
 from rnnjit_inductor.plan import Plan, plan
 from rnnjit_inductor.steps import Steps
 from rnnjit_inductor.toolchain import lacking, unsupported
-from rnnjit_inductor.whole import whole
+from rnnjit_inductor.whole import whole_backward, whole_forward, whole_stack
 
 if TYPE_CHECKING:
     from rnnjit.recurrence import Recurrence
@@ -62,10 +62,8 @@ class InductorBackend(Backend):
         keep: bool,
     ) -> LayerOutput:
         """One GEMM over all rows, then the recurrence; or torch's own operator (see `shortcut`)."""
-        if not keep and self._is_whole(layer, rows, x.dtype, x.device.type):
-            directions = layer.num_directions
-            y, h_n = whole(layer.cell, rows, 1, directions, layer.bias, x, h0, weights)
-            return LayerOutput(y.flatten(0, 1), h_n)
+        if self._is_whole(layer, rows, x.dtype, x.device.type):
+            return whole_forward(layer, rows, x, h0, weights)
         return layer_forward(self._recurrence(layer, rows, x), layer, rows, x, h0, weights)
 
     def backward(
@@ -80,7 +78,9 @@ class InductorBackend(Backend):
         grad_h_n: Tensor | None,
         needs: Needs,
     ) -> LayerGrads:
-        """The recurrence, then one GEMM over all rows for each gradient."""
+        """The recurrence, then one GEMM over all rows for each gradient; or torch's autograd."""
+        if self._is_whole(layer, rows, x.dtype, x.device.type):
+            return whole_backward(layer, rows, x, h0, weights, grad_y, grad_h_n, needs)
         recurrence = self._recurrence(layer, rows, x)
         return layer_backward(
             recurrence, layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
@@ -90,17 +90,10 @@ class InductorBackend(Backend):
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
         """Torch's own operator for a whole layer, where nothing is compiled for the call."""
-        rows, layers = Rows(problem.T, problem.B, problem.N), spec.num_layers
-        layer = spec.layer(0)
-        if problem.needs_grad or not self._is_whole(layer, rows, problem.dtype, problem.device):
-            return None
-        cell, directions, bias = layer.cell, layer.num_directions, layer.bias
-
-        def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            y, h_n = whole(cell, rows, layers, directions, bias, x, h0, weights)
-            return y.view(y_shape), h_n
-
-        return run
+        rows = Rows(problem.T, problem.B, problem.N)
+        if self._is_whole(spec.layer(0), rows, problem.dtype, problem.device):
+            return whole_stack(spec, rows, y_shape)
+        return None
 
     def _is_whole(self, layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str) -> bool:
         """Whether the call is dense and nothing is compiled for it."""

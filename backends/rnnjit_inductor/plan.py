@@ -12,7 +12,7 @@ import torch
 from rnnjit import LayerSpec, Rows
 
 #: K, the steps of a compiled chunk.
-STEPS = 8
+STEPS = 16
 #: Columns of a panel: a vector register of AVX-512 float32, and a multiple of every narrower one.
 LANES = 16
 #: Multiply-adds of a step from which on several threads share a chunk.
