@@ -13,6 +13,7 @@ torch._inductor is imported on the first compilation: that takes seconds.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -78,14 +79,16 @@ def compiled(key: Key) -> Compiled:
 
 
 def _compile(key: Key) -> Compiled:
-    from torch._guards import TracingContext, tracing
-    from torch._inductor import standalone_compile
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     steps, tile, _ = key.plan
     product = matrix_product if tile == MATRIX else tile_product(tile)
     make = forward_chunk if key.pass_ == "forward" else backward_chunk
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of what torch uses itself: nothing that the caller could change.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch._guards import TracingContext, tracing
+        from torch._inductor import standalone_compile
+        from torch.fx.experimental.proxy_tensor import make_fx
+
         mode, arguments = _symbolic(key)
         chunk = make(key.cell, steps, product)
         # A lambda, since a graph keeps a function's annotations, and Inductor's cache no strings.
