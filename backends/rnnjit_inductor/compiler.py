@@ -1,0 +1,149 @@
+"""From a chunk's function to machine code: traced once with symbolic sizes, compiled by Inductor.
+
+Inductor is called directly, by `torch._inductor.standalone_compile`, and not through
+`torch.compile`. What comes back is a plain function. It has no guards, so that a call costs 7 us
+and not 24; it cannot be recompiled, does not count towards the caller's limit of recompilations,
+and is neither reset nor switched off together with the caller's own compiled functions. Settings
+are patched for the one compilation. Inductor's cache on disk serves it as it serves
+`torch.compile`.
+
+torch._inductor is imported on the first compilation: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnnjit_inductor.graphs import backward_chunk, forward_chunk, matrix_product, tile_product
+from rnnjit_inductor.plan import MATRIX, Plan
+
+#: Called with a chunk's tensors, in the order of `rnnjit_inductor.graphs`.
+Compiled = Callable[..., tuple[Tensor, ...]]
+
+_LOCK = threading.Lock()
+_COMPILED: dict[Key, Compiled] = {}
+# Sizes that the code is traced with. They decide nothing but where a loop is worth several threads.
+_BATCH, _PANELS = 16, 8
+_STRIDE = 1_000
+#: How many tensors of K steps a chunk reads.
+_BLOCKS = {"forward": 1, "backward": 2}
+
+
+class Key(NamedTuple):
+    """All that compiled code depends on; not T, B, I, H, nor the sizes of a packed batch.
+
+    Attributes:
+        pass_: which recurrence.
+        cell: name of the pointwise part.
+        dtype: of all tensors.
+        device: type of the device.
+        plan: what is compiled.
+    """
+
+    pass_: Literal["forward", "backward"]
+    cell: str
+    dtype: torch.dtype
+    device: str
+    plan: Plan
+
+
+class CompilationError(RuntimeError):
+    """Inductor failed to compile a chunk; its own error is the cause."""
+
+
+def compiled(key: Key) -> Compiled:
+    """The code for a key, compiled on the first call in this process.
+
+    Raises:
+        CompilationError: Inductor failed.
+    """
+    found = _COMPILED.get(key)
+    if found is not None:
+        return found
+    with _LOCK:
+        if key not in _COMPILED:
+            try:
+                _COMPILED[key] = _compile(key)
+            except Exception as error:
+                raise CompilationError(
+                    f"backend 'inductor' could not compile {key.cell} {key.pass_} steps for "
+                    f"{key.dtype} on {key.device}: {type(error).__name__}: {error}"
+                ) from error
+        return _COMPILED[key]
+
+
+def _compile(key: Key) -> Compiled:
+    steps, tile, _ = key.plan
+    product = matrix_product if tile == MATRIX else tile_product(tile)
+    make = forward_chunk if key.pass_ == "forward" else backward_chunk
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of what torch uses itself: nothing that the caller could change.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch._guards import TracingContext, tracing
+        from torch._inductor import standalone_compile
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        mode, arguments = _symbolic(key)
+        chunk = make(key.cell, steps, product)
+        # A lambda, since a graph keeps a function's annotations, and Inductor's cache no strings.
+        graph = make_fx(lambda *tensors: chunk(*tensors))(*arguments)
+        with tracing(TracingContext(mode)):
+            return standalone_compile(
+                graph,
+                arguments,
+                dynamic_shapes="from_tracing_context",
+                options={"config_patches": _settings(key)},
+            )
+
+
+def _settings(key: Key) -> dict[str, Any]:
+    """Inductor's settings for one compilation."""
+    settings: dict[str, Any] = {"compile_threads": 1}  # there is one kernel: no pool of processes
+    if key.device == "cpu":
+        settings |= {
+            "cpp_wrapper": True,
+            "cpp.threads": key.plan.threads,
+            # A product and a sum become one multiply-add, as in every GEMM.
+            "cpp.enable_floating_point_contract_flag": "fast",
+            # What a product reads is computed before it, and not anew for each vector of columns.
+            "realize_reads_threshold": 1,
+        }
+    return settings
+
+
+def _symbolic(key: Key) -> tuple[Any, list[Any]]:
+    """Tensors without memory whose sizes and strides are symbols, and the mode they live in."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import (
+        DimDynamic,
+        ShapeEnv,
+        StatelessSymbolicContext,
+    )
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False))
+
+    def symbol(hint: int) -> int:
+        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+        return mode.from_tensor(torch.empty(hint), symbolic_context=context).shape[0]
+
+    def empty(shape: tuple[int, ...], *rows: int) -> Tensor:
+        """Contiguous, but for the strides of steps and rows where they are given."""
+        result = torch.empty(shape, dtype=key.dtype, device=key.device)
+        if not rows:
+            return result
+        step, row = rows
+        return result.as_strided(shape, (step, q * row, row, *result.stride()[3:]))
+
+    steps, (R, U, L), _ = key.plan
+    q, P, H = symbol(_BATCH), symbol(_PANELS), symbol(_PANELS * U * L - 1)
+    strides = [(symbol(_STRIDE), symbol(_STRIDE)) for _ in range(_BLOCKS[key.pass_])]
+    state = (R, q, U, P, L)
+    with mode:
+        blocks = [empty((steps, *state), *own) for own in strides]
+        return mode, [*blocks, empty(state), empty((U, P, H, L))]

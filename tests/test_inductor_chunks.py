@@ -1,0 +1,142 @@
+"""Compiled chunks: their products, where rows are laid for them, and what comes out."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnnjit
+from rnnjit import Rows
+from rnnjit.recurrence.rows import offsets
+from rnnjit.testing.cases import CASES
+from rnnjit.testing.checks import CHECKS
+from rnnjit_inductor import InductorBackend
+from rnnjit_inductor.graphs import matrix_product, panels, tile_product
+from rnnjit_inductor.layout import DenseLayout, PackedLayout
+from rnnjit_inductor.plan import MATRIX, ONE_ROW, ROWS, Plan, plan
+
+TILES = {"rows": ROWS, "one-row": ONE_ROW, "matrix": MATRIX}
+CLOSE = {"rtol": 1e-11, "atol": 1e-12}
+
+
+@pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
+@pytest.mark.parametrize("H", [1, 16, 33, 70])
+def test_products(tile, H):
+    torch.manual_seed(0)
+    matrix = torch.randn(H, H, dtype=torch.float64)
+    rows = torch.randn(8, tile.padded(H), dtype=torch.float64)
+    rows[:, H:] = torch.nan  # padding must reach nothing
+    R, U, L = tile
+    product = matrix_product if tile == MATRIX else tile_product(tile)
+    found = product(rows.view(R, 8 // R, U, -1, L), panels(matrix, tile)).flatten(2).flatten(0, 1)
+    torch.testing.assert_close(found[:, :H], rows[:, :H] @ matrix, **CLOSE)
+    assert not found[:, H:].any()
+
+
+@pytest.mark.parametrize("from_last", [False, True])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("sizes", [[4] * 6, [4] * 7, [3] * 5, [5, 4, 4, 2, 1], [2, 1, 1]], ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_row_is_where_its_chunk_walks(sizes, packed, from_last, descending):
+    if not packed and len(set(sizes)) > 1:
+        pytest.skip("a dense batch has steps of one size")
+    cut, K, H = Plan(2, ROWS, 1), 2, 3
+    rows = Rows(len(sizes), sizes[0], sum(sizes), torch.tensor(sizes) if packed else None)
+    starts = offsets(rows, torch.device("cpu")).tolist()
+    values = (torch.arange(rows.N)[:, None] + torch.zeros(H)).contiguous()
+    given = (rows, torch.tensor(starts)) if packed else (rows,)
+    layout = (PackedLayout if packed else DenseLayout)(*given, from_last, descending, H, cut)
+    laid = layout.lay(values)
+    seen = 0
+    for c, (start, size) in enumerate(layout.chunks):
+        block = laid[start : start + K * size].view(K, size, -1)
+        for i, states in enumerate(block.flip(0) if descending else block):
+            for b in range(sizes[0]):
+                steps = sum(size > b for size in sizes)
+                walked = c * K + i
+                if walked >= steps:
+                    continue
+                t = steps - 1 - walked if from_last else walked
+                assert states[b, :H].tolist() == [starts[t] + b] * H
+                seen += 1
+    assert seen == rows.N - (0 if packed else rows.B * (rows.T % K))
+    back = values.clone() if not packed else torch.zeros_like(values)
+    layout.unlay(laid, back)
+    assert torch.equal(back, values)
+
+
+def both(module, x, h0):
+    """y, h_n and the gradients by x, h0 and every weight."""
+    x, h0 = x.clone().requires_grad_(), h0.clone().requires_grad_()
+    y, h_n = module(x, h0)
+    loss = (y * torch.arange(y.numel()).view_as(y).cos()).sum() + h_n.square().sum()
+    return [y, h_n, *torch.autograd.grad(loss, [x, h0, *module.parameters()])]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("B", "H"), [(1, 5), (1, 64), (3, 33), (8, 16), (5, 48)])
+@pytest.mark.parametrize("T", [16, 37])
+def test_whole_chunks_and_what_is_left(T, B, H, bidirectional):
+    torch.manual_seed(0)
+    rnn = nn.RNN(3, H, bidirectional=bidirectional, dtype=torch.float64)
+    fast = rnnjit.compile(rnn, backend="inductor")
+    x = torch.randn(T, B, 3, dtype=torch.float64)
+    h0 = torch.randn(1 + bidirectional, B, H, dtype=torch.float64)
+    for found, expected in zip(both(fast, x, h0), both(rnn, x, h0), strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("lengths", [[40, 33, 32, 17, 3, 1], [16, 16], [35], [20] * 3 + [5] * 6])
+def test_packed(lengths):
+    torch.manual_seed(0)
+    rnn = nn.RNN(3, 21, bidirectional=True, dtype=torch.float64)
+    fast = rnnjit.compile(rnn, backend="inductor")
+    x = torch.randn(max(lengths), len(lengths), 3, dtype=torch.float64)
+    results = []
+    for module in (fast, rnn):
+        y, h_n = module(pack_padded_sequence(x, lengths))
+        loss = (y.data.sin() * y.data).sum() + h_n.square().sum()
+        grads = torch.autograd.grad(loss, module.parameters())
+        results.append([y.data, h_n, *grads])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_two_threads():
+    torch.manual_seed(0)
+    rnn = nn.RNN(3, 192, dtype=torch.float64)
+    rows = Rows(18, 8, 144)
+    assert plan(rnnjit.RNNSpec(3, 192).layer(0), rows, torch.float64, "cpu", 2).threads == 2
+    x, h0 = torch.randn(18, 8, 3).double(), torch.randn(1, 8, 192).double()
+    fast = rnnjit.compile(rnn, backend="inductor")
+    for found, expected in zip(both(fast, x, h0), both(rnn, x, h0), strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+TANH = ("tanh", "batch-1", "nan", "inf", "packed-bidirectional-2-layers", "through-h_n", "packed")
+RELU = ("nan-relu", "inf-relu", "packed-relu-h0")
+SHORT = [
+    *((ROWS, case) for case in TANH + RELU),
+    *((ONE_ROW, case) for case in TANH),
+    *((MATRIX, case) for case in TANH),
+]
+
+
+@pytest.mark.parametrize(("tile", "name"), SHORT)
+def test_short_chunks_pass_the_kit(tile, name):
+    def short(layer, rows, dtype, device, threads):
+        return Plan(2, tile, 1) if rows.T >= 2 and rows.N else None
+
+    (case,) = (case for case in CASES if case.id == name)
+    backend = InductorBackend(short)
+    CHECKS["forward"].run(backend, case)
+    CHECKS["gradients"].run(backend, case)
