@@ -13,8 +13,8 @@ Zen 4 generation (torch 2.13, float32 tanh), by form of the product (R rows, U p
     1000, 16, 64, 128   1.55 / 1.67   1.74 / 1.73   1.34 / 1.48   1.34 / 1.56   1.02 / 1.41
 
 K=1 compiles nothing: the forward pass is torch's own operator, the backward pass that of `steps`.
-So it is R=4 from two sequences on and U=4 for one; and K=16, since 32 steps win little, take twice
-as long to compile and leave more steps to do without. Matrix products of torch's own within a chunk
+So it is R=4 from two sequences on and U=4 for one; and K=16, since 32 steps win little and
+leave more steps to do without. Matrix products of torch's own within a chunk
 are no quicker than outside of one on a CPU (2.62 ms against 2.53 ms for the steps of the fourth
 shape): they are for other devices, where this has not been measured.
 """
