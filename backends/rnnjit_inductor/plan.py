@@ -3,17 +3,18 @@
 Times as fast as eager, forward / forward+backward, measured on one thread of an AMD EPYC of the
 Zen 4 generation (torch 2.13, float32 tanh), by form of the product (R rows, U panels) and steps K:
 
-    T, B, I, H          R=4, K=8      R=4, K=16     U=4, K=16     U=4, K=32     not compiled
+    T, B, I, H          R=4, K=8      R=4, K=16     U=4, K=16     U=4, K=32     K=1
     100, 1, 64, 64      0.77 / 1.96   0.89 / 2.26   1.10 / 2.70   1.15 / 2.81   1.02 / 1.80
     100, 1, 128, 256    0.74 / 1.85   0.82 / 2.00   1.25 / 2.68   1.26 / 2.79   1.01 / 1.95
     100, 1, 512, 512    0.87 / 2.06   0.80 / 2.17   1.18 / 2.72   1.26 / 2.81   1.02 / 2.20
     100, 8, 128, 256    1.33 / 1.59   1.44 / 1.71   1.02 / 1.37   1.00 / 1.38   1.07 / 1.35
     100, 32, 128, 256   1.17 / 1.20   1.21 / 1.26   0.86 / 0.96   0.83 / 0.97   1.01 / 1.15
-    28, 64, 28, 128     1.11 / 1.12   1.09 / 1.13   0.90 / 0.98   not compiled  0.99 / 1.09
+    28, 64, 28, 128     1.11 / 1.12   1.09 / 1.13   0.90 / 0.98   T < K         0.99 / 1.09
     1000, 16, 64, 128   1.55 / 1.67   1.74 / 1.73   1.34 / 1.48   1.34 / 1.56   1.02 / 1.41
 
-So it is R=4 from two sequences on and U=4 for one; and K=16, since 32 steps win little, take twice
-as long to compile and leave more steps to do without. Matrix products of torch's own within a chunk
+K=1 compiles nothing: the forward pass is torch's own operator, the backward pass that of `steps`.
+So it is R=4 from two sequences on and U=4 for one; and K=16, since 32 steps win little and
+leave more steps to do without. Matrix products of torch's own within a chunk
 are no quicker than outside of one on a CPU (2.62 ms against 2.53 ms for the steps of the fourth
 shape): they are for other devices, where this has not been measured.
 """
