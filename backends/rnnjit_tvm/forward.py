@@ -1,0 +1,147 @@
+"""The forward kernel: h_t = activation(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), step by step.
+
+The input's share W_ih x_t + b may be there already, in y.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from rnnjit_tvm.arguments import ForwardArguments
+from rnnjit_tvm.tensorir import Module, address, call, integer, least, loop, pointer, when
+from rnnjit_tvm.walk import Slice, Steps, add_entries, forward_arguments, share, slice_of
+
+#: The forward kernel's phases, between which its threads meet.
+PHASES = ["forward_pack", "forward_recur"]
+
+
+def add_forward(module: Module) -> None:
+    """The phases of the forward kernel, and its entries."""
+    _add_pack(module)
+    _add_recur(module)
+    add_entries(module, "forward", PHASES)
+
+
+def _add_phase(module: Module, name: str, body: Any) -> None:
+    module.add(name, ["block"], ["thread", "threads"], body, dtype="int64")
+
+
+def _add_pack(module: Module) -> None:
+    """Pack W_ih and W_hh of every direction, and the sum of the biases."""
+    lanes = module.lanes
+
+    def body(block: Any, thread: Any, threads: Any) -> None:
+        a = forward_arguments(block)
+        wide = T.bind(T.truncdiv(a.H + (lanes.count - 1), integer(lanes.count)))
+        with share(a.D * wide, thread, threads) as index:
+            unit = T.bind(thread + index * threads)
+            d = T.bind(T.truncdiv(unit, wide))
+            vector = T.bind(unit - d * wide)
+            column = T.bind(vector * lanes.count)
+            count = least(a.H - column, integer(lanes.count))
+            scratch = pointer(a.scratch, lanes.dtype)
+            panel = T.bind(d * a.packed + vector * a.panel)
+            for each in range(2):
+                with when(d == each):
+                    w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if each == 0 else (a.w_ih_1, a.w_hh_1)
+                    _pack(lanes.dtype, w_ih, scratch, panel, column, a.I, count)
+                    inner = panel + a.I * lanes.count
+                    _pack(lanes.dtype, w_hh, scratch, inner, column, a.H, count)
+                    _pack_bias(module, a, each, scratch, d * a.packed + wide * a.panel, column)
+
+    _add_phase(module, "forward_pack", body)
+
+
+def _pack(dtype: str, w: Any, scratch: Any, panel: Any, column: Any, k: Any, count: Any) -> None:
+    """One panel of a matrix `[H, k]`."""
+    source = address(pointer(w, dtype), column * k)
+    call("pack_transposed", source, address(scratch, panel), k, k, count)
+
+
+def _pack_bias(
+    module: Module, a: ForwardArguments, d: int, scratch: Any, bias: Any, column: Any
+) -> None:
+    """One vector of the sum of the biases, or of zeros."""
+    lanes = module.lanes
+    b_ih, b_hh = (a.b_ih_0, a.b_hh_0) if d == 0 else (a.b_ih_1, a.b_hh_1)
+    at = T.bind(bias + column)
+    T.buffer_store(scratch, lanes.zeros(), [lanes.at(at)])
+    with when(T.bind(T.cast(b_ih, "int64")) != 0):
+        sources = [address(pointer(each, lanes.dtype), column) for each in (b_ih, b_hh)]
+        count = least(a.H - column, integer(lanes.count))
+        call("pack_bias", *sources, address(scratch, at), count)
+
+
+def _add_recur(module: Module) -> None:
+    """The time loop of a thread's slices."""
+
+    def body(block: Any, thread: Any, threads: Any) -> None:
+        a = forward_arguments(block)
+        with share(a.D * a.slices, thread, threads) as index:
+            part = slice_of(a, T.bind(thread + index * threads))
+            steps = Steps(a)
+            with loop(integer(0), a.T) as s:
+                _step(module, a, part, steps, s)
+
+    _add_phase(module, "forward_recur", body)
+
+
+def _step(module: Module, a: ForwardArguments, part: Slice, steps: Steps, s: Any) -> None:
+    """The s-th step that a slice takes: its rows of y, and of h_n where it is their last."""
+    dtype, d, H = module.lanes.dtype, part.d, a.H
+    y, h_n, h0 = (pointer(each, dtype) for each in (a.y, a.h_n, a.h0))
+    t = T.bind(T.Select(d == 0, s, a.T - 1 - s))
+    onward = T.bind(T.Select(d == 0, integer(1), integer(-1)))
+    ld = T.bind(a.D * H)
+    row, size = steps.start(t), steps.size(t)
+    rows = part.count(size)
+    linked = part.count(T.min(steps.size(t - onward), size))
+    held = part.count(T.min(steps.size(t + onward), size))
+    before = T.bind(steps.start(T.max(t - onward, integer(0))) * ld + d * H)
+    with when(linked > 0):
+        states = address(y, before + part.low * ld)
+        _affine(module, a, part, row + part.low, linked, states, ld)
+    with when(rows > linked):
+        first = part.row(linked)
+        states = address(h0, (d * a.B + first) * H)
+        _affine(module, a, part, row + first, rows - linked, states, H)
+    with when(rows > 0):
+        here = address(y, (row + part.low) * ld + d * H)
+        call("activate", here, ld * part.every, rows, H, a.cell)
+    with when(rows > held):
+        first = part.row(held)
+        source = address(y, (row + first) * ld + d * H)
+        to = address(h_n, (d * a.B + first) * H)
+        call("copy", source, to, ld * part.every, H * part.every, rows - held, H)
+
+
+def _affine(
+    module: Module,
+    a: ForwardArguments,
+    part: Slice,
+    row: Any,
+    rows: Any,
+    states: Any,
+    ld_states: Any,
+) -> None:
+    """y = x W_ih^T + b + h W_hh^T for `rows` of a slice's rows, from row `row` of all."""
+    lanes, every = module.lanes, part.every
+    scratch, y = pointer(a.scratch, lanes.dtype), pointer(a.y, lanes.dtype)
+    wide = T.truncdiv(a.H + (lanes.count - 1), integer(lanes.count))
+    base, ld = T.bind(part.d * a.packed), T.bind(a.D * a.H)
+    at = T.bind(row * ld + part.d * a.H)
+    given, size = T.bind(T.cast(a.x, "int64") == 0), lanes.bits // 8
+    bias = a.scratch + (base + wide * a.panel) * size
+    init = T.bind(T.Select(given, a.y + at * size, bias))
+    ld_init = T.bind(T.Select(given, ld * every, integer(0)))
+    pointers = (
+        address(pointer(init, lanes.dtype), integer(0)),
+        address(pointer(a.x, lanes.dtype), row * a.I),
+        states,
+        address(scratch, base),
+        address(y, at),
+    )
+    sizes = (ld_init, a.I * every, a.I, ld_states * every, a.H, a.panel, ld * every)
+    call("block", *pointers, *sizes, rows, a.H)
