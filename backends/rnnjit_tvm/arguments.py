@@ -13,21 +13,22 @@ class ForwardArguments(NamedTuple):
     """Arguments of the forward kernel.
 
     Attributes:
-        T, B, I, H, D: steps, batch, input and hidden features, directions.
+        T, B, N, I, H, D: steps, batch, rows, input and hidden features, directions.
         cell: the cell's code, see `CELLS`.
         starts: address of the first row of every step and of the one behind, int64 `[T + 1]`; 0
             if dense.
         slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
         every: distance of a slice's rows: 1, or `slices` where slices take rows in turns.
-        x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`. Where `x` is 0 so is `I`, and
-            y holds the input's share already.
-        w_ih_0 ... b_hh_1: the weights of each direction; biases, and w_ih where `x` is, may be 0.
+        hoist: whether the input's share of all steps is computed before the first.
+        x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
+        w_ih_0 ... b_hh_1: the weights of each direction; biases may be 0.
         scratch: for each direction, the packed weights and then the bias.
         panel, packed: elements of one panel of weights, and of one direction's scratch.
     """
 
     T: int
     B: int
+    N: int
     I: int
     H: int
     D: int
@@ -36,6 +37,7 @@ class ForwardArguments(NamedTuple):
     slices: int
     slice_rows: int
     every: int
+    hoist: int
     x: int
     h0: int
     y: int
@@ -57,15 +59,21 @@ class BackwardArguments(NamedTuple):
     """Arguments of the backward kernel; not named here are those of `ForwardArguments`.
 
     Attributes:
-        w_hh_0, w_hh_1: W_hh of each direction.
         grad_y, grad_h_n: `[N, D*H]`, `[D, B, H]`, or 0.
         dz: `[N, D*H]`, written: the gradients of the pre-activations.
-        grad_h0: `[D, B, H]`, written.
-        scratch: for each direction W_hh's packed transpose, then a row of zeros.
+        before: int64 `[D, N]`, written: addresses of the states that each row's step started from.
+        grad_x, grad_h0: `[N, I]`, `[D, B, H]`, written, or 0.
+        grad_w_ih_0 ... grad_b_1: of each direction's weights, and of the sum of its biases;
+            written, or 0.
+        scratch: for each direction W_hh's and W_ih's packed transposes, then a row of zeros.
+        panel, packed: elements of one panel of weights, and of one direction's scratch.
+        windows, window: where the threads' windows of packed rows are, and elements of each.
     """
 
     T: int
     B: int
+    N: int
+    I: int
     H: int
     D: int
     cell: int
@@ -73,16 +81,30 @@ class BackwardArguments(NamedTuple):
     slices: int
     slice_rows: int
     every: int
+    x: int
+    h0: int
     y: int
+    w_ih_0: int
     w_hh_0: int
+    w_ih_1: int
     w_hh_1: int
     grad_y: int
     grad_h_n: int
     dz: int
+    before: int
+    grad_x: int
     grad_h0: int
+    grad_w_ih_0: int
+    grad_w_hh_0: int
+    grad_b_0: int
+    grad_w_ih_1: int
+    grad_w_hh_1: int
+    grad_b_1: int
     scratch: int
     panel: int
     packed: int
+    windows: int
+    window: int
 
 
 #: What the arguments call a cell, and no activation at all.

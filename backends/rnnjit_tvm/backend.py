@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.recurrence import layer_backward
+from rnnjit.backend import Shortcut
 
 _DTYPES = (torch.float32, torch.float64)
 _CELLS = ("tanh", "relu")
@@ -51,7 +51,7 @@ class TvmBackend(Backend):
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
-        """One call of the forward kernel, after one GEMM over all rows where that is quicker."""
+        """One call of the forward kernel."""
         from rnnjit_tvm import run
 
         return run.forward(layer, rows, x, h0, weights)
@@ -68,12 +68,21 @@ class TvmBackend(Backend):
         grad_h_n: Tensor | None,
         needs: Needs,
     ) -> LayerGrads:
-        """One call of the backward kernel, then one GEMM over all rows for each gradient."""
+        """One call of the backward kernel."""
         from rnnjit_tvm import run
 
-        return layer_backward(
-            run.KERNELS, layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
-        )
+        return run.backward(layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs)
+
+    def shortcut(
+        self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
+    ) -> Shortcut | None:
+        """One call of the forward kernel per layer, with nothing but allocations around them."""
+        if problem.needs_grad:
+            return None
+        from rnnjit_tvm import run
+
+        rows = Rows(problem.T, problem.B, problem.N)
+        return run.shortcut(problem.dtype.itemsize, spec.layers, rows, y_shape)
 
 
 @cache

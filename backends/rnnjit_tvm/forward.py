@@ -1,6 +1,6 @@
 """The forward kernel: h_t = activation(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), step by step.
 
-The input's share W_ih x_t + b may be there already, in y.
+The input's share W_ih x_t + b may be computed for all steps at once, before the first.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from rnnjit_tvm.arguments import ForwardArguments
 from rnnjit_tvm.tensorir import Module, address, call, integer, least, loop, pointer, when
 from rnnjit_tvm.walk import Slice, Steps, add_entries, forward_arguments, share, slice_of
 
+#: Rows that the hoisted product takes at a time, so that they stay in a core's own cache.
+_ROW_BLOCK = 64
 #: The forward kernel's phases, between which its threads meet.
-PHASES = ["forward_pack", "forward_recur"]
+PHASES = ["forward_pack", "forward_project", "forward_recur"]
 
 
 def add_forward(module: Module) -> None:
     """The phases of the forward kernel, and its entries."""
     _add_pack(module)
+    _add_project(module)
     _add_recur(module)
     add_entries(module, "forward", PHASES)
-
-
-def _add_phase(module: Module, name: str, body: Any) -> None:
-    module.add(name, ["block"], ["thread", "threads"], body, dtype="int64")
 
 
 def _add_pack(module: Module) -> None:
@@ -34,7 +33,7 @@ def _add_pack(module: Module) -> None:
 
     def body(block: Any, thread: Any, threads: Any) -> None:
         a = forward_arguments(block)
-        wide = T.bind(T.truncdiv(a.H + (lanes.count - 1), integer(lanes.count)))
+        wide = T.bind(lanes.vectors(a.H))
         with share(a.D * wide, thread, threads) as index:
             unit = T.bind(thread + index * threads)
             d = T.bind(T.truncdiv(unit, wide))
@@ -51,7 +50,7 @@ def _add_pack(module: Module) -> None:
                     _pack(lanes.dtype, w_hh, scratch, inner, column, a.H, count)
                     _pack_bias(module, a, each, scratch, d * a.packed + wide * a.panel, column)
 
-    _add_phase(module, "forward_pack", body)
+    module.add_phase("forward_pack", body)
 
 
 def _pack(dtype: str, w: Any, scratch: Any, panel: Any, column: Any, k: Any, count: Any) -> None:
@@ -68,10 +67,39 @@ def _pack_bias(
     b_ih, b_hh = (a.b_ih_0, a.b_hh_0) if d == 0 else (a.b_ih_1, a.b_hh_1)
     at = T.bind(bias + column)
     T.buffer_store(scratch, lanes.zeros(), [lanes.at(at)])
-    with when(T.bind(T.cast(b_ih, "int64")) != 0):
+    with when(b_ih != integer(0)):
         sources = [address(pointer(each, lanes.dtype), column) for each in (b_ih, b_hh)]
         count = least(a.H - column, integer(lanes.count))
         call("pack_bias", *sources, address(scratch, at), count)
+
+
+def _add_project(module: Module) -> None:
+    """The input's share of all rows, where it is hoisted: y = x W_ih^T + b."""
+    lanes = module.lanes
+
+    def body(block: Any, thread: Any, threads: Any) -> None:
+        a = forward_arguments(block)
+        x, y = pointer(a.x, lanes.dtype), pointer(a.y, lanes.dtype)
+        scratch, ld = pointer(a.scratch, lanes.dtype), T.bind(a.D * a.H)
+        blocks = T.truncdiv(a.N + (_ROW_BLOCK - 1), integer(_ROW_BLOCK))
+        with when(a.hoist != integer(0)), share(blocks, thread, threads) as index:
+            row = T.bind((thread + index * threads) * _ROW_BLOCK)
+            rows = least(a.N - row, integer(_ROW_BLOCK))
+            with loop(integer(0), a.D) as d:
+                base = T.bind(d * a.packed)
+                inputs = address(x, row * a.I)
+                pointers = (
+                    address(scratch, base + lanes.vectors(a.H) * a.panel),
+                    inputs,
+                    inputs,
+                    address(scratch, base),
+                    address(y, row * ld + d * a.H),
+                )
+                zero, one = integer(0), integer(1)
+                sizes = (zero, a.I, one, a.I, zero, zero, a.panel, ld, rows, a.H)
+                call("block", *pointers, *sizes)
+
+    module.add_phase("forward_project", body)
 
 
 def _add_recur(module: Module) -> None:
@@ -85,7 +113,7 @@ def _add_recur(module: Module) -> None:
             with loop(integer(0), a.T) as s:
                 _step(module, a, part, steps, s)
 
-    _add_phase(module, "forward_recur", body)
+    module.add_phase("forward_recur", body)
 
 
 def _step(module: Module, a: ForwardArguments, part: Slice, steps: Steps, s: Any) -> None:
@@ -126,22 +154,23 @@ def _affine(
     states: Any,
     ld_states: Any,
 ) -> None:
-    """y = x W_ih^T + b + h W_hh^T for `rows` of a slice's rows, from row `row` of all."""
+    """Y = x W_ih^T + b + h W_hh^T for `rows` of a slice's rows, from row `row` of all."""
     lanes, every = module.lanes, part.every
     scratch, y = pointer(a.scratch, lanes.dtype), pointer(a.y, lanes.dtype)
-    wide = T.truncdiv(a.H + (lanes.count - 1), integer(lanes.count))
     base, ld = T.bind(part.d * a.packed), T.bind(a.D * a.H)
     at = T.bind(row * ld + part.d * a.H)
-    given, size = T.bind(T.cast(a.x, "int64") == 0), lanes.bits // 8
-    bias = a.scratch + (base + wide * a.panel) * size
-    init = T.bind(T.Select(given, a.y + at * size, bias))
-    ld_init = T.bind(T.Select(given, ld * every, integer(0)))
+    hoist, size = T.bind(a.hoist != integer(0)), lanes.bits // 8
+    bias = a.scratch + (base + lanes.vectors(a.H) * a.panel) * size
+    init = T.bind(T.Select(hoist, a.y + at * size, bias))
+    ld_init = T.bind(T.Select(hoist, ld * every, integer(0)))
+    inputs = T.bind(T.Select(hoist, integer(0), a.I))
     pointers = (
         address(pointer(init, lanes.dtype), integer(0)),
         address(pointer(a.x, lanes.dtype), row * a.I),
         states,
-        address(scratch, base),
+        address(scratch, base + (a.I - inputs) * lanes.count),
         address(y, at),
     )
-    sizes = (ld_init, a.I * every, a.I, ld_states * every, a.H, a.panel, ld * every)
-    call("block", *pointers, *sizes, rows, a.H)
+    one, ld_x, ld_out = integer(1), a.I * every, ld * every
+    sizes = (ld_init, ld_x, one, inputs, ld_states * every, a.H, a.panel, ld_out, rows, a.H)
+    call("block", *pointers, *sizes)

@@ -9,6 +9,7 @@ from rnnjit_tvm.forward import add_forward
 from rnnjit_tvm.host import Isa
 from rnnjit_tvm.packing import add_packing
 from rnnjit_tvm.pointwise import add_activate, add_activate_gradient
+from rnnjit_tvm.reductions import add_reductions
 from rnnjit_tvm.tensorir import Lanes, Module
 from rnnjit_tvm.tiles import add_tiles
 from rnnjit_tvm.walk import add_copy
@@ -24,4 +25,5 @@ def kernels(isa: Isa, bits: int) -> dict[str, Any]:
     add_tiles(module, isa.tiles)
     add_forward(module)
     add_backward(module)
+    add_reductions(module, isa.tiles[0][1])
     return module.functions

@@ -21,8 +21,13 @@ from rnnjit import codecache
 from rnnjit.team import FORK, openmp
 from rnnjit_tvm.host import Isa, host_isa
 
-_FORWARD = ("forward_alone", "forward_pack_team", "forward_recur_team")
-_BACKWARD = ("backward_alone", "backward_pack_team", "backward_recur_team")
+_FORWARD = ("forward_alone", "forward_pack_team", "forward_project_team", "forward_recur_team")
+_BACKWARD = (
+    "backward_alone",
+    "backward_pack_team",
+    "backward_recur_team",
+    "backward_reduce_team",
+)
 
 
 class Kernel:

@@ -44,10 +44,8 @@ def _add_pack(module: Module) -> None:
     lanes = module.lanes
 
     def body(w: Any, panel: Any, ld: Any, k: Any, count: Any) -> None:
-        mask = lanes.mask(count)
         with loop(integer(0), k) as i:
-            found = T.masked_load(lanes.vector, w, lanes.at(i * ld), mask)
-            value = T.Select(mask, found, lanes.zeros())
+            value = lanes.load(w, i * ld, count)
             T.buffer_store(panel, value, [lanes.at(i * lanes.count)])
 
     module.add("pack", ["w", "panel"], ["ld", "k", "count"], body)

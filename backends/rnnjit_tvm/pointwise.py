@@ -82,7 +82,7 @@ def relu(lanes: Lanes, x: Any) -> Any:
 
 
 def tanh_gradient(lanes: Lanes, grad: Any, h: Any) -> Any:
-    """grad * (1 - h^2): the gradient of the pre-activation, given that of h = tanh(z)."""
+    """Grad * (1 - h^2): the gradient of the pre-activation, given that of h = tanh(z)."""
     slope = lanes.multiply_add(lanes.zeros() - h, h, lanes.constant(1.0))
     return grad * slope
 
@@ -137,9 +137,9 @@ def _add_forward(module: Module, function: Callable[..., Any]) -> None:
         def whole(index: Any) -> None:
             T.buffer_store(z, function(lanes, T.bind(z[lanes.at(index)])), [lanes.at(index)])
 
-        def part(index: Any, mask: Any) -> None:
-            x = T.bind(T.masked_load(lanes.vector, z, lanes.at(index), mask))
-            T.evaluate(T.masked_store(z, function(lanes, x), lanes.at(index), mask))
+        def part(index: Any, count: Any) -> None:
+            x = T.bind(lanes.load(z, index, count))
+            lanes.store(z, index, function(lanes, x), count)
 
         with loop(integer(0), rows) as r:
             _vectors(lanes, r * ld, columns, whole, part)
@@ -160,12 +160,11 @@ def _add_backward(module: Module, function: Callable[..., Any]) -> None:
                 total = T.bind(dz[at] + grad[lanes.at(index + ahead)])
                 T.buffer_store(dz, function(lanes, total, T.bind(h[at])), [at])
 
-            def part(index: Any, mask: Any) -> None:
-                at, grad_at = lanes.at(index), lanes.at(index + ahead)
-                held = T.masked_load(lanes.vector, dz, at, mask)
-                total = T.bind(held + T.masked_load(lanes.vector, grad, grad_at, mask))
-                state = T.bind(T.masked_load(lanes.vector, h, at, mask))
-                T.evaluate(T.masked_store(dz, function(lanes, total, state), at, mask))
+            def part(index: Any, count: Any) -> None:
+                held = lanes.load(dz, index, count)
+                total = T.bind(held + lanes.load(grad, index + ahead, count))
+                state = T.bind(lanes.load(h, index, count))
+                lanes.store(dz, index, function(lanes, total, state), count)
 
             _vectors(lanes, r * ld, columns, whole, part)
 
@@ -186,7 +185,7 @@ def _vectors(
         whole(T.bind(start + v * lanes.count))
     left = T.bind(columns - full * lanes.count)
     with when(left > 0):
-        part(T.bind(start + full * lanes.count), lanes.mask(left))
+        part(T.bind(start + full * lanes.count), left)
 
 
 def _name(pass_: str, function: Callable[..., Any]) -> str:

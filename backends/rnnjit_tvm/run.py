@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from struct import Struct
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rnnjit import LayerOutput, LayerSpec, Rows
-from rnnjit.recurrence import Backward, Forward, Recurrence, layer_forward
+from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
+from rnnjit.backend import Shortcut
 from rnnjit.recurrence.rows import offsets
 from rnnjit.team import most_threads
 from rnnjit_tvm.arguments import CELLS, BackwardArguments, ForwardArguments
 from rnnjit_tvm.library import Kernel, library
-from rnnjit_tvm.plan import Plan, plan
+from rnnjit_tvm.plan import REDUCTION_ROWS, Plan, plan
 
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
 _B = BackwardArguments(*range(len(BackwardArguments._fields)))
@@ -30,118 +31,189 @@ class Recipe(NamedTuple):
         threads: size of the team.
         block: the argument block with every size filled in; copied for each call.
         scratch: elements of scratch memory.
+        windows: where in the scratch the threads' windows are, in bytes.
     """
 
     kernel: Kernel
     threads: int
     block: array[int]
     scratch: int
+    windows: int = 0
 
 
 def forward(
     layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
 ) -> LayerOutput:
     """`Backend.forward` of tensors of float32 or float64."""
-    cut = _plan(layer, rows)
-    if not cut.fused:
-        return layer_forward(KERNELS, layer, rows, x, h0, weights)
-    recipe = _forward_recipe(x.element_size(), layer, rows[:3], cut)
-    y = x.new_empty((rows.N, layer.num_directions * layer.hidden_size))
+    T, B, N, sizes = rows
+    threads = most_threads(torch.get_num_threads())
+    recipe = _forward_recipe(x.element_size(), layer, T, B, N, threads)
+    y = x.new_empty((N, layer.num_directions * layer.hidden_size))
     h_n = torch.empty_like(h0)
-    starts = None if rows.batch_sizes is None else offsets(rows, x.device)
+    scratch = x.new_empty(recipe.scratch)
+    starts = None if sizes is None else offsets(rows, x.device)
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     block = recipe.block[:]
-    block[_F.x] = x.data_ptr()
-    count = layer.weights_per_direction
-    for d, first in enumerate((_F.w_ih_0, _F.w_ih_1)[: layer.num_directions]):
-        for i, weight in enumerate(held[d * count : (d + 1) * count]):
-            block[first + i] = weight.data_ptr()
-    _run_forward(recipe, block, starts, h0, y, h_n)
+    block[_F.starts], block[_F.scratch] = _address(starts), scratch.data_ptr()
+    _pointers(layer).pack_into(
+        *(block, 8 * _F.x, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
+        *[weight.data_ptr() for weight in held],
+    )
+    recipe.kernel(block, recipe.threads)
     return LayerOutput(y, h_n)
 
 
-class Kernels(Recurrence):
-    """Recurrences by the compiled kernels, the rest of a layer being left to GEMMs."""
+def shortcut(
+    size: int, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, int, int]
+) -> Shortcut:
+    """`Backend.shortcut` for elements of `size` bytes."""
+    threads = most_threads(torch.get_num_threads())
+    states = layers[0].num_directions * rows.B * layers[0].hidden_size * size
+    stack = []
+    for i, layer in enumerate(layers):
+        recipe = _forward_recipe(size, layer, rows.T, rows.B, rows.N, threads)
+        count = layer.num_directions * layer.weights_per_direction
+        stack.append((recipe, i * states, i * count, (i + 1) * count))
+    write = _pointers(layers[0]).pack_into
 
-    def forward(self, call: Forward) -> None:
-        """`y_t = activation(y_t + W_hh y_{t-1})` for each step."""
-        size, (T, B, N, _) = call.y.element_size(), call.rows
-        cut = _plan(call.layer, call.rows)
-        recipe = _forward_recipe(size, call.layer, (T, B, N), cut)
-        block = recipe.block[:]
-        for field, w_hh in zip((_F.w_hh_0, _F.w_hh_1), call.w_hh, strict=False):
-            block[field] = w_hh.data_ptr()
-        _run_forward(recipe, block, call.starts, call.h0, call.y, call.h_n)
+    def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        h_n = torch.empty_like(h0)
+        h0_address, h_n_address = h0.data_ptr(), h_n.data_ptr()
+        addresses = [weight.data_ptr() for weight in weights]
+        for recipe, offset, first, last in stack:
+            y, scratch = x.new_empty(y_shape), x.new_empty(recipe.scratch)
+            block = recipe.block[:]
+            block[_F.scratch] = scratch.data_ptr()
+            write(
+                *(block, 8 * _F.x, x.data_ptr(), h0_address + offset, y.data_ptr()),
+                *(h_n_address + offset, *addresses[first:last]),
+            )
+            recipe.kernel(block, recipe.threads)
+            x = y
+        return x, h_n
 
-    def backward(self, call: Backward) -> None:
-        """`dz_t = (g_t + grad_y_t) activation'(y_t)`, `g_{t-1} = dz_t W_hh` for each step."""
-        size, (T, B, N, _) = call.y.element_size(), call.rows
-        cut = _plan(call.layer, call.rows)
-        recipe = _backward_recipe(size, call.layer, (T, B, N), cut)
-        scratch = call.y.new_empty(recipe.scratch)
-        block = recipe.block[:]
-        block[_B.starts], block[_B.scratch] = call.starts.data_ptr(), scratch.data_ptr()
-        block[_B.y], block[_B.dz] = call.y.data_ptr(), call.dz.data_ptr()
-        block[_B.grad_y], block[_B.grad_h_n] = _address(call.grad_y), _address(call.grad_h_n)
-        block[_B.grad_h0] = call.grad_h0.data_ptr()
-        for field, w_hh in zip((_B.w_hh_0, _B.w_hh_1), call.w_hh, strict=False):
-            block[field] = w_hh.data_ptr()
-        recipe.kernel(block, recipe.threads)
+    return run
 
 
-KERNELS = Kernels()
+@cache
+def _pointers(layer: LayerSpec) -> Struct:
+    """How the addresses of x, h0, y, h_n and the weights lie in the forward argument block."""
+    weights = "4q" if layer.bias else "2q16x"
+    return Struct("=4q" + weights * layer.num_directions)
 
 
-def _run_forward(
-    recipe: Recipe, block: array[int], starts: Tensor | None, h0: Tensor, y: Tensor, h_n: Tensor
-) -> None:
-    """Fill in what both kinds of forward call have, and call the kernel."""
-    scratch = y.new_empty(recipe.scratch)
-    block[_F.starts], block[_F.scratch] = _address(starts), scratch.data_ptr()
-    block[_F.h0], block[_F.y], block[_F.h_n] = h0.data_ptr(), y.data_ptr(), h_n.data_ptr()
+def backward(
+    layer: LayerSpec,
+    rows: Rows,
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    needs: Needs,
+) -> LayerGrads:
+    """`Backend.backward` of tensors of float32 or float64."""
+    T, B, N, sizes = rows
+    threads = most_threads(torch.get_num_threads())
+    recipe = _backward_recipe(x.element_size(), layer, T, B, N, threads)
+    grad_y = None if grad_y is None else grad_y.contiguous()
+    grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
+    grad_x = torch.empty_like(x) if needs.x else None
+    grad_h0 = torch.empty_like(h0) if needs.h0 else None
+    starts = None if sizes is None else offsets(rows, x.device)
+    dz, scratch = torch.empty_like(y), x.new_empty(recipe.scratch)
+    before = torch.empty((layer.num_directions, N), dtype=torch.int64)
+    held = [w.contiguous() for w in weights]
+    grads = _room(layer, N, weights, needs.weights)
+    block = recipe.block[:]
+    block[_B.starts], block[_B.scratch] = _address(starts), scratch.data_ptr()
+    block[_B.windows] = scratch.data_ptr() + recipe.windows
+    block[_B.x], block[_B.h0], block[_B.y] = x.data_ptr(), h0.data_ptr(), y.data_ptr()
+    block[_B.grad_y], block[_B.grad_h_n] = _address(grad_y), _address(grad_h_n)
+    block[_B.dz], block[_B.before] = dz.data_ptr(), before.data_ptr()
+    block[_B.grad_x], block[_B.grad_h0] = _address(grad_x), _address(grad_h0)
+    count = layer.weights_per_direction
+    fields = ((_B.w_ih_0, _B.grad_w_ih_0), (_B.w_ih_1, _B.grad_w_ih_1))
+    for d, (weight, grad) in enumerate(fields[: layer.num_directions]):
+        own = d * count
+        block[weight], block[weight + 1] = held[own].data_ptr(), held[own + 1].data_ptr()
+        for i, tensor in enumerate(grads[own : own + min(count, 3)]):
+            block[grad + i] = _address(tensor)
     recipe.kernel(block, recipe.threads)
+    return LayerGrads(grad_x, grad_h0, _shared_out(grads, needs.weights, count))
 
 
-def _plan(layer: LayerSpec, rows: Rows) -> Plan:
-    return _planned(layer, rows[:3], most_threads(torch.get_num_threads()))
+def _room(
+    layer: LayerSpec, N: int, weights: Sequence[Tensor], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Room for the gradients of the weights; that of b_ih stands for both biases'."""
+    count = layer.weights_per_direction
+    # Where there are no rows, nothing is written to them.
+    allocate = torch.empty if N else torch.zeros
+    found: list[Tensor | None] = []
+    for i, weight in enumerate(weights):
+        kind = i % count
+        wanted = needed[i] or (kind == 2 and needed[i + 1])
+        if kind == 3 or not wanted:
+            found.append(None)
+        else:
+            found.append(allocate(weight.shape, dtype=weight.dtype))
+    return found
 
 
-@lru_cache(maxsize=4096)
-def _planned(layer: LayerSpec, rows: tuple[int, int, int], threads: int) -> Plan:
-    return plan(layer, Rows(*rows), threads)
+def _shared_out(
+    grads: list[Tensor | None], needed: tuple[bool, ...], count: int
+) -> tuple[Tensor | None, ...]:
+    """The gradient of each weight that needs one; b_hh gets a copy of what b_ih gets."""
+    found = []
+    for i, need in enumerate(needed):
+        grad = grads[i - 1] if i % count == 3 else grads[i]
+        copied = need and grad is not None and i % count == 3 and needed[i - 1]
+        found.append(grad.clone() if copied and grad is not None else grad if need else None)
+    return tuple(found)
 
 
 @lru_cache(maxsize=1024)
-def _forward_recipe(size: int, layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> Recipe:
+def _forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     kernels = library(8 * size)
     lanes = kernels.isa.vector_bytes // size
+    cut = plan(layer, Rows(T, B, N), threads)
     wide = -(-layer.hidden_size // lanes)
-    inputs = layer.input_size if cut.fused else 0
-    panel = (inputs + layer.hidden_size) * lanes
+    panel = (layer.input_size + layer.hidden_size) * lanes
     packed = wide * (panel + lanes)
-    fixed = _problem(layer, rows, cut) | {"I": inputs, "panel": panel, "packed": packed}
+    fixed = _problem(layer, (T, B, N), cut)
+    fixed |= {"hoist": int(cut.hoist), "panel": panel, "packed": packed}
     block = array("q", [fixed.get(field, 0) for field in ForwardArguments._fields])
     return Recipe(kernels.forward, cut.threads, block, layer.num_directions * packed)
 
 
 @lru_cache(maxsize=1024)
-def _backward_recipe(size: int, layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> Recipe:
+def _backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     kernels = library(8 * size)
     lanes = kernels.isa.vector_bytes // size
-    wide = -(-layer.hidden_size // lanes)
+    cut = plan(layer, Rows(T, B, N), threads)
+    wide, inputs = -(-layer.hidden_size // lanes), -(-layer.input_size // lanes)
     panel = layer.hidden_size * lanes
-    packed = wide * (panel + lanes)
-    fixed = _problem(layer, rows, cut) | {"panel": panel, "packed": packed}
+    packed = (wide + inputs) * panel
+    zeros = max(wide, inputs) * lanes
+    window = kernels.isa.tiles[0][1] * lanes * REDUCTION_ROWS
+    fixed = _problem(layer, (T, B, N), cut)
+    fixed |= {"panel": panel, "packed": packed, "window": window}
     block = array("q", [fixed.get(field, 0) for field in BackwardArguments._fields])
-    return Recipe(kernels.backward, cut.threads, block, layer.num_directions * packed)
+    start = layer.num_directions * packed + zeros
+    scratch = start + cut.threads * window
+    return Recipe(kernels.backward, cut.threads, block, scratch, start * size)
 
 
 def _problem(layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> dict[str, int]:
     """The sizes that both kernels are told."""
-    T, B, _ = rows
+    T, B, N = rows
     return {
         "T": T,
         "B": B,
+        "N": N,
+        "I": layer.input_size,
         "H": layer.hidden_size,
         "D": layer.num_directions,
         "cell": CELLS[layer.cell],

@@ -71,6 +71,16 @@ class Lanes:
         first, behind = tvm.tirx.const(0, "int32"), T.cast(count, "int32")
         return T.get_active_lane_mask(f"boolx{self.count}", first, behind)
 
+    def load(self, buffer: Any, index: Any, count: Any) -> Any:
+        """The first `count` lanes from memory, zeros in the others."""
+        mask = self.mask(count)
+        found = T.masked_load(self.vector, buffer, self.at(index), mask)
+        return T.Select(mask, found, self.zeros())
+
+    def store(self, buffer: Any, index: Any, value: Any, count: Any) -> None:
+        """Write the first `count` lanes to memory."""
+        T.evaluate(T.masked_store(buffer, value, self.at(index), self.mask(count)))
+
     def call(self, name: str, *args: Any) -> Any:
         """LLVM's intrinsic `llvm.<name>` of vectors."""
         return T.call_llvm_pure_intrin(self.vector, f"llvm.{name}", *args)
@@ -78,6 +88,10 @@ class Lanes:
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """A * b + c, rounded once where the machine can."""
         return self.call("fma", a, b, c) if self.fma else a * b + c
+
+    def vectors(self, count: Any) -> Any:
+        """How many vectors hold `count` elements."""
+        return T.truncdiv(count + (self.count - 1), integer(self.count))
 
     def zeros(self) -> Any:
         """A vector of zeros."""
@@ -124,6 +138,13 @@ class Module:
                 values = [T.arg(each, T.int64()) for each in integers]
                 body(*(memory(handle, element) for handle in handles), *values)
             self.functions[name] = builder.get()
+
+    def add_phase(self, name: str, body: Callable[..., None]) -> None:
+        """Build a PrimFunc `<name>(block, thread, threads)`: a thread's share of some work.
+
+        `body` is given the argument block, and two variables.
+        """
+        self.add(name, ["block"], ["thread", "threads"], body, dtype="int64")
 
 
 def memory(handle: Any, dtype: str) -> Any:

@@ -33,16 +33,18 @@ from rnnjit_tvm.tensorir import (
 FOLD = 128
 
 _POINTERS = ["init", "a", "b", "w", "out"]
-_SIZES = ["ld_init", "ld_a", "k_a", "ld_b", "k_b", "panel", "ld_out"]
+_SIZES = ["ld_init", "ld_a", "step_a", "k_a", "ld_b", "k_b", "panel", "ld_out"]
 
 
 def add_tiles(module: Module, shapes: tuple[tuple[int, int], ...]) -> None:
     """PrimFunc `block`, and what it calls: out = init + a W_a + b W_b for any number of rows.
 
-    `block(init, a, b, w, out, ld_init, ld_a, k_a, ld_b, k_b, panel, ld_out, rows, columns)` with
-    a `[rows, k_a]`, b `[rows, k_b]`, out and init `[rows, columns]`, whose rows are `ld_...`
-    elements apart (0 for one row that stands for all). `w` holds the weights as panels of one
-    vector of columns each, `panel` elements apart: `[k_a + k_b, lanes]`, W_a's rows first.
+    `block(init, a, b, w, out, ld_init, ld_a, step_a, k_a, ld_b, k_b, panel, ld_out, rows, columns)`
+    with a `[rows, k_a]`, b `[rows, k_b]`, out and init `[rows, columns]`, whose rows are `ld_...`
+    elements apart (0 for one row that stands for all). Columns of a are `step_a` elements apart, so
+    that it may be a transposed matrix; elsewhere they are neighbours. `w` holds the weights as
+    panels of one vector of columns each, `panel` elements apart: `[k_a + k_b, lanes]`, W_a's rows
+    first.
 
     Args:
         module: what to add it to.
@@ -60,7 +62,7 @@ def _add_tile(module: Module, rows: int, vectors: int) -> None:
     lanes = module.lanes
 
     def body(init: Any, a: Any, b: Any, w: Any, out: Any, *sizes: Any) -> None:
-        ld_init, ld_a, k_a, ld_b, k_b, panel, ld_out, columns = sizes
+        ld_init, ld_a, step_a, k_a, ld_b, k_b, panel, ld_out, columns = sizes
         last = T.bind(columns - (vectors - 1) * lanes.count)
         mask = lanes.mask(last)
         total = local(rows * vectors * lanes.count, lanes.dtype)
@@ -72,8 +74,9 @@ def _add_tile(module: Module, rows: int, vectors: int) -> None:
                     value = T.masked_load(lanes.vector, init, at, mask)
                 _set(lanes, total, i * vectors + j, value)
         chain = local(rows * vectors * lanes.count, lanes.dtype)
-        _product(lanes, (rows, vectors), total, chain, (a, ld_a, k_a), (w, panel, integer(0)))
-        _product(lanes, (rows, vectors), total, chain, (b, ld_b, k_b), (w, panel, k_a))
+        sums, shape = (total, chain), (rows, vectors)
+        _product(lanes, shape, sums, (a, ld_a, step_a, k_a), (w, panel, integer(0)))
+        _product(lanes, shape, sums, (b, ld_b, integer(1), k_b), (w, panel, k_a))
         for i in range(rows):
             for j in range(vectors):
                 at = lanes.at(i * ld_out + j * lanes.count)
@@ -89,16 +92,21 @@ def _add_tile(module: Module, rows: int, vectors: int) -> None:
 def _product(
     lanes: Lanes,
     shape: tuple[int, int],
-    total: Any,
-    chain: Any,
-    operand: tuple[Any, Any, Any],
+    sums: tuple[Any, Any],
+    operand: tuple[Any, Any, Any, Any],
     weights: tuple[Any, Any, Any],
 ) -> None:
-    """Add to `total` the product of an operand (memory, row distance, k) and packed weights.
+    """Add to a tile the product of an operand and packed weights.
 
-    The weights are given as memory, panel distance, and the first of the panels' rows.
+    Args:
+        lanes: the vectors.
+        shape: rows and vectors of the tile.
+        sums: the tile's totals, and room for its chains.
+        operand: memory, distance of rows, distance of columns, and k.
+        weights: memory, distance of panels, and the first of the panels' rows.
     """
-    x, ld, k = operand
+    total, chain = sums
+    x, ld, step, k = operand
     w, panel, first = weights
     rows, vectors = shape
     with loop(integer(0), T.truncdiv(k + (FOLD - 1), integer(FOLD))) as fold:
@@ -110,7 +118,7 @@ def _product(
             row = T.bind((first + i) * lanes.count)
             columns = [T.bind(w[lanes.at(j * panel + row)]) for j in range(vectors)]
             for r in range(rows):
-                spread = T.bind(lanes.spread(x[r * ld + i]))
+                spread = T.bind(lanes.spread(x[r * ld + i * step]))
                 for j in range(vectors):
                     c = r * vectors + j
                     value = lanes.multiply_add(spread, columns[j], _get(lanes, chain, c))
@@ -136,8 +144,8 @@ def _add_rows(module: Module, rows: int, widest: int) -> None:
     lanes = module.lanes
 
     def body(init: Any, a: Any, b: Any, w: Any, out: Any, *sizes: Any) -> None:
-        ld_init, ld_a, k_a, ld_b, k_b, panel, ld_out, blocks, columns = sizes
-        wide = T.bind(T.truncdiv(columns + (lanes.count - 1), integer(lanes.count)))
+        ld_init, ld_a, _, _, ld_b, _, panel, ld_out, blocks, columns = sizes
+        wide = T.bind(lanes.vectors(columns))
         cuts = T.bind(T.truncdiv(wide + (widest - 1), integer(widest)))
         with loop(integer(0), cuts) as cut:
             first = T.bind(T.truncdiv(wide * cut, cuts))
@@ -156,7 +164,7 @@ def _add_rows(module: Module, rows: int, widest: int) -> None:
                 for width in range(1, widest + 1):
                     with when(vectors == width):
                         most = least(here, integer(width * lanes.count))
-                        call(f"tile_{rows}x{width}", *pointers, *sizes[:7], most)
+                        call(f"tile_{rows}x{width}", *pointers, *sizes[:8], most)
 
     module.add(f"rows_{rows}", _POINTERS, [*_SIZES, "blocks", "columns"], body)
 
@@ -165,7 +173,7 @@ def _add_block(module: Module, heights: list[int]) -> None:
     """PrimFunc `block`: rows by the highest tile, and what is left by the lower ones."""
 
     def body(init: Any, a: Any, b: Any, w: Any, out: Any, *sizes: Any) -> None:
-        ld_init, ld_a, _, ld_b, _, _, ld_out, rows, columns = sizes
+        ld_init, ld_a, _, _, ld_b, _, _, ld_out, rows, columns = sizes
         for height in heights:
             count, row = T.truncdiv(rows, integer(height)), integer(0)
             if height != heights[0]:
@@ -181,6 +189,6 @@ def _add_block(module: Module, heights: list[int]) -> None:
                 address(out, row * ld_out),
             ]
             with when(count > 0):
-                call(f"rows_{height}", *pointers, *sizes[:7], count, columns)
+                call(f"rows_{height}", *pointers, *sizes[:8], count, columns)
 
     module.add("block", _POINTERS, [*_SIZES, "rows", "columns"], body)

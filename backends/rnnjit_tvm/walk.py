@@ -18,7 +18,6 @@ from rnnjit_tvm.tensorir import (
     integer,
     least,
     loop,
-    memory,
     most,
     pointer,
 )
@@ -137,17 +136,3 @@ def add_copy(module: Module) -> None:
             T.buffer_store(to, source[r * ld_source + c], [r * ld_to + c])
 
     module.add("copy", ["source", "to"], ["ld_source", "ld_to", "rows", "columns"], body)
-
-
-__all__ = [
-    "Arguments",
-    "Slice",
-    "Steps",
-    "add_copy",
-    "add_entries",
-    "backward_arguments",
-    "forward_arguments",
-    "memory",
-    "share",
-    "slice_of",
-]
