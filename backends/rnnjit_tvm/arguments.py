@@ -107,6 +107,5 @@ class BackwardArguments(NamedTuple):
     window: int
 
 
-#: What the arguments call a cell, and no activation at all.
-NOTHING = 0
+#: What the arguments call a cell.
 CELLS = {"tanh": 1, "relu": 2}

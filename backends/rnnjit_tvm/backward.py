@@ -14,7 +14,15 @@ from tvm.tirx.script.builder import ir as T
 
 from rnnjit_tvm.arguments import BackwardArguments
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, pointer, when
-from rnnjit_tvm.walk import Slice, Steps, add_entries, backward_arguments, share, slice_of
+from rnnjit_tvm.walk import (
+    Slice,
+    Steps,
+    add_entries,
+    backward_arguments,
+    of_direction,
+    share,
+    slice_of,
+)
 
 #: The backward kernel's phases, between which its threads meet.
 PHASES = ["backward_pack", "backward_recur", "backward_reduce"]
@@ -26,11 +34,6 @@ def add_backward(module: Module) -> None:
     _add_remember(module)
     _add_recur(module)
     add_entries(module, "backward", PHASES)
-
-
-def of_direction(a: BackwardArguments, d: Any, name: str) -> Any:
-    """The argument `<name>_<d>`."""
-    return T.Select(d == 0, getattr(a, f"{name}_0"), getattr(a, f"{name}_1"))
 
 
 def zeros_at(a: BackwardArguments) -> Any:

@@ -11,7 +11,15 @@ from tvm.tirx.script.builder import ir as T
 
 from rnnjit_tvm.arguments import ForwardArguments
 from rnnjit_tvm.tensorir import Module, address, call, integer, least, loop, pointer, when
-from rnnjit_tvm.walk import Slice, Steps, add_entries, forward_arguments, share, slice_of
+from rnnjit_tvm.walk import (
+    Slice,
+    Steps,
+    add_entries,
+    forward_arguments,
+    of_direction,
+    share,
+    slice_of,
+)
 
 #: Rows that the hoisted product takes at a time, so that they stay in a core's own cache.
 _ROW_BLOCK = 64
@@ -29,7 +37,7 @@ def add_forward(module: Module) -> None:
 
 def _add_pack(module: Module) -> None:
     """Pack W_ih and W_hh of every direction, and the sum of the biases."""
-    lanes = module.lanes
+    lanes, size = module.lanes, module.lanes.bits // 8
 
     def body(block: Any, thread: Any, threads: Any) -> None:
         a = forward_arguments(block)
@@ -42,35 +50,19 @@ def _add_pack(module: Module) -> None:
             count = least(a.H - column, integer(lanes.count))
             scratch = pointer(a.scratch, lanes.dtype)
             panel = T.bind(d * a.packed + vector * a.panel)
-            for each in range(2):
-                with when(d == each):
-                    w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if each == 0 else (a.w_ih_1, a.w_hh_1)
-                    _pack(lanes.dtype, w_ih, scratch, panel, column, a.I, count)
-                    inner = panel + a.I * lanes.count
-                    _pack(lanes.dtype, w_hh, scratch, inner, column, a.H, count)
-                    _pack_bias(module, a, each, scratch, d * a.packed + wide * a.panel, column)
+            inner = T.bind(panel + a.I * lanes.count)
+            for name, k, to in (("w_ih", a.I, panel), ("w_hh", a.H, inner)):
+                w = pointer(T.bind(of_direction(a, d, name) + column * k * size), lanes.dtype)
+                source = address(w, integer(0))
+                call("pack_transposed", source, address(scratch, to), k, k, count)
+            bias = T.bind(d * a.packed + wide * a.panel + column)
+            T.buffer_store(scratch, lanes.zeros(), [lanes.at(bias)])
+            b_ih, b_hh = (T.bind(of_direction(a, d, name)) for name in ("b_ih", "b_hh"))
+            with when(b_ih != 0):
+                sources = [address(pointer(b, lanes.dtype), column) for b in (b_ih, b_hh)]
+                call("pack_bias", *sources, address(scratch, bias), count)
 
     module.add_phase("forward_pack", body)
-
-
-def _pack(dtype: str, w: Any, scratch: Any, panel: Any, column: Any, k: Any, count: Any) -> None:
-    """One panel of a matrix `[H, k]`."""
-    source = address(pointer(w, dtype), column * k)
-    call("pack_transposed", source, address(scratch, panel), k, k, count)
-
-
-def _pack_bias(
-    module: Module, a: ForwardArguments, d: int, scratch: Any, bias: Any, column: Any
-) -> None:
-    """One vector of the sum of the biases, or of zeros."""
-    lanes = module.lanes
-    b_ih, b_hh = (a.b_ih_0, a.b_hh_0) if d == 0 else (a.b_ih_1, a.b_hh_1)
-    at = T.bind(bias + column)
-    T.buffer_store(scratch, lanes.zeros(), [lanes.at(at)])
-    with when(b_ih != integer(0)):
-        sources = [address(pointer(each, lanes.dtype), column) for each in (b_ih, b_hh)]
-        count = least(a.H - column, integer(lanes.count))
-        call("pack_bias", *sources, address(scratch, at), count)
 
 
 def _add_project(module: Module) -> None:

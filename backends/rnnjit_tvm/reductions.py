@@ -12,10 +12,10 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from rnnjit_tvm.backward import of_direction, zeros_at
+from rnnjit_tvm.backward import zeros_at
 from rnnjit_tvm.plan import REDUCTION_ROWS
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, pointer, when
-from rnnjit_tvm.walk import backward_arguments, share
+from rnnjit_tvm.walk import backward_arguments, of_direction, share
 
 #: Rows of grad_x that are computed at a time, and what a thread's rows of other gradients fill.
 _ROW_BLOCK, _TILE = 64, 8

@@ -123,7 +123,6 @@ def backward(
     grad_h0 = torch.empty_like(h0) if needs.h0 else None
     starts = None if sizes is None else offsets(rows, x.device)
     dz, scratch = torch.empty_like(y), x.new_empty(recipe.scratch)
-    before = torch.empty((layer.num_directions, N), dtype=torch.int64)
     held = [w.contiguous() for w in weights]
     grads = _room(layer, N, weights, needs.weights)
     block = recipe.block[:]
@@ -131,7 +130,7 @@ def backward(
     block[_B.windows] = scratch.data_ptr() + recipe.windows
     block[_B.x], block[_B.h0], block[_B.y] = x.data_ptr(), h0.data_ptr(), y.data_ptr()
     block[_B.grad_y], block[_B.grad_h_n] = _address(grad_y), _address(grad_h_n)
-    block[_B.dz], block[_B.before] = dz.data_ptr(), before.data_ptr()
+    block[_B.dz] = dz.data_ptr()
     block[_B.grad_x], block[_B.grad_h0] = _address(grad_x), _address(grad_h0)
     count = layer.weights_per_direction
     fields = ((_B.w_ih_0, _B.grad_w_ih_0), (_B.w_ih_1, _B.grad_w_ih_1))
@@ -140,6 +139,9 @@ def backward(
         block[weight], block[weight + 1] = held[own].data_ptr(), held[own + 1].data_ptr()
         for i, tensor in enumerate(grads[own : own + min(count, 3)]):
             block[grad + i] = _address(tensor)
+    if any(needs.weights[1::count]):
+        before = torch.empty((layer.num_directions, N), dtype=torch.int64)
+        block[_B.before] = before.data_ptr()
     recipe.kernel(block, recipe.threads)
     return LayerGrads(grad_x, grad_h0, _shared_out(grads, needs.weights, count))
 
@@ -166,11 +168,14 @@ def _shared_out(
     grads: list[Tensor | None], needed: tuple[bool, ...], count: int
 ) -> tuple[Tensor | None, ...]:
     """The gradient of each weight that needs one; b_hh gets a copy of what b_ih gets."""
-    found = []
+    found: list[Tensor | None] = []
     for i, need in enumerate(needed):
-        grad = grads[i - 1] if i % count == 3 else grads[i]
-        copied = need and grad is not None and i % count == 3 and needed[i - 1]
-        found.append(grad.clone() if copied and grad is not None else grad if need else None)
+        of_b_hh = i % count == 3
+        grad = grads[i - 1] if of_b_hh else grads[i]
+        if not need or grad is None:
+            found.append(None)
+        else:
+            found.append(grad.clone() if of_b_hh and needed[i - 1] else grad)
     return tuple(found)
 
 

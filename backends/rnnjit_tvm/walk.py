@@ -39,6 +39,11 @@ def _fields(block: Any, count: int) -> list[Any]:
     return [T.bind(block[integer(i)]) for i in range(count)]
 
 
+def of_direction(a: Arguments, d: Any, name: str) -> Any:
+    """The argument `<name>_<d>`."""
+    return T.Select(d == 0, getattr(a, f"{name}_0"), getattr(a, f"{name}_1"))
+
+
 class Steps:
     """Where the rows of each step are.
 
