@@ -132,8 +132,6 @@ class Module:
         with IRBuilder() as builder:
             with T.prim_func():
                 T.func_name(name)
-                # Any convention but the default keeps TVM from adding one of its own.
-                T.func_attr({"calling_conv": 3})
                 handles = [T.arg(each, T.handle(element)) for each in pointers]
                 values = [T.arg(each, T.int64()) for each in integers]
                 body(*(memory(handle, element) for handle in handles), *values)

@@ -110,7 +110,7 @@ def share(count: Any, thread: Any, threads: Any) -> Any:
 
 
 def add_entries(module: Module, name: str, phases: list[str]) -> None:
-    """PrimFuncs of an argument block alone: all phases by one thread, and each one by a team.
+    """PrimFuncs whose one parameter is an argument block.
 
     `<name>_alone` runs all phases; `<phase>_team` is called by every thread of a team, which has
     to meet before the next phase. A phase is a PrimFunc `(block, thread, threads)`.
