@@ -60,14 +60,19 @@ def test_kernels_assemble_for_aarch64():
     assert compiler.assembly(isa, 32).count("fmla") > 100
 
 
-@pytest.mark.skipif("avx512" not in str(host.host_isa()), reason="counts its instructions")
-def test_tiles_stay_in_registers():
-    text = compiler.assembly(host.host_isa(), 32)
-    tile = re.search(r"\ntile_8x3:(.*?)\.cfi_endproc", text, re.DOTALL).group(1)
+@pytest.mark.parametrize(
+    ("name", "cpu", "rows", "vectors"),
+    [("avx512", "skylake-avx512", 8, 3), ("avx2", "haswell", 4, 3)],
+)
+def test_tiles_stay_in_registers(name, cpu, rows, vectors):
+    isa = host.isa_named(name, cpu, (), "x86_64-unknown-linux-gnu")
+    assert isa.tiles[0] == (rows, vectors)
+    pattern = rf"\ntile_{rows}x{vectors}:(.*?)\.cfi_endproc"
+    tile = re.search(pattern, compiler.assembly(isa, 32), re.DOTALL).group(1)
     loops = [block for block in re.split(r"\n\.LBB\d+_\d+:", tile) if "vfmadd" in block]
     assert loops
     for block in loops:
-        assert block.count("vfmadd") % 24 == 0
+        assert block.count("vfmadd") % (rows * vectors) == 0
         assert "(%rsp)" not in block
 
 
