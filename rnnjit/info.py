@@ -14,7 +14,7 @@ import torch
 
 from rnnjit.registry import backends
 
-PACKAGES = ("rnnjit", "torch", "numpy", "numba", "llvmlite")
+PACKAGES = ("rnnjit", "torch", "numpy", "numba", "llvmlite", "apache-tvm")
 """The distributions whose versions decide what a kernel does."""
 
 _FEATURES = (

@@ -1,0 +1,111 @@
+"""What a kernel is told: the fields of its argument block, all int64.
+
+Addresses point at memory that the caller owns and keeps alive until the kernel returns; 0 stands
+for an absent tensor. Tensors are contiguous, in the layouts of `rnnjit.Backend`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ForwardArguments(NamedTuple):
+    """Arguments of the forward kernel.
+
+    Attributes:
+        T, B, N, I, H, D: steps, batch, rows, input and hidden features, directions.
+        cell: the cell's code, see `CELLS`.
+        starts: address of the first row of every step and of the one behind, int64 `[T + 1]`; 0
+            if dense.
+        slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
+        every: distance of a slice's rows: 1, or `slices` where slices take rows in turns.
+        hoist: whether the input's share of all steps is computed before the first.
+        x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
+        w_ih_0 ... b_hh_1: the weights of each direction; biases may be 0.
+        scratch: for each direction, the packed weights and then the bias.
+        panel, packed: elements of one panel of weights, and of one direction's scratch.
+    """
+
+    T: int
+    B: int
+    N: int
+    I: int
+    H: int
+    D: int
+    cell: int
+    starts: int
+    slices: int
+    slice_rows: int
+    every: int
+    hoist: int
+    x: int
+    h0: int
+    y: int
+    h_n: int
+    w_ih_0: int
+    w_hh_0: int
+    b_ih_0: int
+    b_hh_0: int
+    w_ih_1: int
+    w_hh_1: int
+    b_ih_1: int
+    b_hh_1: int
+    scratch: int
+    panel: int
+    packed: int
+
+
+class BackwardArguments(NamedTuple):
+    """Arguments of the backward kernel; not named here are those of `ForwardArguments`.
+
+    Attributes:
+        grad_y, grad_h_n: `[N, D*H]`, `[D, B, H]`, or 0.
+        dz: `[N, D*H]`, written: the gradients of the pre-activations.
+        before: int64 `[D, N]`, written: addresses of the states that each row's step started from.
+        grad_x, grad_h0: `[N, I]`, `[D, B, H]`, written, or 0.
+        grad_w_ih_0 ... grad_b_1: of each direction's weights, and of the sum of its biases;
+            written, or 0.
+        scratch: for each direction W_hh's and W_ih's packed transposes, then a row of zeros.
+        panel, packed: elements of one panel of weights, and of one direction's scratch.
+        windows, window: where the threads' windows of packed rows are, and elements of each.
+    """
+
+    T: int
+    B: int
+    N: int
+    I: int
+    H: int
+    D: int
+    cell: int
+    starts: int
+    slices: int
+    slice_rows: int
+    every: int
+    x: int
+    h0: int
+    y: int
+    w_ih_0: int
+    w_hh_0: int
+    w_ih_1: int
+    w_hh_1: int
+    grad_y: int
+    grad_h_n: int
+    dz: int
+    before: int
+    grad_x: int
+    grad_h0: int
+    grad_w_ih_0: int
+    grad_w_hh_0: int
+    grad_b_0: int
+    grad_w_ih_1: int
+    grad_w_hh_1: int
+    grad_b_1: int
+    scratch: int
+    panel: int
+    packed: int
+    windows: int
+    window: int
+
+
+#: What the arguments call a cell.
+CELLS = {"tanh": 1, "relu": 2}

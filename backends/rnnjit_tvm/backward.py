@@ -1,0 +1,187 @@
+"""The backward kernel: the gradients of the pre-activations, step by step.
+
+    dz_t = (g_t + grad_y_t) activation'(y_t),   g_{t-1} = dz_t W_hh
+
+where g_t is grad_h_n in a sequence's last step, and g before its first step is grad_h0. All other
+gradients are reductions over the rows of dz, see `reductions`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from rnnjit_tvm.arguments import BackwardArguments
+from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, pointer, when
+from rnnjit_tvm.walk import (
+    Slice,
+    Steps,
+    add_entries,
+    backward_arguments,
+    of_direction,
+    share,
+    slice_of,
+)
+
+#: The backward kernel's phases, between which its threads meet.
+PHASES = ["backward_pack", "backward_recur", "backward_reduce"]
+
+
+def add_backward(module: Module) -> None:
+    """The phases of the backward kernel but the last, and its entries."""
+    _add_pack(module)
+    _add_remember(module)
+    _add_recur(module)
+    add_entries(module, "backward", PHASES)
+
+
+def zeros_at(a: BackwardArguments) -> Any:
+    """Where in the scratch the row of zeros is."""
+    return a.D * a.packed
+
+
+def _add_pack(module: Module) -> None:
+    """Pack W_hh of every direction, W_ih where grad_x is wanted, and a row of zeros."""
+    lanes = module.lanes
+
+    def body(block: Any, thread: Any, threads: Any) -> None:
+        a = backward_arguments(block)
+        scratch = pointer(a.scratch, lanes.dtype)
+        wide, inputs = T.bind(lanes.vectors(a.H)), T.bind(lanes.vectors(a.I))
+        panels = T.bind(wide + T.if_then_else(a.grad_x != 0, inputs, integer(0)))
+        with share(a.D * panels, thread, threads) as index:
+            unit = T.bind(thread + index * threads)
+            d = T.bind(T.truncdiv(unit, panels))
+            vector = T.bind(unit - d * panels)
+            hidden = vector < wide
+            w = T.bind(T.Select(hidden, of_direction(a, d, "w_hh"), of_direction(a, d, "w_ih")))
+            columns = T.bind(T.Select(hidden, a.H, a.I))
+            column = T.bind(T.Select(hidden, vector, vector - wide) * lanes.count)
+            source = address(pointer(w, lanes.dtype), column)
+            to = address(scratch, d * a.packed + vector * a.panel)
+            call("pack", source, to, columns, a.H, least(columns - column, integer(lanes.count)))
+        with share(T.max(wide, inputs), thread, threads) as index:
+            at = T.bind(zeros_at(a) + (thread + index * threads) * lanes.count)
+            T.buffer_store(scratch, lanes.zeros(), [lanes.at(at)])
+
+    module.add_phase("backward_pack", body)
+
+
+def _add_remember(module: Module) -> None:
+    """PrimFunc `remember(before, every, state, distance, rows)`: notes where states are.
+
+    `before` gets `rows` addresses, `every` elements apart, of states that are `distance` bytes
+    apart from `state` on.
+    """
+
+    def body(before: Any, every: Any, state: Any, distance: Any, rows: Any) -> None:
+        with loop(integer(0), rows) as r:
+            T.buffer_store(before, state + r * distance, [r * every])
+
+    module.add("remember", ["before"], ["every", "state", "distance", "rows"], body, dtype="int64")
+
+
+def _add_recur(module: Module) -> None:
+    """The time loop of a thread's slices."""
+
+    def body(block: Any, thread: Any, threads: Any) -> None:
+        a = backward_arguments(block)
+        with share(a.D * a.slices, thread, threads) as index:
+            part = slice_of(a, T.bind(thread + index * threads))
+            steps = Steps(a)
+            with loop(integer(0), a.T) as s:
+                _step(module, a, part, steps, s)
+
+    module.add_phase("backward_recur", body)
+
+
+def _step(module: Module, a: BackwardArguments, part: Slice, steps: Steps, s: Any) -> None:
+    """The s-th step that a slice takes: its rows of dz, and of grad_h0 where it is their first."""
+    lanes, d, H = module.lanes, part.d, a.H
+    dz = pointer(a.dz, lanes.dtype)
+    t = T.bind(T.Select(d == 0, a.T - 1 - s, s))
+    onward = T.bind(T.Select(d == 0, integer(1), integer(-1)))
+    ld = T.bind(a.D * H)
+    row, size = steps.start(t), steps.size(t)
+    rows = part.count(size)
+    linked = part.count(T.min(steps.size(t + onward), size))
+    begun = part.count(T.min(steps.size(t - onward), size))
+    here = T.bind((row + part.low) * ld + d * H)
+    with when(linked > 0):
+        later = T.bind(steps.start(T.max(t + onward, integer(0))) + part.low)
+        source = address(dz, later * ld + d * H)
+        _through(lanes, a, part, source, address(dz, here), ld, linked)
+    with when(rows > linked):
+        _last_states(lanes, a, part, row, linked, rows - linked)
+    with when(rows > 0):
+        _pointwise(lanes, a, part, here, rows)
+    with when(T.And(rows > begun, a.grad_h0 != integer(0))):
+        first = part.row(begun)
+        source = address(dz, (row + first) * ld + d * H)
+        to = address(pointer(a.grad_h0, lanes.dtype), (d * a.B + first) * H)
+        _through(lanes, a, part, source, to, H, rows - begun)
+    with when(a.before != integer(0)):
+        earlier = T.bind(steps.start(T.max(t - onward, integer(0))) + part.low)
+        _states_before(lanes, a, part, row, earlier, begun, rows)
+
+
+def _states_before(
+    lanes: Lanes, a: BackwardArguments, part: Slice, row: Any, earlier: Any, begun: Any, rows: Any
+) -> None:
+    """Note the states before a step: of the step's first `begun` rows in y, of others in h0."""
+    before, size, d = pointer(a.before, "int64"), lanes.bits // 8, part.d
+    ld, at = T.bind(a.D * a.H), T.bind(d * a.N + row)
+    state = a.y + (earlier * ld + d * a.H) * size
+    to = address(before, at + part.low)
+    call("remember", to, part.every, state, ld * part.every * size, begun)
+    first = part.row(begun)
+    state = a.h0 + (d * a.B + first) * a.H * size
+    to = address(before, at + first)
+    call("remember", to, part.every, state, a.H * part.every * size, rows - begun)
+
+
+def _through(
+    lanes: Lanes, a: BackwardArguments, part: Slice, source: Any, to: Any, ld_to: Any, rows: Any
+) -> None:
+    """`to = dz W_hh` for `rows` of a slice's rows."""
+    scratch, zero = pointer(a.scratch, lanes.dtype), integer(0)
+    w = address(scratch, part.d * a.packed)
+    ld = T.bind(a.D * a.H * part.every)
+    pointers = (address(scratch, zeros_at(a)), source, source, w, to)
+    sizes = (zero, zero, zero, zero, ld, a.H, a.panel, ld_to * part.every)
+    call("block", *pointers, *sizes, rows, a.H)
+
+
+def _last_states(
+    lanes: Lanes, a: BackwardArguments, part: Slice, row: Any, first: Any, rows: Any
+) -> None:
+    """Dz of rows whose last state this step has: as yet, the gradient of h_n."""
+    size, d, H = lanes.bits // 8, part.d, a.H
+    b = part.row(first)
+    given = T.bind(a.grad_h_n + (d * a.B + b) * H * size)
+    source, ld_source = _or_zeros(lanes, a, a.grad_h_n, given, H * part.every)
+    ld = T.bind(a.D * H)
+    to = address(pointer(a.dz, lanes.dtype), (row + b) * ld + d * H)
+    call("copy", source, to, ld_source, ld * part.every, rows, H)
+
+
+def _pointwise(lanes: Lanes, a: BackwardArguments, part: Slice, here: Any, rows: Any) -> None:
+    """Dz = (dz + grad_y) activation'(y), in place."""
+    ld = T.bind(a.D * a.H * part.every)
+    given = T.bind(a.grad_y + here * (lanes.bits // 8))
+    grad, ld_grad = _or_zeros(lanes, a, a.grad_y, given, ld)
+    pointers = [address(pointer(each, lanes.dtype), here) for each in (a.dz, a.y)]
+    call("activate_gradient", *pointers, grad, ld, ld_grad, rows, a.H, a.cell)
+
+
+def _or_zeros(
+    lanes: Lanes, a: BackwardArguments, tensor: Any, given: Any, ld: Any
+) -> tuple[Any, Any]:
+    """A pointer and a row distance: those given, or where the tensor is absent, of zeros."""
+    present = tensor != integer(0)
+    zeros = a.scratch + zeros_at(a) * (lanes.bits // 8)
+    source = T.bind(T.Select(present, given, zeros))
+    return address(pointer(source, lanes.dtype), integer(0)), T.bind(
+        T.Select(present, ld, integer(0))
+    )

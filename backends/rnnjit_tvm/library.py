@@ -1,0 +1,105 @@
+"""The compiled kernels of one element type, ready to be called.
+
+Object code is loaded by llvmlite rather than by TVM's run time, and kept in `rnnjit.codecache`: a
+process that finds it there does not import tvm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from array import array
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from rnnjit import codecache
+from rnnjit.team import FORK, openmp
+from rnnjit_tvm.host import Isa, host_isa
+
+_FORWARD = ("forward_alone", "forward_pack_team", "forward_project_team", "forward_recur_team")
+_BACKWARD = (
+    "backward_alone",
+    "backward_pack_team",
+    "backward_recur_team",
+    "backward_reduce_team",
+)
+
+
+class Kernel:
+    """One kernel's entries: for one thread, and for every thread of a team, phase by phase."""
+
+    def __init__(self, alone: int, phases: Sequence[int]) -> None:
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
+        self._phases = phases
+
+    def __call__(self, block: array[int], threads: int) -> None:
+        """Run with an argument block (see `arguments`); the interpreter's lock is released.
+
+        Args:
+            block: the arguments.
+            threads: size of the team.
+        """
+        address, _ = block.buffer_info()
+        # One thread can run any plan, and in a forked child there is no other.
+        if threads == 1 or FORK.forked:
+            self._alone(address)
+            return
+        runtime = openmp()
+        assert runtime is not None, "plans use one thread where there is no OpenMP"
+        for phase in self._phases:
+            runtime.parallel(phase, address, threads, 0)
+
+
+class Library:
+    """Kernels loaded into this process.
+
+    Attributes:
+        isa: the instruction set that they were generated for.
+        forward, backward: the kernels.
+    """
+
+    def __init__(self, isa: Isa, code: bytes) -> None:
+        self.isa = isa
+        runtime = openmp()
+        for name in ("omp_get_thread_num", "omp_get_num_threads"):
+            # Without a runtime no team is ever made; the symbols must resolve all the same.
+            llvm.add_symbol(name, runtime.symbols[name] if runtime else 1)
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        machine = llvm.Target.from_triple(isa.triple).create_target_machine(jit=True)
+        self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        self.forward = self._kernel(_FORWARD)
+        self.backward = self._kernel(_BACKWARD)
+
+    def _kernel(self, names: Sequence[str]) -> Kernel:
+        alone, *phases = (self._engine.get_function_address(name) for name in names)
+        return Kernel(alone, phases)
+
+
+@cache
+def library(bits: int) -> Library:
+    """The kernels for elements of `bits` bits on this machine, cached or compiled now."""
+    isa = host_isa()
+    key = _key(isa, bits)
+    code = codecache.fetch(key)
+    if code is None:
+        from rnnjit_tvm.compiler import compile_kernels
+
+        code = compile_kernels(isa, bits)
+        codecache.keep(key, code)
+    return Library(isa, code)
+
+
+def _key(isa: Isa, bits: int) -> str:
+    """Names all that object code depends on: the sources, the compiler, the target."""
+    digest = hashlib.sha256(f"{isa}{bits}{version('apache-tvm')}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return f"tvm-{digest.hexdigest()[:32]}"

@@ -1,0 +1,232 @@
+"""From tensors to argument blocks: allocates, plans, and calls the kernels."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from struct import Struct
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
+from rnnjit.backend import Shortcut
+from rnnjit.recurrence.rows import offsets
+from rnnjit.team import most_threads
+from rnnjit_tvm.arguments import CELLS, BackwardArguments, ForwardArguments
+from rnnjit_tvm.library import Kernel, library
+from rnnjit_tvm.plan import REDUCTION_ROWS, Plan, plan
+
+_F = ForwardArguments(*range(len(ForwardArguments._fields)))
+_B = BackwardArguments(*range(len(BackwardArguments._fields)))
+
+
+class Recipe(NamedTuple):
+    """All of a call that does not depend on its tensors.
+
+    Attributes:
+        kernel: what to call.
+        threads: size of the team.
+        block: the argument block with every size filled in; copied for each call.
+        scratch: elements of scratch memory.
+        windows: where in the scratch the threads' windows are, in bytes.
+    """
+
+    kernel: Kernel
+    threads: int
+    block: array[int]
+    scratch: int
+    windows: int = 0
+
+
+def forward(
+    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
+) -> LayerOutput:
+    """`Backend.forward` of tensors of float32 or float64."""
+    T, B, N, sizes = rows
+    threads = most_threads(torch.get_num_threads())
+    recipe = _forward_recipe(x.element_size(), layer, T, B, N, threads)
+    y = x.new_empty((N, layer.num_directions * layer.hidden_size))
+    h_n = torch.empty_like(h0)
+    scratch = x.new_empty(recipe.scratch)
+    starts = None if sizes is None else offsets(rows, x.device)
+    held = [w if w.is_contiguous() else w.contiguous() for w in weights]
+    block = recipe.block[:]
+    block[_F.starts], block[_F.scratch] = _address(starts), scratch.data_ptr()
+    _pointers(layer).pack_into(
+        *(block, 8 * _F.x, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
+        *[weight.data_ptr() for weight in held],
+    )
+    recipe.kernel(block, recipe.threads)
+    return LayerOutput(y, h_n)
+
+
+def shortcut(
+    size: int, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, int, int]
+) -> Shortcut:
+    """`Backend.shortcut` for elements of `size` bytes."""
+    threads = most_threads(torch.get_num_threads())
+    states = layers[0].num_directions * rows.B * layers[0].hidden_size * size
+    stack = []
+    for i, layer in enumerate(layers):
+        recipe = _forward_recipe(size, layer, rows.T, rows.B, rows.N, threads)
+        count = layer.num_directions * layer.weights_per_direction
+        stack.append((recipe, i * states, i * count, (i + 1) * count))
+    write = _pointers(layers[0]).pack_into
+
+    def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        h_n = torch.empty_like(h0)
+        h0_address, h_n_address = h0.data_ptr(), h_n.data_ptr()
+        addresses = [weight.data_ptr() for weight in weights]
+        for recipe, offset, first, last in stack:
+            y, scratch = x.new_empty(y_shape), x.new_empty(recipe.scratch)
+            block = recipe.block[:]
+            block[_F.scratch] = scratch.data_ptr()
+            write(
+                *(block, 8 * _F.x, x.data_ptr(), h0_address + offset, y.data_ptr()),
+                *(h_n_address + offset, *addresses[first:last]),
+            )
+            recipe.kernel(block, recipe.threads)
+            x = y
+        return x, h_n
+
+    return run
+
+
+@cache
+def _pointers(layer: LayerSpec) -> Struct:
+    """How the addresses of x, h0, y, h_n and the weights lie in the forward argument block."""
+    weights = "4q" if layer.bias else "2q16x"
+    return Struct("=4q" + weights * layer.num_directions)
+
+
+def backward(
+    layer: LayerSpec,
+    rows: Rows,
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    needs: Needs,
+) -> LayerGrads:
+    """`Backend.backward` of tensors of float32 or float64."""
+    T, B, N, sizes = rows
+    threads = most_threads(torch.get_num_threads())
+    recipe = _backward_recipe(x.element_size(), layer, T, B, N, threads)
+    grad_y = None if grad_y is None else grad_y.contiguous()
+    grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
+    grad_x = torch.empty_like(x) if needs.x else None
+    grad_h0 = torch.empty_like(h0) if needs.h0 else None
+    starts = None if sizes is None else offsets(rows, x.device)
+    dz, scratch = torch.empty_like(y), x.new_empty(recipe.scratch)
+    held = [w.contiguous() for w in weights]
+    grads = _room(layer, N, weights, needs.weights)
+    block = recipe.block[:]
+    block[_B.starts], block[_B.scratch] = _address(starts), scratch.data_ptr()
+    block[_B.windows] = scratch.data_ptr() + recipe.windows
+    block[_B.x], block[_B.h0], block[_B.y] = x.data_ptr(), h0.data_ptr(), y.data_ptr()
+    block[_B.grad_y], block[_B.grad_h_n] = _address(grad_y), _address(grad_h_n)
+    block[_B.dz] = dz.data_ptr()
+    block[_B.grad_x], block[_B.grad_h0] = _address(grad_x), _address(grad_h0)
+    count = layer.weights_per_direction
+    fields = ((_B.w_ih_0, _B.grad_w_ih_0), (_B.w_ih_1, _B.grad_w_ih_1))
+    for d, (weight, grad) in enumerate(fields[: layer.num_directions]):
+        own = d * count
+        block[weight], block[weight + 1] = held[own].data_ptr(), held[own + 1].data_ptr()
+        for i, tensor in enumerate(grads[own : own + min(count, 3)]):
+            block[grad + i] = _address(tensor)
+    if any(needs.weights[1::count]):
+        before = torch.empty((layer.num_directions, N), dtype=torch.int64)
+        block[_B.before] = before.data_ptr()
+    recipe.kernel(block, recipe.threads)
+    return LayerGrads(grad_x, grad_h0, _shared_out(grads, needs.weights, count))
+
+
+def _room(
+    layer: LayerSpec, N: int, weights: Sequence[Tensor], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Room for the gradients of the weights; that of b_ih stands for both biases'."""
+    count = layer.weights_per_direction
+    # Where there are no rows, nothing is written to them.
+    allocate = torch.empty if N else torch.zeros
+    found: list[Tensor | None] = []
+    for i, weight in enumerate(weights):
+        kind = i % count
+        wanted = needed[i] or (kind == 2 and needed[i + 1])
+        if kind == 3 or not wanted:
+            found.append(None)
+        else:
+            found.append(allocate(weight.shape, dtype=weight.dtype))
+    return found
+
+
+def _shared_out(
+    grads: list[Tensor | None], needed: tuple[bool, ...], count: int
+) -> tuple[Tensor | None, ...]:
+    """The gradient of each weight that needs one; b_hh gets a copy of what b_ih gets."""
+    found: list[Tensor | None] = []
+    for i, need in enumerate(needed):
+        of_b_hh = i % count == 3
+        grad = grads[i - 1] if of_b_hh else grads[i]
+        if not need or grad is None:
+            found.append(None)
+        else:
+            found.append(grad.clone() if of_b_hh and needed[i - 1] else grad)
+    return tuple(found)
+
+
+@lru_cache(maxsize=1024)
+def _forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
+    kernels = library(8 * size)
+    lanes = kernels.isa.vector_bytes // size
+    cut = plan(layer, Rows(T, B, N), threads)
+    wide = -(-layer.hidden_size // lanes)
+    panel = (layer.input_size + layer.hidden_size) * lanes
+    packed = wide * (panel + lanes)
+    fixed = _problem(layer, (T, B, N), cut)
+    fixed |= {"hoist": int(cut.hoist), "panel": panel, "packed": packed}
+    block = array("q", [fixed.get(field, 0) for field in ForwardArguments._fields])
+    return Recipe(kernels.forward, cut.threads, block, layer.num_directions * packed)
+
+
+@lru_cache(maxsize=1024)
+def _backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
+    kernels = library(8 * size)
+    lanes = kernels.isa.vector_bytes // size
+    cut = plan(layer, Rows(T, B, N), threads)
+    wide, inputs = -(-layer.hidden_size // lanes), -(-layer.input_size // lanes)
+    panel = layer.hidden_size * lanes
+    packed = (wide + inputs) * panel
+    zeros = max(wide, inputs) * lanes
+    window = kernels.isa.tiles[0][1] * lanes * REDUCTION_ROWS
+    fixed = _problem(layer, (T, B, N), cut)
+    fixed |= {"panel": panel, "packed": packed, "window": window}
+    block = array("q", [fixed.get(field, 0) for field in BackwardArguments._fields])
+    start = layer.num_directions * packed + zeros
+    scratch = start + cut.threads * window
+    return Recipe(kernels.backward, cut.threads, block, scratch, start * size)
+
+
+def _problem(layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> dict[str, int]:
+    """The sizes that both kernels are told."""
+    T, B, N = rows
+    return {
+        "T": T,
+        "B": B,
+        "N": N,
+        "I": layer.input_size,
+        "H": layer.hidden_size,
+        "D": layer.num_directions,
+        "cell": CELLS[layer.cell],
+        "slices": cut.slices,
+        "slice_rows": cut.slice_rows,
+        "every": cut.every,
+    }
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

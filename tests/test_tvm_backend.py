@@ -1,0 +1,99 @@
+"""The TVM backend from outside: what it declines, what it costs, what it leaves alone."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import rnnjit
+from rnnjit_tvm import BACKEND
+from rnnjit_tvm.backend import _missing
+
+#: Ends with what a test asks of the process after a call; `before` is how it was before.
+CALL = """
+import os, sys, threading, torch, rnnjit
+torch.set_num_threads(1)
+rnn = torch.nn.RNN(5, 40)
+x = torch.randn(6, 9, 5, requires_grad=True)
+rnn(x)[0].sum().backward()
+
+def state():
+    tasks = "/proc/self/task"
+    threads = len(os.listdir(tasks)) if os.path.isdir(tasks) else threading.active_count()
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    return threads, affinity, dict(os.environ)
+
+before = state()
+y, _ = rnnjit.compile(rnn, backend="tvm")(x)
+y.sum().backward()
+torch.testing.assert_close(y, rnn(x)[0])
+"""
+
+
+def python(code, cache_directory, **environment):
+    """What code printed that was run in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "RNNJIT_CACHE_DIR": str(cache_directory), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_it_imports_no_compiler(tmp_path):
+    code = (
+        "import sys, rnnjit_tvm; rnnjit_tvm.BACKEND.missing();"
+        "print([name for name in ('tvm', 'tvm_ffi', 'llvmlite') if name in sys.modules])"
+    )
+    assert python(code, tmp_path) == "[]"
+
+
+def test_it_says_what_to_install():
+    (reason,) = _missing(None)
+    assert "pip install 'rnnjit[tvm]'" in reason
+    (reason,) = _missing("0.28.1")
+    assert "0.28.1" in reason
+    assert "0.27 is needed: pip install 'rnnjit[tvm]'" in reason
+    assert _missing("0.27.0.post1") == []
+
+
+def test_it_declines_what_it_cannot_do():
+    problem = rnnjit.Problem(torch.complex64, "cuda", 1, 1, 1, False, False)
+    device, dtype = BACKEND.why_not(rnnjit.RNNSpec(2, 3), problem)
+    assert "cuda" in device
+    assert "complex64" in dtype
+    odd = rnnjit.RNNSpec(2, 3, nonlinearity="sine")
+    assert any("sine" in reason for reason in BACKEND.why_not(odd, problem))
+
+
+def test_a_release_it_is_not_written_for_is_refused(monkeypatch):
+    monkeypatch.setattr("rnnjit_tvm.backend._installed", lambda: "0.20.0")
+    module = rnnjit.compile(nn.RNN(2, 3), backend="tvm")
+    with pytest.raises(rnnjit.UnsupportedError, match=r"0\.20\.0 is installed"):
+        module(torch.randn(1, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def cache_directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_a_first_call_starts_no_thread_and_leaves_affinity_and_environment(cache_directory):
+    # TVM's own pool would start a thread for every processor, pin them and have them spin.
+    own = {"TVM_BIND_THREADS": "1", "TVM_FFI_DISABLE_TORCH_C_DLPACK": "0"}
+    check = (
+        "assert 'tvm' in sys.modules; assert state() == before, (state(), before); print('same')"
+    )
+    assert python(CALL + check, cache_directory, **own) == "same"
+
+
+def test_a_second_process_does_not_import_tvm(cache_directory):
+    # The first one compiled.
+    assert python(CALL + "print('tvm' in sys.modules)", cache_directory) == "False"

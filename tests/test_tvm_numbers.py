@@ -1,0 +1,135 @@
+"""The TVM backend's numbers: tanh itself, sums of many terms, and what may not change a bit."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import rnnjit
+from rnnjit_tvm.plan import plan
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def compiled(rnn):
+    return rnnjit.compile(rnn, backend="tvm")
+
+
+def tanh(values):
+    """Tanh of a vector of values, each a sequence of one step, by the backend."""
+    rnn = nn.RNN(1, 1, bias=False).to(values.dtype)
+    with torch.no_grad():
+        rnn.weight_ih_l0.fill_(1.0)
+        rnn.weight_hh_l0.fill_(0.0)
+        return compiled(rnn)(values.view(1, -1, 1))[0].flatten()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tanh_is_within_three_units_in_the_last_place(dtype):
+    powers = torch.logspace(-12, 3, 6001, base=2.0, dtype=torch.float64).to(dtype)
+    values = torch.cat([powers, -powers])
+    # The standard library's, of doubles; where that is no better, of errors of half a unit.
+    expected = torch.tensor([math.tanh(float(v)) for v in values], dtype=torch.float64)
+    unit = torch.finfo(dtype).eps * 2.0 ** torch.floor(torch.log2(expected.abs()))
+    assert ((tanh(values).double() - expected).abs() / unit).max() <= 3.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tanh_of_what_is_not_finite(dtype):
+    # A clamp of minimum and maximum would swallow NaN.
+    values = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e30, -1e30], dtype=dtype)
+    found = tanh(values)
+    assert found[0].isnan()
+    assert found[1:].tolist() == [1.0, -1.0, 0.0, 0.0, 1.0, -1.0]
+    tiny = torch.finfo(dtype).smallest_normal
+    assert tanh(torch.tensor([tiny, -tiny], dtype=dtype)).tolist() == [tiny, -tiny]
+
+
+def test_sums_of_many_terms():
+    # One chain of additions would be off by 4e-5 of the sum here, folded ones are by 1.3e-6.
+    I = 4096
+    rnn = nn.RNN(I, 3, nonlinearity="relu")
+    with torch.no_grad():
+        for weight in rnn.parameters():
+            weight.fill_(0.0)
+        rnn.weight_ih_l0.fill_(0.1)
+    found = compiled(rnn)(torch.ones(1, 9, I))[0].double()
+    expected = I * float(torch.tensor(0.1))
+    assert ((found - expected).abs() / expected).max() < 5e-6
+
+
+def everything(module, x, h0):
+    """Outputs and gradients of a module, as one list."""
+    inputs = [x.detach().requires_grad_(), h0.detach().requires_grad_()]
+    y, h_n = module(*inputs)
+    weights = list(module.parameters())
+    return [y, h_n, *torch.autograd.grad(y.sin().sum() + h_n.sum(), [*inputs, *weights])]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+def test_threads_change_no_bit(bidirectional):
+    torch.manual_seed(0)
+    module = compiled(nn.RNN(37, 70, bidirectional=bidirectional))
+    x, h0 = torch.randn(21, 19, 37), torch.randn(2 if bidirectional else 1, 19, 70)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(everything(module, x, h0))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_company_in_the_batch_changes_no_bit(dtype):
+    torch.manual_seed(0)
+    module = compiled(nn.RNN(5, 33).to(dtype))
+    x = torch.randn(7, 23, 5, dtype=dtype)
+    whole = module(x)[0]
+    for first, last in ((0, 1), (3, 5), (4, 11), (2, 17)):
+        assert torch.equal(module(x[:, first:last])[0], whole[:, first:last])
+    sequences = [x[: 7 - b // 4, b] for b in range(23)]
+    packed, _ = torch.nn.utils.rnn.pad_packed_sequence(module(pack_sequence(sequences))[0])
+    for b, sequence in enumerate(sequences):
+        assert torch.equal(packed[: len(sequence), b], whole[: len(sequence), b])
+
+
+@pytest.mark.parametrize("shift", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_memory_aligned_to_an_element_and_no_more(dtype, shift):
+    # Vector loads that assume what TVM assumes by default, 64 bytes, would kill the process.
+    torch.manual_seed(0)
+    rnn = nn.RNN(6, 40).double()
+    twin = nn.RNN(6, 40).to(dtype)
+    x, h0 = torch.randn(5, 9, 6, dtype=torch.float64), torch.randn(1, 9, 40, dtype=torch.float64)
+
+    def shifted(tensor):
+        room = torch.empty(tensor.numel() + shift, dtype=dtype)
+        view = room[shift:].view(tensor.shape)
+        return view.copy_(tensor)
+
+    for to, source in zip(twin.parameters(), rnn.parameters(), strict=True):
+        to.data = shifted(source.detach())
+    found = everything(compiled(twin), shifted(x), shifted(h0))
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    for ours, exact in zip(found, everything(rnn, x, h0), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("B", [0, 1, 2, 7, 16, 100])
+@pytest.mark.parametrize("H", [1, 20, 500])
+def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
+    layer = rnnjit.LayerSpec("tanh", 24, H, D, True)
+    for N in (50 * B, 30 * B):
+        cut = plan(layer, rnnjit.Rows(50, B, N), threads)
+        assert 1 <= cut.threads <= threads
+        if cut.every == 1:
+            assert (cut.slices - 1) * cut.slice_rows < max(B, 1) <= cut.slices * cut.slice_rows
+        else:
+            assert cut.every == cut.slices <= B
