@@ -11,6 +11,7 @@ import os
 import stat
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import platformdirs
@@ -23,6 +24,20 @@ def directory() -> Path:
     """Where object code is cached: RNNJIT_CACHE_DIR, or the platform's cache directory."""
     chosen = os.environ.get(DIRECTORY_VARIABLE)
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("rnnjit"))
+
+
+def name_of(*facts: object, files: Iterable[str]) -> str:
+    """The key of object code that depends on some facts and on source files.
+
+    Args:
+        *facts: the target, versions of compilers, and the like, by their representations.
+        files: one file of each package whose sources all take part.
+    """
+    digest = hashlib.sha256(repr(facts).encode())
+    for file in files:
+        for source in sorted(Path(file).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:32]
 
 
 def fetch(key: str, kind: str = "o") -> bytes | None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import rnnjit
+from rnnjit.cpu import isa_named
 from rnnjit_tvm import compiler, host, library
 
 AGREES = """
@@ -56,7 +57,7 @@ def test_lesser_instruction_sets_agree_with_eager(name, tmp_path, monkeypatch):
 
 
 def test_kernels_assemble_for_aarch64():
-    isa = host.isa_named("neon", "neoverse-n1", (), "aarch64-unknown-linux-gnu")
+    isa = isa_named("neon", "neoverse-n1", (), "aarch64-unknown-linux-gnu")
     assert compiler.assembly(isa, 32).count("fmla") > 100
 
 
@@ -65,8 +66,8 @@ def test_kernels_assemble_for_aarch64():
     [("avx512", "skylake-avx512", 8, 3), ("avx2", "haswell", 4, 3)],
 )
 def test_tiles_stay_in_registers(name, cpu, rows, vectors):
-    isa = host.isa_named(name, cpu, (), "x86_64-unknown-linux-gnu")
-    assert isa.tiles[0] == (rows, vectors)
+    isa = isa_named(name, cpu, (), "x86_64-unknown-linux-gnu")
+    assert host.tiles(isa)[0] == (rows, vectors)
     pattern = rf"\ntile_{rows}x{vectors}:(.*?)\.cfi_endproc"
     tile = re.search(pattern, compiler.assembly(isa, 32), re.DOTALL).group(1)
     loops = [block for block in re.split(r"\n\.LBB\d+_\d+:", tile) if "vfmadd" in block]
@@ -77,7 +78,7 @@ def test_tiles_stay_in_registers(name, cpu, rows, vectors):
 
 
 def test_object_code_asks_for_nothing_of_tvms_run_time():
-    isa = host.isa_named("avx2", "haswell", (), "x86_64-unknown-linux-gnu")
+    isa = isa_named("avx2", "haswell", (), "x86_64-unknown-linux-gnu")
     called = set(re.findall(r"\bcallq?\s+([^\s*%@]+)", compiler.assembly(isa, 64)))
     assert {"omp_get_thread_num", "omp_get_num_threads"} <= called
     assert not [name for name in called if "tvm" in name.lower()]
@@ -98,7 +99,7 @@ def test_new_shapes_compile_nothing(monkeypatch):
 def test_the_cache_key_names_what_code_depends_on():
     isa = host.host_isa()
     keys = {library._key(isa, 32), library._key(isa, 64)}
-    keys.add(library._key(host.isa_named("plain", "generic", (), isa.triple), 32))
+    keys.add(library._key(isa_named("plain", "generic", (), isa.triple), 32))
     assert len(keys) == 3
 
 

@@ -7,10 +7,8 @@ compiles, gives no shared memory beyond 48 KiB, and spends tens of microseconds 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from importlib.metadata import version
-from pathlib import Path
 
 from rnnjit import codecache
 from rnnjit_cuda.kernels import KernelKey, source
@@ -57,7 +55,4 @@ def _link(text: str, capability: tuple[int, int]) -> bytes:
 def _cache_key(key: KernelKey, capability: tuple[int, int]) -> str:
     """Names all that machine code depends on: the sources, the compilers, the target."""
     versions = [version(name) for name in ("numba", "numba-cuda", "cuda-toolkit", "llvmlite")]
-    digest = hashlib.sha256(f"{key}{capability}{versions}".encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:32]
+    return codecache.name_of(key, capability, versions, files=(__file__,))

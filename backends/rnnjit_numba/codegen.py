@@ -7,7 +7,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from rnnjit_numba.host import Isa
+from rnnjit.cpu import Isa
 
 
 def target_machine(isa: Isa, *, jit: bool = True) -> llvm.TargetMachine:
@@ -22,7 +22,7 @@ def target_machine(isa: Isa, *, jit: bool = True) -> llvm.TargetMachine:
     target = llvm.Target.from_triple(isa.triple)
     return target.create_target_machine(
         cpu=isa.cpu,
-        features=isa.features,
+        features=",".join(isa.features),
         opt=3,
         reloc="static" if jit else "pic",
         codemodel="jitdefault" if jit else "default",

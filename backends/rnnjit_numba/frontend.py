@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
+from rnnjit.cpu import Isa
 from rnnjit_numba.backward import add_backward
 from rnnjit_numba.forward import add_forward
-from rnnjit_numba.host import Isa
+from rnnjit_numba.host import row_tiles
 from rnnjit_numba.lanes import Lanes
 from rnnjit_numba.lowering import lower
 from rnnjit_numba.toolbox import Toolbox, add_common
@@ -60,7 +61,7 @@ def parts(isa: Isa, bits: int) -> Iterator[Part]:
     `<kernel>_team(arguments)` to be run by every thread of an OpenMP team; `arguments` is the
     address of the kernel's argument block (see `arguments`).
     """
-    tools = Toolbox(Lanes(bits, isa.lanes(bits // 8), isa.fma), isa.row_tiles)
+    tools = Toolbox(Lanes(bits, isa.lanes(bits // 8), isa.fma), row_tiles(isa))
     # What LLVM takes longest over comes first, so that it can begin early.
     common = add_common(tools)
     yield _part(tools)

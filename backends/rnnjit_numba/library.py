@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 
-from rnnjit import codecache
+from rnnjit import codecache, cpu
+from rnnjit.cpu import Isa
 from rnnjit.team import FORK, openmp
 from rnnjit_numba.codegen import object_code, target_machine
-from rnnjit_numba.host import Isa, host_isa
+from rnnjit_numba.host import host_isa
 
 _LINE = 64
 #: Bytes of a length in a file of parts.
@@ -133,7 +132,5 @@ def _split(content: bytes) -> list[bytes]:
 
 def _key(isa: Isa, bits: int) -> str:
     """Names all that object code depends on: the sources, the compilers, the target."""
-    digest = hashlib.sha256(f"{isa}{bits}{version('llvmlite')}{version('numba')}".encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:32]
+    versions = [version(name) for name in ("llvmlite", "numba")]
+    return codecache.name_of(isa, bits, versions, files=(__file__, cpu.__file__))

@@ -17,10 +17,11 @@ from llvmlite import ir
 
 from rnnjit import RNNSpec
 from rnnjit.artifact.weights import Place, layout
+from rnnjit.cpu import Isa
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import CODES, ForwardArguments
 from rnnjit_numba.forward import add_forward
-from rnnjit_numba.host import Isa
+from rnnjit_numba.host import row_tiles
 from rnnjit_numba.lanes import I32, I64, Lanes, load
 from rnnjit_numba.lowering import lower
 from rnnjit_numba.plan import FEW_ROWS, TILE_ROWS
@@ -30,7 +31,7 @@ from rnnjit_numba.toolbox import Common, Toolbox, add_common
 
 def text(spec: RNNSpec, isa: Isa, bits: int, symbol: str) -> str:
     """LLVM IR of the program, not optimised; `symbol` is the only function meant for others."""
-    tools = Toolbox(Lanes(bits, isa.lanes(bits // 8), isa.fma), isa.row_tiles)
+    tools = Toolbox(Lanes(bits, isa.lanes(bits // 8), isa.fma), row_tiles(isa))
     common = add_common(tools)
     add_forward(tools, common)
     _add_count(tools)

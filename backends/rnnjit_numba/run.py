@@ -15,6 +15,7 @@ from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
 from rnnjit.backend import Shortcut
 from rnnjit.team import most_threads
 from rnnjit_numba.arguments import CODES, BackwardArguments, ForwardArguments
+from rnnjit_numba.host import row_tiles
 from rnnjit_numba.library import Kernel, library
 from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
 
@@ -230,7 +231,7 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
     cut, (window_rows, held_rows) = plan(layer, rows, threads, wide_h), window(layer, rows)
     packed_column = 0 if cut.direct else layer.hidden_size * vector
     packed = (wide_h + wide_i) * packed_column + max(wide_i, wide_h) * vector
-    tile_rows, widest = kernels.isa.row_tiles[0]
+    tile_rows, widest = row_tiles(kernels.isa)[0]
     dz_block = -(-layer.hidden_size // tile_rows) * tile_rows * REDUCTION_ROWS * size
     reduction = dz_block + (REDUCTION_ROWS + tile_rows) * widest * vector
     fixed = {

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rnnjit import RNNSpec
+from rnnjit.cpu import Isa
 from rnnjit_numba.arguments import ForwardArguments
-from rnnjit_numba.host import Isa
 
 LINE = 64
 #: Bytes of the counted rows and the argument block.

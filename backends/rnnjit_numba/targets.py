@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import llvmlite.binding as llvm
 
-from rnnjit_numba.host import Isa, host_isa, isa_named
+from rnnjit.cpu import Isa, isa_named
+from rnnjit_numba.host import host_isa
 
 _LINUX = "unknown-linux-gnu"
 # The levels of the x86-64 psABI, in LLVM's words.
@@ -38,20 +39,20 @@ def _riscv64() -> Isa:
         registers=16,
         fma=True,
         cpu="generic-rv64",
-        features="+m,+a,+f,+d,+c",
+        features=("+m", "+a", "+f", "+d", "+c"),
         triple=f"riscv64-{_LINUX}",
         abi="lp64d",
     )
 
 
 _OTHERS = {
-    "x86-64-v3": Target(isa_named("avx2", "x86-64-v3", "", f"x86_64-{_LINUX}"), _V3),
-    "x86-64-v4": Target(isa_named("avx512", "x86-64-v4", "", f"x86_64-{_LINUX}"), _V4),
-    "aarch64": Target(isa_named("neon", "generic", "+neon", f"aarch64-{_LINUX}"), ("neon",)),
-    "apple-m1": Target(isa_named("neon", "apple-m1", "", "arm64-apple-macosx11.0.0"), ("neon",)),
+    "x86-64-v3": Target(isa_named("avx2", "x86-64-v3", (), f"x86_64-{_LINUX}"), _V3),
+    "x86-64-v4": Target(isa_named("avx512", "x86-64-v4", (), f"x86_64-{_LINUX}"), _V4),
+    "aarch64": Target(isa_named("neon", "generic", ("+neon",), f"aarch64-{_LINUX}"), ("neon",)),
+    "apple-m1": Target(isa_named("neon", "apple-m1", (), "arm64-apple-macosx11.0.0"), ("neon",)),
     "riscv64": Target(_riscv64(), ()),
     "wasm32": Target(
-        isa_named("plain", "generic", "+simd128", "wasm32-unknown-unknown"), ("simd128",)
+        isa_named("plain", "generic", ("+simd128",), "wasm32-unknown-unknown"), ("simd128",)
     ),
 }
 NAMES = ("native", *_OTHERS)
@@ -62,8 +63,8 @@ def target(name: str) -> Target:
     if name != "native":
         return _OTHERS[name]
     isa = host_isa()
-    enabled = {part[1:] for part in isa.features.split(",") if part.startswith("+")}
-    disabled = {part[1:] for part in isa.features.split(",") if part.startswith("-")}
+    enabled = {part[1:] for part in isa.features if part.startswith("+")}
+    disabled = {part[1:] for part in isa.features if part.startswith("-")}
     return Target(isa, tuple(sorted(enabled - disabled)))
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rnnjit_tvm.host import Isa
+from rnnjit.cpu import Isa
 
 #: What tvm reads when it is imported; the pool's are a safeguard, should anything start one.
 _ENVIRONMENT = {

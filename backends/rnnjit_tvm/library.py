@@ -7,19 +7,18 @@ process that finds it there does not import tvm.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from array import array
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 
-from rnnjit import codecache
+from rnnjit import codecache, cpu
+from rnnjit.cpu import Isa
 from rnnjit.team import FORK, openmp
-from rnnjit_tvm.host import Isa, host_isa
+from rnnjit_tvm.host import host_isa
 
 _FORWARD = ("forward_alone", "forward_pack_team", "forward_project_team", "forward_recur_team")
 _BACKWARD = (
@@ -99,7 +98,5 @@ def library(bits: int) -> Library:
 
 def _key(isa: Isa, bits: int) -> str:
     """Names all that object code depends on: the sources, the compiler, the target."""
-    digest = hashlib.sha256(f"{isa}{bits}{version('apache-tvm')}".encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    return f"tvm-{digest.hexdigest()[:32]}"
+    compiler = f"tvm {version('apache-tvm')}"
+    return codecache.name_of(isa, bits, compiler, files=(__file__, cpu.__file__))

@@ -1,62 +1,24 @@
 """The pointwise part of the layer and its derivative, on blocks of rows in place.
 
-tanh(x) = sign(x) e / (e + 2) with e = exp(2|x|) - 1, and exp(y) - 1 by reduction to
-|r| <= ln(2)/2, y = n ln(2) + r, and the Taylor polynomial of exp(r) - 1 (Muller, "Elementary
-Functions", 3rd ed., sections 5 and 11). The error is below 2.5 units in the last place; NaN stays
-NaN, since every clamp is a select that keeps the unordered operand.
+For tanh see `rnnjit.cpu.tanh`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from rnnjit.cpu import TANH
 from rnnjit_tvm.arguments import CELLS
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, loop, when
 
 
-@dataclass(frozen=True)
-class _TanhConstants:
-    """What tanh needs for one element width.
-
-    Attributes:
-        degree: of the polynomial for exp(r) - 1.
-        saturation: beyond it, tanh rounds to 1.
-        mantissa_bits: of the format, without the implicit one.
-        bias: of the exponent.
-        ln2_high: ln(2) with so few bits that multiples by small integers are exact.
-    """
-
-    degree: int
-    saturation: float
-    mantissa_bits: int
-    bias: int
-    ln2_high: float
-
-    @property
-    def ln2_low(self) -> float:
-        """ln(2) - ln2_high, to 30 further digits."""
-        return (math.log(2.0) - self.ln2_high) + 2.3190468138462996e-17
-
-    @property
-    def round_shift(self) -> float:
-        """Adding this puts the nearest integer into the low bits of the mantissa."""
-        return 1.5 * 2.0**self.mantissa_bits
-
-
-_TANH = {
-    32: _TanhConstants(7, 10.0, 23, 127, 0.693145751953125),
-    64: _TanhConstants(13, 20.0, 52, 1023, 6.93147180369123816490e-01),
-}
-
-
 def tanh(lanes: Lanes, x: Any) -> Any:
     """Tanh of a vector."""
-    k = _TANH[lanes.bits]
+    k = TANH[lanes.bits]
     size = T.bind(lanes.call("fabs", x))
     limit = lanes.constant(k.saturation)
     size = T.bind(T.Select(size > limit, limit, size))

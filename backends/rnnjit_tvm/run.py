@@ -16,6 +16,7 @@ from rnnjit.backend import Shortcut
 from rnnjit.recurrence.rows import offsets
 from rnnjit.team import most_threads
 from rnnjit_tvm.arguments import CELLS, BackwardArguments, ForwardArguments
+from rnnjit_tvm.host import tiles
 from rnnjit_tvm.library import Kernel, library
 from rnnjit_tvm.plan import REDUCTION_ROWS, Plan, plan
 
@@ -202,7 +203,7 @@ def _backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, thread
     panel = layer.hidden_size * lanes
     packed = (wide + inputs) * panel
     zeros = max(wide, inputs) * lanes
-    window = kernels.isa.tiles[0][1] * lanes * REDUCTION_ROWS
+    window = tiles(kernels.isa)[0][1] * lanes * REDUCTION_ROWS
     fixed = _problem(layer, (T, B, N), cut)
     fixed |= {"panel": panel, "packed": packed, "window": window}
     block = array("q", [fixed.get(field, 0) for field in BackwardArguments._fields])

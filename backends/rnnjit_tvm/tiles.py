@@ -48,7 +48,7 @@ def add_tiles(module: Module, shapes: tuple[tuple[int, int], ...]) -> None:
 
     Args:
         module: what to add it to.
-        shapes: the tiles, as in `Isa.tiles`.
+        shapes: the tiles, as in `host.tiles`.
     """
     for rows, widest in shapes:
         for vectors in range(1, widest + 1):

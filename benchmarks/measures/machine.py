@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import llvmlite.binding as llvm
 import torch
 
+from rnnjit.cpu import Isa
 from rnnjit_numba.codegen import optimised, target_machine
-from rnnjit_numba.host import Isa, host_isa
+from rnnjit_numba.host import host_isa
 
 if TYPE_CHECKING:
     from measures.pairs import Bench

@@ -1,0 +1,86 @@
+"""A machine's vector unit, as far as code generation cares."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ISA_VARIABLE = "RNNJIT_ISA"
+
+
+@dataclass(frozen=True)
+class Isa:
+    """What kernels are generated for.
+
+    Attributes:
+        name: "avx512", "avx2", "neon", "plain", or what else a backend makes up.
+        vector_bytes: width of a vector register.
+        registers: how many vector registers there are.
+        fma: whether a fused multiply-add is one instruction.
+        cpu: LLVM's name of the processor.
+        features: LLVM's names of what it has and has not, each behind its + or -.
+        triple: LLVM's target triple.
+        abi: LLVM's name of the calling convention, where a triple has several.
+    """
+
+    name: str
+    vector_bytes: int
+    registers: int
+    fma: bool
+    cpu: str
+    features: tuple[str, ...]
+    triple: str
+    abi: str = ""
+
+    def lanes(self, itemsize: int) -> int:
+        """Elements of `itemsize` bytes in a vector register."""
+        return self.vector_bytes // itemsize
+
+
+_BY_NAME = {
+    "avx512": (64, 32, True),
+    "avx2": (32, 16, True),
+    "neon": (16, 32, True),
+    "plain": (16, 16, False),
+}
+_X86_CAPS = {
+    "avx2": ("-avx512f",),
+    "plain": ("-avx512f", "-avx2", "-avx", "-fma"),
+}
+
+
+def isa_of(cpu: str, features: Mapping[str, bool], triple: str) -> Isa:
+    """The instruction set of this machine, capped by the environment variable RNNJIT_ISA.
+
+    Args:
+        cpu: LLVM's name of the processor.
+        features: what it has and has not, by LLVM's names.
+        triple: LLVM's target triple.
+
+    Raises:
+        ValueError: RNNJIT_ISA names an instruction set that is unknown, or not this machine's.
+    """
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        possible = ["neon", "plain"]
+    else:
+        possible = ["plain"]
+        if features.get("avx2") and features.get("fma"):
+            possible.insert(0, "avx2")
+        if features.get("avx512f"):
+            possible.insert(0, "avx512")
+    name = os.environ.get(ISA_VARIABLE) or possible[0]
+    if name not in possible:
+        raise ValueError(f"{ISA_VARIABLE} must be one of {possible} on this machine, got {name!r}")
+    flat = tuple(("+" if has else "-") + feature for feature, has in sorted(features.items()))
+    return isa_named(name, cpu, (*flat, *_X86_CAPS.get(name, ())), triple)
+
+
+def isa_named(name: str, cpu: str, features: tuple[str, ...], triple: str) -> Isa:
+    """An instruction set for a processor that need not be this machine's.
+
+    Raises:
+        KeyError: `name` is none of "avx512", "avx2", "neon" and "plain".
+    """
+    return Isa(name, *_BY_NAME[name], cpu, features, triple)
