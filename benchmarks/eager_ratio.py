@@ -1,8 +1,8 @@
-"""How many times faster than eager nn.RNN a backend is, over six shapes.
+"""How many times faster than eager nn.RNN backends are, over some shapes.
 
-    python benchmarks/eager_ratio.py [--backend NAME] [--json FILE]
+    python benchmarks/eager_ratio.py [--backend NAME ...] [--grid] [--json FILE]
 
-Both run the same call in one process and take their samples in turns; each figure is the ratio of
+All run the same call in one process and take their samples in turns; each figure is the ratio of
 the medians. Forward is in evaluation mode without gradients; forward+backward computes the
 gradients by the input, the initial state and every weight.
 """
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
 import torch
+from measures.speed import GRID
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -35,78 +37,92 @@ SHAPES = (
     (100, 64, 512, 512),
     (1000, 16, 64, 128),
 )
+EAGER = "eager nn.RNN"
+PASSES = ("forward", "forward_backward")
 
 
-def measure(shape: tuple[int, int, int, int], backend: str, rounds: int) -> dict[str, Any]:
+def measure(shape: tuple[int, int, int, int], backends: list[str], rounds: int) -> dict[str, Any]:
     """Times and ratios of one shape (T, B, I, H)."""
     T, B, I, H = shape
     torch.manual_seed(0)
     rnn = nn.RNN(I, H)
-    modules = {"eager": rnn, "compiled": rnnjit.compile(rnn, backend=backend)}
+    modules: dict[str, nn.Module] = {EAGER: rnn}
+    modules |= {name: rnnjit.compile(rnn, backend=name) for name in backends}
     times = pass_times(modules, random_call(RNNSpec(I, H), T, B), rounds=rounds)
-    eager, compiled = times["eager"], times["compiled"]
+    eager = times[EAGER]
     return {
         "shape": {"T": T, "B": B, "I": I, "H": H},
-        "eager": {"forward": asdict(eager.forward), "forward_backward": asdict(eager.both)},
-        "compiled": {
-            "forward": asdict(compiled.forward),
-            "forward_backward": asdict(compiled.both),
+        "times": {
+            name: {"forward": asdict(each.forward), "forward_backward": asdict(each.both)}
+            for name, each in times.items()
         },
-        "forward_ratio": eager.forward.median / compiled.forward.median,
-        "forward_backward_ratio": eager.both.median / compiled.both.median,
+        "ratios": {
+            name: {
+                "forward": eager.forward.median / times[name].forward.median,
+                "forward_backward": eager.both.median / times[name].both.median,
+            }
+            for name in backends
+        },
     }
 
 
-def show(results: list[dict[str, Any]], means: dict[str, float], backend: str) -> None:
+def show(results: list[dict[str, Any]], means: dict[str, Any], backends: list[str]) -> None:
     """Print one row for each shape, and the geometric means."""
-    table = Table(title=f"{backend} against eager nn.RNN, in milliseconds", title_justify="left")
+    title = "Times faster than eager nn.RNN (its own time in milliseconds)"
+    table = Table(title=title, title_justify="left")
     table.add_column("T, B, I, H", no_wrap=True)
     for passes in ("forward", "fwd+bwd"):
-        for heading in ("eager", backend, "ratio"):
-            table.add_column(f"{passes}\n{heading}", justify="right")
+        for heading in ("eager", *backends):
+            table.add_column(f"{passes}\n{heading}", justify="right", no_wrap=True)
     for result in results:
         cells = [", ".join(str(size) for size in result["shape"].values())]
-        for name in ("forward", "forward_backward"):
-            cells += [
-                f"{result['eager'][name]['median'] * 1e3:.3g}",
-                f"{result['compiled'][name]['median'] * 1e3:.3g}",
-                f"{result[f'{name}_ratio']:.2f}",
-            ]
+        for name in PASSES:
+            cells.append(f"{result['times'][EAGER][name]['median'] * 1e3:.3g}")
+            cells += [f"{result['ratios'][backend][name]:.2f}" for backend in backends]
         table.add_row(*cells)
     table.add_section()
-    forward, both = means["forward"], means["forward_backward"]
-    table.add_row("geometric mean", "", "", f"{forward:.2f}", "", "", f"{both:.2f}")
-    Console().print(table)
+    row = ["geometric mean"]
+    for name in PASSES:
+        row += ["", *(f"{means[backend][name]:.2f}" for backend in backends)]
+    table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def main() -> None:
     """Measure every shape, print the table, write the JSON file."""
-    parser = argparse.ArgumentParser(description="Times faster than eager, over six shapes.")
-    parser.add_argument("--backend", choices=("auto", *rnnjit.backends()), default="auto")
+    parser = argparse.ArgumentParser(description="Times faster than eager.")
+    parser.add_argument(
+        "--backend", choices=("auto", *rnnjit.backends()), default=["auto"], nargs="+"
+    )
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, help="default: PyTorch's own")
     parser.add_argument(
-        "--shapes", type=int, nargs="+", choices=range(len(SHAPES)), help="only these of the six"
+        "--grid", action="store_true", help="the eleven shapes of engine.py, not the six"
+    )
+    parser.add_argument(
+        "--shapes", type=int, nargs="+", metavar="N", help="only these, counted from 0"
     )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    shapes = [tuple(shape) for shape in (GRID if arguments.grid else SHAPES)]
+    if arguments.shapes is not None:
+        if not set(arguments.shapes) <= set(range(len(shapes))):
+            parser.error(f"--shapes must be from 0 to {len(shapes) - 1}")
+        shapes = [shapes[i] for i in arguments.shapes]
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    chosen = SHAPES if arguments.shapes is None else [SHAPES[i] for i in arguments.shapes]
-    progress = track(chosen, console=Console(stderr=True), transient=True)
+    progress = track(shapes, console=Console(stderr=True), transient=True)
     results = [measure(shape, arguments.backend, arguments.rounds) for shape in progress]
     means = {
-        name: geometric_mean(result[f"{name}_ratio"] for result in results)
-        for name in ("forward", "forward_backward")
+        backend: {
+            name: geometric_mean(result["ratios"][backend][name] for result in results)
+            for name in PASSES
+        }
+        for backend in arguments.backend
     }
     show(results, means, arguments.backend)
     if arguments.json is not None:
-        data = {
-            "environment": environment().as_dict(),
-            "backend": arguments.backend,
-            "geometric_mean": means,
-            "results": results,
-        }
+        data = {"environment": environment().as_dict(), "geometric_mean": means, "results": results}
         arguments.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,8 @@ from rnnjit import Backend
 from rnnjit.testing import run
 
 pytest_plugins = ["pytester"]
+# For type checkers to read, not to be run.
+collect_ignore = ["typing_client"]
 
 settings.register_profile(
     "rnnjit",
