@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from eager_pair import BACKENDS, CLOSE
+from eager_pair import CLOSE, FEW
 from torch import nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -30,7 +30,7 @@ class First(nn.Module):
         return self.rnn(x)[0]
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda b: b.name)
+@pytest.fixture(params=FEW, ids=lambda b: b.name)
 def compiled(request):
     return partial(rnnjit.compile, backend=request.param)
 

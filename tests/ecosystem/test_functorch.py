@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from eager_pair import BACKENDS, CLOSE, agree
+from eager_pair import CLOSE, FEW, agree
 from torch import nn
 from torch.func import (
     functional_call,
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
         return self.head(self.rnn(x)[0].mean(dim=1))
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda b: b.name)
+@pytest.fixture(params=FEW, ids=lambda b: b.name)
 def models(request):
     torch.manual_seed(0)
     model = Classifier().double()
