@@ -17,7 +17,7 @@ from rnnjit.capture import NONLINEARITY, capture, weights_of
 from rnnjit.dispatch import choose, special_context
 from rnnjit.inputs import Prepared, check_weights, initial_state, prepare, restore
 from rnnjit.quick import Route, shortcut
-from rnnjit.reference import ReferenceBackend
+from rnnjit.reference import EagerBackend, ReferenceBackend
 from rnnjit.registry import key_of, resolve
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.stack import run_stack
@@ -29,6 +29,7 @@ _KINDS_KEPT = 4
 #: Attributes whose assignment makes remembered routes wrong.
 _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "training"})
 _REFERENCE = ReferenceBackend()
+_EAGER = EagerBackend()
 _Result = tuple[Tensor | PackedSequence, Tensor]
 # It asks of its module what every RNNBase has; where torch rewrites the layer it is the layer.
 _eager_forward = cast("Callable[..., _Result]", nn.RNN.forward)
@@ -172,7 +173,9 @@ class CompiledRNN(nn.RNNBase):
         h0 = initial_state(spec, prepared)
         needs_grad = _needs_grad(prepared.x, h0, weights)
         transformed = torch._C._are_functorch_transforms_active()
-        backend = _REFERENCE if transformed else TracedBackend(self._key)
+        backend: Backend = _REFERENCE if transformed else TracedBackend(self._key)
+        if torch.onnx.is_in_onnx_export():
+            backend = _EAGER  # of whose operators ONNX has its own; it has none of ours
         y, h_n = run_stack(
             backend, spec, prepared.rows, prepared.x, h0, weights, self.training, needs_grad
         )
