@@ -111,8 +111,28 @@ def test_training_after_surgery(operated, surgery):
 
 
 def test_spectral_norm(operated):
-    """Every look at the weight moves its estimate on, and eager looks three times a call."""
+    """Every look at the weight moves its estimate on, and eager looks twice where one is enough."""
     assert_trains_alike(operated(spectral_normed), around=parametrize.cached)
+
+
+def test_a_parametrized_weight_is_computed_once_a_call(operated):
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, weight):
+            self.calls += 1
+            return weight
+
+    counting = Counting()
+
+    def counted(model):
+        parametrize.register_parametrization(model.other, "weight_hh_l0", counting)
+
+    _, fast = operated(counted)
+    for _ in range(2):
+        before = counting.calls
+        fast(batch(0))
+        assert counting.calls == before + 1
 
 
 def test_parametrizations_removed_after_training(operated):
