@@ -93,6 +93,7 @@ class CompiledRNN(nn.RNNBase):
             return self._traced(input, hx)
         if self._generation != GENERATION.now:
             self._forget_choices()
+        # The short way may compute a whole stack by one call, which has no ranges for its layers.
         profiled = profiler._is_profiler_enabled
         if type(input) is Tensor and not profiled:
             for route in self._routes.get(input.shape, ()):
