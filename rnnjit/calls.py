@@ -15,7 +15,7 @@ from rnnjit.capture import capture, weight_names, weights_of
 from rnnjit.dispatch import choose, special_context
 from rnnjit.inputs import Prepared, check_weights, initial_state, prepare, restore
 from rnnjit.quick import Route, shortcut
-from rnnjit.reference import ReferenceBackend
+from rnnjit.reference import EagerBackend, ReferenceBackend
 from rnnjit.registry import key_of, resolve
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.stack import run_stack
@@ -27,6 +27,7 @@ _KINDS_KEPT = 4
 #: Attributes whose assignment makes remembered routes wrong.
 _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "training"})
 _REFERENCE = ReferenceBackend()
+_EAGER = EagerBackend()
 Result = tuple[Tensor | PackedSequence, Tensor]
 
 
@@ -66,6 +67,7 @@ class Calls(nn.Module):
         """The result of a call in nn.RNN's form, or None if torch's own layer has to run it."""
         if self._generation != GENERATION.now:
             self._forget_choices()
+        # The short way may compute a whole stack by one call, which has no ranges for its layers.
         profiled = profiler._is_profiler_enabled
         if type(x) is Tensor and not profiled:
             for route in self._routes.get(x.shape, ()):
@@ -107,7 +109,9 @@ class Calls(nn.Module):
         h0 = initial_state(spec, prepared)
         needs_grad = _needs_grad(prepared.x, h0, weights)
         transformed = torch._C._are_functorch_transforms_active()
-        backend = _REFERENCE if transformed else TracedBackend(self._key)
+        backend: Backend = _REFERENCE if transformed else TracedBackend(self._key)
+        if torch.onnx.is_in_onnx_export():
+            backend = _EAGER  # of whose operators ONNX has its own; it has none of ours
         y, h_n = run_stack(
             backend, spec, prepared.rows, prepared.x, h0, weights, self.training, needs_grad
         )

@@ -82,6 +82,8 @@ def special_context(x: Tensor, *tensors: Tensor) -> str | None:
         return "forward-mode automatic differentiation is in force"
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
         return "autocast is enabled"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a TorchDispatchMode is in force, which must see torch's operators"
     return special_tensor(x, *tensors)
 
 

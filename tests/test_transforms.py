@@ -208,3 +208,31 @@ def test_a_torch_function_mode_sees_no_difference_in_values():
     rnn, fast, x = pair("eager")
     with Passing():
         torch.testing.assert_close(fast(x), rnn(x), **CLOSE)
+
+
+def test_dispatch_modes_see_what_they_count_and_trace(backend):
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rnn, fast, x = pair(backend)
+    with torch.no_grad():
+        fast(x)  # leaves a route
+    counts = []
+    for module in (rnn, fast):
+        with FlopCounterMode(display=False) as counter:
+            module(x)[0].sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[1] == counts[0] > 0
+    with torch.no_grad():
+        graph = make_fx(lambda v: fast(v)[0])(x)
+        torch.testing.assert_close(graph(2 * x), rnn(2 * x)[0], **CLOSE)
+
+
+def test_explain_names_a_dispatch_mode():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    _, fast, x = pair(NeverCalled())
+    with FlopCounterMode(display=False):
+        report = rnnjit.explain(fast, x).calls[0]
+    assert report.chosen == "torch"
+    assert "a TorchDispatchMode is in force" in report.note

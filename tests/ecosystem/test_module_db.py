@@ -11,23 +11,18 @@ from functools import partial
 
 import pytest
 import torch
+from eager_pair import FEW
 from torch import nn
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.testing._internal.common_utils import noncontiguous_like
 
 import rnnjit
-from rnnjit.testing import RecomputeBackend
 
 (INFO,) = [info for info in module_db if info.module_cls is nn.RNN]
 CLOSE = {torch.float64: {"rtol": 1e-10, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
 KINDS = {
     "nn.RNN": lambda rnn: rnn,
-    "recompute": partial(rnnjit.compile, backend=RecomputeBackend()),
-    **{
-        name: partial(rnnjit.compile, backend=name)
-        for name, backend in rnnjit.backends().items()
-        if not backend.missing()
-    },
+    **{backend.name: partial(rnnjit.compile, backend=backend) for backend in FEW},
 }
 
 

@@ -1,0 +1,98 @@
+"""Activation checkpointing in every form: the gradients of the run that keeps everything."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from eager_pair import CLOSE, FEW
+from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    checkpoint_sequential,
+    create_selective_checkpoint_contexts,
+)
+
+import rnnjit
+
+T, B, I = 6, 4, 3
+
+
+class First(nn.Module):
+    """y alone, for models that are a sequence of modules."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+@pytest.fixture(params=FEW, ids=lambda b: b.name)
+def compiled(request):
+    return partial(rnnjit.compile, backend=request.param)
+
+
+def stacked(compiled):
+    torch.manual_seed(0)
+    layers = [First(nn.RNN(I, I)) for _ in range(4)]
+    model = nn.Sequential(*layers, nn.Dropout(0.2)).double()
+    return model, compiled(copy.deepcopy(model))
+
+
+def example():
+    return torch.arange(T * B * I).double().view(T, B, I).sin().requires_grad_()
+
+
+def gradients_of(model, run):
+    x = example()
+    model.zero_grad()
+    torch.manual_seed(0)
+    run(model, x).square().sum().backward()
+    return x.grad, *(p.grad.clone() for p in model.parameters())
+
+
+def only_matrix_products(context, op, *args, **kwargs):
+    keep = op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+RECOMPUTING = {
+    "whole": lambda m, x: checkpoint(m, x, use_reentrant=False),
+    "reentrant": lambda m, x: checkpoint(m, x, use_reentrant=True),
+    "segments": lambda m, x: checkpoint_sequential(m, 2, x, use_reentrant=False),
+    "nested": lambda m, x: checkpoint(
+        lambda v: checkpoint(m, v, use_reentrant=False), x, use_reentrant=False
+    ),
+    "selective": lambda m, x: checkpoint(
+        m,
+        x,
+        use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, only_matrix_products),
+    ),
+}
+
+
+@pytest.mark.parametrize("run", RECOMPUTING.values(), ids=RECOMPUTING)
+def test_activation_checkpointing(compiled, run):
+    eager, fast = stacked(compiled)
+    expected = gradients_of(eager, lambda model, x: model(x))
+    torch.testing.assert_close(gradients_of(fast, run), expected, **CLOSE)
+
+
+def test_checkpointing_needs_less_while_it_waits(compiled):
+    """Of four layers nothing but the input is kept."""
+    _, fast = stacked(compiled)
+
+    def kept(run):
+        seen = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t) or t, lambda t: t):
+            y = run(fast, example())
+        weights = {id(p) for p in fast.parameters()}
+        size = sum(t.numel() for t in seen if id(t) not in weights)
+        del y
+        return size
+
+    assert kept(RECOMPUTING["whole"]) < kept(lambda m, x: m(x)) / 2

@@ -1,0 +1,120 @@
+"""Two processes over gloo train as one process does on the whole batch, by eager."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from eager_pair import CLOSE
+from trained_pair import Tagger, batch, loss_of
+
+import rnnjit
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch is built without gloo"
+)
+WORKER = Path(__file__).parent / "distributed_worker.py"
+ROOT = WORKER.parents[2]
+EXAMPLE = ROOT / "examples" / "ddp_digits.py"
+SECONDS = 240
+STEPS = 3
+# gloo asks for the address of the machine's own name where it is not told an interface.
+ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+
+def both(way, folder):
+    """What each of two processes wrote."""
+    results = [folder / f"{rank}.pt" for rank in range(2)]
+    path = {"PYTHONPATH": str(WORKER.parents[1])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", WORKER, way, str(rank), folder / "store", result],
+            env=ENVIRONMENT | path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, result in enumerate(results)
+    ]
+    try:
+        printed = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+    return [torch.load(result, weights_only=True) for result in results]
+
+
+def alone():
+    """The same training by eager, in one process, on whole batches."""
+    torch.manual_seed(0)
+    model = Tagger().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    gradients = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(model, batch(step)).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        optimizer.step()
+    return gradients, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def torchrun(*flags):
+    """Run the example as the README says, on addresses of this machine alone."""
+    launch = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *(*launch, "--local-addr", "127.0.0.1", EXAMPLE, *flags),
+        ],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=SECONDS,
+    )
+
+
+@pytest.mark.parametrize(
+    ("way", "kinds"),
+    [
+        ("ddp", ["plain", "static graph", "bucket views", "unused parameters", "accumulated"]),
+        ("fsdp", ["whole", "modules", "kept"]),
+    ],
+)
+def test_two_processes_train_as_one_on_the_whole_batch(way, kinds, tmp_path):
+    expected = alone()
+    backend = rnnjit.explain(Tagger().double(), batch(0)).calls[0].chosen
+    for results in both(way, tmp_path):
+        assert list(results) == kinds
+        for gradients, final, ranges in results.values():
+            torch.testing.assert_close(gradients, expected[0], **CLOSE)
+            torch.testing.assert_close(final, expected[1], **CLOSE)
+            assert ranges == [f"rnnjit: layer {index} on {backend}" for index in range(2)]
+
+
+def test_torchrun_trains_the_example():
+    done = torchrun("--epochs", "15")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 ranks, 16 of 32 images of a batch each" in done.stdout
+    assert "weights equal on all ranks: yes" in done.stdout
+    difference = re.search(r"one eager process: (\S+)", done.stdout)
+    assert float(difference[1]) < 1e-3
+    assert float(re.search(r"accuracy: ([\d.]+)%", done.stdout)[1]) > 95
+
+
+def test_the_command_in_the_readme_is_the_examples_own():
+    (command,) = re.findall(r"torchrun .*ddp_digits.py", EXAMPLE.read_text())
+    assert command in (ROOT / "README.md").read_text()
+
+
+def test_the_example_without_torchrun_says_how_to_run_it():
+    done = subprocess.run(
+        [sys.executable, EXAMPLE], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 2
+    assert "torchrun --standalone --nproc-per-node 2" in done.stderr
+    assert "Traceback" not in done.stderr

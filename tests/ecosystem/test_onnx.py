@@ -1,0 +1,122 @@
+"""ONNX export of a compiled model writes PyTorch's own layer, and onnxruntime computes it."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import rnnjit
+
+T, B, I, H = 5, 2, 3, 4
+# The exporters warn of deprecations of torch's own, and of what eager's forward does.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore::torch.jit.TracerWarning",
+    "ignore:The tensor attributes self.rnn._flat_weights",
+    "ignore:Exporting a model to ONNX with a batch_size other than 1",
+)
+CONFIGS = [
+    {},
+    {"nonlinearity": "relu", "bias": False},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.5},
+]
+
+
+class Tagger(nn.Module):
+    def __init__(self, **config):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = nn.RNN(I, H, **config)
+        self.head = nn.Linear(H * (1 + self.rnn.bidirectional), 2)
+
+    def forward(self, x, h0):
+        y, h = self.rnn(x, h0)
+        return self.head(y), h
+
+
+@pytest.fixture(autouse=True)
+def _quiet_exporter():
+    """It logs the libraries that it does not find."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+
+def call(model):
+    layers = model.rnn.num_layers * (1 + model.rnn.bidirectional)
+    batch = T if model.rnn.batch_first else B
+    return torch.randn(T, B, I), torch.randn(layers, batch, H)
+
+
+def run(file, *inputs):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    return session.run(None, dict(zip(names, (v.numpy() for v in inputs), strict=True)))
+
+
+def operators(file):
+    """How often each of ONNX's own operators that compute something stands in a model."""
+    nodes = onnx.load(file).graph.node
+    assert {node.domain for node in nodes} <= {"", "ai.onnx"}
+    return Counter(n.op_type for n in nodes if n.op_type in ("MatMul", "Tanh", "Relu", "RNN"))
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "torch.jit"])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_onnxruntime_agrees_and_the_graph_is_eagers(config, dynamo, tmp_path):
+    eager = Tagger(**config).eval()
+    fast = rnnjit.compile(eager)
+    fast(*call(eager))
+    files = []
+    for name, model in (("eager", eager), ("fast", fast)):
+        files.append(tmp_path / f"{name}.onnx")
+        torch.onnx.export(model, call(eager), files[-1], dynamo=dynamo, verbose=False)
+        onnx.checker.check_model(files[-1])
+    assert operators(files[1]) == operators(files[0]) != Counter()
+    inputs = call(eager)
+    with torch.no_grad():
+        expected = eager(*inputs)
+    for got, wanted in zip(run(files[1], *inputs), expected, strict=True):
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_any_length_and_batch_by_the_recorded_layer(tmp_path):
+    """The older exporter writes ONNX's own RNN operator, which unrolls nothing."""
+    eager = Tagger().eval()
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(
+        rnnjit.compile(eager),
+        call(eager),
+        file,
+        dynamo=False,
+        input_names=["x", "h0"],
+        dynamic_axes={"x": {0: "T", 1: "B"}, "h0": {1: "B"}},
+    )
+    assert operators(file)["RNN"] == 1
+    for steps, batch in ((1, 1), (9, 4)):
+        inputs = torch.randn(steps, batch, I), torch.randn(1, batch, H)
+        with torch.no_grad():
+            expected = eager(*inputs)[0].numpy()
+        np.testing.assert_allclose(run(file, *inputs)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_compiled_path_is_back_after_an_export(tmp_path):
+    eager = Tagger().eval()
+    fast = rnnjit.compile(eager)
+    torch.onnx.export(fast, call(eager), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    inputs = call(eager)
+    program = torch.export.export(fast, inputs)
+    assert any("rnnjit.layer" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(fast(*inputs), eager(*inputs))
+
+
+def test_a_program_that_holds_our_operator_is_refused_by_its_name(tmp_path):
+    """What was traced for torch cannot become ONNX: the module must be exported itself."""
+    fast = rnnjit.compile(Tagger().eval())
+    program = torch.export.export(fast, call(fast))
+    with pytest.raises(torch.onnx.OnnxExporterError, match=r"rnnjit.layer"):
+        torch.onnx.export(program, (), tmp_path / "model.onnx", verbose=False)
