@@ -115,7 +115,7 @@ def test_two_threads():
     torch.manual_seed(0)
     rnn = nn.RNN(3, 192, dtype=torch.float64)
     rows = Rows(18, 8, 144)
-    assert plan(rnnjit.RNNSpec(3, 192).layer(0), rows, torch.float64, "cpu", 2).threads == 2
+    assert plan(rnnjit.RNNSpec(3, 192).layer(0), rows, torch.float64, "cpu", 2, True).threads == 2
     x, h0 = torch.randn(18, 8, 3).double(), torch.randn(1, 8, 192).double()
     fast = rnnjit.compile(rnn, backend="inductor")
     for found, expected in zip(both(fast, x, h0), both(rnn, x, h0), strict=True):
@@ -133,7 +133,7 @@ SHORT = [
 
 @pytest.mark.parametrize(("tile", "name"), SHORT)
 def test_short_chunks_pass_the_kit(tile, name):
-    def short(layer, rows, dtype, device, threads):
+    def short(layer, rows, dtype, device, threads, keep):
         return Plan(2, tile, 1) if rows.T >= 2 and rows.N else None
 
     (case,) = (case for case in CASES if case.id == name)

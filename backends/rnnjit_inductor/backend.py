@@ -20,7 +20,7 @@ from rnnjit_inductor.whole import whole_backward, whole_forward, whole_stack
 if TYPE_CHECKING:
     from rnnjit.recurrence import Recurrence
 
-Planner = Callable[[LayerSpec, Rows, torch.dtype, str, int], Plan | None]
+Planner = Callable[[LayerSpec, Rows, torch.dtype, str, int, bool], Plan | None]
 CELLS = ("tanh", "relu")
 
 
@@ -62,9 +62,10 @@ class InductorBackend(Backend):
         keep: bool,
     ) -> LayerOutput:
         """One GEMM over all rows, then the recurrence; or torch's own operator (see `shortcut`)."""
-        if self._is_whole(layer, rows, x.dtype, x.device.type):
+        if self._is_whole(layer, rows, x.dtype, x.device.type, keep):
             return whole_forward(layer, rows, x, h0, weights)
-        return layer_forward(self._recurrence(layer, rows, x), layer, rows, x, h0, weights)
+        recurrence = self._recurrence(layer, rows, x, keep)
+        return layer_forward(recurrence, layer, rows, x, h0, weights)
 
     def backward(
         self,
@@ -79,9 +80,9 @@ class InductorBackend(Backend):
         needs: Needs,
     ) -> LayerGrads:
         """The recurrence, then one GEMM over all rows for each gradient; or torch's autograd."""
-        if self._is_whole(layer, rows, x.dtype, x.device.type):
+        if self._is_whole(layer, rows, x.dtype, x.device.type, True):
             return whole_backward(layer, rows, x, h0, weights, grad_y, grad_h_n, needs)
-        recurrence = self._recurrence(layer, rows, x)
+        recurrence = self._recurrence(layer, rows, x, True)
         return layer_backward(
             recurrence, layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
         )
@@ -91,27 +92,32 @@ class InductorBackend(Backend):
     ) -> Shortcut | None:
         """Torch's own operator for a whole layer, where nothing is compiled for the call."""
         rows = Rows(problem.T, problem.B, problem.N)
-        if self._is_whole(spec.layer(0), rows, problem.dtype, problem.device):
+        keep = problem.needs_grad
+        if self._is_whole(spec.layer(0), rows, problem.dtype, problem.device, keep):
             return whole_stack(spec, rows, y_shape)
         return None
 
-    def _is_whole(self, layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str) -> bool:
+    def _is_whole(
+        self, layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str, keep: bool
+    ) -> bool:
         """Whether the call is dense and nothing is compiled for it."""
         if device != "cpu" or rows.batch_sizes is not None or not rows.N:
             return False
-        return self._cut(layer, rows, dtype, device) is None
+        return self._cut(layer, rows, dtype, device, keep) is None
 
-    def _recurrence(self, layer: LayerSpec, rows: Rows, x: Tensor) -> Recurrence:
-        cut = self._cut(layer, rows, x.dtype, x.device.type)
+    def _recurrence(self, layer: LayerSpec, rows: Rows, x: Tensor, keep: bool) -> Recurrence:
+        cut = self._cut(layer, rows, x.dtype, x.device.type, keep)
         if cut is None:
             return Steps()
         from rnnjit_inductor.chunks import Chunks
 
         return Chunks(cut)
 
-    def _cut(self, layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str) -> Plan | None:
+    def _cut(
+        self, layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str, keep: bool
+    ) -> Plan | None:
         threads = most_threads(torch.get_num_threads())
-        return self._planned(layer, rows, dtype, device, threads)
+        return self._planned(layer, rows, dtype, device, threads, keep)
 
 
 BACKEND = InductorBackend()

@@ -19,7 +19,8 @@ def whole_stack(spec: RNNSpec, rows: Rows, y_shape: tuple[int, int, int]) -> Sho
     inputs, outputs = (T, B, spec.input_size), (T, B, y_shape[2])
 
     def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        steps = x.view(inputs)
+        # A view would be recorded, which eager has no need of.
+        steps = x if x.shape == inputs else x.view(inputs)
         y, h_n = operator(steps, h0, weights, bias, layers, 0.0, False, bidirectional, False)
         return (y if outputs == y_shape else y.view(y_shape)), h_n
 
