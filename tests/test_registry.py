@@ -223,3 +223,8 @@ def test_a_backend_without_a_backward_pass_says_so():
     assert repr(fast.backend) == "<ForwardOnly 'half'>"
     with pytest.raises(NotImplementedError, match="backend 'half' has no backward pass"):
         fast(torch.randn(3, 2, 4))[0].sum().backward()
+
+
+def test_auto_asks_the_quickest_first_where_nothing_was_measured():
+    automatic = [name for name, backend in rnnjit.backends().items() if backend.automatic]
+    assert automatic == ["numba", "tvm", "inductor", "eager"]
