@@ -37,15 +37,16 @@ def test_frame_by_frame_is_bit_for_bit_the_whole_sequence(options, B, dtype):
     assert torch.equal(stream.state, h_n)
 
 
-def test_many_features_shared_by_threads():
+@pytest.mark.parametrize("B", [1, 24])
+def test_threads_share_a_step(B):
     module = rnnjit.compile(nn.RNN(300, 700, 2), backend="numba").eval()
-    x = torch.randn(5, 1, 300)
+    x = torch.randn(40, B, 300)
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             with torch.no_grad():
-                assert torch.equal(streamed(rnnjit.Stream(module), x), module(x)[0])
+                assert torch.equal(streamed(rnnjit.Stream(module, B), x), module(x)[0])
     finally:
         torch.set_num_threads(before)
 
