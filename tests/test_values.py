@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import rnnjit
+from rnnjit.reference import ReferenceBackend
 from rnnjit.testing import RecomputeBackend
 
 BACKENDS = [RecomputeBackend(), *(b for b in rnnjit.backends().values() if not b.missing())]
@@ -237,7 +238,7 @@ def test_every_dtype_that_eager_takes_gives_its_bits_through_eager(dtype, nonlin
     fast = rnnjit.compile(rnn, backend="eager")
     x = torch.randn(T, B, I).to(dtype)
     results = []
-    for module in (rnn, fast, rnnjit.compile(rnn, backend=rnnjit.module._REFERENCE)):
+    for module in (rnn, fast, rnnjit.compile(rnn, backend=ReferenceBackend())):
         y, h = module(x)
         results.append((y, h, *torch.autograd.grad(y.abs().sum(), module.parameters())))
     for expected, eager, reference in zip(*results, strict=True):
