@@ -8,6 +8,7 @@ which checks all and words every error.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -93,12 +94,30 @@ def shortcut(
         return None
     contiguous = all(tensor.is_contiguous() for tensor in (x, h0, *weights))
     dropout = spec.dropout and training and spec.num_layers > 1
-    if contiguous and not dropout and (not spec.batch_first or 1 in x.shape[:2]):
-        shape = (x.shape[0], x.shape[1], spec.num_directions * spec.hidden_size)
-        run = backend.shortcut(spec, problem, shape)
+    if contiguous and not dropout:
+        features = spec.num_directions * spec.hidden_size
+        if not spec.batch_first or 1 in x.shape[:2]:
+            run = backend.shortcut(spec, problem, (x.shape[0], x.shape[1], features))
+        else:
+            run = _time_major(backend, spec, problem, (x.shape[1], x.shape[0], features))
         if run is not None:
             return run
     return _layer_by_layer(backend, spec, problem, training)
+
+
+def _time_major(
+    backend: Backend, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
+) -> Shortcut | None:
+    """A backend's shortcut for batch-first calls, between two transpositions."""
+    run = backend.shortcut(replace(spec, batch_first=False), problem, y_shape)
+    if run is None:
+        return None
+
+    def transposed(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        y, h_n = run(x.transpose(0, 1).contiguous(), h0, weights)
+        return y.transpose(0, 1), h_n
+
+    return transposed
 
 
 def _layer_by_layer(backend: Backend, spec: RNNSpec, problem: Problem, training: bool) -> Shortcut:
