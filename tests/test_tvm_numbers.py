@@ -84,6 +84,29 @@ def test_threads_change_no_bit(bidirectional):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+def test_threads_take_packed_rows_in_turns(bidirectional):
+    torch.manual_seed(0)
+    rnn = nn.RNN(37, 70, bidirectional=bidirectional, dtype=torch.float64)
+    packed = pack_sequence([torch.randn(30 - b, 37, dtype=torch.float64) for b in range(13)])
+    rows = rnnjit.Rows(30, 13, len(packed.data), packed.batch_sizes)
+    layer = rnnjit.LayerSpec("tanh", 37, 70, 1 + bidirectional, True)
+    packed.data.requires_grad_()
+    results, before = [], torch.get_num_threads()
+    try:
+        for module, threads in ((rnn, 1), (compiled(rnn), 3), (compiled(rnn), 5)):
+            torch.set_num_threads(threads)
+            assert module is rnn or plan(layer, rows, threads).every > 1
+            y, h = module(packed)
+            loss = y.data.sin().sum() + h.square().sum()
+            grads = torch.autograd.grad(loss, [packed.data, *rnn.parameters()])
+            results.append((y.data, h, *grads))
+    finally:
+        torch.set_num_threads(before)
+    for found in results[1:]:
+        torch.testing.assert_close(found, results[0], rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_company_in_the_batch_changes_no_bit(dtype):
     torch.manual_seed(0)
