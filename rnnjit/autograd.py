@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rnnjit.backend import Backend, LayerOutput, Needs
 from rnnjit.dispatch import special_tensor
+from rnnjit.failures import FAILURES, replaceable
 from rnnjit.reference import layer_backward
 from rnnjit.spec import LayerSpec, Rows
 
@@ -23,18 +24,20 @@ def run_layer(
     weights: Sequence[Tensor],
     needs_grad: bool,
     last: bool,
+    rescued: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`(y, h_n)` of one layer by `backend`, recorded for autograd where a gradient is needed.
 
     `x` may be `[T, B, I]` too; where it is recorded y then has that form as well, since each
     reshaping outside would be recorded on its own. `last` says that the caller will see y, and not
-    only the layer above.
+    only the layer above; `rescued`, that the reference does a backward pass in which the backend
+    raises.
     """
     if backend.differentiable or not needs_grad:
         output = backend.forward(layer, rows, _flat(x), h0, weights, needs_grad)
         return output.y, output.h_n
     apply: Callable[..., tuple[Tensor, Tensor]] = _RNNLayer.apply
-    return apply(backend, layer, rows, last, x, h0, *weights)
+    return apply(backend, layer, rows, last, rescued, x, h0, *weights)
 
 
 class _RNNLayer(torch.autograd.Function):
@@ -51,12 +54,13 @@ class _RNNLayer(torch.autograd.Function):
         layer: LayerSpec,
         rows: Rows,
         last: bool,
+        rescued: bool,
         x: Tensor,
         h0: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         output = backend.forward(layer, rows, _flat(x), h0, weights, True)
-        ctx.backend, ctx.layer, ctx.rows = backend, layer, rows
+        ctx.backend, ctx.layer, ctx.rows, ctx.rescued = backend, layer, rows, rescued
         ctx.set_materialize_grads(False)
         kept = output.y.clone() if last else output.y.detach()
         ctx.save_for_backward(x, h0, *weights, kept, *output.saved)
@@ -69,11 +73,11 @@ class _RNNLayer(torch.autograd.Function):
     def backward(
         ctx: Any, grad_y: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        unused = (None, None, None, None)
+        unused = (None,) * 5
         if grad_y is None and grad_h_n is None:
-            return (*unused, *(None for _ in ctx.needs_input_grad[4:]))
+            return (*unused, *(None for _ in ctx.needs_input_grad[5:]))
         x, h0, *rest = ctx.saved_tensors
-        needs = Needs(ctx.needs_input_grad[4], ctx.needs_input_grad[5], ctx.needs_input_grad[6:])
+        needs = Needs(ctx.needs_input_grad[5], ctx.needs_input_grad[6], ctx.needs_input_grad[7:])
         count = len(needs.weights)
         weights, (y, *saved) = rest[:count], rest[count:]
         given = (ctx.layer, ctx.rows, _flat(x), h0, weights)
@@ -82,7 +86,13 @@ class _RNNLayer(torch.autograd.Function):
             grads = layer_backward(*given, grad_y, grad_h_n, needs)
         else:
             output = LayerOutput(y, h0, tuple(saved))
-            grads = ctx.backend.backward(*given, output, grad_y, grad_h_n, needs)
+            try:
+                grads = ctx.backend.backward(*given, output, grad_y, grad_h_n, needs)
+            except Exception as error:
+                if not ctx.rescued or not replaceable(error):
+                    raise
+                grads = layer_backward(*given, grad_y, grad_h_n, needs)
+                FAILURES.note(ctx.backend, error, "the reference")
         grad_x = None if grads.x is None else grads.x.reshape(x.shape)
         return (*unused, grad_x, grads.h0, *grads.weights)
 

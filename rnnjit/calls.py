@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from torch.autograd import profiler
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend
 from rnnjit.capture import capture, weight_names, weights_of
 from rnnjit.dispatch import choose, special_context
+from rnnjit.failover import Failover
+from rnnjit.generation import GENERATION
 from rnnjit.inputs import Prepared, check_weights, initial_state, prepare, restore
 from rnnjit.quick import Route, shortcut
 from rnnjit.reference import EagerBackend, ReferenceBackend
 from rnnjit.registry import key_of, resolve
 from rnnjit.spec import Problem, RNNSpec
-from rnnjit.stack import run_stack
-from rnnjit.tuned import GENERATION
+from rnnjit.stack import LayerRun, run_stack
 
 _CHOICES_KEPT = 512
 #: Routes kept for one shape of input: with gradients or without, and the like.
@@ -87,11 +89,14 @@ class Calls(nn.Module):
             return None
         else:
             backend = _REFERENCE
+        failover = Failover(spec, problem) if self._backend == "auto" and not special else None
+        run: LayerRun = failover or run_layer
         y, h_n = run_stack(
-            backend, spec, prepared.rows, prepared.x, h0, weights, self.training, problem.needs_grad
+            *(backend, spec, prepared.rows, prepared.x, h0, weights, self.training),
+            *(problem.needs_grad, run),
         )
         if special is None and not profiled and not isinstance(x, PackedSequence):
-            self._remember(backend, spec, problem, x, h0, weights)
+            self._remember(backend, spec, problem, x, h0, weights, failover)
         return restore(spec, prepared, y, h_n)
 
     def _traced_call(self, spec: RNNSpec, x: Tensor, hx: Tensor | None) -> Result | None:
@@ -125,14 +130,15 @@ class Calls(nn.Module):
         x: Tensor,
         h0: Tensor,
         weights: tuple[Tensor, ...],
+        failover: Failover | None,
     ) -> None:
         """Keep a short way for the next call like this one, if there is one."""
-        run = shortcut(backend, spec, problem, self.training, x, h0, weights)
-        if run is None:
+        ways = shortcut(backend, spec, problem, self.training, x, h0, weights, failover)
+        if ways is None:
             return
         if len(self._routes) >= _CHOICES_KEPT:
             self._routes.clear()
-        route = Route(run, weight_names(self), x, h0, weights)
+        route = Route(*ways, weight_names(self), x, h0, weights)
         others = self._routes.get(x.shape, ())
         self._routes[x.shape] = (route, *others[: _KINDS_KEPT - 1])
 

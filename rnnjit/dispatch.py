@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch.nn import Parameter
 
 from rnnjit import tuned
 from rnnjit.backend import Backend
-from rnnjit.errors import UnsupportedError
+from rnnjit.errors import UnsupportedError, described
+from rnnjit.failures import FAILURES
 from rnnjit.registry import backends
 from rnnjit.spec import Problem, RNNSpec
 
@@ -28,8 +30,18 @@ class Verdict(NamedTuple):
 
 def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
     """Ask one backend: first whether it runs on this machine, then whether it takes the call."""
-    reasons = backend.missing() or backend.why_not(spec, problem)
-    return Verdict(backend, tuple(reasons))
+    reasons: Any = backend.missing() or backend.why_not(spec, problem)
+    return Verdict(backend, (reasons,) if isinstance(reasons, str) else tuple(reasons))
+
+
+def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
+    """What `auto` makes of a backend: one that has failed, or fails to answer, declines."""
+    if failed := FAILURES.reason(backend):
+        return Verdict(backend, (f"{failed}, so that 'auto' leaves it out",))
+    try:
+        return verdict(backend, spec, problem)
+    except Exception as error:  # noqa: BLE001 - a third party's code may fail in any way
+        return Verdict(backend, (f"asked for its answer, it raised {described(error)}",))
 
 
 def candidates(spec: RNNSpec, problem: Problem) -> list[Backend]:
@@ -45,7 +57,14 @@ def candidates(spec: RNNSpec, problem: Problem) -> list[Backend]:
 
 def verdicts(spec: RNNSpec, problem: Problem) -> list[Verdict]:
     """Ask every installed backend, in the order of `auto`."""
-    return [verdict(backend, spec, problem) for backend in candidates(spec, problem)]
+    return [verdict_for_auto(backend, spec, problem) for backend in candidates(spec, problem)]
+
+
+def willing(spec: RNNSpec, problem: Problem) -> Iterator[Backend]:
+    """The backends that `auto` may give a call to, in its order."""
+    for backend in candidates(spec, problem):
+        if backend.automatic and not verdict_for_auto(backend, spec, problem).reasons:
+            yield backend
 
 
 def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:
@@ -64,9 +83,8 @@ def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:
         if reasons:
             raise UnsupportedError(wanted.name, reasons)
         return wanted
-    for backend in candidates(spec, problem):
-        if backend.automatic and not verdict(backend, spec, problem).reasons:
-            return backend
+    for backend in willing(spec, problem):
+        return backend
     raise UnsupportedError("auto", ["every installed backend declined"])
 
 

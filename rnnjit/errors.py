@@ -27,3 +27,8 @@ class UnsupportedError(RuntimeError):
 
 class RNNJitWarning(UserWarning):
     """Something was left as it was, or done in a slower way, that the caller may want to know."""
+
+
+def described(error: Exception) -> str:
+    """An exception in a few words."""
+    return f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ from rnnjit.capture import capture, weights_of
 from rnnjit.dispatch import Verdict, special_context, verdict, verdicts
 from rnnjit.inputs import prepare
 from rnnjit.observe import Seen, left_eager, observe
-from rnnjit.registry import backends
+from rnnjit.registry import backends, lacking
 from rnnjit.rnncell import as_sequence
 from rnnjit.spec import Problem
 from rnnjit.swap import reachable_modules
@@ -130,7 +130,7 @@ def _report_uncalled(name: str, module: nn.Module) -> CallReport:
     left = left_eager(module)
     if left:
         return CallReport(name, _kind(module), None, None, left, ())
-    missing = tuple(Verdict(b, tuple(b.missing())) for b in backends().values())
+    missing = tuple(Verdict(b, lacking(b)) for b in backends().values())
     note = "no call was seen; what each backend lacks on this machine:"
     return CallReport(name, _kind(module), None, None, note, missing)
 

@@ -14,17 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend
 from rnnjit.calls import problem_of
 from rnnjit.capture import capture, weights_of
 from rnnjit.dispatch import choose
+from rnnjit.failover import Failover
 from rnnjit.inputs import check_weights, initial_state, prepare, restore
 from rnnjit.module import CompiledRNN
 from rnnjit.observe import left_eager
 from rnnjit.probe import Probe
 from rnnjit.registry import resolve
 from rnnjit.spec import LayerSpec, Rows
-from rnnjit.stack import run_stack
+from rnnjit.stack import LayerRun, run_stack
 from rnnjit.swap import copy_sharing_parameters, reachable_modules
 
 if TYPE_CHECKING:
@@ -148,6 +150,7 @@ def _forward(
     problem = problem_of(prepared, h0, weights)._replace(needs_grad=True)
     wanted = resolve(rnn.backend) if isinstance(rnn, CompiledRNN) else None
     backend = choose(spec, problem, wanted)
+    by: LayerRun = Failover(spec, problem) if wanted is None else run_layer
 
     probes: list[Probe] = []
     calls.append(probes)
@@ -155,7 +158,7 @@ def _forward(
     def run(backend: Backend, layer: LayerSpec, rows: Rows, *others: Any) -> tuple[Tensor, Tensor]:
         x, h0, own, _, last = others
         probes.append(Probe(layer, rows, own))
-        return probes[-1].run(backend, x, h0, last)
+        return probes[-1].run(by, backend, x, h0, last)
 
     rows, x = prepared.rows, prepared.x
     y, h_n = run_stack(backend, spec, rows, x, h0, weights, rnn.training, True, run)

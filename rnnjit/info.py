@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rnnjit.registry import backends
+from rnnjit.registry import backends, lacking
 
 PACKAGES = ("rnnjit", "torch", "numpy", "numba", "llvmlite", "apache-tvm")
 """The distributions whose versions decide what a kernel does."""
@@ -97,7 +97,7 @@ def environment() -> Environment:
         cpus=_usable_cpus(),
         threads=torch.get_num_threads(),
         backends=tuple(
-            BackendStatus(backend.name, backend.priority, tuple(backend.missing()))
+            BackendStatus(backend.name, backend.priority, lacking(backend))
             for backend in backends().values()
         ),
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +23,12 @@ from torch.library import custom_op, register_autograd
 
 from rnnjit.backend import Backend, LayerOutput, Needs
 from rnnjit.dispatch import choose
+from rnnjit.failover import Failover
+from rnnjit.failures import FAILURES, replaceable
+from rnnjit.generation import GENERATION
 from rnnjit.reference import layer_backward
 from rnnjit.registry import by_key
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
-from rnnjit.tuned import GENERATION
 
 # Backends whose forward pass keeps more than y. A graph does not carry it: they run forward anew.
 _SAVING: set[str] = set()
@@ -64,11 +66,22 @@ def layer_op(
         UnsupportedError: the backend that was asked for by name declines the call.
     """
     layer, rows, chosen = _meet(x, batch_sizes, steps, h0, cell, bias, needs_grad, backend)
-    with torch.no_grad():
-        output = chosen.forward(layer, rows, x.contiguous(), h0.contiguous(), weights, needs_grad)
-    if output.saved:
-        _SAVING.add(chosen.name)
-    return output.y.contiguous(), output.h_n.contiguous()
+    x, h0 = x.contiguous(), h0.contiguous()
+
+    def run(by: Backend) -> LayerOutput:
+        with torch.no_grad():
+            output = by.forward(layer, rows, x, h0, weights, needs_grad)
+        if output.saved:
+            _SAVING.add(by.name)
+        return output
+
+    try:
+        y, h_n, _ = run(chosen.backend)
+    except Exception as error:
+        if chosen.failover is None:
+            raise
+        y, h_n, _ = chosen.failover.instead(chosen.backend, error, run)
+    return y.contiguous(), h_n.contiguous()
 
 
 @layer_op.register_fake
@@ -124,14 +137,21 @@ def layer_backward_op(
     x, h0 = x.contiguous(), h0.contiguous()
     wanted = Needs(needs[0], needs[1], tuple(needs[2:]))
     # Below an operator torch switches autograd off, but a backend may use it in its backward pass.
+    given = (layer, rows, x, h0, weights)
+    by = chosen.backend
     with torch.no_grad(), _autograd_allowed():
-        if chosen.differentiable:
-            grads = layer_backward(layer, rows, x, h0, weights, grad_y, grad_h_n, wanted)
-        else:
-            output = LayerOutput(y, h_n)
-            if chosen.name in _SAVING:
-                output = chosen.forward(layer, rows, x, h0, weights, True)
-            grads = chosen.backward(layer, rows, x, h0, weights, output, grad_y, grad_h_n, wanted)
+        try:
+            if by.differentiable:
+                grads = layer_backward(*given, grad_y, grad_h_n, wanted)
+            else:
+                saving = by.name in _SAVING
+                output = by.forward(*given, True) if saving else LayerOutput(y, h_n)
+                grads = by.backward(*given, output, grad_y, grad_h_n, wanted)
+        except Exception as error:
+            if chosen.failover is None or by.differentiable or not replaceable(error):
+                raise
+            grads = layer_backward(*given, grad_y, grad_h_n, wanted)
+            FAILURES.note(by, error, "the reference")
     found = [grads.x, grads.h0, *grads.weights]
     return _apart(
         [grad for grad, need in zip(found, needs, strict=True) if need and grad is not None],
@@ -195,6 +215,13 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_h_n: Tensor | None) -> tuple
 register_autograd(layer_op, _backward, setup_context=_save)
 
 
+class _Chosen(NamedTuple):
+    """The backend that takes a call, and what is done where it raises (None: it raises)."""
+
+    backend: Backend
+    failover: Failover | None
+
+
 def _meet(
     x: Tensor,
     batch_sizes: Tensor | None,
@@ -204,7 +231,7 @@ def _meet(
     bias: bool,
     needs_grad: bool,
     key: str,
-) -> tuple[LayerSpec, Rows, Backend]:
+) -> tuple[LayerSpec, Rows, _Chosen]:
     """What an operator was given, in the core's terms, and the backend that takes it."""
     directions, batch, hidden = h0.shape
     layer = LayerSpec(cell, x.shape[1], hidden, directions, bias)
@@ -216,7 +243,7 @@ def _meet(
 
 
 @lru_cache(maxsize=512)
-def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int) -> Backend:
+def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int) -> _Chosen:
     spec = RNNSpec(
         layer.input_size,
         layer.hidden_size,
@@ -224,7 +251,9 @@ def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int) -> Ba
         bias=layer.bias,
         bidirectional=layer.num_directions == 2,
     )
-    return choose(spec, problem, by_key(key))
+    wanted = by_key(key)
+    failover = Failover(spec, problem) if wanted is None else None
+    return _Chosen(choose(spec, problem, wanted), failover)
 
 
 @contextmanager

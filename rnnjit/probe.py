@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend
 from rnnjit.recurrence.rows import indices_before, offsets
 from rnnjit.reference import split_weights
 from rnnjit.spec import LayerSpec, Rows
+from rnnjit.stack import LayerRun
 
 
 class Probe:
@@ -36,8 +36,10 @@ class Probe:
     def __init__(self, layer: LayerSpec, rows: Rows, weights: Sequence[Tensor]) -> None:
         self.layer, self.rows, self.weights = layer, rows, weights
 
-    def run(self, backend: Backend, x: Tensor, h0: Tensor, last: bool) -> tuple[Tensor, Tensor]:
-        """The layer on inputs that are wider by the zeros."""
+    def run(
+        self, by: LayerRun, backend: Backend, x: Tensor, h0: Tensor, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The layer on inputs that are wider by the zeros, run as `run_layer` would."""
         D, H = self.layer.num_directions, self.layer.hidden_size
         self.zeros = x.new_zeros((*x.shape[:-1], D * H)).requires_grad_()
         wide = self.layer.input_size + D * H
@@ -49,7 +51,7 @@ class Probe:
             through[:, d * H : (d + 1) * H] = torch.eye(H, dtype=x.dtype, device=x.device)
             weights += [torch.cat([w_ih, through], 1), *others]
         x = torch.cat([x, self.zeros], x.dim() - 1)
-        self.y, self.h_n = run_layer(backend, layer, self.rows, x, h0, weights, True, last)
+        self.y, self.h_n = by(backend, layer, self.rows, x, h0, weights, True, last)
         return self.y, self.h_n
 
     @property

@@ -8,6 +8,7 @@ which checks all and words every error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any
@@ -16,9 +17,14 @@ from torch import Tensor, nn
 from torch._C._dynamo.guards import GlobalStateGuard, TensorGuards
 from torch.autograd import forward_ad
 
+from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend, Shortcut
+from rnnjit.failover import Failover
+from rnnjit.failures import FAILURES
 from rnnjit.spec import Problem, RNNSpec, Rows
-from rnnjit.stack import run_stack
+from rnnjit.stack import LayerRun, run_stack
+
+Rescue = Callable[[Exception, Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]]
 
 
 class Route:
@@ -26,6 +32,7 @@ class Route:
 
     Attributes:
         run: computes them.
+        rescue: computes one in which `run` has raised, given the error before the tensors; or None.
         weights_of: from the module's parameters to its weights, in nn.RNN's order.
         h0_shape: of the state, `[L*D, B, H]`.
         tensors: whether x, h0 and the weights are as they were: their types, dtypes, devices,
@@ -34,13 +41,19 @@ class Route:
         surroundings: whether grad mode, autocast, torch's thread count and the like are.
     """
 
-    __slots__ = ("h0_shape", "run", "surroundings", "tensors", "weights_of")
+    __slots__ = ("h0_shape", "rescue", "run", "surroundings", "tensors", "weights_of")
 
     def __init__(
-        self, run: Shortcut, names: list[str], x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]
+        self,
+        run: Shortcut,
+        rescue: Rescue | None,
+        names: list[str],
+        x: Tensor,
+        h0: Tensor,
+        weights: tuple[Tensor, ...],
     ) -> None:
         tensors = (x, h0, *weights)
-        self.run = run
+        self.run, self.rescue = run, rescue
         self.weights_of = itemgetter(*names)
         self.h0_shape = h0.shape
         self.surroundings = GlobalStateGuard()
@@ -67,7 +80,14 @@ class Route:
             weights = self.weights_of(module._parameters)
         except KeyError:
             return None
-        return self.run(x, h0, weights) if self.tensors.check(x, h0, *weights) else None
+        if not self.tensors.check(x, h0, *weights):
+            return None
+        try:
+            return self.run(x, h0, weights)
+        except Exception as error:
+            if self.rescue is None:
+                raise
+            return self.rescue(error, x, h0, weights)
 
 
 def shortcut(
@@ -78,7 +98,8 @@ def shortcut(
     x: Tensor,
     h0: Tensor,
     weights: tuple[Tensor, ...],
-) -> Shortcut | None:
+    failover: Failover | None,
+) -> tuple[Shortcut, Rescue | None] | None:
     """How a backend computes calls like this one, or None if they must go the long way.
 
     Args:
@@ -89,6 +110,10 @@ def shortcut(
         x: the input in the caller's form.
         h0: `[L*D, B, H]`.
         weights: of all layers.
+        failover: what is to be done where the backend raises, or None if it is to raise.
+
+    Returns:
+        What `Route` takes.
     """
     if not x.is_cpu or x.dim() != 3 or x.numel() == 0:
         return None
@@ -96,13 +121,33 @@ def shortcut(
     dropout = spec.dropout and training and spec.num_layers > 1
     if contiguous and not dropout:
         features = spec.num_directions * spec.hidden_size
-        if not spec.batch_first or 1 in x.shape[:2]:
-            run = backend.shortcut(spec, problem, (x.shape[0], x.shape[1], features))
-        else:
-            run = _time_major(backend, spec, problem, (x.shape[1], x.shape[0], features))
+        try:
+            if not spec.batch_first or 1 in x.shape[:2]:
+                run = backend.shortcut(spec, problem, (x.shape[0], x.shape[1], features))
+            else:
+                run = _time_major(backend, spec, problem, (x.shape[1], x.shape[0], features))
+        except Exception as error:
+            if failover is None:
+                raise
+            FAILURES.note(backend, error, "its own forward pass")
+            return None
         if run is not None:
-            return run
-    return _layer_by_layer(backend, spec, problem, training)
+            return run, None if failover is None else _rescue(backend, spec, problem, failover)
+    return _layer_by_layer(backend, spec, problem, training, failover or run_layer), None
+
+
+def _rescue(backend: Backend, spec: RNNSpec, problem: Problem, failover: Failover) -> Rescue:
+    """Has other backends do, layer by layer, what a backend's shortcut has failed to do."""
+
+    def rescue(
+        error: Exception, x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        def run(other: Backend) -> tuple[Tensor, Tensor]:
+            return _layer_by_layer(other, spec, problem, False, run_layer)(x, h0, weights)
+
+        return failover.instead(backend, error, run)
+
+    return rescue
 
 
 def _time_major(
@@ -120,7 +165,9 @@ def _time_major(
     return transposed
 
 
-def _layer_by_layer(backend: Backend, spec: RNNSpec, problem: Problem, training: bool) -> Shortcut:
+def _layer_by_layer(
+    backend: Backend, spec: RNNSpec, problem: Problem, training: bool, by: LayerRun
+) -> Shortcut:
     """The stack as the long way runs it, without its checks."""
     rows = Rows(problem.T, problem.B, problem.N)
     features = spec.num_directions * spec.hidden_size
@@ -128,7 +175,7 @@ def _layer_by_layer(backend: Backend, spec: RNNSpec, problem: Problem, training:
 
     def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         x = (x.transpose(0, 1) if batch_first else x).contiguous()
-        y, h_n = run_stack(backend, spec, rows, x, h0, weights, training, needs_grad)
+        y, h_n = run_stack(backend, spec, rows, x, h0, weights, training, needs_grad, by)
         if y.dim() == 2:
             y = y.view(rows.T, rows.B, features)
         return (y.transpose(0, 1) if batch_first else y), h_n

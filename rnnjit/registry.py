@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
 from rnnjit.backend import Backend, LayerOutput
+from rnnjit.errors import described
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.spec import RNNSpec
 
@@ -42,7 +43,7 @@ def load(entry_point: EntryPoint) -> Backend:
     try:
         backend = entry_point.load()
     except Exception as error:  # noqa: BLE001 - a third party's package may fail in any way
-        return BrokenBackend(name, f"loading {value} failed: {type(error).__name__}: {error}")
+        return BrokenBackend(name, f"loading {value} failed: {described(error)}")
     if not isinstance(backend, Backend):
         found = type(backend).__name__
         return BrokenBackend(name, f"{value} is a {found}, expected an instance of rnnjit.Backend")
@@ -75,6 +76,14 @@ def backends() -> MappingProxyType[str, Backend]:
         True
     """
     return _installed()
+
+
+def lacking(backend: Backend) -> tuple[str, ...]:
+    """What `Backend.missing` says, for people to read: an answer that fails is one too."""
+    try:
+        return tuple(backend.missing())
+    except Exception as error:  # noqa: BLE001 - a third party's code may fail in any way
+        return (f"asked what it lacks, it raised {described(error)}",)
 
 
 def resolve(backend: str | Backend) -> Backend | None:

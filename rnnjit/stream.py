@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch._C._dynamo.guards import TensorGuards
 
+from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend
 from rnnjit.capture import capture, weights_of
 from rnnjit.dispatch import choose, special_context
+from rnnjit.failover import Failover
+from rnnjit.generation import GENERATION
 from rnnjit.inputs import check_weights
 from rnnjit.module import CompiledRNN
 from rnnjit.registry import resolve
 from rnnjit.spec import Problem, Rows
 from rnnjit.stack import run_stack
 from rnnjit.team import FORK
-from rnnjit.tuned import GENERATION
 
 
 class Stream:
@@ -134,20 +136,30 @@ class Stream:
         ):
             x, weights = self._prepare(x, weights)
         if self._stepper is None:
-            return self._step_by_call(x, weights)
+            return self._step_by_call(self._backend, x, weights)
         before, after = self._states
         y = torch.empty(self._y_shape, dtype=x.dtype)
-        self._stepper(x, before, after, y, weights)
+        try:
+            self._stepper(x, before, after, y, weights)
+        except Exception as error:
+            if self._failover is None:
+                raise
+
+            def run(other: Backend) -> Tensor:
+                return self._step_by_call(other, x, weights)
+
+            return self._failover.instead(self._backend, error, run)
         self._states = after, before
         return y
 
-    def _step_by_call(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    def _step_by_call(self, backend: Backend, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         rows = Rows(1, self._batch, self._batch)
         with torch.no_grad():
             y, h_n = run_stack(
-                *(self._backend, self._spec, rows, x, self._states[0], weights),
+                *(backend, self._spec, rows, x, self._states[0], weights),
                 training=False,
                 needs_grad=False,
+                run=self._failover or run_layer,
             )
         self._states = h_n, self._states[1]
         return y
@@ -168,6 +180,7 @@ class Stream:
         kind, where = x.device.type, x.get_device()
         problem = Problem(x.dtype, kind, 1, self._batch, self._batch, False, False, where)
         self._backend = choose(spec, problem, self._wanted)
+        self._failover = Failover(spec, problem) if self._wanted is None else None
         self._stepper = self._backend.stepper(spec, x.dtype, self._batch)
         before, after = self._states
         if (before.dtype, before.device) != (x.dtype, x.device):

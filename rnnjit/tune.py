@@ -15,7 +15,8 @@ from rnnjit.backend import Backend
 from rnnjit.bench.timing import interleave
 from rnnjit.calls import problem_of
 from rnnjit.capture import capture, weights_of
-from rnnjit.dispatch import special_context, verdict
+from rnnjit.dispatch import special_context, verdict_for_auto
+from rnnjit.errors import described
 from rnnjit.inputs import prepare
 from rnnjit.observe import Seen, observe
 from rnnjit.registry import backends
@@ -135,13 +136,13 @@ class _Call:
             return TunedCall(self.name, self.problem, {}, {}, note)
         runs, failures = {}, {}
         for name, backend in backends().items():
-            if not backend.automatic or verdict(backend, self.spec, self.problem).reasons:
+            if not backend.automatic or verdict_for_auto(backend, self.spec, self.problem).reasons:
                 continue
             run = self._run(backend)
             try:
                 run()
             except Exception as error:  # noqa: BLE001 - a backend may fail in any way
-                failures[name] = f"{type(error).__name__}: {error}"
+                failures[name] = described(error)
             else:
                 runs[name] = run
         times = interleave(runs, rounds=rounds)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from functools import cache
-from itertools import count
 from typing import Any
 
 import msgspec
 import torch
 
 from rnnjit import codecache
+from rnnjit.generation import GENERATION
 from rnnjit.info import host
 from rnnjit.spec import Problem, RNNSpec
 
@@ -32,25 +32,6 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     what: str
     seconds: dict[str, float]
-
-
-class Generation:
-    """Counts the measurements that this process made, so that choices made before are forgotten.
-
-    Attributes:
-        now: changes with every measurement.
-    """
-
-    def __init__(self) -> None:
-        self._numbers = count()
-        self.now = next(self._numbers)
-
-    def advance(self) -> None:
-        """Another measurement was made."""
-        self.now = next(self._numbers)
-
-
-GENERATION = Generation()
 
 
 def fetch(spec: RNNSpec, problem: Problem) -> dict[str, float]:

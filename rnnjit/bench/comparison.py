@@ -14,7 +14,7 @@ from rnnjit.bench.call import Call
 from rnnjit.bench.timing import Timing, interleave
 from rnnjit.capture import capture
 from rnnjit.dispatch import choose
-from rnnjit.errors import UnsupportedError
+from rnnjit.errors import UnsupportedError, described
 from rnnjit.registry import backends
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.swap import compile as compile_rnn
@@ -191,7 +191,7 @@ def _checked(
     except UnsupportedError as error:
         return Result(name, reasons=error.reasons)
     except Exception as error:  # noqa: BLE001 - a third party's backend may fail in any way
-        return Result(name, failure=f"{type(error).__name__}: {error}")
+        return Result(name, failure=described(error))
     return Result(name, largest_error(values, exact[0]), largest_error(gradients, exact[1]))
 
 

@@ -23,6 +23,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from rnnjit.capture import capture, weights_of
 from rnnjit.cli.parser import UsageError, one_line
+from rnnjit.errors import described
 from rnnjit.module import CompiledRNN
 from rnnjit.rebuild import empty
 from rnnjit.spec import RNNSpec
@@ -85,7 +86,7 @@ def find_rnns(
                 found |= rebuilt
     except Exception as error:  # noqa: BLE001 - a file may hold anything in the place of anything
         raise UsageError(
-            f"{file!r} holds an nn.RNN that cannot be rebuilt: {type(error).__name__}: {error}"
+            f"{file!r} holds an nn.RNN that cannot be rebuilt: {described(error)}"
         ) from None
     if not found:
         raise UsageError(f"{file!r} holds no nn.RNN: {_instead(content, others)}")

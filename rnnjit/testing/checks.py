@@ -15,7 +15,7 @@ from torch import nn
 
 import rnnjit
 from rnnjit.backend import Backend
-from rnnjit.errors import UnsupportedError
+from rnnjit.errors import UnsupportedError, described
 from rnnjit.testing.calls import Call, build, forward, gradients
 from rnnjit.testing.cases import Case
 from rnnjit.testing.compare import Standard, compare, expect_same, same_bits, standard
@@ -67,7 +67,7 @@ def check_refusal(backend: Backend, case: Case) -> None:
         except Exception as error:
             said = "accepted the call" if not reasons else f"declined ({'; '.join(reasons)})"
             raise AssertionError(
-                f"why_not {said}, and then it raised {type(error).__name__}: {error}"
+                f"why_not {said}, and then it raised {described(error)}"
             ) from error
         else:
             if reasons:
@@ -200,7 +200,7 @@ def _reasons(backend: Backend, case: Case, *, needs_grad: bool) -> tuple[str, ..
         )
     except Exception as error:
         raise AssertionError(
-            f"why_not raised {type(error).__name__}: {error}; it must return reasons"
+            f"why_not raised {described(error)}; it must return reasons"
         ) from error
     if not isinstance(reasons, list) or not all(isinstance(r, str) and r for r in reasons):
         raise AssertionError(f"why_not must return a list of reasons, it returned {reasons!r}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rnnjit.backend import Backend
+from rnnjit.errors import described
 from rnnjit.testing.suite import Pair, named, pairs
 
 Outcome = Literal["passed", "failed", "declined"]
@@ -123,5 +124,5 @@ def _run(backend: Backend, pair: Pair) -> Result:
     except AssertionError as error:
         return result("failed", str(error))
     except Exception as error:  # noqa: BLE001 - a backend under test may fail in any way
-        return result("failed", f"{type(error).__name__}: {error}")
+        return result("failed", described(error))
     return result("passed")
