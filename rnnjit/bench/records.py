@@ -30,7 +30,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A part of a report; a file with fields that are not known is refused."""
 
 
-class Case(Record):
+class Case(Record, frozen=True):
     """One call that is timed on every contestant.
 
     Attributes:
@@ -59,7 +59,7 @@ class Case(Record):
     group: str = "grid"
 
 
-class Measurement(Record):
+class Measurement(Record, frozen=True):
     """What one contestant did with one case.
 
     Attributes:
@@ -91,7 +91,7 @@ class Measurement(Record):
     memory: int | None = None
 
 
-class Contender(Record):
+class Contender(Record, frozen=True):
     """Who takes part.
 
     Attributes:
@@ -109,7 +109,7 @@ class Contender(Record):
     absent: str = ""
 
 
-class Peak(Record):
+class Peak(Record, frozen=True):
     """The most multiply-adds that this machine does.
 
     Attributes:
@@ -123,7 +123,7 @@ class Peak(Record):
     flops: float
 
 
-class Bandwidth(Record):
+class Bandwidth(Record, frozen=True):
     """How fast this machine reads what lies in one level of its memory.
 
     Attributes:
@@ -139,7 +139,7 @@ class Bandwidth(Record):
     rate: float
 
 
-class Machine(Record):
+class Machine(Record, frozen=True):
     """The machine, and what it was measured to do at most, in the run of the report.
 
     Attributes:
@@ -159,7 +159,7 @@ class Machine(Record):
     bandwidths: tuple[Bandwidth, ...] = ()
 
 
-class Report(Record):
+class Report(Record, frozen=True):
     """One run of a benchmark.
 
     Attributes:
