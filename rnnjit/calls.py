@@ -105,7 +105,7 @@ class Calls(nn.Module):
         It is `_call` without the caches, through which nothing could be traced.
         """
         # Here, since torch.library brings the whole of torch's compiler with it.
-        from rnnjit.ops import TracedBackend
+        from rnnjit.traced import TracedBackend
 
         weights = tuple([getattr(self, name) for name in weight_names(self)])
         if torch.is_autocast_enabled(weights[0].device.type):

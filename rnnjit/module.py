@@ -69,7 +69,7 @@ class CompiledRNN(Calls, nn.RNNBase):
         Packed input breaks the graph: how many rows a step has is not known while tracing.
         """
         if isinstance(x, PackedSequence):
-            from rnnjit.ops import untraced
+            from rnnjit.traced import untraced
 
             broken: Result = untraced(self.forward, x, hx)
             return broken
@@ -88,7 +88,7 @@ class CompiledRNN(Calls, nn.RNNBase):
 
     def _with_resets(self, x: Any, hx: Tensor | None, reset: Any) -> Result:
         if torch.compiler.is_compiling():
-            from rnnjit.ops import untraced
+            from rnnjit.traced import untraced
 
             # How long the stretches are is not known while tracing.
             result: Result = untraced(self._with_resets, x, hx, reset)

@@ -11,7 +11,7 @@ Eager mode does not come here: an `autograd.Function` costs a fifth of an operat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -281,42 +281,3 @@ def _apart(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
         taken.add(fresh.untyped_storage().data_ptr())
         apart.append(fresh)
     return apart
-
-
-class TracedBackend(Backend):
-    """Puts `rnnjit::layer` into the graph that is being traced."""
-
-    name = "traced"
-    differentiable = True
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Never declines: the choice falls when the graph runs."""
-        return []
-
-    def forward(
-        self,
-        layer: LayerSpec,
-        rows: Rows,
-        x: Tensor,
-        h0: Tensor,
-        weights: Sequence[Tensor],
-        keep: bool,
-    ) -> LayerOutput:
-        """The layer as one node."""
-        y, h_n = torch.ops.rnnjit.layer(
-            x, rows.batch_sizes, rows.T, h0, list(weights), layer.cell, layer.bias, keep, self.key
-        )
-        return LayerOutput(y, h_n)
-
-
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
-
-
-# Calls a function outside the graph that is being traced, which breaks there.
-untraced: Callable[..., Any] = torch.compiler.disable(  # type: ignore[no-untyped-call]  # torch has no types here
-    _call, reason="the sizes of a packed batch are not known while tracing"
-)
