@@ -1,68 +1,15 @@
-"""What the machine can do at most: its multiply-adds, and what it reads from each level of memory.
-
-Two loops in LLVM IR, over vectors of the machine's own width: one multiplies and adds in registers
-alone, the other reads a buffer over and over.
-"""
+"""The section of the machine: its peaks, and what it reads from each level of memory."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from pathlib import Path
-from threading import Barrier
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import llvmlite.binding as llvm
-import torch
-
-from rnnjit.cpu import Isa
-from rnnjit_numba.codegen import optimised, target_machine
-from rnnjit_numba.host import host_isa
+from rnnjit.bench.machine import buffers
+from rnnjit.bench.peaks import bandwidth, host_isa
 
 if TYPE_CHECKING:
     from measures.pairs import Bench
     from measures.report import Section
-
-_ELEMENTS = {32: "float", 64: "double"}
-#: What is assumed of the bytes of each cache where the system does not say.
-_CACHES = {1: 32 << 10, 2: 1 << 20, 3: 32 << 20}
-
-#: Each chain is a vector that starts from `%data` and is stored to `%out`: none can be dropped.
-_LOOP = """
-define void @{name}(i64 %count, ptr %data, i64 %mask, ptr %out) {{
-entry:
-  {before}
-  br label %loop
-loop:
-  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
-  {chains}
-  %far = mul i64 %i, {stride}
-  %place = and i64 %far, %mask
-  %from = getelementptr i8, ptr %data, i64 %place
-  {step}
-  %next = add i64 %i, 1
-  %more = icmp slt i64 %next, %count
-  br i1 %more, label %loop, label %end
-end:
-  {after}
-  ret void
-}}
-"""
-_BEFORE = """%p{k} = getelementptr {vector}, ptr %data, i64 {k}
-  %start{k} = load {vector}, ptr %p{k}, align {align}"""
-_CHAIN = "%a{k} = phi {vector} [ %start{k}, %entry ], [ %b{k}, %loop ]"
-# x / 2 + 1 / 2, which stays at 1.
-_FMA = """%b{k} = call {vector} @llvm.fmuladd.{suffix}(
-    {vector} %a{k}, {vector} {half}, {vector} {half})"""
-_READ = """%q{k} = getelementptr {vector}, ptr %from, i64 {k}
-  %r{k} = load {vector}, ptr %q{k}, align {align}
-  %b{k} = fadd {vector} %a{k}, %r{k}"""
-_AFTER = """%o{k} = getelementptr {vector}, ptr %out, i64 {k}
-  store {vector} %b{k}, ptr %o{k}, align {align}"""
 
 
 def fill(bench: Bench, section: Section) -> None:
@@ -75,124 +22,10 @@ def fill(bench: Bench, section: Section) -> None:
             section.record(what=what, threads=threads, measured=peak, unit="GFLOP/s")
     for level, size in buffers(bench.threads).items():
         for threads in teams:
-            speed = bandwidth(size, threads, quick=bench.quick)
+            speed = bandwidth(size, threads, quick=bench.quick) * 1e-9
             what = f"reading {level}, {_bytes(size)} a thread"
             section.record(what=what, threads=threads, measured=speed, unit="GB/s")
     section.data["isa"] = host_isa().name
-
-
-def fma_peak(bits: int, threads: int, *, quick: bool = False) -> float:
-    """GFLOP/s of multiply-adds on vectors in registers, on some threads at the same time."""
-    isa = host_isa()
-    chains = isa.registers * 3 // 4
-    lanes = isa.lanes(bits // 8)
-    seconds = _fastest("fma", bits, [_buffer(4096) for _ in range(threads)], quick)
-    return threads * chains * lanes * 2 / seconds * 1e-9
-
-
-def bandwidth(size: int, threads: int, *, quick: bool = False) -> float:
-    """GB/s read by some threads, each from a buffer of its own of `size` bytes, a power of two."""
-    isa = host_isa()
-    seconds = _fastest("read", 32, [_buffer(size) for _ in range(threads)], quick)
-    return threads * isa.registers // 2 * isa.vector_bytes / seconds * 1e-9
-
-
-def buffers(threads: int) -> dict[str, int]:
-    """Bytes for each thread that lie in each level: a half of it, or four times the last cache."""
-    sizes = {**_CACHES, **_cache_sizes()}
-    wanted = {
-        "L1": sizes[1] // 2,
-        "L2": sizes[2] // 2,
-        "L3": max(sizes[3] // 2 // threads, 2 * sizes[2]),
-        "memory": 4 * sizes[3] // threads,
-    }
-    return {level: 1 << size.bit_length() - 1 for level, size in wanted.items()}
-
-
-def _cache_sizes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[int, int]:
-    """Bytes of the caches for data, by level, as far as the system says."""
-    found = {}
-    for index in folder.glob("index*"):
-        kind, level, size = (
-            (index / name).read_text().strip() for name in ("type", "level", "size")
-        )
-        if kind != "Instruction" and size.endswith("K"):
-            found[int(level)] = int(size[:-1]) << 10
-    return found
-
-
-def _fastest(name: str, bits: int, data: list[torch.Tensor], quick: bool) -> float:
-    """Seconds that a turn of a loop takes at best, on as many threads as there are buffers."""
-    loop, mask = _loops(host_isa(), bits)[name], data[0].nbytes - 1
-    room = [_buffer(4096) for _ in data]
-
-    def run(count: int) -> float:
-        pairs = zip(data, room, strict=True)
-        return _together([partial(loop, count, x.data_ptr(), mask, o.data_ptr()) for x, o in pairs])
-
-    count, wanted = 1024, 2e-3 if quick else 2e-2
-    while (lasted := run(count)) < wanted:
-        count = int(count * min(8.0, 1.5 * wanted / lasted))
-    return min(run(count) for _ in range(3 if quick else 15)) / count
-
-
-def _together(calls: list[Callable[[], None]]) -> float:
-    """Seconds from the first start to the last end; ctypes releases the interpreter's lock."""
-    barrier = Barrier(len(calls))
-    # The system may well start short-lived threads on the same processor.
-    pin = getattr(os, "sched_setaffinity", None)
-    processors = sorted(os.sched_getaffinity(0)) if pin else []
-
-    def run(call: Callable[[], None]) -> tuple[float, float]:
-        turn = barrier.wait()
-        if pin:
-            pin(0, {processors[turn % len(processors)]})
-            barrier.wait()
-        start = perf_counter()
-        call()
-        return start, perf_counter()
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        starts, ends = zip(*pool.map(run, calls), strict=True)
-    return float(max(ends) - min(starts))
-
-
-@cache
-def _loops(isa: Isa, bits: int) -> dict[str, Any]:
-    """The two loops, compiled: functions of (turns, data, mask of its places, out)."""
-    loops = {"fma": (_FMA, isa.registers * 3 // 4), "read": (_READ, isa.registers // 2)}
-    text = "\n".join(_text(isa, bits, name, *loop) for name, loop in loops.items())
-    engine = llvm.create_mcjit_compiler(optimised(text, isa, tuple(loops)), target_machine(isa))
-    engine.finalize_object()
-    arguments = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
-    kind = ctypes.CFUNCTYPE(None, *arguments)
-    found: dict[str, Any] = {name: kind(engine.get_function_address(name)) for name in loops}
-    return {**found, "engine": engine}
-
-
-def _text(isa: Isa, bits: int, name: str, step: str, chains: int) -> str:
-    """One loop in LLVM IR, a turn of which steps every chain once."""
-    lanes, element = isa.lanes(bits // 8), _ELEMENTS[bits]
-    words = {
-        "vector": f"<{lanes} x {element}>",
-        "suffix": f"v{lanes}f{bits}",
-        "half": f"<{', '.join([f'{element} 0.5'] * lanes)}>",
-        "align": isa.vector_bytes,
-    }
-
-    def each(pattern: str) -> str:
-        return "\n  ".join(pattern.format(k=k, **words) for k in range(chains))
-
-    parts = {"before": _BEFORE, "chains": _CHAIN, "step": step, "after": _AFTER}
-    text = {part: each(pattern) for part, pattern in parts.items()}
-    declared = "declare {vector} @llvm.fmuladd.{suffix}({vector}, {vector}, {vector})"
-    head = declared.format(**words) if step is _FMA else ""
-    return head + _LOOP.format(name=name, stride=chains * isa.vector_bytes, **text)
-
-
-def _buffer(size: int) -> torch.Tensor:
-    """Ones: pages that were never written to would all be the same page of zeros."""
-    return torch.ones(size // 4)
 
 
 def _bytes(size: int) -> str:

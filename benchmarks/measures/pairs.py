@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnjit
-from measures import machine
 from rnnjit.bench import Call, Timing, interleave, random_call
+from rnnjit.bench.peaks import fma_peak
 from rnnjit.capture import capture
 
 FORWARD, BOTH = "forward", "forward+backward"
@@ -124,7 +124,7 @@ class Bench:
         """The multiply-adds of this machine, in GFLOP/s, measured once."""
         key = bits, threads or self.threads
         if key not in self._peaks:
-            self._peaks[key] = machine.fma_peak(*key, quick=self.quick)
+            self._peaks[key] = fma_peak(*key, quick=self.quick) * 1e-9
         return self._peaks[key]
 
     def pair(self, shape: Shape, passes: str, variant: Variant = PLAIN) -> Pair:

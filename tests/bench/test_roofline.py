@@ -1,0 +1,125 @@
+"""What a call has to do at least, and what bounds it: by hand, on a made-up machine."""
+
+import pytest
+
+from rnnjit.bench.machine import cache_sizes, measure_machine
+from rnnjit.bench.records import Bandwidth, Case, Machine, Peak
+from rnnjit.bench.roofline import bound, lengths, limits, overheads, work
+
+GIGA = 1e9
+MACHINE = Machine(
+    cpu="made up",
+    system="none",
+    cpus=2,
+    isa="avx2",
+    peaks=(
+        Peak(dtype="float32", threads=1, flops=100 * GIGA),
+        Peak(dtype="float32", threads=2, flops=200 * GIGA),
+    ),
+    bandwidths=tuple(
+        Bandwidth(level=level, threads=threads, capacity=capacity, rate=threads * rate * GIGA)
+        for threads in (1, 2)
+        for level, capacity, rate in (
+            ("L1", 32 << 10, 200),
+            ("L2", 1 << 20, 100),
+            ("L3", 16 << 20, 50),
+            ("memory", 0, 10),
+        )
+    ),
+)
+
+
+def test_the_work_of_a_layer():
+    needed = work(Case(T=10, B=4, I=3, H=5))
+    assert needed.flops == 2 * 10 * 4 * 5 * (3 + 5)
+    assert needed.weights == 5 * 5 * 4
+    assert needed.steps == 10
+    assert needed.rows == 10 * 4 * (3 + 5) * 4
+
+
+def test_the_work_of_a_stack_of_two_directions_with_a_backward_pass():
+    case = Case(T=10, B=4, I=3, H=5, layers=2, bidirectional=True, dtype="float64", mode="training")
+    needed = work(case)
+    assert needed.flops == 3 * (2 * 40 * 2 * 5 * (3 + 5) + 2 * 40 * 2 * 5 * (10 + 5))
+    assert needed.weights == 2 * 5 * 5 * 8
+    assert needed.steps == 10 * 2 * 2
+    assert needed.rows == 3 * 40 * ((3 + 10) + (10 + 10)) * 8
+
+
+def test_packed_rows_alone_count():
+    case = Case(T=100, B=4, I=3, H=5, packed=True)
+    assert lengths(case) == [100, 75, 50, 25]
+    assert work(case).flops == 2 * 250 * 5 * (3 + 5)
+    assert lengths(Case(T=3, B=5, I=1, H=1, packed=True)) == [3, 3, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        # 2*6400*512*1024 / 100e9; W_hh is 1 MiB, x and y 26 MB in memory
+        (
+            Case(T=100, B=64, I=512, H=512),
+            {"compute": 0.06710886, "L2": 100 * 2**20 / 100e9, "memory": 6400 * 1024 * 4 / 10e9},
+        ),
+        # two threads hold a half of W_hh each
+        (
+            Case(T=100, B=1, I=64, H=700, threads=2),
+            {
+                "compute": 2 * 100 * 700 * 764 / 200e9,
+                "L2": (100 * 700 * 700 * 4 + 100 * 764 * 4) / 200e9,
+            },
+        ),
+    ],
+)
+def test_the_limits_of_a_call(case, expected):
+    assert limits(case, MACHINE) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "overhead", "name"),
+    [(0.07, None, "compute"), (0.3, None, "steps"), (0.3, 0.2, "Python"), (0.3, 0.1, "steps")],
+)
+def test_what_bounds_a_call_that_multiplies(seconds, overhead, name):
+    found = bound(Case(T=100, B=64, I=512, H=512), seconds, MACHINE, overhead)
+    assert found.name == name
+    assert found.share == pytest.approx(0.06710886 / seconds, rel=1e-6)
+
+
+def test_one_sequence_is_bound_by_the_cache_that_holds_the_weights():
+    assert bound(Case(T=100, B=1, I=64, H=500), 1.5e-3, MACHINE).name == "L2"
+    assert bound(Case(T=100, B=1, I=64, H=1800), 40e-3, MACHINE).name == "L3"
+    assert bound(Case(T=100, B=1, I=64, H=2100), 300e-3, MACHINE).name == "memory"
+
+
+def test_a_machine_that_was_not_measured_bounds_nothing():
+    assert bound(Case(T=1, B=1, I=1, H=1, dtype="float64"), 1.0, MACHINE) is None
+    assert bound(Case(T=1, B=1, I=1, H=1, threads=8), 1.0, MACHINE) is None
+
+
+def test_overheads_are_the_least_time_beyond_the_limit():
+    small, large = Case(T=1, B=1, I=1, H=1), Case(T=100, B=64, I=512, H=512)
+    found = overheads({small: 8e-6, large: 0.08}, MACHINE)
+    assert found == {("forward", "float32", 1): pytest.approx(8e-6, rel=1e-2)}
+
+
+def test_this_machine_is_measured():
+    machine = measure_machine([1], quick=True)
+    assert machine.cpus >= 1
+    assert {(p.dtype, p.threads) for p in machine.peaks} == {("float32", 1), ("float64", 1)}
+    assert [b.level for b in machine.bandwidths] == ["L1", "L2", "L3", "memory"]
+    # Any processor that runs this does more than a multiply-add a nanosecond, and less than 10,000.
+    for peak in machine.peaks:
+        assert 1e9 < peak.flops < 1e13
+    for level in machine.bandwidths:
+        assert 1e8 < level.rate < 1e13
+
+
+def test_cache_sizes_are_read_from_the_system(tmp_path):
+    for index, (kind, level, size) in enumerate(
+        [("Data", 1, "48K"), ("Instruction", 1, "32K"), ("Unified", 2, "2048K")]
+    ):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        for name, value in (("type", kind), ("level", str(level)), ("size", size)):
+            (folder / name).write_text(value + "\n")
+    assert cache_sizes(tmp_path) == {1: 48 << 10, 2: 2048 << 10}
