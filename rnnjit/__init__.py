@@ -9,6 +9,7 @@ In use:
 
 from rnnjit.artifact import Artifact, ArtifactError, export_artifact, load_artifact, targets
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
+from rnnjit.compare import ComparedCalls, compare
 from rnnjit.errors import RNNJitWarning, UnsupportedError
 from rnnjit.explain import Explanation, explain
 from rnnjit.flow import GradientFlow, gradient_flow
@@ -26,6 +27,7 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "Backend",
+    "ComparedCalls",
     "CompiledRNN",
     "CompiledRNNCell",
     "Explanation",
@@ -44,6 +46,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "backends",
+    "compare",
     "compile",
     "explain",
     "export_artifact",

@@ -10,6 +10,7 @@ from torch import nn
 
 from rnnjit.bench import Comparison, compare, random_call
 from rnnjit.bench.comparison import steps
+from rnnjit.bench.printed import as_data, print_comparison
 from rnnjit.capture import capture
 from rnnjit.cli import models
 from rnnjit.cli.output import console, progress, write_json
@@ -23,7 +24,6 @@ from rnnjit.cli.parser import (
     probability,
     seed,
 )
-from rnnjit.cli.report import as_data, print_comparison
 from rnnjit.info import environment
 from rnnjit.spec import RNNSpec
 

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rnnjit.bench import Comparison, Result, Timing
+from rnnjit.bench.comparison import Comparison, Result
+from rnnjit.bench.timing import Timing
 
 
 def print_comparison(out: Console, name: str, comparison: Comparison) -> None:
@@ -28,7 +29,7 @@ def print_comparison(out: Console, name: str, comparison: Comparison) -> None:
         table.add_column(heading, justify="right")
     for result in (comparison.eager, *comparison.results):
         table.add_row(*_cells(comparison, result))
-    out.print(Text(_title(name, comparison), "bold"))
+    out.print(Text(title(name, comparison), "bold"))
     out.print(table)
     for result in comparison.results:
         if result.reasons:
@@ -78,7 +79,8 @@ def _result(comparison: Comparison, result: Result) -> dict[str, Any]:
     }
 
 
-def _title(name: str, comparison: Comparison) -> str:
+def title(name: str, comparison: Comparison) -> str:
+    """What was called, on one line: path, module, sizes."""
     spec, problem = comparison.spec, comparison.problem
     extras = [f"{spec.num_layers} layers"] if spec.num_layers > 1 else []
     extras += ["bidirectional"] if spec.bidirectional else []
@@ -99,14 +101,15 @@ def _cells(comparison: Comparison, result: Result) -> list[Text]:
         Text(result.name),
         Text(f"{result.values_error:.1e}"),
         Text(f"{result.gradients_error:.1e}"),
-        Text(_duration(result.times.forward)),
+        Text(duration(result.times.forward)),
         Text(f"{forward:.2f}", _colour(forward)),
-        Text(_duration(result.times.both)),
+        Text(duration(result.times.both)),
         Text(f"{both:.2f}", _colour(both)),
     ]
 
 
-def _duration(timing: Timing) -> str:
+def duration(timing: Timing) -> str:
+    """The median with its unit, in three digits."""
     seconds = timing.median
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= scale:

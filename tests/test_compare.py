@@ -1,0 +1,157 @@
+"""`rnnjit.compare`: the calls of a model on every backend, as text, as HTML, as a plot."""
+
+import xml.etree.ElementTree as ET
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import rnnjit
+from rnnjit.testing import RecomputeBackend
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.below = nn.RNN(4, 6, bidirectional=True, batch_first=True)
+        self.above = nn.RNN(12, 5, num_layers=2, nonlinearity="relu", bias=False)
+
+    def forward(self, x):
+        y, _ = self.below(x)
+        return self.above(y.transpose(0, 1))[0]
+
+
+class Odd(RecomputeBackend):
+    """Declines or raises, as told; its words are to be escaped."""
+
+    def __init__(self, name, reasons=(), error=None):
+        self.name, self.reasons, self.error = name, list(reasons), error
+
+    def why_not(self, spec, problem):
+        return self.reasons
+
+    def forward(self, *args):
+        if self.error is not None:
+            raise self.error
+        return super().forward(*args)
+
+
+@pytest.fixture
+def odd(monkeypatch):
+    eager = rnnjit.backends()["eager"]
+    found = {
+        "declining": Odd("declining", ["H < 8 & <b>odd</b>"]),
+        "failing": Odd("failing", error=RuntimeError("<script>")),
+        "plain": Odd("plain"),
+        "eager": eager,
+    }
+    monkeypatch.setattr("rnnjit.registry._installed", lambda: found)
+
+
+def test_every_call_of_a_model_on_every_backend():
+    found = rnnjit.compare(Model(), torch.randn(3, 7, 4), rounds=1)
+    assert list(found.calls) == ["below", "above"]
+    below, above = found.calls.values()
+    assert (below.spec.num_directions, below.problem.T, below.problem.B) == (2, 7, 3)
+    assert (above.spec.num_layers, above.spec.nonlinearity, above.spec.bias) == (2, "relu", False)
+    for comparison in found.calls.values():
+        assert [result.name for result in comparison.results] == list(rnnjit.backends())
+        for result in comparison.results:
+            if result.times is not None:
+                assert result.values_error < 1e-5
+                assert result.gradients_error < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("inputs", "T", "B", "N"),
+    [
+        ((torch.randn(7, 4),), 7, 1, 7),
+        ((torch.randn(7, 3, 4), torch.randn(1, 3, 6)), 7, 3, 21),
+        ((pack_sequence([torch.randn(n, 4) for n in (2, 5, 3)], enforce_sorted=False),), 5, 3, 10),
+    ],
+)
+def test_every_form_of_input(inputs, T, B, N):
+    (comparison,) = rnnjit.compare(nn.RNN(4, 6), *inputs, rounds=1).calls.values()
+    assert comparison.problem[2:5] == (T, B, N)
+    assert all(result.failure == "" for result in comparison.results)
+
+
+def test_compiled_modules_cells_and_float64():
+    for module, x in (
+        (rnnjit.compile(nn.RNN(4, 6)), torch.randn(5, 2, 4)),
+        (nn.RNNCell(4, 6), torch.randn(2, 4)),
+        (nn.RNN(4, 6, dtype=torch.float64), torch.randn(5, 2, 4, dtype=torch.float64)),
+    ):
+        (comparison,) = rnnjit.compare(module, x, rounds=1).calls.values()
+        assert comparison.problem.dtype is x.dtype
+
+
+def test_nothing_of_the_module_changes():
+    model = Model().eval()
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        rnnjit.compare(model, torch.randn(3, 7, 4, generator=torch.Generator()), rounds=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.below.training
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[name])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_as_text(odd):
+    text = repr(rnnjit.compare(Model(), torch.randn(3, 7, 4), rounds=1))
+    assert text.startswith("below: RNN(4, 6), tanh, bidirectional; T=7 B=3, float32\n")
+    assert "declining declines: H < 8 & <b>odd</b>" in text
+    assert "failing failed: RuntimeError: <script>" in text
+    assert "\x1b" not in text
+
+
+def test_as_html(odd):
+    text = rnnjit.compare(Model(), torch.randn(3, 7, 4), rounds=1)._repr_html_()
+    page = ET.fromstring(f"<page>{text}</page>")
+    tables = page.findall("table")
+    assert [table.find("caption/b").text.partition(":")[0] for table in tables] == [
+        "below",
+        "above",
+    ]
+    rows = {
+        row.find("th").text: [c.text for c in row.findall("td")] for row in tables[0].iter("tr")
+    }
+    assert rows["declining"] == ["declines: H < 8 & <b>odd</b>"]
+    assert rows["failing"] == ["failed: RuntimeError: <script>"]
+    assert len(rows["plain"]) == 6
+    assert "<script>" not in text
+
+
+def test_as_a_plot(odd, tmp_path):
+    found = rnnjit.compare(Model(), torch.randn(3, 7, 4), rounds=1)
+    figure = found.plot()
+    (axes, _) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "eager"]
+    below = found.calls["below"]
+    plain = next(result for result in below.results if result.name == "plain")
+    forward, both = below.speedup(plain)
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths[0] == pytest.approx(forward)
+    assert widths[2] == pytest.approx(both)
+    figure.savefig(tmp_path / "plot.png")
+
+
+@pytest.mark.parametrize(
+    ("args", "rounds", "error", "said"),
+    [
+        (("model",), 1, TypeError, "module must be a torch.nn.Module, got str"),
+        ((nn.Linear(2, 2), torch.zeros(1, 2)), 1, ValueError, "calls no nn.RNN"),
+        ((nn.RNN(2, 2), torch.zeros(1, 1, 2)), 0, ValueError, "rounds must be at least 1, got 0"),
+        (
+            (nn.RNN(2, 2, device="meta"), torch.zeros(1, 1, 2, device="meta")),
+            *(1, ValueError, "input must be on the CPU to be compared, got meta"),
+        ),
+        ((nn.RNN(2, 2), torch.zeros(1, 1, 3)), 1, RuntimeError, "3"),
+    ],
+)
+def test_what_cannot_be_compared(args, rounds, error, said):
+    with pytest.raises(error, match=said):
+        rnnjit.compare(*args, rounds=rounds)
