@@ -9,7 +9,7 @@ In use:
 
 from rnnjit.artifact import Artifact, ArtifactError, export_artifact, load_artifact, targets
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
-from rnnjit.errors import RNNJitWarning, UnsupportedError
+from rnnjit.errors import BackendError, RNNJitWarning, UnsupportedError
 from rnnjit.explain import Explanation, explain
 from rnnjit.flow import GradientFlow, gradient_flow
 from rnnjit.module import CompiledRNN
@@ -26,6 +26,7 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "Backend",
+    "BackendError",
     "CompiledRNN",
     "CompiledRNNCell",
     "Explanation",
