@@ -152,6 +152,8 @@ def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) 
     try:
         dtype, device = weights[0].dtype, weights[0].device
         for index, weight in enumerate(weights):
+            if weight.is_nested:
+                raise _not_dense(names[index], weight)
             if weight.shape != shapes[index] or weight.dtype is not dtype:
                 _explain_weight(spec, names[index], weight, shapes[index], names[0], dtype)
             if weight.device != device:

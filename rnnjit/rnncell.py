@@ -29,6 +29,8 @@ def as_sequence(x: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
 def _check(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise AttributeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise RuntimeError(f"{name} must be a dense tensor, got a nested one")
     if value.dim() not in (1, 2):
         raise ValueError(f"{name} must be 1-D or 2-D, got {value.dim()}-D: {list(value.shape)}")
 
