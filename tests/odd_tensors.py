@@ -28,8 +28,9 @@ def quantised(tensor):
 
 @quietly
 def nested(*shape):
-    """Of the layout that claims to be strided."""
-    return torch.nested.nested_tensor([torch.zeros(shape[1:]) for _ in range(shape[0])])
+    """Of the layout that claims to be strided; its first part is longer by one."""
+    parts = [torch.zeros(shape[1] + (not i), *shape[2:]) for i in range(shape[0])]
+    return torch.nested.nested_tensor(parts)
 
 
 @quietly

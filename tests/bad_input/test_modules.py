@@ -124,74 +124,49 @@ def test_nan_weights_are_not_bad_input():
     torch.testing.assert_close(fast(X), rnn(X), equal_nan=True)
 
 
-BAD_SETTINGS = {
-    "hidden_size": {
-        7: r"weight_ih_l0 must have shape \[7, 4\], got \[5, 4\] .*hidden_size=7",
-        0: r"weight_ih_l0 must have shape \[0, 4\]",
-        -1: r"weight_ih_l0 must have shape \[-1, 4\]",
-        "5": "hidden_size must be an int, got '5'",
-        None: "hidden_size must be an int, got None",
-        5.0: "hidden_size must be an int, got 5.0",
-    },
-    "input_size": {
-        7: r"input must have input_size=7 .* got 4",
-        0: r"input must have input_size=0 .* got 4",
-        "4": "input_size must be a whole number, got '4'",
-        None: "input_size must be a whole number, got None",
-        4.5: "input_size must be a whole number, got 4.5",
-    },
-    "num_layers": {
-        0: "the module has 4 weights, but its configuration needs 0",
-        -1: "the module has 4 weights, but its configuration needs 0",
-        2: "the module has 4 weights, but its configuration needs 8",
-        "1": "num_layers must be an int, got '1'",
-        None: "num_layers must be an int, got None",
-        1.0: "num_layers must be an int, got 1.0",
-        True: "num_layers must be an int, got True",
-    },
-    "mode": {
-        "LSTM": "mode must be one of RNN_TANH, RNN_RELU, got 'LSTM'",
-        "tanh": "mode must be one of RNN_TANH, RNN_RELU, got 'tanh'",
-        None: "mode must be one of RNN_TANH, RNN_RELU, got None",
-    },
-    "bias": {
-        False: "the module has 4 weights, but its configuration needs 2",
-        "yes": "bias must be a bool, got 'yes'",
-        None: "bias must be a bool, got None",
-        0: "bias must be a bool, got 0",
-    },
-    "batch_first": {
-        "yes": "batch_first must be a bool, got",
-        None: "batch_first must be a bool, got",
-        0: "batch_first must be a bool, got",
-    },
-    "dropout": {
-        "half": "dropout must be a number, got 'half'",
-        None: "dropout must be a number, got None",
-        1j: "dropout must be a number, got 1j",
-    },
-    "bidirectional": {
-        True: "the module has 4 weights, but its configuration needs 8",
-        "yes": "bidirectional must be a bool, got 'yes'",
-        None: "bidirectional must be a bool, got None",
-        0: "bidirectional must be a bool, got 0",
-    },
-    "training": {
-        "yes": "training must be a bool, got 'yes'",
-        None: "training must be a bool, got None",
-        1: "training must be a bool, got 1",
-    },
-}
+BAD_SETTINGS = [
+    ("hidden_size", 7, r"weight_ih_l0 must have shape \[7, 4\], got \[5, 4\] .*hidden_size=7"),
+    ("hidden_size", 0, r"weight_ih_l0 must have shape \[0, 4\]"),
+    ("hidden_size", -1, r"weight_ih_l0 must have shape \[-1, 4\]"),
+    ("hidden_size", "5", "hidden_size must be an int, got '5'"),
+    ("hidden_size", None, "hidden_size must be an int, got None"),
+    ("hidden_size", 5.0, "hidden_size must be an int, got 5.0"),
+    ("input_size", 7, r"input must have input_size=7 .* got 4"),
+    ("input_size", 0, r"input must have input_size=0 .* got 4"),
+    ("input_size", "4", "input_size must be a whole number, got '4'"),
+    ("input_size", None, "input_size must be a whole number, got None"),
+    ("input_size", 4.5, "input_size must be a whole number, got 4.5"),
+    ("num_layers", 0, "the module has 4 weights, but its configuration needs 0"),
+    ("num_layers", -1, "the module has 4 weights, but its configuration needs 0"),
+    ("num_layers", 2, "the module has 4 weights, but its configuration needs 8"),
+    ("num_layers", "1", "num_layers must be an int, got '1'"),
+    ("num_layers", None, "num_layers must be an int, got None"),
+    ("num_layers", 1.0, "num_layers must be an int, got 1.0"),
+    ("num_layers", True, "num_layers must be an int, got True"),
+    ("mode", "LSTM", "mode must be one of RNN_TANH, RNN_RELU, got 'LSTM'"),
+    ("mode", "tanh", "mode must be one of RNN_TANH, RNN_RELU, got 'tanh'"),
+    ("mode", None, "mode must be one of RNN_TANH, RNN_RELU, got None"),
+    ("bias", False, "the module has 4 weights, but its configuration needs 2"),
+    ("bias", "yes", "bias must be a bool, got 'yes'"),
+    ("bias", None, "bias must be a bool, got None"),
+    ("bias", 0, "bias must be a bool, got 0"),
+    ("batch_first", "yes", "batch_first must be a bool, got"),
+    ("batch_first", None, "batch_first must be a bool, got"),
+    ("batch_first", 0, "batch_first must be a bool, got"),
+    ("dropout", "half", "dropout must be a number, got 'half'"),
+    ("dropout", None, "dropout must be a number, got None"),
+    ("dropout", 1j, "dropout must be a number, got 1j"),
+    ("bidirectional", True, "the module has 4 weights, but its configuration needs 8"),
+    ("bidirectional", "yes", "bidirectional must be a bool, got 'yes'"),
+    ("bidirectional", None, "bidirectional must be a bool, got None"),
+    ("bidirectional", 0, "bidirectional must be a bool, got 0"),
+    ("training", "yes", "training must be a bool, got 'yes'"),
+    ("training", None, "training must be a bool, got None"),
+    ("training", 1, "training must be a bool, got 1"),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        (name, value, message)
-        for name, rows in BAD_SETTINGS.items()
-        for value, message in rows.items()
-    ],
-)
+@pytest.mark.parametrize(("name", "value", "message"), BAD_SETTINGS)
 def test_bad_settings(name, value, message):
     rnn, fast = pair()
     expect_eager(rnn, fast)

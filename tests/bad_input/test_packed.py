@@ -1,4 +1,4 @@
-"""Malformed packed calls: whatever eager makes of them, nothing is read from where it should not be."""
+"""Malformed packed calls: whatever eager makes of them, no memory is read that is not theirs."""
 
 import pytest
 import torch
