@@ -135,6 +135,9 @@ def _describe(
 
 def _check_place(place: Path, overwrite: bool) -> None:
     if not place.exists():
+        above = next(parent for parent in place.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise FileExistsError(f"path must lie in a directory, {above} is a file")
         return
     if not place.is_dir():
         raise FileExistsError(f"path must be a directory or not there yet, {place} is a file")
