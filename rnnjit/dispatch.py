@@ -34,7 +34,9 @@ def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
     if not isinstance(reasons, (list, tuple, str)):
         got = type(reasons).__name__
         raise BackendError(backend.name, "why_not", "a list of reasons", got)
-    return Verdict(backend, (reasons,) if isinstance(reasons, str) else tuple(reasons))
+    if isinstance(reasons, str):
+        reasons = [reasons] if reasons else []
+    return Verdict(backend, tuple(reasons))
 
 
 def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
