@@ -10,7 +10,7 @@ In use:
 from rnnjit.artifact import Artifact, ArtifactError, export_artifact, load_artifact, targets
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
 from rnnjit.compare import ComparedCalls, compare
-from rnnjit.errors import RNNJitWarning, UnsupportedError
+from rnnjit.errors import BackendError, RNNJitWarning, UnsupportedError
 from rnnjit.explain import Explanation, explain
 from rnnjit.flow import GradientFlow, gradient_flow
 from rnnjit.module import CompiledRNN
@@ -27,6 +27,7 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "Backend",
+    "BackendError",
     "ComparedCalls",
     "CompiledRNN",
     "CompiledRNNCell",

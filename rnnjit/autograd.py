@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rnnjit.backend import Backend, LayerOutput, Needs
+from rnnjit.contract import check_grads, check_output, check_untouched, version
 from rnnjit.dispatch import special_tensor
 from rnnjit.failures import FAILURES, replaceable
 from rnnjit.reference import layer_backward
@@ -34,7 +35,9 @@ def run_layer(
     raises.
     """
     if backend.differentiable or not needs_grad:
-        output = backend.forward(layer, rows, _flat(x), h0, weights, needs_grad)
+        flat = _flat(x)
+        output = backend.forward(layer, rows, flat, h0, weights, needs_grad)
+        check_output(backend, layer, rows, flat, output)
         return output.y, output.h_n
     apply: Callable[..., tuple[Tensor, Tensor]] = _RNNLayer.apply
     return apply(backend, layer, rows, last, rescued, x, h0, *weights)
@@ -59,7 +62,11 @@ class _RNNLayer(torch.autograd.Function):
         h0: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        output = backend.forward(layer, rows, _flat(x), h0, weights, True)
+        flat = _flat(x)
+        before = version(flat, h0)
+        output = backend.forward(layer, rows, flat, h0, weights, True)
+        check_output(backend, layer, rows, flat, output)
+        check_untouched(backend, flat, h0, before)
         ctx.backend, ctx.layer, ctx.rows, ctx.rescued = backend, layer, rows, rescued
         ctx.set_materialize_grads(False)
         kept = output.y.clone() if last else output.y.detach()
@@ -88,6 +95,7 @@ class _RNNLayer(torch.autograd.Function):
             output = LayerOutput(y, h0, tuple(saved))
             try:
                 grads = ctx.backend.backward(*given, output, grad_y, grad_h_n, needs)
+                check_grads(ctx.backend, *given[2:], needs, grads)
             except Exception as error:
                 if not ctx.rescued or not replaceable(error):
                     raise

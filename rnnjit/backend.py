@@ -27,7 +27,7 @@ class LayerOutput(NamedTuple):
     """What a layer's forward pass gives.
 
     Attributes:
-        y: `[N, D*H]`, newly allocated.
+        y: `[N, D*H]`, newly allocated, contiguous.
         h_n: `[D, B, H]`, newly allocated, sharing no memory with `y`.
         saved: whatever else the backward pass wants kept; `y` and the inputs are kept anyway.
     """

@@ -42,7 +42,7 @@ class Calls(nn.Module):
 
     _source_class: type[nn.Module]
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         name = type(self).__name__
         raise TypeError(f"{name} is not constructed: call rnnjit.compile(module)")
 
@@ -72,7 +72,11 @@ class Calls(nn.Module):
         # The short way may compute a whole stack by one call, which has no ranges for its layers.
         profiled = profiler._is_profiler_enabled
         if type(x) is Tensor and not profiled:
-            for route in self._routes.get(x.shape, ()):
+            try:
+                routes = self._routes.get(x.shape, ())
+            except RuntimeError:  # a nested tensor, which has no shape
+                routes = ()
+            for route in routes:
                 if (result := route(self, x, hx)) is not None:
                     return result
         if torch._C._get_tracing_state() is not None:
@@ -144,7 +148,7 @@ class Calls(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in _CONFIGURATION:
+        if name in _CONFIGURATION or (isinstance(value, Tensor) and value.is_nested):
             self.__dict__["_routes"] = {}
 
     def _backend_for(self, spec: RNNSpec, problem: Problem) -> Backend:

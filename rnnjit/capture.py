@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from operator import index
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from rnnjit.spec import RNNSpec
 
 NONLINEARITY = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+#: The types of a configuration that torch takes as it is: `dropout` may be an int.
+_USUAL = frozenset({(int, int, int, str, bool, bool, kind, bool) for kind in (float, int)})
 _SPECS_KEPT = 1024
 _SPECS: dict[tuple[Any, ...], RNNSpec] = {}
 
@@ -21,7 +23,10 @@ def capture(module: nn.Module) -> RNNSpec:
     configurations share one object.
 
     Raises:
-        TypeError: the module is an LSTM, a GRU or another RNNBase.
+        AttributeError: an attribute of an nn.RNN or nn.RNNCell was deleted.
+        AssertionError: `mode` of an nn.RNN is none of its two.
+        TypeError: the module is an LSTM, a GRU or none of these, or torch takes no such attribute.
+        RuntimeError: `input_size` is no whole number, or `nonlinearity` of a cell is unknown.
     """
     d = module.__dict__
     try:
@@ -35,12 +40,57 @@ def capture(module: nn.Module) -> RNNSpec:
             d["dropout"],
             d["bidirectional"],
         )
-    except KeyError as missing:
-        if isinstance(module, nn.RNNCellBase) and "nonlinearity" in d:
-            return _cell_spec(d["input_size"], d["hidden_size"], d["nonlinearity"], d["bias"])
-        raise TypeError(
-            f"module must be a torch.nn.RNN, got {type(module).__name__} (no {missing})"
-        ) from None
+        usual = tuple(map(type, fields)) in _USUAL and type(d["training"]) is bool
+    except (KeyError, TypeError):
+        usual = False
+    return _shared(fields) if usual else _capture_slowly(module)
+
+
+def _capture_slowly(module: Any) -> RNNSpec:
+    """`capture` of a cell, and of a module whose attributes have to be looked at one by one."""
+    kind = type(module).__name__
+    if isinstance(module, (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)):
+        raise TypeError(f"module must be a torch.nn.RNN, got {kind}")
+    if isinstance(module, nn.RNNCellBase):
+        return _capture_cell(module)
+    if not isinstance(module, nn.RNNBase):
+        raise TypeError(f"module must be a torch.nn.RNN, got {kind}")
+    mode, dropout, batch_first = module.mode, module.dropout, module.batch_first
+    if not isinstance(mode, str) or mode not in NONLINEARITY:
+        raise AssertionError(f"mode must be one of {', '.join(NONLINEARITY)}, got {mode!r}")
+    if isinstance(module.num_layers, bool):
+        raise TypeError(f"num_layers must be an int, got {module.num_layers}")
+    for name in ("bias", "bidirectional", "training"):
+        if type(getattr(module, name)) is not bool:
+            raise TypeError(f"{name} must be a bool, got {getattr(module, name)!r}")
+    if not hasattr(dropout, "__float__"):
+        raise TypeError(f"dropout must be a number, got {dropout!r}")
+    return _shared(
+        (
+            _input_size(module.input_size),
+            _size("hidden_size", module.hidden_size),
+            _size("num_layers", module.num_layers),
+            NONLINEARITY[mode],
+            module.bias,
+            # `prepare` refuses the text, and only for dense input: for packed eager takes anything.
+            batch_first if type(batch_first) is bool else repr(batch_first),
+            float(dropout),
+            module.bidirectional,
+        )
+    )
+
+
+def _capture_cell(cell: Any) -> RNNSpec:
+    """An nn.RNNCell as one step of a layer."""
+    nonlinearity = cell.nonlinearity
+    if not isinstance(nonlinearity, str) or nonlinearity not in NONLINEARITY.values():
+        raise RuntimeError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+    input_size, hidden_size = _input_size(cell.input_size), _size("hidden_size", cell.hidden_size)
+    return _shared((input_size, hidden_size, 1, nonlinearity, bool(cell.bias), False, 0.0, False))
+
+
+def _shared(fields: tuple[Any, ...]) -> RNNSpec:
+    """The one object for these fields of an `RNNSpec`."""
     spec = _SPECS.get(fields)
     if spec is None:
         if len(_SPECS) >= _SPECS_KEPT:
@@ -49,12 +99,22 @@ def capture(module: nn.Module) -> RNNSpec:
     return spec
 
 
-@lru_cache(maxsize=_SPECS_KEPT)
-def _cell_spec(input_size: int, hidden_size: int, nonlinearity: str, bias: bool) -> RNNSpec:
-    """An nn.RNNCell as one step of a layer."""
-    if nonlinearity not in NONLINEARITY.values():
-        raise RuntimeError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-    return RNNSpec(input_size, hidden_size, 1, nonlinearity, bias)
+def _size(name: str, value: Any) -> int:
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+
+
+def _input_size(value: Any) -> int:
+    """Eager compares it with the input's features and needs no type of it."""
+    try:
+        size = index(value.__int__())
+    except (AttributeError, TypeError, ValueError):
+        size = None
+    if size is None or size != value:
+        raise RuntimeError(f"input_size must be a whole number, got {value!r}")
+    return size
 
 
 def weights_of(module: nn.Module) -> tuple[Tensor, ...]:

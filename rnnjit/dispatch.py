@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from rnnjit import tuned
 from rnnjit.backend import Backend
-from rnnjit.errors import UnsupportedError, described
+from rnnjit.errors import BackendError, UnsupportedError, described
 from rnnjit.failures import FAILURES
 from rnnjit.registry import backends
 from rnnjit.spec import Problem, RNNSpec
@@ -31,7 +31,12 @@ class Verdict(NamedTuple):
 def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
     """Ask one backend: first whether it runs on this machine, then whether it takes the call."""
     reasons: Any = backend.missing() or backend.why_not(spec, problem)
-    return Verdict(backend, (reasons,) if isinstance(reasons, str) else tuple(reasons))
+    if not isinstance(reasons, (list, tuple, str)):
+        got = type(reasons).__name__
+        raise BackendError(backend.name, "why_not", "a list of reasons", got)
+    if isinstance(reasons, str):
+        reasons = [reasons] if reasons else []
+    return Verdict(backend, tuple(reasons))
 
 
 def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:

@@ -25,6 +25,32 @@ class UnsupportedError(RuntimeError):
         )
 
 
+class BackendError(RuntimeError):
+    """A backend has broken its contract: what it returned, or did, is not what was asked for.
+
+    Attributes:
+        backend: its name.
+        what: which result, or what else of it.
+        expected: what the contract says.
+        got: what came.
+        inputs_changed: whether it wrote to its inputs, so that no other backend can do better.
+    """
+
+    def __init__(
+        self, backend: str, what: str, expected: str, got: str, inputs_changed: bool = False
+    ) -> None:
+        self.backend, self.what, self.expected, self.got = backend, what, expected, got
+        self.inputs_changed = inputs_changed
+        super().__init__(backend, what, expected, got, inputs_changed)
+
+    def __str__(self) -> str:
+        return (
+            f"backend {self.backend!r} broke its contract: {self.what}: expected {self.expected}, "
+            f"got {self.got}. Report it to the backend's author; `rnnjit check {self.backend}` or "
+            "rnnjit.testing.run(backend) shows more. Another backend can be asked for by name."
+        )
+
+
 class RNNJitWarning(UserWarning):
     """Something was left as it was, or done in a slower way, that the caller may want to know."""
 

@@ -11,7 +11,7 @@ import warnings
 import torch
 
 from rnnjit.backend import Backend
-from rnnjit.errors import RNNJitWarning, described
+from rnnjit.errors import BackendError, RNNJitWarning, described
 from rnnjit.generation import GENERATION
 
 
@@ -53,7 +53,12 @@ FAILURES = Failures()
 
 
 def replaceable(error: Exception) -> bool:
-    """Whether another backend may do better: not where the machine's memory is at its end."""
+    """Whether another backend may do better.
+
+    Not where the machine's memory is at its end, nor where the inputs are no longer what they were.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return False
+    if isinstance(error, BackendError) and error.inputs_changed:
         return False
     return "can't allocate memory" not in str(error)  # torch's own words, in a RuntimeError

@@ -91,8 +91,10 @@ def gradient_flow(
         loss: from what the module returns to a scalar; None for the sum of its (first) tensor.
 
     Raises:
-        TypeError: `module` is no module, or an RNN in it is called with `reset`.
+        TypeError: `module` is no module, an RNN in it is called with `reset`, or `loss` is no
+            function or returns no Tensor.
         ValueError: the module calls no nn.RNN, or none of them is part of the loss.
+        RuntimeError: `loss` does not return one real number.
 
     Example:
         >>> flow = gradient_flow(torch.nn.RNN(2, 3), torch.zeros(5, 1, 2))
@@ -101,6 +103,8 @@ def gradient_flow(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function, got {type(loss).__name__}")
     replica, calls = copy_sharing_parameters(module), dict[str, list[list[Probe]]]()
     for name, child in reachable_modules(replica):
         if isinstance(child, (nn.RNN, CompiledRNN)) and not left_eager(child):
@@ -110,10 +114,13 @@ def gradient_flow(
     probes = {name: made[0] for name, made in calls.items() if made}
     if not probes:
         raise ValueError("module(*inputs) calls no nn.RNN: there is no gradient to follow")
+    _check_loss(value)
     if not value.requires_grad:
         raise ValueError("the loss does not depend on any nn.RNN of the module")
     tensors = [tensor for found in probes.values() for probe in found for tensor in probe.tensors]
     grads = torch.autograd.grad(value, tensors, allow_unused=True)
+    if all(grad is None for grad in grads):
+        raise ValueError("the loss does not depend on any nn.RNN of the module")
     known = iter(
         torch.zeros_like(tensor) if grad is None else grad
         for tensor, grad in zip(tensors, grads, strict=True)
@@ -131,7 +138,7 @@ def gradient_flow(
 class _Call(NamedTuple):
     """What a call to an RNN of the copy needs."""
 
-    x: Any
+    input: Any
     hx: Any = None
 
 
@@ -141,7 +148,6 @@ def _forward(
     """`nn.RNN.forward`, every layer of it with a probe."""
     if reset is not None:
         raise TypeError("gradient_flow does not follow calls with reset: leave it out")
-    kwargs = {"x" if key == "input" else key: value for key, value in kwargs.items()}
     call = _Call(*args, **kwargs)
     spec, weights = capture(rnn), weights_of(rnn)
     prepared = prepare(spec, weights[0], *call)
@@ -166,6 +172,20 @@ def _forward(
 
 
 def _first_sum(output: Any) -> Tensor:
-    while not isinstance(output, Tensor):
+    while isinstance(output, (tuple, list)) and output:
         output = output[0]
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"loss must be given where the module returns no Tensor first: got "
+            f"{type(output).__name__}"
+        )
     return output.sum()
+
+
+def _check_loss(value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss must return a Tensor, got {type(value).__name__}")
+    if value.numel() != 1 or value.is_complex():
+        raise RuntimeError(
+            f"loss must return one real number, got shape {list(value.shape)} of {value.dtype}"
+        )

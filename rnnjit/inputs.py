@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnjit.packed import check_batch_sizes, check_order, permute_state
 from rnnjit.spec import RNNSpec, Rows
+
+_SPARSE = frozenset(
+    {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+)
 
 
 class Prepared(NamedTuple):
@@ -41,9 +46,11 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
     Raises:
         AttributeError: an argument is no tensor.
         ValueError: wrong rank, or a dtype other than the weights'.
-        RuntimeError: any other wrong shape, dtype or device.
+        RuntimeError: any other wrong shape, dtype or device; NotImplementedError, which is one, for
+            kinds of tensor that torch itself has no operators for.
         IndexError: a PackedSequence without time steps.
-        TypeError: a PackedSequence whose `batch_sizes` are no integers.
+        TypeError: a PackedSequence whose `batch_sizes` are no integers, or `batch_first` is none
+            of True and False.
     """
     packed = x if isinstance(x, PackedSequence) else None
     if packed is not None:
@@ -59,7 +66,10 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
             raise RuntimeError(
                 f"hx must be {rank}-D like the {kind} input, got {hx.dim()}-D: {_of(hx)}"
             )
-    _check_input(spec, weight, x)
+        hx = _dense("hx", hx)
+    _check_input(spec, weight, x, given_state=hx is not None)
+    if type(spec.batch_first) is not bool:
+        raise TypeError(f"batch_first must be a bool, got {spec.batch_first!r}")
     if rank == 2:
         time_major, steps, batch = x, x.shape[0], 1
         hx = hx if hx is None else hx.unsqueeze(1)
@@ -83,53 +93,25 @@ def initial_state(spec: RNNSpec, prepared: Prepared) -> Tensor:
 
 def _prepare_packed(spec: RNNSpec, weight: Tensor, packed: PackedSequence, hx: Any) -> Prepared:
     data, sizes = packed.data, packed.batch_sizes
-    if sizes.numel() == 0:
-        raise IndexError("input is a PackedSequence without time steps: its batch_sizes is empty")
     _expect_tensor("input.data", data)
     _expect_tensor("hx", hx, optional=True)
-    counts = _check_batch_sizes(sizes, data, given_state=hx is not None)
-    if hx is not None and packed.sorted_indices is not None:
-        hx = _permute_state(hx, packed.sorted_indices)
-    _check_input(spec, weight, data, rank=2)
+    data = _dense("input.data", data)
+    counts = check_batch_sizes(sizes, data, given_state=hx is not None)
     batch, total = counts[0], sum(counts)
+    order = packed.sorted_indices
+    if hx is not None:
+        hx = _dense("hx", hx)
+        if order is not None:
+            check_order("input.sorted_indices", order, batch, data)
+            hx = permute_state(hx, order)
+    _check_input(spec, weight, data, rank=2, given_state=hx is not None)
     _check_state(spec, weight, hx, batch, unbatched=False)
+    if hx is None:
+        check_order("input.sorted_indices", order, batch, data)
+    check_order("input.unsorted_indices", packed.unsorted_indices, batch, data)
     # A copy, since the backward pass trusts these numbers long after they were checked.
     rows = Rows(len(counts), batch, total, sizes.clone(memory_format=torch.contiguous_format))
     return Prepared(data[:total].contiguous(), hx, rows, packed, True)
-
-
-def _check_batch_sizes(sizes: Tensor, data: Tensor, *, given_state: bool) -> list[int]:
-    """The batch sizes as plain integers, on which a few checks take less time than on tensors."""
-    if sizes.dim() == 0:
-        raise IndexError("input.batch_sizes must be 1-D, got 0-D")
-    if sizes.dim() != 1 or sizes.dtype != torch.int64:
-        # Eager meets a wrong kind of number first where it makes up the missing state.
-        makes_zeros = not given_state and (sizes.dim() != 1 or sizes.is_floating_point())
-        raise (TypeError if makes_zeros else RuntimeError)(
-            f"input.batch_sizes must be 1-D and torch.int64, got {sizes.dim()}-D {sizes.dtype}"
-        )
-    counts: list[int] = sizes.tolist()
-    if counts[-1] < 0 or counts != sorted(counts, reverse=True):
-        raise RuntimeError(
-            "input.batch_sizes must never grow from one step to the next nor be negative, "
-            f"got {_some(counts)}"
-        )
-    total = sum(counts)
-    if data.dim() and total > data.shape[0]:
-        raise RuntimeError(
-            f"input.batch_sizes adds up to {total} rows, but input.data has {data.shape[0]}"
-        )
-    return counts
-
-
-def _permute_state(hx: Tensor, order: Tensor) -> Tensor:
-    try:
-        return hx.index_select(1, order)
-    except (IndexError, RuntimeError) as error:
-        raise type(error)(
-            f"hx of shape {list(hx.shape)} cannot be put in the order of input.sorted_indices, "
-            f"which has {order.numel()} sequences: {error}"
-        ) from error
 
 
 def restore(
@@ -170,8 +152,10 @@ def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) 
     try:
         dtype, device = weights[0].dtype, weights[0].device
         for index, weight in enumerate(weights):
+            if weight.is_nested:
+                raise _not_dense(names[index], weight)
             if weight.shape != shapes[index] or weight.dtype is not dtype:
-                _explain_weight(names[index], weight, shapes[index], names[0], dtype)
+                _explain_weight(spec, names[index], weight, shapes[index], names[0], dtype)
             if weight.device != device:
                 raise RuntimeError(
                     f"{names[index]} is on {weight.device}, but {names[0]} is on {device}"
@@ -186,27 +170,34 @@ def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) 
 
 
 def _explain_weight(
-    name: str, weight: Tensor, shape: torch.Size, first: str, dtype: torch.dtype
+    spec: RNNSpec, name: str, weight: Tensor, shape: torch.Size, first: str, dtype: torch.dtype
 ) -> None:
     if weight.shape != shape:
-        raise RuntimeError(f"{name} must have shape {list(shape)}, got {list(weight.shape)}")
+        raise RuntimeError(
+            f"{name} must have shape {list(shape)}, got {list(weight.shape)} "
+            f"(input_size={spec.input_size}, hidden_size={spec.hidden_size})"
+        )
     if not torch._C._is_any_autocast_enabled():
         raise RuntimeError(f"{name} must be {dtype} like {first}, got {weight.dtype}")
 
 
-def _check_input(spec: RNNSpec, weight: Tensor, x: Tensor, rank: int | None = None) -> None:
+def _check_input(
+    spec: RNNSpec, weight: Tensor, x: Tensor, rank: int | None = None, *, given_state: bool
+) -> None:
     if not isinstance(weight, Tensor):
         raise AttributeError(f"weight_ih_l0 must be a Tensor, got {type(weight).__name__}")
     dtype = weight.dtype
     if x.dtype is not dtype and not torch._C._is_any_autocast_enabled():
+        if x.is_quantized and not given_state:  # Eager fails to make up a state of such numbers.
+            raise NotImplementedError(f"input must not be quantised, got {x.dtype}: dequantize it")
         raise ValueError(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "  # torch's words
             f"Convert input: input.to({dtype}), or convert model: model.to({x.dtype})"
         )
     if rank is not None and x.dim() != rank:
         raise RuntimeError(f"input.data must be {rank}-D, got {x.dim()}-D: {_of(x)}")
-    if x.layout is not torch.strided:
-        raise RuntimeError(f"input must be a dense tensor, got one of layout {x.layout}")
+    if x.layout is not torch.strided or x.is_nested:
+        raise _not_dense("input", x)
     if x.shape[-1] != spec.input_size:
         raise RuntimeError(
             f"input must have input_size={spec.input_size} features in its last dimension, "
@@ -238,14 +229,25 @@ def _check_state(
 def _expect_tensor(name: str, value: Any, *, optional: bool = False) -> None:
     if isinstance(value, Tensor) or (optional and value is None):
         return
-    expected = "a Tensor or a PackedSequence" if name == "input" else "a Tensor or None"
+    kinds = {"input": "a Tensor or a PackedSequence", "hx": "a Tensor or None"}
+    expected = kinds.get(name, "a Tensor")
     raise AttributeError(f"{name} must be {expected}, got {type(value).__name__}")
+
+
+def _dense(name: str, tensor: Tensor) -> Tensor:
+    """A tensor as a strided one: eager takes sparse states, and sparse data of packed input."""
+    if tensor.layout is torch.strided and not tensor.is_nested:
+        return tensor
+    if tensor.layout in _SPARSE:
+        return tensor.to_dense(masked_grad=False)
+    raise _not_dense(name, tensor)
+
+
+def _not_dense(name: str, tensor: Tensor) -> RuntimeError:
+    kind = "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
+    error = NotImplementedError if tensor.is_mkldnn else RuntimeError
+    return error(f"{name} must be a dense tensor, got {kind}: convert it first")
 
 
 def _of(tensor: Tensor) -> str:
     return f"shape {list(tensor.shape)}"
-
-
-def _some(counts: list[int]) -> str:
-    shown = ", ".join(str(count) for count in counts[:8])
-    return f"[{shown}{', ...' if len(counts) > 8 else ''}]"

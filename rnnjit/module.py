@@ -94,9 +94,11 @@ class CompiledRNN(Calls, nn.RNNBase):
             result: Result = untraced(self._with_resets, x, hx, reset)
             return result
         spec = capture(self)
-        prepare(spec, weights_of(self)[0], x, hx)
+        prepared = prepare(spec, weights_of(self)[0], x, hx)
         resets.check(x, reset)
         if not reset.any():
             return self.forward(x, hx)
+        if prepared.h0 is not None:
+            hx = prepared.h0 if prepared.batched else prepared.h0.squeeze(1)
         run = cast("resets.Run", self.forward)
         return resets.run(spec, x, hx, reset, run)

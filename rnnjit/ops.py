@@ -22,6 +22,7 @@ from torch._C import DispatchKey
 from torch.library import custom_op, register_autograd
 
 from rnnjit.backend import Backend, LayerOutput, Needs
+from rnnjit.contract import check_grads, check_output
 from rnnjit.dispatch import choose
 from rnnjit.failover import Failover
 from rnnjit.failures import FAILURES, replaceable
@@ -71,6 +72,7 @@ def layer_op(
     def run(by: Backend) -> LayerOutput:
         with torch.no_grad():
             output = by.forward(layer, rows, x, h0, weights, needs_grad)
+        check_output(by, layer, rows, x, output)
         if output.saved:
             _SAVING.add(by.name)
         return output
@@ -147,6 +149,7 @@ def layer_backward_op(
                 saving = by.name in _SAVING
                 output = by.forward(*given, True) if saving else LayerOutput(y, h_n)
                 grads = by.backward(*given, output, grad_y, grad_h_n, wanted)
+                check_grads(by, x, h0, weights, wanted, grads)
         except Exception as error:
             if chosen.failover is None or by.differentiable or not replaceable(error):
                 raise

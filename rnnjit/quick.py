@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend, Shortcut
+from rnnjit.contract import check_stack_output
 from rnnjit.failover import Failover
 from rnnjit.failures import FAILURES
 from rnnjit.spec import Problem, RNNSpec, Rows
@@ -75,7 +76,12 @@ class Route:
         if forward_ad._current_level >= 0 or not self.surroundings.check():
             return None
         if h0 is None:
-            h0 = x.new_zeros(self.h0_shape)
+            try:
+                h0 = x.new_zeros(self.h0_shape)
+            except RuntimeError:
+                return None  # a kind of numbers that has no zeros
+        elif getattr(h0, "is_nested", True):
+            return None  # The guards would end the process, asking it for strides.
         try:
             weights = self.weights_of(module._parameters)
         except KeyError:
@@ -123,7 +129,7 @@ def shortcut(
         features = spec.num_directions * spec.hidden_size
         try:
             if not spec.batch_first or 1 in x.shape[:2]:
-                run = backend.shortcut(spec, problem, (x.shape[0], x.shape[1], features))
+                run = _own(backend, spec, problem, (x.shape[0], x.shape[1], features))
             else:
                 run = _time_major(backend, spec, problem, (x.shape[1], x.shape[0], features))
         except Exception as error:
@@ -150,11 +156,31 @@ def _rescue(backend: Backend, spec: RNNSpec, problem: Problem, failover: Failove
     return rescue
 
 
+def _own(
+    backend: Backend, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
+) -> Shortcut | None:
+    """A backend's shortcut, whose first result is checked: the others are of calls like it."""
+    run = backend.shortcut(spec, problem, y_shape)
+    if run is None:
+        return None
+    checked = False
+
+    def own(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        nonlocal checked
+        result = run(x, h0, weights)
+        if not checked:
+            check_stack_output(backend, y_shape, x, h0, result)
+            checked = True
+        return result
+
+    return own
+
+
 def _time_major(
     backend: Backend, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
 ) -> Shortcut | None:
     """A backend's shortcut for batch-first calls, between two transpositions."""
-    run = backend.shortcut(replace(spec, batch_first=False), problem, y_shape)
+    run = _own(backend, replace(spec, batch_first=False), problem, y_shape)
     if run is None:
         return None
 

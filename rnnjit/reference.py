@@ -84,6 +84,10 @@ def _direction_forward(
     w_ih, w_hh = weights[:2]
     b_ih, b_hh = weights[2:] if layer.bias else (None, None)
     activation = CELLS[layer.cell].activation
+    if w_ih.layout is not torch.strided:
+        w_ih = w_ih.to_dense(masked_grad=False)  # as eager has it
+    if w_hh.layout is not torch.strided:
+        raise RuntimeError(f"weight_hh must be a dense tensor, got one of layout {w_hh.layout}")
     sizes = rows.sizes
     projected = torch.split(F.linear(x, w_ih, b_ih), sizes)
     order = range(rows.T - 1, -1, -1) if reverse else range(rows.T)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -103,8 +104,11 @@ def resolve(backend: str | Backend) -> Backend | None:
     if backend == "auto":
         return None
     if backend not in backends():
-        known = ", ".join(repr(name) for name in ("auto", *backends()))
-        raise ValueError(f"backend {backend!r} is not installed; expected one of {known}")
+        names = ("auto", *backends())
+        known = ", ".join(repr(name) for name in names)
+        close = get_close_matches(backend.strip().lower(), names, 1)
+        meant = f": did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"backend {backend!r} is not installed; expected one of {known}{meant}")
     return backends()[backend]
 
 

@@ -42,7 +42,7 @@ def check(x: Any, reset: Any) -> None:
     """Check `reset` against an input that is all right by itself.
 
     Raises:
-        TypeError: `reset` is no boolean Tensor, or x is packed.
+        TypeError: `reset` is no dense boolean Tensor, or x is packed.
         ValueError: `reset` has not the shape of x without its features.
         RuntimeError: `reset` is on another device.
     """
@@ -51,6 +51,9 @@ def check(x: Any, reset: Any) -> None:
     if not isinstance(reset, Tensor) or reset.dtype is not torch.bool:
         found = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
         raise TypeError(f"reset must be a boolean Tensor, got {found}")
+    if reset.layout is not torch.strided or reset.is_nested:
+        kind = "a nested one" if reset.is_nested else f"one of layout {reset.layout}"
+        raise TypeError(f"reset must be a dense Tensor, got {kind}")
     if reset.shape != x.shape[:-1]:
         raise ValueError(
             f"reset must have the shape of input without its features, {list(x.shape[:-1])}, "

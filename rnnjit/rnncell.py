@@ -17,11 +17,22 @@ _eager_forward = cast("Callable[..., Tensor]", nn.RNNCell.forward)
 
 def as_sequence(x: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
     """A cell's arguments in the form of a layer's: x `[1, B, I]`, hx `[1, B, H]`."""
+    if x.is_sparse:
+        x = x.to_dense(masked_grad=False)  # Eager takes it in a cell, and not in a layer.
     batched = x.dim() == 2
     x = x.unsqueeze(0) if batched else x[None, None]
     if hx is not None:
         hx = hx.unsqueeze(0) if batched else hx[None, None]
     return x, hx
+
+
+def _check(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise AttributeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise RuntimeError(f"{name} must be a dense tensor, got a nested one")
+    if value.dim() not in (1, 2):
+        raise ValueError(f"{name} must be 1-D or 2-D, got {value.dim()}-D: {list(value.shape)}")
 
 
 class CompiledRNNCell(Calls, nn.RNNCellBase):
@@ -53,9 +64,12 @@ class CompiledRNNCell(Calls, nn.RNNCellBase):
         Raises:
             UnsupportedError: the backend that was asked for by name declines the call.
         """
-        for name, tensor in (("input", input), ("hx", hx)):
-            if tensor is not None and tensor.dim() not in (1, 2):
-                raise ValueError(f"{name} must be 1-D or 2-D, got {tensor.dim()}-D")
+        _check("input", input)
+        if hx is not None:
+            _check("hx", hx)
+            if hx.shape[:-1] != input.shape[:-1] or hx.shape[-1] != self.hidden_size:
+                expected = [*input.shape[:-1], self.hidden_size]
+                raise RuntimeError(f"hx must have shape {expected}, got {list(hx.shape)}")
         batched = input.dim() == 2
         x, h0 = as_sequence(input, hx)
         try:
@@ -67,6 +81,10 @@ class CompiledRNNCell(Calls, nn.RNNCellBase):
         except ValueError as error:
             # nn.RNN calls a wrong dtype a ValueError, a cell does not.
             raise RuntimeError(str(error)) from None
+        except AttributeError:
+            if getattr(self, "weight_ih", input) is None:
+                raise TypeError("weight_ih must be a Tensor, got NoneType") from None
+            raise
         if result is None:
             return _eager_forward(self, input, hx)
         return result[1].squeeze(0) if batched else result[1][0, 0]

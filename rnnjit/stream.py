@@ -37,7 +37,7 @@ class Stream:
         backend: as in `rnnjit.compile`; None for that of a compiled module, or "auto".
 
     Raises:
-        TypeError: `module` is no nn.RNN.
+        TypeError: `module` is no nn.RNN, or `batch_size` no int.
         ValueError: it is bidirectional, or `batch_size` is less than 1.
         UnsupportedError: the backend that was named declines.
 
@@ -57,6 +57,8 @@ class Stream:
             raise ValueError(
                 "module must be of one direction: the other needs the end of a sequence first"
             )
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+            raise TypeError(f"batch_size must be an int, got {type(batch_size).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if backend is None:
@@ -80,16 +82,25 @@ class Stream:
         """A copy of the state, `[L, B, H]`; assigning a tensor of that shape sets it.
 
         Raises:
-            ValueError: (assigning) another shape.
+            TypeError: (assigning) no Tensor.
+            ValueError: (assigning) another shape, or a dtype that does not convert to its own.
         """
         return self._states[0].clone()
 
     @state.setter
     def state(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"state must be a Tensor, got {type(value).__name__}")
         if value.shape != self._states[0].shape:
             raise ValueError(
                 f"state must have shape {list(self._states[0].shape)}, got {list(value.shape)}"
             )
+        if value.is_meta or value.layout is not torch.strided:
+            raise ValueError(
+                f"state must be a dense tensor with values, got {value.layout} on {value.device}"
+            )
+        if not torch.can_cast(value.dtype, self._states[0].dtype):
+            raise ValueError(f"state must be {self._states[0].dtype}, got {value.dtype}")
         with torch.no_grad():
             self._states[0].copy_(value)
 
@@ -97,16 +108,21 @@ class Stream:
         """Zero the state of all sequences, or of those that `which` (boolean, `[B]`) selects.
 
         Raises:
-            ValueError: `which` is of another shape or dtype.
+            TypeError: `which` is no Tensor.
+            ValueError: `which` is of another shape or dtype, or on another device.
         """
         if which is None:
             self._states[0].zero_()
             return
+        if not isinstance(which, Tensor):
+            raise TypeError(f"which must be a boolean Tensor, got {type(which).__name__}")
         if which.shape != (self._batch,) or which.dtype is not torch.bool:
             raise ValueError(
                 f"which must be boolean, of shape [{self._batch}], got {which.dtype} "
                 f"{list(which.shape)}"
             )
+        if which.device != self._states[0].device:
+            raise ValueError(f"which must be on {self._states[0].device}, got {which.device}")
         self._states[0][:, which] = 0
 
     def step(self, x: Tensor) -> Tensor:
@@ -130,7 +146,8 @@ class Stream:
         except KeyError:
             weights = weights_of(module)
         if (
-            not self._alike.check(x, *weights)
+            getattr(x, "is_nested", True)  # of which the guards would end the process
+            or not self._alike.check(x, *weights)
             or module.__dict__["mode"] is not self._mode
             or self._surroundings != (GENERATION.now, torch.get_num_threads(), FORK.forked)
         ):
@@ -197,6 +214,8 @@ class Stream:
 def _check_frame(x: Any, shape: tuple[int, int], weight: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise AttributeError(f"x must be a Tensor, got {type(x).__name__}")
+    if x.is_nested:
+        raise ValueError("x must be a dense tensor, got a nested one")
     if x.shape != shape:
         raise ValueError(f"x must have shape {list(shape)}, got {list(x.shape)}")
     if x.dtype is not weight.dtype:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar, overload
 
+import torch
 from torch import Tensor, nn
 
 from rnnjit.backend import Backend
@@ -150,9 +151,11 @@ def _compilable(module: nn.Module) -> list[nn.Module]:
         verb = "overrides forward and is" if len(left) == 1 else "override forward and are"
         warnings.warn(f"{', '.join(left)} {verb} left as before", RNNJitWarning, stacklevel=3)
     elif not found:
+        scripted = any(isinstance(child, torch.jit.ScriptModule) for child in module.modules())
+        advice = ". Compile the model that was scripted" if scripted else ""
         raise ValueError(
             f"module contains no nn.RNN or nn.RNNCell to compile: {type(module).__name__} has "
-            f"{sum(1 for _ in module.modules())} modules, none of them one"
+            f"{sum(1 for _ in module.modules())} modules, none of them one{advice}"
         )
     return found
 

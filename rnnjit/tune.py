@@ -85,7 +85,7 @@ def tune(module: nn.Module, *inputs: Any, rounds: int = 7) -> Tuning:
         rounds: samples of each time, taken in turns; the median counts.
 
     Raises:
-        TypeError: `module` is no module.
+        TypeError: `module` is no module, or `rounds` no int.
         ValueError: `module(*inputs)` calls no nn.RNN, or `rounds` is less than 1.
         Exception: whatever `module(*inputs)` itself raises.
 
@@ -96,6 +96,8 @@ def tune(module: nn.Module, *inputs: Any, rounds: int = 7) -> Tuning:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    if not isinstance(rounds, int):
+        raise TypeError(f"rounds must be an int, got {type(rounds).__name__}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     calls: list[_Call] = []

@@ -66,18 +66,18 @@ def export_artifact(
         The directory.
 
     Raises:
-        TypeError: `module` is no nn.RNN.
-        ValueError: `target` or `name` is none, or the weights are of another dtype.
+        TypeError: `module` is no nn.RNN, or `path` no path.
+        ValueError: `target` or `name` is none, or the weights are of another dtype or on meta.
         FileExistsError: `path` is something else than what may be replaced.
     """
     spec, weights = _stack(module)
     dtype = weights[0].dtype
     if dtype not in _DTYPES:
         raise ValueError(f"module must be float32 or float64, got {dtype}: convert it first")
-    if not _IDENTIFIER.fullmatch(name):
+    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
         raise ValueError(f"name must be a C identifier, such as 'rnn', got {name!r}")
     backend = _builder(target)
-    place = Path(path)
+    place = files.as_path(path)
     _check_place(place, overwrite)
     program = backend.build(spec, dtype, target, name)
     content = {**program.files, files.WEIGHTS: pack(spec, weights)}
@@ -95,13 +95,15 @@ def _stack(module: nn.Module) -> tuple[RNNSpec, tuple[torch.Tensor, ...]]:
         )
     spec, weights = replace(capture(module), dropout=0.0), weights_of(module)
     check_weights(spec, module._flat_weights_names, weights)
+    if weights[0].is_meta:
+        raise ValueError("module must have values to export, got weights on meta: load them first")
     return spec, weights
 
 
 def _builder(target: str) -> Backend:
     """The backend that builds for a target."""
     known = targets()
-    if target not in known:
+    if not isinstance(target, str) or target not in known:
         raise ValueError(f"target must be one of {', '.join(sorted(known))}, got {target!r}")
     return backends()[known[target]]
 
@@ -133,6 +135,9 @@ def _describe(
 
 def _check_place(place: Path, overwrite: bool) -> None:
     if not place.exists():
+        above = next(parent for parent in place.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise FileExistsError(f"path must lie in a directory, {above} is a file")
         return
     if not place.is_dir():
         raise FileExistsError(f"path must be a directory or not there yet, {place} is a file")

@@ -73,10 +73,11 @@ def load_artifact(path: str | Path) -> Artifact:
         path: the directory.
 
     Raises:
+        TypeError: `path` is no path.
         ArtifactError: it is no artifact, is damaged, is for another machine, or needs a backend
             that is not installed.
     """
-    place = Path(path)
+    place = files.as_path(path)
     manifest = files.read(place)
     spec, dtype = manifest.rnn_spec, getattr(torch, manifest.dtype)
     content = {name: files.read_file(place, manifest, name) for name in manifest.files}

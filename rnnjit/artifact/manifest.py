@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -98,6 +99,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def rnn_spec(self) -> RNNSpec:
         """The stack, in the core's own terms."""
         return RNNSpec(**msgspec.structs.asdict(self.spec))
+
+
+def as_path(path: object) -> Path:
+    """The argument `path` of a public function.
+
+    Raises:
+        TypeError: it is neither a string nor a path.
+        ValueError: no path may have it.
+    """
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
+    if "\0" in str(path):
+        raise ValueError(f"path must hold no null character, got {str(path)!r}")
+    return Path(path)
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -1,0 +1,96 @@
+"""The checks of what only a PackedSequence has: batch sizes, and the orders it was sorted by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[int]:
+    """The batch sizes as plain integers, on which a few checks take less time than on tensors.
+
+    Args:
+        sizes: `batch_sizes` of a PackedSequence.
+        data: its data.
+        given_state: whether the call has an initial state.
+
+    Raises:
+        IndexError: there are no time steps.
+        TypeError: they are no Tensor, or no integers.
+        RuntimeError: any other that could not be rows of `data`.
+    """
+    if not isinstance(sizes, Tensor):
+        empty = isinstance(sizes, (list, tuple)) and not sizes
+        raise (IndexError if empty else TypeError)(
+            f"input.batch_sizes must be a Tensor, got {type(sizes).__name__}"
+        )
+    if not sizes.is_cpu or sizes.layout is not torch.strided:
+        raise RuntimeError(
+            f"input.batch_sizes must be a dense tensor on the CPU, got one of layout "
+            f"{sizes.layout} on {sizes.device}"
+        )
+    if sizes.dim() == 0:
+        raise IndexError("input.batch_sizes must be 1-D, got 0-D")
+    if sizes.numel() == 0:
+        raise IndexError("input is a PackedSequence without time steps: its batch_sizes is empty")
+    if sizes.dim() != 1 or sizes.dtype != torch.int64:
+        # Eager meets a wrong kind of number first where it makes up the missing state.
+        makes_zeros = not given_state and (sizes.dim() != 1 or sizes.is_floating_point())
+        raise (TypeError if makes_zeros else RuntimeError)(
+            f"input.batch_sizes must be 1-D and torch.int64, got {sizes.dim()}-D {sizes.dtype}"
+        )
+    counts: list[int] = sizes.tolist()
+    if counts[-1] < 0 or counts != sorted(counts, reverse=True):
+        raise RuntimeError(
+            "input.batch_sizes must never grow from one step to the next nor be negative, "
+            f"got {_some(counts)}"
+        )
+    total = sum(counts)
+    if data.dim() and total > data.shape[0]:
+        raise RuntimeError(
+            f"input.batch_sizes adds up to {total} rows, but input.data has {data.shape[0]}"
+        )
+    return counts
+
+
+def permute_state(hx: Tensor, order: Any) -> Tensor:
+    """The state `[L*D, B, H]` of sequences in another order, `[B]`."""
+    try:
+        return hx.index_select(1, order)
+    except (IndexError, RuntimeError, TypeError) as error:
+        which = f"has {order.numel()} sequences" if isinstance(order, Tensor) else "is no Tensor"
+        raise type(error)(
+            f"hx of shape {list(hx.shape)} cannot be put in the order of input.sorted_indices, "
+            f"which {which}: {error}"
+        ) from error
+
+
+def check_order(name: str, order: Any, batch: int, data: Tensor) -> None:
+    """Check one of a PackedSequence's orders, with the exceptions of `index_select` on it."""
+    if order is None:
+        return
+    if not isinstance(order, Tensor):
+        raise TypeError(f"{name} must be a Tensor or None, got {type(order).__name__}")
+    if order.dim() > 1 or order.layout is not torch.strided:
+        raise IndexError(f"{name} must be 1-D, got {order.dim()}-D of layout {order.layout}")
+    if order.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(f"{name} must be torch.int64 or int32, got {order.dtype}")
+    if order.numel() != batch or order.device != data.device:
+        raise RuntimeError(
+            f"{name} must have an element for each of {batch} sequences, on {data.device}, got "
+            f"{order.numel()} on {order.device}"
+        )
+    # Elsewhere reading them would wait for the device, which checks them itself.
+    if order.is_cpu and batch:
+        numbers: list[int] = order.view(batch).tolist()
+        low, high = min(numbers), max(numbers)
+        if low < 0 or high >= batch:
+            wrong = low if low < 0 else high
+            raise RuntimeError(f"{name} must lie between 0 and {batch - 1}, got {wrong}")
+
+
+def _some(counts: list[int]) -> str:
+    shown = ", ".join(str(count) for count in counts[:8])
+    return f"[{shown}{', ...' if len(counts) > 8 else ''}]"

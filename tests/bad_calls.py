@@ -1,0 +1,90 @@
+"""Runs malformed calls: what eager raises for them, what has to be said, and what comes after."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+import rnnjit
+
+T, B, I, H = 3, 2, 4, 5
+X, H0 = torch.randn(T, B, I), torch.randn(1, B, H)
+PACKED = PackedSequence(torch.randn(3, I), torch.tensor([2, 1]))
+#: "auto", and every backend that runs here on the CPU.
+BACKENDS = [
+    "auto",
+    *(name for name, b in rnnjit.backends().items() if b.device == "cpu" and not b.missing()),
+]
+SETTINGS = (
+    *("input_size", "hidden_size", "num_layers", "mode", "bias", "batch_first", "dropout"),
+    *("bidirectional", "training"),
+)
+
+
+class Row(NamedTuple):
+    """A malformed call.
+
+    Attributes:
+        call: makes it, of a module.
+        message: a regular expression for what has to be said of it.
+        raises: the exception, where eager accepts the call and we do not.
+    """
+
+    call: Callable[[nn.Module], object]
+    message: str
+    raises: type[Exception] | None = None
+
+
+def pair(backend="auto", **options):
+    torch.manual_seed(0)
+    rnn = nn.RNN(I, H, **options)
+    return rnn, rnnjit.compile(rnn, backend=backend)
+
+
+def raised(call, *args):
+    """What a call raises; it has to raise something."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the type is what is compared
+        call(*args)
+    return caught
+
+
+def expect_refusal(row, rnn, fast):
+    """The compiled module raises what eager does, or what the row says, and words it well."""
+    caught = raised(row.call, fast)
+    if row.raises is None:
+        assert caught.type is raised(row.call, rnn).type
+    else:
+        row.call(rnn)
+        assert caught.type is row.raises
+    assert caught.match(row.message)
+
+
+def expect_eager(rnn, fast):
+    """Good calls give eager's values and gradients: dense, dense once more, and packed."""
+    for given in ((X, H0), (X, H0), (PACKED,)):
+        with torch.no_grad():
+            same(fast(*given), rnn(*given))
+    grads = []
+    for module in (rnn, fast):
+        x = X.clone().requires_grad_()
+        y, h_n = module(x)
+        grads.append(torch.autograd.grad(y.sum() + h_n.square().sum(), [x, *module.parameters()]))
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def same(got, want):
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(getattr(mine, "data", mine), getattr(theirs, "data", theirs))
+
+
+def settings(module):
+    """What `restore` puts back after a row that spoils the module itself."""
+    return {**{name: vars(module)[name] for name in SETTINGS}, **module._parameters}
+
+
+def restore(module, kept):
+    for name, value in kept.items():
+        setattr(module, name, value)
