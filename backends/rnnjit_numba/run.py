@@ -61,7 +61,7 @@ def forward(
     h_n = torch.empty_like(h0)
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     block = recipe.block[:]
-    pointers(layer).pack_into(
+    pointers(layer.bias, layer.num_directions).pack_into(
         *(block, 8 * _F.x, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
         *[weight.data_ptr() for weight in held],
     )
@@ -90,7 +90,10 @@ def shortcut(
         stack.append((recipe, i * state, i * count, (i + 1) * count))
     # empty_like is the quickest way to allocate, where y has the state's shape.
     like_state = y_shape == (1, B, layers[0].hidden_size) and len(layers) == 1
-    write, empty_like = pointers(layers[0]).pack_into, torch.empty_like
+    write, empty_like = (
+        pointers(layers[0].bias, layers[0].num_directions).pack_into,
+        torch.empty_like,
+    )
     at, scratch_field, sync = 8 * _F.x, _F.scratch, _F.sync
 
     def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -118,10 +121,10 @@ def shortcut(
 
 
 @cache
-def pointers(layer: LayerSpec) -> Struct:
+def pointers(bias: bool, directions: int) -> Struct:
     """How the addresses of x, h0, y, h_n and the weights lie in the forward argument block."""
-    weights = "2q16x" if not layer.bias else "4q"
-    return Struct("=4q" + weights * layer.num_directions)
+    weights = "4q" if bias else "2q16x"
+    return Struct("=4q" + weights * directions)
 
 
 def backward(

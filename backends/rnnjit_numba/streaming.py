@@ -48,7 +48,11 @@ def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Step
     """`Backend.stepper` for a stack of one direction."""
     threads = most_threads(torch.get_num_threads())
     stack = [_layer(dtype, layers, index, batch, threads) for index in range(len(layers))]
-    write, at, sync = pointers(layers[0]).pack_into, 8 * _F.x, _F.sync
+    write, at, sync = (
+        pointers(layers[0].bias, layers[0].num_directions).pack_into,
+        8 * _F.x,
+        _F.sync,
+    )
     begin, end = sync + 1, sync + 1 + SYNC_WORDS
 
     def step(x: Tensor, h0: Tensor, h_n: Tensor, y: Tensor, weights: tuple[Tensor, ...]) -> None:

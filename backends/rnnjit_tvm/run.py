@@ -56,7 +56,7 @@ def forward(
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     block = recipe.block[:]
     block[_F.starts], block[_F.scratch] = _address(starts), scratch.data_ptr()
-    _pointers(layer).pack_into(
+    _pointers(layer.bias, layer.num_directions).pack_into(
         *(block, 8 * _F.x, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
         *[weight.data_ptr() for weight in held],
     )
@@ -75,7 +75,7 @@ def shortcut(
         recipe = _forward_recipe(size, layer, rows.T, rows.B, rows.N, threads)
         count = layer.num_directions * layer.weights_per_direction
         stack.append((recipe, i * states, i * count, (i + 1) * count))
-    write = _pointers(layers[0]).pack_into
+    write = _pointers(layers[0].bias, layers[0].num_directions).pack_into
 
     def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         h_n = torch.empty_like(h0)
@@ -97,10 +97,10 @@ def shortcut(
 
 
 @cache
-def _pointers(layer: LayerSpec) -> Struct:
+def _pointers(bias: bool, directions: int) -> Struct:
     """How the addresses of x, h0, y, h_n and the weights lie in the forward argument block."""
-    weights = "4q" if layer.bias else "2q16x"
-    return Struct("=4q" + weights * layer.num_directions)
+    weights = "4q" if bias else "2q16x"
+    return Struct("=4q" + weights * directions)
 
 
 def backward(
