@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import instruction_sets
 import numpy as np
 import pytest
 import torch
@@ -46,21 +47,9 @@ def run(cache_directory, before="", after="", **environment):
     )
 
 
-def possible_instruction_sets():
-    try:
-        os.environ["RNNJIT_ISA"], before = "none such", os.environ.get("RNNJIT_ISA")
-        host.host_isa()
-    except ValueError as error:
-        return [name for name in ("avx512", "avx2", "neon", "plain") if repr(name) in str(error)]
-    finally:
-        os.environ.pop("RNNJIT_ISA")
-        if before is not None:
-            os.environ["RNNJIT_ISA"] = before
-
-
-@pytest.mark.parametrize("name", possible_instruction_sets())
-def test_every_instruction_set_agrees_with_eager(name, tmp_path):
-    result = run(tmp_path, RNNJIT_ISA=name)
+@pytest.mark.parametrize("name", instruction_sets.possible())
+def test_every_instruction_set_agrees_with_eager(name):
+    result = run(os.environ["RNNJIT_CACHE_DIR"], RNNJIT_ISA=name)
     assert result.returncode == 0, result.stderr
 
 

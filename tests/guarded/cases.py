@@ -1,0 +1,188 @@
+"""Calls for `sweep`: sizes of 1 to 70 in every residue, and every way to share the work."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+LARGEST = 70
+#: Constants of a backend's `plan`, so far as it has them.
+COSTS = ("_THREAD_WORK", "_STEP_WORK", "_TURN_FEATURES", "_WINDOW_ROWS", "_WINDOW_BATCHES")
+_NEVER = 10**9
+#: Values of these by which small calls are shared between threads in every way there is.
+_COSTS = {
+    "slices": (0, _NEVER, _NEVER, _NEVER, 1),
+    "turns": (0, _NEVER, 1, _NEVER, 1),
+    "parts or tail": (0, 0, _NEVER, _NEVER, 1),
+    "windows": (0, 0, 1, 20, 1),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a backend.
+
+    Attributes:
+        how: "layer" (forward, then backward), "shortcut", "stream" or "program".
+        dtype: of all tensors.
+        I, H, layers, directions: as in nn.RNN.
+        lengths: of the sequences, the longest first.
+        packed: whether rows are packed; else all sequences are as long as the first.
+        cell, bias: as in nn.RNN's `nonlinearity` and `bias`.
+        threads: most that may take part.
+        costs: values of the `COSTS`.
+        grads: whether the gradients of y and of h_n are given.
+        needs: whether the gradients of x, h0, W_ih, W_hh, b_ih and b_hh are needed; those of a
+            second direction's weights always are.
+        state: whether there is an initial state, where there need not be one.
+        seed: of all values.
+    """
+
+    how: str
+    dtype: torch.dtype
+    I: int
+    H: int
+    lengths: tuple[int, ...]
+    layers: int = 1
+    directions: int = 1
+    packed: bool = False
+    cell: str = "tanh"
+    bias: bool = True
+    threads: int = 1
+    costs: tuple[int, ...] = _COSTS["slices"]
+    grads: tuple[bool, bool] = (True, True)
+    needs: tuple[bool, ...] = (True,) * 6
+    state: bool = True
+    seed: int = 0
+
+    @property
+    def sizes(self) -> list[int]:
+        """The rows of each step."""
+        if not self.packed:
+            return [len(self.lengths)] * self.lengths[0]
+        return [sum(n > t for n in self.lengths) for t in range(self.lengths[0])]
+
+
+def cases(backend: str, tiles: list[tuple[int, int]], lanes: dict, more: int) -> Iterator[Case]:
+    """The cases for one backend.
+
+    Args:
+        backend: its name.
+        tiles: (rows, vectors) of each register tile.
+        lanes: elements of a vector, by dtype.
+        more: how many cases are added to those that are always run.
+    """
+    dice = random.Random(0)
+    for dtype in (torch.float32, torch.float64):
+        yield from _all_sizes(dice, dtype)
+        yield from _few_rows(dice, dtype)
+        yield from _all_tiles(dice, dtype, tiles, lanes[dtype])
+        yield from _many_rows(dice, dtype)
+        yield from _stacks(dice, dtype, "shortcut")
+        if backend == "numba":
+            yield from _stacks(dice, dtype, "stream")
+    for _ in range(more):
+        dtype = dice.choice((torch.float32, torch.float64))
+        I, H, B = (dice.randint(1, LARGEST) for _ in range(3))
+        yield _layer(dice, dtype, I, H, B, dice.choice((1, 2, 3, 7, 20)))
+
+
+def programs(more: int) -> Iterator[list[Case]]:
+    """Stacks to be compiled ahead of time, and the calls of each: one stack, or one in 100 more."""
+    dice = random.Random(1)
+    for _ in range(1 + more // 100):
+        dtype = dice.choice((torch.float32, torch.float64))
+        I, H = dice.randint(1, LARGEST), dice.randint(1, LARGEST)
+        stack = {
+            "layers": dice.randint(1, 3),
+            "directions": dice.randint(1, 2),
+            "cell": dice.choice(("tanh", "relu")),
+            "bias": dice.random() < 0.7,
+        }
+        yield [
+            Case(
+                *("program", dtype, I, H, _lengths(dice, B, T)),
+                **stack,
+                packed=dice.random() < 0.5,
+                state=dice.random() < 0.5,
+                seed=dice.getrandbits(30),
+            )
+            for B, T in ((1, 1), (1, 6), (2, 3), (3, 2), (7, 4), (13, 3), (70, 2))
+        ]
+
+
+def _all_sizes(dice: random.Random, dtype: torch.dtype) -> Iterator[Case]:
+    """Every I, every H and every B, each with others of the others."""
+    every = range(1, LARGEST + 1)
+    for I, H, B in zip(*(dice.sample(every, LARGEST) for _ in range(3)), strict=True):
+        yield _layer(dice, dtype, I, H, B, dice.choice((1, 2, 3, 5)))
+
+
+def _few_rows(dice: random.Random, dtype: torch.dtype) -> Iterator[Case]:
+    """Every I and every H, where weights are read as they lie."""
+    every = range(1, LARGEST + 1)
+    for I, H in zip(*(dice.sample(every, LARGEST) for _ in range(2)), strict=True):
+        B = dice.randint(1, 6)
+        yield _layer(dice, dtype, I, H, B, dice.randint(1, 6 // B))
+
+
+def _all_tiles(
+    dice: random.Random, dtype: torch.dtype, tiles: list[tuple[int, int]], lanes: int
+) -> Iterator[Case]:
+    """Every register tile, alone and below larger ones, its last vector full or ragged."""
+    for rows, vectors in tiles:
+        for B in (rows, 8 + rows):
+            H, I = (vectors * lanes - dice.choice((0, dice.randrange(lanes))) for _ in range(2))
+            yield _layer(dice, dtype, I, H, B, 7)
+
+
+def _many_rows(dice: random.Random, dtype: torch.dtype) -> Iterator[Case]:
+    """More rows than a reduction takes at a time, and than a window holds."""
+    for B, T in ((1, 250), (3, 90), (30, 9), (66, 5)):
+        for threads in (1, 2):
+            case = _layer(dice, dtype, dice.randint(1, LARGEST), dice.randint(1, LARGEST), B, T)
+            # The gradient of h_n alone would vanish on so long a way.
+            options = {"grads": (True, True), "threads": threads, "costs": _COSTS["windows"]}
+            yield replace(case, directions=1, **options)
+
+
+def _stacks(dice: random.Random, dtype: torch.dtype, how: str) -> Iterator[Case]:
+    """Several layers without gradients, every I and every H."""
+    every = range(1, LARGEST + 1)
+    for I, H in zip(*(dice.sample(every, LARGEST) for _ in range(2)), strict=True):
+        yield Case(
+            *(how, dtype, I, H, (dice.choice((1, 2, 3, 5)),) * dice.choice((1, 1, 2, 5, 6, 9, 23))),
+            layers=dice.randint(1, 3),
+            directions=1 if how == "stream" else dice.randint(1, 2),
+            **_options(dice),
+        )
+
+
+def _layer(dice: random.Random, dtype: torch.dtype, I: int, H: int, B: int, T: int) -> Case:
+    grads = dice.choice(((True, True), (True, True), (True, False), (False, True)))
+    needs = tuple(dice.random() < 0.6 for _ in range(6))
+    return Case(
+        *("layer", dtype, I, H, _lengths(dice, B, T)),
+        directions=dice.randint(1, 2),
+        packed=dice.random() < 0.5,
+        grads=grads,
+        needs=needs if any(needs[:4]) and dice.random() < 0.5 else (True,) * 6,
+        **_options(dice),
+    )
+
+
+def _options(dice: random.Random) -> dict:
+    return {
+        "cell": dice.choice(("tanh", "relu")),
+        "bias": dice.random() < 0.7,
+        "threads": dice.choice((1, 1, 2, 2, 4)),
+        "costs": dice.choice(tuple(_COSTS.values())),
+        "seed": dice.getrandbits(30),
+    }
+
+
+def _lengths(dice: random.Random, B: int, T: int) -> tuple[int, ...]:
+    return tuple(sorted((T, *(dice.randint(1, T) for _ in range(B - 1))), reverse=True))

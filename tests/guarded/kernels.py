@@ -1,0 +1,221 @@
+"""Kernels of the CPU backends that find nothing but guarded memory in their argument blocks.
+
+What a backend allocates is guarded by `memory.allocating`; here the argument block itself comes
+to such memory, parts of one allocation come apart, and inputs can only be read during the call. The
+sizes of parts are those that the backends' `arguments` promise, and not taken from what allocates.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from guarded.memory import Guards, Region
+
+_WEIGHTS = tuple(f"{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b_ih", "b_hh"))
+_MATRICES = tuple(name for name in _WEIGHTS if name.startswith("w"))
+_GRADIENTS = ("grad_x", "grad_h0")
+
+
+class Layout(NamedTuple):
+    """What a kernel's argument block holds.
+
+    Attributes:
+        fields: the named tuple of its fields.
+        inputs, outputs: the fields that are addresses of tensors, or 0.
+        parts: from (arguments, bytes of an element, threads, lanes) to the bytes of each part of
+            the scratch memory, by field.
+        tables: from arguments to the elements of each table of int64 that is read.
+    """
+
+    fields: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parts: Callable[[Any, int, int, int], dict[str, int]]
+    tables: Callable[[Any], dict[str, int]] = lambda a: {}
+
+
+def numba_layouts() -> tuple[Layout, Layout]:
+    from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
+    from rnnjit_numba.plan import REDUCTION_ROWS
+
+    def back(a: Any, size: int, threads: int, lanes: int) -> dict[str, int]:
+        held = a.N if a.window == a.N else a.window + max(a.B, REDUCTION_ROWS)
+        return {
+            "scratch": a.D * a.packed,
+            "dz_buffer": a.D * held * a.H * size,
+            "before": a.D * a.N * 8,
+            "reduction": threads * a.reduction_size,
+        }
+
+    return (
+        Layout(
+            *(ForwardArguments, ("sizes", "x", "h0", *_WEIGHTS), ("y", "h_n")),
+            lambda a, size, threads, lanes: {"scratch": a.D * a.packed},
+        ),
+        Layout(
+            BackwardArguments,
+            ("sizes", "x", "h0", "y", "grad_y", "grad_h_n", *_MATRICES),
+            (*_GRADIENTS, "grad_w_ih", "grad_w_hh", "grad_b"),
+            back,
+        ),
+    )
+
+
+def tvm_layouts() -> tuple[Layout, Layout]:
+    from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
+
+    def back(a: Any, size: int, threads: int, lanes: int) -> dict[str, int]:
+        zeros = max(-(-a.H // lanes), -(-a.I // lanes)) * lanes
+        return {
+            "scratch": (a.D * a.packed + zeros) * size,
+            "windows": threads * a.window * size,
+        }
+
+    def starts(a: Any) -> dict[str, int]:
+        return {"starts": a.T + 1}
+
+    weights = [f"grad_{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b")]
+    return (
+        Layout(
+            *(ForwardArguments, ("x", "h0", *_WEIGHTS), ("y", "h_n")),
+            lambda a, size, threads, lanes: {"scratch": a.D * a.packed * size},
+            starts,
+        ),
+        Layout(
+            BackwardArguments,
+            ("x", "h0", "y", "grad_y", "grad_h_n", *_MATRICES),
+            (*_GRADIENTS, *weights, "dz", "before"),
+            back,
+            starts,
+        ),
+    )
+
+
+LAYOUTS = {"numba": numba_layouts, "tvm": tvm_layouts}
+
+
+class Watch(NamedTuple):
+    """Where kernels find memory, and who is told what they were called with.
+
+    Attributes:
+        guards: makes the memory.
+        called: is given the arguments and the number of threads, after each call.
+    """
+
+    guards: Guards
+    called: Callable[[Any, int], None]
+
+
+class _Block:
+    """An argument block in guarded memory, as far as a backend's `Kernel` uses one."""
+
+    def __init__(self, words: torch.Tensor) -> None:
+        self._words = words
+
+    def buffer_info(self) -> tuple[int, int]:
+        return self._words.data_ptr(), len(self._words)
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._words[index] = value
+
+
+class _Kernel:
+    """One kernel of a library, see the module's docstring; called as the backend's `Kernel` is."""
+
+    def __init__(self, kernel: Any, layout: Layout, size: int, lanes: int, watch: Watch) -> None:
+        self._kernel, self._layout, self._lanes, self._watch = kernel, layout, lanes, watch
+        self._dtype = {4: torch.float32, 8: torch.float64}[size]
+
+    def __call__(self, block: Any, *rest: int) -> None:
+        layout, guards, threads = self._layout, self._watch.guards, rest[-1]
+        a = layout.fields(*block[: len(layout.fields._fields)])
+        words = guards.empty((len(block),), torch.int64)
+        words.copy_(torch.frombuffer(block, dtype=torch.int64))
+        moved = {**self._tables(a), **self._parts(a, threads, *block.buffer_info())}
+        for name, tensor in moved.items():
+            words[layout.fields._fields.index(name)] = tensor.data_ptr()
+        for address in _addresses(a, layout.outputs):
+            assert guards.region_at(address).writable
+        with _only_read([guards.region_at(address) for address in _addresses(a, layout.inputs)]):
+            self._kernel(_Block(words), *rest)
+        guards.check()
+        self._watch.called(a, threads)
+
+    def _tables(self, a: Any) -> dict[str, torch.Tensor]:
+        """A copy of each table."""
+        tables = {}
+        for name, count in self._layout.tables(a).items():
+            if getattr(a, name):
+                content = (ctypes.c_int64 * count).from_address(getattr(a, name))
+                table = torch.frombuffer(content, dtype=torch.int64)
+                tables[name] = self._watch.guards.copy(table)
+        return tables
+
+    def _parts(self, a: Any, threads: int, own: int, words: int) -> dict[str, torch.Tensor]:
+        """Memory apart for each part of the scratch memory, which may be behind the arguments."""
+        guards, parts, last = self._watch.guards, {}, 0
+        sizes = self._layout.parts(a, self._dtype.itemsize, threads, self._lanes)
+        for start, name in sorted((getattr(a, name), name) for name in sizes):
+            if start == 0 or sizes[name] == 0:
+                continue
+            inside = own <= start < own + 8 * words
+            end = own + 8 * words if inside else guards.region_at(start).end
+            assert last <= start, f"{name} lies over the part before it"
+            last = start + sizes[name]
+            assert last <= end, f"{name} is larger than what was allocated"
+            dtype = torch.int64 if name == "before" else self._dtype
+            parts[name] = guards.empty((sizes[name] // dtype.itemsize,), dtype)
+        return parts
+
+
+def _addresses(a: Any, names: tuple[str, ...]) -> list[int]:
+    return [getattr(a, name) for name in names if getattr(a, name, 0)]
+
+
+@contextmanager
+def _only_read(regions: list[Region]) -> Iterator[None]:
+    before = {region.start: region.writable for region in regions}
+    for region in regions:
+        region.protect(writable=False)
+    yield
+    for region in regions:
+        region.protect(writable=before[region.start])
+
+
+@contextmanager
+def guarded_backend(name: str, watch: Watch) -> Iterator[None]:
+    """Within it, a backend's kernels are called by `_Kernel`."""
+    run, layouts = import_module(f"rnnjit_{name}.run"), LAYOUTS[name]()
+    original = run.library
+
+    @cache
+    def library(bits: int) -> Any:
+        found, size = original(bits), bits // 8
+        lanes = found.isa.lanes(size)
+        forward, backward = (
+            _Kernel(kernel, layout, size, lanes, watch)
+            for kernel, layout in zip((found.forward, found.backward), layouts, strict=True)
+        )
+        return SimpleNamespace(isa=found.isa, forward=forward, backward=backward)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "library", library)
+        forget_recipes(run)
+        yield
+    forget_recipes(run)
+
+
+def forget_recipes(run: Any) -> None:
+    """Make a backend plan its calls anew."""
+    for function in vars(run).values():
+        if hasattr(function, "cache_clear") and "recipe" in function.__name__:
+            function.cache_clear()

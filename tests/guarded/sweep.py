@@ -1,0 +1,98 @@
+"""Runs a CPU backend on guarded memory (see `memory`) and holds its results against eager.
+
+    python -m guarded.sweep BACKEND MORE
+
+A touch of memory that is not the call's own kills it, and so do wrong values. Before each call it
+writes a line that says what is called, and at the end one that says what was covered.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from guarded.calls import WAYS, expectations, given, pass_of, spec_of
+from guarded.cases import COSTS, Case, cases, programs
+from guarded.kernels import Watch, forget_recipes, guarded_backend
+from guarded.memory import Guards, allocating
+from rnnjit.testing.tolerances import judge
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def check(case: Case, backend: Any, guards: Guards) -> None:
+    """Run a case with all blocks before a guard page, and behind one."""
+    values = given(case)
+    expected = expectations(case, values)
+    for guards.at_end in (True, False):
+        say(f"blocks {'before' if guards.at_end else 'behind'} a guard page: {case}")
+        copies = values.guarded(guards)
+        torch.set_num_threads(case.threads)
+        with allocating(guards):
+            found = WAYS[case.how](backend, case, copies, guards)
+        torch.set_num_threads(1)
+        guards.check()
+        assert found.keys() == expected.keys(), f"got {[*found]}, expected {[*expected]}"
+        for name, value in found.items():
+            judge(name, pass_of(name), value, expected[name])
+        for value, copy in zip(values.tensors(), copies.tensors(), strict=True):
+            same = torch.equal(value.view(torch.uint8), copy.view(torch.uint8))
+            assert same, "an input was written to"
+
+
+def traits(a: Any, threads: int) -> set[str]:
+    """How a kernel was called, given its arguments."""
+    kernel = "backward" if hasattr(a, "grad_x") else "forward"
+    found = {
+        "several threads": threads > 1,
+        "slices": a.slices > 1,
+        "turns": a.every > 1,
+        "hoist": getattr(a, "hoist", 0) > 0,
+        "direct": getattr(a, "direct", 0) > 0,
+        "parts": getattr(a, "parts", 1) > 1,
+        "tail": getattr(a, "tail", 0) > 0,
+        "windows": hasattr(a, "dz_buffer") and a.window < a.N,
+    }
+    return {f"{kernel} {name}" for name, here in found.items() if here}
+
+
+def tiles_of(backend: str) -> tuple[list[tuple[int, int]], dict[torch.dtype, int]]:
+    """(rows, vectors) of each register tile, and elements of a vector by dtype."""
+    host = import_module(f"rnnjit_{backend}.host")
+    isa = host.host_isa()
+    shapes = host.row_tiles(isa) if backend == "numba" else host.tiles(isa)
+    tiles = [(rows, width) for rows, widest in shapes for width in range(1, widest + 1)]
+    return tiles, {dtype: isa.lanes(dtype.itemsize) for dtype in (torch.float32, torch.float64)}
+
+
+def main(name: str, more: int) -> None:
+    torch.set_num_threads(1)
+    backend = import_module(f"rnnjit_{name}").BACKEND
+    plan, run = (import_module(f"rnnjit_{name}.{module}") for module in ("plan", "run"))
+    covered: set[str] = set()
+    guards = Guards()
+    watch = Watch(guards, lambda a, threads: covered.update(traits(a, threads)))
+    with guarded_backend(name, watch):
+        for case in cases(name, *tiles_of(name), more):
+            for cost, value in zip(COSTS, case.costs, strict=True):
+                if hasattr(plan, cost):
+                    setattr(plan, cost, value)
+            forget_recipes(run)
+            check(case, backend, guards)
+    for calls in programs(more) if backend.targets() else ():
+        spec, dtype = spec_of(calls[0]), calls[0].dtype
+        built = backend.build(spec, dtype, "native", "stack")
+        program = backend.load(built, spec, dtype, "stack")
+        for case in calls:
+            check(case, program, guards)
+    say(f"covered: {', '.join(sorted(covered))}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,140 @@
+"""Kernels touch no memory but their own, and write to none of their inputs.
+
+Each sweep is a process of its own, which a touch of other memory kills: see `guarded`. With
+RNNJIT_FUZZ_EXAMPLES set, each runs that many further cases.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import instruction_sets
+import pytest
+
+import rnnjit
+
+if sys.platform != "linux":
+    pytest.skip("guard pages are made by Linux's mmap and mprotect", allow_module_level=True)
+
+MORE = int(os.environ.get("RNNJIT_FUZZ_EXAMPLES", "0"))
+POSSIBLE = instruction_sets.possible()
+#: The ways in which kernels are to be called at least once in a sweep of a backend.
+WAYS = {
+    "numba": {
+        *(f"forward {way}" for way in ("direct", "hoist", "parts", "slices", "tail", "turns")),
+        *(f"backward {way}" for way in ("direct", "parts", "slices", "tail", "turns", "windows")),
+    },
+    "tvm": {
+        *(f"forward {way}" for way in ("hoist", "slices", "turns")),
+        *(f"backward {way}" for way in ("slices", "turns")),
+    },
+}
+
+
+#: Backends, and instruction sets that they are swept on.
+SWEEPS = [("numba", isa) for isa in POSSIBLE]
+SWEEPS += [("tvm", isa) for isa in (POSSIBLE if MORE else POSSIBLE[:1])]
+
+
+def start(output, *command, isa=POSSIBLE[0]):
+    """Start a Python program that can import what is in this folder; it writes to a file."""
+    folders = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {
+        "PYTHONPATH": os.pathsep.join(folders),
+        "OMP_WAIT_POLICY": "passive",
+        "RNNJIT_ISA": isa,
+    }
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", *command],
+            env={**os.environ, **own},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory):
+    """Every sweep, started: (process, what it writes to)."""
+    running = {}
+    for backend, isa in SWEEPS:
+        if not rnnjit.backends()[backend].missing():
+            output = tmp_path_factory.mktemp("sweep") / "output"
+            command = ("-m", "guarded.sweep", backend, str(MORE))
+            running[backend, isa] = start(output, *command, isa=isa), output
+    yield running
+    for process, _ in running.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(("backend", "isa"), SWEEPS)
+def test_kernels_touch_their_own_memory_alone(backend, isa, sweeps):
+    missing = rnnjit.backends()[backend].missing()
+    if missing:
+        pytest.skip("; ".join(missing))
+    process, output = sweeps[backend, isa]
+    status = process.wait(timeout=600 + MORE)
+    *before, last = output.read_text().splitlines()
+    assert status == 0, "\n".join([f"exit status {status} after:", *before[-40:], last])
+    assert last.startswith("covered: ")
+    assert set(WAYS[backend]) <= set(last.removeprefix("covered: ").split(", "))
+
+
+TOUCHES = """
+import ctypes, os, sys
+import torch
+from guarded.kernels import Watch, guarded_backend
+from guarded.memory import Guards, allocating
+from rnnjit import LayerSpec, Rows
+from rnnjit_numba import BACKEND
+
+guards = Guards()
+end, start = guards.empty((5,), torch.float32), None
+guards.at_end = False
+start = guards.empty((5,), torch.float32)
+guards.at_end = True
+held = guards.copy(torch.ones(5))
+
+def read(tensor, index):
+    return ctypes.c_float.from_address(tensor.data_ptr() + 4 * index).value
+
+def layer(rows_of_w):
+    # One column vector and a bit; a row more than there is would belong to a lane that is masked.
+    x, h0 = guards.copy(torch.ones(6, 3)), guards.copy(torch.zeros(1, 6, 17))
+    weights = [guards.copy(torch.ones(rows_of_w, 3)), guards.copy(torch.ones(rows_of_w, 17))]
+    with guarded_backend("numba", Watch(guards, lambda *call: None)), allocating(guards):
+        BACKEND.forward(LayerSpec("tanh", 3, 17, 1, False), Rows(1, 6, 6), x, h0, weights, True)
+
+touches = {
+    "the first and the last": lambda: read(end, 4) + read(start, 0) + read(held, 0),
+    "one behind": lambda: read(end, 5),
+    "one before": lambda: read(start, -1),
+    "a write to what is read only": lambda: held.fill_(1),
+    "a layer": lambda: layer(17),
+    "a layer whose weights lack a row": lambda: layer(16),
+}
+for name, touch in touches.items():
+    child = os.fork()
+    if child == 0:
+        touch()
+        os._exit(0)
+    print(name, os.WTERMSIG(os.waitpid(child, 0)[1]), sep=": ", flush=True)
+"""
+
+
+def test_a_touch_of_other_memory_kills(tmp_path):
+    output = tmp_path / "output"
+    assert start(output, "-c", TOUCHES).wait(timeout=300) == 0, output.read_text()
+    lines = [line.split(": ") for line in output.read_text().splitlines()]
+    signals = {line[0]: int(line[1]) for line in lines if line[-1].isdecimal()}
+    assert signals == {
+        "the first and the last": 0,
+        "one behind": signal.SIGSEGV,
+        "one before": signal.SIGSEGV,
+        "a write to what is read only": signal.SIGSEGV,
+        "a layer": 0,
+        "a layer whose weights lack a row": signal.SIGSEGV,
+    }
