@@ -129,8 +129,8 @@ def test_padding(backend, dtype):
 
 
 LAYOUTS = {
-    "transposed": lambda t: t.permute(*reversed(range(t.dim()))).contiguous().permute(
-        *reversed(range(t.dim()))
+    "transposed": lambda t: (
+        t.permute(*reversed(range(t.dim()))).contiguous().permute(*reversed(range(t.dim())))
     ),
     "stepped": lambda t: torch.stack([t, t + 1], -1)[..., 0],
     "offset": lambda t: torch.cat([t.new_zeros(3), t.flatten()])[3:].view(t.shape),

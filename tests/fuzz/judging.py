@@ -20,21 +20,23 @@ What is promised of a result:
 from __future__ import annotations
 
 import torch
+from fuzz.possible import Possible
+from fuzz.tensors import contiguous
 from hypothesis import event
 
 import rnnjit
-from fuzz.possible import Possible
-from fuzz.tensors import contiguous
+from rnnjit.testing import RecomputeBackend
 from rnnjit.testing.calls import Call, Values
 from rnnjit.testing.compare import Standard, compare
 from rnnjit.testing.procedures import with_gradients, without_gradients
 from rnnjit.testing.tolerances import InexactError
 
-BACKENDS = [
-    *(b.name for b in rnnjit.backends().values() if b.device == "cpu" and not b.missing()),
-    "auto",
-]
-BITWISE = {"numba", "tvm"} & set(BACKENDS)
+BACKENDS = {
+    **{n: n for n, b in rnnjit.backends().items() if b.device == "cpu" and not b.missing()},
+    "auto": "auto",
+    "recompute": RecomputeBackend(),
+}
+BITWISE = {"numba", "tvm"}
 _LARGEST = 1e38
 _JITTER = 8  # units in the last place
 _LEAP = 20
@@ -87,8 +89,8 @@ def _results(call: Call, threads: int):
     """The name of each backend and its results, of a call that is not recorded and one that is."""
     before = torch.get_num_threads()
     try:
-        for name in BACKENDS:
-            fast = rnnjit.compile(call.module, backend=name)
+        for name, backend in BACKENDS.items():
+            fast = rnnjit.compile(call.module, backend=backend)
             torch.set_num_threads(threads)
             recorded, plain = with_gradients(fast, call), without_gradients(fast, call)
             if name in BITWISE:

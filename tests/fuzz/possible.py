@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from fuzz.ranges import Arithmetic, Range, beside
 from torch import nn
 
-from fuzz.ranges import Arithmetic, Range, beside
 from rnnjit.testing.calls import Call
 
 
@@ -101,7 +101,10 @@ class Possible:
 
     def _forward(self) -> dict[str, Range]:
         call, case = self._call, self._call.case
-        x, states = self._steps_first(Range.exactly(call.x)), case.num_layers * case.spec.num_directions
+        x, states = (
+            self._steps_first(Range.exactly(call.x)),
+            case.num_layers * case.spec.num_directions,
+        )
         if call.h0 is None:
             h0 = Range.zeros(states, case.batch, case.hidden_size)
         else:

@@ -99,10 +99,9 @@ class Arithmetic:
 
     def times(self, a: Range, b: Range) -> Range:
         """Products, not rounded: a sum that they are terms of may be fused with them."""
-        corners = [(x * y).nan_to_num(0.0, _INF, -_INF) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
-        lo, hi = corners[0], corners[0]
-        for corner in corners[1:]:
-            lo, hi = torch.minimum(lo, corner), torch.maximum(hi, corner)
+        corners = [_corner(x, y) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
+        lo = torch.stack([low for low, _ in corners]).amin(0)
+        hi = torch.stack([high for _, high in corners]).amax(0)
         nan = a.nan | b.nan | (_zero(a) & _infinite(b)) | (_infinite(a) & _zero(b))
         never = (_surely_zero(a) & _surely_infinite(b)) | (_surely_infinite(a) & _surely_zero(b))
         return Range(lo, hi, nan, a.num & b.num & ~never)
@@ -137,7 +136,7 @@ class Arithmetic:
         return self.total(both._map(lambda tensor: tensor.unsqueeze(-1)))
 
     def activate(self, cell: str, z: Range) -> Range:
-        """tanh or relu."""
+        """Tanh or relu."""
         if cell == "relu":
             return Range(z.lo.clamp(min=0), z.hi.clamp(min=0), z.nan, z.num)
         lo, hi = z.lo.tanh(), z.hi.tanh()
@@ -161,10 +160,8 @@ class Arithmetic:
         hi = torch.where(through, torch.where(blocked, grad.hi.clamp(min=0), grad.hi), 0.0)
         # The gradient's own numbers count only where it may be one.
         lo, hi = (
-            (
-                torch.where(through & ~grad.num, 0.0, lo),
-                torch.where(through & ~grad.num, 0.0, hi),
-            )
+            torch.where(through & ~grad.num, 0.0, lo),
+            torch.where(through & ~grad.num, 0.0, hi),
         )
         return Range(lo, hi, grad.nan & through, blocked | (through & grad.num))
 
@@ -176,6 +173,18 @@ class Arithmetic:
         hi = (1 - least.square() + 4 * self._eps).clamp(max=1)
         lo, hi = torch.where(most == 0, 1.0, lo), torch.where(least == 1, 0.0, hi)
         return Range(lo, hi, h.nan, h.num)
+
+
+def _corner(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A lower and an upper bound of products; an infinity times zero counts as zero.
+
+    What is too large for float64 is not infinite for all that: added to an infinity of the other
+    sign by a fused multiply-add, it leaves that.
+    """
+    product = (x * y).nan_to_num(0.0, _INF, -_INF)
+    finite, most = x.isfinite() & y.isfinite(), torch.finfo(torch.float64).max
+    low = product.where(~finite, product.clamp(max=most))
+    return low, product.where(~finite, product.clamp(min=-most))
 
 
 def _zero(r: Range) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,7 +91,9 @@ def laid(call: Call, layouts: dict[str, str]) -> Call:
         values = flat[start : start + weight.numel()].view(weight.shape)
         start += weight.numel()
         # Weights that share elements would not survive training.
-        weight.data = values if layouts["weights"] == "expanded" else lay(layouts["weights"], weight)
+        weight.data = (
+            values if layouts["weights"] == "expanded" else lay(layouts["weights"], weight)
+        )
 
     def change(name: str) -> Tensor | None:
         tensor = getattr(call, name)

@@ -4,13 +4,13 @@
 """
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from fuzz.configurations import cases, small_cases
 from fuzz.judging import check_accuracy, check_possible
 from fuzz.tensors import LAYINGS, SPLASHES, laid, splashed
 from fuzzing import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from rnnjit.testing.calls import build
 
 pytestmark = pytest.mark.fuzz
