@@ -30,7 +30,7 @@ class Layer:
 
     def forward(self, math: Arithmetic, x: Range, h0: Range, valid: torch.Tensor) -> Range:
         """The states `[T, B, H]`; rows that are not valid keep the state before them."""
-        T, (_, H) = x.lo.shape[0], h0.lo.shape
+        T = x.lo.shape[0]
         self.x, self.h0, self.valid = x, h0, valid
         self.y, self.before = Range.zeros(T, *h0.lo.shape), Range.zeros(T, *h0.lo.shape)
         biases = [w[None, :, None] for name, w in self.weights.items() if name.startswith("bias")]
@@ -101,10 +101,8 @@ class Possible:
 
     def _forward(self) -> dict[str, Range]:
         call, case = self._call, self._call.case
-        x, states = (
-            self._steps_first(Range.exactly(call.x)),
-            case.num_layers * case.spec.num_directions,
-        )
+        x = self._steps_first(Range.exactly(call.x))
+        states = case.num_layers * case.spec.num_directions
         if call.h0 is None:
             h0 = Range.zeros(states, case.batch, case.hidden_size)
         else:
@@ -114,7 +112,7 @@ class Possible:
         for layer in range(case.num_layers):
             pair = [Layer(call.module, layer, d) for d in range(case.spec.num_directions)]
             outputs = []
-            for d, one in enumerate(pair):
+            for one in pair:
                 outputs.append(one.forward(self._math, x, h0[len(last)], self._valid))
                 last.append(one.last[None])
             x = beside(outputs, -1)

@@ -56,7 +56,7 @@ class Range:
             getattr(self, name)[index] = getattr(value, name)
 
     def decided(self) -> Tensor:
-        """Where there is but one answer to: NaN, +Inf, -Inf or finite?"""
+        """Where an element can be but one of NaN, +Inf, -Inf and finite."""
         infinite = (self.lo == self.hi) & self.lo.isinf()
         finite = self.lo.isfinite() & self.hi.isfinite()
         return (self.nan & ~self.num) | (self.num & ~self.nan & (infinite | finite))
@@ -136,7 +136,7 @@ class Arithmetic:
         return self.total(both._map(lambda tensor: tensor.unsqueeze(-1)))
 
     def activate(self, cell: str, z: Range) -> Range:
-        """Tanh or relu."""
+        """The pointwise part of a cell."""
         if cell == "relu":
             return Range(z.lo.clamp(min=0), z.hi.clamp(min=0), z.nan, z.num)
         lo, hi = z.lo.tanh(), z.hi.tanh()
@@ -159,10 +159,8 @@ class Arithmetic:
         lo = torch.where(through, torch.where(blocked, grad.lo.clamp(max=0), grad.lo), 0.0)
         hi = torch.where(through, torch.where(blocked, grad.hi.clamp(min=0), grad.hi), 0.0)
         # The gradient's own numbers count only where it may be one.
-        lo, hi = (
-            torch.where(through & ~grad.num, 0.0, lo),
-            torch.where(through & ~grad.num, 0.0, hi),
-        )
+        never = through & ~grad.num
+        lo, hi = torch.where(never, 0.0, lo), torch.where(never, 0.0, hi)
         return Range(lo, hi, grad.nan & through, blocked | (through & grad.num))
 
     def _slope(self, h: Range) -> Range:
