@@ -2,11 +2,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: test demo docs install lint types clean
+.PHONY: test fuzz demo docs install lint types clean
 
 test: install lint types
 	$(BIN)/python -m pytest
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/simulated
+
+fuzz: install
+	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -m fuzz --hypothesis-show-statistics
 
 demo: install
 	$(BIN)/python examples/digits.py

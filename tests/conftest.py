@@ -1,4 +1,5 @@
 import pytest
+from fuzzing import thorough
 from hypothesis import HealthCheck, settings
 
 from rnnjit import Backend
@@ -8,15 +9,12 @@ pytest_plugins = ["pytester"]
 # For type checkers to read, not to be run.
 collect_ignore = ["typing_client"]
 
-settings.register_profile(
-    "rnnjit",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    # A slow or busy machine is no finding.
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("rnnjit")
+# A slow or busy machine is no finding.
+PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("rnnjit", derandomize=True, database=None, **PATIENT)
+# What it finds is kept in .hypothesis, and printed as a blob to paste.
+settings.register_profile("fuzz", derandomize=False, print_blob=True, **PATIENT)
+settings.load_profile("fuzz" if thorough() else "rnnjit")
 
 
 @pytest.fixture

@@ -61,59 +61,6 @@ def test_special_values_of_activations(dtype):
     torch.testing.assert_close(activate(x, "relu"), torch.relu(x), equal_nan=True, rtol=0, atol=0)
 
 
-SHAPES = [
-    # T, B, I, H, layers, bidirectional
-    (6, 1, 5, 300, 1, False),
-    (6, 1, 40, 200, 1, True),
-    (9, 2, 17, 250, 2, False),
-    (7, 8, 33, 64, 1, True),
-    (40, 33, 20, 47, 1, False),
-    (5, 70, 129, 130, 1, False),
-]
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bits_do_not_depend_on_the_number_of_threads(shape, threads):
-    T, B, I, H, layers, bidirectional = shape
-    torch.manual_seed(0)
-    rnn = nn.RNN(I, H, layers, bidirectional=bidirectional)
-    module = rnnjit.compile(rnn, backend="numba")
-    x = torch.randn(T, B, I)
-    h0 = torch.randn(layers * (1 + bidirectional), B, H)
-    threads(1)
-    alone = gradients(module, x, h0)
-    for count in (2, 3, 4, 7):
-        threads(count)
-        for expected, found in zip(alone, gradients(module, x, h0), strict=True):
-            assert torch.equal(expected, found), count
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bits_of_a_row_do_not_depend_on_its_company(dtype):
-    torch.manual_seed(0)
-    module = rnnjit.compile(nn.RNN(37, 83).to(dtype), backend="numba")
-    x = torch.randn(11, 45, 37, dtype=dtype)
-    with torch.no_grad():
-        whole, _ = module(x)
-        for rows in (slice(0, 1), slice(3, 5), slice(7, 20), slice(44, 45)):
-            part, _ = module(x[:, rows])
-            assert torch.equal(part, whole[:, rows])
-
-
-def test_bits_of_a_sequence_do_not_depend_on_packing():
-    torch.manual_seed(0)
-    module = rnnjit.compile(nn.RNN(12, 70, bidirectional=True), backend="numba")
-    lengths = [9, 9, 7, 4, 1]
-    x = torch.randn(9, 5, 12)
-    with torch.no_grad():
-        packed, h_n = module(pack_padded_sequence(x, torch.tensor(lengths)))
-        padded, _ = torch.nn.utils.rnn.pad_packed_sequence(packed)
-        for b, length in enumerate(lengths):
-            alone, last = module(x[:length, b : b + 1])
-            assert torch.equal(padded[:length, b : b + 1], alone)
-            assert torch.equal(h_n[:, b : b + 1], last)
-
-
 def test_long_sums_are_as_accurate_as_eager():
     torch.manual_seed(0)
     rnn = nn.RNN(2048, 700, nonlinearity="relu")
@@ -143,43 +90,6 @@ def test_bits_of_a_stream_are_those_of_the_whole_sequence(dtype, sizes):
             y, h = module(x[t : t + 1], h)
             assert torch.equal(y, whole[t : t + 1])
     assert torch.equal(h, last)
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_bits_of_packed_rows_do_not_depend_on_the_number_of_threads(bidirectional, threads):
-    torch.manual_seed(0)
-    rnn = nn.RNN(40, 90, bidirectional=bidirectional)
-    module = rnnjit.compile(rnn, backend="numba")
-    lengths = torch.tensor([40, 33, 33, 20, 9, 8, 8, 7, 3, 1, 1])
-    x, h0 = torch.randn(40, 11, 40), torch.randn(1 + bidirectional, 11, 90)
-
-    def packed(x, h0):
-        y, h_n = module(pack_padded_sequence(x, lengths), h0)
-        return y.data, h_n
-
-    packed.parameters, packed.zero_grad = module.parameters, module.zero_grad
-    threads(1)
-    alone = gradients(packed, x, h0)
-    for count in (2, 3, 5):
-        threads(count)
-        for expected, found in zip(alone, gradients(packed, x, h0), strict=True):
-            assert torch.equal(expected, found), count
-
-
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_two_thousand_steps_are_as_accurate_as_eager(nonlinearity):
-    torch.manual_seed(0)
-    rnn = nn.RNN(24, 50, nonlinearity=nonlinearity)
-    exact = nn.RNN(24, 50, nonlinearity=nonlinearity).double()
-    exact.load_state_dict(rnn.state_dict())
-    module = rnnjit.compile(rnn, backend="numba")
-    x, h0 = torch.randn(2000, 3, 24), torch.zeros(1, 3, 50)
-    truth = gradients(exact, x.double(), h0.double())
-    for true, eager, ours in zip(
-        truth, gradients(rnn, x, h0), gradients(module, x, h0), strict=True
-    ):
-        allowed = 2 * (eager - true).abs().max() + 2e-7 * true.abs().max()
-        assert (ours - true).abs().max() <= allowed
 
 
 @pytest.fixture

@@ -69,22 +69,6 @@ def everything(module, x, h0):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
-def test_threads_change_no_bit(bidirectional):
-    torch.manual_seed(0)
-    module = compiled(nn.RNN(37, 70, bidirectional=bidirectional))
-    x, h0 = torch.randn(21, 19, 37), torch.randn(2 if bidirectional else 1, 19, 70)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(everything(module, x, h0))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-
-
-@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
 def test_threads_take_packed_rows_in_turns(bidirectional):
     torch.manual_seed(0)
     rnn = nn.RNN(37, 70, bidirectional=bidirectional, dtype=torch.float64)
@@ -105,20 +89,6 @@ def test_threads_take_packed_rows_in_turns(bidirectional):
         torch.set_num_threads(before)
     for found in results[1:]:
         torch.testing.assert_close(found, results[0], rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_company_in_the_batch_changes_no_bit(dtype):
-    torch.manual_seed(0)
-    module = compiled(nn.RNN(5, 33).to(dtype))
-    x = torch.randn(7, 23, 5, dtype=dtype)
-    whole = module(x)[0]
-    for first, last in ((0, 1), (3, 5), (4, 11), (2, 17)):
-        assert torch.equal(module(x[:, first:last])[0], whole[:, first:last])
-    sequences = [x[: 7 - b // 4, b] for b in range(23)]
-    packed, _ = torch.nn.utils.rnn.pad_packed_sequence(module(pack_sequence(sequences))[0])
-    for b, sequence in enumerate(sequences):
-        assert torch.equal(packed[: len(sequence), b], whole[: len(sequence), b])
 
 
 @pytest.mark.parametrize("shift", [1, 3])

@@ -1,0 +1,156 @@
+"""Holds every backend of this machine against eager, on one call.
+
+What is promised of a result:
+
+* Values that are finite, come from finite values and could not have overflowed on the way are as
+  accurate as the conformance kit demands (`rnnjit.testing.tolerances`): the largest error of a
+  tensor against float64 is at most twice eager's own, plus a few units in the last place of the
+  tensor's largest value. float64, for which there is no wider run, is allowed four times.
+* NaN and infinities stand where eager has them, where there is but one answer. There is more than
+  one where a sum may overflow in one order and not in another, or where an infinity is multiplied
+  by what may be rounded to zero or to either sign. `fuzz.possible` knows: every value has to be
+  possible there, whoever computed it.
+* The sign of a zero depends on the order of a sum and is not promised.
+* Where a relu's input is within rounding of zero its gradient is 0 or 1 at will. Where a change of
+  the weights by a few units in the last place changes a float64 gradient by leaps, such leaps are
+  allowed.
+* `numba` and `tvm` give the same bits for any strides and any number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from fuzz.possible import Possible
+from fuzz.tensors import contiguous
+from hypothesis import event
+
+import rnnjit
+from rnnjit.testing import RecomputeBackend
+from rnnjit.testing.calls import Call, Values
+from rnnjit.testing.compare import Standard, compare
+from rnnjit.testing.procedures import with_gradients, without_gradients
+from rnnjit.testing.tolerances import InexactError
+
+BACKENDS = {
+    **{n: n for n, b in rnnjit.backends().items() if b.device == "cpu" and not b.missing()},
+    "auto": "auto",
+    "recompute": RecomputeBackend(),
+}
+BITWISE = {"numba", "tvm"}
+_LARGEST = 1e38
+_JITTER = 8  # units in the last place
+_LEAP = 20
+
+
+def check_accuracy(call: Call, threads: int) -> None:
+    """Every backend is as accurate as eager, with NaN and infinities in eager's places."""
+    standard = Standard(with_gradients, call)
+    for name, got in _results(call, threads):
+        try:
+            _compare(got, standard, call)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+def check_possible(call: Call, threads: int) -> None:
+    """Every backend's values are possible, and as accurate as eager's where that has a meaning."""
+    possible = Possible(call)
+    certain = all(bool(r.decided().all()) for r in possible.ranges.values())
+    calm = certain and possible.peak < _LARGEST
+    event("judged by", "accuracy" if calm else "ranges alone")
+    standard = Standard(with_gradients, call) if calm else None
+    _hold("nn.RNN", with_gradients(call.module, call), possible)
+    for name, got in _results(call, threads):
+        _hold(name, got, possible)
+        try:
+            if standard is not None:
+                _compare(got, standard, call)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+def _hold(name: str, got: Values, possible: Possible) -> None:
+    for part, allowed in possible.ranges.items():
+        found = got[part]
+        if found is None:
+            raise AssertionError(f"{name}: {part} is missing")
+        wrong = ~allowed.holds(found)
+        if wrong.any():
+            at = tuple(wrong.nonzero()[0].tolist())
+            one = allowed[at]
+            raise AssertionError(
+                f"{name}: {part} at {list(at)} is {float(found[at])}, possible is from "
+                f"{float(one.lo)} to {float(one.hi)} (a number: {bool(one.num)}), "
+                f"NaN: {bool(one.nan)}"
+            )
+
+
+def _results(call: Call, threads: int):
+    """The name of each backend and its results, of a call that is not recorded and one that is."""
+    before = torch.get_num_threads()
+    try:
+        for name, backend in BACKENDS.items():
+            fast = rnnjit.compile(call.module, backend=backend)
+            torch.set_num_threads(threads)
+            recorded, plain = with_gradients(fast, call), without_gradients(fast, call)
+            if name in BITWISE:
+                torch.set_num_threads(1)
+                other = contiguous(call)
+                again = with_gradients(rnnjit.compile(other.module, backend=name), other)
+                _expect_same(f"{name}: contiguous, on one thread", again, recorded)
+                _expect_same(f"{name}: unrecorded", plain, {n: recorded[n] for n in plain})
+            yield name, recorded
+            yield name, recorded | plain
+    finally:
+        torch.set_num_threads(before)
+
+
+def _expect_same(what: str, got: Values, expected: Values) -> None:
+    for name, one in expected.items():
+        other = got[name]
+        same = one is other if one is None or other is None else same_numbers(one, other)
+        if not same:
+            raise AssertionError(f"{what}: {name} has other bits")
+
+
+def same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether tensors are equal bit by bit, where all NaN count as one."""
+    nan = a.isnan()
+    same_signs = torch.equal(a.signbit() | nan, b.signbit() | nan)
+    return same_signs and torch.equal(nan, b.isnan()) and torch.equal(a[~nan], b[~nan])
+
+
+def _compare(got: Values, standard: Standard, call: Call) -> None:
+    try:
+        compare(got, standard)
+    except InexactError:
+        if call.case.nonlinearity != "relu" or not _leaps(standard, call):
+            raise
+        event("a relu within rounding of its edge")
+        compare({**got, **_gradients_of(standard)}, standard)
+
+
+def _gradients_of(standard: Standard) -> Values:
+    found = {n: standard.expected(n) for n in standard.names if n.startswith("the gradient")}
+    return {name: None if one is None else one.eager for name, one in found.items()}
+
+
+def _leaps(standard: Standard, call: Call) -> bool:
+    """Whether float64 gradients change by leaps where weights change by a little."""
+    eps = torch.finfo(call.case.dtype).eps
+    wide = call.to(torch.float64)
+    truth = with_gradients(wide.module, wide)
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        near = call.to(torch.float64)
+        for parameter in near.module.parameters():
+            noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5
+            parameter.data *= 1 + 2 * _JITTER * eps * noise
+        for name, value in with_gradients(near.module, near).items():
+            expected, true = standard.expected(name), truth[name]
+            if not name.startswith("the gradient") or None in (value, expected, true):
+                continue
+            change = (value - true).abs().nan_to_num(0, 0)
+            if float(change.max()) > _LEAP * (expected.own + eps * expected.scale):
+                return True
+    return False
