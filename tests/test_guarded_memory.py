@@ -12,13 +12,14 @@ from pathlib import Path
 
 import instruction_sets
 import pytest
+from fuzzing import examples, thorough
 
 import rnnjit
 
 if sys.platform != "linux":
     pytest.skip("guard pages are made by Linux's mmap and mprotect", allow_module_level=True)
 
-MORE = int(os.environ.get("RNNJIT_FUZZ_EXAMPLES", "0"))
+MORE = examples(1) if thorough() else 0
 POSSIBLE = instruction_sets.possible()
 #: The ways in which kernels are to be called at least once in a sweep of a backend.
 WAYS = {
@@ -70,6 +71,7 @@ def sweeps(tmp_path_factory):
         process.wait()
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize(("backend", "isa"), SWEEPS)
 def test_kernels_touch_their_own_memory_alone(backend, isa, sweeps):
     missing = rnnjit.backends()[backend].missing()
