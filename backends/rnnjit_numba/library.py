@@ -7,7 +7,7 @@ import gc
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -58,6 +58,9 @@ class Library:
     Attributes:
         isa: the instruction set that they were generated for.
         forward, backward: the kernels.
+
+    Raises:
+        ValueError: the parts are not object code, or not that of these kernels.
     """
 
     def __init__(self, isa: Isa, parts: Sequence[bytes]) -> None:
@@ -68,9 +71,15 @@ class Library:
             llvm.add_symbol(name, runtime.symbols[name] if runtime else 1)
         self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
         for code in parts:
-            self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+            reference = llvm.object_file.ObjectFileRef.from_data(code)
+            # LLVM would crash over what it could not read.
+            if not reference:
+                raise ValueError("a part of a library is not object code")
+            self._engine.add_object_file(reference)
         self._engine.finalize_object()
         addresses = [self._engine.get_function_address(name) for name in _ENTRIES]
+        if not all(addresses):
+            raise ValueError(f"a library lacks some of {_ENTRIES}")
         self.forward = Kernel(*addresses[:2])
         self.backward = Kernel(*addresses[2:])
 
@@ -82,7 +91,8 @@ def library(bits: int) -> Library:
     key = _key(isa, bits)
     kept = codecache.fetch(key)
     if kept is not None:
-        return Library(isa, _split(kept))
+        with suppress(ValueError):
+            return Library(isa, _split(kept))
     parts = compile_kernels(isa, bits)
     codecache.keep(key, _joined(parts))
     return Library(isa, parts)
