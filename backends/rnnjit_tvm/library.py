@@ -31,9 +31,16 @@ _BACKWARD = (
 
 
 class Kernel:
-    """One kernel's entries: for one thread, and for every thread of a team, phase by phase."""
+    """One kernel's entries: for one thread, and for every thread of a team, phase by phase.
 
-    def __init__(self, alone: int, phases: Sequence[int]) -> None:
+    Args:
+        engine: owns the code, which is gone when it is.
+        alone: address of the entry for one thread.
+        phases: addresses of the others.
+    """
+
+    def __init__(self, engine: Any, alone: int, phases: Sequence[int]) -> None:
+        self._engine = engine
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
         self._phases = phases
 
@@ -89,7 +96,7 @@ class Library:
         alone, *phases = (self._engine.get_function_address(name) for name in names)
         if not all((alone, *phases)):
             raise ValueError(f"a library lacks some of {names}")
-        return Kernel(alone, phases)
+        return Kernel(self._engine, alone, phases)
 
 
 @cache
