@@ -2,11 +2,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: test demo docs install lint types clean
+OLDEST ?= python3.10
+# Those that need no package beside pytest's.
+OLDEST_TESTS := conformance autograd cache_failures codecache compile double_backward dropin explain \
+	gradient_flow inductor_backend inductor_chunks inputs quick registry rnncell stream subclasses \
+	tracing transforms tune values
+
+.PHONY: test oldest demo docs install lint types clean
 
 test: install lint types
 	$(BIN)/python -m pytest
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/simulated
+
+# The oldest versions that pyproject.toml admits; PyPI's PyTorch takes several GB. Not a part of test.
+oldest:
+	test -x build/oldest/bin/python || $(OLDEST) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet -c oldest.txt -e . pytest hypothesis expecttest pytest-benchmark
+	build/oldest/bin/python -m pytest -p no:cacheprovider $(OLDEST_TESTS:%=tests/test_%.py)
 
 demo: install
 	$(BIN)/python examples/digits.py

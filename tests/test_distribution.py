@@ -116,11 +116,15 @@ def test_constraints_are_exact_and_are_what_is_installed():
         assert found.version in SpecifierSet(f"=={pins[name]}"), name
 
 
-def test_the_oldest_versions_are_those_that_the_readme_states():
-    (torch,) = (line for line in PROJECT["dependencies"] if line.startswith("torch"))
+def test_the_oldest_versions_are_stated_and_can_be_tested():
+    least = dict(re.match(r"(.+?)>=([\d.]+)", line).groups() for line in PROJECT["dependencies"])
     said = re.search(r"Python (\S+)\+, torch ([\d.]+)\+", (ROOT / "README.md").read_text())
     assert PROJECT["requires-python"] == f">={said[1]}"
-    assert torch == f"torch>={said[2]}"
+    assert least["torch"] == said[2]
+    # `make oldest` installs these.
+    lines = (ROOT / "oldest.txt").read_text().splitlines()
+    assert lines == [f"{name}=={version}.0" for name, version in sorted(least.items())]
+    assert f"OLDEST ?= python{said[1]}\n" in (ROOT / "Makefile").read_text()
 
 
 CALL = """
