@@ -2,7 +2,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: test fuzz demo docs install lint types clean
+OLDEST ?= python3.10
+# Those that need no package beside pytest's.
+OLDEST_TESTS := conformance autograd cache_failures codecache compile double_backward dropin explain \
+	gradient_flow inductor_backend inductor_chunks quick registry rnncell stream subclasses \
+	tracing transforms tune values
+
+.PHONY: test fuzz oldest demo docs install lint types clean
 
 test: install lint types
 	$(BIN)/python -m pytest
@@ -10,6 +16,12 @@ test: install lint types
 
 fuzz: install
 	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -m fuzz --hypothesis-show-statistics
+
+# The oldest versions that pyproject.toml admits; PyPI's PyTorch takes several GB. Not a part of test.
+oldest:
+	test -x build/oldest/bin/python || $(OLDEST) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet -c oldest.txt -e . pytest hypothesis expecttest pytest-benchmark
+	build/oldest/bin/python -m pytest -p no:cacheprovider $(OLDEST_TESTS:%=tests/test_%.py) tests/bad_input
 
 demo: install
 	$(BIN)/python examples/digits.py

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnnjit.spec import integers
+
 
 def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[int]:
     """The batch sizes as plain integers, on which a few checks take less time than on tensors.
@@ -41,7 +43,7 @@ def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[in
         raise (TypeError if makes_zeros else RuntimeError)(
             f"input.batch_sizes must be 1-D and torch.int64, got {sizes.dim()}-D {sizes.dtype}"
         )
-    counts: list[int] = sizes.tolist()
+    counts = integers(sizes)
     if counts[-1] < 0 or counts != sorted(counts, reverse=True):
         raise RuntimeError(
             "input.batch_sizes must never grow from one step to the next nor be negative, "
@@ -84,7 +86,7 @@ def check_order(name: str, order: Any, batch: int, data: Tensor) -> None:
         )
     # Elsewhere reading them would wait for the device, which checks them itself.
     if order.is_cpu and batch:
-        numbers: list[int] = order.view(batch).tolist()
+        numbers = integers(order.view(batch))
         low, high = min(numbers), max(numbers)
         if low < 0 or high >= batch:
             wrong = low if low < 0 else high

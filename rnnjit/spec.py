@@ -156,4 +156,13 @@ class Rows(NamedTuple):
         """The number of rows in each step, as plain integers."""
         if self.batch_sizes is None:
             return [self.B] * self.T
-        return [int(size) for size in self.batch_sizes.tolist()]
+        return integers(self.batch_sizes)
+
+
+def integers(tensor: Tensor) -> list[int]:
+    """The numbers in a 1-D tensor of integers."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        # PyTorch 2.9 has no memory to read a list from inside a torch.func transform.
+        return [int(number) for number in tensor]
+    numbers: list[int] = tensor.tolist()
+    return numbers

@@ -10,7 +10,6 @@ from torch import nn
 
 import rnnjit
 from rnnjit_tvm import BACKEND
-from rnnjit_tvm.backend import _missing
 
 #: Ends with what a test asks of the process after a call; `before` is how it was before.
 CALL = """
@@ -55,13 +54,23 @@ def test_importing_it_imports_no_compiler(tmp_path):
     assert python(code, tmp_path) == "[]"
 
 
-def test_it_says_what_to_install():
-    (reason,) = _missing(None)
-    assert "pip install 'rnnjit[tvm]'" in reason
-    (reason,) = _missing("0.28.1")
-    assert "0.28.1" in reason
-    assert "0.27 is needed: pip install 'rnnjit[tvm]'" in reason
-    assert _missing("0.27.0.post1") == []
+@pytest.fixture
+def versions(monkeypatch):
+    """What is installed, by the name of the distribution; a test may change it."""
+    found = {"apache-tvm": "0.27.0.post1", "llvmlite": "0.50.0"}
+    monkeypatch.setattr("rnnjit.release._installed", lambda package, module: found.get(package))
+    return found
+
+
+def test_it_says_what_to_install(versions):
+    assert BACKEND.missing() == []
+    versions["apache-tvm"] = "0.28.1"
+    (reason,) = BACKEND.missing()
+    assert "0.28.1 is installed, 0.27 is needed: pip install 'rnnjit[tvm]'" in reason
+    versions.clear()
+    tvm, llvmlite = BACKEND.missing()
+    assert tvm == "apache-tvm is not installed: pip install 'rnnjit[tvm]'"
+    assert llvmlite == "llvmlite is not installed: pip install 'llvmlite==0.50.*'"
 
 
 def test_it_declines_what_it_cannot_do():
@@ -73,8 +82,8 @@ def test_it_declines_what_it_cannot_do():
     assert any("sine" in reason for reason in BACKEND.why_not(odd, problem))
 
 
-def test_a_release_it_is_not_written_for_is_refused(monkeypatch):
-    monkeypatch.setattr("rnnjit_tvm.backend._installed", lambda: "0.20.0")
+def test_a_release_it_is_not_written_for_is_refused(versions):
+    versions["apache-tvm"] = "0.20.0"
     module = rnnjit.compile(nn.RNN(2, 3), backend="tvm")
     with pytest.raises(rnnjit.UnsupportedError, match=r"0\.20\.0 is installed"):
         module(torch.randn(1, 1, 2))

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.backend import Program, Runner, Shortcut, Stepper
+from rnnjit.release import lacking
 
+#: What the kernels are written for: others lower them otherwise, if at all.
+_RELEASES = {"numba": "0.68", "llvmlite": "0.50"}
 _BITS = {torch.float32: 32, torch.float64: 64}
 
 
@@ -24,11 +26,11 @@ class NumbaBackend(Backend):
     priority = 100
 
     def missing(self) -> list[str]:
-        """Names what cannot be imported."""
+        """Names what has to be installed."""
         return [
-            f"{package} cannot be imported: pip install {package}"
-            for package in ("numba", "llvmlite")
-            if find_spec(package) is None
+            reason
+            for package, release in _RELEASES.items()
+            for reason in lacking(package, package, release)
         ]
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:

@@ -7,7 +7,7 @@ import gc
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -27,9 +27,16 @@ _ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
 
 
 class Kernel:
-    """One kernel's two entries: called by one thread, and by every thread of a team."""
+    """One kernel's two entries: called by one thread, and by every thread of a team.
 
-    def __init__(self, alone: int, team: int) -> None:
+    Args:
+        engine: owns the code, which is gone when it is.
+        alone: address of one entry.
+        team: address of the other.
+    """
+
+    def __init__(self, engine: Any, alone: int, team: int) -> None:
+        self._engine = engine
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
         self._team = team
 
@@ -58,6 +65,9 @@ class Library:
     Attributes:
         isa: the instruction set that they were generated for.
         forward, backward: the kernels.
+
+    Raises:
+        ValueError: the parts are not object code, or not that of these kernels.
     """
 
     def __init__(self, isa: Isa, parts: Sequence[bytes]) -> None:
@@ -66,13 +76,19 @@ class Library:
         for name in ("omp_get_thread_num", "omp_get_num_threads"):
             # Without a runtime no team is ever made; the symbols must resolve all the same.
             llvm.add_symbol(name, runtime.symbols[name] if runtime else 1)
-        self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
+        engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
         for code in parts:
-            self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
-        addresses = [self._engine.get_function_address(name) for name in _ENTRIES]
-        self.forward = Kernel(*addresses[:2])
-        self.backward = Kernel(*addresses[2:])
+            reference = llvm.object_file.ObjectFileRef.from_data(code)
+            # LLVM would crash over what it could not read.
+            if not reference:
+                raise ValueError("a part of a library is not object code")
+            engine.add_object_file(reference)
+        engine.finalize_object()
+        addresses = [engine.get_function_address(name) for name in _ENTRIES]
+        if not all(addresses):
+            raise ValueError(f"a library lacks some of {_ENTRIES}")
+        self.forward = Kernel(engine, *addresses[:2])
+        self.backward = Kernel(engine, *addresses[2:])
 
 
 @cache
@@ -82,7 +98,8 @@ def library(bits: int) -> Library:
     key = _key(isa, bits)
     kept = codecache.fetch(key)
     if kept is not None:
-        return Library(isa, _split(kept))
+        with suppress(ValueError):
+            return Library(isa, _split(kept))
     parts = compile_kernels(isa, bits)
     codecache.keep(key, _joined(parts))
     return Library(isa, parts)

@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.backend import Shortcut
+from rnnjit.release import lacking
 
 _DTYPES = (torch.float32, torch.float64)
 _CELLS = ("tanh", "relu")
 #: The release of TVM whose TensorIR the kernels are written in; others have other builders.
-_RELEASE = (0, 27)
+_RELEASE = "0.27"
+#: The release of llvmlite, which loads the object code.
+_LOADER = "0.50"
 
 
 class TvmBackend(Backend):
@@ -29,7 +30,10 @@ class TvmBackend(Backend):
 
     def missing(self) -> list[str]:
         """Names what has to be installed."""
-        return _missing(_installed())
+        return [
+            *lacking("apache-tvm", "tvm", _RELEASE, "pip install 'rnnjit[tvm]'"),
+            *lacking("llvmlite", "llvmlite", _LOADER),
+        ]
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Declines other devices than the CPU, other dtypes and unknown cells."""
@@ -83,25 +87,6 @@ class TvmBackend(Backend):
 
         rows = Rows(problem.T, problem.B, problem.N)
         return run.shortcut(problem.dtype.itemsize, spec.layers, rows, y_shape)
-
-
-@cache
-def _installed() -> str | None:
-    """The version of TVM, or None."""
-    try:
-        return version("apache-tvm")
-    except PackageNotFoundError:
-        return None
-
-
-def _missing(found: str | None) -> list[str]:
-    """What has to be installed, given the version of TVM that is."""
-    release = ".".join(str(part) for part in _RELEASE)
-    if found is None:
-        return ["apache-tvm is not installed: pip install 'rnnjit[tvm]'"]
-    if tuple(found.split(".")[:2]) != tuple(str(part) for part in _RELEASE):
-        return [f"apache-tvm {found} is installed, {release} is needed: pip install 'rnnjit[tvm]'"]
-    return []
 
 
 BACKEND = TvmBackend()

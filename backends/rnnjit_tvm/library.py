@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -30,9 +31,16 @@ _BACKWARD = (
 
 
 class Kernel:
-    """One kernel's entries: for one thread, and for every thread of a team, phase by phase."""
+    """One kernel's entries: for one thread, and for every thread of a team, phase by phase.
 
-    def __init__(self, alone: int, phases: Sequence[int]) -> None:
+    Args:
+        engine: owns the code, which is gone when it is.
+        alone: address of the entry for one thread.
+        phases: addresses of the others.
+    """
+
+    def __init__(self, engine: Any, alone: int, phases: Sequence[int]) -> None:
+        self._engine = engine
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
         self._phases = phases
 
@@ -60,6 +68,9 @@ class Library:
     Attributes:
         isa: the instruction set that they were generated for.
         forward, backward: the kernels.
+
+    Raises:
+        ValueError: `code` is not object code, or not that of these kernels.
     """
 
     def __init__(self, isa: Isa, code: bytes) -> None:
@@ -72,14 +83,20 @@ class Library:
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_triple(isa.triple).create_target_machine(jit=True)
         self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+        reference = llvm.object_file.ObjectFileRef.from_data(code)
+        # LLVM would crash over what it could not read.
+        if not reference:
+            raise ValueError("a library is not object code")
+        self._engine.add_object_file(reference)
         self._engine.finalize_object()
         self.forward = self._kernel(_FORWARD)
         self.backward = self._kernel(_BACKWARD)
 
     def _kernel(self, names: Sequence[str]) -> Kernel:
         alone, *phases = (self._engine.get_function_address(name) for name in names)
-        return Kernel(alone, phases)
+        if not all((alone, *phases)):
+            raise ValueError(f"a library lacks some of {names}")
+        return Kernel(self._engine, alone, phases)
 
 
 @cache
@@ -87,12 +104,14 @@ def library(bits: int) -> Library:
     """The kernels for elements of `bits` bits on this machine, cached or compiled now."""
     isa = host_isa()
     key = _key(isa, bits)
-    code = codecache.fetch(key)
-    if code is None:
-        from rnnjit_tvm.compiler import compile_kernels
+    kept = codecache.fetch(key)
+    if kept is not None:
+        with suppress(ValueError):
+            return Library(isa, kept)
+    from rnnjit_tvm.compiler import compile_kernels
 
-        code = compile_kernels(isa, bits)
-        codecache.keep(key, code)
+    code = compile_kernels(isa, bits)
+    codecache.keep(key, code)
     return Library(isa, code)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `rnnjit info`, `rnnjit compare`, `rnnjit check` and `rnnjit export`."""
+"""The command line: `rnnjit info`, `compare`, `check`, `export` and `cache`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from rnnjit import __version__
-from rnnjit.cli import check, compare, export, info
+from rnnjit.cli import cache, check, compare, export, info
 from rnnjit.cli.parser import Parser, UsageError
 
 _BROKEN_PIPE = 141
@@ -22,7 +22,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"rnnjit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for module in (info, compare, check, export):
+    for module in (info, compare, check, export, cache):
         module.add(commands)
     return parser
 
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, or None for those of the process.
 
     Returns:
-        The exit status: 0 if all is well, 1 if a backend failed, 130 after Ctrl-C, 141 if the
-        reader of the output went away.
+        The exit status: 0 if all is well, 1 if a backend or the cache failed, 130 after Ctrl-C,
+        141 if the reader of the output went away.
 
     Raises:
         SystemExit: with status 2 for arguments that make no sense, after one line on stderr that
