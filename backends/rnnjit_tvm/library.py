@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +16,7 @@ import llvmlite.binding as llvm
 
 from rnnjit import codecache, cpu
 from rnnjit.cpu import Isa
+from rnnjit.once import Once
 from rnnjit.team import FORK, openmp
 from rnnjit_tvm.host import host_isa
 
@@ -82,7 +82,7 @@ class Library:
         return Kernel(alone, phases)
 
 
-@cache
+@Once
 def library(bits: int) -> Library:
     """The kernels for elements of `bits` bits on this machine, cached or compiled now."""
     isa = host_isa()
