@@ -95,5 +95,6 @@ def apart(function: Callable[..., V], *args: Any) -> Future[V]:
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised by the waiting
             future.set_exception(error)
 
-    Thread(target=run, name=f"rnnjit: {getattr(function, '__name__', 'work')}").start()
+    name = f"rnnjit: {getattr(function, '__name__', 'work')}"
+    Thread(target=run, name=name, daemon=False).start()  # a daemon's would be one, too
     return future
