@@ -14,6 +14,7 @@ from rnnjit.dispatch import special_tensor
 from rnnjit.failures import FAILURES, replaceable
 from rnnjit.reference import layer_backward
 from rnnjit.spec import LayerSpec, Rows
+from rnnjit.team import FORK, one_thread
 
 
 def run_layer(
@@ -80,6 +81,9 @@ class _RNNLayer(torch.autograd.Function):
     def backward(
         ctx: Any, grad_y: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        if FORK.forked and torch.get_num_threads() > 1:
+            with one_thread():
+                return _RNNLayer.backward(ctx, grad_y, grad_h_n)
         unused = (None,) * 5
         if grad_y is None and grad_h_n is None:
             return (*unused, *(None for _ in ctx.needs_input_grad[5:]))

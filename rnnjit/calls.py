@@ -22,6 +22,7 @@ from rnnjit.reference import EagerBackend, ReferenceBackend
 from rnnjit.registry import key_of, resolve
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.stack import LayerRun, run_stack
+from rnnjit.team import FORK, one_thread
 
 _CHOICES_KEPT = 512
 #: Routes kept for one shape of input: with gradients or without, and the like.
@@ -60,35 +61,44 @@ class Calls(nn.Module):
 
     def _forget_choices(self) -> None:
         """Choose backends anew from the next call on."""
-        self._choices: dict[Problem, Backend] = {}
-        self._choices_spec: RNNSpec | None = None
+        generation = GENERATION.now
+        self._choices: dict[tuple[RNNSpec, Problem], Backend] = {}
         self._routes: dict[torch.Size, tuple[Route, ...]] = {}
-        self._generation = GENERATION.now
+        self._generation = generation
 
     def _call(self, x: Any, hx: Tensor | None) -> Result | None:
-        """The result of a call in nn.RNN's form, or None if torch's own layer has to run it."""
+        """The result of a call in nn.RNN's form, or None if torch's own layer has to run it.
+
+        Other threads may call too, and may change the configuration or the backend meanwhile. What
+        is found in a call is remembered in the dictionaries that were there before it looked: a
+        change replaces them.
+        """
+        if FORK.forked and torch.get_num_threads() > 1:
+            with one_thread():
+                return self._call(x, hx)
         if self._generation != GENERATION.now:
             self._forget_choices()
         # The short way may compute a whole stack by one call, which has no ranges for its layers.
-        profiled = profiler._is_profiler_enabled
+        profiled, routes = profiler._is_profiler_enabled, self._routes
         if type(x) is Tensor and not profiled:
             try:
-                routes = self._routes.get(x.shape, ())
+                known = routes.get(x.shape, ())
             except RuntimeError:  # a nested tensor, which has no shape
-                routes = ()
-            for route in routes:
+                known = ()
+            for route in known:
                 if (result := route(self, x, hx)) is not None:
                     return result
         if torch._C._get_tracing_state() is not None:
             return None
-        spec, weights = capture(self), weights_of(self)
+        choices = self._choices
+        spec, weights, training = capture(self), weights_of(self), self.training
         prepared = prepare(spec, weights[0], x, hx)
         check_weights(spec, weight_names(self), weights)
         h0 = initial_state(spec, prepared)
         problem = problem_of(prepared, h0, weights)
         special = special_context(prepared.x, h0, *weights)
         if special is None:
-            backend = self._backend_for(spec, problem)
+            backend = self._backend_for(spec, problem, choices)
         elif special.startswith("autocast"):
             return None
         else:
@@ -96,11 +106,13 @@ class Calls(nn.Module):
         failover = Failover(spec, problem) if self._backend == "auto" and not special else None
         run: LayerRun = failover or run_layer
         y, h_n = run_stack(
-            *(backend, spec, prepared.rows, prepared.x, h0, weights, self.training),
+            *(backend, spec, prepared.rows, prepared.x, h0, weights, training),
             *(problem.needs_grad, run),
         )
         if special is None and not profiled and not isinstance(x, PackedSequence):
-            self._remember(backend, spec, problem, x, h0, weights, failover)
+            ways = shortcut(backend, spec, problem, training, x, h0, weights, failover)
+            if ways is not None:
+                _remember(routes, Route(*ways, weight_names(self), x, h0, weights), x.shape)
         return restore(spec, prepared, y, h_n)
 
     def _traced_call(self, spec: RNNSpec, x: Tensor, hx: Tensor | None) -> Result | None:
@@ -126,40 +138,20 @@ class Calls(nn.Module):
         )
         return restore(spec, prepared, y, h_n)
 
-    def _remember(
-        self,
-        backend: Backend,
-        spec: RNNSpec,
-        problem: Problem,
-        x: Tensor,
-        h0: Tensor,
-        weights: tuple[Tensor, ...],
-        failover: Failover | None,
-    ) -> None:
-        """Keep a short way for the next call like this one, if there is one."""
-        ways = shortcut(backend, spec, problem, self.training, x, h0, weights, failover)
-        if ways is None:
-            return
-        if len(self._routes) >= _CHOICES_KEPT:
-            self._routes.clear()
-        route = Route(*ways, weight_names(self), x, h0, weights)
-        others = self._routes.get(x.shape, ())
-        self._routes[x.shape] = (route, *others[: _KINDS_KEPT - 1])
-
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in _CONFIGURATION or (isinstance(value, Tensor) and value.is_nested):
             self.__dict__["_routes"] = {}
 
-    def _backend_for(self, spec: RNNSpec, problem: Problem) -> Backend:
-        if self._choices_spec is not spec:
-            self._choices_spec, self._choices = spec, {}
-        chosen = self._choices.get(problem)
+    def _backend_for(
+        self, spec: RNNSpec, problem: Problem, choices: dict[tuple[RNNSpec, Problem], Backend]
+    ) -> Backend:
+        chosen = choices.get((spec, problem))
         if chosen is None:
             chosen = choose(spec, problem, resolve(self._backend))
-            if len(self._choices) >= _CHOICES_KEPT:
-                self._choices.clear()
-            self._choices[problem] = chosen
+            if len(choices) >= _CHOICES_KEPT:
+                choices.clear()
+            choices[spec, problem] = chosen
         return chosen
 
     def _get_name(self) -> str:
@@ -169,7 +161,7 @@ class Calls(nn.Module):
         parent: Any = super()
         # nn.Module has no __getstate__ of its own before Python 3.11.
         state = parent.__getstate__() if hasattr(parent, "__getstate__") else self.__dict__
-        return {**state, "_choices": {}, "_choices_spec": None, "_routes": {}}
+        return {**state, "_choices": {}, "_routes": {}}
 
     def __setstate__(self, d: dict[str, Any]) -> None:
         super().__setstate__(d)  # type: ignore[no-untyped-call]  # torch has no types here
@@ -180,6 +172,14 @@ class Calls(nn.Module):
         from rnnjit.rebuild import empty
 
         return empty, (self._source_class,), self.__getstate__()
+
+
+def _remember(routes: dict[torch.Size, tuple[Route, ...]], route: Route, shape: torch.Size) -> None:
+    """Keep a short way for the next call with input of this shape."""
+    if len(routes) >= _CHOICES_KEPT:
+        routes.clear()
+    others = routes.get(shape, ())
+    routes[shape] = (route, *others[: _KINDS_KEPT - 1])
 
 
 def problem_of(prepared: Prepared, h0: Tensor, weights: tuple[Tensor, ...]) -> Problem:

@@ -95,7 +95,7 @@ def _shared(fields: tuple[Any, ...]) -> RNNSpec:
     if spec is None:
         if len(_SPECS) >= _SPECS_KEPT:
             _SPECS.clear()
-        spec = _SPECS[fields] = RNNSpec(*fields)
+        spec = _SPECS.setdefault(fields, RNNSpec(*fields))
     return spec
 
 

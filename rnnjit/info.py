@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rnnjit.registry import backends, lacking
+from rnnjit.team import no_team
 
 PACKAGES = ("rnnjit", "torch", "numpy", "numba", "llvmlite", "apache-tvm")
 """The distributions whose versions decide what a kernel does."""
@@ -63,6 +64,7 @@ class Environment:
         features: those among the processor's features that matter here; empty if not known.
         cpus: logical processors that this process may run on.
         threads: `torch.get_num_threads()`, which backends follow.
+        teams: "" if compiled kernels can share a call between threads, else why they cannot.
         backends: every installed backend, in the order of `auto`.
     """
 
@@ -73,6 +75,7 @@ class Environment:
     features: tuple[str, ...]
     cpus: int
     threads: int
+    teams: str
     backends: tuple[BackendStatus, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,6 +99,7 @@ def environment() -> Environment:
         features=tuple(feature for feature in _FEATURES if feature in flags),
         cpus=_usable_cpus(),
         threads=torch.get_num_threads(),
+        teams=no_team(),
         backends=tuple(
             BackendStatus(backend.name, backend.priority, lacking(backend))
             for backend in backends().values()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from operator import itemgetter
+from threading import RLock
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from rnnjit.module import CompiledRNN
 from rnnjit.registry import resolve
 from rnnjit.spec import Problem, Rows
 from rnnjit.stack import run_stack
-from rnnjit.team import FORK
+from rnnjit.team import FORK, one_thread
 
 
 class Stream:
@@ -29,7 +32,7 @@ class Stream:
     Where the backend can (numba), a step allocates nothing but its output, and y is bit for bit
     what the whole sequence in one call gives; with other backends it is equal within their
     rounding. Weights are read at every step: a module may go on training while its streams run. A
-    stream is for one thread at a time, and records no gradients.
+    stream is for one thread at a time (`step` refuses a second), and records no gradients.
 
     Args:
         module: an nn.RNN or a compiled one, of one direction.
@@ -65,6 +68,8 @@ class Stream:
             backend = module.backend if isinstance(module, CompiledRNN) else "auto"
         self._module, self._spec, self._wanted = module, spec, resolve(backend)
         self._batch = batch_size
+        # Held during a step: blocks that a kernel reads from are not to be filled anew meanwhile.
+        self._turn, self._process = RLock(), os.getpid()
         self._weights_of = itemgetter(*module._flat_weights_names)
         weights = weights_of(module)
         states = (spec.num_layers, batch_size, spec.hidden_size)
@@ -138,8 +143,17 @@ class Stream:
             AttributeError: x is no tensor.
             TypeError: x or a weight is a tensor subclass, or autocast or a transform is in force.
             ValueError: x is of another shape or dtype.
-            RuntimeError: x is on another device, or a weight does not fit the module.
+            RuntimeError: x is on another device, a weight does not fit the module, or another
+                thread is amid a step of this stream.
         """
+        if not self._turn.acquire(blocking=False):
+            self._turn = self._turn_after_fork()
+        try:
+            return self._step(x)
+        finally:
+            self._turn.release()
+
+    def _step(self, x: Tensor) -> Tensor:
         module = self._module
         try:
             weights = self._weights_of(module._parameters)
@@ -169,9 +183,20 @@ class Stream:
         self._states = after, before
         return y
 
+    def _turn_after_fork(self) -> RLock:
+        """A lock of this process, if the one there is was held by a thread of the parent's."""
+        if self._process == os.getpid():
+            raise RuntimeError(
+                "another thread is amid a step of this stream, which is for one thread at a time: "
+                "make a stream for each thread, or let them take turns"
+            )
+        self._process, turn = os.getpid(), RLock()
+        turn.acquire()
+        return turn
+
     def _step_by_call(self, backend: Backend, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         rows = Rows(1, self._batch, self._batch)
-        with torch.no_grad():
+        with torch.no_grad(), one_thread() if FORK.forked else nullcontext():
             y, h_n = run_stack(
                 *(backend, self._spec, rows, x, self._states[0], weights),
                 training=False,
@@ -184,7 +209,7 @@ class Stream:
     def _prepare(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Check a step that is unlike the one before, choose a backend for it and those like it."""
         spec = capture(self._module)
-        if spec is not self._spec:
+        if spec != self._spec:
             raise RuntimeError(
                 "the module's configuration was changed under a stream: make a new one"
             )

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+import torch
 
 
 class OpenMP:
@@ -59,7 +63,30 @@ FORK = ForkGuard()
 
 def most_threads(wanted: int) -> int:
     """How many threads a kernel may use, of those wanted."""
-    return 1 if FORK.forked or openmp() is None else wanted
+    return 1 if no_team() else wanted
+
+
+def no_team() -> str:
+    """Why kernels run on one thread whatever torch's number of threads is, or "" if not."""
+    if FORK.forked:
+        return "this process was forked, and has no OpenMP threads that survive that"
+    if openmp() is None:
+        return "the OpenMP runtime of this PyTorch lacks GNU's interface (GOMP_parallel)"
+    return ""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch's own operators run on the calling thread.
+
+    In a forked process they would wait for ever for threads that only its parent has.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _address(function: Any) -> int:

@@ -12,7 +12,6 @@ torch._inductor is imported on the first compilation: that takes seconds.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -20,13 +19,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rnnjit.once import COMPILING
 from rnnjit_inductor.graphs import backward_chunk, forward_chunk, matrix_product, tile_product
 from rnnjit_inductor.plan import MATRIX, Plan
 
 #: Called with a chunk's tensors, in the order of `rnnjit_inductor.graphs`.
 Compiled = Callable[..., tuple[Tensor, ...]]
 
-_LOCK = threading.Lock()
 _COMPILED: dict[Key, Compiled] = {}
 # Sizes that the code is traced with. They decide nothing but where a loop is worth several threads.
 _BATCH, _PANELS = 16, 8
@@ -66,7 +65,7 @@ def compiled(key: Key) -> Compiled:
     found = _COMPILED.get(key)
     if found is not None:
         return found
-    with _LOCK:
+    with COMPILING.lock:
         if key not in _COMPILED:
             try:
                 _COMPILED[key] = _compile(key)

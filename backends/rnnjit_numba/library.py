@@ -6,9 +6,7 @@ import ctypes
 import gc
 from array import array
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +14,7 @@ import llvmlite.binding as llvm
 
 from rnnjit import codecache, cpu
 from rnnjit.cpu import Isa
+from rnnjit.once import Once, apart
 from rnnjit.team import FORK, openmp
 from rnnjit_numba.codegen import object_code, target_machine
 from rnnjit_numba.host import host_isa
@@ -91,7 +90,7 @@ class Library:
         self.backward = Kernel(engine, *addresses[2:])
 
 
-@cache
+@Once
 def library(bits: int) -> Library:
     """The kernels for elements of `bits` bits on this machine, cached or compiled now."""
     isa = host_isa()
@@ -110,12 +109,11 @@ def compile_kernels(isa: Isa, bits: int) -> list[bytes]:
 
     A part is optimised on another thread while numba lowers the next one on this.
     """
-    with _no_collection(), ThreadPoolExecutor() as pool:
+    with _no_collection():
         from rnnjit_numba import frontend
 
         jobs = [
-            pool.submit(object_code, part.text, isa, part.symbols)
-            for part in frontend.parts(isa, bits)
+            apart(object_code, part.text, isa, part.symbols) for part in frontend.parts(isa, bits)
         ]
         return [job.result() for job in jobs]
 

@@ -18,6 +18,7 @@ from numba.core import compiler, cpu, descriptors, types, typing, utils
 from numba.core import typed_passes as typed
 from numba.core import untyped_passes as untyped
 from numba.core.codegen import CodeLibrary
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import PassManager
 from numba.core.target_extension import (
     Generic,
@@ -44,7 +45,10 @@ _PASSES = (
 
 
 def lower(function: Callable[..., None], symbol: str, module: Any) -> None:
-    """Add to an LLVM module the function `symbol(i64, ...)`, which does what `function` does."""
+    """Add to an LLVM module the function `symbol(i64, ...)`, which does what `function` does.
+
+    An application's own functions may be compiled by other threads: numba's lock keeps them apart.
+    """
     arity = len(inspect.signature(function).parameters)
     flags = compiler.Flags()
     flags.no_compile = True
@@ -54,7 +58,7 @@ def lower(function: Callable[..., None], symbol: str, module: Any) -> None:
     flags.nrt = False
     target = _Dispatcher.targetdescr
     target.typing_context.forget()
-    with target_override(_NAME):
+    with global_compiler_lock, target_override(_NAME):
         result = compiler.compile_extra(
             target.typing_context,
             target.target_context,

@@ -10,7 +10,6 @@ import ctypes
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +17,7 @@ import llvmlite.binding as llvm
 
 from rnnjit import codecache, cpu
 from rnnjit.cpu import Isa
+from rnnjit.once import Once
 from rnnjit.team import FORK, openmp
 from rnnjit_tvm.host import host_isa
 
@@ -99,7 +99,7 @@ class Library:
         return Kernel(self._engine, alone, phases)
 
 
-@cache
+@Once
 def library(bits: int) -> Library:
     """The kernels for elements of `bits` bits on this machine, cached or compiled now."""
     isa = host_isa()

@@ -42,6 +42,8 @@ def _machine(found: Environment) -> Table:
     table.add_row("features", Text(" ".join(found.features) or "unknown"))
     table.add_row("PyTorch uses", Text(found.capability))
     table.add_row("threads", Text(f"{found.threads} of {found.cpus} processors"))
+    if found.teams:
+        table.add_row("", Text(f"kernels run on one: {found.teams}"))
     return table
 
 
