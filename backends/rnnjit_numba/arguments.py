@@ -11,6 +11,9 @@ from typing import NamedTuple
 #: The number that stands for each cell.
 CODES = {"tanh": 0, "relu": 1}
 
+#: Bytes of a cache line.
+LINE = 64
+
 
 class ForwardArguments(NamedTuple):
     """Arguments of the forward kernel.
@@ -21,7 +24,7 @@ class ForwardArguments(NamedTuple):
         sizes: address of the batch sizes, int64 `[T]`; 0 if dense.
         slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
         every: distance of a slice's rows: 1, or `slices` where slices take rows in turns.
-        parts: threads that share the hidden columns of one slice.
+        parts: shares that the hidden columns of one slice are cut into.
         tail: steps of fewer rows than this are shared by their hidden columns among all threads.
         hoist: whether the input's share of all steps is computed before the first.
         direct: whether weights are read as they lie; then only the bias is packed.
@@ -30,7 +33,8 @@ class ForwardArguments(NamedTuple):
         scratch: for each direction, the packed weights and then the bias.
         packed_inputs, packed_row, packed: bytes of W_ih's part of one packed column vector, of
             the column vector, and of one direction's packed weights and bias.
-        sync: barrier counters, zeroed, one cache line each.
+        sync: where threads meet, zeroed: an area for the team, and one for each direction (see
+            `area_bytes`).
     """
 
     T: int
@@ -122,3 +126,8 @@ class BackwardArguments(NamedTuple):
     reduction: int
     reduction_size: int
     sync: int
+
+
+def area_bytes(threads: int) -> int:
+    """Bytes of an area where threads meet: a line for all, and one for each (see `sharing`)."""
+    return LINE * (1 + threads)

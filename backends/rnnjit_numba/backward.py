@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 from rnnjit_numba import memory, pointwise
-from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba.arguments import LINE, BackwardArguments
 from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK
 from rnnjit_numba.reductions import add_reduce
 from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
@@ -30,23 +30,19 @@ from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
 def add_backward(tools: Toolbox, common: Common) -> None:
     """Add the kernel `backward(arguments, thread, threads)`, which each thread calls."""
     unpack, write_int = memory.unpack_arguments(BackwardArguments), memory.write_int()
-    meet, least, most = memory.arrive_and_wait(), memory.least(), memory.most()
-    read_int = memory.read_int()
-    pack, share, move = (
-        _add_pack_share(tools),
-        _add_recur_share(tools, common),
-        _add_move(tools, common),
-    )
-    reduce = add_reduce(tools, common)
+    read_int, least, most = memory.read_int(), memory.least(), memory.most()
+    next_share = common.next_share
+    pack, move = _add_pack_share(tools), _add_move(tools, common)
+    through, reduce = _add_through(tools, common), add_reduce(tools, common)
+    recur, initial = _add_recur_share(tools, common, through), _add_initial(tools, through)
     size = tools.lanes.itemsize
     dz_field = 8 * BackwardArguments._fields.index("dz")
 
     def backward(arguments: int, thread: int, threads: int) -> None:
         a = unpack(arguments)
-        ld, together = a.H * size, threads > 1
+        ld = a.H * size
         blocks = (a.N + REDUCTION_ROWS - 1) // REDUCTION_ROWS
-        pack(arguments, thread, threads)
-        stop, row_stop, kept, met = a.T, a.N, 0, 0
+        stop, row_stop, kept, phase = a.T, a.N, 0, 0
         while stop > 0:
             start, row, last = stop, row_stop, 0
             while start > 0:
@@ -54,97 +50,97 @@ def add_backward(tools: Toolbox, common: Common) -> None:
                 if start < stop and row_stop - row + rows > a.window:
                     break
                 start, row, last = start - 1, row - rows, rows
-            if stop < a.T:
-                move(arguments, thread, threads, row_stop - row, kept)
-            if thread == 0:
-                write_int(arguments + dz_field, a.dz_buffer - row * ld)
-            if together:
-                met += threads
-                meet(a.sync, met)
-            share(arguments, thread, threads, start, stop, row_stop)
-            if together:
-                met += threads
-                meet(a.sync, met)
+            share = next_share(a.sync, thread, threads, phase, -1, 0)
+            while share >= 0:
+                if stop < a.T:
+                    move(arguments, share, threads, row_stop - row, kept)
+                else:
+                    pack(arguments, share, threads)
+                if share == 0:
+                    write_int(arguments + dz_field, a.dz_buffer - row * ld)
+                share = next_share(a.sync, thread, threads, phase, share, 0)
+            share = next_share(a.sync, thread, threads, phase + 1, -1, 0)
+            while share >= 0:
+                recur(arguments, share, threads, start, stop, row_stop)
+                share = next_share(a.sync, thread, threads, phase + 1, share, 0)
             first = (row + REDUCTION_ROWS - 1) // REDUCTION_ROWS
-            reduce(arguments, thread, threads, row, row_stop, first, blocks)
-            if together and start > 0:
-                met += threads
-                meet(a.sync, met)
+            final = 1 if start == 0 else 0
+            share = next_share(a.sync, thread, threads, phase + 2, -1, final)
+            while share >= 0:
+                reduce(arguments, share, threads, row, row_stop, first, blocks)
+                if final != 0 and a.grad_h0 != 0:
+                    initial(arguments, share, threads)
+                share = next_share(a.sync, thread, threads, phase + 2, share, final)
             kept = least(most(last, first * REDUCTION_ROWS - row), a.N - row)
             stop, row_stop, blocks = start, row, first
+            phase += 3
 
     tools.units.add(backward)
 
 
 def _add_pack_share(tools: Toolbox) -> Any:
-    """A thread's share of packing W_hh, and W_ih where grad_x is needed."""
+    """A share of packing W_hh, and W_ih where grad_x is needed."""
     unpack = memory.unpack_arguments(BackwardArguments)
     pack, lanes = _add_pack_back(tools), tools.lanes.count
 
-    def pack_share(arguments: int, thread: int, threads: int) -> None:
+    def pack_share(arguments: int, share: int, shares: int) -> None:
         a = unpack(arguments)
         columns = (a.H + lanes - 1) // lanes
         if a.grad_x != 0:
             columns += (a.I + lanes - 1) // lanes
+        first, last = columns * share // shares, columns * (share + 1) // shares
         for d in range(a.D):
-            first, last = columns * thread // threads, columns * (thread + 1) // threads
             pack(arguments, d, first, last)
 
     return tools.units.add(pack_share)
 
 
-def _add_recur_share(tools: Toolbox, common: Common) -> Any:
-    """A thread's share of the recurrence from step `stop` down to step `start`.
+def _add_recur_share(tools: Toolbox, common: Common, through: Any) -> Any:
+    """A share of the recurrence from step `stop` down to step `start`.
 
     `row_stop` is the row behind the last of these steps.
     """
     unpack, least = memory.unpack_arguments(BackwardArguments), memory.least()
-    read_int = memory.read_int()
-    recur, lanes = _add_recur(tools, common), tools.lanes.count
+    read_int, recur = memory.read_int(), _add_recur(tools, common, through)
 
     def recur_share(
-        arguments: int, thread: int, threads: int, start: int, stop: int, row_stop: int
+        arguments: int, share: int, shares: int, start: int, stop: int, row_stop: int
     ) -> None:
         a = unpack(arguments)
-        vectors = (a.H + lanes - 1) // lanes
-        turn, row, parts = stop, row_stop, threads
-        if a.parts > 1 and threads >= a.D * a.parts:
+        turn, row, parts = stop, row_stop, shares
+        if a.parts > 1 and shares >= a.D * a.parts:
             turn, parts = start, a.parts
-        elif a.tail > 0 and threads > 1:
+        elif a.tail > 0 and shares > 1:
             while turn > start and read_int(a.sizes + 8 * (turn - 1)) < a.tail:
                 turn -= 1
                 row -= read_int(a.sizes + 8 * turn)
-        d, part = thread // parts, thread % parts
+        d, own = share // parts, share % parts
         if turn < stop and d < a.D:
-            first, last = vectors * part // parts, vectors * (part + 1) // parts
-            sync = a.sync + 64 * (d + 1)
-            recur(arguments, d, first, last, 0, a.B, 1, turn, stop, row_stop, sync, parts)
+            area = a.sync + LINE * (1 + shares) * (1 + d)
+            recur(arguments, d, 0, a.B, 1, turn, stop, row_stop, area, own, parts)
         if turn == start:
             return
-        for unit in range(thread, a.D * a.slices, threads):
+        for unit in range(share, a.D * a.slices, shares):
             low = unit % a.slices
             high = a.B
             if a.every == 1:
                 low *= a.slice_rows
                 high = least(a.B, low + a.slice_rows)
-            recur(
-                *(arguments, unit // a.slices, 0, vectors, low, high, a.every),
-                *(start, turn, row, 0, 1),
-            )
+            recur(arguments, unit // a.slices, low, high, a.every, start, turn, row, 0, 0, 1)
 
     return tools.units.add(recur_share)
 
 
 def _add_move(tools: Toolbox, common: Common) -> Any:
-    """Move the first `kept` rows of the window `rows` rows up: a thread's share of the columns."""
+    """Move the first `kept` rows of the window `rows` rows up: a share of the columns."""
     unpack, copy_rows = memory.unpack_arguments(BackwardArguments), common.copy_rows
     lanes, size = tools.lanes.count, tools.lanes.itemsize
 
-    def move(arguments: int, thread: int, threads: int, rows: int, kept: int) -> None:
+    def move(arguments: int, share: int, shares: int, rows: int, kept: int) -> None:
         a = unpack(arguments)
         ld = a.H * size
         vectors = (a.H + lanes - 1) // lanes
-        first, last = vectors * thread // threads, vectors * (thread + 1) // threads
+        first, last = vectors * share // shares, vectors * (share + 1) // shares
         # From the last row to the first, since the two places may overlap.
         source = a.dz_buffer + (kept - 1) * ld
         copy_rows(source + rows * ld, -ld, source, -ld, kept, first, last, a.H)
@@ -185,41 +181,42 @@ def _add_pack_back(tools: Toolbox) -> Any:
     return tools.units.add(pack_back)
 
 
-def _add_recur(tools: Toolbox, common: Common) -> Any:
-    """The time loop over batch rows `low`, `low + every`, ... below `high`: dz and grad_h0.
+def _add_recur(tools: Toolbox, common: Common, through: Any) -> Any:
+    """The time loop over batch rows `low`, `low + every`, ... below `high`: dz.
 
     It takes direction 0 from step `stop` down to `start`, and direction 1 through all steps, which
     these then are; `row_stop` is the row behind the last of them.
 
-    With `parts` threads on the same rows, `counter` is where they meet after each step.
+    With more `parts` than one, as many threads share the hidden columns, and each step is a phase
+    (see `sharing`) of `area`; `own` is this thread's part.
     """
     unpack, least, onward = (
         memory.unpack_arguments(BackwardArguments),
         memory.least(),
         memory.onward(),
     )
-    read_int, meet = memory.read_int(), memory.arrive_and_wait()
-    step, through, copy_rows = _add_step(tools), _add_through(tools, common), common.copy_rows
-    remember = _add_remember(tools)
-    size = tools.lanes.itemsize
+    read_int, next_share = memory.read_int(), common.next_share
+    step, copy_rows, remember = _add_step(tools), common.copy_rows, _add_remember(tools)
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
 
     def recur_back(
         arguments: int,
         d: int,
-        first: int,
-        last: int,
         low: int,
         high: int,
         every: int,
         start: int,
         stop: int,
         row_stop: int,
-        counter: int,
+        area: int,
+        own: int,
         parts: int,
     ) -> None:
         a = unpack(arguments)
         ld = a.H * size
         dz = a.dz + d * a.N * ld
+        vectors, part = (a.H + lanes - 1) // lanes, own
+        first, last = vectors * part // parts, vectors * (part + 1) // parts
         row = row_stop if d == 0 else 0
         row_after, size_after = row, 0
         if stop < a.T:
@@ -233,14 +230,6 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
             # Rows that go on in the step computed just before get its gradient through W_hh, the
             # others (whose last state this is) get that of h_n.
             fresh = onward(low, every, least(top, size_after))
-            if fresh > low:
-                source, rows = dz + (row_after + low) * ld, (fresh - low) // every
-                through(arguments, d, first, last, every, source, dz + (row + low) * ld, rows)
-            if top > fresh:
-                source = a.grad_h_n + (d * a.B + fresh) * ld if a.grad_h_n != 0 else 0
-                to, rows = dz + (row + fresh) * ld, (top - fresh + every - 1) // every
-                copy_rows(to, ld * every, source, ld * every, rows, first, last, a.H)
-            step(arguments, d, first, last, every, row + low, (top - low + every - 1) // every)
             # The states that the step started from: those of `previous` rows, else h0.
             previous, row_previous = 0, row + now
             if d == 0 and t > 0:
@@ -248,19 +237,55 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
                 row_previous = row - previous
             if d != 0 and s + 1 < a.T:
                 previous = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
-            if a.before != 0 and first == 0:
-                remember(arguments, d, every, row, row_previous, low, least(top, previous), top)
-            if parts > 1:
-                meet(counter, (s + 1) * parts)
-            begun = onward(low, every, previous)
-            if a.grad_h0 != 0 and top > begun:
-                to, rows = a.grad_h0 + (d * a.B + begun) * ld, (top - begun + every - 1) // every
-                through(arguments, d, first, last, every, dz + (row + begun) * ld, to, rows)
+            share = next_share(area, own, parts, s, -1, 0) if parts > 1 else 0
+            while share >= 0:
+                if share != part:
+                    part = share
+                    first, last = vectors * part // parts, vectors * (part + 1) // parts
+                if fresh > low:
+                    source, rows = dz + (row_after + low) * ld, (fresh - low) // every
+                    through(arguments, d, first, last, every, source, dz + (row + low) * ld, rows)
+                if top > fresh:
+                    source = a.grad_h_n + (d * a.B + fresh) * ld if a.grad_h_n != 0 else 0
+                    to, rows = dz + (row + fresh) * ld, (top - fresh + every - 1) // every
+                    copy_rows(to, ld * every, source, ld * every, rows, first, last, a.H)
+                step(arguments, d, first, last, every, row + low, (top - low + every - 1) // every)
+                if a.before != 0 and part == 0:
+                    remember(arguments, d, every, row, row_previous, low, least(top, previous), top)
+                share = next_share(area, own, parts, s, share, 0) if parts > 1 else -1
             row_after, size_after = row, now
             if d != 0:
                 row += now
 
     return tools.units.add(recur_back)
+
+
+def _add_initial(tools: Toolbox, through: Any) -> Any:
+    """A share of grad_h0, by columns: the gradient that the first step of each sequence passes on.
+
+    In direction 0 that is step 0, in direction 1 the step at which the sequence ends.
+    """
+    unpack, read_int = memory.unpack_arguments(BackwardArguments), memory.read_int()
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
+
+    def initial(arguments: int, share: int, shares: int) -> None:
+        a = unpack(arguments)
+        ld, vectors = a.H * size, (a.H + lanes - 1) // lanes
+        first, last = vectors * share // shares, vectors * (share + 1) // shares
+        through(arguments, 0, first, last, 1, a.dz, a.grad_h0, a.B)
+        row = 0
+        for t in range(a.T if a.D == 2 else 0):
+            now, following = a.B, 0
+            if a.sizes != 0:
+                now = read_int(a.sizes + 8 * t)
+            if t + 1 < a.T:
+                following = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
+            if now > following:
+                source, to = a.dz + (a.N + row + following) * ld, a.grad_h0 + (a.B + following) * ld
+                through(arguments, 1, first, last, 1, source, to, now - following)
+            row += now
+
+    return tools.units.add(initial)
 
 
 def _add_remember(tools: Toolbox) -> Any:

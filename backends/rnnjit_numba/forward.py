@@ -4,9 +4,10 @@
 
 The batch is cut into slices whose rows never meet, so that threads run the whole time loop without
 waiting for each other. Where there are too few rows for that, threads share the hidden columns of a
-slice (`parts`) and meet at a barrier each step; so they do at the end of a packed batch, where few
-sequences go on (`tail`). Weights are packed once per call into column
-vectors `[V][K][lanes]`, from which the register tiles stream. No plan changes any bit of a result.
+slice (`parts`) and meet after each step; so they do at the end of a packed batch, where few
+sequences go on (`tail`). No thread waits for one that has not begun (see `sharing`). Weights are
+packed once per call into column vectors `[V][K][lanes]`, from which the register tiles stream. No
+plan changes any bit of a result.
 
 Each function takes the address of a `ForwardArguments` first, then direction `d`, and column
 vectors `first` to `last` of the hidden features.
@@ -17,162 +18,122 @@ from __future__ import annotations
 from typing import Any
 
 from rnnjit_numba import memory, pointwise
-from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.arguments import LINE, ForwardArguments
 from rnnjit_numba.direct import DIRECT_ROWS, direct
-from rnnjit_numba.plan import ROW_BLOCK
-from rnnjit_numba.toolbox import ACTIVATE, NOTHING, Common, Toolbox
+from rnnjit_numba.preparation import add_preparation
+from rnnjit_numba.toolbox import ACTIVATE, Common, Toolbox
 
 
 def add_forward(tools: Toolbox, common: Common) -> None:
     """Add the kernel `forward(arguments, thread, threads)`, which each thread calls."""
-    unpack = memory.unpack_arguments(ForwardArguments)
-    meet, least, read_int = memory.arrive_and_wait(), memory.least(), memory.read_int()
-    pack, pack_bias = _add_pack(tools), _add_pack_bias(tools)
-    project, recur = _add_project(tools, common), _add_recur(tools, common)
+    unpack, next_share = memory.unpack_arguments(ForwardArguments), common.next_share
+    read_int = memory.read_int()
+    pack, pack_bias, project, prepare = add_preparation(tools, common)
+    recur = _add_recur(tools, common, prepare)
+    by_columns, slices = _add_by_columns(tools, common, recur), _add_slices(tools, recur)
     lanes = tools.lanes.count
 
     def forward(arguments: int, thread: int, threads: int) -> None:
         a = unpack(arguments)
-        vectors = (a.H + lanes - 1) // lanes
         if a.parts > 1 or a.direct != 0:
-            parts = a.parts if threads >= a.parts else 1
-            groups = threads // parts
-            group, part = thread // parts, thread % parts
-            first, last = vectors * part // parts, vectors * (part + 1) // parts
-            if group < groups:
-                for d in range(group, a.D, groups):
-                    pack_bias(arguments, d, first, last)
-                    if a.direct == 0:
-                        pack(arguments, d, first, last)
-                        project(arguments, d, first, last, 0, a.N)
-                    hoisted = 1 - a.direct
-                    recur(
-                        *(arguments, d, first, last, 0, a.B, 1, 0, a.T, a.N * d, hoisted),
-                        *(a.sync + 64 * d, parts),
-                    )
+            by_columns(arguments, thread, threads)
             return
-        for unit in range(thread, a.D * vectors, threads):
-            pack_bias(arguments, unit // vectors, unit % vectors, unit % vectors + 1)
-            pack(arguments, unit // vectors, unit % vectors, unit % vectors + 1)
-        if threads > 1:
-            meet(a.sync, threads)
+        vectors, phase = (a.H + lanes - 1) // lanes, 0
+        share = next_share(a.sync, thread, threads, phase, -1, 0)
+        while share >= 0:
+            for unit in range(share, a.D * vectors, threads):
+                pack_bias(arguments, unit // vectors, unit % vectors, unit % vectors + 1)
+                pack(arguments, unit // vectors, unit % vectors, unit % vectors + 1)
+            share = next_share(a.sync, thread, threads, phase, share, 0)
         if a.hoist != 0:
-            for d in range(a.D):
-                start, stop = a.N * thread // threads, a.N * (thread + 1) // threads
-                project(arguments, d, 0, vectors, start, stop)
-            if threads > 1:
-                meet(a.sync, 2 * threads)
+            phase += 1
+            share = next_share(a.sync, thread, threads, phase, -1, 0)
+            while share >= 0:
+                start, stop = a.N * share // threads, a.N * (share + 1) // threads
+                for d in range(a.D):
+                    project(arguments, d, 0, vectors, start, stop)
+                share = next_share(a.sync, thread, threads, phase, share, 0)
         turn, row = a.T, a.N
         if a.tail > 0 and threads > 1:
             while turn > 0 and read_int(a.sizes + 8 * (turn - 1)) < a.tail:
                 turn -= 1
                 row -= read_int(a.sizes + 8 * turn)
-        for unit in range(thread, a.D * a.slices, threads):
+        last = 1 if turn == a.T else 0
+        phase += 1
+        share = next_share(a.sync, thread, threads, phase, -1, last)
+        while share >= 0:
+            slices(arguments, share, threads, turn)
+            share = next_share(a.sync, thread, threads, phase, share, last)
+        if last == 0:
+            area = a.sync + LINE * (1 + threads)
+            recur(arguments, 0, 0, a.B, 1, turn, a.T, row, a.hoist, 0, area, thread, threads)
+
+    tools.units.add(forward)
+
+
+def _add_by_columns(tools: Toolbox, common: Common, recur: Any) -> Any:
+    """The whole of a call whose threads share hidden columns, or whose weights are not packed."""
+    unpack, next_share = memory.unpack_arguments(ForwardArguments), common.next_share
+
+    def by_columns(arguments: int, thread: int, threads: int) -> None:
+        a = unpack(arguments)
+        parts = a.parts if threads > 1 and threads >= a.parts else 1
+        groups, size = threads // parts, LINE * (1 + threads)
+        share = next_share(a.sync, thread, threads, 0, -1, 1) if groups > 1 else thread
+        while share >= 0:
+            if share // parts < groups:
+                for d in range(share // parts, a.D, groups):
+                    area = a.sync + size * (1 + d)
+                    recur(
+                        *(arguments, d, 0, a.B, 1, 0, a.T, a.N * d, 1 - a.direct, 1),
+                        *(area, share % parts, parts),
+                    )
+            share = next_share(a.sync, thread, threads, 0, share, 1) if groups > 1 else -1
+
+    return tools.units.add(by_columns)
+
+
+def _add_slices(tools: Toolbox, recur: Any) -> Any:
+    """A share of the slices, from the first step to step `stop`."""
+    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
+
+    def slices(arguments: int, share: int, shares: int, stop: int) -> None:
+        a = unpack(arguments)
+        for unit in range(share, a.D * a.slices, shares):
             low = unit % a.slices
             high = a.B
             if a.every == 1:
                 low *= a.slice_rows
                 high = least(a.B, low + a.slice_rows)
             d = unit // a.slices
-            recur(arguments, d, 0, vectors, low, high, a.every, 0, turn, a.N * d, a.hoist, 0, 1)
-        if turn < a.T and threads > 1:
-            meet(a.sync, 3 * threads if a.hoist != 0 else 2 * threads)
-            first, last = vectors * thread // threads, vectors * (thread + 1) // threads
-            recur(
-                *(arguments, 0, first, last, 0, a.B, 1, turn, a.T, row, a.hoist),
-                *(a.sync + 64, threads),
-            )
+            recur(arguments, d, low, high, a.every, 0, stop, a.N * d, a.hoist, 0, 0, 0, 1)
 
-    tools.units.add(forward)
+    return tools.units.add(slices)
 
 
-def _add_pack(tools: Toolbox) -> Any:
-    """Pack W_ih and W_hh, one after the other in each column vector."""
-    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
-    transpose = memory.transpose(tools.lanes)
-    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
-
-    def pack(arguments: int, d: int, first: int, last: int) -> None:
-        a = unpack(arguments)
-        base = a.scratch + d * a.packed
-        w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if d == 0 else (a.w_ih_1, a.w_hh_1)
-        for v in range(first, last):
-            count = least(lanes, a.H - v * lanes)
-            for part in range(2):
-                w, columns, to = w_ih, a.I, base + v * a.packed_row
-                if part == 1:
-                    w, columns, to = w_hh, a.H, to + a.packed_inputs
-                for k in range(0, columns, lanes):
-                    source = w + (v * lanes * columns + k) * size
-                    block = to + k * vector_bytes
-                    transpose(block, source, columns * size, count, columns - k)
-
-    return tools.units.add(pack)
-
-
-def _add_pack_bias(tools: Toolbox) -> Any:
-    """Write b_ih + b_hh, or zeros, behind the packed weights."""
-    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
-    copy, add = memory.copy(tools.lanes), memory.add(tools.lanes)
-    lanes, vector_bytes = tools.lanes.count, tools.lanes.vector_bytes
-
-    def pack_bias(arguments: int, d: int, first: int, last: int) -> None:
-        a = unpack(arguments)
-        bias = a.scratch + d * a.packed + (a.H + lanes - 1) // lanes * a.packed_row
-        b_ih, b_hh = (a.b_ih_0, a.b_hh_0) if d == 0 else (a.b_ih_1, a.b_hh_1)
-        for v in range(first, last):
-            at = v * vector_bytes
-            if b_ih != 0:
-                add(bias + at, b_ih + at, b_hh + at, least(lanes, a.H - v * lanes))
-            else:
-                copy(bias + at, 0, 0, lanes)
-
-    return tools.units.add(pack_bias)
-
-
-def _add_project(tools: Toolbox, common: Common) -> Any:
-    """Write the input's share of the pre-activations of rows `start` to `stop` into y."""
-    unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
-    lanes, size, least = tools.lanes.count, tools.lanes.itemsize, memory.least()
-
-    def project(arguments: int, d: int, first: int, last: int, start: int, stop: int) -> None:
-        a = unpack(arguments)
-        base = a.scratch + d * a.packed
-        bias = base + (a.H + lanes - 1) // lanes * a.packed_row
-        ld_x, ld_y = a.I * size, a.D * a.H * size
-        for row in range(start, stop, ROW_BLOCK):
-            rows = least(ROW_BLOCK, stop - row)
-            x, y = a.x + row * ld_x, a.y + row * ld_y + d * a.H * size
-            affine(
-                *(bias, 0, x, ld_x, a.I, base, 0, 0, 0, base, a.packed_row),
-                *(y, ld_y, rows, first, last, a.H, NOTHING, 0, 0, 0, 0),
-            )
-
-    return tools.units.add(project)
-
-
-def _add_recur(tools: Toolbox, common: Common) -> Any:
+def _add_recur(tools: Toolbox, common: Common, prepare: Any) -> Any:
     """The time loop over batch rows `low`, `low + every`, ... below `high`.
 
     It takes direction 0 from step `start` to `stop`, and direction 1 through all steps, which these
     then are. `row` is the first row of the steps, or the one behind the last for direction 1.
-    `hoisted` says whether y holds the input's share already. With `parts` threads on the same rows,
-    `counter` is where they meet after each step.
+    `hoisted` says whether y holds the input's share already, and `unready` is 1 where weights
+    are yet to be packed, and y to be filled so.
+
+    With more `parts` than one, as many threads share the hidden columns, and each step is a phase
+    (see `sharing`) of `area`; `own` is this thread's part.
     """
     unpack, least, onward = (
         memory.unpack_arguments(ForwardArguments),
         memory.least(),
         memory.onward(),
     )
-    read_int, meet = memory.read_int(), memory.arrive_and_wait()
+    read_int, next_share = memory.read_int(), common.next_share
     step, copy_rows = _add_step(tools, common), common.copy_rows
-    size = tools.lanes.itemsize
+    lanes, size = tools.lanes.count, tools.lanes.itemsize
 
     def recur(
         arguments: int,
         d: int,
-        first: int,
-        last: int,
         low: int,
         high: int,
         every: int,
@@ -180,12 +141,16 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
         stop: int,
         row: int,
         hoisted: int,
-        counter: int,
+        unready: int,
+        area: int,
+        own: int,
         parts: int,
     ) -> None:
         a = unpack(arguments)
         ld, ld_y = a.H * size, a.D * a.H * size
         y, h0, h_n = a.y + d * ld, a.h0 + d * a.B * ld, a.h_n + d * a.B * ld
+        vectors, part = (a.H + lanes - 1) // lanes, own
+        first, last = vectors * part // parts, vectors * (part + 1) // parts
         row_before, size_before = 0, 0
         if start > 0:
             size_before = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (start - 1))
@@ -197,25 +162,37 @@ def _add_recur(tools: Toolbox, common: Common) -> Any:
                 row -= now
             top = least(high, now)
             fresh = onward(low, every, least(top, size_before))
-            if fresh > low:
-                h, rows = y + (row_before + low) * ld_y, (fresh - low) // every
-                step(arguments, d, first, last, hoisted, every, row + low, rows, h, ld_y * every)
-            if top > fresh:
-                h, rows = h0 + fresh * ld, (top - fresh + every - 1) // every
-                step(arguments, d, first, last, hoisted, every, row + fresh, rows, h, ld * every)
             following = 0
             if d == 0 and s + 1 < a.T:
                 following = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
-            if d == 0 or t == 0:
-                ended = onward(low, every, following)
-                rows = (top - ended + every - 1) // every
-                to, source = h_n + ended * ld, y + (row + ended) * ld_y
-                copy_rows(to, ld * every, source, ld_y * every, rows, first, last, a.H)
+            share = next_share(area, own, parts, s - start, -1, 0) if parts > 1 else 0
+            while share >= 0:
+                if share != part:
+                    part = share
+                    first, last = vectors * part // parts, vectors * (part + 1) // parts
+                if unready != 0 and s == start:
+                    prepare(arguments, d, first, last)
+                if fresh > low:
+                    h, rows = y + (row_before + low) * ld_y, (fresh - low) // every
+                    step(
+                        *(arguments, d, first, last, hoisted, every, row + low, rows),
+                        *(h, ld_y * every),
+                    )
+                if top > fresh:
+                    h, rows = h0 + fresh * ld, (top - fresh + every - 1) // every
+                    step(
+                        *(arguments, d, first, last, hoisted, every, row + fresh, rows),
+                        *(h, ld * every),
+                    )
+                if d == 0 or t == 0:
+                    ended = onward(low, every, following)
+                    rows = (top - ended + every - 1) // every
+                    to, source = h_n + ended * ld, y + (row + ended) * ld_y
+                    copy_rows(to, ld * every, source, ld_y * every, rows, first, last, a.H)
+                share = next_share(area, own, parts, s - start, share, 0) if parts > 1 else -1
             row_before, size_before = row, now
             if d == 0:
                 row += now
-            if parts > 1:
-                meet(counter, (s + 1 - start) * parts)
 
     return tools.units.add(recur)
 

@@ -16,10 +16,10 @@ from rnnjit import codecache, cpu
 from rnnjit.cpu import Isa
 from rnnjit.once import Once, apart
 from rnnjit.team import FORK, openmp
+from rnnjit_numba.arguments import LINE
 from rnnjit_numba.codegen import object_code, target_machine
 from rnnjit_numba.host import host_isa
 
-_LINE = 64
 #: Bytes of a length in a file of parts.
 _LENGTH = 8
 _ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
@@ -43,8 +43,8 @@ class Kernel:
         """Run with an argument block (see `arguments`); the interpreter's lock is released.
 
         Args:
-            block: the arguments and, behind them, zeroed room for the barrier counters.
-            sync: index of the field that says where the counters are; set here.
+            block: the arguments and, behind them, zeroed room for threads to meet by.
+            sync: index of the field that says where that is; set here.
             threads: size of the team.
         """
         address, _ = block.buffer_info()
@@ -54,7 +54,7 @@ class Kernel:
             return
         runtime = openmp()
         assert runtime is not None, "plans use one thread where there is no OpenMP"
-        block[sync] = (address + 8 * (sync + 1) + _LINE - 1) // _LINE * _LINE
+        block[sync] = (address + 8 * (sync + 1) + LINE - 1) // LINE * LINE
         runtime.parallel(self._team, address, threads, 0)
 
 

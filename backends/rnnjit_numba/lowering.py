@@ -29,6 +29,7 @@ from numba.core.target_extension import (
 )
 
 from rnnjit_numba.lanes import I64, VOID
+from rnnjit_numba.units import returns_int
 
 _NAME = "rnnjit"
 _PASSES = (
@@ -44,7 +45,7 @@ _PASSES = (
 )
 
 
-def lower(function: Callable[..., None], symbol: str, module: Any) -> None:
+def lower(function: Callable[..., int | None], symbol: str, module: Any) -> None:
     """Add to an LLVM module the function `symbol(i64, ...)`, which does what `function` does.
 
     An application's own functions may be compiled by other threads: numba's lock keeps them apart.
@@ -64,26 +65,31 @@ def lower(function: Callable[..., None], symbol: str, module: Any) -> None:
             target.target_context,
             function,
             (types.int64,) * arity,
-            types.void,
+            types.int64 if returns_int(function) else types.void,
             flags,
             {},
             library=_Collected(target.target_context.codegen(), module),
             pipeline_class=_Pipeline,
         )
-    _enter(module, symbol, module.globals[result.fndesc.llvm_func_name])
+    lowered = module.globals[result.fndesc.llvm_func_name]
+    _enter(module, symbol, lowered, returns=returns_int(function))
 
 
-def _enter(module: Any, symbol: str, lowered: Any) -> None:
+def _enter(module: Any, symbol: str, lowered: Any, *, returns: bool) -> None:
     """Define `symbol` as a function that calls one of numba's, which returns a status besides."""
     lowered.attributes.add("alwaysinline")
     result, exception, *rest = lowered.args
     function = module.globals.get(symbol)
     if function is None:
-        function = ir.Function(module, ir.FunctionType(VOID, [I64] * len(rest)), symbol)
+        kind = ir.FunctionType(I64 if returns else VOID, [I64] * len(rest))
+        function = ir.Function(module, kind, symbol)
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     slots = [builder.alloca(slot.type.pointee) for slot in (result, exception)]
     builder.call(lowered, [*slots, *function.args])
-    builder.ret_void()
+    if returns:
+        builder.ret(builder.load(slots[0]))
+    else:
+        builder.ret_void()
 
 
 class _Kernels(Generic):  # type: ignore[misc]  # numba is not typed

@@ -1,4 +1,4 @@
-"""Moving data between layouts, and threads meeting: the rest of the kernels' building blocks."""
+"""Moving data between layouts and between threads: the rest of the kernels' building blocks."""
 
 from __future__ import annotations
 
@@ -175,41 +175,48 @@ def column_sum(lanes: Lanes) -> Any:
     return emitting(5, emit)
 
 
-def arrive_and_wait() -> Any:
-    """Intrinsic `arrive_and_wait(counter, target)`: a barrier.
+def peek() -> Any:
+    """Intrinsic `peek(address)`: the int64 that another thread may set.
 
-    Adds 1 to the int64 at `counter` and waits until it has reached `target`. All that was written
-    before is visible to whoever leaves. It spins, since steps are shorter than a system call, and
-    yields the processor now and then, so that it ends on one core too.
+    All that was written before it was set is visible from then on.
     """
-    spins_before_yield = 2000
 
-    def body(builder: Any, counter: Any, target: Any) -> None:
-        pointer = builder.inttoptr(counter, I64.as_pointer())
+    def emit(builder: Any, address: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(address, I64.as_pointer()), "acquire", 8)
+
+    return emitting(1, emit, returns=True)
+
+
+def count_up() -> Any:
+    """Intrinsic `count_up(address)`: add 1 to an int64 that other threads add to and peek at."""
+
+    def emit(builder: Any, address: Any) -> None:
+        pointer = builder.inttoptr(address, I64.as_pointer())
         builder.atomic_rmw("add", pointer, I64(1), "seq_cst")
-        spins = cgutils.alloca_once_value(builder, I64(0))
-        wait = builder.append_basic_block("wait")
-        again = builder.append_basic_block("again")
-        rest = builder.append_basic_block("rest")
-        done = builder.append_basic_block("done")
-        builder.branch(wait)
-        builder.position_at_end(wait)
-        seen = builder.load_atomic(pointer, "acquire", 8)
-        builder.cbranch(builder.icmp_signed(">=", seen, target), done, again)
-        builder.position_at_end(again)
-        count = builder.add(builder.load(spins), I64(1))
-        builder.store(count, spins)
-        tired = builder.icmp_signed(">", count, I64(spins_before_yield))
-        builder.cbranch(tired, rest, wait)
-        builder.position_at_end(rest)
-        builder.store(I64(0), spins)
+
+    return emitting(1, emit)
+
+
+def take() -> Any:
+    """Intrinsic `take(address, value)`: add 1 to an int64 if it is `value`; 1 if so, else 0.
+
+    Of the threads that try with the same value, one gets 1.
+    """
+
+    def emit(builder: Any, address: Any, value: Any) -> Any:
+        pointer = builder.inttoptr(address, I64.as_pointer())
+        following = builder.add(value, I64(1))
+        pair = builder.cmpxchg(pointer, value, following, "seq_cst", "seq_cst")
+        return builder.zext(builder.extract_value(pair, 1), I64)
+
+    return emitting(2, emit, returns=True)
+
+
+def give_way() -> Any:
+    """Intrinsic `give_way()`: let another thread have this processor, if one wants it."""
+
+    def emit(builder: Any) -> None:
         yielding = ir.FunctionType(I32, [])
         builder.call(cgutils.get_or_insert_function(builder.module, yielding, "sched_yield"), [])
-        builder.branch(wait)
-        builder.position_at_end(done)
 
-    def emit(builder: Any, counter: Any, target: Any) -> None:
-        function = define(builder.module, "rnnjit_arrive_and_wait", 2, body)
-        builder.call(function, [counter, target])
-
-    return emitting(2, emit)
+    return emitting(0, emit)

@@ -19,13 +19,13 @@ from rnnjit import RNNSpec
 from rnnjit.artifact.weights import Place, layout
 from rnnjit.cpu import Isa
 from rnnjit_numba import memory
-from rnnjit_numba.arguments import CODES, ForwardArguments
+from rnnjit_numba.arguments import CODES, LINE, ForwardArguments
 from rnnjit_numba.forward import add_forward
 from rnnjit_numba.host import row_tiles
 from rnnjit_numba.lanes import I32, I64, Lanes, load
 from rnnjit_numba.lowering import lower
 from rnnjit_numba.plan import FEW_ROWS, TILE_ROWS
-from rnnjit_numba.scratch import BLOCK, LINE, packed_bytes
+from rnnjit_numba.scratch import BLOCK, packed_bytes
 from rnnjit_numba.toolbox import Common, Toolbox, add_common
 
 

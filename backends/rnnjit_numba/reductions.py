@@ -5,8 +5,8 @@
 
 h'_n is the state before row n's step. Rows are taken in blocks of `REDUCTION_ROWS`, at places that
 depend on nothing but N; each block is packed so that the outer-product tile streams through it, and
-the blocks' sums are added from the last to the first, the order in which dz is computed. A thread
-owns columns of the results, so that the sums are the same whatever the number of threads.
+the blocks' sums are added from the last to the first, the order in which dz is computed. A share
+is columns of the results, so that the sums are the same whatever the number of threads.
 
 Each function takes the address of a `BackwardArguments` first.
 """
@@ -23,7 +23,7 @@ from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
 
 
 def add_reduce(tools: Toolbox, common: Common) -> Any:
-    """One thread's share of grad_x of rows `low` to `high`, and of the sums of some blocks.
+    """A share of grad_x of rows `low` to `high`, and of the sums of some blocks.
 
     These are the blocks `first` to `last` of `REDUCTION_ROWS` rows.
     """
@@ -37,36 +37,36 @@ def add_reduce(tools: Toolbox, common: Common) -> Any:
     _, widest = tools.shapes[0]
 
     def reduce(
-        arguments: int, thread: int, threads: int, low: int, high: int, first: int, last: int
+        arguments: int, share: int, shares: int, low: int, high: int, first: int, last: int
     ) -> None:
         a = unpack(arguments)
         if a.grad_x != 0:
-            grad_x(arguments, thread, threads, low, high)
+            grad_x(arguments, share, shares, low, high)
         wide_i = (a.I + lanes - 1) // lanes if a.grad_w_ih != 0 else 0
         wide_h = (a.H + lanes - 1) // lanes if a.grad_w_hh != 0 else 0
         chunks_i = (wide_i + widest - 1) // widest
         chunks_h = (wide_h + widest - 1) // widest
         chunks = chunks_i + chunks_h + (1 if a.grad_b != 0 else 0)
         total = a.D * chunks
-        start, stop = total * thread // threads, total * (thread + 1) // threads
+        start, stop = total * share // shares, total * (share + 1) // shares
         for d in range(a.D):
             begin, end = most(0, start - d * chunks), least(chunks, stop - d * chunks)
             if end > begin:
                 for index in range(last - 1, first - 1, -1):
                     row = index * REDUCTION_ROWS
                     rows = least(REDUCTION_ROWS, a.N - row)
-                    block(arguments, thread, d, begin, end, chunks_i, chunks_h, row, rows)
+                    block(arguments, share, d, begin, end, chunks_i, chunks_h, row, rows)
 
     return tools.units.add(reduce)
 
 
 def _add_grad_x(tools: Toolbox, common: Common) -> Any:
-    """grad_x of this thread's share of rows `low` to `high`, in blocks that stay in its cache."""
+    """grad_x of a share of rows `low` to `high`, in blocks that stay in a core's own cache."""
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
     least = memory.least()
     lanes, size, product = tools.lanes.count, tools.lanes.itemsize, common.product
 
-    def grad_x(arguments: int, thread: int, threads: int, low: int, high: int) -> None:
+    def grad_x(arguments: int, share: int, shares: int, low: int, high: int) -> None:
         a = unpack(arguments)
         ld, ld_x = a.H * size, a.I * size
         w_0 = a.scratch + (a.H + lanes - 1) // lanes * a.packed_column
@@ -75,7 +75,7 @@ def _add_grad_x(tools: Toolbox, common: Common) -> Any:
         zeros = w_0 + wide * a.packed_column
         hidden_1 = a.H if a.D == 2 else 0
         if a.direct != 0:
-            first, last = wide * thread // threads, wide * (thread + 1) // threads
+            first, last = wide * share // shares, wide * (share + 1) // shares
             to = a.grad_x
             product(zeros, 0, a.dz, ld, a.H, a.w_ih_0, a.I, to, ld_x, a.N, first, last)
             if a.D == 2:
@@ -83,7 +83,7 @@ def _add_grad_x(tools: Toolbox, common: Common) -> Any:
                 product(to, ld_x, dz_1, ld, a.H, a.w_ih_1, a.I, to, ld_x, a.N, first, last)
             return
         blocks = (high - low + ROW_BLOCK - 1) // ROW_BLOCK
-        for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
+        for block in range(blocks * share // shares, blocks * (share + 1) // shares):
             row = low + block * ROW_BLOCK
             rows = least(ROW_BLOCK, high - row)
             dz_0 = a.dz + row * ld
@@ -109,7 +109,7 @@ def _add_reduce_block(tools: Toolbox) -> Any:
 
     def reduce_block(
         arguments: int,
-        thread: int,
+        share: int,
         d: int,
         first: int,
         last: int,
@@ -120,7 +120,7 @@ def _add_reduce_block(tools: Toolbox) -> Any:
     ) -> None:
         a = unpack(arguments)
         groups = (a.H + tile_rows - 1) // tile_rows
-        dz_block = a.reduction + thread * a.reduction_size
+        dz_block = a.reduction + share * a.reduction_size
         operand = dz_block + groups * tile_rows * REDUCTION_ROWS * size
         result = operand + REDUCTION_ROWS * widest * vector_bytes
         packed, keep = 0, a.N - row - rows

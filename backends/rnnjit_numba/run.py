@@ -14,15 +14,11 @@ from torch import Tensor
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
 from rnnjit.backend import Shortcut
 from rnnjit.team import most_threads
-from rnnjit_numba.arguments import CODES, BackwardArguments, ForwardArguments
+from rnnjit_numba.arguments import CODES, LINE, BackwardArguments, ForwardArguments, area_bytes
 from rnnjit_numba.host import row_tiles
 from rnnjit_numba.library import Kernel, library
 from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
 
-_LINE = 64
-#: Barrier counters behind the arguments: one line for the team, one for each direction, and what
-#: it takes to align them.
-SYNC_WORDS = 4 * _LINE // 8
 #: Bytes of scratch memory from which on it is allocated rather than part of the argument block.
 _LARGE = 4096
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
@@ -39,6 +35,7 @@ class Recipe(NamedTuple):
             for each call, since kernels write to that room.
         scratch: bytes of scratch memory.
         inside: where in the block the scratch is, in bytes; 0 if it is too large for that.
+        meeting: words of the block, behind the arguments, that threads meet by: zero at first.
         parts: where in the scratch its parts begin, in bytes (see the kernels' recipes).
     """
 
@@ -47,6 +44,7 @@ class Recipe(NamedTuple):
     block: array[int]
     scratch: int
     inside: int
+    meeting: int
     parts: tuple[int, ...] = ()
 
 
@@ -220,8 +218,9 @@ def forward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, threads:
         "packed": packed,
     }
     scratch = layer.num_directions * packed
-    block, inside = _block(ForwardArguments._fields, fixed, scratch)
-    return Recipe(kernels.forward, cut.threads, block, scratch, inside)
+    meeting = _meeting(layer, cut.threads)
+    block, inside = _block(ForwardArguments._fields, fixed, meeting, scratch)
+    return Recipe(kernels.forward, cut.threads, block, scratch, inside, meeting)
 
 
 @lru_cache(maxsize=1024)
@@ -245,14 +244,14 @@ def _backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, thread
         "packed": packed,
         "reduction_size": reduction,
     }
-    block, _ = _block(BackwardArguments._fields, fixed, _LARGE)
+    meeting = _meeting(layer, cut.threads)
+    block, _ = _block(BackwardArguments._fields, fixed, meeting, _LARGE)
     D = layer.num_directions
     dz = D * packed
     before = _aligned(dz + D * held_rows * layer.hidden_size * size)
     own = _aligned(before + D * N * 8)
-    return Recipe(
-        kernels.backward, cut.threads, block, own + cut.threads * reduction, 0, (dz, before, own)
-    )
+    scratch = own + cut.threads * reduction
+    return Recipe(kernels.backward, cut.threads, block, scratch, 0, meeting, (dz, before, own))
 
 
 def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, int]:
@@ -273,16 +272,28 @@ def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, i
     }
 
 
-def _block(fields: tuple[str, ...], fixed: dict[str, int], scratch: int) -> tuple[array[int], int]:
-    """An argument block with room for barrier counters and a small scratch, and where that is."""
-    inside = 8 * (len(fields) + SYNC_WORDS) if scratch < _LARGE else 0
-    room = SYNC_WORDS + (scratch // 8 if inside else 0)
+def _meeting(layer: LayerSpec, threads: int) -> int:
+    """Words that threads meet by: an area of the team, one for each direction, and to align them.
+
+    One thread has none to meet.
+    """
+    if threads == 1:
+        return 0
+    return (area_bytes(threads) * (1 + layer.num_directions) + LINE) // 8
+
+
+def _block(
+    fields: tuple[str, ...], fixed: dict[str, int], meeting: int, scratch: int
+) -> tuple[array[int], int]:
+    """An argument block with room for threads to meet and a small scratch, and where that is."""
+    inside = 8 * (len(fields) + meeting) if scratch < _LARGE else 0
+    room = meeting + (scratch // 8 if inside else 0)
     return array("q", [*(fixed.get(field, 0) for field in fields), *[0] * room]), inside
 
 
 def _aligned(size: int) -> int:
     """The next multiple of a cache line."""
-    return -(-size // _LINE) * _LINE
+    return -(-size // LINE) * LINE
 
 
 def _result(like: Tensor, shape: tuple[int, ...], rows: int) -> Tensor:

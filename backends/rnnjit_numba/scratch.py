@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 from rnnjit import RNNSpec
 from rnnjit.cpu import Isa
-from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.arguments import LINE, ForwardArguments
 
-LINE = 64
 #: Bytes of the counted rows and the argument block.
 BLOCK = -(-8 * (1 + len(ForwardArguments._fields)) // LINE) * LINE
 

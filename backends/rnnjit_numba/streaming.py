@@ -17,10 +17,9 @@ from rnnjit import LayerSpec
 from rnnjit.backend import Stepper
 from rnnjit.team import most_threads
 from rnnjit_numba.arguments import ForwardArguments
-from rnnjit_numba.run import SYNC_WORDS, Recipe, forward_recipe, pointers
+from rnnjit_numba.run import Recipe, forward_recipe, pointers
 
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
-_NO_ONE_WAITS = array("q", [0] * SYNC_WORDS)
 
 
 class _Layer(NamedTuple):
@@ -29,6 +28,7 @@ class _Layer(NamedTuple):
     Attributes:
         recipe: how its step is computed.
         block: its argument block.
+        unmet: what it holds at first where threads meet.
         y: the layer's output, for all but the last.
         scratch: kept alive for the block, which holds its address.
         first, last: where its weights are among all.
@@ -37,6 +37,7 @@ class _Layer(NamedTuple):
 
     recipe: Recipe
     block: array[int]
+    unmet: array[int]
     y: Tensor | None
     scratch: Tensor | None
     first: int
@@ -48,23 +49,19 @@ def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Step
     """`Backend.stepper` for a stack of one direction."""
     threads = most_threads(torch.get_num_threads())
     stack = [_layer(dtype, layers, index, batch, threads) for index in range(len(layers))]
-    write, at, sync = (
-        pointers(layers[0].bias, layers[0].num_directions).pack_into,
-        8 * _F.x,
-        _F.sync,
-    )
-    begin, end = sync + 1, sync + 1 + SYNC_WORDS
+    kind = layers[0].bias, layers[0].num_directions
+    write, at, sync = pointers(*kind).pack_into, 8 * _F.x, _F.sync
 
     def step(x: Tensor, h0: Tensor, h_n: Tensor, y: Tensor, weights: tuple[Tensor, ...]) -> None:
         before, after = h0.data_ptr(), h_n.data_ptr()
         addresses = [weight.data_ptr() for weight in weights]
         source = x.data_ptr()
-        for recipe, block, between, _, first, last, offset in stack:
+        for recipe, block, unmet, between, _, first, last, offset in stack:
             to = y.data_ptr() if between is None else between.data_ptr()
             own = addresses[first:last]
             write(block, at, source, before + offset, to, after + offset, *own)
-            if recipe.threads > 1:
-                block[begin:end] = _NO_ONE_WAITS
+            if unmet:
+                block[sync + 1 : sync + 1 + len(unmet)] = unmet
             recipe.kernel(block, sync, recipe.threads)
             source = to
 
@@ -84,4 +81,5 @@ def _layer(
     y = None if last else torch.empty(batch, layer.hidden_size, dtype=dtype)
     count = layer.weights_per_direction
     offset = index * batch * layer.hidden_size * size
-    return _Layer(recipe, block, y, scratch, index * count, (index + 1) * count, offset)
+    unmet = array("q", [0] * recipe.meeting)
+    return _Layer(recipe, block, unmet, y, scratch, index * count, (index + 1) * count, offset)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from rnnjit_numba import memory, pointwise
 from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
 from rnnjit_numba.lanes import Lanes
+from rnnjit_numba.sharing import add_next_share
 from rnnjit_numba.tiles import FOLD, TileSet
 from rnnjit_numba.units import Units
 
@@ -44,11 +45,17 @@ class Common(NamedTuple):
     affine: Any
     copy_rows: Any
     product: Any
+    next_share: Any
 
 
 def add_common(tools: Toolbox) -> Common:
     """Add the functions that both kernels call to the units."""
-    return Common(_add_affine(tools), _add_copy_rows(tools), _add_product_direct(tools))
+    return Common(
+        _add_affine(tools),
+        _add_copy_rows(tools),
+        _add_product_direct(tools),
+        add_next_share(tools.units),
+    )
 
 
 def _add_affine(tools: Toolbox) -> Any:

@@ -27,26 +27,31 @@ class Units:
 
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
-        self.functions: dict[str, Callable[..., None]] = {}
+        self.functions: dict[str, Callable[..., int | None]] = {}
 
     def symbol(self, name: str) -> str:
         """The symbol of the function called `name`."""
         return f"rnnjit_{name}_{self.suffix}"
 
-    def take(self) -> dict[str, Callable[..., None]]:
+    def take(self) -> dict[str, Callable[..., int | None]]:
         """The functions added since the last call, by symbol: a part of the library."""
         taken, self.functions = self.functions, {}
         return taken
 
-    def add(self, function: Callable[..., None]) -> Any:
+    def add(self, function: Callable[..., int | None]) -> Any:
         """Take in a function of int64 values; the result stands for it in other functions."""
         symbol = self.symbol(function.__name__)
-        arity = len(inspect.signature(function).parameters)
+        arity, returns = len(inspect.signature(function).parameters), returns_int(function)
         self.functions[symbol] = function
-        signature = ir.FunctionType(VOID, [I64] * arity)
+        signature = ir.FunctionType(I64 if returns else VOID, [I64] * arity)
 
-        def emit(builder: Any, *args: Any) -> None:
+        def emit(builder: Any, *args: Any) -> Any:
             target = cgutils.get_or_insert_function(builder.module, signature, symbol)
-            builder.call(target, args)
+            return builder.call(target, args)
 
-        return emitting(arity, emit)
+        return emitting(arity, emit, returns=returns)
+
+
+def returns_int(function: Callable[..., int | None]) -> bool:
+    """Whether a kernel function is annotated to return an int64, rather than nothing."""
+    return bool(inspect.signature(function).return_annotation == "int")

@@ -1,0 +1,117 @@
+"""What the forward kernel does before the first step: packed weights, projected input.
+
+Weights are packed once per call into column vectors `[V][K][lanes]`, from which the register tiles
+stream. Each function takes the address of a `ForwardArguments` first, then direction `d`, and
+column vectors `first` to `last` of the hidden features.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from rnnjit_numba import memory
+from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.plan import ROW_BLOCK
+from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
+
+
+class Preparation(NamedTuple):
+    """The functions before the first step.
+
+    Attributes:
+        pack: packs weights.
+        pack_bias: adds biases up.
+        project: writes the input's share of some rows into y.
+        prepare: all of these for some columns, as far as the plan asks for it.
+    """
+
+    pack: Any
+    pack_bias: Any
+    project: Any
+    prepare: Any
+
+
+def add_preparation(tools: Toolbox, common: Common) -> Preparation:
+    """Add the functions before the first step to the units."""
+    pack, pack_bias = _add_pack(tools), _add_pack_bias(tools)
+    project = _add_project(tools, common)
+    return Preparation(pack, pack_bias, project, _add_prepare(tools, pack, pack_bias, project))
+
+
+def _add_prepare(tools: Toolbox, pack: Any, pack_bias: Any, project: Any) -> Any:
+    """All that some columns need before the first step: packed, if at all, and projected."""
+    unpack = memory.unpack_arguments(ForwardArguments)
+
+    def prepare(arguments: int, d: int, first: int, last: int) -> None:
+        a = unpack(arguments)
+        pack_bias(arguments, d, first, last)
+        if a.direct == 0:
+            pack(arguments, d, first, last)
+            project(arguments, d, first, last, 0, a.N)
+
+    return tools.units.add(prepare)
+
+
+def _add_pack(tools: Toolbox) -> Any:
+    """Pack W_ih and W_hh, one after the other in each column vector."""
+    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
+    transpose = memory.transpose(tools.lanes)
+    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+
+    def pack(arguments: int, d: int, first: int, last: int) -> None:
+        a = unpack(arguments)
+        base = a.scratch + d * a.packed
+        w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if d == 0 else (a.w_ih_1, a.w_hh_1)
+        for v in range(first, last):
+            count = least(lanes, a.H - v * lanes)
+            for part in range(2):
+                w, columns, to = w_ih, a.I, base + v * a.packed_row
+                if part == 1:
+                    w, columns, to = w_hh, a.H, to + a.packed_inputs
+                for k in range(0, columns, lanes):
+                    source = w + (v * lanes * columns + k) * size
+                    block = to + k * vector_bytes
+                    transpose(block, source, columns * size, count, columns - k)
+
+    return tools.units.add(pack)
+
+
+def _add_pack_bias(tools: Toolbox) -> Any:
+    """Write b_ih + b_hh, or zeros, behind the packed weights."""
+    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
+    copy, add = memory.copy(tools.lanes), memory.add(tools.lanes)
+    lanes, vector_bytes = tools.lanes.count, tools.lanes.vector_bytes
+
+    def pack_bias(arguments: int, d: int, first: int, last: int) -> None:
+        a = unpack(arguments)
+        bias = a.scratch + d * a.packed + (a.H + lanes - 1) // lanes * a.packed_row
+        b_ih, b_hh = (a.b_ih_0, a.b_hh_0) if d == 0 else (a.b_ih_1, a.b_hh_1)
+        for v in range(first, last):
+            at = v * vector_bytes
+            if b_ih != 0:
+                add(bias + at, b_ih + at, b_hh + at, least(lanes, a.H - v * lanes))
+            else:
+                copy(bias + at, 0, 0, lanes)
+
+    return tools.units.add(pack_bias)
+
+
+def _add_project(tools: Toolbox, common: Common) -> Any:
+    """Write the input's share of the pre-activations of rows `start` to `stop` into y."""
+    unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
+    lanes, size, least = tools.lanes.count, tools.lanes.itemsize, memory.least()
+
+    def project(arguments: int, d: int, first: int, last: int, start: int, stop: int) -> None:
+        a = unpack(arguments)
+        base = a.scratch + d * a.packed
+        bias = base + (a.H + lanes - 1) // lanes * a.packed_row
+        ld_x, ld_y = a.I * size, a.D * a.H * size
+        for row in range(start, stop, ROW_BLOCK):
+            rows = least(ROW_BLOCK, stop - row)
+            x, y = a.x + row * ld_x, a.y + row * ld_y + d * a.H * size
+            affine(
+                *(bias, 0, x, ld_x, a.I, base, 0, 0, 0, base, a.packed_row),
+                *(y, ld_y, rows, first, last, a.H, NOTHING, 0, 0, 0, 0),
+            )
+
+    return tools.units.add(project)
