@@ -55,10 +55,13 @@ FAILURES = Failures()
 def replaceable(error: Exception) -> bool:
     """Whether another backend may do better.
 
-    Not where the machine's memory is at its end, nor where the inputs are no longer what they were.
+    Not where the machine's memory is at its end, nor where the inputs are no longer what they were,
+    nor where a signal handler of the caller's raised, for instance a time limit's.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return False
     if isinstance(error, BackendError) and error.inputs_changed:
+        return False
+    if getattr(error, "rnnjit_from_outside", False):  # see `rnnjit.once`
         return False
     return "can't allocate memory" not in str(error)  # torch's own words, in a RuntimeError

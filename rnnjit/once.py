@@ -8,36 +8,78 @@ meanwhile has the locks but not the thread that would let go of them.
 from __future__ import annotations
 
 import os
+from _thread import interrupt_main
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from functools import update_wrapper
-from threading import RLock, Thread
+from importlib import import_module
+from threading import Lock, RLock, Thread, Timer, get_ident
+from types import ModuleType, TracebackType
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+#: Seconds after a fork until a Ctrl-C comes through that it made wait.
+_LATER = 0.02
 
 
 class Compiling:
     """Whether something is being compiled in this process: one thing at a time.
 
-    A fork waits until it is done.
+    As a context it is held by the thread that compiles. A fork waits until it is free.
 
     Attributes:
-        lock: held by the thread that compiles.
+        lock: what is held.
     """
 
     def __init__(self) -> None:
         self.lock = RLock()
+        self._owner: int | None = None
+        self._interrupted = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
-                before=lambda: self.lock.acquire(),
-                after_in_parent=lambda: self.lock.release(),
-                after_in_child=self._renew,
+                before=self._wait, after_in_parent=self._let_go, after_in_child=self._renew
             )
 
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        self._owner = get_ident()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._owner = None
+        self.lock.release()
+
+    @property
+    def by_this_thread(self) -> bool:
+        """Whether the calling thread is the one that compiles."""
+        return self._owner == get_ident()
+
+    def _wait(self) -> None:
+        """Before a fork: Ctrl-C does not end this waiting, but is not lost either."""
+        while True:
+            try:
+                self.lock.acquire()
+            except KeyboardInterrupt:
+                self._interrupted = True
+            else:
+                return
+
+    def _let_go(self) -> None:
+        self.lock.release()
+        if self._interrupted:
+            self._interrupted = False
+            # Later, for what is raised in here would be lost.
+            late = Timer(_LATER, interrupt_main)
+            late.daemon = True
+            late.start()
+
     def _renew(self) -> None:
-        self.lock = RLock()
+        self.lock, self._owner = RLock(), None
 
 
 COMPILING = Compiling()
@@ -62,8 +104,12 @@ class Once(Generic[K, V]):
     """
 
     def __init__(self, make: Callable[[K], V]) -> None:
-        self._make = make
+        self._make, self._name = make, getattr(make, "__name__", "")
         self.made: dict[K, V] = {}
+        self._pending: dict[K, Future[None]] = {}
+        self._lock = Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
         update_wrapper(self, make)
 
     def __call__(self, key: K) -> V:
@@ -73,19 +119,40 @@ class Once(Generic[K, V]):
             Exception: whatever the function raises.
         """
         if key not in self.made:
-            apart(self._fill, key).result()
+            if COMPILING.by_this_thread:
+                self._fill(key)
+            else:
+                _wait_for(self._begun(key))
         return self.made[key]
 
+    def _begun(self, key: K) -> Future[None]:
+        """The work on a result, begun if it was not: all that wait, wait for the same."""
+        with self._lock:
+            pending = self._pending.get(key)
+            if pending is None or pending.done():
+                pending = self._pending[key] = apart(self._fill, key, name=self._name)
+        return pending
+
     def _fill(self, key: K) -> None:
-        with COMPILING.lock:
+        with COMPILING:
             if key not in self.made:
                 self.made[key] = self._make(key)
 
+    def _renew(self) -> None:
+        self._pending, self._lock = {}, Lock()
 
-def apart(function: Callable[..., V], *args: Any) -> Future[V]:
+
+@Once
+def imported(name: str) -> ModuleType:
+    """A module that takes long to import: a fork amid an import would leave its lock held."""
+    return import_module(name)
+
+
+def apart(function: Callable[..., V], *args: Any, name: str = "") -> Future[V]:
     """Call a function on a thread of its own, which the process waits for when it ends.
 
-    An executor would refuse where the main thread has ended already and others go on.
+    The thread is called "rnnjit: NAME". An executor would refuse where the main thread has ended already and others go on. Where no
+    thread can be started the caller's own has to do it.
     """
     future: Future[V] = Future()
 
@@ -95,6 +162,19 @@ def apart(function: Callable[..., V], *args: Any) -> Future[V]:
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised by the waiting
             future.set_exception(error)
 
-    name = f"rnnjit: {getattr(function, '__name__', 'work')}"
-    Thread(target=run, name=name, daemon=False).start()  # a daemon's would be one, too
+    name = f"rnnjit: {name or getattr(function, '__name__', '')}"
+    try:
+        Thread(target=run, name=name, daemon=False).start()  # a daemon's would be one, too
+    except RuntimeError:
+        run()
     return future
+
+
+def _wait_for(future: Future[None]) -> None:
+    """Wait, and mark what a signal handler raises meanwhile: it is no failure of what is made."""
+    try:
+        future.result()
+    except Exception as error:
+        if not future.done() or error is not future.exception():
+            error.rnnjit_from_outside = True  # type: ignore[attr-defined]  # read by `failures`
+        raise

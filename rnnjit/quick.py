@@ -21,7 +21,7 @@ from rnnjit.autograd import run_layer
 from rnnjit.backend import Backend, Shortcut
 from rnnjit.contract import check_stack_output
 from rnnjit.failover import Failover
-from rnnjit.failures import FAILURES
+from rnnjit.failures import FAILURES, replaceable
 from rnnjit.spec import Problem, RNNSpec, Rows
 from rnnjit.stack import LayerRun, run_stack
 
@@ -133,7 +133,7 @@ def shortcut(
             else:
                 run = _time_major(backend, spec, problem, (x.shape[1], x.shape[0], features))
         except Exception as error:
-            if failover is None:
+            if failover is None or not replaceable(error):
                 raise
             FAILURES.note(backend, error, "its own forward pass")
             return None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from operator import itemgetter
-from threading import RLock
 from typing import Any
 
 import torch
@@ -68,8 +67,9 @@ class Stream:
             backend = module.backend if isinstance(module, CompiledRNN) else "auto"
         self._module, self._spec, self._wanted = module, spec, resolve(backend)
         self._batch = batch_size
-        # Held during a step: blocks that a kernel reads from are not to be filled anew meanwhile.
-        self._turn, self._process = RLock(), os.getpid()
+        # Who is amid a step, by process: blocks that a kernel reads are not to be filled meanwhile.
+        # What a forked child finds of its parent's is of no account.
+        self._amid: dict[int, object] = {}
         self._weights_of = itemgetter(*module._flat_weights_names)
         weights = weights_of(module)
         states = (spec.num_layers, batch_size, spec.hidden_size)
@@ -90,7 +90,8 @@ class Stream:
             TypeError: (assigning) no Tensor.
             ValueError: (assigning) another shape, or a dtype that does not convert to its own.
         """
-        return self._states[0].clone()
+        with _one_thread_if_forked():
+            return self._states[0].clone()
 
     @state.setter
     def state(self, value: Tensor) -> None:
@@ -106,7 +107,7 @@ class Stream:
             )
         if not torch.can_cast(value.dtype, self._states[0].dtype):
             raise ValueError(f"state must be {self._states[0].dtype}, got {value.dtype}")
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread_if_forked():
             self._states[0].copy_(value)
 
     def reset(self, which: Tensor | None = None) -> None:
@@ -117,7 +118,8 @@ class Stream:
             ValueError: `which` is of another shape or dtype, or on another device.
         """
         if which is None:
-            self._states[0].zero_()
+            with _one_thread_if_forked():
+                self._states[0].zero_()
             return
         if not isinstance(which, Tensor):
             raise TypeError(f"which must be a boolean Tensor, got {type(which).__name__}")
@@ -128,7 +130,8 @@ class Stream:
             )
         if which.device != self._states[0].device:
             raise ValueError(f"which must be on {self._states[0].device}, got {which.device}")
-        self._states[0][:, which] = 0
+        with _one_thread_if_forked():
+            self._states[0][:, which] = 0
 
     def step(self, x: Tensor) -> Tensor:
         """Move the state on by one frame.
@@ -146,12 +149,21 @@ class Stream:
             RuntimeError: x is on another device, a weight does not fit the module, or another
                 thread is amid a step of this stream.
         """
-        if not self._turn.acquire(blocking=False):
-            self._turn = self._turn_after_fork()
+        if FORK.forked and torch.get_num_threads() > 1:
+            with one_thread():
+                return self.step(x)
+        mine, amid, process = object(), self._amid, os.getpid()
         try:
+            if amid.setdefault(process, mine) is not mine:
+                raise RuntimeError(
+                    "a step of this stream is under way, on another thread or in what a signal "
+                    "handler interrupted: make a stream for each thread, or let them take turns"
+                )
             return self._step(x)
         finally:
-            self._turn.release()
+            # Nothing is called here, so that no signal handler comes between.
+            if process in amid and amid[process] is mine:
+                del amid[process]
 
     def _step(self, x: Tensor) -> Tensor:
         module = self._module
@@ -183,20 +195,9 @@ class Stream:
         self._states = after, before
         return y
 
-    def _turn_after_fork(self) -> RLock:
-        """A lock of this process, if the one there is was held by a thread of the parent's."""
-        if self._process == os.getpid():
-            raise RuntimeError(
-                "another thread is amid a step of this stream, which is for one thread at a time: "
-                "make a stream for each thread, or let them take turns"
-            )
-        self._process, turn = os.getpid(), RLock()
-        turn.acquire()
-        return turn
-
     def _step_by_call(self, backend: Backend, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         rows = Rows(1, self._batch, self._batch)
-        with torch.no_grad(), one_thread() if FORK.forked else nullcontext():
+        with torch.no_grad():
             y, h_n = run_stack(
                 *(backend, self._spec, rows, x, self._states[0], weights),
                 training=False,
@@ -234,6 +235,10 @@ class Stream:
         self._mode = self._module.mode
         self._surroundings = GENERATION.now, torch.get_num_threads(), FORK.forked
         return x, weights
+
+
+def _one_thread_if_forked() -> AbstractContextManager[None]:
+    return one_thread() if FORK.forked else nullcontext()
 
 
 def _check_frame(x: Any, shape: tuple[int, int], weight: Tensor) -> None:

@@ -147,5 +147,7 @@ def interrupted(seconds, work):
         signal.setitimer(signal.ITIMER_REAL, 0)
         time.sleep(0)
     except KeyboardInterrupt:
+        # Torch's no_grad, which `work` may use, can be ended between its lines like all of Python.
+        torch.set_grad_enabled(True)
         return True
     return False

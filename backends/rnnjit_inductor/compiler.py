@@ -65,7 +65,7 @@ def compiled(key: Key) -> Compiled:
     found = _COMPILED.get(key)
     if found is not None:
         return found
-    with COMPILING.lock:
+    with COMPILING:
         if key not in _COMPILED:
             try:
                 _COMPILED[key] = _compile(key)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.backend import Program, Runner, Shortcut, Stepper
+from rnnjit.once import imported
 from rnnjit.release import lacking
 
 #: What the kernels are written for: others lower them otherwise, if at all.
@@ -54,6 +55,7 @@ class NumbaBackend(Backend):
         keep: bool,
     ) -> LayerOutput:
         """One call of the forward kernel."""
+        imported("rnnjit_numba.run")
         from rnnjit_numba import run
 
         return run.forward(_BITS[x.dtype], layer, rows, x, h0, weights)
@@ -71,6 +73,7 @@ class NumbaBackend(Backend):
         needs: Needs,
     ) -> LayerGrads:
         """One call of the backward kernel."""
+        imported("rnnjit_numba.run")
         from rnnjit_numba import run
 
         return run.backward(
@@ -83,6 +86,7 @@ class NumbaBackend(Backend):
         """One call of the forward kernel per layer, with nothing but allocations around them."""
         if problem.needs_grad:
             return None
+        imported("rnnjit_numba.run")
         from rnnjit_numba import run
 
         rows = Rows(problem.T, problem.B, problem.N)
@@ -90,6 +94,7 @@ class NumbaBackend(Backend):
 
     def stepper(self, spec: RNNSpec, dtype: torch.dtype, batch: int) -> Stepper | None:
         """One call of the forward kernel per layer, over argument blocks that are kept."""
+        imported("rnnjit_numba.streaming")
         from rnnjit_numba import streaming
 
         return streaming.stepper(dtype, spec.layers, batch)

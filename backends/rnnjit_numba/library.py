@@ -6,6 +6,7 @@ import ctypes
 import gc
 from array import array
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -112,9 +113,13 @@ def compile_kernels(isa: Isa, bits: int) -> list[bytes]:
     with _no_collection():
         from rnnjit_numba import frontend
 
-        jobs = [
-            apart(object_code, part.text, isa, part.symbols) for part in frontend.parts(isa, bits)
-        ]
+        jobs: list[Future[bytes]] = []
+        try:
+            for part in frontend.parts(isa, bits):
+                jobs.append(apart(object_code, part.text, isa, part.symbols))
+        finally:
+            # No thread is in LLVM when this returns, whatever failed.
+            wait(jobs)
         return [job.result() for job in jobs]
 
 

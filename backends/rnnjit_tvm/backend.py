@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.backend import Shortcut
+from rnnjit.once import imported
 from rnnjit.release import lacking
 
 _DTYPES = (torch.float32, torch.float64)
@@ -56,6 +57,7 @@ class TvmBackend(Backend):
         keep: bool,
     ) -> LayerOutput:
         """One call of the forward kernel."""
+        imported("rnnjit_tvm.run")
         from rnnjit_tvm import run
 
         return run.forward(layer, rows, x, h0, weights)
@@ -73,6 +75,7 @@ class TvmBackend(Backend):
         needs: Needs,
     ) -> LayerGrads:
         """One call of the backward kernel."""
+        imported("rnnjit_tvm.run")
         from rnnjit_tvm import run
 
         return run.backward(layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs)
@@ -83,6 +86,7 @@ class TvmBackend(Backend):
         """One call of the forward kernel per layer, with nothing but allocations around them."""
         if problem.needs_grad:
             return None
+        imported("rnnjit_tvm.run")
         from rnnjit_tvm import run
 
         rows = Rows(problem.T, problem.B, problem.N)

@@ -92,12 +92,34 @@ def test_a_stream_refuses_a_second_thread_amid_a_step():
     first = threading.Thread(target=lambda: found.append(stream.step(torch.zeros(1, 3))))
     first.start()
     assert backend.entered.wait(60)
-    with pytest.raises(RuntimeError, match="another thread is amid a step of this stream"):
+    with pytest.raises(RuntimeError, match="a step of this stream is under way"):
         stream.step(torch.zeros(1, 3))
     backend.go_on.set()
     first.join(60)
     found.append(stream.step(torch.zeros(1, 3)))
     assert [y.tolist() for y in found] == [[[1.0] * 5]] * 2
+
+
+def test_a_stream_refuses_what_a_signal_handler_asks_amid_a_step():
+    refused = []
+
+    class Reentered(ReferenceBackend):
+        name = "reentered"
+
+        def stepper(self, spec, dtype, batch):
+            def step(x, h0, h_n, y, weights):
+                if not refused:
+                    with pytest.raises(RuntimeError, match="a step of this stream is under way"):
+                        stream.step(x)
+                    refused.append(True)
+                y.fill_(1)
+
+            return step
+
+    stream = rnnjit.Stream(nn.RNN(3, 5), backend=Reentered())
+    for _ in range(2):
+        assert stream.step(torch.zeros(1, 3)).tolist() == [[1.0] * 5]
+    assert refused
 
 
 def test_a_stream_goes_on_in_a_child_that_was_forked_amid_a_step():
@@ -124,7 +146,26 @@ thread = threading.Thread(target=case.step, args=(frame,))
 thread.start()
 entered.wait()
 def child():
+    case._stepper = stepper
     assert (case.step(frame) - expected).abs().max() < 1e-5
+    other, begun, go = [], threading.Event(), threading.Event()
+    def again(*args):
+        begun.set()
+        go.wait()
+        stepper(*args)
+    case._stepper = again
+    amid = threading.Thread(target=lambda: other.append(case.step(frame)))
+    amid.start()
+    begun.wait()
+    try:
+        case.step(frame)
+    except RuntimeError as error:
+        assert "under way" in str(error)
+    else:
+        raise AssertionError("two threads were amid a step")
+    go.set()
+    amid.join()
+    assert len(other) == 1
 assert in_child(child) == 0
 go_on.set()
 thread.join()

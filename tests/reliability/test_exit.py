@@ -67,7 +67,7 @@ daemon = threading.Thread(target=rnnjit.compile(rnn, backend="numba"), args=(tor
 daemon.daemon = True
 if sys.argv[1] == "daemon":
     daemon.start()
-    while not any(t.name.startswith("rnnjit") and t.is_alive() for t in threading.enumerate()):
+    while not any(t.name == "rnnjit: library" and t.is_alive() for t in threading.enumerate()):
         time.sleep(0.01)
 else:
     fast = rnnjit.compile(rnn, backend="numba")
