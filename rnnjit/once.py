@@ -151,8 +151,8 @@ def imported(name: str) -> ModuleType:
 def apart(function: Callable[..., V], *args: Any, name: str = "") -> Future[V]:
     """Call a function on a thread of its own, which the process waits for when it ends.
 
-    The thread is called "rnnjit: NAME". An executor would refuse where the main thread has ended already and others go on. Where no
-    thread can be started the caller's own has to do it.
+    The thread is called "rnnjit: NAME". An executor would refuse where the main thread has ended
+    already and others go on. Where no thread can be started the caller's own has to do it.
     """
     future: Future[V] = Future()
 

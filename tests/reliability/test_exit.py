@@ -83,5 +83,10 @@ else:
 
 @pytest.mark.parametrize(("thread", "said"), [("daemon", ""), ("afterwards", "right")])
 def test_kernels_that_are_being_compiled_at_the_end(thread, said, tmp_path):
-    assert_well(program(COMPILING, thread, RNNJIT_CACHE_DIR=str(tmp_path)), said)
+    """The end waits for the compiler; what a daemon goes on to do is as in the test above."""
+    done = program(COMPILING, thread, RNNJIT_CACHE_DIR=str(tmp_path))
+    if thread == "daemon":
+        assert done.returncode in (0, -signal.SIGABRT), done.stderr
+    else:
+        assert_well(done, said)
     assert [file.suffix for file in tmp_path.iterdir()] == [".o"]
