@@ -1,0 +1,56 @@
+"""How a benchmark measures: how often, how long, how much patience."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rnnjit.bench.contestant import Contestant
+from rnnjit.bench.records import Case
+
+_START = 2.5  # seconds until a process has imported its libraries, about
+_GATE = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a benchmark measures.
+
+    Attributes:
+        rounds: samples of each contestant, taken in turns.
+        sample: seconds that a sample lasts at least.
+        pause: seconds between two samples, in which threads that spin go to sleep.
+        most: seconds of samples after which a contestant has had enough rounds, if it has had 3.
+        starts: processes that a cold start is measured on.
+        memory: whether processes' growth is measured.
+        patience: seconds that a process may take to answer.
+    """
+
+    rounds: int = 15
+    sample: float = 0.02
+    pause: float = 0.02
+    most: float = 5.0
+    starts: int = 3
+    memory: bool = True
+    patience: float = 300.0
+
+    def preparing(self, contestant: Contestant, case: Case) -> float:
+        """About how many seconds the work before the rounds takes."""
+        if case.mode == "cold start":
+            return self.starts * (_START + contestant.patience(case))
+        return contestant.patience(case) * (1.3 if self.memory else 1.0) + 2 * self.sample
+
+    def round(self, entries: int) -> float:
+        """About how many seconds one round of so many takes."""
+        return entries * (self.pause + 1.5 * self.sample)
+
+    def seconds(self, cases: Sequence[Case], contestants: Sequence[Contestant]) -> float:
+        """About how many seconds all cases take."""
+        found = 0.0
+        for case in cases:
+            taking = [each for each in contestants if not each.declines(case)]
+            found += _GATE + sum(self.preparing(each, case) for each in taking)
+            if case.mode != "cold start":
+                found += self.rounds * self.round(len(taking))
+        threads = {case.threads for case in cases}
+        return found + len(threads) * len(contestants) * _START
