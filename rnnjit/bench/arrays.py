@@ -110,7 +110,7 @@ def load(path: Path) -> Arrays:
 def save_results(path: Path, results: Mapping[str, NDArray[np.generic]]) -> None:
     """Write arrays by name."""
     with path.open("wb") as file:  # a name without .npz is left as it is
-        np.savez(file, **results)
+        np.savez(file, **results)  # type: ignore[arg-type]  # its other arguments have no such names
 
 
 def load_results(path: Path) -> dict[str, Array]:

@@ -9,11 +9,9 @@ from time import perf_counter, sleep
 
 from rnnjit.bench.entry import Entry
 from rnnjit.bench.gate import Gate
+from rnnjit.bench.plan import FILLED_CACHE
 from rnnjit.bench.process import Worker
 from rnnjit.codecache import DIRECTORY_VARIABLE
-
-#: The groups of such cases: compiled code is found nowhere, or where the process before left it.
-EMPTY_CACHE, FILLED_CACHE = "cold start, empty cache", "cold start, filled cache"
 
 
 def measure(

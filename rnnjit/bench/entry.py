@@ -52,9 +52,7 @@ class Entry:
         """Whether there is nothing against it so far."""
         return self.verdict == "right"
 
-    def ask(
-        self, worker: Worker, command: protocol.Command, reply: type[ReplyT]
-    ) -> ReplyT | None:
+    def ask(self, worker: Worker, command: protocol.Command, reply: type[ReplyT]) -> ReplyT | None:
         """The reply of its process, or None: then the verdict says why."""
         if not self.right:
             return None

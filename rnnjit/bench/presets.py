@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from rnnjit.bench.coldstart import EMPTY_CACHE, FILLED_CACHE
-from rnnjit.bench.plan import Plan
+from rnnjit.bench.plan import EMPTY_CACHE, FILLED_CACHE, Plan
 from rnnjit.bench.records import Case, Mode
 
 #: From single steps to large batches: the shapes of the README's table.
@@ -25,7 +24,13 @@ GRID = (
     (1000, 16, 64, 128),
     (28, 64, 28, 128),
 )
-_QUICK = ((5, 32, 10, 20), (28, 64, 28, 128), (100, 1, 64, 64), (100, 8, 128, 256), (100, 32, 128, 256))
+_QUICK = (
+    (5, 32, 10, 20),
+    (28, 64, 28, 128),
+    (100, 1, 64, 64),
+    (100, 8, 128, 256),
+    (100, 32, 128, 256),
+)
 _FRAMES = ((1, 32, 64), (1, 64, 128), (1, 128, 256), (1, 512, 512), (8, 128, 256), (32, 128, 256))
 _PACKED = ((50, 16, 32, 64), (100, 32, 64, 128), (200, 32, 128, 256), (1000, 16, 64, 128))
 _BOTH: tuple[Mode, ...] = ("forward", "training")

@@ -47,7 +47,7 @@ class Worker:
     ) -> None:
         # A backend is started as its users start it; everything else knows nothing of rnnjit.
         run = ["-m", "rnnjit.bench.worker"] if contestant.kind == "backend" else [bare.__file__]
-        self._errors = TemporaryFile()
+        self._errors = TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, *run, address(contestant)],
             stdin=subprocess.PIPE,
@@ -136,7 +136,7 @@ class Worker:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """This process's own, with the number of threads, and the places where modules are found."""
+    """The variables of this process, with the number of threads, and the places where modules are found."""
     places = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
     pools = dict.fromkeys(_POOLS, str(threads))
     return {**os.environ, **pools, "PYTHONPATH": places}

@@ -82,7 +82,7 @@ def _problem(case: Case) -> tuple[RNNSpec, Problem]:
 
 
 def _stream(
-    module: nn.RNN, h0: Tensor
+    module: nn.Module, h0: Tensor
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]:
     from rnnjit.stream import Stream
 

@@ -57,6 +57,7 @@ def stream_by_calls(
     def step(frame: Tensor) -> Tensor:
         nonlocal state
         y, state = module(frame[None], state)
-        return y[0]
+        last: Tensor = y[0]
+        return last
 
     return step, lambda: state

@@ -58,6 +58,4 @@ class Openvino(Contestant):
             outputs = request.infer(feeds, share_inputs=True)
             return {name: np.array(outputs[name]) for name in ("y", "h_n")}
 
-        return Ready(
-            lambda: request.infer(feeds, share_inputs=True, share_outputs=True), results
-        )
+        return Ready(lambda: request.infer(feeds, share_inputs=True, share_outputs=True), results)
