@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryFile
@@ -52,13 +53,20 @@ class Worker:
             [sys.executable, *run, address(contestant)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
             stderr=self._errors,
             env=_environment(threads) | dict(environment or {}),
             # Ctrl-C is for the benchmark, which ends the processes itself.
             start_new_session=True,
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin = self._process.stdin
+        self._stdout = BufferedReader(self._process.stdout)
+        self._end = ""  # why it cannot be asked any more
         self._lines: SimpleQueue[bytes] = SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def ask(self, command: protocol.Command, reply: type[ReplyT], patience: float) -> ReplyT:
         """Send a command and wait for its reply.
@@ -73,23 +81,19 @@ class Worker:
             WorkerError: it raised, or its process died, said something else or nothing in time;
                 in all cases but the first, the process is over.
         """
-        assert self._process.stdin is not None
+        if self._end:
+            raise WorkerError(self._end)
         try:
-            self._process.stdin.write(msgspec.json.encode(command) + b"\n")
-            self._process.stdin.flush()
+            self._write(msgspec.json.encode(command) + b"\n")
             line = self._lines.get(timeout=patience)
         except Empty:
-            self.kill()
-            raise WorkerError(f"no answer within {patience:.0f} s: ended") from None
-        except OSError:  # it is dead, as the end of its output will say
-            line = b""
+            raise self._ended(f"no answer within {patience:.0f} s: ended") from None
         if not line:
-            raise WorkerError(self._how_it_died())
+            raise self._ended(self._last_words())
         try:
             found = msgspec.json.decode(line, type=protocol.Reply)
         except msgspec.DecodeError:
-            self.kill()
-            raise WorkerError(f"an answer that is none: {line[:80]!r}") from None
+            raise self._ended(f"an answer that is none: {line[:80]!r}") from None
         if isinstance(found, protocol.Declined):
             raise Refusal(found.reason)
         if not isinstance(found, reply):
@@ -99,13 +103,12 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether it can be asked."""
-        return self._process.poll() is None
+        return not self._end
 
     def close(self) -> None:
         """Let it end by itself, for a moment."""
         with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            self._stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=1)
         self.kill()
@@ -118,25 +121,45 @@ class Worker:
         else:
             self._process.kill()
         self._process.wait()
+        self._end = self._end or "its process was ended"
+        self._reader.join(timeout=1)
+        for file in (self._stdin, self._stdout, self._errors):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _write(self, line: bytes) -> None:
+        with contextlib.suppress(OSError):  # it is dead, as the end of its output will say
+            self._stdin.write(line)
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._stdout:
             self._lines.put(line)
         self._lines.put(b"")
 
-    def _how_it_died(self) -> str:
-        self.close()
+    def _ended(self, reason: str) -> WorkerError:
+        self._end = reason
+        self.kill()
+        return WorkerError(reason)
+
+    def _last_words(self) -> str:
+        """How it died, and what it wrote to standard error at last."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
         code = self._process.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended, status {code}"
+        if code is None:
+            how = "closed its output"
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with status {code}"
         self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").split("\n")
-        last = [line.strip() for line in said if line.strip()][-_LAST_LINES:]
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        last = [line.strip() for line in lines if line.strip()][-_LAST_LINES:]
         return "; ".join([f"its process {how}", *last])
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The variables of this process, with the number of threads, and the places where modules are found."""
+    """The variables of this process, the number of threads, and where modules are found."""
     places = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
     pools = dict.fromkeys(_POOLS, str(threads))
     return {**os.environ, **pools, "PYTHONPATH": places}
