@@ -71,6 +71,8 @@ def run(arguments: Namespace) -> int:
             benchtables.print_changes(out, old, report, changes, slower)
     if not report.complete:
         return _INTERRUPTED
+    if arguments.fail_slower is not None and not changes:
+        raise UsageError(f"{arguments.against!r} has no backend and case in common with this run")
     backends = {each.name for each in report.contenders if each.kind == "backend"}
     broken = any(
         each.verdict in ("wrong", "failed") and each.contestant in backends

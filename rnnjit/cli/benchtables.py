@@ -79,6 +79,9 @@ def print_changes(
     out.print(Text(f"Against {old.created}, {old.commit[:12] or 'no commit'}", "bold"))
     if (old.machine.cpu, old.machine.cpus) != (new.machine.cpu, new.machine.cpus):
         out.print(Text(f"That was on another machine: {old.machine.cpu}", "yellow"))
+    if not changes:
+        out.print("There is nothing to compare: no backend has a time in a case of both.")
+        return
     table = Table()
     for heading in ("", "T, B, I, H"):
         table.add_column(heading)

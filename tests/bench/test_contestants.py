@@ -36,7 +36,7 @@ def test_results_are_those_of_a_plain_loop(tmp_path, contestant, names):
     if reason := contestant.absent():
         pytest.skip(reason)
     if contestant.name == "unrolled":
-        names = ["training", "streaming"]  # each takes some ten seconds to compile
+        names = ["training"]  # each takes some ten seconds to compile
     worker = Worker(contestant, 1)
     try:
         for name in names:
