@@ -52,6 +52,10 @@ class Entry:
         """Whether there is nothing against it so far."""
         return self.verdict == "right"
 
+    def decline(self, reason: str) -> None:
+        """It takes no part in the case."""
+        self._lose("declined", reason)
+
     def ask(self, worker: Worker, command: protocol.Command, reply: type[ReplyT]) -> ReplyT | None:
         """The reply of its process, or None: then the verdict says why."""
         if not self.right:
@@ -59,7 +63,7 @@ class Entry:
         try:
             return worker.ask(command, reply, self.patience)
         except Refusal as error:
-            self._lose("declined", error)
+            self.decline(str(error))
         except WorkerError as error:
             self._lose("failed", error)
         return None

@@ -24,6 +24,7 @@ class Plan:
         pause: seconds between two samples, in which threads that spin go to sleep.
         most: seconds of samples after which a contestant has had enough rounds, if it has had 3.
         starts: processes that a cold start is measured on.
+        longest: seconds that getting ready may take, about: who needs more is left out.
         memory: whether processes' growth is measured.
         patience: seconds that a process may take to answer.
     """
@@ -33,6 +34,7 @@ class Plan:
     pause: float = 0.02
     most: float = 5.0
     starts: int = 3
+    longest: float = 60.0
     memory: bool = True
     patience: float = 300.0
 
@@ -42,6 +44,13 @@ class Plan:
             return self.starts * (_START + contestant.patience(case))
         return contestant.patience(case) * (1.3 if self.memory else 1.0) + 2 * self.sample
 
+    def leaves_out(self, contestant: Contestant, case: Case) -> str:
+        """Why there is no time for a contestant; "" if there is."""
+        needed = contestant.patience(case)
+        if needed <= self.longest:
+            return ""
+        return f"getting ready takes about {needed:.3g} s: this plan allows {self.longest:.3g}"
+
     def round(self, entries: int) -> float:
         """About how many seconds one round of so many takes."""
         return entries * (self.pause + 1.5 * self.sample)
@@ -50,7 +59,11 @@ class Plan:
         """About how many seconds all cases take."""
         found = 0.0
         for case in cases:
-            taking = [each for each in contestants if not _declines(each, case)]
+            taking = [
+                each
+                for each in contestants
+                if not self.leaves_out(each, case) and not _declines(each, case)
+            ]
             found += _GATE + sum(self.preparing(each, case) for each in taking)
             if case.mode != "cold start":
                 found += self.rounds * self.round(len(taking))

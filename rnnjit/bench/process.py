@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from io import BufferedReader
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryFile
@@ -53,7 +52,6 @@ class Worker:
             [sys.executable, *run, address(contestant)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            bufsize=0,
             stderr=self._errors,
             env=_environment(threads) | dict(environment or {}),
             # Ctrl-C is for the benchmark, which ends the processes itself.
@@ -62,7 +60,7 @@ class Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin = self._process.stdin
-        self._stdout = BufferedReader(self._process.stdout)
+        self._stdout = self._process.stdout
         self._end = ""  # why it cannot be asked any more
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -130,6 +128,7 @@ class Worker:
     def _write(self, line: bytes) -> None:
         with contextlib.suppress(OSError):  # it is dead, as the end of its output will say
             self._stdin.write(line)
+            self._stdin.flush()
 
     def _read(self) -> None:
         for line in self._stdout:

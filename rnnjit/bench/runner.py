@@ -64,6 +64,9 @@ class Runner:
         """Measure cases, and add what comes out to `measurements`."""
         for case in cases:
             entries = [Entry(each, case, self._plan.patience) for each in self._contestants]
+            for entry in entries:
+                if reason := self._plan.leaves_out(entry.contestant, case):
+                    entry.decline(reason)
             try:
                 self._measure(case, entries)
             finally:
@@ -91,6 +94,8 @@ class Runner:
     def _prepare(self, entries: Sequence[Entry], gate: Gate) -> None:
         """Have every contestant make its first call, and see how many calls make a sample."""
         for entry in entries:
+            if not entry.right:
+                continue
             worker = self._worker(entry)
             entry.prepare(worker, self._folder, gate)
             command = protocol.Calibrate(self._plan.sample)

@@ -75,9 +75,9 @@ def test_what_is_not_offered_is_declined_with_a_reason(contestant, names):
 
 def test_long_sequences_are_not_unrolled():
     unrolled = next(each for each in contestants() if each.name == "unrolled")
-    assert "would take minutes" in unrolled.declines(Case(T=1000, B=1, I=1, H=1))
-    assert unrolled.declines(Case(T=40, B=1, I=1, H=1)) == ""
-    assert unrolled.declines(Case(T=40, B=1, I=1, H=1, layers=4)) != ""
+    assert "takes too long" in unrolled.declines(Case(T=1000, B=1, I=1, H=1))
+    assert unrolled.declines(Case(T=64, B=1, I=1, H=1)) == ""
+    assert unrolled.declines(Case(T=64, B=1, I=1, H=1, layers=3)) != ""
 
 
 def test_eager_is_the_baseline_and_every_backend_takes_part():

@@ -119,6 +119,14 @@ def test_a_process_lives_on_while_the_number_of_threads_stays(notes):
     assert pids[0] == pids[1] != pids[2]
 
 
+def test_who_needs_longer_than_the_plan_allows_is_left_out(notes):
+    plan = Plan(rounds=1, sample=1e-3, longest=0.4, memory=False)
+    report = measured([FORWARD], [Telling()], plan)
+    assert [m.verdict for m in report.measurements] == ["declined"]
+    assert "takes about 0.5 s: this plan allows 0.4" in report.measurements[0].reason
+    assert notes() == []
+
+
 @pytest.mark.parametrize(("most", "rounds"), [(0.02, 3), (60, 5)])
 def test_slow_calls_get_fewer_rounds(notes, most, rounds):
     plan = Plan(rounds=5, sample=1e-3, pause=0.0, most=most, memory=False)
