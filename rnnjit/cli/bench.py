@@ -55,13 +55,30 @@ def add(commands: Commands[Parser]) -> None:
 
 def run(arguments: Namespace) -> int:
     """Measure, write the files, print the tables."""
-    from rnnjit.bench import against
-    from rnnjit.cli import benchtables
-
     old = _old(arguments)
     _check_outputs(arguments)
     report = _measure(arguments)
     _write(report, arguments)
+    return conclude(report, old, arguments)
+
+
+def conclude(report: Report, old: Report | None, arguments: Namespace) -> int:
+    """Print what was found.
+
+    Args:
+        report: what was measured.
+        old: what it is compared with, or None.
+        arguments: of the command; `json`, `against` and `fail_slower` count.
+
+    Returns:
+        The exit status: 1 if a backend of rnnjit is wrong, failed, or is slower than it may be.
+
+    Raises:
+        UsageError: nothing of the two can be compared, but it was to fail on that.
+    """
+    from rnnjit.bench import against
+    from rnnjit.cli import benchtables
+
     changes = [] if old is None else against.changes(old, report)
     slower = against.slower(changes, arguments.fail_slower or float("inf"))
     if arguments.json != "-":

@@ -1,44 +1,11 @@
 """Before and after: ratios to eager, each of its own run, of rnnjit's backends alone."""
 
 import pytest
+from bench_made_up import CASE, OTHER, report
 
 from rnnjit.bench import files
 from rnnjit.bench.against import changes, slower
-from rnnjit.bench.records import Case, Contender, Machine, Measurement, Report
-
-CASE = Case(T=5, B=2, I=3, H=4)
-OTHER = Case(T=6, B=2, I=3, H=4)
-KINDS = {"eager": "baseline", "fast": "backend", "second": "backend", "peer": "peer"}
-
-
-def report(times, absent=()):
-    """One with times by contestant and case; in the place of a time there may be a verdict."""
-    found = []
-    for name, by_case in times.items():
-        for case, time in by_case.items():
-            if isinstance(time, str):
-                found.append(
-                    Measurement(contestant=name, case=case, verdict=time, reason=f"{time} here")
-                )
-            else:
-                found.append(
-                    Measurement(contestant=name, case=case, p20=time, p50=time, p80=time, samples=1)
-                )
-    contenders = tuple(
-        Contender(name=n, kind=kind, title=n, absent="not here" if n in absent else "")
-        for n, kind in KINDS.items()
-    )
-    machine = Machine(cpu="a cpu", system="a system", cpus=2, isa="an isa")
-    return Report(
-        preset="quick",
-        created="2025-01-01T00:00:00+00:00",
-        commit="c0ffee",
-        versions={},
-        machine=machine,
-        contenders=contenders,
-        measurements=tuple(found),
-    )
-
+from rnnjit.bench.records import Case
 
 OLD = report({"eager": {CASE: 1.0, OTHER: 4.0}, "fast": {CASE: 0.25, OTHER: 2.0}})
 

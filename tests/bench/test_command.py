@@ -12,12 +12,17 @@ from pathlib import Path
 import msgspec
 import pytest
 from bench_contestants import NOTES
+from bench_made_up import CASE, OTHER, report
+from msgspec.structs import replace
 
+from rnnjit import registry
 from rnnjit.bench import files
 from rnnjit.bench.plan import Plan
 from rnnjit.bench.presets import PRESETS, Preset
 from rnnjit.bench.records import Case, Machine, Report
-from rnnjit.cli import main
+from rnnjit.cli import build_parser, main
+from rnnjit.cli.bench import conclude
+from rnnjit.cli.parser import UsageError
 
 FORWARD, TRAINING = Case(T=5, B=2, I=3, H=4), Case(T=5, B=2, I=3, H=4, mode="training")
 QUICK = PRESETS["quick"]
@@ -42,13 +47,12 @@ def test_tables_and_files_say_the_same(tmp_path, capsys):
     paths = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv", "html")}
     outputs = [part for kind, path in paths.items() for part in (f"--{kind}", str(path))]
     contestants = "onnxruntime,bench_contestants:WrongGradient,bench_contestants:Absent"
-    # The one that is wrong is no backend of rnnjit's.
     assert bench("--contestants", contestants, *outputs) == 0
     captured = capsys.readouterr()
-    report = files.read(paths["json"])
-    assert report.complete
-    assert report.preset == "quick"
-    verdicts = {(m.contestant, m.case.mode): m.verdict for m in report.measurements}
+    found = files.read(paths["json"])
+    assert found.complete
+    assert found.preset == "quick"
+    verdicts = {(m.contestant, m.case.mode): m.verdict for m in found.measurements}
     assert verdicts == {
         ("eager", "forward"): "right",
         ("eager", "training"): "right",
@@ -73,107 +77,101 @@ def test_json_to_standard_output_is_all_there_is_and_tells_where_it_comes_from(c
 
     contestants = "eager,bench_contestants:Plain"
     assert bench("--contestants", contestants, "--rounds", "1", "--json", "-") == 0
-    report = msgspec.json.decode(capsys.readouterr().out, type=Report)
-    assert [m.samples for m in report.measurements] == [1] * 4
-    assert report.versions["torch"] == torch.__version__
-    assert report.machine.cpu == "a cpu"
+    found = msgspec.json.decode(capsys.readouterr().out, type=Report)
+    assert [m.samples for m in found.measurements] == [1] * 4
+    assert found.versions["torch"] == torch.__version__
+    assert found.machine.cpu == "a cpu"
     here = Path(__file__).parent
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here)
-    assert report.commit.removesuffix("+") == head.stdout.strip()
+    assert found.commit.removesuffix("+") == head.stdout.strip()
 
 
-@pytest.mark.parametrize("verdict", ["wrong", "raises"])
-def test_a_backend_that_is_wrong_or_fails_is_exit_status_1(installed_backend, capsys, verdict):
-    installed_backend(verdict)
+def test_a_backend_that_is_wrong_is_exit_status_1(installed_backend, capsys):
     assert bench("--contestants", "broken", "--rounds", "1") == 1
-    printed = capsys.readouterr().out
-    assert ("is wrong in" if verdict == "wrong" else "failed in") in printed
-    assert "broken" in printed
+    assert capsys.readouterr().out.count("broken is wrong in 5, 2, 3, 4;") == 2
 
 
 @pytest.fixture
 def installed_backend(tmp_path, monkeypatch):
     """Installs a backend `broken`, as a package with an entry point, for all processes."""
-
-    def install(verdict):
-        does = "y.mul_(1.001)" if verdict == "wrong" else "raise OSError('in the kernel')"
-        (tmp_path / "broken.py").write_text(
-            "from rnnjit.testing import RecomputeBackend\n"
-            "class Broken(RecomputeBackend):\n"
-            "    name = 'broken'\n"
-            "    def forward(self, *arguments):\n"
-            "        y, h_n, *_ = found = super().forward(*arguments)\n"
-            f"        {does}\n"
-            "        return found\n"
-            "BACKEND = Broken()\n"
-        )
-        info = tmp_path / "broken-1.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
-        (info / "entry_points.txt").write_text("[rnnjit.backends]\nbroken = broken:BACKEND\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        from rnnjit import registry
-
-        found = registry._installed.__wrapped__()
-        monkeypatch.setattr(registry, "_installed", lambda: found)
-
-    return install
+    (tmp_path / "broken.py").write_text(
+        "from rnnjit.testing import RecomputeBackend\n"
+        "class Broken(RecomputeBackend):\n"
+        "    name = 'broken'\n"
+        "    def forward(self, *arguments):\n"
+        "        found = super().forward(*arguments)\n"
+        "        found.y.mul_(1.001)\n"
+        "        return found\n"
+        "BACKEND = Broken()\n"
+    )
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[rnnjit.backends]\nbroken = broken:BACKEND\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = registry._installed.__wrapped__()
+    monkeypatch.setattr(registry, "_installed", lambda: found)
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """A report of this command."""
-    path = tmp_path_factory.mktemp("bench") / "old.json"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "quick", TINY)
-        assert bench("--contestants", "numba", "--rounds", "2", "--json", str(path)) == 0
-    return path
-
-
-def faster(path, factor, changed):
-    """The same report with numba's times another."""
-    report = json.loads(path.read_text())
-    for m in report["measurements"]:
-        if m["contestant"] == "numba":
-            m.update({key: m[key] * factor for key in ("p20", "p50", "p80")})
-    changed.write_text(json.dumps(report))
-    return str(changed)
-
-
-def test_against_faster_times_it_fails_if_it_is_told_to(tmp_path, capsys, measured):
-    old = faster(measured, 1e-6, tmp_path / "faster.json")
-    assert bench("--contestants", "numba", "--against", old, "--fail-slower", "1.15") == 1
+def test_against_faster_times_it_fails_if_it_is_told_to(tmp_path, capsys):
+    old = report({"eager": {FORWARD: 1.0, TRAINING: 1.0}, "numba": {FORWARD: 1e-9, TRAINING: 1e9}})
+    (tmp_path / "old.json").write_bytes(files.encode(old))
+    arguments = ("--against", str(tmp_path / "old.json"), "--fail-slower", "1.15")
+    assert bench("--contestants", "numba", *arguments) == 1
     printed = capsys.readouterr().out
-    assert printed.count("SLOWER numba, 5, 2, 3, 4") == 2
+    assert printed.count("SLOWER") == 1
+    assert "SLOWER numba, 5, 2, 3, 4; forward" in printed
     assert "times as long as before" in printed
 
 
-def test_against_slower_times_all_is_well(tmp_path, capsys, measured):
-    old = faster(measured, 1e6, tmp_path / "slower.json")
-    assert bench("--contestants", "numba", "--against", old, "--fail-slower", "1.15") == 0
-    assert "SLOWER" not in capsys.readouterr().out
+def concluded(new, old, *arguments):
+    return conclude(new, old, build_parser().parse_args(["bench", *arguments]))
 
 
-def test_against_another_machine_it_says_so_and_fails_only_if_told_to(tmp_path, capsys, measured):
-    changed = tmp_path / "old.json"
-    faster(measured, 1e-6, changed)
-    report = json.loads(changed.read_text())
-    report["machine"]["cpu"] = "another cpu"
-    changed.write_text(json.dumps(report))
-    assert bench("--contestants", "numba", "--against", str(changed)) == 0
+BEFORE = report({"eager": {CASE: 1.0}, "fast": {CASE: 0.25}})
+
+
+@pytest.mark.parametrize(
+    ("time", "factor", "status"), [(0.5, "1.9", 1), (0.5, "2.1", 0), (0.5, None, 0), (0.2, "1", 0)]
+)
+def test_the_exit_status_is_that_of_the_factor(capsys, time, factor, status):
+    new = report({"eager": {CASE: 1.0}, "fast": {CASE: time}})
+    arguments = [] if factor is None else ["--against", "old.json", "--fail-slower", factor]
+    assert concluded(new, BEFORE, *arguments) == status
     printed = capsys.readouterr().out
-    assert "on another machine: another cpu" in printed
-    assert "before" in printed
+    assert ("SLOWER" in printed) is bool(status)
+    assert "4.0x" in printed
+    assert "on another machine" not in printed
 
 
-def test_nothing_in_common_is_no_comparison(tmp_path, capsys, measured):
-    arguments = ("--contestants", "eager", "--against", str(measured))
-    assert bench(*arguments) == 0
+@pytest.mark.parametrize(
+    ("name", "verdict", "status"),
+    [("fast", "wrong", 1), ("fast", "failed", 1), ("fast", "declined", 0), ("peer", "failed", 0)],
+)
+def test_only_backends_of_rnnjits_fail_the_command(capsys, name, verdict, status):
+    assert concluded(report({"eager": {CASE: 1.0}, name: {CASE: verdict}}), None) == status
+    assert f"{verdict} here" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_has_the_status_of_ctrl_c(capsys):
+    new = replace(report({"eager": {CASE: 1.0}, "fast": {CASE: 9.0}}), complete=False)
+    arguments = ("--against", "old.json", "--fail-slower", "1.15")
+    assert concluded(new, BEFORE, *arguments) == 130
+    assert "Interrupted" in capsys.readouterr().out
+
+
+def test_another_machine_is_noticed(capsys):
+    machine = Machine(cpu="another cpu", system="a system", cpus=2, isa="an isa")
+    concluded(BEFORE, replace(BEFORE, machine=machine))
+    assert "on another machine: another cpu" in capsys.readouterr().out
+
+
+def test_nothing_in_common_is_no_comparison(capsys):
+    new = report({"eager": {OTHER: 1.0}, "fast": {OTHER: 1.0}})
+    assert concluded(new, BEFORE) == 0
     assert "nothing to compare" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as exit_:
-        bench(*arguments, "--fail-slower", "1.15")
-    assert exit_.value.code == 2
-    assert "has no backend and case in common" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="has no backend and case in common"):
+        concluded(new, BEFORE, "--against", "old.json", "--fail-slower", "1.15")
 
 
 def test_ctrl_c_keeps_what_was_measured_and_ends_all_processes(tmp_path):
@@ -198,14 +196,14 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_all_processes(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130, err
-    report = files.read(paths[0])
-    assert not report.complete
-    first = QUICK.cases((report.measurements[0].case.threads,))[0]
-    assert [(m.contestant, m.case) for m in report.measurements] == [
+    found = files.read(paths[0])
+    assert not found.complete
+    first = QUICK.cases((found.measurements[0].case.threads,))[0]
+    assert [(m.contestant, m.case) for m in found.measurements] == [
         ("eager", first),
         ("hanging later", first),
     ]
-    assert all(m.samples == 1 for m in report.measurements)
+    assert all(m.samples == 1 for m in found.measurements)
     assert len(paths[1].read_text().splitlines()) == 3
     assert "Interrupted" in out
     with pytest.raises(ProcessLookupError):

@@ -110,8 +110,8 @@ def test_a_crash_is_told_with_the_last_words(start, prepare):
 
 def test_a_process_that_hangs_is_ended(start, prepare, notes):
     worker = start(Hanging())
-    with pytest.raises(WorkerError, match="no answer within 10 s"):
-        worker.ask(prepare(CASE), protocol.Prepared, 10)
+    with pytest.raises(WorkerError, match="no answer within 5 s"):
+        worker.ask(prepare(CASE), protocol.Prepared, 5)
     assert not worker.alive
     ((note),) = notes()
     with pytest.raises(ProcessLookupError):
