@@ -40,9 +40,7 @@ class Gate:
     """
 
     def __init__(self, case: records.Case, arrays: Arrays) -> None:
-        # Whatever dtype and threads the benchmark's own process has, autograd records here.
-        with torch.enable_grad():
-            self._standard = Standard(_procedure, _call(case, arrays))
+        self._standard = Standard(_procedure, _call(case, arrays))
         own = [self._standard.expected(name) for name in self._standard.names]
         self.eager_error = max(expected.own for expected in own if expected is not None)
 
@@ -54,8 +52,7 @@ class Gate:
                 return Judgement(f"it gives no {_key(name)}", None)
             got[name] = torch.tensor(results[_key(name)])
         try:
-            with torch.enable_grad():
-                compare(got, self._standard)
+            compare(got, self._standard)
         except AssertionError as error:
             return Judgement(str(error), self._error(got))
         return Judgement("", self._error(got))
