@@ -13,12 +13,15 @@ from rnnjit.bench.records import Case
 
 Array = NDArray[np.floating]
 
+#: Steps of which the results are judged when streaming: a state that is not carried on shows.
+FRAMES = 8
+
 
 class Arrays(NamedTuple):
     """The numbers of a case, in its dtype; nothing of them may be written to.
 
     Attributes:
-        x: `[T, B, I]`; zeros behind the end of a sequence.
+        x: `[T, B, I]`; zeros behind the end of a sequence. When streaming T is `FRAMES`.
         h0: `[L*D, B, H]`.
         lengths: int64 `[B]`, never growing, the first of them T; None if all are T.
         weights: by nn.RNN's names, `weight_ih_l0` and so on.
@@ -38,11 +41,11 @@ class Ready(NamedTuple):
     """A case that can be run.
 
     Attributes:
-        run: one call, as it is timed. When it returns the work is done. Streaming goes on from the
-            state that the call before left; the other modes begin anew.
+        run: one call, as it is timed. When it returns the work is done. Streaming steps over the
+            first frame, from the state that the call before left; the other modes begin anew.
         results: one call whose results are read out: "y" `[T, B, D*H]` (zeros behind the end of a
             sequence), "h_n" `[L*D, B, H]`, and in training "grad x", "grad h0" and "grad NAME" of
-            every weight. When streaming it begins at h0.
+            every weight. When streaming these are of all frames, step by step, from h0.
     """
 
     run: Callable[[], object]
@@ -52,14 +55,14 @@ class Ready(NamedTuple):
 class Contestant(ABC):
     """One way to compute an RNN. Importing its module imports nothing heavy.
 
-    Class attributes:
+    Attributes:
         name: in files and on the command line.
         title: as people know it.
-        kind: "baseline", "backend" or "peer".
+        kind: "baseline", "backend" or "peer". Only the process of a backend imports rnnjit.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
+    name: str
+    title: str
     kind: ClassVar[Literal["baseline", "backend", "peer"]] = "peer"
 
     @abstractmethod
@@ -80,3 +83,7 @@ class Contestant(ABC):
 
         It runs in a process that does nothing else, and so may set thread counts for good.
         """
+
+    def patience(self, case: Case) -> float:
+        """About how many seconds `prepare` and the first call take, for the time left."""
+        return 0.5

@@ -70,30 +70,30 @@ def interleave(
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    calls = {name: _calibrate(call, min_sample) for name, call in candidates.items()}
+    calls = {name: calibrate(call, min_sample) for name, call in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
             call()
-            samples[name].append(_sample(call, calls[name]))
+            samples[name].append(sample(call, calls[name]))
         if on_round is not None:
             on_round()
     return {name: _summary(samples[name], calls[name]) for name in candidates}
 
 
-def _calibrate(call: Callable[[], object], min_sample: float) -> int:
+def calibrate(call: Callable[[], object], min_sample: float) -> int:
     """How many calls a sample of `min_sample` seconds needs; the first call may compile."""
     call()
     calls = 1
     while True:
-        lasted = calls * _sample(call, calls)
+        lasted = calls * sample(call, calls)
         if lasted >= min_sample:
             return calls
         # Aims a little beyond, and never further than tenfold from a sample too short to trust.
         calls = math.ceil(calls * min(10.0, 1.2 * min_sample / max(lasted, 1e-9)))
 
 
-def _sample(call: Callable[[], object], calls: int) -> float:
+def sample(call: Callable[[], object], calls: int) -> float:
     """Seconds that one call takes, in the mean of `calls` calls in a row."""
     with _no_collection():
         start = perf_counter_ns()

@@ -1,4 +1,4 @@
-"""The command line: `rnnjit info`, `compare`, `check`, `export` and `cache`."""
+"""The command line: `rnnjit info`, `compare`, `bench`, `check`, `export` and `cache`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from rnnjit import __version__
-from rnnjit.cli import cache, check, compare, export, info
+from rnnjit.cli import bench, cache, check, compare, export, info
 from rnnjit.cli.parser import Parser, UsageError
 
 _BROKEN_PIPE = 141
@@ -22,7 +22,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"rnnjit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for module in (info, compare, check, export, cache):
+    for module in (info, compare, bench, check, export, cache):
         module.add(commands)
     return parser
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from rnnjit.cli.parser import UsageError
 
@@ -44,13 +52,37 @@ def progress() -> Progress:
     )
 
 
+def timed_progress() -> Progress:
+    """A progress bar with the time left, as `progress`, that is drawn only when it is told to."""
+    errors = Console(stderr=True)
+    return Progress(
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=errors,
+        transient=True,
+        auto_refresh=False,
+        speed_estimate_period=600,
+        disable=not errors.is_terminal,
+    )
+
+
 def write_json(data: Any, file: str) -> None:
     """Write `data` as JSON to a file, or to standard output for "-".
 
     Raises:
         UsageError: the file cannot be written.
     """
-    text = json.dumps(_strict(data), indent=2, allow_nan=False) + "\n"
+    write_text(json.dumps(_strict(data), indent=2, allow_nan=False) + "\n", file)
+
+
+def write_text(text: str, file: str) -> None:
+    """Write text to a file, or to standard output for "-".
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     if file == "-":
         sys.stdout.write(text)
         return

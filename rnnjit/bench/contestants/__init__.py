@@ -1,0 +1,50 @@
+"""Who takes part in a benchmark, in the order in which tables name them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from rnnjit.bench.contestant import Contestant
+from rnnjit.bench.contestants.backends import Compiled, installed
+from rnnjit.bench.contestants.eager import Eager
+from rnnjit.bench.contestants.jaxscan import JaxScan
+from rnnjit.bench.contestants.onnx import Onnxruntime
+from rnnjit.bench.contestants.openvino import Openvino
+from rnnjit.bench.contestants.unrolled import Unrolled
+
+__all__ = ["address", "contestants", "find"]
+
+_PEERS = (Unrolled, Onnxruntime, Openvino, JaxScan)
+
+
+def contestants() -> list[Contestant]:
+    """All that there are, also those that are absent here: eager, the backends, then the peers."""
+    return [Eager(), *installed(), *(peer() for peer in _PEERS)]
+
+
+def find(name: str) -> Contestant:
+    """A contestant by its name, or one of your own as "package.module:CLASS".
+
+    Peers and eager are found without importing rnnjit, any other name is taken for a backend's.
+
+    Raises:
+        ImportError, AttributeError: there is no such class.
+        TypeError: it is no subclass of `Contestant`.
+    """
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        found = getattr(import_module(module), attribute)
+        if not (isinstance(found, type) and issubclass(found, Contestant)):
+            raise TypeError(f"{name} is {found!r}, expected a subclass of {Contestant.__name__}")
+        return found()
+    for kind in (Eager, *_PEERS):
+        if kind.name == name:
+            return kind()
+    return Compiled(name)
+
+
+def address(contestant: Contestant) -> str:
+    """What `find` finds the contestant by, in another process."""
+    if isinstance(contestant, Compiled) or type(contestant) in (Eager, *_PEERS):
+        return contestant.name
+    return f"{type(contestant).__module__}:{type(contestant).__qualname__}"

@@ -1,0 +1,91 @@
+"""The backends of rnnjit that are installed, each asked for by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from rnnjit.bench.contestant import Arrays, Contestant, Ready
+from rnnjit.bench.contestants.eager import Eager, bidirectional_stream
+from rnnjit.bench.records import Case
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rnnjit.spec import Problem, RNNSpec
+
+
+class Compiled(Contestant):
+    """`rnnjit.compile(module, backend=name)`, and `rnnjit.Stream` when streaming."""
+
+    kind = "backend"
+
+    def __init__(self, name: str) -> None:
+        self.name, self.title = name, f"rnnjit {name}"
+
+    def absent(self) -> str:
+        """What the backend lacks."""
+        from rnnjit.registry import backends, lacking
+
+        return "; ".join(lacking(backends()[self.name]))
+
+    def versions(self) -> dict[str, str]:
+        """Of the distribution that brings the backend."""
+        from rnnjit.registry import GROUP
+
+        found = entry_points(group=GROUP, name=self.name)
+        return {point.dist.name: point.dist.version for point in found if point.dist is not None}
+
+    def declines(self, case: Case) -> str:
+        """The backend's own reasons."""
+        from rnnjit.registry import backends
+
+        return bidirectional_stream(case) or "; ".join(
+            backends()[self.name].why_not(*_problem(case))
+        )
+
+    def prepare(self, case: Case, arrays: Arrays) -> Ready:
+        """The compiled module with its arguments."""
+        import rnnjit
+        from rnnjit.bench.contestants import torchmodules
+
+        torchmodules.set_up(case)
+        module = rnnjit.compile(torchmodules.module_of(case, arrays), backend=self.name)
+        return torchmodules.ready(case, arrays, module, lambda h0: _stream(module, h0))
+
+
+def installed() -> list[Contestant]:
+    """A contestant for every installed backend but eager, in the order of `auto`."""
+    from rnnjit.registry import backends
+
+    return [Compiled(name) for name in backends() if name != Eager.name]
+
+
+def _problem(case: Case) -> tuple[RNNSpec, Problem]:
+    import torch
+
+    from rnnjit.bench.arrays import lengths_of
+    from rnnjit.spec import Problem, RNNSpec
+
+    spec = RNNSpec(
+        case.I,
+        case.H,
+        case.layers,
+        nonlinearity=case.nonlinearity,
+        bidirectional=case.bidirectional,
+    )
+    lengths = lengths_of(case)
+    N = case.T * case.B if lengths is None else int(lengths.sum())
+    dtype, training = getattr(torch, case.dtype), case.mode == "training"
+    return spec, Problem(dtype, "cpu", case.T, case.B, N, case.packed, training)
+
+
+def _stream(
+    module: nn.Module, h0: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]:
+    from rnnjit.stream import Stream
+
+    stream = Stream(module, h0.shape[1])
+    stream.state = h0
+    return stream.step, lambda: stream.state

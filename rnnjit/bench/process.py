@@ -1,0 +1,164 @@
+"""The process of a contestant, as the benchmark sees it: started, asked, and ended if it hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from tempfile import TemporaryFile
+from typing import TypeVar
+
+import msgspec
+
+from rnnjit.bench import bare, protocol
+from rnnjit.bench.contestant import Contestant
+from rnnjit.bench.contestants import address
+
+ReplyT = TypeVar("ReplyT", bound=protocol.Message)
+_LAST_LINES = 3
+_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class WorkerError(Exception):
+    """A process failed to answer; the message says why. Whatever it held is lost."""
+
+
+class Refusal(Exception):  # noqa: N818 - it is no error of the contestant's
+    """The contestant declines the case; the message says why."""
+
+
+class Worker:
+    """A process with one contestant, on a number of threads.
+
+    Args:
+        contestant: what runs in it.
+        threads: that its libraries may use.
+        environment: variables beyond those of this process.
+    """
+
+    def __init__(
+        self, contestant: Contestant, threads: int, environment: Mapping[str, str] | None = None
+    ) -> None:
+        # A backend is started as its users start it; everything else knows nothing of rnnjit.
+        run = ["-m", "rnnjit.bench.worker"] if contestant.kind == "backend" else [bare.__file__]
+        self._errors = TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, *run, address(contestant)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=_environment(threads) | dict(environment or {}),
+            # Ctrl-C is for the benchmark, which ends the processes itself.
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin = self._process.stdin
+        self._stdout = self._process.stdout
+        self._end = ""  # why it cannot be asked any more
+        self._lines: SimpleQueue[bytes] = SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def ask(self, command: protocol.Command, reply: type[ReplyT], patience: float) -> ReplyT:
+        """Send a command and wait for its reply.
+
+        Args:
+            command: what to do.
+            reply: what is expected.
+            patience: seconds to wait at most.
+
+        Raises:
+            Refusal: the contestant declines.
+            WorkerError: it raised, or its process died, said something else or nothing in time;
+                in all cases but the first, the process is over.
+        """
+        if self._end:
+            raise WorkerError(self._end)
+        try:
+            self._write(msgspec.json.encode(command) + b"\n")
+            line = self._lines.get(timeout=patience)
+        except Empty:
+            raise self._ended(f"no answer within {patience:.0f} s: ended") from None
+        if not line:
+            raise self._ended(self._last_words())
+        try:
+            found = msgspec.json.decode(line, type=protocol.Reply)
+        except msgspec.DecodeError:
+            raise self._ended(f"an answer that is none: {line[:80]!r}") from None
+        if isinstance(found, protocol.Declined):
+            raise Refusal(found.reason)
+        if not isinstance(found, reply):
+            raise WorkerError(found.reason if isinstance(found, protocol.Failed) else repr(found))
+        return found
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return not self._end
+
+    def close(self) -> None:
+        """Let it end by itself, for a moment."""
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=1)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it and what it started."""
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        else:
+            self._process.kill()
+        self._process.wait()
+        self._end = self._end or "its process was ended"
+        self._reader.join(timeout=1)
+        for file in (self._stdin, self._stdout, self._errors):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _write(self, line: bytes) -> None:
+        with contextlib.suppress(OSError):  # it is dead, as the end of its output will say
+            self._stdin.write(line)
+            self._stdin.flush()
+
+    def _read(self) -> None:
+        for line in self._stdout:
+            self._lines.put(line)
+        self._lines.put(b"")
+
+    def _ended(self, reason: str) -> WorkerError:
+        self._end = reason
+        self.kill()
+        return WorkerError(reason)
+
+    def _last_words(self) -> str:
+        """How it died, and what it wrote to standard error at last."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        code = self._process.returncode
+        if code is None:
+            how = "closed its output"
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with status {code}"
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        last = [line.strip() for line in lines if line.strip()][-_LAST_LINES:]
+        return "; ".join([f"its process {how}", *last])
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The variables of this process, the number of threads, and where modules are found."""
+    places = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
+    pools = dict.fromkeys(_POOLS, str(threads))
+    return {**os.environ, **pools, "PYTHONPATH": places}

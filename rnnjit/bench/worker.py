@@ -1,0 +1,97 @@
+"""The process of one contestant: `python -m rnnjit.bench.worker NAME`.
+
+Commands come on standard input, replies go to standard output, see `rnnjit.bench.protocol`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from rnnjit.bench import protocol
+from rnnjit.bench.arrays import load, save_results
+from rnnjit.bench.contestant import Arrays, Contestant, Ready
+from rnnjit.bench.contestants import find
+from rnnjit.bench.growth import growth
+from rnnjit.bench.records import Case
+from rnnjit.bench.timing import calibrate, sample
+
+
+class Session:
+    """The state of the process: the contestant, and the case that is ready."""
+
+    def __init__(self, contestant: Contestant) -> None:
+        self._contestant = contestant
+        self._case: tuple[Case, Arrays] | None = None
+        self._ready: Ready | None = None
+
+    def answer(self, command: protocol.Command) -> protocol.Reply:
+        """Do what a command says."""
+        match command:
+            case protocol.Prepare(case, arrays):
+                return self._prepare(case, Path(arrays))
+            case protocol.Results(path):
+                save_results(Path(path), self._now().results())
+                return protocol.Done()
+            case protocol.Calibrate(least):
+                return protocol.Calls(calibrate(self._now().run, least))
+            case protocol.Sample(calls):
+                self._now().run()
+                return protocol.Seconds(sample(self._now().run, calls))
+            case protocol.Memory():
+                return protocol.Grown(self._memory())
+
+    def _prepare(self, case: Case, arrays: Path) -> protocol.Reply:
+        self._ready = None  # what the case before held is given back first
+        reason = self._contestant.declines(case)
+        if reason:
+            return protocol.Declined(reason)
+        self._case = case, load(arrays)
+        self._ready = self._contestant.prepare(*self._case)
+        start = perf_counter()
+        self._ready.run()
+        return protocol.Prepared(perf_counter() - start)
+
+    def _memory(self) -> int | None:
+        """Of a second preparation, since the first also loaded libraries."""
+        if self._case is None:
+            raise RuntimeError("no case is ready")
+        self._ready = None
+        case, arrays = self._case
+
+        def make() -> Any:
+            self._ready = self._contestant.prepare(case, arrays)
+            self._ready.run()
+            return self._ready.run
+
+        return growth(make)
+
+    def _now(self) -> Ready:
+        if self._ready is None:
+            raise RuntimeError("no case is ready")
+        return self._ready
+
+
+def main() -> None:
+    """Answer commands until standard input ends."""
+    # Whatever a library prints goes to standard error: this is for replies alone.
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    decoder = msgspec.json.Decoder(protocol.Command)
+    session: Session | None = None
+    for line in sys.stdin.buffer:
+        try:
+            session = session or Session(find(sys.argv[1]))
+            reply = session.answer(decoder.decode(line))
+        except Exception as error:  # noqa: BLE001 - a contestant may fail in any way
+            reply = protocol.Failed(f"{type(error).__name__}: {error}")
+        replies.write(msgspec.json.encode(reply) + b"\n")
+
+
+if __name__ == "__main__":
+    main()

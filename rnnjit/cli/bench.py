@@ -1,0 +1,216 @@
+"""`rnnjit bench`: every backend and every peer that is installed, judged and timed in turns."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rnnjit.bench.presets import PRESETS
+from rnnjit.cli.output import console, timed_progress, write_text
+from rnnjit.cli.parser import Commands, Parser, UsageError, first_line, output_file, positive
+
+if TYPE_CHECKING:
+    from rnnjit.bench.contestant import Contestant
+    from rnnjit.bench.records import Report
+
+_INTERRUPTED = 130
+
+
+def add(commands: Commands[Parser]) -> None:
+    """Add the command to the parser."""
+    presets = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+    parser = commands.add_parser(
+        "bench",
+        help="how fast every backend and every installed peer is, against eager PyTorch",
+        description="Time eager PyTorch, every backend, and onnxruntime, OpenVINO, JAX and "
+        "torch.compile where they are installed (pip install 'rnnjit[bench]'): each in a process "
+        "of its own, all on as many threads, in turns. What is not right gets no time.",
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="quick", help=presets)
+    parser.add_argument(
+        "--contestants",
+        type=_names,
+        metavar="A,B",
+        help="only these; eager, which ratios are to, takes part anyway. "
+        "package.module:CLASS is one of your own",
+    )
+    parser.add_argument("--threads", type=_threads, metavar="N,M", help="default: the preset's")
+    parser.add_argument("--rounds", type=positive, metavar="N", help="samples of each time")
+    for kind, what in (("json", "all; - for stdout"), ("csv", "a row a time"), ("html", "a page")):
+        parser.add_argument(f"--{kind}", type=output_file, metavar="FILE", help=f"write {what}")
+    parser.add_argument("--against", metavar="OLD.json", help="show what changed since")
+    parser.add_argument(
+        "--fail-slower",
+        type=_factor,
+        metavar="X",
+        help="exit with 1 if a backend's ratio to eager is X times lower than in --against, "
+        "or has no time any more",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Measure, write the files, print the tables."""
+    old = _old(arguments)
+    _check_outputs(arguments)
+    report = _measure(arguments)
+    _write(report, arguments)
+    return conclude(report, old, arguments)
+
+
+def conclude(report: Report, old: Report | None, arguments: Namespace) -> int:
+    """Print what was found.
+
+    Args:
+        report: what was measured.
+        old: what it is compared with, or None.
+        arguments: of the command; `json`, `against` and `fail_slower` count.
+
+    Returns:
+        The exit status: 1 if a backend of rnnjit is wrong, failed, or is slower than it may be.
+
+    Raises:
+        UsageError: nothing of the two can be compared, but it was to fail on that.
+    """
+    from rnnjit.bench import against
+    from rnnjit.cli import benchtables
+
+    changes = [] if old is None else against.changes(old, report)
+    slower = against.slower(changes, arguments.fail_slower or float("inf"))
+    if arguments.json != "-":
+        out = console()
+        benchtables.print_report(out, report)
+        if old is not None:
+            benchtables.print_changes(out, old, report, changes, slower)
+    if not report.complete:
+        return _INTERRUPTED
+    if arguments.fail_slower is not None and not changes:
+        raise UsageError(f"{arguments.against!r} has no backend and case in common with this run")
+    backends = {each.name for each in report.contenders if each.kind == "backend"}
+    broken = any(
+        each.verdict in ("wrong", "failed") and each.contestant in backends
+        for each in report.measurements
+    )
+    return int(broken or bool(slower))
+
+
+def _measure(arguments: Namespace) -> Report:
+    import torch
+
+    from rnnjit.bench.machine import measure_machine
+    from rnnjit.bench.run import present
+    from rnnjit.bench.run import run as run_cases
+
+    preset = PRESETS[arguments.preset]
+    chosen = _chosen(arguments.contestants)
+    threads = arguments.threads or preset.threads(torch.get_num_threads())
+    cases, plan = preset.cases(threads), preset.plan
+    if arguments.rounds is not None:
+        plan = replace(plan, rounds=arguments.rounds, starts=arguments.rounds)
+    taking = present(chosen)
+    expected = plan.seconds(cases, taking)
+    _say(f"{len(cases)} cases, {len(taking)} contestants, {_about(expected)}")
+    with timed_progress() as bar:
+        task = bar.add_task("the machine", total=expected)
+        machine = measure_machine(threads, quick=arguments.preset == "quick")
+
+        def progress(what: str, seconds: float) -> None:
+            # Drawn between two samples, and at no other time.
+            bar.update(task, description=what, advance=seconds, refresh=True)
+
+        return run_cases(arguments.preset, cases, chosen, plan, machine, progress)
+
+
+def _chosen(names: Sequence[str] | None) -> list[Contestant]:
+    """All contestants, or eager and those that were asked for, in the order of the list."""
+    from rnnjit.bench.contestants import contestants, find
+
+    known = {each.name: each for each in contestants()}
+    if names is None:
+        return list(known.values())
+    unknown = [name for name in names if name not in known and ":" not in name]
+    if unknown:
+        raise UsageError(f"there is no contestant {unknown[0]!r}: choose from {', '.join(known)}")
+    chosen = [each for name, each in known.items() if name in names or each.kind == "baseline"]
+    for name in names:
+        if ":" in name:
+            try:
+                chosen.append(find(name))
+            except (ImportError, AttributeError, TypeError) as error:
+                raise UsageError(f"{name!r} is no contestant: {first_line(error)}") from None
+    return chosen
+
+
+def _old(arguments: Namespace) -> Report | None:
+    """The report to compare with."""
+    from rnnjit.bench.files import read
+
+    if arguments.against is None:
+        if arguments.fail_slower is not None:
+            raise UsageError("--fail-slower is of use only with --against")
+        return None
+    try:
+        return read(Path(arguments.against))
+    except OSError as error:
+        raise UsageError(f"{arguments.against!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{arguments.against!r} cannot be used: {first_line(error)}") from None
+
+
+def _check_outputs(arguments: Namespace) -> None:
+    """Find out before minutes of work what could not be written after them."""
+    for kind in ("csv", "html"):
+        if getattr(arguments, kind) == "-":
+            raise UsageError(f"--{kind} takes a file: only --json goes to standard output")
+    if arguments.html is not None:
+        try:
+            import rnnjit.bench.html  # noqa: F401 - it draws, with what the extra brings
+        except ImportError as error:
+            raise UsageError(f"--html: {error}: pip install 'rnnjit[bench]'") from None
+
+
+def _write(report: Report, arguments: Namespace) -> None:
+    from rnnjit.bench import files
+    from rnnjit.bench.table import write_csv
+
+    if arguments.json is not None:
+        write_text(files.encode(report).decode(), arguments.json)
+    try:
+        if arguments.csv is not None:
+            write_csv(report, arguments.csv)
+        if arguments.html is not None:
+            from rnnjit.bench.html import write_html
+
+            write_html(report, arguments.html)
+    except OSError as error:
+        raise UsageError(f"{error.filename!r} cannot be written: {error.strerror}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _threads(text: str) -> tuple[int, ...]:
+    return tuple(sorted({positive(part) for part in text.split(",")}))
+
+
+def _factor(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 1.0 <= number < float("inf"):
+        raise ArgumentTypeError(f"expected a number from 1, such as 1.15, got {text!r}")
+    return number
+
+
+def _about(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} minutes"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"rnnjit bench: {line}\n")

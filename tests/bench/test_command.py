@@ -1,0 +1,255 @@
+"""`rnnjit bench`: what it prints, writes, refuses, and its exit status."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from bench_contestants import NOTES
+from bench_made_up import CASE, OTHER, report
+from msgspec.structs import replace
+
+from rnnjit import registry
+from rnnjit.bench import files
+from rnnjit.bench.plan import Plan
+from rnnjit.bench.presets import PRESETS, Preset
+from rnnjit.bench.records import Case, Machine, Report
+from rnnjit.cli import build_parser, main
+from rnnjit.cli.bench import conclude
+from rnnjit.cli.parser import UsageError
+
+FORWARD, TRAINING = Case(T=5, B=2, I=3, H=4), Case(T=5, B=2, I=3, H=4, mode="training")
+QUICK = PRESETS["quick"]
+TINY = Preset(
+    "a test's", lambda threads: (FORWARD, TRAINING), Plan(rounds=2, sample=1e-3, memory=False)
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """The preset is small, and the machine is not measured."""
+    monkeypatch.setitem(PRESETS, "quick", TINY)
+    machine = Machine(cpu="a cpu", system="a system", cpus=2, isa="an isa")
+    monkeypatch.setattr("rnnjit.bench.machine.measure_machine", lambda threads, quick: machine)
+
+
+def bench(*arguments):
+    return main(["bench", "--preset", "quick", *arguments])
+
+
+def test_tables_and_files_say_the_same(tmp_path, capsys):
+    paths = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv", "html")}
+    outputs = [part for kind, path in paths.items() for part in (f"--{kind}", str(path))]
+    contestants = "onnxruntime,bench_contestants:WrongGradient,bench_contestants:Absent"
+    assert bench("--contestants", contestants, *outputs) == 0
+    captured = capsys.readouterr()
+    found = files.read(paths["json"])
+    assert found.complete
+    assert found.preset == "quick"
+    verdicts = {(m.contestant, m.case.mode): m.verdict for m in found.measurements}
+    assert verdicts == {
+        ("eager", "forward"): "right",
+        ("eager", "training"): "right",
+        ("onnxruntime", "forward"): "right",
+        ("onnxruntime", "training"): "declined",
+        ("wrong gradient", "forward"): "right",
+        ("wrong gradient", "training"): "wrong",
+    }
+    assert "wrong gradient is wrong in 5, 2, 3, 4; training" in captured.out
+    assert "the gradient of weight_hh_l0 is off by" in captured.out
+    assert "onnxruntime declines 5, 2, 3, 4; training" in captured.out
+    assert "absent one is absent: asked whether it is installed, it raised OSError" in captured.out
+    assert "2 cases, 3 contestants, about" in captured.err
+    with paths["csv"].open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert "</html>" in paths["html"].read_text()
+
+
+def test_json_to_standard_output_is_all_there_is_and_tells_where_it_comes_from(capsys):
+    import torch
+
+    contestants = "eager,bench_contestants:Plain"
+    assert bench("--contestants", contestants, "--rounds", "1", "--json", "-") == 0
+    found = msgspec.json.decode(capsys.readouterr().out, type=Report)
+    assert [m.samples for m in found.measurements] == [1] * 4
+    assert found.versions["torch"] == torch.__version__
+    assert found.machine.cpu == "a cpu"
+    here = Path(__file__).parent
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here)
+    assert found.commit.removesuffix("+") == head.stdout.strip()
+
+
+def test_a_backend_that_is_wrong_is_exit_status_1(installed_backend, capsys):
+    assert bench("--contestants", "broken", "--rounds", "1") == 1
+    assert capsys.readouterr().out.count("broken is wrong in 5, 2, 3, 4;") == 2
+
+
+@pytest.fixture
+def installed_backend(tmp_path, monkeypatch):
+    """Installs a backend `broken`, as a package with an entry point, for all processes."""
+    (tmp_path / "broken.py").write_text(
+        "from rnnjit.testing import RecomputeBackend\n"
+        "class Broken(RecomputeBackend):\n"
+        "    name = 'broken'\n"
+        "    def forward(self, *arguments):\n"
+        "        found = super().forward(*arguments)\n"
+        "        found.y.mul_(1.001)\n"
+        "        return found\n"
+        "BACKEND = Broken()\n"
+    )
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[rnnjit.backends]\nbroken = broken:BACKEND\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = registry._installed.__wrapped__()
+    monkeypatch.setattr(registry, "_installed", lambda: found)
+
+
+def test_against_faster_times_it_fails_if_it_is_told_to(tmp_path, capsys):
+    old = report({"eager": {FORWARD: 1.0, TRAINING: 1.0}, "numba": {FORWARD: 1e-9, TRAINING: 1e9}})
+    (tmp_path / "old.json").write_bytes(files.encode(old))
+    arguments = ("--against", str(tmp_path / "old.json"), "--fail-slower", "1.15")
+    assert bench("--contestants", "numba", *arguments) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("SLOWER") == 1
+    assert "SLOWER numba, 5, 2, 3, 4; forward" in printed
+    assert "times as long as before" in printed
+
+
+def concluded(new, old, *arguments):
+    return conclude(new, old, build_parser().parse_args(["bench", *arguments]))
+
+
+BEFORE = report({"eager": {CASE: 1.0}, "fast": {CASE: 0.25}})
+
+
+@pytest.mark.parametrize(
+    ("time", "factor", "status"), [(0.5, "1.9", 1), (0.5, "2.1", 0), (0.5, None, 0), (0.2, "1", 0)]
+)
+def test_the_exit_status_is_that_of_the_factor(capsys, time, factor, status):
+    new = report({"eager": {CASE: 1.0}, "fast": {CASE: time}})
+    arguments = [] if factor is None else ["--against", "old.json", "--fail-slower", factor]
+    assert concluded(new, BEFORE, *arguments) == status
+    printed = capsys.readouterr().out
+    assert ("SLOWER" in printed) is bool(status)
+    assert "4.0x" in printed
+    assert "on another machine" not in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "status"),
+    [("fast", "wrong", 1), ("fast", "failed", 1), ("fast", "declined", 0), ("peer", "failed", 0)],
+)
+def test_only_backends_of_rnnjits_fail_the_command(capsys, name, verdict, status):
+    assert concluded(report({"eager": {CASE: 1.0}, name: {CASE: verdict}}), None) == status
+    assert f"{verdict} here" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_has_the_status_of_ctrl_c(capsys):
+    new = replace(report({"eager": {CASE: 1.0}, "fast": {CASE: 9.0}}), complete=False)
+    arguments = ("--against", "old.json", "--fail-slower", "1.15")
+    assert concluded(new, BEFORE, *arguments) == 130
+    assert "Interrupted" in capsys.readouterr().out
+
+
+def test_another_machine_is_noticed(capsys):
+    machine = Machine(cpu="another cpu", system="a system", cpus=2, isa="an isa")
+    concluded(BEFORE, replace(BEFORE, machine=machine))
+    assert "on another machine: another cpu" in capsys.readouterr().out
+
+
+def test_nothing_in_common_is_no_comparison(capsys):
+    new = report({"eager": {OTHER: 1.0}, "fast": {OTHER: 1.0}})
+    assert concluded(new, BEFORE) == 0
+    assert "nothing to compare" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="has no backend and case in common"):
+        concluded(new, BEFORE, "--against", "old.json", "--fail-slower", "1.15")
+
+
+def test_ctrl_c_keeps_what_was_measured_and_ends_all_processes(tmp_path):
+    notes, paths = tmp_path / "notes", [tmp_path / "report.json", tmp_path / "report.csv"]
+    notes.touch()
+    command = ["--contestants", "bench_contestants:HangingLater", "--rounds", "1"]
+    command += ["--json", str(paths[0]), "--csv", str(paths[1])]
+    places = os.pathsep.join(place for place in sys.path if place)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rnnjit", "bench", *command],
+        env={**os.environ, NOTES: str(notes), "PYTHONPATH": places},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not notes.read_text() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    found = files.read(paths[0])
+    assert not found.complete
+    first = QUICK.cases((found.measurements[0].case.threads,))[0]
+    assert [(m.contestant, m.case) for m in found.measurements] == [
+        ("eager", first),
+        ("hanging later", first),
+    ]
+    assert all(m.samples == 1 for m in found.measurements)
+    assert len(paths[1].read_text().splitlines()) == 3
+    assert "Interrupted" in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(json.loads(notes.read_text())["pid"], 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--preset", "huge"), "invalid choice: 'huge'"),
+        (("--contestants", "nobody"), "there is no contestant 'nobody': choose from eager, "),
+        (("--contestants", "nowhere:A"), "'nowhere:A' is no contestant: No module named 'nowhere'"),
+        (("--contestants", "bench_contestants:Nobody"), "has no attribute 'Nobody'"),
+        (("--contestants", "bench_contestants:note"), "expected a subclass of Contestant"),
+        (("--threads", "0"), "a whole number from 1 to 2147483647, got '0'"),
+        (("--threads", "1,many"), "a whole number from 1 to 2147483647, got 'many'"),
+        (("--rounds", "-1"), "a whole number from 1"),
+        (("--csv", "-"), "--csv takes a file"),
+        (("--html", "-"), "--html takes a file"),
+        (("--json", "/nowhere/at/all.json"), "there is no folder '/nowhere/at'"),
+        (("--fail-slower", "1.15"), "only with --against"),
+        (("--fail-slower", "0.9"), "expected a number from 1, such as 1.15, got '0.9'"),
+        (("--fail-slower", "nan"), "expected a number from 1, such as 1.15, got 'nan'"),
+        (("--against", "/nowhere.json"), "'/nowhere.json' cannot be read: No such file"),
+        (("--against", "/"), "'/' cannot be read: Is a directory"),
+        (("--against", __file__), "cannot be used: it holds no report of rnnjit bench"),
+    ],
+)
+def test_arguments_that_make_no_sense_get_one_line(capsys, arguments, says):
+    with pytest.raises(SystemExit) as exit_:
+        bench(*arguments)
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("rnnjit bench: error: ")
+    assert says in line
+
+
+def test_help_names_the_presets_and_imports_no_peer(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "--help"])
+    assert exit_.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in PRESETS)
+    heavy = ("rnnjit.bench.runner", "matplotlib", "jax", "onnx", "openvino")
+    code = f"import sys, rnnjit.cli; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "[]\n"

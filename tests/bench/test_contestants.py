@@ -1,0 +1,104 @@
+"""Every contestant computes what a plain loop in float64 does."""
+
+import numpy as np
+import pytest
+from exact_rnn import exact
+
+from rnnjit.bench import arrays, protocol
+from rnnjit.bench.contestants import contestants
+from rnnjit.bench.process import Worker
+from rnnjit.bench.records import Case
+
+SMALL = {"T": 4, "B": 3, "I": 2, "H": 5}
+CASES = {
+    "dense": Case(**SMALL),
+    "training": Case(**SMALL, mode="training"),
+    "stacked": Case(**SMALL, layers=2, bidirectional=True, nonlinearity="relu"),
+    "packed": Case(**SMALL, layers=2, bidirectional=True, packed=True, mode="training"),
+    "packed forward": Case(**SMALL, layers=2, bidirectional=True, packed=True),
+    "float64": Case(**SMALL, dtype="float64", mode="training"),
+    "streaming": Case(T=1, B=3, I=2, H=5, layers=2, mode="streaming"),
+    "cold start": Case(**SMALL, mode="cold start"),
+}
+DECLINED = {
+    "unrolled": {"packed", "packed forward"},
+    "onnxruntime": {"training", "packed", "float64"},
+    "openvino": {"training", "packed", "float64"},
+}
+OFFERED = [
+    (each, [name for name in CASES if name not in DECLINED.get(each.name, ())])
+    for each in contestants()
+]
+
+
+@pytest.mark.parametrize(("contestant", "names"), OFFERED, ids=lambda v: getattr(v, "name", ""))
+def test_results_are_those_of_a_plain_loop(tmp_path, contestant, names):
+    if reason := contestant.absent():
+        pytest.skip(reason)
+    if contestant.name == "unrolled":
+        names = ["training"]  # each takes some ten seconds to compile
+    worker = Worker(contestant, 1)
+    try:
+        for name in names:
+            case, path = CASES[name], tmp_path / "results"
+            drawn = arrays.draw(case)
+            arrays.save(tmp_path / "arrays", drawn)
+            worker.ask(protocol.Prepare(case, str(tmp_path / "arrays")), protocol.Prepared, 300)
+            worker.ask(protocol.Results(str(path)), protocol.Done, 300)
+            expect(arrays.load_results(path), exact(case, drawn), name)
+            # What is timed leaves the results as they are.
+            worker.ask(protocol.Sample(3), protocol.Seconds, 300)
+            worker.ask(protocol.Results(str(path)), protocol.Done, 300)
+            expect(arrays.load_results(path), exact(case, drawn), name)
+    finally:
+        worker.close()
+
+
+def expect(results, exactly, name):
+    assert set(exactly) <= set(results)
+    dtype = CASES[name].dtype
+    for key, value in exactly.items():
+        assert results[key].dtype == dtype, (name, key)
+        atol = 1e-13 if dtype == "float64" else 2e-5
+        np.testing.assert_allclose(results[key], value, rtol=0, atol=atol, err_msg=f"{name} {key}")
+
+
+@pytest.mark.parametrize(("contestant", "names"), OFFERED, ids=lambda v: getattr(v, "name", ""))
+def test_what_is_not_offered_is_declined_with_a_reason(contestant, names):
+    if reason := contestant.absent():
+        pytest.skip(reason)
+    two = Case(T=1, B=3, I=2, H=5, bidirectional=True, mode="streaming")
+    assert "the end of a sequence" in contestant.declines(two)
+    for name, case in CASES.items():
+        assert bool(contestant.declines(case)) is (name not in names), name
+
+
+def test_long_sequences_are_not_unrolled():
+    unrolled = next(each for each in contestants() if each.name == "unrolled")
+    assert "takes too long" in unrolled.declines(Case(T=1000, B=1, I=1, H=1))
+    assert unrolled.declines(Case(T=64, B=1, I=1, H=1)) == ""
+    assert unrolled.declines(Case(T=64, B=1, I=1, H=1, layers=3)) != ""
+
+
+def test_eager_is_the_baseline_and_every_backend_takes_part():
+    import rnnjit
+
+    found = contestants()
+    assert [each.name for each in found if each.kind == "baseline"] == ["eager"]
+    backends = [each.name for each in found if each.kind == "backend"]
+    assert backends == [name for name in rnnjit.backends() if name != "eager"]
+    names = [each.name for each in found]
+    assert {"unrolled", "onnxruntime", "openvino", "jax"} <= set(names)
+    assert len(set(names)) == len(names)
+    for each in found:
+        if not each.absent():
+            versions = each.versions()
+            assert versions
+            assert all(version[0].isdigit() for version in versions.values())
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "jax"])
+def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch, name):
+    monkeypatch.setattr("rnnjit.bench.contestants.plain.find_spec", lambda package: None)
+    peer = next(each for each in contestants() if each.name == name)
+    assert "are not installed: pip install 'rnnjit[bench]'" in peer.absent()
