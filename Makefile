@@ -8,11 +8,18 @@ OLDEST_TESTS := conformance autograd cache_failures codecache compile double_bac
 	gradient_flow inductor_backend inductor_chunks quick registry rnncell stream subclasses \
 	tracing transforms tune values
 
-.PHONY: test fuzz oldest demo docs install lint types clean
+.PHONY: test bench fuzz oldest demo docs install lint types clean
 
 test: install lint types
 	$(BIN)/python -m pytest
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/simulated
+
+# Minutes; alone on the machine.
+bench: install
+	$(BIN)/python -m pytest benchmarks/suites --benchmark-enable --benchmark-only \
+		--benchmark-max-time=0.2 --benchmark-min-time=0.001 --benchmark-min-rounds=5 --benchmark-warmup=off \
+		--benchmark-group-by=group --benchmark-sort=mean --benchmark-columns=min,median,iqr,rounds \
+		--benchmark-json=benchmarks/results/$$($(BIN)/python benchmarks/suites/host.py).json
 
 fuzz: install
 	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -m fuzz --hypothesis-show-statistics

@@ -164,11 +164,3 @@ def test_the_ratio_script_writes_its_figures(tmp_path):
         for backend in ("numba", "eager"):
             ratio = times["eager nn.RNN"] / times[backend]
             assert data["geometric_mean"][backend][name] == pytest.approx(ratio)
-
-
-def test_the_benchmark_suite_runs():
-    done = run_script(
-        "-m", "pytest", "benchmarks/test_layers.py", "-k", "T5", "-q", "-p", "no:cacheprovider"
-    )
-    assert done.returncode == 0, done.stdout
-    assert "passed" in done.stdout

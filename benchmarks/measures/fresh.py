@@ -146,7 +146,7 @@ def _memory(kind: str, threads: int, *shape: int) -> dict[str, float]:
     # A small step first, for what is loaded and not allocated.
     step(*made(2, 2, 8, 8))
     module, x, grad_y = made(*shape)
-    before, peak = _watch()
+    before, peak = watch()
     for _ in range(_STEPS):
         step(module, x, grad_y)
     return {"peak": peak() - before, **_kept(module, x)}
@@ -173,14 +173,14 @@ def _kept(module: Any, x: Any) -> dict[str, float]:
     return {"kept": sum(saved.values()), "alive": sum(alive.values()), "y": of_y.nbytes()}
 
 
-def _watch() -> tuple[int, Callable[[], int]]:
+def watch() -> tuple[int, Callable[[], int]]:
     """Bytes in memory now, and what gives the most from now on."""
     import resource
 
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
         forget.write_text("5")
-        return _status("VmRSS"), lambda: _status("VmHWM")
+        return status("VmRSS"), lambda: status("VmHWM")
     # Kilobytes, but bytes on macOS; and the most since the process began.
     unit = 1 if sys.platform == "darwin" else 1024
 
@@ -190,7 +190,8 @@ def _watch() -> tuple[int, Callable[[], int]]:
     return most(), most
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """Bytes that Linux gives by this name for the process, such as "VmHWM"; 0 if it gives none."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10
