@@ -12,8 +12,6 @@ SECONDS = 240
 _PRELUDE = f"""
 import faulthandler
 faulthandler.dump_traceback_later({SECONDS}, exit=True)
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 from crowds import *
 """
 

@@ -2,31 +2,12 @@
 
 import numpy as np
 import pytest
+from made_up_machine import GIGA, MACHINE
 from measures.model import Costs, Point, cut, errors, fit, predict
 from measures.pairs import Shape
 from measures.scaled import MEMORY, scaled
 from predict import held_back, shapes, stops_at, teams_up_to
 
-from rnnjit.bench.records import Bandwidth, Machine, Peak
-
-GIGA = 1e9
-MACHINE = Machine(
-    cpu="made up",
-    system="none",
-    cpus=2,
-    isa="avx2",
-    peaks=tuple(Peak(dtype="float32", threads=n, flops=100 * GIGA * n) for n in (1, 2)),
-    bandwidths=tuple(
-        Bandwidth(level=level, threads=n, capacity=capacity, rate=n * rate * GIGA)
-        for n in (1, 2)
-        for level, capacity, rate in (
-            ("L1", 32 << 10, 200),
-            ("L2", 1 << 20, 100),
-            ("L3", 16 << 20, 50),
-            ("memory", 0, 10),
-        )
-    ),
-)
 TRUE = Costs(0.8, 0.6, 2e-7, 4e-10, 5e-7, 2e-5, 4e-6, 2e-10, 3e-10)
 
 

@@ -1,32 +1,11 @@
 """What a call has to do at least, and what bounds it: by hand, on a made-up machine."""
 
 import pytest
+from made_up_machine import MACHINE
 
 from rnnjit.bench.machine import cache_sizes, measure_machine
-from rnnjit.bench.records import Bandwidth, Case, Machine, Peak
+from rnnjit.bench.records import Case
 from rnnjit.bench.roofline import bound, lengths, limits, overheads, work
-
-GIGA = 1e9
-MACHINE = Machine(
-    cpu="made up",
-    system="none",
-    cpus=2,
-    isa="avx2",
-    peaks=(
-        Peak(dtype="float32", threads=1, flops=100 * GIGA),
-        Peak(dtype="float32", threads=2, flops=200 * GIGA),
-    ),
-    bandwidths=tuple(
-        Bandwidth(level=level, threads=threads, capacity=capacity, rate=threads * rate * GIGA)
-        for threads in (1, 2)
-        for level, capacity, rate in (
-            ("L1", 32 << 10, 200),
-            ("L2", 1 << 20, 100),
-            ("L3", 16 << 20, 50),
-            ("memory", 0, 10),
-        )
-    ),
-)
 
 
 def test_the_work_of_a_layer():
