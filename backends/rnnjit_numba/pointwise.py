@@ -33,8 +33,11 @@ def tanh(lanes: Lanes, builder: Any, x: Any) -> Any:
     bits = builder.add(builder.bitcast(scaled, lanes.integer), lanes.integers(k.bias))
     scale = builder.bitcast(builder.shl(bits, lanes.integers(k.mantissa_bits)), lanes.vector)
     e = lanes.multiply_add(builder, scale, p, builder.fsub(scale, lanes.constant(1.0)))
-    ratio = builder.fdiv(e, builder.fadd(e, lanes.constant(2.0)))
-    return lanes.call(builder, "copysign", ratio, x)
+    two = lanes.constant(2.0)
+    far = builder.fcmp_ordered(">", e, two)
+    ratio = builder.fdiv(builder.select(far, two, e), builder.fadd(e, two))
+    value = builder.select(far, builder.fsub(lanes.constant(1.0), ratio), ratio)
+    return lanes.call(builder, "copysign", value, x)
 
 
 def relu(lanes: Lanes, builder: Any, x: Any) -> Any:

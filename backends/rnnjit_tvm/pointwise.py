@@ -35,7 +35,10 @@ def tanh(lanes: Lanes, x: Any) -> Any:
     shifted = T.shift_left(bits, lanes.integers(k.mantissa_bits))
     scale = T.bind(T.reinterpret(lanes.vector, shifted))
     e = T.bind(lanes.multiply_add(scale, p, scale - lanes.constant(1.0)))
-    return lanes.call("copysign", e / (e + lanes.constant(2.0)), x)
+    two = lanes.constant(2.0)
+    ratio = T.bind(T.Select(e > two, two, e) / (e + two))
+    value = T.Select(e > two, lanes.constant(1.0) - ratio, ratio)
+    return lanes.call("copysign", value, x)
 
 
 def relu(lanes: Lanes, x: Any) -> Any:

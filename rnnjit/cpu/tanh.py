@@ -1,11 +1,13 @@
 """tanh to the last bits, for any way of writing vectors: the method and its constants.
 
-    tanh(x) = sign(x) e / (e + 2)   with   e = exp(2|x|) - 1
+    tanh(x) = sign(x) e / (e + 2)   with   e = exp(2|x|) - 1, or
+    tanh(x) = sign(x) (1 - 2 / (e + 2))   where e > 2,
 
 and exp(y) - 1 by reduction to |r| <= ln(2)/2, y = n ln(2) + r, and the Taylor polynomial of
 exp(r) - 1 (Muller, "Elementary Functions", 3rd ed., sections 5 and 11). The error is below 2.5
-units in the last place. NaN has to stay NaN: every clamp is to be a select that keeps the unordered
-operand.
+units in the last place, and below 1 where tanh is above 1/2: there gradients have a factor
+1 - tanh^2, which grows such errors by tanh / (1 - tanh^2). NaN has to stay NaN: every clamp is to
+be a select that keeps the unordered operand.
 """
 
 from __future__ import annotations

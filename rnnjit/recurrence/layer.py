@@ -21,6 +21,9 @@ from rnnjit.recurrence.contract import Backward, Forward, Recurrence
 from rnnjit.recurrence.rows import offsets, states_before
 from rnnjit.spec import LayerSpec, Rows
 
+#: Rows that are added up at a time, and the most elements of a result for which it is done so.
+_BLOCK, _SMALL = 64, 1024
+
 
 def layer_forward(
     recurrence: Recurrence,
@@ -85,13 +88,29 @@ def _weight_grads(
         own = slice(d * H, (d + 1) * H)
         dz_t, states = dz[:, own].t(), y[:, own]
         want_ih, want_hh, *want_b = needed[d * count : (d + 1) * count]
-        found.append(dz_t @ x if want_ih else None)
+        found.append(_sum_of_products(dz_t, x) if want_ih else None)
         if want_hh:
-            found.append(dz_t @ states_before(rows, starts, states, h0[d], d))
+            found.append(_sum_of_products(dz_t, states_before(rows, starts, states, h0[d], d)))
         else:
             found.append(None)
         found += [dz[:, own].sum(0) if want else None for want in want_b]
     return tuple(found)
+
+
+def _sum_of_products(dz_t: Tensor, of: Tensor) -> Tensor:
+    """`dz_t @ of`, small results in blocks of rows.
+
+    A GEMM adds up all rows one by one where there is little else to do, and so collects the error
+    of every addition; eager adds up a step's rows, and then the steps.
+    """
+    H, N = dz_t.shape
+    full = N // _BLOCK
+    if full < 2 or H * of.shape[1] > _SMALL:
+        return dz_t @ of
+    stop = full * _BLOCK
+    blocks = dz_t[:, :stop].reshape(H, full, _BLOCK).transpose(0, 1)
+    total = torch.bmm(blocks, of[:stop].reshape(full, _BLOCK, -1)).sum(0)
+    return total.addmm_(dz_t[:, stop:], of[stop:]) if stop < N else total
 
 
 def _by_kind(
