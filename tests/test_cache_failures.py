@@ -42,7 +42,7 @@ def kernels(engine):
 @pytest.fixture
 def call(engine, kernels, monkeypatch):
     yield Calls(engine, kernels, monkeypatch)
-    engine.library.library.cache_clear()
+    engine.library.library.made.clear()
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_kernels_outlive_their_library(call, place):
     module = rnnjit.compile(nn.RNN(3, 11), backend=call.engine.name)
     x = torch.randn(2, 5, 3)
     y, _ = module(x)
-    call.engine.library.library.cache_clear()
+    call.engine.library.library.made.clear()
     gc.collect()
     assert torch.equal(module(x)[0], y)
 
@@ -304,7 +304,7 @@ def test_kernels_of_another_processor_or_compiler_are_never_loaded(call, place, 
         raise CompilingError
 
     def loaded():
-        engine.library.library.cache_clear()
+        engine.library.library.made.clear()
         try:
             engine.library.library(64)
         except CompilingError:
