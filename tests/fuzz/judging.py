@@ -7,8 +7,8 @@ What is promised of a result:
   tensor against float64 is at most twice eager's own, plus a few units in the last place of the
   tensor's largest value. float64, for which there is no wider run, is allowed four times.
   Eager's error is the largest of three, for it has other ways for each: of the call as it is, with
-  contiguous tensors, and with contiguous rows of steps. And where huge terms cancel, what is left depends on the order of the
-  sum: such values have to be possible, as those below, and no more.
+  contiguous tensors, and with contiguous rows of steps. And where huge terms cancel, what is left
+  depends on the order of the sum: such values have to be possible, as those below, and no more.
 * NaN and infinities stand where eager has them, where there is but one answer. There is more than
   one where a sum may overflow in one order and not in another, or where an infinity is multiplied
   by what may be rounded to zero or to either sign. `fuzz.possible` knows: every value has to be
