@@ -1,6 +1,6 @@
 """What a layer takes on machines with more cores: a model fitted to times measured on this one.
 
-    python benchmarks/predict.py [--points FILE] [--json FILE] [--plot FILE]
+    python benchmarks/predict.py [--points FILE] [--json FILE]
 
 Times of the numba backend over random shapes, on one thread and on all, give the costs of the model
 (see `measures/model.py`); every third shape is held back, and says how far predictions are off.

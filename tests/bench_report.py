@@ -174,6 +174,7 @@ def report(full=True, **fields):
         "versions": {"rnnjit": "0.1.0", "python": "3.11.9", "torch": "2.13.0"},
         "machine": MACHINE if full else Machine(cpu="Plain", system="Linux", cpus=1, isa="avx2"),
         "contenders": CONTENDERS,
+        "command": "rnnjit bench --preset full --rounds 9",
         "measurements": tuple(measurement(n, c) for c in cases(full) for n in present),
     }
     return Report(**given | fields)

@@ -72,7 +72,6 @@ def page(report: Report) -> str:
         shape_tables=view.shape_tables(results),
         sweep_tables=view.sweep_tables(results),
         chapters=[(chapter, [*map(_picture, chapter.plots)]) for chapter in chapters(report)],
-        command=f"rnnjit bench --preset {report.preset} --html report.html",
         csv=_data_uri("text/csv", table.as_csv(report).encode()),
         json=_data_uri("application/json", msgspec.json.encode(report)),
     )

@@ -172,6 +172,7 @@ class Report(Record, frozen=True):
         contenders: who took part and who was absent.
         measurements: in the order in which they were finished.
         complete: False if it was interrupted.
+        command: that makes such a report again, "" if it was made otherwise.
     """
 
     preset: str
@@ -182,4 +183,5 @@ class Report(Record, frozen=True):
     contenders: tuple[Contender, ...]
     measurements: tuple[Measurement, ...]
     complete: bool = True
+    command: str = ""
     format: int = FORMAT

@@ -44,6 +44,7 @@ def run(
     plan: Plan,
     machine: Machine,
     progress: Progress = lambda what, seconds: None,
+    command: str = "",
 ) -> Report:
     """Measure cases on all contestants that are not absent.
 
@@ -56,6 +57,7 @@ def run(
         plan: how to measure.
         machine: where.
         progress: told of every step.
+        command: that asked for it, for the report.
     """
     created = datetime.now().astimezone().isoformat(timespec="seconds")
     contenders = [contender(each) for each in contestants]
@@ -75,6 +77,7 @@ def run(
         contenders=tuple(contenders),
         measurements=tuple(runner.measurements),
         complete=complete,
+        command=command,
     )
 
 

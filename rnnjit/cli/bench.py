@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
@@ -122,7 +123,20 @@ def _measure(arguments: Namespace) -> Report:
             # Drawn between two samples, and at no other time.
             bar.update(task, description=what, advance=seconds, refresh=True)
 
-        return run_cases(arguments.preset, cases, chosen, plan, machine, progress)
+        return run_cases(
+            arguments.preset, cases, chosen, plan, machine, progress, _command(arguments)
+        )
+
+
+def _command(arguments: Namespace) -> str:
+    """The command that measures the same again."""
+    words = ["rnnjit", "bench", "--preset", arguments.preset]
+    for option in ("contestants", "threads"):
+        if chosen := getattr(arguments, option):
+            words += [f"--{option}", ",".join(map(str, chosen))]
+    if arguments.rounds is not None:
+        words += ["--rounds", str(arguments.rounds)]
+    return shlex.join(words)
 
 
 def _chosen(names: Sequence[str] | None) -> list[Contestant]:

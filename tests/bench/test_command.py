@@ -52,6 +52,7 @@ def test_tables_and_files_say_the_same(tmp_path, capsys):
     found = files.read(paths["json"])
     assert found.complete
     assert found.preset == "quick"
+    assert found.command == f"rnnjit bench --preset quick --contestants {contestants}"
     verdicts = {(m.contestant, m.case.mode): m.verdict for m in found.measurements}
     assert verdicts == {
         ("eager", "forward"): "right",
@@ -78,6 +79,8 @@ def test_json_to_standard_output_is_all_there_is_and_tells_where_it_comes_from(c
     contestants = "eager,bench_contestants:Plain"
     assert bench("--contestants", contestants, "--rounds", "1", "--json", "-") == 0
     found = msgspec.json.decode(capsys.readouterr().out, type=Report)
+    words = "rnnjit bench --preset quick --contestants eager,bench_contestants:Plain --rounds 1"
+    assert found.command == words
     assert [m.samples for m in found.measurements] == [1] * 4
     assert found.versions["torch"] == torch.__version__
     assert found.machine.cpu == "a cpu"
