@@ -128,7 +128,7 @@ def show(console: Console, title: str, machine: Machine, costs: dict[bool, Costs
                 team: predict(costs[training], machine, shape, team, training) for team in teams
             }
             chosen = cut(shape, machine.cpus, lanes)
-            plan = f"{chosen.parts} column parts" if chosen.parts > 1 else f"{chosen.slices} slices"
+            plan = f"{chosen.parts} columns" if chosen.parts > 1 else f"{chosen.slices} slices"
             cells = [f"{times[1] / times[team]:.1f}x" for team in teams]
             stop, name = stops_at(times), "training" if training else "forward"
             table.add_row(str(shape), name, plan, *cells, str(stop))

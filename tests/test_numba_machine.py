@@ -171,6 +171,36 @@ def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
     assert 1 <= cut.parts <= vectors
 
 
+@pytest.mark.parametrize(
+    ("threads", "B", "H", "parts"),
+    [
+        (2, 1, 96, 1),
+        (2, 1, 128, 2),
+        (2, 3, 256, 2),
+        (2, 16, 256, 1),
+        (4, 1, 512, 4),
+        (8, 12, 128, 1),
+        (16, 16, 128, 1),
+        (32, 32, 128, 1),
+        (32, 1, 64, 1),
+        (96, 64, 512, 1),
+    ],
+)
+def test_columns_are_shared_where_that_saves_more_than_meeting_takes(threads, B, H, parts):
+    cut = plan.plan(LayerSpec("tanh", 64, H, 1, True), Rows(100, B, 100 * B), threads, -(-H // 16))
+    assert cut.parts == parts
+    assert cut.threads == threads
+
+
+@pytest.mark.parametrize("H", [256, 512, 1024])
+def test_more_threads_than_pay_do_not_meet(H):
+    layer = LayerSpec("tanh", 64, H, 1, True)
+    few, many = (
+        plan.plan(layer, Rows(100, 1, 100), threads, -(-H // 16)).parts for threads in (32, 96)
+    )
+    assert few == many < H // 16
+
+
 def test_sources_alone_name_the_cache_key():
     keys = {library._key(host.host_isa(), bits) for bits in (32, 64)}
     assert len(keys) == 2

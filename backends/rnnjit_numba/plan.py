@@ -15,10 +15,12 @@ REDUCTION_ROWS = 192
 #: Rows that a pass over all rows takes at a time, so that they stay in a core's own cache.
 ROW_BLOCK = 64
 
-#: Multiply-adds below which a second thread costs more than it saves.
+#: Multiply-adds below which a second thread costs more than it saves; for each doubling of a team.
 _THREAD_WORK = 100_000
-#: Multiply-adds in one time step below which threads lose more at the barrier than they save.
-_STEP_WORK = 32_000
+#: Multiply-adds that a thread does while one more meets the others at a step's end.
+_MEETING_WORK = 16_000
+#: Rows whose multiply-adds take as long as reading the weights for them: fewer take no less time.
+_READING_ROWS = 3
 #: Rows of all steps up to which packing the weights costs more than it saves.
 FEW_ROWS = 6
 #: Hidden features from which on rows next to each other share no cache line worth mentioning.
@@ -37,7 +39,8 @@ class Plan(NamedTuple):
         slices: parts of the batch, each of which runs the whole time loop on its own.
         slice_rows: rows in each slice but the last.
         every: 1, or the number of slices where these take the rows in turns.
-        parts: threads that share the hidden features of one slice, meeting after each step.
+        parts: threads that share the hidden features of one slice, meeting after each step. What is
+            left of the team does nothing: a smaller team would end others of torch's threads.
         tail: steps of fewer rows than this, those at the end of a packed batch, are run as by
             `parts` of all threads.
         hoist: whether the input's share of all steps is computed before the first step.
@@ -67,23 +70,38 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     work = rows.N * D * H * (layer.input_size + H)
     batch = max(rows.B, 1)
     units = -(-threads // D)
-    parts = max(1, min(threads // D, vectors))
+    most = max(1, min(threads // D, vectors))
     few = rows.T * batch <= FEW_ROWS
-    if threads == 1 or work < _THREAD_WORK:
+    if threads == 1 or work < _THREAD_WORK * (threads - 1).bit_length():
         return Plan(1, 1, batch, 1, 1, batch < TILE_ROWS, few)
     if few:
-        return Plan(min(threads, D * parts), 1, batch, 1, parts, False, True)
-    if batch < 2 * units and parts > 1 and batch * H * H > _STEP_WORK:
-        return Plan(D * parts, 1, batch, 1, parts, True)
+        return Plan(min(threads, D * most), 1, batch, 1, most, False, True)
     slice_rows = -(-batch // units)
+    parts = min(range(1, most + 1), key=lambda parts: _step_work(batch, H, parts))
+    if slice_rows < TILE_ROWS and _step_work(batch, H, parts) < _step_work(slice_rows, H, 1):
+        return Plan(threads, 1, batch, 1, parts, True)
     slices = -(-batch // slice_rows)
     # Sequences come in the order of their lengths: taken in turns, every step is shared evenly.
     packed = rows.T * batch > rows.N
     turns = slices if packed and H >= _TURN_FEATURES else 1
-    tail = 2 * threads if packed and D == 1 and parts == threads and H * H > _STEP_WORK else 0
+    tail = _tail(H, threads) if packed and D == 1 and most == threads else 0
     return Plan(
         threads, slices, slice_rows, turns, 1, slice_rows < TILE_ROWS, direct=False, tail=tail
     )
+
+
+def _step_work(batch: int, H: int, parts: int) -> float:
+    """Multiply-adds that take as long as a step of `parts` threads that share its columns.
+
+    They meet at a word of memory which they count up one after the other.
+    """
+    return max(batch, _READING_ROWS) * H * H / parts + _MEETING_WORK * (parts - 1)
+
+
+def _tail(H: int, threads: int) -> int:
+    """The rows of a step from which on it is better not shared by columns among all threads."""
+    alone = _READING_ROWS * H * H
+    return next((n for n in range(2 * threads) if _step_work(n, H, threads) >= alone), 2 * threads)
 
 
 def window(layer: LayerSpec, rows: Rows) -> tuple[int, int]:

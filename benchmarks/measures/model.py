@@ -37,7 +37,7 @@ class Costs(NamedTuple):
         reading: share of a level's bandwidth that tiles reach.
         step: of a step, whatever its size.
         element: of an activation.
-        meeting: of two threads at a step's end.
+        meeting: of two threads at a step's end, and of each one more.
         call: of a call.
         team: of starting a team.
         moving: of a byte of x or y.
@@ -96,6 +96,7 @@ def predict(
     peak = next(p.flops for p in machine.peaks if (p.dtype, p.threads) == ("float32", 1))
     alone = [level for level in machine.bandwidths if level.threads == 1]
     active = chosen.threads
+    sharing = chosen.parts if chosen.parts > 1 else active
     columns = min(H, ceil(ceil(H / lanes) / chosen.parts) * lanes)
     rows = chosen.slice_rows
 
@@ -110,17 +111,17 @@ def predict(
     passes = 2 if training else 1
     inner = H if chosen.hoist else H + I
     stepping = product(rows, inner, columns, T)
-    outside = product(T * B / active, I, H, 1) if chosen.hoist else 0.0
+    outside = product(T * B / sharing, I, H, 1) if chosen.hoist else 0.0
     if training:
         stepping += product(rows, H, columns, T)
         # The gradients of x, W_ih and W_hh: products over all rows, shared out evenly.
         outside += 2 * product(T * B / active, I, H, 1) + product(T * B / active, H, H, 1)
-    meeting = costs.meeting * T * passes * np.log2(chosen.parts) if chosen.parts > 1 else 0.0
+    meeting = costs.meeting * T * passes * (chosen.parts - 1)
     moved = T * B * (I + H) * _SIZE * (3 if training else 1)
     return float(
         costs.call * passes
         + (costs.team * passes if active > 1 else 0.0)
-        + (0.0 if chosen.direct else costs.packing * (I + H) * H * _SIZE / active * passes)
+        + (0.0 if chosen.direct else costs.packing * (I + H) * H * _SIZE / sharing * passes)
         + costs.moving * moved / _speedup(machine, active)
         + outside
         + stepping

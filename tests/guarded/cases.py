@@ -10,7 +10,7 @@ import torch
 
 LARGEST = 70
 #: Constants of a backend's `plan`, so far as it has them.
-COSTS = ("_THREAD_WORK", "_STEP_WORK", "_TURN_FEATURES", "_WINDOW_ROWS", "_WINDOW_BATCHES")
+COSTS = ("_THREAD_WORK", "_MEETING_WORK", "_TURN_FEATURES", "_WINDOW_ROWS", "_WINDOW_BATCHES")
 _NEVER = 10**9
 #: Values of these by which small calls are shared between threads in every way there is.
 _COSTS = {
