@@ -137,38 +137,53 @@ def show(console: Console, title: str, machine: Machine, costs: dict[bool, Costs
     return found
 
 
+def checked(
+    console: Console, points: Sequence[Point], machine: Machine, training: bool
+) -> tuple[Costs, dict[str, dict[str, float]]]:
+    """Costs fitted to two thirds of the points; how far off they are on these and on the others."""
+    kept, back = held_back([point for point in points if point.training is training])
+    costs, found = fit(kept, machine), {}
+    for which, some in (("fitted", kept), ("held back", back)):
+        off = np.abs(errors(costs, machine, some))
+        name = f"{'training' if training else 'forward'}, {which}"
+        found[name] = {
+            "median": float(np.median(off)),
+            "mean": float(np.mean(off)),
+            "90%": float(np.quantile(off, 0.9)),
+        }
+        words = ", ".join(f"{value:.0%} ({key})" for key, value in found[name].items())
+        console.print(f"{name}: {len(some)} times, off by {words}")
+    return costs, found
+
+
+def measured(arguments: argparse.Namespace) -> tuple[Machine, list[Point]]:
+    """The machine and its times, from a file or measured now."""
+    if arguments.points is not None:
+        data = json.loads(arguments.points.read_text(encoding="utf-8"))
+        points = [Point(Shape(*shape), *rest) for shape, *rest in data["points"]]
+        return msgspec.convert(data["machine"], Machine), points
+    teams = sorted({1, torch.get_num_threads()})
+    machine = measure_machine(teams)
+    progress = track(shapes(arguments.count), console=Console(stderr=True), transient=True)
+    return machine, measure(progress, teams, arguments.rounds)
+
+
 def main() -> None:
     """Measure or read the points, fit, check, predict."""
     parser = argparse.ArgumentParser(description="What a layer takes with more cores.")
     parser.add_argument("--points", type=Path, help="read measured times that --json wrote")
-    parser.add_argument("--count", type=int, default=60, help="shapes to measure")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--count", type=int, default=90, help="shapes to measure")
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if arguments.points is not None:
-        data = json.loads(arguments.points.read_text(encoding="utf-8"))
-        machine = msgspec.convert(data["machine"], Machine)
-        points = [Point(Shape(*shape), *rest) for shape, *rest in data["points"]]
-    else:
-        teams = sorted({1, torch.get_num_threads()})
-        machine = measure_machine(teams)
-        progress = track(shapes(arguments.count), console=Console(stderr=True), transient=True)
-        points = measure(progress, teams, arguments.rounds)
+    machine, points = measured(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120)
     costs: dict[bool, Costs] = {}
-    checked = {}
+    off: dict[str, dict[str, float]] = {}
     for training in (False, True):
-        kept, back = held_back([point for point in points if point.training is training])
-        costs[training] = fit(kept, machine)
-        name = "training" if training else "forward"
-        for which, some in (("fitted", kept), ("held back", back)):
-            off = np.abs(errors(costs[training], machine, some))
-            checked[f"{name}, {which}"] = [float(np.median(off)), float(np.quantile(off, 0.9))]
-            console.print(
-                f"{name}, {which}: {len(some)} times, off by {np.median(off):.0%} in the median, "
-                f"{np.mean(off):.0%} in the mean, {np.quantile(off, 0.9):.0%} at 90%"
-            )
-    found = {
+        costs[training], found = checked(console, points, machine, training)
+        off |= found
+    predicted = {
         cores: show(console, f"{cores} cores", scaled(machine, cores), costs) for cores in MEMORY
     }
     if arguments.json is not None:
@@ -176,8 +191,8 @@ def main() -> None:
             "machine": msgspec.to_builtins(machine),
             "points": points,
             "costs": {"training" if key else "forward": value for key, value in costs.items()},
-            "errors": checked,
-            "predicted": found,
+            "errors": off,
+            "predicted": predicted,
         }
         arguments.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 

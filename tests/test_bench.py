@@ -1,11 +1,7 @@
-"""Timing, the calls that are timed, and the scripts in benchmarks/."""
+"""Timing, and the calls that are timed."""
 
 import gc
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +10,6 @@ from torch import nn
 import rnnjit
 from rnnjit.bench import compare, interleave, pass_times, random_call
 from rnnjit.bench.comparison import EAGER, largest_error, steps
-
-ROOT = Path(__file__).parent.parent
-
-
-def run_script(*arguments):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-
 
 def test_interleave_takes_turns_and_reports_every_round():
     order = []
@@ -147,20 +134,3 @@ def test_compare_tells_declining_from_crashing_and_counts_its_steps(monkeypatch)
     assert found.eager.name == EAGER
     assert found.speedup(found.eager) == (1.0, 1.0)
     assert (found.auto_forward, found.auto_both) == ("declining", "crashing")
-
-
-def test_the_ratio_script_writes_its_figures(tmp_path):
-    file = tmp_path / "ratio.json"
-    script = ROOT / "benchmarks" / "eager_ratio.py"
-    flags = ("--shapes", "0", "--rounds", "1", "--json", file)
-    done = run_script(script, "--backend", "numba", "eager", *flags)
-    assert done.returncode == 0, done.stderr
-    assert "geometric mean" in done.stdout
-    data = json.loads(file.read_text())
-    (result,) = data["results"]
-    assert result["shape"] == {"T": 5, "B": 32, "I": 10, "H": 20}
-    for name in ("forward", "forward_backward"):
-        times = {key: each[name]["median"] for key, each in result["times"].items()}
-        for backend in ("numba", "eager"):
-            ratio = times["eager nn.RNN"] / times[backend]
-            assert data["geometric_mean"][backend][name] == pytest.approx(ratio)

@@ -92,7 +92,7 @@ def _hold(name: str, got: Values, possible: Possible) -> None:
             at = tuple(wrong.nonzero()[0].tolist())
             one = allowed[at]
             raise AssertionError(
-                f"{name}: {part} at {list(at)} is {float(found[at])}, possible is from "
+                f"{name}: {part} at {list(at)} is {float(found[at].detach())}, possible is from "
                 f"{float(one.lo)} to {float(one.hi)} (a number: {bool(one.num)}), "
                 f"NaN: {bool(one.nan)}"
             )

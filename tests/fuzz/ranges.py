@@ -116,7 +116,7 @@ class Arithmetic:
         rounding = 4 * (count + 1) * self._eps
         over, under = (side * (1 + rounding) > self._largest for side in (above, below))
         surely_over, surely_under = (lo == _INF).any(dim), (hi == -_INF).any(dim)
-        slack = (rounding * (above + below) + count * self._tiny).nan_to_num(_INF)
+        slack = (rounding * (above + below) + count * self._tiny).nan_to_num(_INF, _INF)
         low = (lo.sum(dim) - slack).nan_to_num(-_INF, _INF, -_INF)
         high = (hi.sum(dim) + slack).nan_to_num(_INF, _INF, -_INF)
         # Numbers of one sign add up to no number of the other.

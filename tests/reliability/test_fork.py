@@ -67,6 +67,30 @@ def test_forks_while_other_threads_are_inside_kernels():
     assert_well(program(LARGE + AMID))
 
 
+ARTIFACT = """
+import tempfile
+torch.manual_seed(0)
+rnn, x = torch.nn.RNN(8, 100), torch.randn(40, 40, 8)
+with torch.no_grad():
+    expected = rnn(x)
+with tempfile.TemporaryDirectory() as folder:
+    rnnjit.export_artifact(rnn, folder + "/artifact")
+    artifact = rnnjit.load_artifact(folder + "/artifact")
+
+def check():
+    for found, right in zip(artifact(x), expected, strict=True):
+        assert float((found - right).abs().max()) < 1e-5
+
+check()
+assert in_child(check) == 0
+check()
+"""
+
+
+def test_an_artifact_in_a_child():
+    assert_well(program(ARTIFACT))
+
+
 SERVER = """
 import multiprocessing
 
