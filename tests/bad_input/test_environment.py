@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import rnnjit
+
 # Prints what each way to run a module raises, and how far its results are from eager's.
 SCRIPT = """
 import sys, warnings, torch, rnnjit
@@ -44,8 +46,9 @@ def foreign_instruction_set():
 
 @pytest.mark.parametrize("value", ["nonsense", foreign_instruction_set()])
 def test_an_instruction_set_that_is_not_here_is_refused_and_auto_goes_on(value):
-    said = printed("numba", "tvm", "auto", RNNJIT_ISA=value)
-    for backend in ("numba", "tvm"):
+    here = [name for name in ("numba", "tvm") if not rnnjit.backends()[name].missing()]
+    said = printed(*here, "auto", RNNJIT_ISA=value)
+    for backend in here:
         line = next(line for line in said.splitlines() if line.startswith(f"{backend} ValueError"))
         assert "RNNJIT_ISA must be one of [" in line
         assert line.endswith(f"got {value!r}")
