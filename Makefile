@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 2
-PARALLEL := --numprocesses=$(JOBS) --dist=worksteal
+PARALLEL := --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 OLDEST ?= python3.10
 # Those that need no package beside pytest's.

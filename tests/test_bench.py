@@ -11,6 +11,7 @@ import rnnjit
 from rnnjit.bench import compare, interleave, pass_times, random_call
 from rnnjit.bench.comparison import EAGER, largest_error, steps
 
+
 def test_interleave_takes_turns_and_reports_every_round():
     order = []
     rounds = []

@@ -94,8 +94,8 @@ CASES = {
     "few rows, directions": (2, 2, 40, 300, True, False),
     "slices": (9, 50, 30, 70, False, False),
     "slices, hoisted": (9, 6, 30, 70, True, False),
-    "turns and tail": (60, 11, 20, 190, False, True),
-    "turns and tail, windows": (200, 11, 3, 190, False, True),
+    "turns and tail": (60, 11, 20, 170, False, True),
+    "turns and tail, windows": (200, 11, 3, 170, False, True),
 }
 
 
@@ -126,9 +126,9 @@ def test_threads_do_the_work_of_absent_ones(case, count, present, enters, thread
 @pytest.mark.parametrize("count", [2, 4])
 def test_threads_may_join_in_the_middle(count, packed, threads, monkeypatch):
     torch.manual_seed(0)
-    module = rnnjit.compile(nn.RNN(3, 190), backend="numba")
+    module = rnnjit.compile(nn.RNN(3, 170), backend="numba")
     B = 6 if packed else 1
-    x, h0 = torch.randn(500, B, 3), torch.randn(1, B, 190)
+    x, h0 = torch.randn(500, B, 3), torch.randn(1, B, 170)
     lengths = torch.linspace(500, 1, B).round().long() if packed else None
     threads(1)
     begun = time.perf_counter()

@@ -141,10 +141,10 @@ def test_ctrl_c_while_a_fork_waits_for_a_compiler_comes_after_it(alarm):
     thread = threading.Thread(target=compile_slowly)
     thread.start()
     entered.wait()
-    alarm(KeyboardInterrupt())
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def fork():
+        alarm(KeyboardInterrupt())
         children.append(os.fork())
         if children[0] == 0:
             os._exit(0 if done and COMPILING.lock.acquire(blocking=False) else 1)

@@ -15,7 +15,7 @@ REDUCTION_ROWS = 192
 #: Rows that a pass over all rows takes at a time, so that they stay in a core's own cache.
 ROW_BLOCK = 64
 
-#: Multiply-adds below which a second thread costs more than it saves; for each doubling of a team.
+#: Multiply-adds below which a second thread costs more than it saves.
 _THREAD_WORK = 100_000
 #: Multiply-adds that a thread does while one more meets the others at a step's end.
 _MEETING_WORK = 16_000
@@ -72,13 +72,19 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     units = -(-threads // D)
     most = max(1, min(threads // D, vectors))
     few = rows.T * batch <= FEW_ROWS
-    if threads == 1 or work < _THREAD_WORK * (threads - 1).bit_length():
+    if threads == 1 or work < _THREAD_WORK:
         return Plan(1, 1, batch, 1, 1, batch < TILE_ROWS, few)
+    inputs = batch * layer.input_size * H
+
+    def shared(parts: int) -> float:
+        return _step_work(batch, H, parts) + inputs / parts
+
+    parts = min(range(1, most + 1), key=shared)
     if few:
-        return Plan(min(threads, D * most), 1, batch, 1, most, False, True)
+        return Plan(threads, 1, batch, 1, parts if rows.T > 1 else most, False, True)
     slice_rows = -(-batch // units)
-    parts = min(range(1, most + 1), key=lambda parts: _step_work(batch, H, parts))
-    if slice_rows < TILE_ROWS and _step_work(batch, H, parts) < _step_work(slice_rows, H, 1):
+    alone = _step_work(slice_rows, H, 1) + inputs / units
+    if slice_rows < TILE_ROWS and shared(parts) < alone:
         return Plan(threads, 1, batch, 1, parts, True)
     slices = -(-batch // slice_rows)
     # Sequences come in the order of their lengths: taken in turns, every step is shared evenly.
@@ -93,7 +99,8 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
 def _step_work(batch: int, H: int, parts: int) -> float:
     """Multiply-adds that take as long as a step of `parts` threads that share its columns.
 
-    They meet at a word of memory which they count up one after the other.
+    That is the state's product alone. They meet at a word of memory which they count up one after
+    the other.
     """
     return max(batch, _READING_ROWS) * H * H / parts + _MEETING_WORK * (parts - 1)
 

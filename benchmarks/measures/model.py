@@ -117,11 +117,13 @@ def predict(
         # The gradients of x, W_ih and W_hh: products over all rows, shared out evenly.
         outside += 2 * product(T * B / active, I, H, 1) + product(T * B / active, H, H, 1)
     meeting = costs.meeting * T * passes * (chosen.parts - 1)
+    # Forward each part packs what it reads; backward, all threads share the packing.
+    packing = costs.packing * (I + H) * H * _SIZE * (1 / sharing + (passes - 1) / active)
     moved = T * B * (I + H) * _SIZE * (3 if training else 1)
     return float(
         costs.call * passes
         + (costs.team * passes if active > 1 else 0.0)
-        + (0.0 if chosen.direct else costs.packing * (I + H) * H * _SIZE / sharing * passes)
+        + (0.0 if chosen.direct else packing)
         + costs.moving * moved / _speedup(machine, active)
         + outside
         + stepping

@@ -132,7 +132,7 @@ def _command(arguments: Namespace) -> str:
     """The command that measures the same again."""
     words = ["rnnjit", "bench", "--preset", arguments.preset]
     for option in ("contestants", "threads"):
-        if chosen := getattr(arguments, option):
+        if (chosen := getattr(arguments, option)) is not None:
             words += [f"--{option}", ",".join(map(str, chosen))]
     if arguments.rounds is not None:
         words += ["--rounds", str(arguments.rounds)]
