@@ -1,8 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-JOBS ?= 2
-PARALLEL := --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 OLDEST ?= python3.10
 # Those that need no package beside pytest's.
@@ -13,8 +11,8 @@ OLDEST_TESTS := conformance autograd cache_failures codecache compile double_bac
 .PHONY: test bench fuzz oldest demo docs install lint types clean
 
 test: install lint types
-	$(BIN)/python -m pytest $(PARALLEL)
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(PARALLEL) tests/simulated
+	$(BIN)/python -m pytest
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/simulated
 
 # Minutes; alone on the machine.
 bench: install
@@ -24,7 +22,7 @@ bench: install
 		--benchmark-json=benchmarks/results/$$($(BIN)/python benchmarks/suites/host.py).json
 
 fuzz: install
-	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest $(PARALLEL) -m fuzz --hypothesis-show-statistics
+	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -m fuzz --hypothesis-show-statistics
 
 # The oldest versions that pyproject.toml admits; PyPI's PyTorch takes several GB. Not a part of test.
 oldest:

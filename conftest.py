@@ -8,10 +8,9 @@ from rnnjit.codecache import DIRECTORY_VARIABLE
 
 
 def pytest_configure(config):
-    if not hasattr(config, "workerinput"):  # those that xdist starts share what it has set
-        made = tempfile.TemporaryDirectory(prefix="rnnjit-tests-")
-        config.add_cleanup(made.cleanup)
-        os.environ[DIRECTORY_VARIABLE] = made.name
+    made = tempfile.TemporaryDirectory(prefix="rnnjit-tests-")
+    config.add_cleanup(made.cleanup)
+    os.environ[DIRECTORY_VARIABLE] = made.name
     # A shell has Ctrl-C ignored by what it runs in the background, and so by all that it starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from importlib.metadata import version
-from typing import Any
 
 import llvmlite.binding as llvm
 import torch
@@ -14,6 +13,7 @@ from rnnjit import RNNSpec, Rows
 from rnnjit.artifact import ArtifactError
 from rnnjit.artifact.template import fill
 from rnnjit.backend import Program, Runner
+from rnnjit.cpu.linked import Linked
 from rnnjit_numba.codegen import object_code, target_machine
 from rnnjit_numba.host import host_isa
 from rnnjit_numba.scratch import Scratch, scratch
@@ -54,20 +54,16 @@ def load(program: Program, spec: RNNSpec, dtype: torch.dtype, name: str) -> Runn
     problem = why_not_here(triple, requires)
     if problem:
         raise ArtifactError(f"the artifact cannot run here: {problem}")
-    engine = _linked(code)
-    address = engine.get_function_address(f"{name}_forward")
-    if not address:
-        raise ArtifactError(f"{name}.o has no function {name}_forward: export it anew")
-    return _Forward(engine, address, spec, needed)
+    return _Forward(_linked(code, f"{name}_forward"), spec, needed)
 
 
 class _Forward:
     """The function `NAME_forward` of a loaded program, on tensors."""
 
-    def __init__(self, engine: Any, address: int, spec: RNNSpec, needed: Scratch) -> None:
-        self._engine = engine  # owns the code
+    def __init__(self, linked: Linked, spec: RNNSpec, needed: Scratch) -> None:
+        self._linked = linked  # owns the code
         kinds = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * 7
-        self._function = ctypes.CFUNCTYPE(ctypes.c_int32, *kinds)(address)
+        self._function = ctypes.CFUNCTYPE(ctypes.c_int32, *kinds)(linked.addresses[0])
         self._width = spec.num_directions * spec.hidden_size
         self._layers = spec.num_layers * spec.num_directions
         self._hidden, self._needed = spec.hidden_size, needed
@@ -87,21 +83,22 @@ class _Forward:
         return y, h_n
 
 
-def _linked(code: bytes) -> Any:
-    """An engine that holds the code of an object file.
+def _linked(code: bytes, function: str) -> Linked:
+    """The code of an object file.
 
     Raises:
-        ArtifactError: it is no object file, or one for another kind of machine, on either of which
-            LLVM's loader would crash.
+        ArtifactError: it is no object file, one for another kind of machine, on either of which
+            LLVM's loader would crash, or one without the function.
     """
     module, machine = llvm.parse_assembly(""), target_machine(host_isa(), jit=False)
     # Format, kind and processor stand in the first bytes: of ELF in 20, of Mach-O in 8.
     own = machine.emit_object(module)[:20]
     kind = len(own) if own.startswith(b"\x7fELF") else 8
-    reference = llvm.object_file.ObjectFileRef.from_data(code)
-    if not reference or code[:kind] != own[:kind]:
+    if code[:kind] != own[:kind]:
         raise ArtifactError("the .o file is not an object file for this machine: export it anew")
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.add_object_file(reference)
-    engine.finalize_object()
-    return engine
+    try:
+        return Linked(code, [function])
+    except ValueError as error:
+        raise ArtifactError(
+            f"the .o file is not an object file for this machine ({error}): export it anew"
+        ) from None

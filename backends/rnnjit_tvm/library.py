@@ -11,12 +11,10 @@ from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Any
-
-import llvmlite.binding as llvm
 
 from rnnjit import codecache, cpu
 from rnnjit.cpu import Isa
+from rnnjit.cpu.linked import Linked
 from rnnjit.once import Once
 from rnnjit.team import FORK, openmp
 from rnnjit_tvm.host import host_isa
@@ -34,13 +32,13 @@ class Kernel:
     """One kernel's entries: for one thread, and for every thread of a team, phase by phase.
 
     Args:
-        engine: owns the code, which is gone when it is.
+        linked: owns the code, which is gone when it is.
         alone: address of the entry for one thread.
         phases: addresses of the others.
     """
 
-    def __init__(self, engine: Any, alone: int, phases: Sequence[int]) -> None:
-        self._engine = engine
+    def __init__(self, linked: Linked, alone: int, phases: Sequence[int]) -> None:
+        self._linked = linked
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
         self._phases = phases
 
@@ -76,27 +74,15 @@ class Library:
     def __init__(self, isa: Isa, code: bytes) -> None:
         self.isa = isa
         runtime = openmp()
-        for name in ("omp_get_thread_num", "omp_get_num_threads"):
-            # Without a runtime no team is ever made; the symbols must resolve all the same.
-            llvm.add_symbol(name, runtime.symbols[name] if runtime else 1)
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_triple(isa.triple).create_target_machine(jit=True)
-        self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        reference = llvm.object_file.ObjectFileRef.from_data(code)
-        # LLVM would crash over what it could not read.
-        if not reference:
-            raise ValueError("a library is not object code")
-        self._engine.add_object_file(reference)
-        self._engine.finalize_object()
-        self.forward = self._kernel(_FORWARD)
-        self.backward = self._kernel(_BACKWARD)
-
-    def _kernel(self, names: Sequence[str]) -> Kernel:
-        alone, *phases = (self._engine.get_function_address(name) for name in names)
-        if not all((alone, *phases)):
-            raise ValueError(f"a library lacks some of {names}")
-        return Kernel(self._engine, alone, phases)
+        # Without a runtime no team is ever made; the symbols must resolve all the same.
+        symbols = {
+            name: runtime.symbols[name] if runtime else 1
+            for name in ("omp_get_thread_num", "omp_get_num_threads")
+        }
+        linked = Linked(code, (*_FORWARD, *_BACKWARD), symbols)
+        forward, backward = linked.addresses[: len(_FORWARD)], linked.addresses[len(_FORWARD) :]
+        self.forward = Kernel(linked, forward[0], forward[1:])
+        self.backward = Kernel(linked, backward[0], backward[1:])
 
 
 @Once

@@ -1,7 +1,6 @@
 """What the pytest-benchmark suites share: names, shares, memory, and the judging of values."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,11 +112,8 @@ def test_the_file_of_results_says_what_was_run_where_but_names_no_host(tmp_path)
     file = tmp_path / "results.json"
     flags = ("--benchmark-enable", "--benchmark-max-time=0.01", f"--benchmark-json={file}")
     chosen = "benchmarks/suites/test_forward.py", "-k", "T5-B32 and float32 and nn.RNN"
-    # With xdist pytest-benchmark times nothing, and this test may be run by xdist itself.
-    own = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, *flags],
-        env=own,
         cwd=ROOT,
         capture_output=True,
         text=True,
