@@ -57,8 +57,8 @@ def unpack_arguments(kind: type) -> Any:
 
     def typer(context: Any, address: Any) -> Any:
         fields = kind._fields  # type: ignore[attr-defined]  # `kind` is a NamedTuple class
-        # numba.core.types fills its namespace when it is imported.
-        result = types.NamedUniTuple(types.int64, len(fields), kind)  # type: ignore[attr-defined]
+        tuple_type = types.NamedUniTuple  # type: ignore[attr-defined]  # `types` is filled on import
+        result = tuple_type(types.int64, len(fields), kind)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             values = [
