@@ -24,12 +24,22 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from rnnjit_cuda.kernels import KernelKey, column_tile, most_threads, shared_bytes, variants
+from rnnjit_cuda.kernels import (
+    LANES,
+    KernelKey,
+    Share,
+    column_tile,
+    most_threads,
+    share,
+    shared_bytes,
+    threads,
+    variants,
+)
 
 #: Bytes of shared memory that a block may have, by architecture (CUDA C programming guide).
 LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 #: The hidden sizes for which the table gives shared memory.
-_SHOWN = {"block": 128, "grid": 1024, "step": 1024}
+_SHOWN = {"register": 128, "block": 128, "grid": 1024, "step": 1024}
 _USED = re.compile(r"Used (\d+) registers")
 _STATIC = re.compile(r"(\d+) bytes smem")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -90,24 +100,28 @@ def largest(key: KernelKey, arch: int) -> str:
     """The largest hidden size that a block has room for, or "any"."""
     if key.plan == "step":
         return "any"
-    columns = column_tile(key) if key.plan == "grid" else 0
     H, step = 0, 4
-    while _fits(key, H + step, columns, LIMITS[arch]):
+    while _fits(key, H + step, LIMITS[arch]):
         H += step
     return str(H)
 
 
-def _fits(key: KernelKey, H: int, columns: int, limit: int) -> bool:
+def _fits(key: KernelKey, H: int, limit: int) -> bool:
     try:
-        return shared_bytes(key, H, columns) <= limit
+        return threads(key, H, _part(key, H)) > 0 and shared_bytes(key, H, _part(key, H)) <= limit
     except ValueError:
         return False
 
 
+def _part(key: KernelKey, H: int) -> Share | None:
+    """A block's part for one tile of columns and of rows."""
+    return share(key, H, column_tile(key), key.rows) if key.plan == "grid" else None
+
+
 def row(key: KernelKey, arch: int, use: Use) -> list[str]:
     """A line of the table."""
-    columns = column_tile(key) if key.plan == "grid" else 0
-    shared = use.shared + shared_bytes(key, _SHOWN[key.plan], columns)
+    shown = min(_SHOWN[key.plan], LANES * key.reach or _SHOWN[key.plan])
+    shared = use.shared + shared_bytes(key, shown, _part(key, shown))
     bad = bool(use.stack or use.spilled)
     stack, spilled = (f"[bold red]{n}[/]" if bad and n else str(n) for n in use[1:3])
     size = f"{shared:,}" if shared else "-"
@@ -124,6 +138,7 @@ def table() -> Table:
     for name in ("plan", "pass", "dtype", "cell"):
         result.add_column(name)
     result.add_column("rows", justify="right")
+    result.add_column("reach", justify="right")
     result.add_column("arch")
     for name in ("threads", "registers", "spills", "stack", "shared", "largest H"):
         result.add_column(name, justify="right")

@@ -17,6 +17,8 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -32,10 +34,15 @@ import rnnjit
 from rnnjit import Backend, testing
 from rnnjit.info import environment
 from rnnjit_cuda import CudaBackend
-from rnnjit_cuda.plan import PLANS
+from rnnjit_cuda.launch import driver_launcher
+from rnnjit_cuda.plan import PLANS, cuts
 
-STEPS, BATCHES, HIDDEN = (100, 1000), (1, 8, 32, 128), (64, 256, 512, 1024, 2048)
-QUICK = ((100,), (1, 32), (64, 512))
+HIDDEN = (64, 128, 256, 512, 1024, 2048)
+#: T and B; a long sequence repeats what a short one shows, and takes ten times as long.
+EXTENTS = ((100, 1), (100, 8), (100, 32), (100, 128), (1000, 1), (1000, 32))
+#: Where torch.compile is tried too: it takes a second for each shape.
+COMPILED = ((100, 8), (100, 32))
+QUICK = ((100, 1), (100, 32)), (64, 512)
 #: How far results may be apart: both round sums in their own order over many steps.
 CLOSE = {"float32": 1e-3, "float64": 1e-10, "bfloat16": 5e-2}
 
@@ -68,7 +75,8 @@ def measure(
         candidates = {"eager": strict, "compiled": compiled}
         if dtype == "float32":
             candidates["eager_tf32"] = loose
-            candidates |= _torch_compiled(call, passes)
+            if not packed and shape[:2] in COMPILED:
+                candidates |= _torch_compiled(call, passes)
         times = medians(candidates, options.rounds, options.device)
         found[passes] = times | {"ratio": times["eager"] / times["compiled"]}
     return found
@@ -76,6 +84,7 @@ def measure(
 
 def _torch_compiled(call: Call, passes: str) -> dict[str, Callable[[], None]]:
     """The module through torch.compile, which breaks the graph at nn.RNN; nothing if it fails."""
+    torch.compiler.reset()
     run = call.run(torch.compile(call.rnn), passes)
     try:
         run()
@@ -83,6 +92,27 @@ def _torch_compiled(call: Call, passes: str) -> dict[str, Callable[[], None]]:
         print(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}")
         return {}
     return {"torch_compile": run}
+
+
+def kit(plan: str | None, options: argparse.Namespace) -> str:
+    """What the conformance kit says of the backend, or of one of its plans alone."""
+    backend = options.backend if plan is None else plan_backends(options)[plan]
+    report = testing.run(backend, quick=options.quick)
+    counts = f"{report.passed} passed, {report.failed} failed, {report.declined} declined"
+    failures = [f"FAILED {failure.id}: {failure.message}" for failure in report.failures]
+    return "\n".join([counts, *report.missing, *failures])
+
+
+def check(options: argparse.Namespace) -> dict[str, str]:
+    """The kit's and the sanitizers' verdicts, each from a process of its own."""
+    plans = [None, *PLANS] if options.backend == CudaBackend.name else [None]
+    jobs: dict[str, Any] = {}
+    with ProcessPoolExecutor(len(plans) + len(sanitizer.TOOLS), get_context("spawn")) as pool:
+        for plan in plans:
+            jobs[f"kit, {plan or 'as it is'}"] = pool.submit(kit, plan, options)
+        for tool in sanitizer.TOOLS:
+            jobs[tool] = pool.submit(sanitizer.verdict, tool, options.backend)
+        return {what: job.result() for what, job in jobs.items()}
 
 
 def plan_backends(options: argparse.Namespace) -> dict[str, str | Backend]:
@@ -97,10 +127,20 @@ def plan_backends(options: argparse.Namespace) -> dict[str, str | Backend]:
     return found
 
 
+def has_room(plan: str, H: int) -> bool:
+    """Whether the device has room for a layer of float32 in a plan; if not, it takes "step"."""
+    if plan not in PLANS or plan == "step":
+        return True
+    layer, device = rnnjit.RNNSpec(H, H).layer(0), driver_launcher(0).properties
+    return any(True for _ in cuts(layer, 1, "float32", "forward", device, (plan,)))
+
+
 def step_times(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds that one more time step of a single sequence takes, by plan and hidden size."""
     found = []
     for (plan, backend), H in itertools.product(plan_backends(options).items(), options.hidden):
+        if not has_room(plan, H):
+            continue
         row: dict[str, Any] = {"plan": plan, "H": H}
         for passes in PASSES:
             times = []
@@ -160,41 +200,53 @@ def show(results: list[dict[str, Any]], title: str) -> None:
     Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 
+def measure_all(
+    shapes: list[tuple[int, int, int]],
+    dtype: str,
+    packed: bool,
+    options: argparse.Namespace,
+    results: list[dict[str, Any]],
+) -> None:
+    """Measure all shapes, add them to `results` and print their table."""
+    before = len(results)
+    try:
+        for shape in track(shapes, console=Console(stderr=True), transient=True):
+            results.append(measure(shape, dtype, packed, options))
+    finally:
+        title = f"{options.backend} against eager, {dtype}, {'packed' if packed else 'dense'}"
+        show(results[before:], title)
+
+
 def main() -> None:
     """Check, time and print everything; write the JSON file."""
     parser = argparse.ArgumentParser(description="A backend on a GPU: right, and how fast.")
     parser.add_argument("--backend", choices=rnnjit.backends(), default="cuda")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a few shapes, the quick cases")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    steps, batches, options.hidden = QUICK if options.quick else (STEPS, BATCHES, HIDDEN)
-    report = testing.run(options.backend, quick=options.quick)
-    print(f"kit: {report.passed} passed, {report.failed} failed, {report.declined} declined")
-    for failure in report.failures:
-        print(f"FAILED {failure.id}: {failure.message}")
-    sanitized = sanitizer.verdicts(options.backend)
-    for tool, said in sanitized.items():
-        print(f"{tool}: {said}")
+    extents, options.hidden = QUICK if options.quick else (EXTENTS, HIDDEN)
+    checked = check(options)
+    for what, said in checked.items():
+        print(f"{what}: {said}")
     waits = waits_for_the_device(options)
     print(f"host waits for the device: {waits}")
     step = step_times(options)
     for row in step:
         times = ", ".join(f"{passes} {row[passes] * 1e6:.2f} us" for passes in PASSES)
         print(f"one more step, {row['plan']}, B=1, H={row['H']}: {times}")
-    results = []
-    for dtype, packed in itertools.product(CLOSE, (False, True)):
-        shapes = list(itertools.product(steps, batches, options.hidden))
-        shown = track(shapes, console=Console(stderr=True), transient=True)
-        some = [measure(shape, dtype, packed, options) for shape in shown]
-        show(some, f"{options.backend} against eager, {dtype}, {'packed' if packed else 'dense'}")
-        results += some
+    results: list[dict[str, Any]] = []
+    shapes = [(*extent, H) for extent, H in itertools.product(extents, options.hidden)]
+    try:
+        for dtype, packed in itertools.product(CLOSE, (False, True)):
+            measure_all(shapes, dtype, packed, options, results)
+    except KeyboardInterrupt:
+        print("interrupted: what follows was not measured")
     if options.json is not None:
         device = "cpu" if options.device == "cpu" else torch.cuda.get_device_name()
-        kit = {"passed": report.passed, "failed": [f.id for f in report.failures]}
-        data = {"environment": environment().as_dict(), "device": device, "kit": kit}
-        data |= {"sanitizer": sanitized, "host_waits": waits}
+        data = {"environment": environment().as_dict(), "device": device}
+        data |= {"checks": checked, "host_waits": waits}
         data |= {"seconds_per_step": step, "results": results}
         options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The short way through a call like one before: on the CPU, dense, with gradients or without.
+"""The short way through a call like one before: dense, with gradients or without.
 
 A streaming step takes a few microseconds, and so little may be spent on checking it. A `Route`
 remembers what the checks of a first call found, for tensors and surroundings that torch's own
@@ -121,7 +121,7 @@ def shortcut(
     Returns:
         What `Route` takes.
     """
-    if not x.is_cpu or x.dim() != 3 or x.numel() == 0:
+    if not (x.is_cpu or x.is_cuda) or x.dim() != 3 or x.numel() == 0:
         return None
     contiguous = all(tensor.is_contiguous() for tensor in (x, h0, *weights))
     dropout = spec.dropout and training and spec.num_layers > 1

@@ -1,8 +1,10 @@
 """The CUDA planner, for GPUs that need not be there."""
 
+import math
+
 import pytest
 
-from rnnjit import LayerSpec, Rows
+from rnnjit import LayerSpec
 from rnnjit_cuda import kernels
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.plan import PLANS, plan
@@ -22,13 +24,15 @@ def layer(H, D=1):
 
 
 def cut(H, B, device="H100", dtype="float32", D=1, pass_="forward", among=PLANS):
-    return plan(layer(H, D), Rows(100, B, 100 * B), dtype, pass_, DEVICES[device], among)
+    return plan(layer(H, D), B, dtype, pass_, DEVICES[device], among)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
-@pytest.mark.parametrize("among", [PLANS, ("block",), ("grid",), ("step",)], ids="-".join)
+@pytest.mark.parametrize(
+    "among", [PLANS, ("register",), ("block",), ("grid",), ("step",)], ids="-".join
+)
 def test_plans_respect_the_device(device, dtype, pass_, among):
     limits = DEVICES[device]
     for H in (1, 4, 33, 64, 128, 200, 256, 384, 512, 1000, 1024, 2048, 5000):
@@ -44,16 +48,29 @@ def test_plans_respect_the_device(device, dtype, pass_, among):
                 if key.plan == "block":
                     assert found.grid[0] * key.rows >= B > (found.grid[0] - 1) * key.rows
                     assert found.grid[1] == D
+                if key.plan == "register":
+                    assert found.grid == (B, D, 1)
                 if key.plan == "grid":
-                    assert found.grid[0] * found.columns >= H
-                    assert found.grid[0] * found.grid[1] <= limits.multiprocessors
-                    assert found.columns % kernels.column_tile(key) == 0
+                    assert found.grid[0] * found.part.columns >= H
+                    assert found.grid[1] == D
+                    assert (
+                        found.grid[2] * found.part.slab >= B > (found.grid[2] - 1) * found.part.slab
+                    )
+                    assert found.part.slab % key.rows == 0
+                    assert math.prod(found.grid) <= limits.multiprocessors
 
 
-def test_small_layers_keep_their_weights_in_one_block():
-    for H in (16, 64, 128, 200):
-        assert cut(H, 8).key.plan == "block"
-        assert cut(H, 8).shared > H * H * 4
+def test_small_layers_keep_their_weights_in_registers():
+    for H, reach in ((1, 8), (32, 8), (33, 16), (64, 16), (128, 32)):
+        found = cut(H, 8)
+        assert (found.key.plan, found.key.reach) == ("register", reach)
+        assert 4 * H <= found.threads <= 4 * H + 31
+
+
+def test_layers_of_many_sequences_keep_their_weights_in_each_block():
+    for H in (130, 200):
+        assert cut(H, 132).key.plan == "block"
+        assert cut(H, 132).shared > H * H * 4
 
 
 def test_the_block_local_plan_ends_where_shared_memory_does():

@@ -20,7 +20,8 @@ parts and does the pointwise part. There are `groups = threads // Hp`, and `grou
 Global memory, owned by the caller and contiguous: y, grad_y and dz `[N, D*H]`, time-major; the rows
 of step t are offsets[t] to offsets[t + 1], and row b of each step belongs to sequence b. h0, h_n,
 grad_h_n and grad_h0 `[D, B, H]`; w_hh_0 and w_hh_1, one for each direction, `[H, H]` (both must be
-given); offsets int64 `[T + 1]`. T >= 1, and step 0 has B rows.
+given); offsets int64 `[T + 1]`, not read where `packed` is 0: then every step has B rows. T >= 1,
+and step 0 has B rows.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from rnnjit_cuda.primitives import Element, inlined, load, store
 def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ...]]:
     """The forward kernel and its signature.
 
-    `kernel(y, w_hh_0, w_hh_1, h0, h_n, offsets, T, B, H)`: y holds z = x W_ih^T + b and is
+    `kernel(y, w_hh_0, w_hh_1, h0, h_n, offsets, T, B, H, packed)`: y holds z = x W_ih^T + b and is
     overwritten by the states; h_n is written. Direction 1 walks from the last step to the first.
     """
     real, real_bytes = element.real, element.real.bitwidth // 8
@@ -57,6 +58,7 @@ def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ..
         T: int,
         B: int,
         H: int,
+        packed: int,
     ) -> None:
         x = cuda.shared.array(0, real, alignment=16)
         weights = cuda.shared.array(0, stored, alignment=16)
@@ -73,10 +75,10 @@ def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ..
             x[e] = up(h0[(d * B + row) * H + j]) if row < B and j < H else zero
         last = rows if group < groups and column < H else 0
         step = 0
-        start, size = bounds(offsets, step, T, d == 0)
+        start, size = bounds(offsets, step, T, B, packed, d == 0)
         while size <= first and step < T:
             step += 1
-            start, size = bounds(offsets, step, T, d == 0)
+            start, size = bounds(offsets, step, T, B, packed, d == 0)
         share = cuda.local.array(rows, real)
         total = cuda.local.array(rows, real)
         for i in range(rows):
@@ -88,7 +90,7 @@ def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ..
             multiply(x, weights, weights_at, across, splits, part, vector, begin, end)
             cuda.syncthreads()
             step += 1
-            start_next, size_next = bounds(offsets, step, T, d == 0)
+            start_next, size_next = bounds(offsets, step, T, B, packed, d == 0)
             add_up(total, x, across, splits, group, groups, column)
             for i in range(rows):
                 row = group + i * groups
@@ -107,13 +109,13 @@ def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ..
                 h_n[(d * B + row) * H + j] = down(x[e])
 
     data, integer = types.CPointer(element.store), types.int64
-    return kernel, (*[data] * 5, types.CPointer(integer), *[integer] * 3)
+    return kernel, (*[data] * 5, types.CPointer(integer), *[integer] * 4)
 
 
 def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ...]]:
     """The backward kernel and its signature.
 
-    `kernel(dz, grad_y, y, w_hh_0, w_hh_1, grad_h_n, grad_h0, offsets, T, B, H, has_grad_y,
+    `kernel(dz, grad_y, y, w_hh_0, w_hh_1, grad_h_n, grad_h0, offsets, T, B, H, packed, has_grad_y,
     has_grad_h_n)`: dz and grad_h0 are written; grad_y and grad_h_n are zero, and not read, where
     their flag is 0. Direction 0 walks from the last step to the first.
     """
@@ -136,6 +138,7 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
         T: int,
         B: int,
         H: int,
+        packed: int,
         has_grad_y: int,
         has_grad_h_n: int,
     ) -> None:
@@ -155,10 +158,10 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
                 x[e] = zero
         last = rows if group < groups and column < H else 0
         step = 0
-        start, size = bounds(offsets, step, T, d == 1)
+        start, size = bounds(offsets, step, T, B, packed, d == 1)
         while size <= first and step < T:
             step += 1
-            start, size = bounds(offsets, step, T, d == 1)
+            start, size = bounds(offsets, step, T, B, packed, d == 1)
         grad = cuda.local.array(rows, real)
         above = cuda.local.array(rows, real)
         state = cuda.local.array(rows, real)
@@ -175,7 +178,7 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
                     above[i] = up(grad_y[at])
         while size > first:
             step += 1
-            start_next, size_next = bounds(offsets, step, T, d == 1)
+            start_next, size_next = bounds(offsets, step, T, B, packed, d == 1)
             for i in range(rows):
                 row = group + i * groups
                 if row < last and first + row < size:
@@ -202,7 +205,7 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
                 grad_h0[(d * B + first + row) * H + column] = down(grad[i])
 
     data, integer = types.CPointer(element.store), types.int64
-    return kernel, (*[data] * 7, types.CPointer(integer), *[integer] * 5)
+    return kernel, (*[data] * 7, types.CPointer(integer), *[integer] * 6)
 
 
 def _sharing(width: int) -> Any:

@@ -1,4 +1,4 @@
-"""Device functions that both persistent plans are built from."""
+"""Device functions that the persistent plans are built from."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from rnnjit_cuda.primitives import Element, inlined
 padded, spread = inlined(_padded), inlined(_spread)
 
 
-def _bounds(offsets: Any, step: int, T: int, onward: bool) -> tuple[int, int]:
+def _bounds(offsets: Any, step: int, T: int, B: int, packed: int, onward: bool) -> tuple[int, int]:
     """The first row and the number of rows of a walk's step; none from step T on.
 
-    The walk visits the time steps from 0 on if `onward`, else from T - 1 down.
+    The walk visits the time steps from 0 on if `onward`, else from T - 1 down. Where the batch is
+    not packed each has B rows, and `offsets` is not read.
     """
     start, size = 0, 0
     if step < T:
         t = step if onward else T - 1 - step
-        start = offsets[t]
-        size = offsets[t + 1] - start
+        if packed != 0:
+            start = offsets[t]
+            size = offsets[t + 1] - start
+        else:
+            start, size = t * B, B
     return start, size
 
 

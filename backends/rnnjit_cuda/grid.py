@@ -4,24 +4,27 @@
     backward   dz_t = (g_t + grad_y_t) activation'(y_t),   g_{t-1} = dz_t W_hh
 
 After Diamos et al. 2016, "Persistent RNNs: Stashing Recurrent Weights On-Chip": a block owns
-`columns` hidden units of one direction and holds their part of W_hh for all steps. The state goes
-from block to block through global memory, which stays in the L2 cache: each step reads one buffer
-and writes the other. Launch blocks (ceil(H / columns), D) cooperatively, since they wait for each
-other; `columns` is a multiple of `kernels.column_tile`.
+`columns` hidden units of `slab` sequences in one direction, and holds their part of W_hh for all
+steps. The state goes from block to block through global memory, which stays in the L2 cache: each
+step reads one buffer and writes the other. Warps of a block that read the same share it through the
+L1 cache, which the barrier empties. Launch blocks (ceil(H / columns), D, ceil(B / slab))
+cooperatively, since those of a slab and direction wait for each other; `columns` is a multiple of
+`kernels.column_tile`, `slab` of `rows`.
 
 Dynamic shared memory, with Hp = `padded(H)`:
 
-    reals    [2][splits][groups][rows * tile]   parts of the sums over k
-    stored   [columns][spread(Hp)]              M[c][k] = W_hh[j][k] (forward) or W_hh[k][j]
-                                                (backward), where j is the block's column c
+    reals    [2][teams][splits][groups][rows * tile]   parts of the sums over k
+    stored   [columns][spread(Hp)]                     M[c][k] = W_hh[j][k] (forward) or W_hh[k][j]
+                                                       (backward), where j is the block's column c
 
-Each step computes sum_k x[b][k] M[c][k], `rows` batch rows at a time. A warp computes `tile`
-columns of them over one of the `splits` ranges of k, its lanes side by side along k; shuffles add
-up the lanes, and one thread for each sum adds up the splits and does the pointwise part.
+Each step computes sum_k x[b][k] M[c][k], `rows` sequences in each of the block's `teams` at a time.
+A warp of a team computes `tile` columns of them over one of the `splits` ranges of k, its lanes
+side by side along k; shuffles add up the lanes, and one thread for each sum adds up the splits and
+does the pointwise part. There are `groups = columns / tile`, and `groups * splits` warps in a team.
 
 Global memory as in `block`, and two more buffers of the caller's: `exchange`, reals
-`[2, D, B up to rows, Hp]`, uninitialised, aligned to 16 bytes, and `counters`, int64
-`[D, COUNTER_STRIDE]`, zero at launch.
+`[2, D, slabs, slab, Hp]`, uninitialised, aligned to 16 bytes, and `counters`, int64
+`[D, slabs, COUNTER_STRIDE]`, zero at launch.
 """
 
 from __future__ import annotations
@@ -38,23 +41,24 @@ from rnnjit_cuda.primitives import (
     arrive,
     arrived,
     inlined,
-    load_exchanged,
-    store_exchanged,
+    load,
+    small,
 )
 
 
 def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ...]]:
     """The forward kernel and its signature.
 
-    `kernel(y, w_hh_0, w_hh_1, h0, h_n, exchange, counters, offsets, T, B, H, columns)`: y holds
-    z = x W_ih^T + b and is overwritten by the states; h_n is written. Direction 1 walks from the
-    last step to the first.
+    `kernel(y, w_hh_0, w_hh_1, h0, h_n, exchange, counters, offsets, T, B, H, columns, splits, slab,
+    packed)`: y holds z = x W_ih^T + b and is overwritten by the states; h_n is written. Direction 1
+    walks from the last step to the first.
     """
     real, stored, up, down = element.real, element.store, element.up, element.down
     tile = tile_columns(rows, element.width)
     ratio = element.real.bitwidth // element.store.bitwidth
     zero, activation = element.real(0), inlined(cell.activation)
     fill, multiply, add_up = filling(element, False), _multiplying(element, rows), _adding(element)
+    share_work = _sharing(tile)
 
     def kernel(
         y: Any,
@@ -69,78 +73,97 @@ def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ..
         B: int,
         H: int,
         columns: int,
+        splits: int,
+        slab: int,
+        packed: int,
     ) -> None:
         parts = cuda.shared.array(0, real, alignment=16)
         weights = cuda.shared.array(0, stored, alignment=16)
         thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-        d, ld, low = cuda.blockIdx.y, cuda.gridDim.y * H, cuda.blockIdx.x * columns
-        across, groups = padded(H), columns // tile
-        sums, tall = columns * rows, (B + rows - 1) // rows * rows
-        splits = threads // 32 // groups
-        split, group = thread // 32 // groups, thread // 32 % groups
-        weights_at = 2 * splits * sums * ratio
+        d, D, low = cuda.blockIdx.y, cuda.gridDim.y, cuda.blockIdx.x * columns
+        ld, across, sums, first = D * H, padded(H), columns * rows, cuda.blockIdx.z * slab
+        teams, team, split, group, place = share_work(columns, splits)
+        half = small(teams * splits * sums)
+        weights_at = 2 * half * ratio
         own_at = weights_at + group * tile * spread(across)
         fill(weights, weights_at, w_hh_0 if d == 0 else w_hh_1, H, low, columns)
+        here = cuda.blockIdx.z * D + d
+        source, target = here * slab * across, (cuda.gridDim.z * D + here) * slab * across
+        own = small(min(slab, B - first))
         # In both buffers: the sequences that begin later than others in direction 1 read either.
-        source, target = d * tall * across, (cuda.gridDim.y + d) * tall * across
-        for e in range(thread, B * columns, threads):
+        for e in range(thread, own * columns, threads):
             b, j = e // columns, low + e % columns
             if j < across:
-                h = up(h0[(d * B + b) * H + j]) if j < H else zero
-                store_exchanged(exchange, source + b * across + j, h)
-                store_exchanged(exchange, target + b * across + j, h)
-        row = thread % (rows * tile) // tile
-        column = low + thread // (rows * tile) * tile + thread % tile
-        last = B if thread < sums and column < H else 0
-        start, size = bounds(offsets, 0, T, d == 0)
-        share, turn = zero, 0
+                h = up(h0[(d * B + first + b) * H + j]) if j < H else zero
+                exchange[source + b * across + j] = h
+                exchange[target + b * across + j] = h
+        ours, parts_at = small(team * rows), small(team * splits * sums + place)
+        row = small(ours + place % (rows * tile) // tile)
+        column = small(low + place // (rows * tile) * tile + place % tile)
+        last = small(own if place < sums and column < H else 0)
+        step = 0
+        start, size = bounds(offsets, step, T, B, packed, d == 0)
+        while size <= first and step < T:
+            step += 1
+            start, size = bounds(offsets, step, T, B, packed, d == 0)
+        share, turn, met = zero, 0, 0
+        # Of the slab: its first row, and how many there are.
+        start, size = small(start + first), small(min(size - first, own))
         if row < min(size, last):
             share = up(y[(start + row) * ld + d * H + column])
-        for step in range(T):
-            meet(counters, d, step + 1)
-            start_next, size_next = bounds(offsets, step + 1, T, d == 0)
-            for top in range(0, size, rows):
-                mine, b = share, top + row
-                # Of the next tile: it comes while this one's product is made.
-                ahead, start_ahead, size_ahead = b + rows, start, size
-                if top + rows >= size:
+        while size > 0:
+            met = small(met + 1)
+            meet(counters, met)
+            step = small(step + 1)
+            start_next, size_next = bounds(offsets, step, T, B, packed, d == 0)
+            start_next = small(start_next + first)
+            size_next = small(max(0, min(size_next - first, own)))
+            top = small(0)
+            while top < size:
+                mine, b = share, small(top + row)
+                # Of the next tiles: it comes while the product of these is made.
+                ahead, start_ahead, size_ahead = b + teams * rows, start, size
+                if top + teams * rows >= size:
                     ahead, start_ahead, size_ahead = row, start_next, size_next
                 if ahead < min(size_ahead, last):
                     share = up(y[(start_ahead + ahead) * ld + d * H + column])
-                multiply(
-                    parts,
-                    turn,
-                    exchange,
-                    source + top * across,
-                    weights,
-                    own_at,
-                    across,
-                    split,
-                    splits,
-                )
+                if top + ours < size:
+                    multiply(
+                        parts,
+                        turn,
+                        exchange,
+                        source + (top + ours) * across,
+                        weights,
+                        own_at,
+                        across,
+                        split,
+                        splits,
+                    )
                 cuda.syncthreads()
                 if b < min(size, last):
-                    h = activation(mine + add_up(parts, turn, sums, splits))
+                    total = add_up(parts, turn + parts_at, sums, splits)
+                    h = activation(mine + total)
                     y[(start + b) * ld + d * H + column] = down(h)
-                    store_exchanged(exchange, target + b * across + column, h)
-                    if step == T - 1 or (d == 0 and b >= size_next):
-                        h_n[(d * B + b) * H + column] = down(h)
-                turn = splits * sums - turn
+                    exchange[target + b * across + column] = h
+                    if b >= size_next:
+                        h_n[(d * B + first + b) * H + column] = down(h)
+                turn, top = small(half - turn), small(top + teams * rows)
             start, size = start_next, size_next
             source, target = target, source
 
     data, integer = types.CPointer(element.store), types.int64
     integers = types.CPointer(integer)
     shared = (types.CPointer(element.real), integers, integers)
-    return kernel, (*[data] * 5, *shared, *[integer] * 4)
+    return kernel, (*[data] * 5, *shared, *[integer] * 7)
 
 
 def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ...]]:
     """The backward kernel and its signature.
 
     `kernel(dz, grad_y, y, w_hh_0, w_hh_1, grad_h_n, grad_h0, exchange, counters, offsets, T, B, H,
-    columns, has_grad_y, has_grad_h_n)`: dz and grad_h0 are written; grad_y and grad_h_n are zero,
-    and not read, where their flag is 0. Direction 0 walks from the last step to the first.
+    columns, splits, slab, packed, has_grad_y, has_grad_h_n)`: dz and grad_h0 are written; grad_y
+    and grad_h_n are zero, and not read, where their flag is 0. Direction 0 walks from the last step
+    to the first.
 
     A step's product is the gradient that the next step of the walk starts from, in the same thread:
     it needs no memory.
@@ -150,6 +173,7 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
     ratio = element.real.bitwidth // element.store.bitwidth
     zero, gradient = element.real(0), inlined(cell.gradient)
     fill, multiply, add_up = filling(element, True), _multiplying(element, rows), _adding(element)
+    share_work = _sharing(tile)
 
     def kernel(
         dz: Any,
@@ -166,46 +190,61 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
         B: int,
         H: int,
         columns: int,
+        splits: int,
+        slab: int,
+        packed: int,
         has_grad_y: int,
         has_grad_h_n: int,
     ) -> None:
         parts = cuda.shared.array(0, real, alignment=16)
         weights = cuda.shared.array(0, stored, alignment=16)
         thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-        d, ld, low = cuda.blockIdx.y, cuda.gridDim.y * H, cuda.blockIdx.x * columns
-        across, groups = padded(H), columns // tile
-        sums, tall = columns * rows, (B + rows - 1) // rows * rows
-        splits = threads // 32 // groups
-        split, group = thread // 32 // groups, thread // 32 % groups
-        weights_at = 2 * splits * sums * ratio
+        d, D, low = cuda.blockIdx.y, cuda.gridDim.y, cuda.blockIdx.x * columns
+        ld, across, sums, first = D * H, padded(H), columns * rows, cuda.blockIdx.z * slab
+        teams, team, split, group, place = share_work(columns, splits)
+        half = small(teams * splits * sums)
+        weights_at = 2 * half * ratio
         own_at = weights_at + group * tile * spread(across)
         fill(weights, weights_at, w_hh_0 if d == 0 else w_hh_1, H, low, columns)
-        source, target = d * tall * across, (cuda.gridDim.y + d) * tall * across
+        here = cuda.blockIdx.z * D + d
+        source, target = here * slab * across, (cuda.gridDim.z * D + here) * slab * across
+        own = small(min(slab, B - first))
         # Weights behind column H are zero, and so must be what they are multiplied with.
-        for e in range(thread, B * columns, threads):
+        for e in range(thread, own * columns, threads):
             b, j = e // columns, low + e % columns
             if j >= H and j < across:
-                store_exchanged(exchange, source + b * across + j, zero)
-                store_exchanged(exchange, target + b * across + j, zero)
-        row = thread % (rows * tile) // tile
-        column = low + thread // (rows * tile) * tile + thread % tile
-        last = B if thread < sums and column < H else 0
-        start, size = bounds(offsets, 0, T, d == 1)
-        state, above, turn, done = zero, zero, 0, 0
+                exchange[source + b * across + j] = zero
+                exchange[target + b * across + j] = zero
+        ours, parts_at = small(team * rows), small(team * splits * sums + place)
+        row = small(ours + place % (rows * tile) // tile)
+        column = small(low + place // (rows * tile) * tile + place % tile)
+        last = small(own if place < sums and column < H else 0)
+        step = 0
+        start, size = bounds(offsets, step, T, B, packed, d == 1)
+        while size <= first and step < T:
+            step += 1
+            start, size = bounds(offsets, step, T, B, packed, d == 1)
+        state, above, turn, done, met = zero, zero, 0, 0, 0
+        # Of the slab: its first row, and how many there are.
+        start, size = small(start + first), small(min(size - first, own))
         if row < min(size, last):
             state = up(y[(start + row) * ld + d * H + column])
             if has_grad_y != 0:
                 above = up(grad_y[(start + row) * ld + d * H + column])
-        # Step `step` of the walk takes `size` rows, the one before took `done`.
-        for step in range(T + 1):
-            if step > 0:
-                meet(counters, d, step)
-            start_next, size_next = bounds(offsets, step + 1, T, d == 1)
-            for top in range(0, max(size, done), rows):
-                h, grad, b = state, above, top + row
-                # Of the next tile: they come while this one's product is made.
-                ahead, start_ahead, size_ahead = b + rows, start, size
-                if top + rows >= max(size, done):
+        # This step of the walk takes `size` rows, the one before took `done`.
+        while size > 0 or done > 0:
+            if met > 0:
+                meet(counters, met)
+            met, step = small(met + 1), small(step + 1)
+            start_next, size_next = bounds(offsets, step, T, B, packed, d == 1)
+            start_next = small(start_next + first)
+            size_next = small(max(0, min(size_next - first, own)))
+            top = small(0)
+            while top < max(size, done):
+                h, grad, b = state, above, small(top + row)
+                # Of the next tiles: they come while the product of these is made.
+                ahead, start_ahead, size_ahead = b + teams * rows, start, size
+                if top + teams * rows >= max(size, done):
                     ahead, start_ahead, size_ahead = row, start_next, size_next
                 if ahead < min(size_ahead, last):
                     at = (start_ahead + ahead) * ld + d * H + column
@@ -214,47 +253,69 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
                         above = up(grad_y[at])
                 below = zero
                 if top < done:
-                    multiply(
-                        parts,
-                        turn,
-                        exchange,
-                        source + top * across,
-                        weights,
-                        own_at,
-                        across,
-                        split,
-                        splits,
-                    )
+                    if top + ours < done:
+                        multiply(
+                            parts,
+                            turn,
+                            exchange,
+                            source + (top + ours) * across,
+                            weights,
+                            own_at,
+                            across,
+                            split,
+                            splits,
+                        )
                     cuda.syncthreads()
                     if b < min(done, last):
-                        below = add_up(parts, turn, sums, splits)
-                    turn = splits * sums - turn
+                        below = add_up(parts, turn + parts_at, sums, splits)
+                    turn = small(half - turn)
                 if has_grad_h_n != 0 and done <= b and b < min(size, last):
-                    below = up(grad_h_n[(d * B + b) * H + column])
+                    below = up(grad_h_n[(d * B + first + b) * H + column])
                 if b < min(size, last):
                     change = gradient(below + grad, h)
                     dz[(start + b) * ld + d * H + column] = down(change)
-                    store_exchanged(exchange, target + b * across + column, change)
+                    exchange[target + b * across + column] = change
                 elif b < min(done, last):
-                    grad_h0[(d * B + b) * H + column] = down(below)
+                    grad_h0[(d * B + first + b) * H + column] = down(below)
+                top = small(top + teams * rows)
             done, start, size = size, start_next, size_next
             source, target = target, source
 
     data, integer = types.CPointer(element.store), types.int64
     integers = types.CPointer(integer)
     shared = (types.CPointer(element.real), integers, integers)
-    return kernel, (*[data] * 7, *shared, *[integer] * 6)
+    return kernel, (*[data] * 7, *shared, *[integer] * 9)
 
 
-def _meet(counters: Any, d: int, times: int) -> None:
-    """Wait until all blocks of direction d have come here for the `times`-th time.
+def _sharing(tile: int) -> Any:
+    """Build `share_work(columns, splits)`: which part of the products a thread's warp makes.
 
-    What they wrote before is seen after. Blocks of the other direction are not waited for.
+    It returns how many teams there are, the thread's team, split and group, and its place in the
+    team.
+    """
+
+    def share_work(columns: int, splits: int) -> tuple[int, int, int, int, int]:
+        groups = columns // tile
+        warps, warp = groups * splits, cuda.threadIdx.x // 32
+        team = warp // warps
+        inside = warp - team * warps
+        split = inside // groups
+        place = cuda.threadIdx.x - team * warps * 32
+        return cuda.blockDim.x // (32 * warps), team, split, inside - split * groups, place
+
+    return inlined(share_work)
+
+
+def _meet(counters: Any, times: int) -> None:
+    """Wait until all blocks of a slab and direction have come here for the `times`-th time.
+
+    What they wrote before is seen after.
     """
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
-        arrive(counters, d * COUNTER_STRIDE)
-        while arrived(counters, d * COUNTER_STRIDE) < times * cuda.gridDim.x:
+        index = (cuda.blockIdx.z * cuda.gridDim.y + cuda.blockIdx.y) * COUNTER_STRIDE
+        arrive(counters, index)
+        while arrived(counters, index) < times * cuda.gridDim.x:
             pass
     cuda.syncthreads()
 
@@ -292,17 +353,17 @@ def _multiplying(element: Element, rows: int) -> Any:
         w = cuda.local.array(width, real)
         for m in range(count):
             sums[m] = zero
-        k = (split * 32 + lane) * width
+        k = small((split * 32 + lane) * width)
         # No range: by a step that is not a constant, it would divide.
         while k < across:
             for i in range(rows):
-                load_exchanged(x, i * width, exchange, x_at + i * across + k)
+                load(x, i * width, exchange, x_at + i * across + k)
             for c in range(tile):
                 load_weights(w, 0, weights, own_at + c * between + k)
                 for i in range(rows):
                     for p in range(width):
                         sums[i * tile + c] += x[i * width + p] * w[p]
-            k += splits * 32 * width
+            k = small(k + splits * 32 * width)
         fold_16(sums, lane)
         fold_8(sums, lane)
         fold_4(sums, lane)
@@ -338,13 +399,13 @@ def _folding(count: int, stage: int) -> Any:
 
 
 def _adding(element: Element) -> Any:
-    """Build `add_up(parts, turn, sums, splits)`: the whole of the sum that the thread owns."""
+    """Build `add_up(parts, at, sums, splits)`: the whole of the sum whose first part is there."""
     zero = element.real(0)
 
-    def add_up(parts: Any, turn: int, sums: int, splits: int) -> Any:
+    def add_up(parts: Any, at: int, sums: int, splits: int) -> Any:
         total = zero
         for split in range(splits):
-            total += parts[turn + split * sums + cuda.threadIdx.x]
+            total += parts[at + split * sums]
         return total
 
     return inlined(add_up)

@@ -1,11 +1,11 @@
 """Every kernel that the planner may use: what it is called, what it needs, how it is built.
 
-Three plans compute the same recurrences:
+Four plans compute the same recurrences:
 
-    "block"   one launch for all steps; a block has all of W_hh in its shared memory (`block`)
-    "grid"    one launch for all steps; the blocks of a direction share W_hh and meet each step
-              (`grid`)
-    "step"    the pointwise part of one step, beside a matrix product of torch's (`step`)
+    "register"  one launch for all steps; a block has all of W_hh in its registers (`register`)
+    "block"     one launch for all steps; a block has all of W_hh in its shared memory (`block`)
+    "grid"      one launch for all steps; several blocks share W_hh and meet each step (`grid`)
+    "step"      the pointwise part of one step, beside a matrix product of torch's (`step`)
 
 This module is plain Python: it imports neither numba nor torch until a kernel is built, and its
 functions of integers, the layout of shared memory among them, are also compiled into the kernels.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-Plan = Literal["block", "grid", "step"]
+Plan = Literal["register", "block", "grid", "step"]
 Pass = Literal["forward", "backward"]
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -26,7 +26,7 @@ _BYTES: dict[DType, tuple[int, int]] = {
     "bfloat16": (2, 4),
     "float16": (2, 4),
 }
-_PLANS: tuple[Plan, ...] = ("block", "grid", "step")
+_PLANS: tuple[Plan, ...] = ("register", "block", "grid", "step")
 _PASSES: tuple[Pass, ...] = ("forward", "backward")
 _CELLS = ("tanh", "relu")
 _WARP = 32
@@ -34,6 +34,10 @@ _WARP = 32
 _ENOUGH_THREADS = 256
 #: int64 elements between the counters of two directions, so that they lie in lines of their own.
 COUNTER_STRIDE = 32
+#: Threads that share the sum of a column, for "register".
+LANES = 4
+#: The values of `KernelKey.reach` for "register".
+REACHES = (8, 16, 32)
 
 
 class KernelKey(NamedTuple):
@@ -45,7 +49,8 @@ class KernelKey(NamedTuple):
         dtype: of all tensors; sums are in float32, in float64 where that is the dtype.
         cell: the pointwise part, a key of `cells.CELLS`.
         rows: batch rows that share one pass over the weights: those of a block ("block"), or of a
-            tile ("grid"); 1 for "step".
+            tile ("grid"); 1 for the others.
+        reach: weights that a thread holds, for "register"; 0 for the others.
     """
 
     plan: Plan
@@ -53,6 +58,7 @@ class KernelKey(NamedTuple):
     dtype: DType
     cell: str
     rows: int = 1
+    reach: int = 0
 
 
 class Source(NamedTuple):
@@ -72,18 +78,19 @@ class Source(NamedTuple):
 def variants() -> list[KernelKey]:
     """All kernels that the planner may use."""
     return [
-        KernelKey(plan, pass_, dtype, cell, rows)
+        KernelKey(plan, pass_, dtype, cell, rows, reach)
         for plan in _PLANS
         for pass_ in _PASSES
         for dtype in _BYTES
         for cell in _CELLS
         for rows in row_choices(plan, dtype)
+        for reach in (REACHES if plan == "register" else (0,))
     ]
 
 
 def row_choices(plan: Plan, dtype: DType) -> tuple[int, ...]:
     """The values of `KernelKey.rows` that a plan has; registers bound them."""
-    if plan == "step":
+    if plan in ("register", "step"):
         return (1,)
     return (1, 2, 4) if dtype == "float64" else (1, 2, 4, 8)
 
@@ -96,19 +103,22 @@ def source(key: KernelKey) -> Source:
     """
     if key not in variants():
         raise ValueError(f"there is no kernel {key}: see rnnjit_cuda.kernels.variants()")
-    from rnnjit_cuda import block, grid, step
+    from rnnjit_cuda import block, grid, register, step
     from rnnjit_cuda.cells import CELLS
     from rnnjit_cuda.primitives import element
 
-    module: Any = {"block": block, "grid": grid, "step": step}[key.plan]
+    homes = {"register": register, "block": block, "grid": grid, "step": step}
+    module: Any = homes[key.plan]
     numbers = element(key.dtype)
     make = module.forward if key.pass_ == "forward" else module.backward
-    function, signature = make(numbers, CELLS[key.cell](numbers.real), key.rows)
+    function, signature = make(numbers, CELLS[key.cell](numbers.real), key.reach or key.rows)
     return Source(function, signature, most_threads(key))
 
 
 def most_threads(key: KernelKey) -> int:
     """Most threads of a block: a multiprocessor's registers are divided by them."""
+    if key.plan == "register":
+        return LANES * LANES * key.reach
     many = key.dtype == "float64" or (key.plan == "block" and key.rows == 8)
     return 256 if many or key.plan == "step" else 512
 
@@ -123,84 +133,118 @@ def column_tile(key: KernelKey) -> int:
     return tile_columns(key.rows, width(key))
 
 
-def threads(key: KernelKey, H: int, columns: int = 0) -> int:
+class Share(NamedTuple):
+    """What a block of "grid" does.
+
+    Attributes:
+        columns: hidden columns of a block, a multiple of `column_tile`.
+        splits: ranges of k that a sum is divided into, each a warp's.
+        teams: tiles of batch rows that are worked on at once.
+        slab: batch rows of a block, a multiple of `KernelKey.rows`.
+    """
+
+    columns: int
+    splits: int
+    teams: int
+    slab: int
+
+
+def share(key: KernelKey, H: int, columns: int, slab: int) -> Share:
+    """What a block of "grid" does that has so many columns and rows: as much at once as can be.
+
+    Raises:
+        ValueError: `columns` is not what `column_tile` asks for, or no block has so many threads.
+    """
+    tile, most = column_tile(key), most_threads(key) // _WARP
+    if columns < 1 or columns % tile:
+        raise ValueError(f"columns must be a multiple of {tile}, got {columns}")
+    groups, slab = columns // tile, _up(slab, key.rows)
+    if groups > most:
+        raise ValueError(f"{key} has {most} warps in a block at most, and would need {groups}")
+    teams = min(slab // key.rows, most // groups)
+    splits = min(-(-padded(H) // (_WARP * width(key))), most // (groups * teams))
+    return Share(columns, splits, teams, slab)
+
+
+def threads(key: KernelKey, H: int, part: Share | None = None) -> int:
     """Threads of a block.
 
     Args:
         key: the kernel.
         H: hidden size.
-        columns: hidden columns of a block, for "grid".
+        part: what a block does, for "grid".
 
     Raises:
-        ValueError: `columns` is not what `column_tile` asks for, or no block is large enough.
+        ValueError: no block is large enough.
     """
     most, vector = most_threads(key), width(key)
     if key.plan == "step":
         return min(most, _up(H, _WARP))
-    if key.plan == "block":
+    if key.plan == "register":
+        count = _up(LANES * H, _WARP)
+    elif part is not None:
+        count = _WARP * part.columns // column_tile(key) * part.splits * part.teams
+    else:
         across = padded(H)
         # Each thread of a column has two vectors of the sum at least.
         groups = max(1, min(_ENOUGH_THREADS // across, across // (2 * vector * vector)))
         count = _up(groups * across, _WARP)
-    else:
-        tile = column_tile(key)
-        if columns < 1 or columns % tile:
-            raise ValueError(f"columns must be a multiple of {tile}, got {columns}")
-        groups = columns // tile
-        splits = min(-(-padded(H) // (_WARP * vector)), max(1, most // (_WARP * groups)))
-        count = _WARP * groups * splits
     if count > most:
         raise ValueError(f"{key} has {most} threads in a block at most, and would need {count}")
     return count
 
 
-def shared_bytes(key: KernelKey, H: int, columns: int = 0) -> int:
-    """Bytes of dynamic shared memory of a block of `threads(key, H, columns)` threads.
+def shared_bytes(key: KernelKey, H: int, part: Share | None = None) -> int:
+    """Bytes of dynamic shared memory of a block of `threads(key, H, part)` threads.
 
     Args:
         key: the kernel.
         H: hidden size.
-        columns: hidden columns of a block, for "grid".
+        part: what a block does, for "grid".
     """
     if key.plan == "step":
         return 0
     store, real = _BYTES[key.dtype]
-    across, count = padded(H), threads(key, H, columns)
-    if key.plan == "block":
+    if key.plan == "register":
+        return 2 * LANES * key.reach * real
+    across, count = padded(H), threads(key, H, part)
+    if part is None:
         splits = count // across * width(key)
         return key.rows * across * (1 + splits) * real + across * spread(across) * store
     warps = count // _WARP
-    return 2 * warps * key.rows * column_tile(key) * real + columns * spread(across) * store
+    return 2 * warps * key.rows * column_tile(key) * real + part.columns * spread(across) * store
 
 
-def blocks(key: KernelKey, D: int, B: int, H: int, columns: int = 0) -> tuple[int, int]:
-    """The grid (x, y) of a launch; all its blocks must be resident at once for "grid".
+def blocks(
+    key: KernelKey, D: int, B: int, H: int, part: Share | None = None
+) -> tuple[int, int, int]:
+    """The grid (x, y, z) of a launch; all its blocks must be resident at once for "grid".
 
     Args:
         key: the kernel.
         D: directions; 1 for "step", whose launches are for one direction each.
         B: batch size; the rows of the step, for "step".
         H: hidden size.
-        columns: hidden columns of a block, for "grid".
+        part: what a block does, for "grid".
     """
-    if key.plan == "block":
-        return -(-B // key.rows), D
-    if key.plan == "grid":
-        return -(-H // columns), D
-    return -(-H // threads(key, H)), min(B, 65535)
+    if key.plan == "step":
+        return -(-H // threads(key, H)), min(B, 65535), 1
+    if part is not None:
+        return -(-H // part.columns), D, -(-B // part.slab)
+    return -(-B // key.rows), D, 1
 
 
-def exchange_elements(key: KernelKey, D: int, B: int, H: int) -> int:
+def exchange_elements(grid: tuple[int, int, int], H: int, part: Share) -> int:
     """Elements of the buffer that the blocks of "grid" exchange states through.
 
     They are float64 for dtype float64, else float32, and need not be initialised.
     """
-    return 2 * D * _up(B, key.rows) * padded(H)
+    return 2 * grid[1] * grid[2] * part.slab * padded(H)
 
 
-def counter_elements(D: int) -> int:
+def counter_elements(grid: tuple[int, int, int]) -> int:
     """int64 elements of the counters of "grid", which must be zero at each launch."""
-    return D * COUNTER_STRIDE
+    return grid[1] * grid[2] * COUNTER_STRIDE
 
 
 def padded(H: int) -> int:

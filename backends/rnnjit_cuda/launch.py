@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
-from ctypes import c_void_p
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -27,13 +27,13 @@ class Shape(NamedTuple):
     """The extent of a launch.
 
     Attributes:
-        grid: blocks in x and y.
+        grid: blocks in x, y and z.
         threads: in each block.
         shared: bytes of dynamic shared memory of each block.
         cooperative: whether all blocks must run at once, since they meet.
     """
 
-    grid: tuple[int, int]
+    grid: tuple[int, int, int]
     threads: int
     shared: int = 0
     cooperative: bool = False
@@ -82,14 +82,17 @@ class DriverLauncher(Launcher):
             self._functions[key, shape.shared] = function
         values = array("q", [a if isinstance(a, int) else a.data_ptr() for a in arguments])
         first, count = values.buffer_info()
-        addresses = (c_void_p * count)(*range(first, first + 8 * count, 8))
-        stream = torch.cuda.current_stream(self._index).cuda_stream
-        extent = (*shape.grid, 1, shape.threads, 1, 1, shape.shared, stream)
-        with torch.cuda.device(self._index):
+        addresses = array("Q", range(first, first + 8 * count, 8))
+        stream = torch._C._cuda_getCurrentRawStream(self._index)
+        extent = (*shape.grid, shape.threads, 1, 1, shape.shared, stream)
+        where = addresses.buffer_info()[0]
+        # Asking costs less than switching, which is seldom needed.
+        here = torch.cuda.current_device() == self._index
+        with nullcontext() if here else torch.cuda.device(self._index):
             if shape.cooperative:
-                _checked(driver.cuLaunchCooperativeKernel(function, *extent, addresses))
+                _checked(driver.cuLaunchCooperativeKernel(function, *extent, where))
             else:
-                _checked(driver.cuLaunchKernel(function, *extent, addresses, 0))
+                _checked(driver.cuLaunchKernel(function, *extent, where, 0))
 
     def _load(self, key: KernelKey, shared: int) -> Any:
         from cuda.bindings import driver

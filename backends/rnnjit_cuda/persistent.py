@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from rnnjit.recurrence import Backward, Forward, Recurrence
-from rnnjit_cuda.kernels import counter_elements, exchange_elements
+from rnnjit_cuda.kernels import Share, counter_elements, exchange_elements
 from rnnjit_cuda.launch import Argument, Launcher, Shape
 from rnnjit_cuda.plan import Cut
 
 
 class Persistent(Recurrence):
-    """Recurrences in a single kernel: "block", or "grid", whose blocks meet through memory.
+    """Recurrences in a single kernel: "register" or "block", or "grid", whose blocks meet.
 
     Args:
         cut: what to launch.
@@ -42,19 +42,22 @@ class Persistent(Recurrence):
         self, call: Forward | Backward, like: Tensor, tensors: list[Argument], flags: list[int]
     ) -> None:
         cut, rows = self._cut, call.rows
+        if not rows.B:
+            return
         sizes: list[Argument] = [rows.T, rows.B, call.layer.hidden_size]
         meeting: list[Argument] = []
-        if cut.key.plan == "grid":
-            meeting = list(self._meeting(call, like))
-            sizes.append(cut.columns)
+        if cut.part is not None:
+            meeting = list(self._meeting(cut.part, call.layer.hidden_size, like))
+            sizes += [cut.part.columns, cut.part.splits, cut.part.slab]
+        # Where there are no offsets the kernel reads none, and takes any tensor.
+        starts, packed = (like, 0) if call.starts is None else (call.starts, 1)
         shape = Shape(cut.grid, cut.threads, cut.shared, cooperative=bool(meeting))
-        self._launcher(cut.key, shape, [*tensors, *meeting, call.starts, *sizes, *flags])
+        self._launcher(cut.key, shape, [*tensors, *meeting, starts, *sizes, packed, *flags])
 
-    def _meeting(self, call: Forward | Backward, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The buffer that states are exchanged through, and the barrier's counters."""
-        H, D = call.layer.hidden_size, call.layer.num_directions
+    def _meeting(self, part: Share, H: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The buffer that states are exchanged through, and the barriers' counters."""
+        grid = self._cut.grid
         real = torch.float64 if like.dtype is torch.float64 else torch.float32
-        count = exchange_elements(self._cut.key, D, call.rows.B, H)
-        exchange = torch.empty(count, dtype=real, device=like.device)
-        counters = torch.zeros(counter_elements(D), dtype=torch.int64, device=like.device)
+        exchange = torch.empty(exchange_elements(grid, H, part), dtype=real, device=like.device)
+        counters = torch.zeros(counter_elements(grid), dtype=torch.int64, device=like.device)
         return exchange, counters

@@ -1,8 +1,8 @@
 """Which kernel runs a recurrence, and with what extent: a small cost model, in one place.
 
 It is plain arithmetic on what a device has (`DeviceProperties`), so that plans for a GPU can be
-looked at without one. Its constants are estimates from the architectures' manuals: they have to
-tell apart plans that differ by far more than they are wrong.
+looked at without one. Its constants were fitted to times on an H200; elsewhere they have to tell
+apart plans that differ by far more than they are wrong.
 """
 
 from __future__ import annotations
@@ -10,35 +10,50 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rnnjit import LayerSpec, Rows
+from rnnjit import LayerSpec
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import (
+    LANES,
+    REACHES,
     DType,
     KernelKey,
     Pass,
     Plan,
+    Share,
     blocks,
     column_tile,
     padded,
     row_choices,
+    share,
     shared_bytes,
     threads,
+    width,
 )
 
-PLANS: tuple[Plan, ...] = ("block", "grid", "step")
+PLANS: tuple[Plan, ...] = ("register", "block", "grid", "step")
 
-#: Float32 multiply-adds of a multiprocessor in a cycle, and the share of them that kernels reach.
-_RATE, _SHARE = 128, 0.4
-#: Capabilities whose multiprocessors do float64 at half that rate; others at a 64th.
+#: Warp instructions that a multiprocessor starts in a cycle, and its registers.
+_ISSUE, _REGISTERS = 4, 65536
+#: Capabilities whose multiprocessors do float64 at half the rate of float32; others at a 64th.
 _FAST_DOUBLES = ((8, 0), (9, 0), (10, 0))
-#: Cycles of a step of the block-local plan besides its multiply-adds: two barriers and a tanh.
-_BLOCK_STEP = 500
-#: Cycles of the grid's barrier, through the L2 cache and back.
-_GRID_STEP = 2500
-#: Bytes of state that a multiprocessor reads from the L2 cache in a cycle.
-_EXCHANGE_RATE = 48
+#: Cycles of a step of the register plan, which is a chain of one thing after the other; registers
+#: and warp instructions of a thread besides its weights and their multiply-adds.
+_REGISTER_STEP, _REGISTER_REST, _REGISTER_WORK = 500, 56, 120
+#: Cycles of a step of the block-local plan, and of each of its rows; what H adds to either; what
+#: another block on the same multiprocessor adds.
+_BLOCK_STEP, _BLOCK_ROW, _BLOCK_MORE = (900, 6.2), (630, 5.0), 0.35
+#: Cycles of the grid's barrier, and what each block that comes to it adds.
+_GRID_MEETING, _GRID_BLOCK = 2360, 5.8
+#: Cycles of one tile of each team: in any case, for each turn of a warp over k, and for each row.
+_GRID_TILE, _GRID_TURN, _GRID_ROW = 1370, 310, 40
+#: Cycles of a multiply-add and of a sum's way from the lanes to one thread, by warp instructions.
+_GRID_PRODUCT, _GRID_SUM = 1.05, 2.6
+#: Bytes of state that a multiprocessor reads in a cycle.
+_STATE_RATE = 100
 #: Cycles that the host takes to start the kernels of one step.
-_LAUNCH_STEP = 14_000
+_LAUNCH_STEP = 70_000
+#: Float32 multiply-adds of a multiprocessor in a cycle, and the share that matrix products reach.
+_RATE, _SHARE = 128, 0.6
 
 
 class Cut(NamedTuple):
@@ -46,24 +61,24 @@ class Cut(NamedTuple):
 
     Attributes:
         key: the kernel.
-        grid: blocks in x and y; per step and direction for "step".
+        grid: blocks in x, y and z; per step and direction for "step".
         threads: of each block.
         shared: bytes of dynamic shared memory of each block.
-        columns: hidden columns of a block, for "grid".
+        part: what a block does, for "grid".
         cycles: what the model expects of a step.
     """
 
     key: KernelKey
-    grid: tuple[int, int]
+    grid: tuple[int, int, int]
     threads: int
     shared: int
-    columns: int
+    part: Share | None
     cycles: float
 
 
 def plan(
     layer: LayerSpec,
-    rows: Rows,
+    B: int,
     dtype: DType,
     pass_: Pass,
     device: DeviceProperties,
@@ -73,24 +88,52 @@ def plan(
 
     Args:
         layer: what the layer is.
-        rows: how its rows are laid over time.
+        B: batch size.
         dtype: of its tensors.
         pass_: which recurrence.
         device: what it runs on.
         among: plans to choose from; "step" is there besides, since the others have limits.
     """
-    found = [_step(layer, rows, dtype, pass_, device)]
-    if "block" in among:
-        found += _block(layer, rows, dtype, pass_, device)
-    if "grid" in among:
-        found += _grid(layer, rows, dtype, pass_, device)
-    if "step" not in among and len(found) > 1:
-        found = found[1:]
+    found = list(cuts(layer, B, dtype, pass_, device, among))
+    if "step" in among or not found:
+        found.append(_step(layer, B, dtype, pass_, device))
     return min(found, key=lambda cut: cut.cycles)
 
 
+def cuts(
+    layer: LayerSpec,
+    B: int,
+    dtype: DType,
+    pass_: Pass,
+    device: DeviceProperties,
+    among: tuple[Plan, ...] = PLANS,
+) -> Iterator[Cut]:
+    """All cuts of the persistent plans that the device has room for; arguments as for `plan`."""
+    for name, found in (("register", _register), ("block", _block), ("grid", _grid)):
+        if name in among:
+            yield from found(layer, B, dtype, pass_, device)
+
+
+def _register(
+    layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
+) -> Iterator[Cut]:
+    """The cut of the register plan with the least registers, if the layer is small enough."""
+    H, D = layer.hidden_size, layer.num_directions
+    reach = next((reach for reach in REACHES if LANES * reach >= H), None)
+    if reach is None:
+        return
+    key = KernelKey("register", pass_, dtype, layer.cell, reach=reach)
+    size, slow = threads(key, H), _slowness(dtype, device)
+    each = reach * (2 if dtype == "float64" else 1) + _REGISTER_REST
+    room = max(1, min(_REGISTERS // each, device.threads_per_multiprocessor) // size)
+    waves, beside = _waves(B * D, room, device)
+    work = beside * size // 32 * (reach * slow + _REGISTER_WORK) / _ISSUE
+    cycles = waves * (_REGISTER_STEP + work)
+    yield Cut(key, blocks(key, D, B, H), size, shared_bytes(key, H), None, cycles)
+
+
 def _block(
-    layer: LayerSpec, rows: Rows, dtype: DType, pass_: Pass, device: DeviceProperties
+    layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
 ) -> Iterator[Cut]:
     """Cuts of the block-local plan: those whose matrix fits into a block's shared memory."""
     H, D = layer.hidden_size, layer.num_directions
@@ -102,49 +145,84 @@ def _block(
             continue
         if shared > device.shared_per_block:
             continue
-        grid = blocks(key, D, rows.B, H)
-        resident = device.multiprocessors * max(1, device.shared_per_multiprocessor // shared)
-        waves = -(-grid[0] * grid[1] // resident)
-        work = padded(H) ** 2 * count / _rate(dtype, device)
-        yield Cut(key, grid, size, shared, 0, waves * (_BLOCK_STEP + work))
+        grid = blocks(key, D, B, H)
+        room = max(1, device.shared_per_multiprocessor // shared)
+        waves, beside = _waves(grid[0] * D, room, device)
+        step, row = (fixed + each * H for fixed, each in (_BLOCK_STEP, _BLOCK_ROW))
+        work = step + count * row * max(1, _slowness(dtype, device) / 2)
+        cycles = waves * work * (1 + _BLOCK_MORE * (beside - 1))
+        yield Cut(key, grid, size, shared, None, cycles)
+
+
+def _waves(blocks: int, room: int, device: DeviceProperties) -> tuple[int, int]:
+    """In how many goes the blocks run, where a multiprocessor has room for some, and how many do.
+
+    Returns:
+        The goes, and the most blocks that a multiprocessor runs beside each other.
+    """
+    each = -(-blocks // device.multiprocessors)
+    return -(-each // room), min(each, room)
 
 
 def _grid(
-    layer: LayerSpec, rows: Rows, dtype: DType, pass_: Pass, device: DeviceProperties
+    layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
 ) -> Iterator[Cut]:
     """Cuts of the grid-wide plan: those whose blocks can all run at once, one a multiprocessor."""
     H, D = layer.hidden_size, layer.num_directions
-    per_direction = device.multiprocessors // D
-    if not per_direction:
-        return
     for count in row_choices("grid", dtype):
         key = KernelKey("grid", pass_, dtype, layer.cell, count)
         tile = column_tile(key)
-        columns = -(-H // (per_direction * tile)) * tile
-        try:
-            size, shared = threads(key, H, columns), shared_bytes(key, H, columns)
-        except ValueError:
-            continue
-        if shared > device.shared_per_block:
-            continue
-        tiles = -(-rows.B // count)
-        work = tiles * count * columns * padded(H) / _rate(dtype, device)
-        states = rows.B * padded(H) * (8 if dtype == "float64" else 4) / _EXCHANGE_RATE
-        grid = blocks(key, D, rows.B, H, columns)
-        yield Cut(key, grid, size, shared, columns, _GRID_STEP + work + states)
+        for slabs in _slab_counts(-(-B // count), device.multiprocessors // D):
+            columns = -(-H // (device.multiprocessors // (D * slabs) * tile)) * tile
+            try:
+                part = share(key, H, columns, -(-B // slabs))
+            except ValueError:
+                continue
+            size, shared = threads(key, H, part), shared_bytes(key, H, part)
+            if shared > device.shared_per_block:
+                continue
+            grid = blocks(key, D, B, H, part)
+            yield Cut(key, grid, size, shared, part, _grid_cycles(key, H, part, device))
 
 
-def _step(layer: LayerSpec, rows: Rows, dtype: DType, pass_: Pass, device: DeviceProperties) -> Cut:
+def _slab_counts(tiles: int, most: int) -> Iterator[int]:
+    """Into how many slabs a batch of so many tiles may be cut: 1, 2, 3, 4, 6, 8, 12, ..."""
+    count = 1
+    while count <= min(tiles, most):
+        yield count
+        if count > 1 and count + count // 2 <= min(tiles, most):
+            yield count + count // 2
+        count *= 2
+
+
+def _grid_cycles(key: KernelKey, H: int, part: Share, device: DeviceProperties) -> float:
+    """What the model expects of a step of the grid-wide plan, fitted to an H200's times."""
+    tile, vector, slow = column_tile(key), width(key), _slowness(key.dtype, device)
+    groups, tiles = part.columns // tile, part.slab // key.rows
+    rounds = -(-tiles // part.teams)
+    turns = -(-padded(H) // (32 * vector * part.splits))
+    sums = key.rows * tile
+    products = tiles * groups * sums * padded(H) / 32 * slow / _ISSUE
+    summing = rounds * part.teams * part.splits * groups * 3 * sums / _ISSUE
+    states = tiles * groups * key.rows * padded(H) * (16 / vector)
+    met = _GRID_MEETING + _GRID_BLOCK * -(-H // part.columns)
+    chain = rounds * (_GRID_TILE + _GRID_TURN * turns + _GRID_ROW * key.rows)
+    work = _GRID_PRODUCT * products + _GRID_SUM * summing + states / _STATE_RATE
+    return met + chain + work
+
+
+def _step(layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties) -> Cut:
     """The cut that always works: torch's matrix product, then a pointwise kernel, for each step."""
     H, D = layer.hidden_size, layer.num_directions
     key = KernelKey("step", pass_, dtype, layer.cell)
-    work = rows.B * H * H / (_rate(dtype, device) * device.multiprocessors)
-    grid = blocks(key, 1, max(rows.B, 1), H)
-    return Cut(key, grid, threads(key, H), 0, 0, D * (_LAUNCH_STEP + work))
+    slow = 1 if device.capability in _FAST_DOUBLES else _slowness(dtype, device)
+    work = B * H * H * slow / (_RATE * _SHARE * device.multiprocessors)
+    grid = blocks(key, 1, max(B, 1), H)
+    return Cut(key, grid, threads(key, H), 0, None, D * max(_LAUNCH_STEP, work))
 
 
-def _rate(dtype: DType, device: DeviceProperties) -> float:
-    """Multiply-adds of a multiprocessor in a cycle."""
+def _slowness(dtype: DType, device: DeviceProperties) -> float:
+    """Cycles of a multiply-add by those of one in float32."""
     if dtype != "float64":
-        return _RATE * _SHARE
-    return _RATE * _SHARE / (2 if device.capability in _FAST_DOUBLES else 64)
+        return 1
+    return 2 if device.capability in _FAST_DOUBLES else 64

@@ -22,18 +22,18 @@ def recurrence(
     launcher: Launcher,
     among: tuple[Plan, ...],
 ) -> Recurrence:
-    """What runs the recurrences of a layer on a launcher's device; arguments as for `plan`."""
-    cut = _planned(layer, Rows(rows.T, rows.B, rows.N), dtype, pass_, launcher.properties, among)
+    """What runs the recurrences of a layer on a launcher's device; the rest as for `plan`."""
+    cut = _planned(layer, rows.B, dtype, pass_, launcher.properties, among)
     return PerStep(cut, launcher) if cut.key.plan == "step" else Persistent(cut, launcher)
 
 
 @lru_cache(maxsize=4096)
 def _planned(
     layer: LayerSpec,
-    rows: Rows,
+    B: int,
     dtype: DType,
     pass_: Pass,
     device: DeviceProperties,
     among: tuple[Plan, ...],
 ) -> Cut:
-    return plan(layer, rows, dtype, pass_, device, among)
+    return plan(layer, B, dtype, pass_, device, among)

@@ -141,17 +141,6 @@ def _emit_load_float16(builder: Any, values: Any, memory: Any) -> None:
     _put(builder, values, [builder.fpext(half, _FLOAT) for half in halves])
 
 
-def _emit_load_exchanged(builder: Any, values: Any, memory: Any) -> None:
-    width = _width(values)
-    suffix, letter = ("v4.f32", "f") if width == 4 else ("v2.f64", "d")
-    kind = ir.FunctionType(ir.LiteralStructType([values.type.pointee] * width), [memory.type])
-    outputs = ", ".join(f"${q}" for q in range(width))
-    code = f"ld.global.cg.{suffix} {{{outputs}}}, [${width}];"
-    constraints = ",".join([f"={letter}"] * width + ["l", "~{memory}"])
-    loaded = builder.call(ir.InlineAsm(kind, code, constraints, side_effect=True), [memory])
-    _put(builder, values, [builder.extract_value(loaded, q) for q in range(width)])
-
-
 def _emit_store(builder: Any, memory: Any, values: Any) -> None:
     kind = ir.VectorType(memory.type.pointee, _width(values))
     vector = ir.Constant(kind, ir.Undefined)
@@ -188,30 +177,6 @@ def _aligned(index: int, width: int) -> int:
     return index
 
 
-def _build_store_exchanged() -> Any:
-    from numba.cuda.extending import intrinsic
-
-    def typer(context: Any, memory: Any, index: Any, value: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kinds = signature.args
-            to = _address(context, builder, kinds[0], args[0], args[1], kinds[1])
-            suffix, letter = ("f32", "f") if to.type.pointee == _FLOAT else ("f64", "d")
-            kind = ir.FunctionType(_VOID, [to.type, to.type.pointee])
-            code = ir.InlineAsm(
-                kind, f"st.global.cg.{suffix} [$0], $1;", f"l,{letter},~{{memory}}", True
-            )
-            builder.call(code, [to, args[2]])
-            return context.get_dummy_value()
-
-        return types.none(memory, index, memory.dtype), codegen
-
-    return intrinsic(typer)
-
-
-def _store_exchanged_twin(memory: Any, index: int, value: Any) -> None:
-    memory[index] = value
-
-
 def _build_arrive() -> Any:
     from numba.cuda.extending import intrinsic
 
@@ -235,6 +200,28 @@ def _build_arrive() -> Any:
 
 def _arrive_twin(counters: Any, index: int) -> None:
     counters[index] += 1
+
+
+def _build_prefetch() -> Any:
+    from numba.cuda.extending import intrinsic
+
+    def typer(context: Any, memory: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            at = _address(context, builder, kinds[0], args[0], args[1], kinds[1])
+            kind = ir.FunctionType(_VOID, [at.type])
+            code = ir.InlineAsm(kind, "prefetch.global.L2 [$0];", "l", True)
+            builder.call(code, [at])
+            return context.get_dummy_value()
+
+        return types.none(memory, index), codegen
+
+    return intrinsic(typer)
+
+
+def _prefetch_twin(memory: Any, index: int) -> None:
+    if not 0 <= index < memory.size:
+        raise IndexError(f"there is no element {index}")
 
 
 def _build_arrived() -> Any:
@@ -261,6 +248,25 @@ def _arrived_twin(counters: Any, index: int) -> int:
     # The threads of the simulator take turns: who waits must let the others run.
     cuda.nanosleep(0)
     return int(counters[index])
+
+
+def _build_small() -> Any:
+    from numba.cuda.extending import intrinsic
+
+    def typer(context: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            wide = context.cast(builder, args[0], signature.args[0], types.int64)
+            return builder.zext(builder.trunc(wide, _I32), ir.IntType(64))
+
+        return types.int64(value), codegen
+
+    return intrinsic(typer)
+
+
+def _small_twin(value: Any) -> int:
+    if not 0 <= value < 1 << 32:
+        raise OverflowError(f"{value} does not fit into 32 bits")
+    return int(value)
 
 
 def _emit_bfloat16_up(builder: Any, bits: Any) -> Any:
@@ -308,14 +314,14 @@ def _same(value: Any) -> Any:
 load = _primitive(_load_twin, lambda: _moving(_emit_load))
 #: `store(memory, index, values, at)`: a vector of reals.
 store = _primitive(_store_twin, lambda: _moving(_emit_store))
-#: `load_exchanged(values, at, memory, index)`: a vector of reals that other blocks wrote: from L2,
-#: since the L1 caches of a GPU are not coherent.
-load_exchanged = _primitive(_load_twin, lambda: _moving(_emit_load_exchanged))
-#: `store_exchanged(memory, index, value)`: a real that other blocks will read.
-store_exchanged = _primitive(_store_exchanged_twin, _build_store_exchanged)
+#: `small(value)`: an integer of 32 bits, which takes one register; numba's integers take two.
+small = _primitive(_small_twin, _build_small)
+#: `prefetch(memory, index)`: has the L2 cache fetch what will be read there.
+prefetch = _primitive(_prefetch_twin, _build_prefetch)
 #: `arrive(counters, index)`: adds 1 to an int64 counter, behind all that the block wrote before.
 arrive = _primitive(_arrive_twin, _build_arrive)
-#: `arrived(counters, index)`: the counter; what was written before it was added to is seen after.
+#: `arrived(counters, index)`: the counter; what was written before it was added to is seen after,
+#: by the block's other threads too once they have met the one that asks.
 arrived = _primitive(_arrived_twin, _build_arrived)
 
 

@@ -61,7 +61,7 @@ class Chunks(Recurrence):
             rest = y[layout.rest]
             walk_forward(call.layer.cell, rest, layout.rest_sizes, from_last, w_t, before, h_n)
         else:
-            h_n.copy_(y[: rows.B] if from_last else y[last_rows(rows, call.starts)])
+            h_n.copy_(y[: rows.B] if from_last else y[last_rows(rows, layout.starts)])
 
     def _backward(self, call: Backward, run: Compiled, d: int) -> None:
         H, rows, w_hh, from_last = call.layer.hidden_size, call.rows, call.w_hh[d], d == 0
@@ -93,7 +93,7 @@ class Chunks(Recurrence):
                 grad_h0,
             )
         else:
-            first = dz[: rows.B] if from_last else dz[last_rows(rows, call.starts)]
+            first = dz[: rows.B] if from_last else dz[last_rows(rows, layout.starts)]
             torch.mm(first, w_hh, out=grad_h0)
 
     def _compiled(
@@ -104,7 +104,7 @@ class Chunks(Recurrence):
 
     def _layout(self, call: Forward | Backward, from_last: bool, *, descending: bool) -> Layout:
         rows, H = call.rows, call.layer.hidden_size
-        if rows.batch_sizes is None:
+        if call.starts is None:
             return DenseLayout(rows, from_last, descending, H, self._plan)
         return PackedLayout(rows, call.starts, from_last, descending, H, self._plan)
 

@@ -116,6 +116,7 @@ class PackedLayout:
                 self.chunks.append(Chunk(total, plan.tile.padded_rows(size)))
                 total += plan.steps * self.chunks[-1].size
         self._shape = (total, plan.tile.padded(features))
+        self.starts = starts
         self._places = _places(rows, starts, self.chunks, from_last, descending, plan.steps)
 
     def lay(self, rows: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 PASSES = ("forward", "forward_backward")
-#: Seconds that a sample lasts at least.
-_SAMPLE = 2e-3
+#: Seconds that a sample lasts at least, and that all of one candidate may take in the long run.
+_SAMPLE, _ENOUGH = 2e-3, 0.2
 
 
 class Call:
@@ -80,12 +80,13 @@ def medians(
     candidates: dict[str, Callable[[], None]], rounds: int, device: str
 ) -> dict[str, float]:
     """The median time of each, taken in turns."""
-    counts = {}
+    counts, longest = {}, 0.0
     for name, call in candidates.items():
         seconds(call, 2, device)
-        counts[name] = max(1, round(_SAMPLE / max(seconds(call, 1, device), 1e-7)))
+        once = max(seconds(call, 1, device), 1e-7)
+        counts[name], longest = max(1, round(_SAMPLE / once)), max(longest, once)
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
+    for _ in range(max(3, min(rounds, round(_ENOUGH / longest)))):
         for name, call in candidates.items():
             samples[name].append(seconds(call, counts[name], device))
     return {name: median(taken) for name, taken in samples.items()}

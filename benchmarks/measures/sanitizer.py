@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 
 from cuda.pathfinder import find_nvidia_binary_utility
+
+from rnnjit_cuda.compiler import ENTRY
 
 TOOLS = ("memcheck", "racecheck")
 #: Exit status that the sanitizer is told to give for what it finds.
 _FOUND = 9
 #: Seconds for one tool; memory of shared kernels is followed access by access.
 _PATIENCE = 300
+#: Of the project's kernels alone, and not of what a library asks the driver in vain.
+_OPTIONS = (
+    f"--error-exitcode={_FOUND}",
+    "--target-processes=all",
+    "--report-api-errors=no",
+    f"--kernel-name=kernel_substring={ENTRY}",
+)
+#: Each tensor in memory of its own, so that none borders on another.
+_APART = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
-def verdicts(backend: str) -> dict[str, str]:
-    """What each tool says of `rnnjit check BACKEND --quick`: "clean", or what else happened."""
-    path = find_nvidia_binary_utility("compute-sanitizer")
+def verdict(tool: str, backend: str) -> str:
+    """What a tool says of `rnnjit check BACKEND --quick`: "clean", or what else happened."""
+    path = find_nvidia_binary_utility("compute-sanitizer") or shutil.which("compute-sanitizer")
     if path is None:
-        missing = "not run: compute-sanitizer is not there (pip install nvidia-cuda-sanitizer-api)"
-        return dict.fromkeys(TOOLS, missing)
-    return {tool: _verdict(path, tool, backend) for tool in TOOLS}
-
-
-def _verdict(path: str, tool: str, backend: str) -> str:
-    options = [f"--tool={tool}", f"--error-exitcode={_FOUND}", "--target-processes=all"]
-    command = [path, *options, sys.executable, "-m", "rnnjit", "check", backend, "--quick"]
+        return "not run: compute-sanitizer is not there (pip install nvidia-cuda-sanitizer-api)"
+    check = [sys.executable, "-m", "rnnjit", "check", backend, "--quick"]
+    command = [path, f"--tool={tool}", *_OPTIONS, *check]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PATIENCE, env=os.environ | _APART
+        )
     except subprocess.TimeoutExpired:
         return f"not finished in {_PATIENCE} s"
     if done.returncode == 0:

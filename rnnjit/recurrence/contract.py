@@ -16,7 +16,7 @@ class Forward(NamedTuple):
     Attributes:
         layer: what the layer is.
         rows: how the rows are laid over time.
-        starts: int64 `[T + 1]`, the first row of every step, on the device.
+        starts: int64 `[T + 1]`, the first row of every step, on the device; None for a dense batch.
         w_hh: `[H, H]`, contiguous, one for each direction.
         h0: `[D, B, H]`.
         y: `[N, D*H]`; holds x W_ih^T + b and is overwritten by the states.
@@ -25,7 +25,7 @@ class Forward(NamedTuple):
 
     layer: LayerSpec
     rows: Rows
-    starts: Tensor
+    starts: Tensor | None
     w_hh: list[Tensor]
     h0: Tensor
     y: Tensor
@@ -38,7 +38,7 @@ class Backward(NamedTuple):
     Attributes:
         layer: what the layer is.
         rows: how the rows are laid over time.
-        starts: int64 `[T + 1]`, the first row of every step, on the device.
+        starts: int64 `[T + 1]`, the first row of every step, on the device; None for a dense batch.
         w_hh: `[H, H]`, contiguous, one for each direction.
         y: `[N, D*H]`, the states.
         grad_y: `[N, D*H]`, or None for zeros.
@@ -49,7 +49,7 @@ class Backward(NamedTuple):
 
     layer: LayerSpec
     rows: Rows
-    starts: Tensor
+    starts: Tensor | None
     w_hh: list[Tensor]
     y: Tensor
     grad_y: Tensor | None

@@ -35,10 +35,10 @@ def layer_forward(
 ) -> LayerOutput:
     """`Backend.forward` by a recurrence."""
     w_ih, w_hh, bias = _by_kind(layer, weights)
-    projection = torch.cat(w_ih) if len(w_ih) > 1 else w_ih[0]
-    y = torch.addmm(torch.cat(bias), x, projection.t()) if bias else x @ projection.t()
+    projection = _beside(w_ih)
+    y = torch.addmm(_beside(bias), x, projection.t()) if bias else x @ projection.t()
     h_n = torch.empty_like(h0)
-    recurrence.forward(Forward(layer, rows, offsets(rows, x.device), w_hh, h0, y, h_n))
+    recurrence.forward(Forward(layer, rows, _starts(rows, x), w_hh, h0, y, h_n))
     return LayerOutput(y, h_n)
 
 
@@ -56,14 +56,14 @@ def layer_backward(
 ) -> LayerGrads:
     """`Backend.backward` by a recurrence."""
     w_ih, w_hh, _ = _by_kind(layer, weights)
-    starts = offsets(rows, x.device)
+    starts = _starts(rows, x)
     dz, grad_h0 = torch.empty_like(y), torch.empty_like(h0)
     grad_y = None if grad_y is None else grad_y.contiguous()
     grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
     recurrence.backward(Backward(layer, rows, starts, w_hh, y, grad_y, grad_h_n, dz, grad_h0))
     grad_x = None
     if needs.x:
-        grad_x = dz @ (torch.cat(w_ih) if len(w_ih) > 1 else w_ih[0])
+        grad_x = dz @ _beside(w_ih)
     return LayerGrads(
         grad_x,
         grad_h0 if needs.h0 else None,
@@ -74,7 +74,7 @@ def layer_backward(
 def _weight_grads(
     layer: LayerSpec,
     rows: Rows,
-    starts: Tensor,
+    starts: Tensor | None,
     x: Tensor,
     h0: Tensor,
     y: Tensor,
@@ -93,8 +93,23 @@ def _weight_grads(
             found.append(_sum_of_products(dz_t, states_before(rows, starts, states, h0[d], d)))
         else:
             found.append(None)
-        found += [dz[:, own].sum(0) if want else None for want in want_b]
+        if want_b:
+            # The biases' gradients are one sum, each in memory of its own.
+            b_ih, b_hh = want_b
+            total = dz[:, own].sum(0) if b_ih or b_hh else None
+            found.append(total if b_ih else None)
+            found.append(total.clone() if b_hh and total is not None else None)
     return tuple(found)
+
+
+def _starts(rows: Rows, x: Tensor) -> Tensor | None:
+    """`offsets`, which those of a dense batch need not be asked for."""
+    return None if rows.batch_sizes is None else offsets(rows, x.device)
+
+
+def _beside(parts: list[Tensor]) -> Tensor:
+    """The directions' tensors one behind the other; not copied where there is one direction."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _sum_of_products(dz_t: Tensor, of: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How packed rows lie, as tensors on any device, without waiting for it.
 
-Everything follows from the batch sizes by operators that run on the device; sizes of results are
-known from the call, so that the host never asks for a value.
+Everything follows from the batch sizes, which are the host's, by operators that run on the device;
+sizes of results are known from the call, so that the host never asks for a value.
 """
 
 from __future__ import annotations
@@ -16,21 +16,25 @@ def offsets(rows: Rows, device: torch.device) -> Tensor:
     """int64 `[T + 1]` on the device: the rows of step t are offsets[t] to offsets[t + 1]."""
     if rows.batch_sizes is None:
         return torch.arange(rows.T + 1, device=device) * rows.B
-    sizes = rows.batch_sizes.to(device, non_blocking=True)
-    return torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    # Added up where the sizes are: one copy is all that the device is asked for.
+    starts = torch.zeros(rows.T + 1, dtype=torch.int64)
+    torch.cumsum(rows.batch_sizes, 0, out=starts[1:])
+    return starts.to(device, non_blocking=True)
 
 
-def states_before(rows: Rows, starts: Tensor, y: Tensor, h0: Tensor, direction: int) -> Tensor:
+def states_before(
+    rows: Rows, starts: Tensor | None, y: Tensor, h0: Tensor, direction: int
+) -> Tensor:
     """The states `[N, H]` that each row's step started from.
 
     Args:
         rows: how the rows are laid over time.
-        starts: `offsets(rows, ...)`.
+        starts: `offsets(rows, ...)`, or None for a dense batch.
         y: `[N, H]`, the states after each row's step, of one direction.
         h0: `[B, H]`, the state that each sequence starts from.
         direction: 0, or 1 if sequences are walked from their last step to their first.
     """
-    if rows.batch_sizes is None:
+    if starts is None:
         last = rows.N - rows.B
         return torch.cat([h0, y[:last]] if direction == 0 else [y[rows.B :], h0])
     return torch.cat([h0, y]).index_select(0, indices_before(rows, starts, direction))

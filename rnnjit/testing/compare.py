@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -32,7 +34,7 @@ class Standard:
 
     def __init__(self, procedure: Procedure, call: Call) -> None:
         self._procedure, self._call = procedure, call
-        self._eager, self._truth = procedure(call.module, call), self._wide(call)
+        self._eager, self._truth = _eagerly(procedure, call), self._wide(call)
         # Detached, lest a cached result keep the graphs of its calls alive.
         for values in (self._eager, self._truth):
             values.update((k, v.detach()) for k, v in values.items() if v is not None)
@@ -63,7 +65,7 @@ class Standard:
         unit = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if exact else 1.0
         for draw in range(self._draws, draws):
             nearby = narrow.nearby(draw) if draw else narrow
-            got, truth = self._procedure(nearby.module, nearby), self._wide(nearby)
+            got, truth = _eagerly(self._procedure, nearby), self._wide(nearby)
             for name, value in got.items():
                 exact_value = truth[name]
                 if value is None or exact_value is None or not value.is_floating_point():
@@ -73,14 +75,33 @@ class Standard:
         self._draws = max(self._draws, draws)
 
     def _wide(self, call: Call) -> Values:
-        wide = call.to(torch.float64)
-        return self._procedure(wide.module, wide)
+        return _eagerly(self._procedure, call.to(torch.float64))
 
 
 @lru_cache(maxsize=400)  # every backend is held against the same
 def standard(procedure: Procedure, case: Case) -> Standard:
     """What eager gives for a case."""
     return Standard(procedure, build(case))
+
+
+def _eagerly(procedure: Procedure, call: Call) -> Values:
+    """What a procedure gives for the module itself, by torch's own operators.
+
+    Without cuDNN, which rounds float32 to TF32 unless told otherwise, draws other dropout masks,
+    and has no second gradients, nor any in evaluation mode.
+    """
+    with _without_cudnn():
+        return procedure(call.module, call)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def _kind(name: str) -> str:

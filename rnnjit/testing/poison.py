@@ -23,7 +23,11 @@ def poisoned() -> Iterator[None]:
     fill = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # set on its class
     with warnings.catch_warnings():
         # Asked for only to have memory filled: an operation that has no deterministic form may run.
-        warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+        for said in (
+            "does not have a deterministic implementation",
+            "is not deterministic because",
+        ):
+            warnings.filterwarnings("ignore", message=f".*{said}")
         try:
             torch.use_deterministic_algorithms(True, warn_only=True)
             deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # as above

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.utils import dlpack
 
 from rnnjit.testing.calls import Call, Values, forward, gradients
 from rnnjit.testing.poison import poisoned
@@ -63,10 +64,13 @@ def _through_data(module: nn.Module) -> None:
         parameter.data.mul_(-0.9)
 
 
-def _through_numpy(module: nn.Module) -> None:
+def _through_another_view(module: nn.Module) -> None:
     for parameter in module.parameters():
-        view = parameter.detach().numpy()
-        view *= -0.8
+        if parameter.is_cpu:
+            view = parameter.detach().numpy()
+            view *= -0.8
+        else:
+            dlpack.from_dlpack(parameter.detach()).mul_(-0.8)
 
 
 def _through_load_state_dict(module: nn.Module) -> None:
@@ -81,7 +85,7 @@ def _through_an_operation(module: nn.Module) -> None:
 
 CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "parameter.data": _through_data,
-    "a numpy view": _through_numpy,
+    "a view of another library": _through_another_view,
     "load_state_dict": _through_load_state_dict,
     "an in-place operation": _through_an_operation,
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rnnjit_cuda import kernels
-from rnnjit_cuda.kernels import KernelKey, column_tile, source, threads, variants
+from rnnjit_cuda.kernels import LANES, KernelKey, column_tile, share, source, threads, variants
 
 Array = np.ndarray[Any, Any]
 
@@ -25,7 +25,7 @@ BACKWARD = [key for key in KEYS if key.plan != "step" and key.pass_ == "backward
 SAMPLES = [
     KernelKey(p, d, "float64", "tanh", 4)
     for p, d in product(("block", "grid"), ("forward", "backward"))
-]
+] + [KernelKey("register", d, "float64", "tanh", reach=32) for d in ("forward", "backward")]
 #: One of them at least shows that a barrier is gone.
 SEEDS = range(12)
 
@@ -52,7 +52,8 @@ CASES = [
         (1, 7, 20, 33, 64), (1, 3, 9), ((1, False), (4, False), (4, True)), (1, 2)
     )
 ]
-STRIDE = 30
+#: For the register plan's kernels of the largest reach.
+LARGE = [Case(65, 3, 4, 2, True), Case(128, 2, 5, 1, False)]
 #: More hidden units than the lanes of a warp take at once, in a block of several tiles of columns.
 WIDE = Case(140, 2, 2, 1, True)
 SMALL = Case(9, 3, 3, 2, True)
@@ -62,9 +63,17 @@ MEETING = Case(65, 4, 2, 1, True)
 
 
 def some_cases(keys: list[KernelKey], key: KernelKey) -> list[Case]:
-    """A few cases for each kernel; those of a plan and pass see every case."""
-    of_plan = [other for other in keys if other.plan == key.plan]
-    return CASES[of_plan.index(key) % STRIDE :: STRIDE]
+    """A few cases for each kernel; those of a plan, pass and reach see every case of theirs."""
+    alike = [other for other in keys if (other.plan, other.reach) == (key.plan, key.reach)]
+    return cases_of(key)[alike.index(key) % len(alike) :: len(alike)]
+
+
+def cases_of(key: KernelKey) -> list[Case]:
+    """Those whose weights a block of the register plan can hold, and not half of it; else all."""
+    most = LANES * key.reach
+    if not most:
+        return CASES
+    return [case for case in CASES + LARGE * 4 if most // 2 < max(case.H, 17) <= most]
 
 
 class Numbers:
@@ -162,7 +171,14 @@ class Call:
         return dz, grad_h0
 
 
-def launch(key: KernelKey, call: Call, flags: tuple[int, int] = (1, 1), tiles: int = 1, **how: Any):
+def launch(
+    key: KernelKey,
+    call: Call,
+    flags: tuple[int, int] = (1, 1),
+    tiles: int = 1,
+    slabs: int = 1,
+    **how: Any,
+):
     """Run a persistent kernel with the extent that `kernels` gives.
 
     Args:
@@ -170,6 +186,7 @@ def launch(key: KernelKey, call: Call, flags: tuple[int, int] = (1, 1), tiles: i
         call: what it computes.
         flags: whether grad_y and grad_h_n are there, for a backward kernel.
         tiles: of columns in a block, for "grid".
+        slabs: that the batch is cut into, for "grid".
         how: more for `cuda_simulator.run`, whose result this returns.
     """
     from cuda_simulator import run
@@ -181,20 +198,24 @@ def launch(key: KernelKey, call: Call, flags: tuple[int, int] = (1, 1), tiles: i
     else:
         tensors = [call.dz, call.grad_y, call.y, *weights, call.grad_h_n, call.grad_h0]
         ends = list(flags)
-    columns, meeting, sizes = 0, [], [T, B, H]
+    part, meeting, sizes = None, [], [T, B, H]
     if key.plan == "grid":
-        columns = tiles * column_tile(key)
+        part = share(key, H, tiles * column_tile(key), -(-B // slabs))
+    grid = kernels.blocks(key, D, B, H, part)
+    if part is not None:
         real = np.float64 if key.dtype == "float64" else np.float32
-        exchange = np.full(kernels.exchange_elements(key, D, B, H), np.nan, real)
-        meeting = [exchange, np.zeros(kernels.counter_elements(D), np.int64)]
-        sizes.append(columns)
-    starts = call.starts.copy()
-    arguments = [*(tensor.bits for tensor in tensors), *meeting, starts, *sizes, *ends]
-    shared = kernels.shared_bytes(key, H, columns)
-    extent = kernels.blocks(key, D, B, H, columns), threads(key, H, columns), shared
+        exchange = np.full(kernels.exchange_elements(grid, H, part), np.nan, real)
+        meeting = [exchange, np.zeros(kernels.counter_elements(grid), np.int64)]
+        sizes += [part.columns, part.splits, part.slab]
+    # A dense batch has none, and what is given instead must not be read.
+    starts = call.starts.copy() if call.case.packed else np.full(T + 1, 1 << 40)
+    before = starts.copy()
+    packed = int(call.case.packed)
+    arguments = [*(tensor.bits for tensor in tensors), *meeting, starts, *sizes, packed, *ends]
+    extent = grid, threads(key, H, part), kernels.shared_bytes(key, H, part)
     result = run(source(key).function, *extent, arguments, **how)
     assert all(tensor.untouched for tensor in call.inputs)
-    assert np.array_equal(starts, call.starts)
+    assert np.array_equal(starts, before)
     return result
 
 
@@ -231,6 +252,13 @@ def outcome(key: KernelKey, **how: Any) -> bytes:
     return b"".join(tensor.bits.tobytes() for tensor in written)
 
 
+def key_for(plan: str, pass_: str, dtype: str, cell: str) -> KernelKey:
+    """A kernel of a plan that `SMALL` fits."""
+    if plan == "register":
+        return KernelKey(plan, pass_, dtype, cell, reach=8)
+    return KernelKey(plan, pass_, dtype, cell, 2)
+
+
 def name(key: KernelKey) -> str:
     return "-".join(map(str, key))
 
@@ -239,7 +267,7 @@ def name(key: KernelKey) -> str:
 def test_forward(key):
     for index, case in enumerate(some_cases(FORWARD, key)):
         call = Call(case, key.dtype, key.cell, seed=index)
-        check_forward(key, call, tiles=1 + index % 2, seed=index)
+        check_forward(key, call, tiles=1 + index % 2, slabs=1 + index % 3, seed=index)
 
 
 @pytest.mark.parametrize("key", BACKWARD, ids=name)
@@ -247,14 +275,14 @@ def test_backward(key):
     for index, case in enumerate(some_cases(BACKWARD, key)):
         call = Call(case, key.dtype, key.cell, seed=index)
         flags = (int(index % 3 != 1), int(index % 3 != 2))
-        check_backward(key, call, flags, tiles=1 + index % 2, seed=index)
+        check_backward(key, call, flags, tiles=1 + index % 2, slabs=1 + index % 3, seed=index)
 
 
 @pytest.mark.parametrize("keys", [FORWARD, BACKWARD], ids=["forward", "backward"])
-@pytest.mark.parametrize("plan", ["block", "grid"])
+@pytest.mark.parametrize("plan", ["register", "block", "grid"])
 def test_every_case_is_among_those_of_some_kernel(keys, plan):
     seen = {case for key in keys if key.plan == plan for case in some_cases(keys, key)}
-    assert seen == set(CASES)
+    assert seen - set(LARGE) == set(CASES)
 
 
 @pytest.mark.parametrize("dtype", TORCH)
@@ -266,18 +294,18 @@ def test_a_sum_over_several_turns_of_the_lanes(dtype):
 
 
 @pytest.mark.parametrize("flags", list(product((0, 1), (0, 1))))
-@pytest.mark.parametrize("plan", ["block", "grid"])
+@pytest.mark.parametrize("plan", ["register", "block", "grid"])
 def test_absent_gradients_are_not_read(plan, flags):
     call = Call(SMALL, "float32", "tanh")
     for flag, tensor in zip(flags, (call.grad_y, call.grad_h_n), strict=True):
         if not flag:
             tensor.plant(..., np.nan)
-    check_backward(KernelKey(plan, "backward", "float32", "tanh", 2), call, flags)
+    check_backward(key_for(plan, "backward", "float32", "tanh"), call, flags)
 
 
 @pytest.mark.parametrize("cell", ["tanh", "relu"])
 @pytest.mark.parametrize("dtype", TORCH)
-@pytest.mark.parametrize("plan", ["block", "grid"])
+@pytest.mark.parametrize("plan", ["register", "block", "grid"])
 def test_nan_and_infinities_go_where_the_equations_take_them(plan, dtype, cell):
     call = Call(SMALL, dtype, cell)
     call.y.plant((0, 2), np.inf)
@@ -285,13 +313,13 @@ def test_nan_and_infinities_go_where_the_equations_take_them(plan, dtype, cell):
     call.y.plant((6, 10), np.nan)
     call.h0.plant((0, 1, 8), np.nan)
     call.h0.plant((1, 0, 4), np.inf)
-    check_forward(KernelKey(plan, "forward", dtype, cell, 2), call)
+    check_forward(key_for(plan, "forward", dtype, cell), call)
     call = Call(SMALL, dtype, cell)
     call.y.plant((6, 10), np.nan)
     call.grad_y.plant((4, 3), np.inf)
     call.grad_h_n.plant((1, 2, 8), np.nan)
     call.w_hh[0].plant((2, 5), -np.inf)
-    check_backward(KernelKey(plan, "backward", dtype, cell, 2), call)
+    check_backward(key_for(plan, "backward", dtype, cell), call)
 
 
 @pytest.mark.parametrize("key", SAMPLES, ids=name)
@@ -398,6 +426,10 @@ def test_what_there_is_not_is_refused():
     with pytest.raises(ValueError, match="no kernel"):
         source(KernelKey("block", "forward", "float64", "tanh", 8))
     with pytest.raises(ValueError, match="multiple of 8"):
-        threads(KernelKey("grid", "forward", "float32", "tanh", 1), 64, 12)
+        share(KernelKey("grid", "forward", "float32", "tanh", 1), 64, 12, 1)
+    with pytest.raises(ValueError, match="16 warps"):
+        share(KernelKey("grid", "forward", "float32", "tanh", 1), 64, 136, 1)
+    with pytest.raises(ValueError, match="128 threads"):
+        threads(KernelKey("register", "forward", "float32", "tanh", reach=8), 33)
     with pytest.raises(ValueError, match="512 threads"):
         threads(KernelKey("block", "forward", "float32", "tanh", 1), 516)
