@@ -39,7 +39,7 @@ from rnnjit_cuda.kernels import (
 #: Bytes of shared memory that a block may have, by architecture (CUDA C programming guide).
 LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 #: The hidden sizes for which the table gives shared memory.
-_SHOWN = {"register": 128, "block": 128, "grid": 1024, "step": 1024}
+_SHOWN = {"register": 128, "block": 128, "grid": 1024, "stream": 1024, "step": 1024}
 _USED = re.compile(r"Used (\d+) registers")
 _STATIC = re.compile(r"(\d+) bytes smem")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -98,7 +98,7 @@ def measure(key: KernelKey, arch: int) -> Use:
 
 def largest(key: KernelKey, arch: int) -> str:
     """The largest hidden size that a block has room for, or "any"."""
-    if key.plan == "step":
+    if key.plan in ("stream", "step"):
         return "any"
     H, step = 0, 4
     while _fits(key, H + step, LIMITS[arch]):
@@ -115,7 +115,7 @@ def _fits(key: KernelKey, H: int, limit: int) -> bool:
 
 def _part(key: KernelKey, H: int) -> Share | None:
     """A block's part for one tile of columns and of rows."""
-    return share(key, H, column_tile(key), key.rows) if key.plan == "grid" else None
+    return share(key, H, column_tile(key), key.rows) if key.plan in ("grid", "stream") else None
 
 
 def row(key: KernelKey, arch: int, use: Use) -> list[str]:

@@ -126,6 +126,15 @@ class Backend(ABC):
         It need not repeat what `missing` says.
         """
 
+    def gives_way(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Why `auto` had better leave a call that is accepted to others; empty if not (optional).
+
+        A backend says here where others are quicker. It runs such calls for those who name it,
+        where no other takes them, and where `rnnjit.tune` measured that it is the quickest after
+        all. The answer must depend on nothing but the arguments.
+        """
+        return []
+
     @abstractmethod
     def forward(
         self,

@@ -22,10 +22,17 @@ _STRIDED = torch.strided
 
 
 class Verdict(NamedTuple):
-    """What one backend says to one call: no reasons means that it accepts."""
+    """What one backend says to one call.
+
+    Attributes:
+        backend: that was asked.
+        reasons: why it declines; none means that it accepts.
+        gives_way: why `auto` leaves the call to others although it accepts.
+    """
 
     backend: Backend
     reasons: tuple[str, ...]
+    gives_way: tuple[str, ...] = ()
 
 
 def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
@@ -36,7 +43,15 @@ def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
         raise BackendError(backend.name, "why_not", "a list of reasons", got)
     if isinstance(reasons, str):
         reasons = [reasons] if reasons else []
-    return Verdict(backend, tuple(reasons))
+    return Verdict(backend, tuple(reasons), () if reasons else _gives_way(backend, spec, problem))
+
+
+def _gives_way(backend: Backend, spec: RNNSpec, problem: Problem) -> tuple[str, ...]:
+    reasons: Any = backend.gives_way(spec, problem)
+    if not isinstance(reasons, (list, tuple)):
+        got = type(reasons).__name__
+        raise BackendError(backend.name, "gives_way", "a list of reasons", got)
+    return tuple(reasons)
 
 
 def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
@@ -66,10 +81,17 @@ def verdicts(spec: RNNSpec, problem: Problem) -> list[Verdict]:
 
 
 def willing(spec: RNNSpec, problem: Problem) -> Iterator[Backend]:
-    """The backends that `auto` may give a call to, in its order."""
+    """The backends that `auto` may give a call to, in its order; last those that give way."""
+    measured, later = tuned.fetch(spec, problem), []
     for backend in candidates(spec, problem):
-        if backend.automatic and not verdict_for_auto(backend, spec, problem).reasons:
+        found = verdict_for_auto(backend, spec, problem)
+        if found.reasons or not backend.automatic:
+            continue
+        if found.gives_way and backend.name not in measured:
+            later.append(backend)
+        else:
             yield backend
+    yield from later
 
 
 def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:

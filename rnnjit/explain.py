@@ -11,7 +11,7 @@ from torch import nn
 from rnnjit import tuned
 from rnnjit.calls import Calls, problem_of
 from rnnjit.capture import capture, weights_of
-from rnnjit.dispatch import Verdict, special_context, verdict, verdicts
+from rnnjit.dispatch import Verdict, special_context, verdict, verdicts, willing
 from rnnjit.inputs import prepare
 from rnnjit.observe import Seen, left_eager, observe
 from rnnjit.registry import backends, lacking
@@ -50,13 +50,15 @@ class CallReport:
             lines.append(f"  {self.note}")
         if self.problem is not None:
             lines.append(f"  call: {_describe(self.problem)}")
-        for backend, reasons in self.verdicts:
+        for backend, reasons, gives_way in self.verdicts:
             if backend.name == self.chosen:
                 answer = "runs it"
             elif reasons:
                 answer = "declines: " + "; ".join(reasons)
             else:
                 answer = "could run it" + ("" if backend.automatic else ", asked for by name")
+                if gives_way:
+                    answer += f", but gives way: {'; '.join(gives_way)}"
             if backend.name in self.seconds:
                 answer += f" (measured: {self.seconds[backend.name] * 1e3:.3g} ms)"
             lines.append(f"  {backend.name}: {answer}")
@@ -149,8 +151,10 @@ def _report_call(seen: Seen) -> CallReport:
     if special is not None:
         note = f"torch's own operators run it, whichever backend is asked for: {special}"
         return CallReport(name, kind, problem, "torch", note, ())
-    willing = (v.backend for v in asked if not v.reasons)
-    chosen = next((b.name for b in willing if wanted is not None or b.automatic), None)
+    if wanted is not None:
+        chosen = None if asked[0].reasons else wanted.name
+    else:
+        chosen = next((backend.name for backend in willing(spec, problem)), None)
     note = "" if isinstance(module, Calls) else "eager now; once compiled:"
     if wanted is not None:
         asked_for = f"backend {wanted.name!r} was asked for by name"

@@ -72,6 +72,26 @@ def test_it_declines_what_it_cannot_do():
     assert any("sine" in reason for reason in BACKEND.why_not(odd, problem))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "H", "B", "packed", "why"),
+    [
+        (torch.float32, 256, 8, False, "cuDNN too keeps"),
+        (torch.float32, 257, 8, False, None),
+        (torch.float32, 256, 8, True, None),
+        (torch.float64, 64, 8, False, None),
+        (torch.float32, 1024, 127, False, None),
+        (torch.float32, 1024, 128, False, "products dominate (B*H^2 is 134,217,728"),
+        (torch.float64, 1024, 64, True, "products dominate"),
+        (torch.bfloat16, 1024, 128, False, None),
+        (torch.bfloat16, 2048, 128, False, "products dominate"),
+    ],
+)
+def test_it_gives_way_to_cudnn_where_that_was_measured_to_be_as_quick(dtype, H, B, packed, why):
+    problem = rnnjit.Problem(dtype, "cuda", 100, B, 100 * B, packed, True)
+    reasons = BACKEND.gives_way(rnnjit.RNNSpec(H, H), problem)
+    assert [why in reason for reason in reasons] == ([True] if why else [])
+
+
 def test_importing_it_imports_no_compiler():
     code = (
         "import sys, rnnjit_cuda; rnnjit_cuda.BACKEND.missing();"

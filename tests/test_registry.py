@@ -87,6 +87,50 @@ def test_auto_leaves_out_a_backend_that_is_not_automatic(install, monkeypatch):
     assert by_name.calls[0].chosen == "young"
 
 
+class Modest(RecomputeBackend):
+    name = "modest"
+    priority = 500
+
+    def gives_way(self, spec, problem):
+        return ["eager is quicker at fewer than 5 steps"] if problem.T < 5 else []
+
+
+MODEST = Modest()
+
+
+def test_auto_leaves_calls_to_others_where_a_backend_gives_way(install, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
+    install(point("modest", "third_party:MODEST"))
+    long = PROBLEM._replace(T=5, N=5 * PROBLEM.B)
+    assert dispatch.choose(SPEC, PROBLEM, None).name == "eager"
+    assert dispatch.choose(SPEC, long, None) is MODEST
+    assert dispatch.choose(SPEC, PROBLEM, MODEST) is MODEST
+    assert [backend.name for backend in dispatch.willing(SPEC, PROBLEM)] == ["eager", "modest"]
+    shown = rnnjit.explain(rnnjit.compile(torch.nn.RNN(4, 5)), torch.randn(3, 2, 4))
+    assert shown.calls[0].chosen == "eager"
+    assert "  modest: could run it, but gives way: eager is quicker at fewer than 5" in str(shown)
+
+
+def test_auto_takes_a_backend_that_gives_way_where_it_was_measured(install, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
+    install(point("modest", "third_party:MODEST"))
+    monkeypatch.setattr("rnnjit.tuned.fetch", lambda spec, problem: {"modest": 1e-3, "eager": 2e-3})
+    assert dispatch.choose(SPEC, PROBLEM, None) is MODEST
+
+
+def test_a_backend_whose_reasons_to_give_way_are_no_list_breaks_its_contract(install):
+    class Odd(RecomputeBackend):
+        def gives_way(self, spec, problem):
+            return "always"
+
+    with pytest.raises(rnnjit.BackendError, match="gives_way: expected a list of reasons"):
+        dispatch.verdict(Odd(), SPEC, PROBLEM)
+
+
 def test_eager_cannot_be_replaced(install):
     found = install(point("eager", f"{__name__}:NOT_A_BACKEND"))
     assert type(found["eager"]).__name__ == "EagerBackend"
@@ -227,4 +271,4 @@ def test_a_backend_without_a_backward_pass_says_so():
 
 def test_auto_asks_the_quickest_first_where_nothing_was_measured():
     automatic = [name for name, backend in rnnjit.backends().items() if backend.automatic]
-    assert automatic == ["numba", "tvm", "inductor", "eager"]
+    assert automatic == ["cuda", "numba", "tvm", "inductor", "eager"]

@@ -15,7 +15,7 @@ from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, 
 from rnnjit.artifact import ArtifactError
 from rnnjit.backend import Program, Runner
 from rnnjit.recurrence import layer_backward, layer_forward
-from rnnjit_cuda import availability
+from rnnjit_cuda import availability, rival
 from rnnjit_cuda.kernels import DType, Pass, Plan
 from rnnjit_cuda.plan import PLANS
 
@@ -42,8 +42,6 @@ class CudaBackend(Backend):
 
     name = "cuda"
     priority = 100
-    # Until a GPU has run the kit.
-    automatic = False
     device = "cuda"
     plans: ClassVar[tuple[Plan, ...]] = PLANS
 
@@ -63,6 +61,10 @@ class CudaBackend(Backend):
         if spec.nonlinearity not in ("tanh", "relu"):
             reasons.append(f"cell {spec.nonlinearity!r} is not known: only tanh and relu are")
         return reasons or self._device_reasons(problem.device_index)
+
+    def gives_way(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Where cuDNN, by PyTorch's own layer, is as quick."""
+        return rival.reasons(spec, problem)
 
     def forward(
         self,

@@ -1,21 +1,23 @@
-"""The grid-wide plan: one launch for a whole sequence, whose blocks meet once a step.
+"""The grid-wide plans: one launch for a whole sequence, whose blocks meet once a step.
 
     forward    h_t = activation(z_t + W_hh h_{t-1})
     backward   dz_t = (g_t + grad_y_t) activation'(y_t),   g_{t-1} = dz_t W_hh
 
 After Diamos et al. 2016, "Persistent RNNs: Stashing Recurrent Weights On-Chip": a block owns
 `columns` hidden units of `slab` sequences in one direction, and holds their part of W_hh for all
-steps. The state goes from block to block through global memory, which stays in the L2 cache: each
-step reads one buffer and writes the other. Warps of a block that read the same share it through the
-L1 cache, which the barrier empties. Launch blocks (ceil(H / columns), D, ceil(B / slab))
-cooperatively, since those of a slab and direction wait for each other; `columns` is a multiple of
-`kernels.column_tile`, `slab` of `rows`.
+steps, or ("stream") reads it in each step, where there is no room for it. The state goes from block
+to block through global memory, which stays in the L2 cache: each step reads one buffer and writes
+the other. Warps of a block that read the same share it through the L1 cache, which the barrier
+empties. Launch blocks (ceil(H / columns), D, ceil(B / slab)) cooperatively, since those of a slab
+and direction wait for each other; `columns` is a multiple of `kernels.column_tile`, `slab` of
+`rows`.
 
 Dynamic shared memory, with Hp = `padded(H)`:
 
     reals    [2][teams][splits][groups][rows * tile]   parts of the sums over k
     stored   [columns][spread(Hp)]                     M[c][k] = W_hh[j][k] (forward) or W_hh[k][j]
-                                                       (backward), where j is the block's column c
+                                                       (backward), where j is the block's column c;
+                                                       not for "stream"
 
 Each step computes sum_k x[b][k] M[c][k], `rows` sequences in each of the block's `teams` at a time.
 A warp of a team computes `tile` columns of them over one of the `splits` ranges of k, its lanes
@@ -24,7 +26,8 @@ does the pointwise part. There are `groups = columns / tile`, and `groups * spli
 
 Global memory as in `block`, and two more buffers of the caller's: `exchange`, reals
 `[2, D, slabs, slab, Hp]`, uninitialised, aligned to 16 bytes, and `counters`, int64
-`[D, slabs, COUNTER_STRIDE]`, zero at launch.
+`[D, slabs, COUNTER_STRIDE]`, zero at launch. For "stream", w_hh_0 and w_hh_1 are M of all columns,
+`[x * columns, Hp]`, zero behind H and aligned to 16 bytes.
 """
 
 from __future__ import annotations
@@ -46,19 +49,21 @@ from rnnjit_cuda.primitives import (
 )
 
 
-def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ...]]:
+def forward(
+    element: Element, cell: Cell, rows: int, resident: bool = True
+) -> tuple[Any, tuple[Any, ...]]:
     """The forward kernel and its signature.
 
     `kernel(y, w_hh_0, w_hh_1, h0, h_n, exchange, counters, offsets, T, B, H, columns, splits, slab,
     packed)`: y holds z = x W_ih^T + b and is overwritten by the states; h_n is written. Direction 1
     walks from the last step to the first.
     """
-    real, stored, up, down = element.real, element.store, element.up, element.down
+    real, up, down = element.real, element.up, element.down
     tile = tile_columns(rows, element.width)
     ratio = element.real.bitwidth // element.store.bitwidth
     zero, activation = element.real(0), inlined(cell.activation)
-    fill, multiply, add_up = filling(element, False), _multiplying(element, rows), _adding(element)
-    share_work = _sharing(tile)
+    hold, multiply = _holding(element, False, resident), _multiplying(element, rows, resident)
+    add_up, share_work, place_of = _adding(element), _sharing(tile), _placing(resident)
 
     def kernel(
         y: Any,
@@ -78,15 +83,13 @@ def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ..
         packed: int,
     ) -> None:
         parts = cuda.shared.array(0, real, alignment=16)
-        weights = cuda.shared.array(0, stored, alignment=16)
         thread, threads = cuda.threadIdx.x, cuda.blockDim.x
         d, D, low = cuda.blockIdx.y, cuda.gridDim.y, cuda.blockIdx.x * columns
         ld, across, sums, first = D * H, padded(H), columns * rows, cuda.blockIdx.z * slab
         teams, team, split, group, place = share_work(columns, splits)
         half = small(teams * splits * sums)
-        weights_at = 2 * half * ratio
-        own_at = weights_at + group * tile * spread(across)
-        fill(weights, weights_at, w_hh_0 if d == 0 else w_hh_1, H, low, columns)
+        weights = hold(w_hh_0 if d == 0 else w_hh_1, 2 * half * ratio, H, low, columns)
+        own_at = place_of(2 * half * ratio, low, group * tile, across)
         here = cuda.blockIdx.z * D + d
         source, target = here * slab * across, (cuda.gridDim.z * D + here) * slab * across
         own = small(min(slab, B - first))
@@ -157,7 +160,9 @@ def forward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ..
     return kernel, (*[data] * 5, *shared, *[integer] * 7)
 
 
-def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, ...]]:
+def backward(
+    element: Element, cell: Cell, rows: int, resident: bool = True
+) -> tuple[Any, tuple[Any, ...]]:
     """The backward kernel and its signature.
 
     `kernel(dz, grad_y, y, w_hh_0, w_hh_1, grad_h_n, grad_h0, exchange, counters, offsets, T, B, H,
@@ -168,12 +173,12 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
     A step's product is the gradient that the next step of the walk starts from, in the same thread:
     it needs no memory.
     """
-    real, stored, up, down = element.real, element.store, element.up, element.down
+    real, up, down = element.real, element.up, element.down
     tile = tile_columns(rows, element.width)
     ratio = element.real.bitwidth // element.store.bitwidth
     zero, gradient = element.real(0), inlined(cell.gradient)
-    fill, multiply, add_up = filling(element, True), _multiplying(element, rows), _adding(element)
-    share_work = _sharing(tile)
+    hold, multiply = _holding(element, True, resident), _multiplying(element, rows, resident)
+    add_up, share_work, place_of = _adding(element), _sharing(tile), _placing(resident)
 
     def kernel(
         dz: Any,
@@ -197,15 +202,13 @@ def backward(element: Element, cell: Cell, rows: int) -> tuple[Any, tuple[Any, .
         has_grad_h_n: int,
     ) -> None:
         parts = cuda.shared.array(0, real, alignment=16)
-        weights = cuda.shared.array(0, stored, alignment=16)
         thread, threads = cuda.threadIdx.x, cuda.blockDim.x
         d, D, low = cuda.blockIdx.y, cuda.gridDim.y, cuda.blockIdx.x * columns
         ld, across, sums, first = D * H, padded(H), columns * rows, cuda.blockIdx.z * slab
         teams, team, split, group, place = share_work(columns, splits)
         half = small(teams * splits * sums)
-        weights_at = 2 * half * ratio
-        own_at = weights_at + group * tile * spread(across)
-        fill(weights, weights_at, w_hh_0 if d == 0 else w_hh_1, H, low, columns)
+        weights = hold(w_hh_0 if d == 0 else w_hh_1, 2 * half * ratio, H, low, columns)
+        own_at = place_of(2 * half * ratio, low, group * tile, across)
         here = cuda.blockIdx.z * D + d
         source, target = here * slab * across, (cuda.gridDim.z * D + here) * slab * across
         own = small(min(slab, B - first))
@@ -323,7 +326,34 @@ def _meet(counters: Any, times: int) -> None:
 meet = inlined(_meet)
 
 
-def _multiplying(element: Element, rows: int) -> Any:
+def _holding(element: Element, transposed: bool, resident: bool) -> Any:
+    """Build `hold(w, at, H, first, rows)`: the memory that M is in, copied there if `resident`."""
+    fill, stored = filling(element, transposed), element.store
+
+    def keep(w: Any, at: int, H: int, first: int, rows: int) -> Any:
+        weights = cuda.shared.array(0, stored, alignment=16)
+        fill(weights, at, w, H, first, rows)
+        return weights
+
+    def leave(w: Any, at: int, H: int, first: int, rows: int) -> Any:
+        return w
+
+    return inlined(keep if resident else leave)
+
+
+def _placing(resident: bool) -> Any:
+    """Build `place_of(at, low, column, across)`: where a column of the block begins in M."""
+
+    def own(at: Any, low: Any, column: Any, across: Any) -> Any:
+        return at + column * spread(across)
+
+    def whole(at: Any, low: Any, column: Any, across: Any) -> Any:
+        return (low + column) * across
+
+    return inlined(own if resident else whole)
+
+
+def _multiplying(element: Element, rows: int, resident: bool) -> Any:
     """Build `multiply(parts, turn, exchange, x_at, weights, own_at, across, split, splits)`.
 
     It writes sum_k x[i][k] M[c][k] over the warp's split of k to `parts` from `turn` on, of `rows`
@@ -347,7 +377,8 @@ def _multiplying(element: Element, rows: int) -> Any:
         split: int,
         splits: int,
     ) -> None:
-        lane, warp, between = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32, spread(across)
+        lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
+        between = spread(across) if resident else across
         sums = cuda.local.array(count, real)
         x = cuda.local.array(loaded, real)
         w = cuda.local.array(width, real)

@@ -1,10 +1,11 @@
 """Every kernel that the planner may use: what it is called, what it needs, how it is built.
 
-Four plans compute the same recurrences:
+Five plans compute the same recurrences:
 
     "register"  one launch for all steps; a block has all of W_hh in its registers (`register`)
     "block"     one launch for all steps; a block has all of W_hh in its shared memory (`block`)
     "grid"      one launch for all steps; several blocks share W_hh and meet each step (`grid`)
+    "stream"    as "grid", but W_hh is read from global memory in each step (`grid`)
     "step"      the pointwise part of one step, beside a matrix product of torch's (`step`)
 
 This module is plain Python: it imports neither numba nor torch until a kernel is built, and its
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-Plan = Literal["register", "block", "grid", "step"]
+Plan = Literal["register", "block", "grid", "stream", "step"]
 Pass = Literal["forward", "backward"]
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -26,7 +27,7 @@ _BYTES: dict[DType, tuple[int, int]] = {
     "bfloat16": (2, 4),
     "float16": (2, 4),
 }
-_PLANS: tuple[Plan, ...] = ("register", "block", "grid", "step")
+_PLANS: tuple[Plan, ...] = ("register", "block", "grid", "stream", "step")
 _PASSES: tuple[Pass, ...] = ("forward", "backward")
 _CELLS = ("tanh", "relu")
 _WARP = 32
@@ -49,7 +50,7 @@ class KernelKey(NamedTuple):
         dtype: of all tensors; sums are in float32, in float64 where that is the dtype.
         cell: the pointwise part, a key of `cells.CELLS`.
         rows: batch rows that share one pass over the weights: those of a block ("block"), or of a
-            tile ("grid"); 1 for the others.
+            tile ("grid", "stream"); 1 for the others.
         reach: weights that a thread holds, for "register"; 0 for the others.
     """
 
@@ -83,16 +84,18 @@ def variants() -> list[KernelKey]:
         for pass_ in _PASSES
         for dtype in _BYTES
         for cell in _CELLS
-        for rows in row_choices(plan, dtype)
+        for rows in row_choices(plan)
         for reach in (REACHES if plan == "register" else (0,))
     ]
 
 
-def row_choices(plan: Plan, dtype: DType) -> tuple[int, ...]:
+def row_choices(plan: Plan) -> tuple[int, ...]:
     """The values of `KernelKey.rows` that a plan has; registers bound them."""
     if plan in ("register", "step"):
         return (1,)
-    return (1, 2, 4) if dtype == "float64" else (1, 2, 4, 8)
+    if plan == "stream":
+        return (1, 4)
+    return (1, 2, 4) if plan == "block" else (1, 2, 4, 8)
 
 
 def source(key: KernelKey) -> Source:
@@ -107,11 +110,13 @@ def source(key: KernelKey) -> Source:
     from rnnjit_cuda.cells import CELLS
     from rnnjit_cuda.primitives import element
 
-    homes = {"register": register, "block": block, "grid": grid, "step": step}
+    homes = {"register": register, "block": block, "grid": grid, "stream": grid, "step": step}
     module: Any = homes[key.plan]
     numbers = element(key.dtype)
     make = module.forward if key.pass_ == "forward" else module.backward
-    function, signature = make(numbers, CELLS[key.cell](numbers.real), key.reach or key.rows)
+    more = {"resident": False} if key.plan == "stream" else {}
+    cell = CELLS[key.cell](numbers.real)
+    function, signature = make(numbers, cell, key.reach or key.rows, **more)
     return Source(function, signature, most_threads(key))
 
 
@@ -119,8 +124,7 @@ def most_threads(key: KernelKey) -> int:
     """Most threads of a block: a multiprocessor's registers are divided by them."""
     if key.plan == "register":
         return LANES * LANES * key.reach
-    many = key.dtype == "float64" or (key.plan == "block" and key.rows == 8)
-    return 256 if many or key.plan == "step" else 512
+    return 256 if key.dtype == "float64" or key.plan in ("stream", "step") else 512
 
 
 def width(key: KernelKey) -> int:
@@ -128,13 +132,18 @@ def width(key: KernelKey) -> int:
     return 16 // _BYTES[key.dtype][1]
 
 
+def stored_bytes(key: KernelKey) -> int:
+    """Bytes of a stored number."""
+    return _BYTES[key.dtype][0]
+
+
 def column_tile(key: KernelKey) -> int:
-    """Hidden columns that a warp of "grid" computes; `columns` must be a multiple of it."""
+    """Hidden columns that a warp of "grid" or "stream" computes; `columns` is a multiple of it."""
     return tile_columns(key.rows, width(key))
 
 
 class Share(NamedTuple):
-    """What a block of "grid" does.
+    """What a block of "grid" or "stream" does.
 
     Attributes:
         columns: hidden columns of a block, a multiple of `column_tile`.
@@ -150,7 +159,7 @@ class Share(NamedTuple):
 
 
 def share(key: KernelKey, H: int, columns: int, slab: int) -> Share:
-    """What a block of "grid" does that has so many columns and rows: as much at once as can be.
+    """What a block of "grid" or "stream" with so many columns and rows does: as much as can be.
 
     Raises:
         ValueError: `columns` is not what `column_tile` asks for, or no block has so many threads.
@@ -172,7 +181,7 @@ def threads(key: KernelKey, H: int, part: Share | None = None) -> int:
     Args:
         key: the kernel.
         H: hidden size.
-        part: what a block does, for "grid".
+        part: what a block does, for "grid" and "stream".
 
     Raises:
         ValueError: no block is large enough.
@@ -200,7 +209,7 @@ def shared_bytes(key: KernelKey, H: int, part: Share | None = None) -> int:
     Args:
         key: the kernel.
         H: hidden size.
-        part: what a block does, for "grid".
+        part: what a block does, for "grid" and "stream".
     """
     if key.plan == "step":
         return 0
@@ -212,20 +221,21 @@ def shared_bytes(key: KernelKey, H: int, part: Share | None = None) -> int:
         splits = count // across * width(key)
         return key.rows * across * (1 + splits) * real + across * spread(across) * store
     warps = count // _WARP
-    return 2 * warps * key.rows * column_tile(key) * real + part.columns * spread(across) * store
+    parts = 2 * warps * key.rows * column_tile(key) * real
+    return parts + (part.columns * spread(across) * store if key.plan == "grid" else 0)
 
 
 def blocks(
     key: KernelKey, D: int, B: int, H: int, part: Share | None = None
 ) -> tuple[int, int, int]:
-    """The grid (x, y, z) of a launch; all its blocks must be resident at once for "grid".
+    """The grid (x, y, z) of a launch; all its blocks must be resident at once for "grid", "stream".
 
     Args:
         key: the kernel.
         D: directions; 1 for "step", whose launches are for one direction each.
         B: batch size; the rows of the step, for "step".
         H: hidden size.
-        part: what a block does, for "grid".
+        part: what a block does, for "grid" and "stream".
     """
     if key.plan == "step":
         return -(-H // threads(key, H)), min(B, 65535), 1
@@ -235,7 +245,7 @@ def blocks(
 
 
 def exchange_elements(grid: tuple[int, int, int], H: int, part: Share) -> int:
-    """Elements of the buffer that the blocks of "grid" exchange states through.
+    """Elements of the buffer that blocks exchange states through.
 
     They are float64 for dtype float64, else float32, and need not be initialised.
     """
@@ -243,7 +253,7 @@ def exchange_elements(grid: tuple[int, int, int], H: int, part: Share) -> int:
 
 
 def counter_elements(grid: tuple[int, int, int]) -> int:
-    """int64 elements of the counters of "grid", which must be zero at each launch."""
+    """int64 elements of the counters that blocks meet by, which must be zero at each launch."""
     return grid[1] * grid[2] * COUNTER_STRIDE
 
 

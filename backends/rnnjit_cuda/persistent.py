@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rnnjit.recurrence import Backward, Forward, Recurrence
-from rnnjit_cuda.kernels import Share, counter_elements, exchange_elements
+from rnnjit_cuda.kernels import Share, counter_elements, exchange_elements, padded
 from rnnjit_cuda.launch import Argument, Launcher, Shape
 from rnnjit_cuda.plan import Cut
 
@@ -24,19 +24,30 @@ class Persistent(Recurrence):
 
     def forward(self, call: Forward) -> None:
         """One launch of a forward kernel."""
-        weights = [call.w_hh[0], call.w_hh[-1]]
+        weights = self._weights(call.w_hh)
         tensors: list[Argument] = [call.y, *weights, call.h0, call.h_n]
         self._launch(call, call.y, tensors, [])
 
     def backward(self, call: Backward) -> None:
         """One launch of a backward kernel."""
-        weights = [call.w_hh[0], call.w_hh[-1]]
+        weights = self._weights([w_hh.t() for w_hh in call.w_hh] if self._streams else call.w_hh)
         # Where there is no gradient the kernel reads none, and takes any tensor.
         grad_y = call.y if call.grad_y is None else call.grad_y
         grad_h_n = call.grad_h0 if call.grad_h_n is None else call.grad_h_n
         tensors: list[Argument] = [call.dz, grad_y, call.y, *weights, grad_h_n, call.grad_h0]
         flags = [int(call.grad_y is not None), int(call.grad_h_n is not None)]
         self._launch(call, call.y, tensors, flags)
+
+    @property
+    def _streams(self) -> bool:
+        return self._cut.key.plan == "stream"
+
+    def _weights(self, w_hh: list[Tensor]) -> list[Tensor]:
+        """The weights of both directions, padded for "stream" as its kernels read them."""
+        part = self._cut.part
+        if self._streams and part is not None:
+            w_hh = [_panel(w, self._cut.grid[0] * part.columns) for w in w_hh]
+        return [w_hh[0], w_hh[-1]]
 
     def _launch(
         self, call: Forward | Backward, like: Tensor, tensors: list[Argument], flags: list[int]
@@ -61,3 +72,11 @@ class Persistent(Recurrence):
         exchange = torch.empty(exchange_elements(grid, H, part), dtype=real, device=like.device)
         counters = torch.zeros(counter_elements(grid), dtype=torch.int64, device=like.device)
         return exchange, counters
+
+
+def _panel(w: Tensor, columns: int) -> Tensor:
+    """`w` `[H, H]` with zeros behind, `[columns, padded(H)]`."""
+    H = w.shape[0]
+    panel = w.new_zeros(columns, padded(H))
+    panel[:H, :H] = w
+    return panel

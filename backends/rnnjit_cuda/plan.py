@@ -26,11 +26,12 @@ from rnnjit_cuda.kernels import (
     row_choices,
     share,
     shared_bytes,
+    stored_bytes,
     threads,
     width,
 )
 
-PLANS: tuple[Plan, ...] = ("register", "block", "grid", "step")
+PLANS: tuple[Plan, ...] = ("register", "block", "grid", "stream", "step")
 
 #: Warp instructions that a multiprocessor starts in a cycle, and its registers.
 _ISSUE, _REGISTERS = 4, 65536
@@ -50,8 +51,10 @@ _GRID_TILE, _GRID_TURN, _GRID_ROW = 1370, 310, 40
 _GRID_PRODUCT, _GRID_SUM = 1.05, 2.6
 #: Bytes of state that a multiprocessor reads in a cycle.
 _STATE_RATE = 100
-#: Cycles that the host takes to start the kernels of one step.
-_LAUNCH_STEP = 70_000
+#: Bytes of weights that it reads in a cycle while all others do, from the L2 cache or from memory.
+_WEIGHT_RATE = 20
+#: Cycles that the host takes to start the kernels of one step: 40 to 80 us.
+_LAUNCH_STEP = 120_000
 #: Float32 multiply-adds of a multiprocessor in a cycle, and the share that matrix products reach.
 _RATE, _SHARE = 128, 0.6
 
@@ -109,7 +112,12 @@ def cuts(
     among: tuple[Plan, ...] = PLANS,
 ) -> Iterator[Cut]:
     """All cuts of the persistent plans that the device has room for; arguments as for `plan`."""
-    for name, found in (("register", _register), ("block", _block), ("grid", _grid)):
+    for name, found in (
+        ("register", _register),
+        ("block", _block),
+        ("grid", _grid),
+        ("stream", _stream),
+    ):
         if name in among:
             yield from found(layer, B, dtype, pass_, device)
 
@@ -137,7 +145,7 @@ def _block(
 ) -> Iterator[Cut]:
     """Cuts of the block-local plan: those whose matrix fits into a block's shared memory."""
     H, D = layer.hidden_size, layer.num_directions
-    for count in row_choices("block", dtype):
+    for count in row_choices("block"):
         key = KernelKey("block", pass_, dtype, layer.cell, count)
         try:
             size, shared = threads(key, H), shared_bytes(key, H)
@@ -167,10 +175,24 @@ def _waves(blocks: int, room: int, device: DeviceProperties) -> tuple[int, int]:
 def _grid(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
 ) -> Iterator[Cut]:
-    """Cuts of the grid-wide plan: those whose blocks can all run at once, one a multiprocessor."""
+    """Cuts of the grid-wide plan whose blocks can all run at once, one a multiprocessor."""
+    return _meeting("grid", layer, B, dtype, pass_, device)
+
+
+def _stream(
+    layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
+) -> Iterator[Cut]:
+    """Those of the plan that reads the weights in each step."""
+    return _meeting("stream", layer, B, dtype, pass_, device)
+
+
+def _meeting(
+    name: Plan, layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
+) -> Iterator[Cut]:
+    """Cuts of a plan whose blocks meet: of so many columns and slabs that all fit at once."""
     H, D = layer.hidden_size, layer.num_directions
-    for count in row_choices("grid", dtype):
-        key = KernelKey("grid", pass_, dtype, layer.cell, count)
+    for count in row_choices(name):
+        key = KernelKey(name, pass_, dtype, layer.cell, count)
         tile = column_tile(key)
         for slabs in _slab_counts(-(-B // count), device.multiprocessors // D):
             columns = -(-H // (device.multiprocessors // (D * slabs) * tile)) * tile
@@ -182,7 +204,7 @@ def _grid(
             if shared > device.shared_per_block:
                 continue
             grid = blocks(key, D, B, H, part)
-            yield Cut(key, grid, size, shared, part, _grid_cycles(key, H, part, device))
+            yield Cut(key, grid, size, shared, part, _meeting_cycles(key, H, part, device))
 
 
 def _slab_counts(tiles: int, most: int) -> Iterator[int]:
@@ -195,8 +217,8 @@ def _slab_counts(tiles: int, most: int) -> Iterator[int]:
         count *= 2
 
 
-def _grid_cycles(key: KernelKey, H: int, part: Share, device: DeviceProperties) -> float:
-    """What the model expects of a step of the grid-wide plan, fitted to an H200's times."""
+def _meeting_cycles(key: KernelKey, H: int, part: Share, device: DeviceProperties) -> float:
+    """What the model expects of a step of the plans whose blocks meet."""
     tile, vector, slow = column_tile(key), width(key), _slowness(key.dtype, device)
     groups, tiles = part.columns // tile, part.slab // key.rows
     rounds = -(-tiles // part.teams)
@@ -208,6 +230,8 @@ def _grid_cycles(key: KernelKey, H: int, part: Share, device: DeviceProperties) 
     met = _GRID_MEETING + _GRID_BLOCK * -(-H // part.columns)
     chain = rounds * (_GRID_TILE + _GRID_TURN * turns + _GRID_ROW * key.rows)
     work = _GRID_PRODUCT * products + _GRID_SUM * summing + states / _STATE_RATE
+    if key.plan == "stream":
+        work += rounds * part.columns * padded(H) * stored_bytes(key) / _WEIGHT_RATE
     return met + chain + work
 
 

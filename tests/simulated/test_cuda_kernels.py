@@ -24,7 +24,7 @@ BACKWARD = [key for key in KEYS if key.plan != "step" and key.pass_ == "backward
 #: One kernel of each plan and pass.
 SAMPLES = [
     KernelKey(p, d, "float64", "tanh", 4)
-    for p, d in product(("block", "grid"), ("forward", "backward"))
+    for p, d in product(("block", "grid", "stream"), ("forward", "backward"))
 ] + [KernelKey("register", d, "float64", "tanh", reach=32) for d in ("forward", "backward")]
 #: One of them at least shows that a barrier is gone.
 SEEDS = range(12)
@@ -185,21 +185,16 @@ def launch(
         key: the kernel.
         call: what it computes.
         flags: whether grad_y and grad_h_n are there, for a backward kernel.
-        tiles: of columns in a block, for "grid".
-        slabs: that the batch is cut into, for "grid".
+        tiles: of columns in a block, for "grid" and "stream".
+        slabs: that the batch is cut into, for these.
         how: more for `cuda_simulator.run`, whose result this returns.
     """
     from cuda_simulator import run
 
     H, B, T, D, _ = call.case
-    weights = [call.w_hh[0], call.w_hh[-1]]
-    if key.pass_ == "forward":
-        tensors, ends = [call.y, *weights, call.h0, call.h_n], []
-    else:
-        tensors = [call.dz, call.grad_y, call.y, *weights, call.grad_h_n, call.grad_h0]
-        ends = list(flags)
+    weights = [call.w_hh[0].bits, call.w_hh[-1].bits]
     part, meeting, sizes = None, [], [T, B, H]
-    if key.plan == "grid":
+    if key.plan in ("grid", "stream"):
         part = share(key, H, tiles * column_tile(key), -(-B // slabs))
     grid = kernels.blocks(key, D, B, H, part)
     if part is not None:
@@ -207,16 +202,32 @@ def launch(
         exchange = np.full(kernels.exchange_elements(grid, H, part), np.nan, real)
         meeting = [exchange, np.zeros(kernels.counter_elements(grid), np.int64)]
         sizes += [part.columns, part.splits, part.slab]
+    if key.plan == "stream":
+        weights = [panel(key, w, H, grid[0] * part.columns) for w in weights]
+    if key.pass_ == "forward":
+        tensors, ends = [call.y.bits, *weights, call.h0.bits, call.h_n.bits], []
+    else:
+        ours = [call.dz.bits, call.grad_y.bits, call.y.bits]
+        tensors = [*ours, *weights, call.grad_h_n.bits, call.grad_h0.bits]
+        ends = list(flags)
     # A dense batch has none, and what is given instead must not be read.
     starts = call.starts.copy() if call.case.packed else np.full(T + 1, 1 << 40)
     before = starts.copy()
     packed = int(call.case.packed)
-    arguments = [*(tensor.bits for tensor in tensors), *meeting, starts, *sizes, packed, *ends]
+    arguments = [*tensors, *meeting, starts, *sizes, packed, *ends]
     extent = grid, threads(key, H, part), kernels.shared_bytes(key, H, part)
     result = run(source(key).function, *extent, arguments, **how)
     assert all(tensor.untouched for tensor in call.inputs)
     assert np.array_equal(starts, before)
     return result
+
+
+def panel(key: KernelKey, bits: Array, H: int, columns: int) -> Array:
+    """The weights as "stream" reads them: a row for each column of the block's, zeros behind."""
+    w = bits.reshape(H, H)
+    found = np.zeros((columns, kernels.padded(H)), bits.dtype)
+    found[:H, :H] = w if key.pass_ == "forward" else w.T
+    return found.reshape(-1)
 
 
 def check_forward(key: KernelKey, call: Call, **how: Any) -> None:
@@ -256,7 +267,7 @@ def key_for(plan: str, pass_: str, dtype: str, cell: str) -> KernelKey:
     """A kernel of a plan that `SMALL` fits."""
     if plan == "register":
         return KernelKey(plan, pass_, dtype, cell, reach=8)
-    return KernelKey(plan, pass_, dtype, cell, 2)
+    return KernelKey(plan, pass_, dtype, cell, 4 if plan == "stream" else 2)
 
 
 def name(key: KernelKey) -> str:
@@ -279,22 +290,23 @@ def test_backward(key):
 
 
 @pytest.mark.parametrize("keys", [FORWARD, BACKWARD], ids=["forward", "backward"])
-@pytest.mark.parametrize("plan", ["register", "block", "grid"])
+@pytest.mark.parametrize("plan", ["register", "block", "grid", "stream"])
 def test_every_case_is_among_those_of_some_kernel(keys, plan):
     seen = {case for key in keys if key.plan == plan for case in some_cases(keys, key)}
     assert seen - set(LARGE) == set(CASES)
 
 
 @pytest.mark.parametrize("dtype", TORCH)
-def test_a_sum_over_several_turns_of_the_lanes(dtype):
+@pytest.mark.parametrize("plan", ["grid", "stream"])
+def test_a_sum_over_several_turns_of_the_lanes(plan, dtype):
     call = Call(WIDE, dtype, "tanh")
-    check_forward(KernelKey("grid", "forward", dtype, "tanh", 4), call, tiles=3)
+    check_forward(KernelKey(plan, "forward", dtype, "tanh", 4), call, tiles=3)
     call = Call(WIDE, dtype, "tanh")
-    check_backward(KernelKey("grid", "backward", dtype, "tanh", 4), call, tiles=3)
+    check_backward(KernelKey(plan, "backward", dtype, "tanh", 4), call, tiles=3)
 
 
 @pytest.mark.parametrize("flags", list(product((0, 1), (0, 1))))
-@pytest.mark.parametrize("plan", ["register", "block", "grid"])
+@pytest.mark.parametrize("plan", ["register", "block", "grid", "stream"])
 def test_absent_gradients_are_not_read(plan, flags):
     call = Call(SMALL, "float32", "tanh")
     for flag, tensor in zip(flags, (call.grad_y, call.grad_h_n), strict=True):
@@ -305,7 +317,7 @@ def test_absent_gradients_are_not_read(plan, flags):
 
 @pytest.mark.parametrize("cell", ["tanh", "relu"])
 @pytest.mark.parametrize("dtype", TORCH)
-@pytest.mark.parametrize("plan", ["register", "block", "grid"])
+@pytest.mark.parametrize("plan", ["register", "block", "grid", "stream"])
 def test_nan_and_infinities_go_where_the_equations_take_them(plan, dtype, cell):
     call = Call(SMALL, dtype, cell)
     call.y.plant((0, 2), np.inf)
@@ -336,7 +348,9 @@ def test_every_barrier_of_a_block_is_missed_when_it_is_gone(key):
         assert any(outcome(key, seed=seed, omit=site) != right for seed in SEEDS), site
 
 
-@pytest.mark.parametrize("key", [key for key in SAMPLES if key.plan == "grid"], ids=name)
+@pytest.mark.parametrize(
+    "key", [key for key in SAMPLES if key.plan in ("grid", "stream")], ids=name
+)
 def test_the_barrier_of_the_grid_is_missed_when_it_is_gone(key, monkeypatch):
     from rnnjit_cuda import grid
 

@@ -1,0 +1,35 @@
+"""Where cuDNN, which PyTorch's own nn.RNN runs on, is as quick: as measured on an H200."""
+
+from __future__ import annotations
+
+import torch
+
+from rnnjit import Problem, RNNSpec
+
+#: The hidden sizes for which cuDNN has a persistent kernel both ways, for dense float32.
+_PERSISTENT = 256
+#: B*H^2 from which on a step's product takes longer than all around it: cuDNN's runs on tensor
+#: cores where a dtype has them, float32 as TF32 unless PyTorch is told otherwise.
+_LARGE = {
+    torch.float32: 2**27,
+    torch.float64: 2**26,
+    torch.bfloat16: 2**28,
+    torch.float16: 2**28,
+}
+
+
+def reasons(spec: RNNSpec, problem: Problem) -> list[str]:
+    """Why a call had better be left to cuDNN; empty if not."""
+    H, found = spec.hidden_size, []
+    if problem.dtype is torch.float32 and not problem.packed and H <= _PERSISTENT:
+        found.append(
+            f"cuDNN too keeps the weights of a dense float32 layer of up to {_PERSISTENT} hidden "
+            "units on the chip, and PyTorch calls it with less overhead"
+        )
+    limit = _LARGE.get(problem.dtype)
+    if limit is not None and limit <= problem.B * H * H:
+        found.append(
+            f"its matrix products dominate (B*H^2 is {problem.B * H * H:,}, of {limit:,} on), and "
+            "those of cuDNN are quicker"
+        )
+    return found
