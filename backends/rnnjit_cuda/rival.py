@@ -8,8 +8,9 @@ from rnnjit import Problem, RNNSpec
 
 #: The hidden sizes for which cuDNN has a persistent kernel both ways, for dense float32.
 _PERSISTENT = 256
-#: B*H^2 from which on a step's product takes longer than all around it: cuDNN's runs on tensor
-#: cores where a dtype has them, float32 as TF32 unless PyTorch is told otherwise.
+#: H^2 by the mean number of a step's rows, from which on its product takes longer than all around
+#: it: cuDNN's runs on tensor cores where a dtype has them, float32 as TF32 unless PyTorch is told
+#: otherwise.
 _LARGE = {
     torch.float32: 2**27,
     torch.float64: 2**26,
@@ -27,9 +28,10 @@ def reasons(spec: RNNSpec, problem: Problem) -> list[str]:
             "units on the chip, and PyTorch calls it with less overhead"
         )
     limit = _LARGE.get(problem.dtype)
-    if limit is not None and limit <= problem.B * H * H:
+    products = problem.N * H * H // max(problem.T, 1)
+    if limit is not None and products >= limit:
         found.append(
-            f"its matrix products dominate (B*H^2 is {problem.B * H * H:,}, of {limit:,} on), and "
-            "those of cuDNN are quicker"
+            f"its matrix products dominate ({products:,} multiply-adds a step, of {limit:,} on), "
+            "and those of cuDNN are quicker"
         )
     return found
