@@ -11,7 +11,7 @@ import re
 from importlib.metadata import version
 
 from rnnjit import codecache
-from rnnjit_cuda.kernels import KernelKey, source
+from rnnjit_cuda.kernels import KernelKey
 
 _ENTRY = re.compile(r"\.visible \.entry (\S+?)\(")
 #: What numba would keep a kernel's globals in; nothing is in it.
@@ -24,6 +24,8 @@ ENTRY = "rnnjit_kernel"
 def ptx(key: KernelKey, capability: tuple[int, int]) -> str:
     """The kernel in NVIDIA's assembly language, its entry called `ENTRY`."""
     from numba import cuda
+
+    from rnnjit_cuda.sources import source
 
     made = source(key)
     text, _ = cuda.compile_ptx(

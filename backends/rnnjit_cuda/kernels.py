@@ -1,4 +1,4 @@
-"""Every kernel that the planner may use: what it is called, what it needs, how it is built.
+"""Every kernel that the planner may use: what it is called and what it needs.
 
 Five plans compute the same recurrences:
 
@@ -8,13 +8,13 @@ Five plans compute the same recurrences:
     "stream"    as "grid", but W_hh is read from global memory in each step (`grid`)
     "step"      the pointwise part of one step, beside a matrix product of torch's (`step`)
 
-This module is plain Python: it imports neither numba nor torch until a kernel is built, and its
-functions of integers, the layout of shared memory among them, are also compiled into the kernels.
+This module is plain Python; its functions of integers, the layout of shared memory among them, are
+also compiled into the kernels.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 Plan = Literal["register", "block", "grid", "stream", "step"]
 Pass = Literal["forward", "backward"]
@@ -62,20 +62,6 @@ class KernelKey(NamedTuple):
     reach: int = 0
 
 
-class Source(NamedTuple):
-    """A kernel, ready to be compiled.
-
-    Attributes:
-        function: plain Python, which the simulator runs too.
-        signature: numba types of its arguments.
-        most_threads: the most threads of a block that it will be launched with.
-    """
-
-    function: Any
-    signature: tuple[Any, ...]
-    most_threads: int
-
-
 def variants() -> list[KernelKey]:
     """All kernels that the planner may use."""
     return [
@@ -96,28 +82,6 @@ def row_choices(plan: Plan) -> tuple[int, ...]:
     if plan == "stream":
         return (1, 4)
     return (1, 2, 4) if plan == "block" else (1, 2, 4, 8)
-
-
-def source(key: KernelKey) -> Source:
-    """Build a kernel. Imports numba-cuda.
-
-    Raises:
-        ValueError: there is no such kernel.
-    """
-    if key not in variants():
-        raise ValueError(f"there is no kernel {key}: see rnnjit_cuda.kernels.variants()")
-    from rnnjit_cuda import block, grid, register, step
-    from rnnjit_cuda.cells import CELLS
-    from rnnjit_cuda.primitives import element
-
-    homes = {"register": register, "block": block, "grid": grid, "stream": grid, "step": step}
-    module: Any = homes[key.plan]
-    numbers = element(key.dtype)
-    make = module.forward if key.pass_ == "forward" else module.backward
-    more = {"resident": False} if key.plan == "stream" else {}
-    cell = CELLS[key.cell](numbers.real)
-    function, signature = make(numbers, cell, key.reach or key.rows, **more)
-    return Source(function, signature, most_threads(key))
 
 
 def most_threads(key: KernelKey) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rnnjit_cuda import compiler
 from rnnjit_cuda.device import DeviceProperties
-from rnnjit_cuda.kernels import KernelKey, source
+from rnnjit_cuda.kernels import KernelKey
 
 Argument = Tensor | int
 
@@ -120,6 +120,8 @@ class SimulatedLauncher(Launcher):
     def __call__(self, key: KernelKey, shape: Shape, arguments: Sequence[Argument]) -> None:
         """Run a kernel to its end."""
         from numba import cuda
+
+        from rnnjit_cuda.sources import source
 
         kernel = cuda.jit(source(key).function)
         values = [a if isinstance(a, int) else _elements(a) for a in arguments]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rnnjit_cuda import kernels
-from rnnjit_cuda.kernels import LANES, KernelKey, column_tile, share, source, threads, variants
+from rnnjit_cuda.kernels import LANES, KernelKey, column_tile, share, threads, variants
+from rnnjit_cuda.sources import source
 
 Array = np.ndarray[Any, Any]
 
@@ -352,17 +353,17 @@ def test_every_barrier_of_a_block_is_missed_when_it_is_gone(key):
     "key", [key for key in SAMPLES if key.plan in ("grid", "stream")], ids=name
 )
 def test_the_barrier_of_the_grid_is_missed_when_it_is_gone(key, monkeypatch):
-    from rnnjit_cuda import grid
+    from rnnjit_cuda import meeting
 
     right = outcome(key)
-    monkeypatch.setattr(grid, "arrived", lambda counters, index: 1 << 60)
+    monkeypatch.setattr(meeting, "arrived", lambda counters, index: 1 << 60)
     assert any(outcome(key, seed=seed) != right for seed in SEEDS)
 
 
 def test_blocks_that_wait_for_ever_are_an_error(monkeypatch):
-    from rnnjit_cuda import grid
+    from rnnjit_cuda import meeting
 
-    monkeypatch.setattr(grid, "arrive", lambda counters, index: None)
+    monkeypatch.setattr(meeting, "arrive", lambda counters, index: None)
     with pytest.raises(RuntimeError, match="deadlock"):
         outcome(SAMPLES[2])
 
