@@ -101,7 +101,7 @@ class Backend(ABC):
 
     Class attributes:
         name: how users ask for it; the entry point has the same name.
-        priority: `auto` tries backends from the highest to the lowest.
+        priority: `auto` tries backends from the highest to the lowest, last those that give way.
         automatic: False if `auto` is to leave it out, so that it runs for those alone who name it.
         device: type of the device on which the conformance kit holds it against eager.
         differentiable: True if `forward` is made of differentiable torch operations, which the core

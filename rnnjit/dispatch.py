@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -38,19 +38,15 @@ class Verdict(NamedTuple):
 def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
     """Ask one backend: first whether it runs on this machine, then whether it takes the call."""
     reasons: Any = backend.missing() or backend.why_not(spec, problem)
+    return Verdict(backend, _listed(backend, "why_not", reasons))
+
+
+def _listed(backend: Backend, what: str, reasons: Any) -> tuple[str, ...]:
+    """The reasons that a backend gave as a list, a tuple, or one string."""
     if not isinstance(reasons, (list, tuple, str)):
-        got = type(reasons).__name__
-        raise BackendError(backend.name, "why_not", "a list of reasons", got)
+        raise BackendError(backend.name, what, "a list of reasons", type(reasons).__name__)
     if isinstance(reasons, str):
         reasons = [reasons] if reasons else []
-    return Verdict(backend, tuple(reasons), () if reasons else _gives_way(backend, spec, problem))
-
-
-def _gives_way(backend: Backend, spec: RNNSpec, problem: Problem) -> tuple[str, ...]:
-    reasons: Any = backend.gives_way(spec, problem)
-    if not isinstance(reasons, (list, tuple)):
-        got = type(reasons).__name__
-        raise BackendError(backend.name, "gives_way", "a list of reasons", got)
     return tuple(reasons)
 
 
@@ -59,48 +55,60 @@ def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdi
     if failed := FAILURES.reason(backend):
         return Verdict(backend, (f"{failed}, so that 'auto' leaves it out",))
     try:
-        return verdict(backend, spec, problem)
+        found = verdict(backend, spec, problem)
+        if found.reasons:
+            return found
+        gives_way = _listed(backend, "gives_way", backend.gives_way(spec, problem))
+        return found._replace(gives_way=gives_way)
     except Exception as error:  # noqa: BLE001 - a third party's code may fail in any way
         return Verdict(backend, (f"asked for its answer, it raised {described(error)}",))
 
 
-def candidates(spec: RNNSpec, problem: Problem) -> list[Backend]:
+def candidates(measured: Mapping[str, float]) -> list[Backend]:
     """Every installed backend, in the order of `auto` for a call.
 
-    Those that `rnnjit.tune` measured for such calls come first, the fastest before the others; the
-    rest follow by priority.
+    Args:
+        measured: the seconds that `rnnjit.tune` measured for such calls. Those come first, the
+            fastest before the others; the rest follow by priority.
     """
-    measured, known = tuned.fetch(spec, problem), backends()
+    known = backends()
     first = [known[name] for name in sorted(measured, key=measured.__getitem__) if name in known]
     return [*first, *(backend for backend in known.values() if backend not in first)]
 
 
 def verdicts(spec: RNNSpec, problem: Problem) -> list[Verdict]:
     """Ask every installed backend, in the order of `auto`."""
-    return [verdict_for_auto(backend, spec, problem) for backend in candidates(spec, problem)]
+    found = candidates(tuned.fetch(spec, problem))
+    return [verdict_for_auto(backend, spec, problem) for backend in found]
 
 
-def willing(spec: RNNSpec, problem: Problem) -> Iterator[Backend]:
-    """The backends that `auto` may give a call to, in its order; last those that give way."""
+def willing(spec: RNNSpec, problem: Problem, *, traced: bool = False) -> Iterator[Backend]:
+    """The backends that `auto` may give a call to, in its order; last those that give way.
+
+    In a traced call none does: there PyTorch's own layer is gone back through step by step.
+    """
     measured, later = tuned.fetch(spec, problem), []
-    for backend in candidates(spec, problem):
+    for backend in candidates(measured):
         found = verdict_for_auto(backend, spec, problem)
         if found.reasons or not backend.automatic:
             continue
-        if found.gives_way and backend.name not in measured:
+        if found.gives_way and backend.name not in measured and not traced:
             later.append(backend)
         else:
             yield backend
     yield from later
 
 
-def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:
+def choose(
+    spec: RNNSpec, problem: Problem, wanted: Backend | None, *, traced: bool = False
+) -> Backend:
     """The backend that runs the call.
 
     Args:
         spec: what the layer is.
         problem: what the call is.
         wanted: the backend that the user named, or None for "auto".
+        traced: whether the call is part of a graph that torch traced.
 
     Raises:
         UnsupportedError: `wanted` declines. It is never replaced by another.
@@ -110,7 +118,7 @@ def choose(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Backend:
         if reasons:
             raise UnsupportedError(wanted.name, reasons)
         return wanted
-    for backend in willing(spec, problem):
+    for backend in willing(spec, problem, traced=traced):
         return backend
     raise UnsupportedError("auto", ["every installed backend declined"])
 

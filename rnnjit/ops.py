@@ -256,7 +256,7 @@ def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int) -> _C
     )
     wanted = by_key(key)
     failover = Failover(spec, problem) if wanted is None else None
-    return _Chosen(choose(spec, problem, wanted), failover)
+    return _Chosen(choose(spec, problem, wanted, traced=True), failover)
 
 
 @contextmanager

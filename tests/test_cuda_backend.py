@@ -96,6 +96,12 @@ def test_it_gives_way_to_cudnn_where_that_was_measured_to_be_as_quick(dtype, H, 
     assert [why in reason for reason in reasons] == ([True] if why else [])
 
 
+@pytest.mark.parametrize("more", [{"num_layers": 2}, {"bidirectional": True}])
+def test_it_gives_way_for_no_more_than_was_measured(more):
+    problem = rnnjit.Problem(torch.float32, "cuda", 100, 8, 800, False, True)
+    assert BACKEND.gives_way(rnnjit.RNNSpec(64, 64, **more), problem) == []
+
+
 def test_importing_it_imports_no_compiler():
     code = (
         "import sys, rnnjit_cuda; rnnjit_cuda.BACKEND.missing();"
@@ -105,6 +111,13 @@ def test_importing_it_imports_no_compiler():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_offsets_lie_where_they_are_asked_for_whatever_the_default_device_is():
+    rows = Rows(2, 2, 3, torch.tensor([2, 1]))
+    with torch.device("meta"):
+        found = offsets(rows, torch.device("cpu"))
+    assert found.tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize("sizes", [[3, 3, 3], [5, 4, 4, 1], [2, 1, 1, 1], [1], [4]], ids=str)

@@ -168,6 +168,27 @@ def test_gradients_in_evaluation_mode_and_gradients_of_gradients(plan):
         torch.testing.assert_close(got.double().cpu() / scale, expected / scale, rtol=0, atol=1e-5)
 
 
+def test_gradients_of_packed_sequences_of_a_large_layer_both_ways(batch):
+    eager, module, x, x_gpu = pair(520, batch, bidirectional=True)
+    lengths = torch.linspace(9, 2, batch).long()
+    found = []
+    for model, given in ((eager, x), (module, x_gpu)):
+        given = given.detach().requires_grad_()
+        y, h_n = model(pack_padded_sequence(given, lengths))
+        inputs = (given, *model.parameters())
+        found.append(torch.autograd.grad(y.data.square().sum() + h_n.sum(), inputs))
+    for expected, got in zip(*found, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(got.double().cpu() / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("H", "chosen"), [(64, "eager"), (520, "cuda")])
+def test_auto_leaves_small_dense_layers_to_cudnn(H, chosen):
+    module = rnnjit.compile(nn.RNN(5, H, device="cuda"))
+    report = rnnjit.explain(module, torch.zeros(9, 3, 5, device="cuda"))
+    assert report.calls[0].chosen == chosen
+
+
 def test_weights_that_are_not_contiguous():
     eager, module, x, x_gpu = pair(48, 4)
     weight = module.weight_hh_l0

@@ -39,6 +39,7 @@ def test_plans_respect_the_device(device, dtype, pass_, among):
                 found = cut(H, B, device, dtype, D, pass_, among)
                 key = found.key
                 assert key in kernels.variants()
+                assert key.plan in (*among, "step")
                 assert (key.dtype, key.pass_, key.cell) == (dtype, pass_, "tanh")
                 assert 0 < found.threads <= 1024
                 assert found.threads % 32 == 0
@@ -88,6 +89,17 @@ def test_larger_layers_share_their_weights_over_the_grid():
         assert found.key.plan == "grid"
         assert found.grid[0] > 32
     assert cut(2048, 1, "RTX 4060").key.plan == "step"
+
+
+def test_weights_that_no_chip_holds_are_read_in_each_step():
+    assert cut(4096, 1).key.plan == "stream"
+    assert cut(2048, 1, dtype="float64").key.plan == "stream"
+    assert cut(2048, 1, dtype="float64").shared < 2**16
+
+
+def test_a_plan_that_was_asked_for_is_taken_where_it_fits():
+    for name in PLANS:
+        assert cut(100, 3, among=(name,)).key.plan == name
 
 
 def test_work_that_fills_the_device_is_left_to_matrix_products():

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -277,3 +279,13 @@ def test_a_backend_is_asked_on_its_own_device():
     assert any(messages)
     (skipped,) = {name.split("-")[1] for name in decorate(Elsewhere())}
     assert skipped == "refusal"
+
+
+def test_the_kit_works_where_torch_s_own_test_helpers_froze_its_flags():
+    code = (
+        "import torch.testing._internal.common_utils\n"
+        "from rnnjit import testing\n"
+        "report = testing.run('eager', quick=True)\n"
+        "assert report.passed and report.ok, report.failures\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

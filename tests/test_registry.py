@@ -122,13 +122,33 @@ def test_auto_takes_a_backend_that_gives_way_where_it_was_measured(install, monk
     assert dispatch.choose(SPEC, PROBLEM, None) is MODEST
 
 
-def test_a_backend_whose_reasons_to_give_way_are_no_list_breaks_its_contract(install):
+def test_no_backend_gives_way_in_a_traced_call(install, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
+    install(point("modest", "third_party:MODEST"))
+    assert dispatch.choose(SPEC, PROBLEM, None, traced=True) is MODEST
+
+
+@pytest.mark.parametrize("answer", [7, KeyError("odd")])
+def test_a_backend_that_fails_to_say_whether_it_gives_way(answer):
     class Odd(RecomputeBackend):
+        def gives_way(self, spec, problem):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    (reason,) = dispatch.verdict_for_auto(Odd(), SPEC, PROBLEM).reasons
+    assert "asked for its answer, it raised" in reason
+    assert dispatch.choose(SPEC, PROBLEM, backend := Odd()) is backend
+
+
+def test_one_reason_to_give_way_may_be_a_string():
+    class Plain(RecomputeBackend):
         def gives_way(self, spec, problem):
             return "always"
 
-    with pytest.raises(rnnjit.BackendError, match="gives_way: expected a list of reasons"):
-        dispatch.verdict(Odd(), SPEC, PROBLEM)
+    assert dispatch.verdict_for_auto(Plain(), SPEC, PROBLEM).gives_way == ("always",)
 
 
 def test_eager_cannot_be_replaced(install):

@@ -6,6 +6,7 @@ device: a launch goes to torch's current stream.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
@@ -53,6 +54,20 @@ class Launcher(ABC):
         """Start a kernel on torch's current stream."""
 
 
+class _Loaded(NamedTuple):
+    """A kernel on a device.
+
+    Attributes:
+        kernel: the driver's kernel.
+        function: the same in the device's context.
+        shared: bytes of dynamic shared memory that it may use.
+    """
+
+    kernel: Any
+    function: Any
+    shared: int
+
+
 class DriverLauncher(Launcher):
     """Starts kernels on a CUDA device, by its driver.
 
@@ -70,16 +85,19 @@ class DriverLauncher(Launcher):
             found.max_threads_per_multi_processor,
         )
         self._index = index
-        self._functions: dict[tuple[KernelKey, int], Any] = {}
+        self._loaded: dict[KernelKey, _Loaded] = {}
+        self._threads = threading.local()
 
     def __call__(self, key: KernelKey, shape: Shape, arguments: Sequence[Argument]) -> None:
         """Start a kernel on torch's current stream of the device."""
         from cuda.bindings import driver
 
-        function = self._functions.get((key, shape.shared))
-        if function is None:
-            function = self._load(key, shape.shared)
-            self._functions[key, shape.shared] = function
+        if not hasattr(self._threads, "known"):
+            self._enter()
+        loaded = self._loaded.get(key)
+        if loaded is None or loaded.shared < shape.shared:
+            self._loaded[key] = loaded = self._load(key, shape.shared, loaded)
+        function = loaded.function
         values = array("q", [a if isinstance(a, int) else a.data_ptr() for a in arguments])
         first, count = values.buffer_info()
         addresses = array("Q", range(first, first + 8 * count, 8))
@@ -94,17 +112,29 @@ class DriverLauncher(Launcher):
             else:
                 _checked(driver.cuLaunchKernel(function, *extent, where, 0))
 
-    def _load(self, key: KernelKey, shared: int) -> Any:
+    def _enter(self) -> None:
+        """Have torch make the device's context this thread's, which the driver asks for.
+
+        Autograd's threads have none before torch has started something from them.
+        """
+        torch.zeros((), device=torch.device("cuda", self._index))
+        self._threads.known = True
+
+    def _load(self, key: KernelKey, shared: int, loaded: _Loaded | None) -> _Loaded:
+        """The kernel, loaded if it was not, with leave to use so much shared memory."""
         from cuda.bindings import driver
 
-        code = compiler.cubin(key, self.properties.capability)
-        library = _checked(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))
-        kernel = _checked(driver.cuLibraryGetKernel(library, compiler.ENTRY.encode()))
+        if loaded is None:
+            code = compiler.cubin(key, self.properties.capability)
+            library = _checked(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))
+            kernel = _checked(driver.cuLibraryGetKernel(library, compiler.ENTRY.encode()))
+        else:
+            kernel = loaded.kernel
         device = _checked(driver.cuDeviceGet(self._index))
         most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _checked(driver.cuKernelSetAttribute(most, shared, kernel, device))
         with torch.cuda.device(self._index):
-            return _checked(driver.cuKernelGetFunction(kernel))
+            return _Loaded(kernel, _checked(driver.cuKernelGetFunction(kernel)), shared)
 
 
 class SimulatedLauncher(Launcher):

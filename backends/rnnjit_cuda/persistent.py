@@ -12,7 +12,7 @@ from rnnjit_cuda.plan import Cut
 
 
 class Persistent(Recurrence):
-    """Recurrences in a single kernel: "register" or "block", or "grid", whose blocks meet.
+    """Recurrences in a single kernel, of any plan but "step".
 
     Args:
         cut: what to launch.

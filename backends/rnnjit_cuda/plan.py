@@ -40,6 +40,11 @@ _FAST_DOUBLES = ((8, 0), (9, 0), (10, 0))
 #: Cycles of a step of the register plan, which is a chain of one thing after the other; registers
 #: and warp instructions of a thread besides its weights and their multiply-adds.
 _REGISTER_STEP, _REGISTER_REST, _REGISTER_WORK = 500, 56, 120
+#: Bytes of shared memory that the system keeps of each block, and blocks that a multiprocessor
+#: holds at most: 16, 24 or 32.
+_RESERVED, _MOST_BLOCKS = 1024, 16
+#: Registers of a thread of the block-local plan.
+_BLOCK_REGISTERS = 128
 #: Cycles of a step of the block-local plan, and of each of its rows; what H adds to either; what
 #: another block on the same multiprocessor adds.
 _BLOCK_STEP, _BLOCK_ROW, _BLOCK_MORE = (900, 6.2), (630, 5.0), 0.35
@@ -67,7 +72,7 @@ class Cut(NamedTuple):
         grid: blocks in x, y and z; per step and direction for "step".
         threads: of each block.
         shared: bytes of dynamic shared memory of each block.
-        part: what a block does, for "grid".
+        part: what a block does, for "grid" and "stream".
         cycles: what the model expects of a step.
     """
 
@@ -133,8 +138,7 @@ def _register(
     key = KernelKey("register", pass_, dtype, layer.cell, reach=reach)
     size, slow = threads(key, H), _slowness(dtype, device)
     each = reach * (2 if dtype == "float64" else 1) + _REGISTER_REST
-    room = max(1, min(_REGISTERS // each, device.threads_per_multiprocessor) // size)
-    waves, beside = _waves(B * D, room, device)
+    waves, beside = _waves(B * D, _room(size, 0, each, device), device)
     work = beside * size // 32 * (reach * slow + _REGISTER_WORK) / _ISSUE
     cycles = waves * (_REGISTER_STEP + work)
     yield Cut(key, blocks(key, D, B, H), size, shared_bytes(key, H), None, cycles)
@@ -154,12 +158,25 @@ def _block(
         if shared > device.shared_per_block:
             continue
         grid = blocks(key, D, B, H)
-        room = max(1, device.shared_per_multiprocessor // shared)
-        waves, beside = _waves(grid[0] * D, room, device)
+        waves, beside = _waves(grid[0] * D, _room(size, shared, _BLOCK_REGISTERS, device), device)
         step, row = (fixed + each * H for fixed, each in (_BLOCK_STEP, _BLOCK_ROW))
         work = step + count * row * max(1, _slowness(dtype, device) / 2)
         cycles = waves * work * (1 + _BLOCK_MORE * (beside - 1))
         yield Cut(key, grid, size, shared, None, cycles)
+
+
+def _room(size: int, shared: int, registers: int, device: DeviceProperties) -> int:
+    """Blocks of so many threads that a multiprocessor holds at once.
+
+    Args:
+        size: threads of a block.
+        shared: bytes of its shared memory.
+        registers: of a thread.
+        device: that it runs on.
+    """
+    by_shared = device.shared_per_multiprocessor // (shared + _RESERVED)
+    by_threads = min(device.threads_per_multiprocessor, _REGISTERS // registers) // size
+    return max(1, min(by_shared, by_threads, _MOST_BLOCKS))
 
 
 def _waves(blocks: int, room: int, device: DeviceProperties) -> tuple[int, int]:

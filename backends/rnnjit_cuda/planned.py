@@ -13,6 +13,9 @@ from rnnjit_cuda.per_step import PerStep
 from rnnjit_cuda.persistent import Persistent
 from rnnjit_cuda.plan import Cut, plan
 
+#: Steps from which on it pays to copy W_hh for "stream", which takes as long as several steps.
+_FEW = 8
+
 
 def recurrence(
     layer: LayerSpec,
@@ -23,6 +26,8 @@ def recurrence(
     among: tuple[Plan, ...],
 ) -> Recurrence:
     """What runs the recurrences of a layer on a launcher's device; the rest as for `plan`."""
+    if rows.T < _FEW:
+        among = tuple(name for name in among if name != "stream")
     cut = _planned(layer, rows.B, dtype, pass_, launcher.properties, among)
     return PerStep(cut, launcher) if cut.key.plan == "step" else Persistent(cut, launcher)
 

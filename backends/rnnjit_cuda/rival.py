@@ -6,7 +6,8 @@ import torch
 
 from rnnjit import Problem, RNNSpec
 
-#: The hidden sizes for which cuDNN has a persistent kernel both ways, for dense float32.
+#: The hidden sizes for which cuDNN has a persistent kernel both ways, for dense float32. Stacks and
+#: two directions were not measured.
 _PERSISTENT = 256
 #: H^2 by the mean number of a step's rows, from which on its product takes longer than all around
 #: it: cuDNN's runs on tensor cores where a dtype has them, float32 as TF32 unless PyTorch is told
@@ -22,9 +23,10 @@ _LARGE = {
 def reasons(spec: RNNSpec, problem: Problem) -> list[str]:
     """Why a call had better be left to cuDNN; empty if not."""
     H, found = spec.hidden_size, []
-    if problem.dtype is torch.float32 and not problem.packed and H <= _PERSISTENT:
+    alone = spec.num_layers == 1 and not spec.bidirectional
+    if problem.dtype is torch.float32 and not problem.packed and alone and H <= _PERSISTENT:
         found.append(
-            f"cuDNN too keeps the weights of a dense float32 layer of up to {_PERSISTENT} hidden "
+            f"cuDNN too keeps the weights of one dense float32 layer of up to {_PERSISTENT} hidden "
             "units on the chip, and PyTorch calls it with less overhead"
         )
     limit = _LARGE.get(problem.dtype)

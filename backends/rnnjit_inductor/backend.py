@@ -52,6 +52,12 @@ class InductorBackend(Backend):
             )
         return reasons or lacking(problem.device)
 
+    def gives_way(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Wherever it was never timed."""
+        if problem.device == "cpu":
+            return []
+        return [f"it has not been measured on {problem.device} devices"]
+
     def forward(
         self,
         layer: LayerSpec,

@@ -46,6 +46,16 @@ class Call:
         y, _ = module(self.x)
         return y.data if isinstance(y, PackedSequence) else y
 
+    def gradients(self, module: nn.Module) -> tuple[Tensor, ...]:
+        """Those of x and of every weight."""
+        inputs = (self.leaf, *module.parameters())
+        return torch.autograd.grad(self.forward(module), inputs, self.grad)
+
+    def apart(self, one: nn.Module, other: nn.Module) -> float:
+        """The largest difference of two modules' gradients, each by the largest of its kind."""
+        pairs = zip(self.gradients(one), self.gradients(other), strict=True)
+        return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+
     def run(self, module: nn.Module, passes: str) -> Callable[[], None]:
         """What is timed."""
 
@@ -54,8 +64,7 @@ class Call:
                 self.forward(module)
 
         def both() -> None:
-            inputs = (self.leaf, *module.parameters())
-            torch.autograd.grad(self.forward(module), inputs, self.grad)
+            self.gradients(module)
 
         return forward if passes == "forward" else both
 

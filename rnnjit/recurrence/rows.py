@@ -1,7 +1,7 @@
 """How packed rows lie, as tensors on any device, without waiting for it.
 
-Everything follows from the batch sizes, which are the host's, by operators that run on the device;
-sizes of results are known from the call, so that the host never asks for a value.
+Everything follows from the batch sizes, which the host has; sizes of results are known from the
+call, so that it never asks the device for a value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def offsets(rows: Rows, device: torch.device) -> Tensor:
     if rows.batch_sizes is None:
         return torch.arange(rows.T + 1, device=device) * rows.B
     # Added up where the sizes are: one copy is all that the device is asked for.
-    starts = torch.zeros(rows.T + 1, dtype=torch.int64)
+    starts = torch.zeros(rows.T + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(rows.batch_sizes, 0, out=starts[1:])
     return starts.to(device, non_blocking=True)
 

@@ -169,6 +169,11 @@ def _lay(layout: str, tensor: Tensor) -> Tensor:
     return tensor.clone()
 
 
+def _generators(x: Tensor) -> list[int]:
+    """The CUDA devices whose generators `manual_seed` would change for good."""
+    return [x.get_device()] if x.is_cuda else []
+
+
 def forward(module: nn.Module, call: Call) -> tuple[Tensor, Tensor, Values]:
     """Call `module` on the case's arguments, always with the same dropout masks.
 
@@ -178,7 +183,7 @@ def forward(module: nn.Module, call: Call) -> tuple[Tensor, Tensor, Values]:
     Raises:
         AssertionError: the result is not of the form that nn.RNN gives.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=_generators(call.x)):
         torch.manual_seed(_DROPOUT_SEED)
         output, h_n = module(*call.arguments())
     if call.case.lengths is None:

@@ -306,6 +306,34 @@ def test_a_sum_over_several_turns_of_the_lanes(plan, dtype):
     check_backward(KernelKey(plan, "backward", dtype, "tanh", 4), call, tiles=3)
 
 
+@pytest.mark.parametrize(
+    ("plan", "rows", "B", "slabs"),
+    [("grid", 2, 37, 1), ("grid", 4, 70, 2), ("grid", 8, 135, 2), ("stream", 4, 75, 1)],
+)
+def test_several_rounds_of_tiles(plan, rows, B, slabs):
+    case = Case(9, B, 3, 2, True)
+    for pass_, check_pass in (("forward", check_forward), ("backward", check_backward)):
+        key = KernelKey(plan, pass_, "float32", "tanh", rows)
+        part = share(key, case.H, 2 * column_tile(key), -(-B // slabs))
+        assert part.slab > part.teams * rows
+        check_pass(key, Call(case, "float32", "tanh"), tiles=2, slabs=slabs)
+
+
+@pytest.mark.parametrize("D", [1, 2])
+def test_what_lies_far_is_told_to_the_cache_ahead(D, monkeypatch):
+    from rnnjit_cuda import register
+
+    asked = []
+    monkeypatch.setattr(register, "FAR", 0)
+    monkeypatch.setattr(register, "prefetch", lambda memory, index: asked.append(memory[index]))
+    case = Case(20, 2, 12, D, False)
+    for pass_, check_pass in (("forward", check_forward), ("backward", check_backward)):
+        key = KernelKey("register", pass_, "float32", "tanh", reach=8)
+        check_pass(key, Call(case, "float32", "tanh"))
+        assert asked
+        asked.clear()
+
+
 @pytest.mark.parametrize("flags", list(product((0, 1), (0, 1))))
 @pytest.mark.parametrize("plan", ["register", "block", "grid", "stream"])
 def test_absent_gradients_are_not_read(plan, flags):
