@@ -54,8 +54,8 @@ def compile(  # noqa: A001 - the name users know from torch.compile
             and GRU stay eager, and so do subclasses of nn.RNN that have a `forward` of their own
             (with a warning). A module that is compiled already is compiled anew, for `backend`.
         backend: "auto" (the fastest backend that accepts the call, as far as was measured), the
-            name of an installed backend (see `rnnjit.backends`), or a `Backend`. A backend that is named is never
-            replaced by another: a call that it declines raises `UnsupportedError`.
+            name of an installed backend (see `rnnjit.backends`), or a `Backend`. A backend that is
+            named is never replaced by another: a call that it declines raises `UnsupportedError`.
         inplace: change `module` itself rather than a copy of its structure, and return it.
 
     Returns:
