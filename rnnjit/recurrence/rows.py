@@ -17,7 +17,7 @@ def offsets(rows: Rows, device: torch.device) -> Tensor:
     if rows.batch_sizes is None:
         return torch.arange(rows.T + 1, device=device) * rows.B
     # Added up where the sizes are: one copy is all that the device is asked for.
-    starts = torch.zeros(rows.T + 1, dtype=torch.int64, device="cpu")
+    starts = rows.batch_sizes.new_zeros(rows.T + 1)
     torch.cumsum(rows.batch_sizes, 0, out=starts[1:])
     return starts.to(device, non_blocking=True)
 
