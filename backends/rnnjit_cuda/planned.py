@@ -26,7 +26,7 @@ def recurrence(
     among: tuple[Plan, ...],
 ) -> Recurrence:
     """What runs the recurrences of a layer on a launcher's device; the rest as for `plan`."""
-    if rows.T < _FEW:
+    if rows.T < _FEW and "step" in among:
         among = tuple(name for name in among if name != "stream")
     cut = _planned(layer, rows.B, dtype, pass_, launcher.properties, among)
     return PerStep(cut, launcher) if cut.key.plan == "step" else Persistent(cut, launcher)
