@@ -4,10 +4,12 @@ import math
 
 import pytest
 
-from rnnjit import LayerSpec
+from rnnjit import LayerSpec, Rows
 from rnnjit_cuda import kernels
 from rnnjit_cuda.device import DeviceProperties
+from rnnjit_cuda.launch import SimulatedLauncher
 from rnnjit_cuda.plan import PLANS, plan
+from rnnjit_cuda.planned import recurrence
 
 # Compute capability, multiprocessors, shared memory of a block and of a multiprocessor, threads:
 # from NVIDIA's "CUDA C++ Programming Guide", tables of compute capabilities, and data sheets.
@@ -95,6 +97,15 @@ def test_weights_that_no_chip_holds_are_read_in_each_step():
     assert cut(4096, 1).key.plan == "stream"
     assert cut(2048, 1, dtype="float64").key.plan == "stream"
     assert cut(2048, 1, dtype="float64").shared < 2**16
+
+
+@pytest.mark.parametrize(
+    ("T", "among", "name"), [(7, PLANS, "step"), (8, PLANS, "stream"), (1, ("stream",), "stream")]
+)
+def test_weights_are_not_copied_for_a_few_steps(T, among, name):
+    launcher = SimulatedLauncher(DEVICES["H100"])
+    found = recurrence(layer(4096), Rows(T, 1, T), "float32", "forward", launcher, among)
+    assert found._cut.key.plan == name
 
 
 def test_a_plan_that_was_asked_for_is_taken_where_it_fits():
