@@ -17,7 +17,6 @@ test: install lint types
 # Minutes; alone on the machine.
 bench: install
 	$(BIN)/python -m pytest benchmarks/suites --benchmark-enable --benchmark-only \
-		--benchmark-max-time=0.2 --benchmark-min-time=0.001 --benchmark-min-rounds=5 --benchmark-warmup=off \
 		--benchmark-group-by=group --benchmark-sort=mean --benchmark-columns=min,median,iqr,rounds \
 		--benchmark-json=benchmarks/results/$$($(BIN)/python benchmarks/suites/host.py).json
 

@@ -4,7 +4,7 @@ import os
 import signal
 import tempfile
 
-from rnnjit.codecache import DIRECTORY_VARIABLE
+from rnnjit.runtime.object_cache import DIRECTORY_VARIABLE
 
 
 def pytest_configure(config):

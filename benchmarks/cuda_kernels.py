@@ -98,7 +98,7 @@ def measure(key: KernelKey, arch: int) -> Use:
 
 def largest(key: KernelKey, arch: int) -> str:
     """The largest hidden size that a block has room for, or "any"."""
-    if key.plan in ("stream", "step"):
+    if key.family in ("stream", "step"):
         return "any"
     H, step = 0, 4
     while _fits(key, H + step, LIMITS[arch]):
@@ -115,27 +115,27 @@ def _fits(key: KernelKey, H: int, limit: int) -> bool:
 
 def _part(key: KernelKey, H: int) -> Share | None:
     """A block's part for one tile of columns and of rows."""
-    return share(key, H, column_tile(key), key.rows) if key.plan in ("grid", "stream") else None
+    return share(key, H, column_tile(key), key.rows) if key.family in ("grid", "stream") else None
 
 
 def row(key: KernelKey, arch: int, use: Use) -> list[str]:
     """A line of the table."""
-    shown = min(_SHOWN[key.plan], LANES * key.reach or _SHOWN[key.plan])
+    shown = min(_SHOWN[key.family], LANES * key.reach or _SHOWN[key.family])
     shared = use.shared + shared_bytes(key, shown, _part(key, shown))
     bad = bool(use.stack or use.spilled)
     stack, spilled = (f"[bold red]{n}[/]" if bad and n else str(n) for n in use[1:3])
     size = f"{shared:,}" if shared else "-"
     numbers = [str(most_threads(key)), str(use.registers), spilled, stack, size]
-    return [*map(str, key), f"sm_{arch}", *numbers, largest(key, arch)]
+    return [*key.words, f"sm_{arch}", *numbers, largest(key, arch)]
 
 
 def table() -> Table:
     """The table's head."""
-    shown = ", ".join(f"{plan} at H={H}" for plan, H in _SHOWN.items())
+    shown = ", ".join(f"{family} at H={H}" for family, H in _SHOWN.items())
     result = Table(
         title=f"CUDA kernels (shared memory: {shown}; a grid block with one tile of columns)"
     )
-    for name in ("plan", "pass", "dtype", "cell"):
+    for name in ("family", "pass", "dtype", "cell"):
         result.add_column(name)
     result.add_column("rows", justify="right")
     result.add_column("reach", justify="right")
@@ -151,14 +151,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=[], help="words of the kernels' names")
     parser.add_argument("--arch", nargs="*", type=int, default=[80, 90], choices=sorted(LIMITS))
     options = parser.parse_args(arguments)
-    keys = [k for k in variants() if all(word in map(str, k) for word in options.only)]
+    keys = [k for k in variants() if all(word in k.words for word in options.only)]
     jobs = list(product(keys, options.arch))
     shown, bad = table(), []
     with ProcessPoolExecutor() as pool:
         for (key, arch), use in zip(jobs, pool.map(measure, *zip(*jobs, strict=True)), strict=True):
             shown.add_row(*row(key, arch, use))
-            if key.plan != "step" and (use.spilled or use.stack):
-                bad.append(f"{'-'.join(map(str, key))} sm_{arch}")
+            if key.family != "step" and (use.spilled or use.stack):
+                bad.append(f"{key} sm_{arch}")
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(shown)
     console.print(f"{len(jobs)} kernels; {len(bad)} persistent ones spill or have a stack")

@@ -5,9 +5,9 @@
 Eager nn.RNN is cuDNN there; it is timed with TF32 off and on, and through torch.compile. All run
 the same call in one process and take their samples in turns, each a stretch of device time between
 two events; figures are medians. The time of one more step of a single sequence is given for every
-plan: that of the grid-wide plan at H=64, with next to nothing to compute, is its barrier. Where
-values differ from eager's by more than sums in another order can, the row says so and gives no
-times. `--device cpu --backend numba` tries the script out where there is no GPU.
+family of kernels: that of the grid-wide ones at H=64, with next to nothing to compute, is the grid
+barrier. Where values differ from eager's by more than sums in another order can, the row says so
+and gives no times. `--device cpu --backend numba` tries the script out where there is no GPU.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from rich.table import Table
 
 import rnnjit
 from rnnjit import Backend, testing
-from rnnjit.info import environment
+from rnnjit.tools.environment import environment
 from rnnjit_cuda import CudaBackend
+from rnnjit_cuda.kernels import FAMILIES
 from rnnjit_cuda.launch import driver_launcher
-from rnnjit_cuda.plan import PLANS, cuts
+from rnnjit_cuda.plan import candidates
 
 HIDDEN = (64, 128, 256, 512, 1024, 2048)
 #: T and B; a long sequence repeats what a short one shows, and takes ten times as long.
@@ -99,9 +100,9 @@ def _torch_compiled(call: Call, passes: str) -> dict[str, Callable[[], None]]:
     return {"torch_compile": run}
 
 
-def kit(plan: str | None, options: argparse.Namespace) -> str:
-    """What the conformance kit says of the backend, or of one of its plans alone."""
-    backend = options.backend if plan is None else plan_backends(options)[plan]
+def kit(family: str | None, options: argparse.Namespace) -> str:
+    """What the conformance kit says of the backend, or of one family of its kernels alone."""
+    backend = options.backend if family is None else backends_by_family(options)[family]
     report = testing.run(backend, quick=options.quick)
     counts = f"{report.passed} passed, {report.failed} failed, {report.declined} declined"
     failures = [f"FAILED {failure.id}: {failure.message}" for failure in report.failures]
@@ -110,45 +111,47 @@ def kit(plan: str | None, options: argparse.Namespace) -> str:
 
 def check(options: argparse.Namespace) -> dict[str, str]:
     """The kit's and the sanitizers' verdicts, each from a process of its own."""
-    plans = [None, *PLANS] if options.backend == CudaBackend.name else [None]
+    families = [None, *FAMILIES] if options.backend == CudaBackend.name else [None]
     jobs: dict[str, Any] = {}
-    with ProcessPoolExecutor(len(plans) + len(sanitizer.TOOLS), get_context("spawn")) as pool:
-        for plan in plans:
-            jobs[f"kit, {plan or 'as it is'}"] = pool.submit(kit, plan, options)
+    with ProcessPoolExecutor(len(families) + len(sanitizer.TOOLS), get_context("spawn")) as pool:
+        for family in families:
+            jobs[f"kit, {family or 'as it is'}"] = pool.submit(kit, family, options)
         for tool in sanitizer.TOOLS:
             jobs[tool] = pool.submit(sanitizer.verdict, tool, options.backend)
         return {what: job.result() for what, job in jobs.items()}
 
 
-def plan_backends(options: argparse.Namespace) -> dict[str, str | Backend]:
-    """What to time steps of: each plan of the CUDA backend alone, or the backend as it is."""
+def backends_by_family(options: argparse.Namespace) -> dict[str, str | Backend]:
+    """What to time steps of: each family of CUDA kernels alone, or the backend as it is."""
     if options.backend != CudaBackend.name:
         return {options.backend: options.backend}
     found: dict[str, str | Backend] = {}
-    for plan in PLANS:
+    for family in FAMILIES:
         backend = CudaBackend()
-        backend.plans = (plan,)  # type: ignore[misc]  # of this object alone
-        found[plan] = backend
+        backend.families = (family,)  # type: ignore[misc]  # of this object alone
+        found[family] = backend
     return found
 
 
-def has_room(plan: str, H: int) -> bool:
-    """Whether steps of a plan are timed: the device must have room for a layer of float32."""
-    if plan not in PLANS:
+def has_room(family: str, H: int) -> bool:
+    """Whether steps of a family are timed: the device must have room for a layer of float32."""
+    if family not in FAMILIES:
         return True
-    if plan == "step":
+    if family == "step":
         return HIDDEN[0] == H  # The host takes the same for all, and takes long.
     layer, device = rnnjit.RNNSpec(H, H).layer(0), driver_launcher(0).properties
-    return any(True for _ in cuts(layer, 1, "float32", "forward", device, (plan,)))
+    return any(True for _ in candidates(layer, 1, "float32", "forward", device, (family,)))
 
 
 def step_times(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds that one more time step of a single sequence takes, by plan and hidden size."""
+    """Seconds that one more time step of a single sequence takes, by family and hidden size."""
     found = []
-    for (plan, backend), H in itertools.product(plan_backends(options).items(), options.hidden):
-        if not has_room(plan, H):
+    for (family, backend), H in itertools.product(
+        backends_by_family(options).items(), options.hidden
+    ):
+        if not has_room(family, H):
             continue
-        row: dict[str, Any] = {"plan": plan, "H": H}
+        row: dict[str, Any] = {"family": family, "H": H}
         for passes in PASSES:
             times = []
             for T in LONG:
@@ -242,7 +245,7 @@ def main() -> None:
     step = step_times(options)
     for row in step:
         times = ", ".join(f"{passes} {row[passes] * 1e6:.2f} us" for passes in PASSES)
-        print(f"one more step, {row['plan']}, B=1, H={row['H']}: {times}")
+        print(f"one more step, {row['family']}, B=1, H={row['H']}: {times}")
     results: list[dict[str, Any]] = []
     shapes = [(*extent, H) for extent, H in itertools.product(extents, options.hidden)]
     try:

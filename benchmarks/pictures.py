@@ -9,10 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import msgspec
-
-from rnnjit.bench.plots import write_plots
-from rnnjit.bench.records import Report
+from rnnjit.bench.records import read
+from rnnjit.bench.report.plots import write_plots
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,10 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     try:
-        report = msgspec.json.decode(given.report.read_bytes(), type=Report)
-        for file in write_plots(report, given.output, only=given.only):
+        for file in write_plots(read(given.report), given.output, only=given.only):
             print(file)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError) as error:
         print(f"{given.report}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -5,23 +5,50 @@ In use:
     import rnnjit
     fast = rnnjit.compile(model)    # an nn.RNN, or any module that contains some
     y, h = fast(x)                  # same arguments, same results, same gradients
+
+Every public name is loaded when it is first used.
 """
 
-from rnnjit.artifact import Artifact, ArtifactError, export_artifact, load_artifact, targets
-from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
-from rnnjit.compare import ComparedCalls, compare
-from rnnjit.errors import BackendError, RNNJitWarning, UnsupportedError
-from rnnjit.explain import Explanation, explain
-from rnnjit.flow import GradientFlow, gradient_flow
-from rnnjit.module import CompiledRNN
-from rnnjit.registry import backends
-from rnnjit.rnncell import CompiledRNNCell
-from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
-from rnnjit.stream import Stream
-from rnnjit.swap import compile  # noqa: A004 - the name users know from torch.compile
-from rnnjit.tune import TunedCall, Tuning, tune
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rnnjit.artifact import Artifact, ArtifactError, export_artifact, load_artifact, targets
+    from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
+    from rnnjit.dispatch.registry import backends
+    from rnnjit.errors import BackendError, RNNJitWarning, UnsupportedError
+    from rnnjit.frontend.compile import compile  # noqa: A004 - the name users know from torch.compile
+    from rnnjit.frontend.compiled_cell import CompiledRNNCell
+    from rnnjit.frontend.compiled_layer import CompiledRNN
+    from rnnjit.frontend.stream import Stream
+    from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
+    from rnnjit.tools.autotune import TunedCall, Tuning, tune
+    from rnnjit.tools.compare import ComparedCalls, compare
+    from rnnjit.tools.explain import Explanation, explain
+    from rnnjit.tools.gradient_flow import GradientFlow, gradient_flow
 
 __version__ = "0.1.0"
+
+#: The public names by the module that holds them.
+_HOLDERS = {
+    "rnnjit.artifact": (
+        *("Artifact", "ArtifactError", "export_artifact", "load_artifact", "targets"),
+    ),
+    "rnnjit.backend": ("Backend", "LayerGrads", "LayerOutput", "Needs"),
+    "rnnjit.dispatch.registry": ("backends",),
+    "rnnjit.errors": ("BackendError", "RNNJitWarning", "UnsupportedError"),
+    "rnnjit.frontend.compile": ("compile",),
+    "rnnjit.frontend.compiled_cell": ("CompiledRNNCell",),
+    "rnnjit.frontend.compiled_layer": ("CompiledRNN",),
+    "rnnjit.frontend.stream": ("Stream",),
+    "rnnjit.spec": ("LayerSpec", "Problem", "RNNSpec", "Rows"),
+    "rnnjit.tools.autotune": ("TunedCall", "Tuning", "tune"),
+    "rnnjit.tools.compare": ("ComparedCalls", "compare"),
+    "rnnjit.tools.explain": ("Explanation", "explain"),
+    "rnnjit.tools.gradient_flow": ("GradientFlow", "gradient_flow"),
+}
+_HOLDER_OF = {name: holder for holder, names in _HOLDERS.items() for name in names}
+_SUBMODULES = ("cells", "recurrence", "testing")
 
 __all__ = [
     "Artifact",
@@ -56,3 +83,17 @@ __all__ = [
     "targets",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOLDER_OF:
+        found = getattr(import_module(_HOLDER_OF[name]), name)
+        globals()[name] = found
+        return found
+    if name in _SUBMODULES:
+        return import_module(f"rnnjit.{name}")
+    raise AttributeError(f"module 'rnnjit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -1,14 +1,19 @@
 """The contract between the core and a backend, and the layer's semantics in words.
 
-A backend computes one layer, all its directions, over time-major rows (`rnnjit.spec.Rows`):
+A backend computes one layer, all its directions, over time-major rows (`rnnjit.spec.Rows`). For
+every row of a direction, in this order:
 
-    h_t = activation(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+    zx = W_ih x_t + b_ih                       G gates of H columns
+    zh = W_hh a_{t-1} + b_hh                   a: the cell's operand, the first state by default
+    out, s_1, ..., s_S = program(zx, zh, s_1, ..., s_S, p_1, ..., p_P)     pointwise, `rnnjit.cells`
+    h = W_hr out                               where there is a projection: s_1, P wide
 
-For direction 0, `h_{t-1}` is the previous step's state of the same sequence, or `h0` at step 0.
-Direction 1 walks each sequence from its own last step to step 0 and starts at `h0` there. `y`
-holds the states of all steps, direction 0 in columns `[0, H)` and direction 1 in `[H, 2H)`; `h_n`
-holds each direction's last computed state. Stacking, dropout, batch_first, unbatched input and the
-sorting of packed sequences are the core's work.
+For direction 0 the states before are those of the previous step of the same sequence, or `hx` at
+step 0. Direction 1 walks each sequence from its own last step to step 0 and starts at `hx` there.
+`y` holds the outputs of all steps (projected if there is a projection), direction 0 in columns
+`[0, P)` and direction 1 in `[P, 2P)`, with P = H without a projection; `h_n` holds each direction's
+last computed states. Stacking, dropout, batch_first, unbatched input and the sorting of packed
+sequences are the core's work.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from rnnjit.cells import Cell
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
 
@@ -27,13 +33,13 @@ class LayerOutput(NamedTuple):
     """What a layer's forward pass gives.
 
     Attributes:
-        y: `[N, D*H]`, newly allocated, contiguous.
-        h_n: `[D, B, H]`, newly allocated, sharing no memory with `y`.
+        y: `[N, D*P]`, newly allocated, contiguous.
+        h_n: of each state `[D, B, P or H]`, newly allocated, sharing no memory with `y`.
         saved: whatever else the backward pass wants kept; `y` and the inputs are kept anyway.
     """
 
     y: Tensor
-    h_n: Tensor
+    h_n: tuple[Tensor, ...]
     saved: tuple[Tensor, ...] = ()
 
 
@@ -42,12 +48,12 @@ class Needs(NamedTuple):
 
     Attributes:
         x: of the input rows.
-        h0: of the initial state.
+        hx: of each initial state.
         weights: of each weight, in the order in which the weights were given.
     """
 
     x: bool
-    h0: bool
+    hx: tuple[bool, ...]
     weights: tuple[bool, ...]
 
 
@@ -56,21 +62,23 @@ class LayerGrads(NamedTuple):
 
     Attributes:
         x: `[N, I]` or None.
-        h0: `[D, B, H]` or None.
+        hx: for each state `[D, B, P or H]` or None.
         weights: a gradient or None for each weight, in the order of the weights.
     """
 
     x: Tensor | None
-    h0: Tensor | None
+    hx: tuple[Tensor | None, ...]
     weights: tuple[Tensor | None, ...]
 
 
-#: `(x, h0, weights) -> (y, h_n)` for a whole stack, see `Backend.shortcut`.
-Shortcut = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]]
+#: One tensor for each state of a cell, in its order.
+States = tuple[Tensor, ...]
 
-#: `(x [B, I], h0 [L, B, H], h_n [L, B, H], y [B, H], weights)`: writes h_n and y, see
-#: `Backend.stepper`.
-Stepper = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]], None]
+#: `(x, hx, weights) -> (y, h_n)` for a whole stack, see `Backend.shortcut`.
+Shortcut = Callable[[Tensor, States, tuple[Tensor, ...]], tuple[Tensor, States]]
+
+#: `(x [B, I], hx, h_n, y [B, P], weights)`: writes h_n and y, see `Backend.stepper`.
+Stepper = Callable[[Tensor, States, States, Tensor, tuple[Tensor, ...]], None]
 
 
 class Program(NamedTuple):
@@ -87,10 +95,10 @@ class Program(NamedTuple):
     versions: Mapping[str, str]
 
 
-#: `(rows, x [N, I], h0 [L*D, B, H] or None, weights) -> (y [N, D*H], h_n [L*D, B, H])` for a whole
-#: stack, without gradients; the tensors are contiguous, `weights` as `rnnjit.artifact.weights` lays
-#: them out.
-Runner = Callable[[Rows, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
+#: `(rows, x [N, I], hx or None, weights) -> (y [N, D*P], h_n)` for a whole stack, each state
+#: `[L*D, B, P or H]`, without gradients; the tensors are contiguous, `weights` as
+#: `rnnjit.artifact.weights` lays them out.
+Runner = Callable[[Rows, Tensor, States | None, Tensor], tuple[Tensor, States]]
 
 
 class Backend(ABC):
@@ -99,11 +107,17 @@ class Backend(ABC):
     An installed backend is found through the entry-point group `rnnjit.backends`, whose value is an
     instance. Importing the module that holds it must be cheap: import heavy libraries on first use.
 
+    What a backend takes it says as data: `devices`, `dtypes` and `operations`. A call to which they
+    do not apply never reaches it.
+
     Class attributes:
         name: how users ask for it; the entry point has the same name.
-        priority: `auto` tries backends from the highest to the lowest, last those that give way.
+        priority: `auto` tries backends from the highest to the lowest, last those that defer.
         automatic: False if `auto` is to leave it out, so that it runs for those alone who name it.
-        device: type of the device on which the conformance kit holds it against eager.
+        devices: types of device that it runs on; None for every. The first is the one on which the
+            conformance kit holds it against eager, the CPU if there is none.
+        dtypes: that it computes in; None for every.
+        operations: names of the operations of `rnnjit.cells` that it lowers; None for all.
         differentiable: True if `forward` is made of differentiable torch operations, which the core
             then lets autograd record; `backward` is never called.
     """
@@ -111,22 +125,31 @@ class Backend(ABC):
     name: ClassVar[str]
     priority: ClassVar[int] = 0
     automatic: ClassVar[bool] = True
-    device: ClassVar[str] = "cpu"
+    devices: ClassVar[tuple[str, ...] | None] = ("cpu",)
+    dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
+    operations: ClassVar[frozenset[str] | None] = None
     differentiable: ClassVar[bool] = False
 
     def missing(self) -> list[str]:
         """Why this backend cannot run on this machine at all; empty if it can."""
         return []
 
-    @abstractmethod
+    def why_not_cell(self, cell: Cell) -> list[str]:
+        """Why this backend computes no layer of a cell whose operations it lowers (optional).
+
+        The answer must depend on nothing but the cell.
+        """
+        return []
+
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Why this backend declines the call; empty if it accepts.
+        """Why this backend declines the call for yet another reason; empty if it accepts.
 
         The answer must depend on nothing but the arguments (and the machine), since it is cached.
-        It need not repeat what `missing` says.
+        It need not repeat what `missing`, `why_not_cell` and the class attributes say.
         """
+        return []
 
-    def gives_way(self, spec: RNNSpec, problem: Problem) -> list[str]:
+    def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Why `auto` had better leave a call that is accepted to others; empty if not (optional).
 
         A backend says here where others are quicker. It runs such calls for those who name it,
@@ -141,7 +164,7 @@ class Backend(ABC):
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
@@ -151,9 +174,8 @@ class Backend(ABC):
             layer: what the layer is.
             rows: how the rows of `x` are laid over time.
             x: `[N, I]`, contiguous.
-            h0: `[D, B, H]`, contiguous.
-            weights: in nn.RNN's order, for each direction w_ih `[H, I]`, w_hh `[H, H]` and, if
-                there are biases, b_ih `[H]`, b_hh `[H]`; any strides.
+            hx: each state `[D, B, P or H]` (`LayerSpec.state_sizes`), contiguous.
+            weights: for each direction those of `LayerSpec.weight_shapes`; any strides.
             keep: whether a backward pass may follow, so that `saved` is worth filling.
 
         All tensors have one dtype and one device.
@@ -164,24 +186,24 @@ class Backend(ABC):
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         output: LayerOutput,
         grad_y: Tensor | None,
-        grad_h_n: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
-        """Compute the gradients of `sum(y * grad_y) + sum(h_n * grad_h_n)`.
+        """Compute the gradients of `sum(y * grad_y)` plus `sum(h_n * grad_h_n)` of each state.
 
         Args:
             layer: as given to `forward`.
             rows: as given to `forward`.
             x: as given to `forward`.
-            h0: as given to `forward`.
+            hx: as given to `forward`.
             weights: as given to `forward`.
-            output: what `forward` returned, but for `h_n`, in whose place is any tensor.
-            grad_y: `[N, D*H]`, any strides, or None for zero.
-            grad_h_n: `[D, B, H]`, any strides, or None for zero.
+            output: what `forward` returned, but for `h_n`, in whose place are any tensors.
+            grad_y: `[N, D*P]`, any strides, or None for zero.
+            grad_h_n: for each state `[D, B, P or H]`, any strides, or None for zero.
             needs: which gradients to compute.
 
         None of the inputs may be written to. Not called when `differentiable`.
@@ -205,11 +227,11 @@ class Backend(ABC):
         Args:
             spec: the whole stack.
             problem: what the calls are.
-            y_shape: of y: `[T, B, D*H]`, or `[B, T, D*H]` where that is the same memory.
+            y_shape: of y: `[T, B, D*P]`, or `[B, T, D*P]` where that is the same memory.
 
         Returns:
-            A function of x (T*B*I elements), h0 `[L*D, B, H]` and the weights of all layers in
-            nn.RNN's flat order, which returns y and h_n `[L*D, B, H]`, both newly allocated.
+            A function of x (T*B*I elements), hx (each state `[L*D, B, P or H]`) and the weights of
+            all layers in nn.RNN's flat order, which returns y and h_n, all newly allocated.
         """
         return None
 

@@ -6,43 +6,70 @@ forward-mode AD, `torch.func`), and is the answer where the compiled path has no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, Shortcut
-from rnnjit.cells import CELLS
+from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, Shortcut, States
+from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell, Program
+from rnnjit.cells.torch_evaluator import evaluate_tensors
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
 
-def split_weights(layer: LayerSpec, weights: Sequence[Tensor], direction: int) -> Sequence[Tensor]:
-    """The weights of one direction: (w_ih, w_hh) or (w_ih, w_hh, b_ih, b_hh)."""
+class DirectionWeights(NamedTuple):
+    """The weights of one direction, see `LayerSpec.weight_shapes`.
+
+    Attributes:
+        w_ih: `[G*H, I]`.
+        w_hh: `[G*H, P or H]`.
+        b_ih: `[G*H]`, or None.
+        b_hh: `[G*H]`, or None.
+        w_hr: `[P, H]`, or None.
+        parameters: the cell's, each `[H]`.
+    """
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+    parameters: tuple[Tensor, ...]
+
+
+def split_weights(layer: LayerSpec, weights: Sequence[Tensor], direction: int) -> DirectionWeights:
+    """The weights of one direction by what they are."""
     count = layer.weights_per_direction
-    return weights[direction * count : (direction + 1) * count]
+    own = iter(weights[direction * count : (direction + 1) * count])
+    w_ih, w_hh = next(own), next(own)
+    b_ih, b_hh = (next(own), next(own)) if layer.bias else (None, None)
+    w_hr = next(own) if layer.proj_size else None
+    return DirectionWeights(w_ih, w_hh, b_ih, b_hh, w_hr, tuple(own))
 
 
 def layer_forward(
-    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """`(y [N, D*H], h_n [D, B, H])` of one layer; shapes as in `rnnjit.Backend.forward`."""
-    outputs = [
-        _direction_forward(layer, rows, x, h0[d], split_weights(layer, weights, d), reverse=d == 1)
-        for d in range(layer.num_directions)
-    ]
-    y = torch.cat([output for output, _ in outputs], dim=1)
-    return y, torch.stack([state for _, state in outputs])
+    layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor]
+) -> tuple[Tensor, States]:
+    """`(y [N, D*P], h_n)` of one layer; shapes as in `rnnjit.Backend.forward`."""
+    directions = []
+    for d in range(layer.num_directions):
+        own, states = split_weights(layer, weights, d), tuple(state[d] for state in hx)
+        directions.append(_direction_forward(layer, rows, x, states, own, reverse=d == 1))
+    y = torch.cat([output for output, _ in directions], dim=1)
+    return y, tuple(map(torch.stack, zip(*(last for _, last in directions), strict=True)))
 
 
 def layer_backward(
     layer: LayerSpec,
     rows: Rows,
     x: Tensor,
-    h0: Tensor,
+    hx: States,
     weights: Sequence[Tensor],
     grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
+    grad_h_n: tuple[Tensor | None, ...],
     needs: Needs,
 ) -> LayerGrads:
     """The gradients by differentiating `layer_forward`; shapes as in `rnnjit.Backend.backward`.
@@ -52,59 +79,88 @@ def layer_backward(
     wanted here.
     """
     recorded = torch.is_grad_enabled()
-    wanted = (needs.x, needs.h0, *needs.weights)
+    wanted, states = (needs.x, *needs.hx, *needs.weights), len(hx)
     with torch.enable_grad():
-        inputs = [
+        x, *rest = (
             tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_(need)
-            for tensor, need in zip((x, h0, *weights), wanted, strict=True)
-        ]
-        outputs = layer_forward(layer, rows, inputs[0], inputs[1], inputs[2:])
+            for tensor, need in zip((x, *hx, *weights), wanted, strict=True)
+        )
+        y, h_n = layer_forward(layer, rows, x, tuple(rest[:states]), rest[states:])
     pairs = [
         (output, grad)
-        for output, grad in zip(outputs, (grad_y, grad_h_n), strict=True)
-        if grad is not None
+        for output, grad in zip((y, *h_n), (grad_y, *grad_h_n), strict=True)
+        if grad is not None and output.requires_grad
     ]
-    found = iter(
-        torch.autograd.grad(
-            [output for output, _ in pairs],
-            [tensor for tensor, need in zip(inputs, wanted, strict=True) if need],
-            [grad for _, grad in pairs],
-            create_graph=recorded,
-            allow_unused=True,
+    outputs, grads_given = [output for output, _ in pairs], [grad for _, grad in pairs]
+    leaves = [tensor for tensor, need in zip((x, *rest), wanted, strict=True) if need]
+    found: Iterator[Tensor | None] = repeat(None)
+    if pairs:
+        found = iter(
+            torch.autograd.grad(
+                outputs, leaves, grads_given, create_graph=recorded, allow_unused=True
+            )
         )
-    )
-    grads = [next(found) if need else None for need in wanted]
-    return LayerGrads(grads[0], grads[1], tuple(grads[2:]))
+    grad_x, *grads = (next(found) if need else None for need in wanted)
+    return LayerGrads(grad_x, tuple(grads[:states]), tuple(grads[states:]))
 
 
 def _direction_forward(
-    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor], *, reverse: bool
-) -> tuple[Tensor, Tensor]:
+    layer: LayerSpec,
+    rows: Rows,
+    x: Tensor,
+    hx: States,
+    weights: DirectionWeights,
+    *,
+    reverse: bool,
+) -> tuple[Tensor, States]:
     """One direction: the input's share of every pre-activation first, then step by step."""
-    w_ih, w_hh = weights[:2]
-    b_ih, b_hh = weights[2:] if layer.bias else (None, None)
-    activation = CELLS[layer.cell].activation
+    w_ih = weights.w_ih
     if w_ih.layout is not torch.strided:
         w_ih = w_ih.to_dense(masked_grad=False)  # as eager has it
-    if w_hh.layout is not torch.strided:
-        raise RuntimeError(f"weight_hh must be a dense tensor, got one of layout {w_hh.layout}")
+    if weights.w_hh.layout is not torch.strided:
+        raise RuntimeError(
+            f"weight_hh must be a dense tensor, got one of layout {weights.w_hh.layout}"
+        )
     sizes = rows.sizes
-    projected = torch.split(F.linear(x, w_ih, b_ih), sizes)
-    order = range(rows.T - 1, -1, -1) if reverse else range(rows.T)
-    steps: dict[int, Tensor] = {}
-    h = h0[:0] if reverse else h0
-    finished: list[Tensor] = []
-    for t in order:
-        size = sizes[t]
-        if size > h.shape[0]:
-            h = torch.cat([h, h0[h.shape[0] : size]])
-        elif size < h.shape[0]:
-            finished.append(h[size:])
-            h = h[:size]
-        h = activation(projected[t] + F.linear(h, w_hh, b_hh))
-        steps[t] = h
-    finished.append(h)
-    return torch.cat([steps[t] for t in range(rows.T)]), torch.cat(finished[::-1])
+    projected = torch.split(F.linear(x, w_ih, weights.b_ih), sizes)
+    outputs: dict[int, Tensor] = {}
+    states = tuple(state[:0] for state in hx) if reverse else hx
+    finished: list[States] = []
+    for t in range(rows.T - 1, -1, -1) if reverse else range(rows.T):
+        size, held = sizes[t], states[0].shape[0]
+        if size > held:
+            states = tuple(
+                torch.cat([state, first[held:size]])
+                for state, first in zip(states, hx, strict=True)
+            )
+        elif size < held:
+            finished.append(tuple(state[size:] for state in states))
+            states = tuple(state[:size] for state in states)
+        outputs[t], states = _step(layer, projected[t], states, weights)
+    finished.append(states)
+    y = torch.cat([outputs[t] for t in range(rows.T)])
+    return y, tuple(map(torch.cat, zip(*finished[::-1], strict=True)))
+
+
+def _step(
+    layer: LayerSpec, zx: Tensor, states: States, weights: DirectionWeights
+) -> tuple[Tensor, States]:
+    """The output and the states after one step of a direction."""
+    cell = layer.cell
+    operand = states[0] if cell.operand is None else _evaluated(cell.operand, states)[0]
+    zh = F.linear(operand, weights.w_hh, weights.b_hh)
+    gates = len(cell.gates)
+    given = (*zx.chunk(gates, -1), *zh.chunk(gates, -1), *states, *weights.parameters)
+    out, *after = _evaluated(cell.program, given)
+    if weights.w_hr is not None:
+        out = F.linear(out, weights.w_hr)
+        after[0] = out
+    return out, tuple(after)
+
+
+def _evaluated(program: Program, given: Sequence[Tensor]) -> list[Tensor]:
+    """The values of a program all of whose outputs are there, as those of cells are."""
+    return [value for value in evaluate_tensors(program, given) if value is not None]
 
 
 class ReferenceBackend(Backend):
@@ -115,33 +171,39 @@ class ReferenceBackend(Backend):
 
     name = "reference"
     priority = -2000
+    devices = None
     differentiable = True
-
-    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Never declines."""
-        return []
 
     def forward(
         self,
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
         """The layer by `layer_forward`, which autograd records."""
-        return LayerOutput(*layer_forward(layer, rows, x, h0, weights))
+        return LayerOutput(*layer_forward(layer, rows, x, hx, weights))
 
 
-_OPERATORS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "tanh": torch.rnn_tanh,
-    "relu": torch.rnn_relu,
+#: Torch's own layers, called `(x, hx, weights, bias, layers, dropout, train, bidirectional,
+#: batch_first)`, or `(data, batch_sizes, hx, ...)` packed.
+_OPERATORS: dict[Cell, Callable[..., Any]] = {
+    RNN_TANH: torch.rnn_tanh,
+    RNN_RELU: torch.rnn_relu,
+    LSTM: torch.lstm,
+    GRU: torch.gru,
 }
 
 
+def has_operator(cell: Cell) -> bool:
+    """Whether torch has an operator for whole layers of a cell."""
+    return cell in _OPERATORS
+
+
 class EagerBackend(Backend):
-    """PyTorch's own layer (`torch.rnn_tanh`, `torch.rnn_relu`): always there, last in `auto`.
+    """PyTorch's own layers (`torch.rnn_tanh`, `torch.lstm`, ...): always there, last in `auto`.
 
     It takes every dtype and device that eager takes. Cells that torch has no layer for go through
     `layer_forward`.
@@ -149,50 +211,45 @@ class EagerBackend(Backend):
 
     name = "eager"
     priority = -1000
+    devices = None
     differentiable = True
-
-    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Never declines."""
-        return []
 
     def forward(
         self,
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
         """The layer by torch's own operator, which autograd records."""
         operator = _OPERATORS.get(layer.cell)
         if operator is None:
-            return LayerOutput(*layer_forward(layer, rows, x, h0, weights))
-        bidirectional = layer.num_directions == 2
+            return LayerOutput(*layer_forward(layer, rows, x, hx, weights))
+        options = (layer.bias, 1, 0.0, keep, layer.num_directions == 2)
+        state = hx[0] if len(hx) == 1 else hx
         if rows.batch_sizes is None:
             dense = x.view(rows.T, rows.B, layer.input_size)
-            y, h_n = operator(
-                dense, h0, list(weights), layer.bias, 1, 0.0, keep, bidirectional, False
-            )
-            return LayerOutput(y.flatten(0, 1), h_n)
-        y, h_n = operator(
-            x, rows.batch_sizes, h0, list(weights), layer.bias, 1, 0.0, keep, bidirectional
-        )
-        return LayerOutput(y, h_n)
+            y, *h_n = operator(dense, state, list(weights), *options, False)
+            return LayerOutput(y.flatten(0, 1), tuple(h_n))
+        y, *h_n = operator(x, rows.batch_sizes, state, list(weights), *options)
+        return LayerOutput(y, tuple(h_n))
 
     def shortcut(
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
         """The whole stack by one call of torch's operator."""
-        operator = _OPERATORS.get(spec.nonlinearity)
+        operator = _OPERATORS.get(spec.cell)
         if operator is None:
             return None
         options = (spec.bias, spec.num_layers, 0.0, problem.needs_grad)
         layout = (spec.bidirectional, spec.batch_first)
 
-        def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            result: tuple[Tensor, Tensor] = operator(x, h0, weights, *options, *layout)
-            return result
+        def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
+            state = hx[0] if len(hx) == 1 else hx
+            y, *h_n = operator(x, state, weights, *options, *layout)
+            return y, tuple(h_n)
 
         return run
 

@@ -8,51 +8,80 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rnnjit.cells import RNN_TANH, Cell
+from rnnjit.runtime.torch_private import transforming
+
 
 @dataclass(frozen=True)
 class LayerSpec:
     """One layer of a stack, all its directions: the unit that a backend computes.
 
     Attributes:
-        cell: name of the pointwise part, a key of `rnnjit.cells.CELLS`.
+        cell: what is computed at every step.
         input_size: I, features of each input row.
-        hidden_size: H, features of each direction's state.
+        hidden_size: H, features of each gate.
         num_directions: D, 1 or 2; direction 1 runs from the last time step to the first.
         bias: whether the layer has `b_ih` and `b_hh`.
+        proj_size: P, features that `w_hr` projects the output to; 0 if there is no projection.
+
+    Example:
+        >>> from rnnjit.cells import LSTM
+        >>> LayerSpec(LSTM, 8, 16, 1, True, proj_size=4).state_sizes
+        (4, 16)
     """
 
-    cell: str
+    cell: Cell
     input_size: int
     hidden_size: int
     num_directions: int
     bias: bool
+    proj_size: int = 0
+
+    @property
+    def output_size(self) -> int:
+        """P or H: features of a direction's output and of its first state."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The features of each state: the first is the (projected) output, the others H wide."""
+        return (self.output_size, *[self.hidden_size] * (len(self.cell.states) - 1))
 
     @property
     def weight_shapes(self) -> tuple[torch.Size, ...]:
-        """The shape of each weight of a direction, in nn.RNN's order."""
-        H = self.hidden_size
-        matrices = (torch.Size((H, self.input_size)), torch.Size((H, H)))
-        return (*matrices, torch.Size((H,)), torch.Size((H,))) if self.bias else matrices
+        """The shape of each weight of a direction.
+
+        That is w_ih `[G*H, I]`, w_hh `[G*H, P or H]`, b_ih and b_hh `[G*H]` if there are biases,
+        w_hr `[P, H]` if there is a projection, then the cell's parameters, each `[H]`.
+        """
+        H, columns = self.hidden_size, len(self.cell.gates) * self.hidden_size
+        shapes = [(columns, self.input_size), (columns, self.output_size)]
+        biases = [(columns,), (columns,)] if self.bias else []
+        projection = [(self.proj_size, H)] if self.proj_size else []
+        parameters = [(H,)] * len(self.cell.parameters)
+        return tuple(torch.Size(s) for s in (*shapes, *biases, *projection, *parameters))
 
     @property
     def weights_per_direction(self) -> int:
-        """How many weight tensors a direction has: (w_ih, w_hh) or (w_ih, w_hh, b_ih, b_hh)."""
-        return 4 if self.bias else 2
+        """How many weight tensors a direction has, see `weight_shapes`."""
+        biases = 2 if self.bias else 0
+        return 2 + biases + (self.proj_size > 0) + len(self.cell.parameters)
 
 
 @dataclass(frozen=True)
 class RNNSpec:
-    """The configuration of an `nn.RNN`, in its own vocabulary.
+    """The configuration of a stack of recurrent layers, in the vocabulary of `nn.RNN`.
 
     Attributes:
         input_size: I, features of the input.
-        hidden_size: H, features of each direction's state.
+        hidden_size: H, features of each gate.
         num_layers: L, stacked layers.
-        nonlinearity: "tanh" or "relu".
+        cell: what every layer computes at every step.
         bias: whether every layer has `b_ih` and `b_hh`.
         batch_first: whether dense input and output are `[B, T, ...]` rather than `[T, B, ...]`.
         dropout: probability of the dropout between layers in training mode.
         bidirectional: whether every layer also runs backwards in time.
+        proj_size: P, as in `nn.LSTM`; 0 for none.
 
     Example:
         >>> RNNSpec(input_size=8, hidden_size=16, bidirectional=True).layer(0).num_directions
@@ -62,11 +91,12 @@ class RNNSpec:
     input_size: int
     hidden_size: int
     num_layers: int = 1
-    nonlinearity: str = "tanh"
+    cell: Cell = RNN_TANH
     bias: bool = True
     batch_first: bool = False
     dropout: float = 0.0
     bidirectional: bool = False
+    proj_size: int = 0
 
     @property
     def num_directions(self) -> int:
@@ -74,15 +104,17 @@ class RNNSpec:
         return 2 if self.bidirectional else 1
 
     def __post_init__(self) -> None:
-        # Worked out once and not on each use: a call to the module asks for both.
-        directions, hidden = self.num_directions, self.hidden_size
+        # Worked out once and not on each use: a call to the module asks for all of it.
+        directions = self.num_directions
+        below = directions * (self.proj_size or self.hidden_size)
         layers = tuple(
             LayerSpec(
-                self.nonlinearity,
-                directions * hidden if index else self.input_size,
-                hidden,
+                self.cell,
+                below if index else self.input_size,
+                self.hidden_size,
                 directions,
                 self.bias,
+                self.proj_size,
             )
             for index in range(self.num_layers)
         )
@@ -105,8 +137,14 @@ class RNNSpec:
         return shapes
 
     def layer(self, index: int) -> LayerSpec:
-        """The spec of layer `index`; layers after the first read D*H features."""
+        """The spec of layer `index`; layers after the first read the outputs of the one below."""
         return self.layers[index]
+
+    def state_shapes(self, batch: int) -> tuple[tuple[int, int, int], ...]:
+        """The shape `[L*D, B, features]` of each state of the whole stack."""
+        count, output = self.num_layers * self.num_directions, self.proj_size or self.hidden_size
+        others = [(count, batch, self.hidden_size)] * (len(self.cell.states) - 1)
+        return ((count, batch, output), *others)
 
 
 class Problem(NamedTuple):
@@ -161,7 +199,7 @@ class Rows(NamedTuple):
 
 def integers(tensor: Tensor) -> list[int]:
     """The numbers in a 1-D tensor of integers."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if transforming():
         # PyTorch 2.9 has no memory to read a list from inside a torch.func transform.
         return [int(number) for number in tensor]
     numbers: list[int] = tensor.tolist()

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from on_cpu import ON_CPU
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -16,7 +17,7 @@ PACKED = PackedSequence(torch.randn(3, I), torch.tensor([2, 1]))
 #: "auto", and every backend that runs here on the CPU.
 BACKENDS = [
     "auto",
-    *(name for name, b in rnnjit.backends().items() if b.device == "cpu" and not b.missing()),
+    *ON_CPU,
 ]
 SETTINGS = (
     *("input_size", "hidden_size", "num_layers", "mode", "bias", "batch_first", "dropout"),

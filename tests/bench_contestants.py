@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rnnjit.bench.contestant import Contestant, Ready
+from rnnjit.bench.contestants.base import Contestant, Ready
 from rnnjit.bench.contestants.eager import Eager
 
 NOTES = "RNNJIT_TEST_NOTES"  # the variable with the file that `note` appends to

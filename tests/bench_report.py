@@ -3,30 +3,33 @@
 from functools import cache
 from itertools import product
 
-from rnnjit.bench.html import page
 from rnnjit.bench.records import (
     Bandwidth,
     Case,
-    Contender,
+    ContestantInfo,
     Machine,
     Measurement,
     Peak,
     Report,
 )
+from rnnjit.bench.report.html import page
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\", = 1"
 
-CONTENDERS = (
-    Contender(name="eager", kind="baseline", title="eager PyTorch", versions={"torch": "2.13.0"}),
-    Contender(name="numba", kind="backend", title="numba", versions={"numba": "0.68.1"}),
-    Contender(name="tvm", kind="backend", title="tvm", versions={"apache-tvm": "0.27.0"}),
-    Contender(name="inductor", kind="backend", title="inductor"),
-    Contender(name="cuda", kind="backend", title="cuda", absent="no NVIDIA GPU: " + HOSTILE),
-    Contender(name="onnx", kind="peer", title="onnxruntime", versions={"onnxruntime": "1.22.0"}),
-    Contender(name="openvino", kind="peer", title="OpenVINO", versions={"openvino": "2026.1"}),
-    Contender(name="compile", kind="peer", title="torch.compile"),
-    Contender(name="jax", kind="peer", title="JAX"),
-    Contender(name="flax", kind="peer", title="flax", absent="pip install flax"),
+CONTESTANTS = tuple(
+    ContestantInfo(name=name, kind=kind, title=title, versions=versions, absent=absent)
+    for name, kind, title, versions, absent in (
+        ("eager", "baseline", "eager PyTorch", {"torch": "2.13.0"}, ""),
+        ("numba", "backend", "numba", {"numba": "0.68.1"}, ""),
+        ("tvm", "backend", "tvm", {"apache-tvm": "0.27.0"}, ""),
+        ("inductor", "backend", "inductor", {}, ""),
+        ("cuda", "backend", "cuda", {}, "no NVIDIA GPU: " + HOSTILE),
+        ("onnx", "peer", "onnxruntime", {"onnxruntime": "1.22.0"}, ""),
+        ("openvino", "peer", "OpenVINO", {"openvino": "2026.1"}, ""),
+        ("compile", "peer", "torch.compile", {}, ""),
+        ("jax", "peer", "JAX", {}, ""),
+        ("flax", "peer", "flax", {}, "pip install flax"),
+    )
 )
 # Times as fast as eager, in every case but where `FASTER` or `measurement` says otherwise.
 RATIOS = {"eager": 1, "numba": 4, "tvm": 3, "inductor": 1.25, "onnx": 2, "openvino": 2.5}
@@ -161,19 +164,41 @@ def full_page():
     return page(report())
 
 
+CASE, OTHER = case((5, 2, 3, 4)), case((6, 2, 3, 4))
+
+
+def report_of(times, absent=()):
+    """A report with times by contestant and case; in the place of a time may be a verdict."""
+    kinds = {"eager": "baseline", "fast": "backend", "second": "backend", "peer": "peer"}
+    return report(
+        full=False,
+        contestants=tuple(
+            ContestantInfo(name=n, kind=kind, title=n, absent="not here" if n in absent else "")
+            for n, kind in kinds.items()
+        ),
+        measurements=tuple(
+            untimed(name, case, time, f"{time} here")
+            if isinstance(time, str)
+            else Measurement(contestant=name, case=case, p20=time, p50=time, p80=time, samples=1)
+            for name, by_case in times.items()
+            for case, time in by_case.items()
+        ),
+    )
+
+
 def untimed(name, case, verdict, reason, **fields):
     return Measurement(contestant=name, case=case, verdict=verdict, reason=reason, **fields)
 
 
 def report(full=True, **fields):
-    present = [c.name for c in CONTENDERS if not c.absent]
+    present = [c.name for c in CONTESTANTS if not c.absent]
     given = {
         "preset": "full" if full else "quick",
         "created": "2026-01-02T03:04:05+00:00",
         "commit": "0123456789abcdef0123456789abcdef01234567",
         "versions": {"rnnjit": "0.1.0", "python": "3.11.9", "torch": "2.13.0"},
         "machine": MACHINE if full else Machine(cpu="Plain", system="Linux", cpus=1, isa="avx2"),
-        "contenders": CONTENDERS,
+        "contestants": CONTESTANTS,
         "command": "rnnjit bench --preset full --rounds 9",
         "measurements": tuple(measurement(n, c) for c in cases(full) for n in present),
     }

@@ -9,13 +9,13 @@ def exact(case, arrays):
         name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
         for name, value in {"x": arrays.x, "h0": arrays.h0, **arrays.weights}.items()
     }
-    activation = torch.tanh if case.nonlinearity == "tanh" else torch.relu
+    activation = getattr(torch, case.nonlinearity)
     steps, rows = leaves["x"].shape[0], leaves["x"]
     lengths = [steps] * case.B if arrays.lengths is None else arrays.lengths.tolist()
     last = []
     for layer in range(case.layers):
         directions = []
-        for suffix in [f"l{layer}", f"l{layer}_reverse"][: 1 + case.bidirectional]:
+        for suffix in [f"l{layer}", f"l{layer}_reverse"][: case.directions]:
             w_ih, w_hh, b_ih, b_hh = (
                 leaves[f"{kind}_{suffix}"]
                 for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -35,6 +35,6 @@ def exact(case, arrays):
     grads = (torch.tensor(arrays.grad_y).double(), torch.tensor(arrays.grad_h_n).double())
     found = torch.autograd.grad(outputs, tuple(leaves.values()), grads)
     named = {"y": outputs[0].detach(), "h_n": outputs[1].detach()}
-    if case.mode == "training":
+    if case.trains:
         named |= {f"grad {name}": grad for name, grad in zip(leaves, found, strict=True)}
     return {name: value.numpy() for name, value in named.items()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rnnjit
-from rnnjit.generation import GENERATION
+from rnnjit.dispatch.fallback import GENERATION
 from rnnjit.testing import RecomputeBackend
 
 
@@ -45,10 +45,10 @@ class Faulty(RecomputeBackend):
         layer = spec.layer(0)
         rows = rnnjit.Rows(problem.T, problem.B, problem.N)
 
-        def run(x, h0, weights):
+        def run(x, hx, weights):
             self.meet("short call")
             y, h_n, _ = RecomputeBackend.forward(
-                self, layer, rows, x.flatten(0, 1), h0, weights, False
+                self, layer, rows, x.flatten(0, 1), hx, weights, False
             )
             return y.view(y_shape), h_n
 
@@ -58,8 +58,8 @@ class Faulty(RecomputeBackend):
         if "step" not in self.where:
             return None
 
-        def step(x, h0, h_n, y, weights):
-            h_n.fill_(float("nan"))
+        def step(x, hx, h_n, y, weights):
+            h_n[0].fill_(float("nan"))
             y.fill_(float("nan"))
             self.meet("step")
 
@@ -73,7 +73,7 @@ def installing(monkeypatch):
 
     def install(*backends):
         found = {backend.name: backend for backend in (*backends, eager)}
-        monkeypatch.setattr("rnnjit.registry._installed", lambda: found)
+        monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
         GENERATION.advance()  # what is installed does not change in a process otherwise
         return backends
 

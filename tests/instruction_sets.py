@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rnnjit_numba import host
+from rnnjit.codegen.host import host_isa
 
 ALL = ("avx512", "avx2", "neon", "plain")
 
@@ -16,5 +16,5 @@ def possible() -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RNNJIT_ISA", "none such")
         with pytest.raises(ValueError, match="RNNJIT_ISA must be one of") as raised:
-            host.host_isa()
+            host_isa()
     return re.findall(rf"'({'|'.join(ALL)})'", str(raised.value))

@@ -4,18 +4,35 @@ import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from artifact_programs import assert_as_exact_as_eager, export, make_rnn, needs
+from cuda_cells import EVERYTHING, POINTS, SINGLE
+from cuda_cells import activation as expected_activation
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnjit
+from rnnjit.cells import LSTM
+from rnnjit_cuda import BACKEND
+from rnnjit_cuda.c_pointwise import activation
 
 EMULATION = Path(__file__).parent / "cuda_emulation"
 STACKS = {
     "bidirectional": {"num_layers": 2, "bidirectional": True},
     "relu-no-bias": {"num_layers": 3, "nonlinearity": "relu", "bias": False},
 }
+#: Reads numbers, and writes what each function makes of each.
+MAIN = """
+int main()
+{
+    for (real z; fread(&z, sizeof z, 1, stdin);)
+        for (auto function : functions) {
+            real h = function(z);
+            fwrite(&h, sizeof h, 1, stdout);
+        }
+}
+"""
 LAUNCH = re.compile(r"(\w+)<<<((?:[^<>]|\((?:[^()]*)\))*), stream>>>\(([^;]*)\);")
 
 
@@ -60,6 +77,14 @@ def compute(program, tmp_path, x, hx=None):
     return y, found[len(rows) * width :].view(-1, B, rnn.hidden_size)
 
 
+def compile_with_nvcc(place):
+    (nvcc,) = needs("nvcc")
+    target = ("-arch=sm_80", "-Werror", "all-warnings")
+    command = [nvcc, *target, "-c", str(place / "rnn.cu"), "-o", str(place / "rnn.o")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 def test_dense(program, given, tmp_path):
     torch.manual_seed(0)
@@ -85,12 +110,44 @@ def test_nan_stays_where_eager_has_it(program, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("stack", STACKS)
 def test_nvcc_compiles_it(stack, dtype, tmp_path):
-    (nvcc,) = needs("nvcc")
-    artifact = export(make_rnn(dtype, **STACKS[stack]), tmp_path, target="cuda")
-    target = ("-arch=sm_80", "-Werror", "all-warnings")
-    command = [nvcc, *target, "-c", str(artifact / "rnn.cu"), "-o", str(tmp_path / "rnn.o")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    compile_with_nvcc(export(make_rnn(dtype, **STACKS[stack]), tmp_path, target="cuda"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nvcc_compiles_each_operation(dtype, tmp_path):
+    program = BACKEND.build(rnnjit.RNNSpec(2, 3, cell=EVERYTHING), dtype, "cuda", "rnn")
+    for name, content in program.files.items():
+        (tmp_path / name).write_bytes(content)
+    compile_with_nvcc(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_each_operation(dtype, tmp_path):
+    (compiler,) = needs("g++")
+    bodies = [" ".join(activation(cell, dtype)) for cell in SINGLE.values()]
+    functions = [f"[](real z) -> real {{ {body} }}," for body in bodies]
+    real = "float" if dtype == torch.float32 else "double"
+    lines = ["#include <cmath>", "#include <cstdio>", f"typedef {real} real;"]
+    lines += ["real (*const functions[])(real) = {", *functions, "};", MAIN]
+    (tmp_path / "operations.cpp").write_text("\n".join(lines))
+    flags = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", str(tmp_path / "operations.cpp"))
+    run = tmp_path / "run"
+    subprocess.run([compiler, *flags, "-o", str(run)], check=True, timeout=120)
+    z = POINTS.astype(np.float32 if dtype == torch.float32 else np.float64)
+    done = subprocess.run([str(run)], input=z.tobytes(), capture_output=True, check=True)
+    found = np.frombuffer(done.stdout, z.dtype).reshape(len(z), -1)
+    close = {"rtol": 8 * np.finfo(z.dtype).eps, "atol": np.finfo(z.dtype).tiny}
+    for name, column in zip(SINGLE, found.T, strict=True):
+        with np.errstate(over="ignore"):
+            expected = expected_activation(SINGLE[name], z.astype(float)).astype(z.dtype)
+        np.testing.assert_allclose(column, expected, **close, err_msg=name)
+
+
+def test_cells_that_the_source_does_not_compute_are_refused():
+    with pytest.raises(ValueError, match="'lstm' is not an Elman cell"):
+        BACKEND.build(rnnjit.RNNSpec(2, 3, cell=LSTM), torch.float32, "cuda", "rnn")
+    with pytest.raises(ValueError, match="proj_size is 2"):
+        BACKEND.build(rnnjit.RNNSpec(2, 3, proj_size=2), torch.float32, "cuda", "rnn")
 
 
 def test_source_is_not_loaded(tmp_path):

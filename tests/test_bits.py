@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from on_cpu import ON_CPU
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnjit
 
-AVAILABLE = [n for n, b in rnnjit.backends().items() if b.device == "cpu" and not b.missing()]
-EXACT = [name for name in ("numba", "tvm") if name in AVAILABLE]
+EXACT = [name for name in ("numba", "tvm") if name in ON_CPU]
 exact = pytest.mark.parametrize("backend", EXACT)
 packings = pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
@@ -165,7 +165,7 @@ def digest(backend, packed):
 PROGRAM = "from test_bits import digest; print(digest({!r}, {!r}).hexdigest())"
 
 
-@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("backend", ON_CPU)
 @packings
 def test_runs_in_this_process_and_in_another(backend, packed, threads):
     here = {digest(backend, packed).hexdigest() for _ in range(3)}

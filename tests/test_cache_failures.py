@@ -13,8 +13,9 @@ from fresh_calls import BITS, Calls, CompilingError, Engine
 from torch import nn
 
 import rnnjit
-from rnnjit import codecache, tuned
-from rnnjit.cpu import ISA_VARIABLE
+from rnnjit.codegen import ISA_VARIABLE
+from rnnjit.dispatch import tuning_db
+from rnnjit.runtime import object_cache
 
 ALL = list(BITS.values())
 NOBODY = 65534
@@ -36,7 +37,7 @@ def kernels(engine):
     """The parts of both libraries, compiled by what the session's cache does not hold."""
     for bits in ALL:
         engine.library.library(bits)
-    return {bits: engine.split(codecache.fetch(engine.keys[bits])) for bits in ALL}
+    return {bits: engine.split(object_cache.fetch(engine.keys[bits])) for bits in ALL}
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def call(engine, kernels, monkeypatch):
 def place(tmp_path, monkeypatch):
     """Where the cache is to be; there is nothing yet."""
     found = tmp_path / "above" / "cache"
-    monkeypatch.setenv(codecache.DIRECTORY_VARIABLE, str(found))
+    monkeypatch.setenv(object_cache.DIRECTORY_VARIABLE, str(found))
     return found
 
 
@@ -144,8 +145,8 @@ def test_without_a_directory_every_process_compiles_and_warns_once(call, place, 
     assert compiled == ALL
     (warning,) = warned
     assert str(place) in warning
-    assert codecache.DIRECTORY_VARIABLE in warning
-    tuned.keep(rnnjit.RNNSpec(2, 3), problem(), {"eager": 1.0})  # which would warn, too
+    assert object_cache.DIRECTORY_VARIABLE in warning
+    tuning_db.keep(rnnjit.RNNSpec(2, 3), problem(), {"eager": 1.0})  # which would warn, too
 
 
 def problem():
@@ -245,15 +246,15 @@ def test_without_a_home_directory(call, place, tmp_path, monkeypatch):
     def unknown(uid):
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
-    for variable in (codecache.DIRECTORY_VARIABLE, "HOME", "XDG_CACHE_HOME"):
+    for variable in (object_cache.DIRECTORY_VARIABLE, "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("pwd.getpwuid", unknown)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(codecache, "_COMPLAINED", {})  # it has no path to tell tests by
+    monkeypatch.setattr(object_cache, "_COMPLAINED", {})  # it has no path to tell tests by
     compiled, warned = call()
     assert compiled == ALL
     (warning,) = warned
-    assert codecache.DIRECTORY_VARIABLE in warning
+    assert object_cache.DIRECTORY_VARIABLE in warning
     assert files(tmp_path) == []
 
 
@@ -274,14 +275,14 @@ def test_damaged_kernels_are_compiled_anew_and_mended(call, place, damage):
 def test_code_that_does_not_link_is_compiled_anew(call, place, damage):
     engine = call.engine
     call()
-    parts = engine.split(codecache.fetch(engine.keys[64]))
+    parts = engine.split(object_cache.fetch(engine.keys[64]))
     broken = {
         "nothing": b"",
         "garbage": b"garbage" * 999,
         "half": engine.joined([part[: len(part) // 2] for part in parts]),
         "other functions": engine.joined([object_file()]),
     }
-    codecache.keep(engine.keys[64], broken[damage])
+    object_cache.keep(engine.keys[64], broken[damage])
     assert call() == ([64], [])
     assert call() == ([], [])
 

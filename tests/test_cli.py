@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import rnnjit
-from rnnjit.bench import random_call
 from rnnjit.cli import main
-from rnnjit.registry import BrokenBackend
+from rnnjit.dispatch.registry import BrokenBackend
+from rnnjit.tools.call import random_call
 
 SMALL = ("--input-size", "3", "--hidden-size", "5", "--steps", "4", "--batch", "2", "--rounds", "1")
 
@@ -33,7 +33,7 @@ def installed(monkeypatch):
 
     def install(*backends):
         found = {backend.name: backend for backend in backends}
-        monkeypatch.setattr("rnnjit.registry._installed", lambda: found)
+        monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
 
     return install
 
@@ -82,7 +82,7 @@ def test_info_as_json(capsys):
 
 
 def test_info_does_not_import_a_compiler_of_its_own_accord():
-    script = "import sys, rnnjit.cli, rnnjit.info; sys.exit('numba' in sys.modules)"
+    script = "import sys, rnnjit.cli, rnnjit.tools.environment; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=300).returncode == 0
 
 
@@ -121,10 +121,10 @@ def test_errors_are_those_of_an_independent_computation(tmp_path):
     call = random_call(rnnjit.RNNSpec(3, 5), 4, 2, seed=3)
 
     def everything(dtype):
-        x, h0 = (t.detach().to(dtype).requires_grad_() for t in (call.x, call.h0))
+        x, h0 = (t.detach().to(dtype).requires_grad_() for t in (call.x, *call.hx))
         rnn.to(dtype).zero_grad()
         y, h_n = rnn(x, h0)
-        (y * call.grad_y.to(dtype)).sum().add((h_n * call.grad_h_n.to(dtype)).sum()).backward()
+        (y * call.grad_y.to(dtype)).sum().add((h_n * call.grad_h_n[0].to(dtype)).sum()).backward()
         gradients = [t.grad.clone() for t in (x, h0, *rnn.parameters())]
         return [y.detach(), h_n.detach()], gradients
 
@@ -225,11 +225,12 @@ def test_a_saved_model_brings_its_configuration_and_its_weights(tmp_path):
         "input_size": 3,
         "hidden_size": 5,
         "num_layers": 2,
-        "nonlinearity": "relu",
+        "cell": "relu",
         "bias": True,
         "batch_first": True,
         "dropout": 0.0,
         "bidirectional": True,
+        "proj_size": 0,
     }
     # Weights of 1e30 leave the range of float32 after one step, and only they would.
     assert found["results"][0]["values_error"] in ("inf", "nan")
@@ -241,10 +242,10 @@ def test_a_state_dict_says_that_tanh_is_assumed(tmp_path, capsys):
     arguments = ("--model", str(model), "--steps", "3")
     (found,) = compared(tmp_path, *arguments)
     assert "tanh assumed" in capsys.readouterr().err
-    assert found["spec"]["nonlinearity"] == "tanh"
+    assert found["spec"]["cell"] == "tanh"
     (found,) = compared(tmp_path, *arguments, "--nonlinearity", "relu")
     assert "assumed" not in capsys.readouterr().err
-    assert found["spec"]["nonlinearity"] == "relu"
+    assert found["spec"]["cell"] == "relu"
 
 
 def test_a_model_of_another_dtype_can_be_converted(tmp_path):
@@ -466,7 +467,7 @@ def test_interrupting_gives_130_and_no_traceback(monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rnnjit.bench.comparison.interleave", interrupt)
+    monkeypatch.setattr("rnnjit.tools.comparison.interleave", interrupt)
     assert main(["compare", *SMALL]) == 130
     assert "Traceback" not in capsys.readouterr().err
 

@@ -49,7 +49,7 @@ def test_every_rnn_of_a_model_gets_a_directory(tmp_path):
 
 
 REFUSED = {
-    "target": (["--target", "z80"], "target must be one of"),
+    "target": (["--target", "z80"], "invalid choice: 'z80' (choose from"),
     "name": (["--name", "a b"], "C identifier"),
     "cell": (["--nonlinearity", "relu"], "nonlinearity"),
 }

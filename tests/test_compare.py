@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnjit
+from rnnjit.cells import RNN_RELU
 from rnnjit.testing import RecomputeBackend
 
 
@@ -46,7 +47,7 @@ def odd(monkeypatch):
         "plain": Odd("plain"),
         "eager": eager,
     }
-    monkeypatch.setattr("rnnjit.registry._installed", lambda: found)
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
 
 
 def test_every_call_of_a_model_on_every_backend():
@@ -54,7 +55,7 @@ def test_every_call_of_a_model_on_every_backend():
     assert list(found.calls) == ["below", "above"]
     below, above = found.calls.values()
     assert (below.spec.num_directions, below.problem.T, below.problem.B) == (2, 7, 3)
-    assert (above.spec.num_layers, above.spec.nonlinearity, above.spec.bias) == (2, "relu", False)
+    assert (above.spec.num_layers, above.spec.cell, above.spec.bias) == (2, RNN_RELU, False)
     for comparison in found.calls.values():
         assert [result.name for result in comparison.results] == list(rnnjit.backends())
         for result in comparison.results:

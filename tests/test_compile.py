@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import rnnjit
+from rnnjit.cells import RNN_TANH
+from rnnjit.testing import RecomputeBackend
 
 
 class Nested(nn.Module):
@@ -197,13 +199,77 @@ def test_compiling_a_compiled_module_chooses_anew(inplace):
     assert torch.equal(again(x)[0], rnn(x)[0])
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.LSTM(2, 2), nn.Sequential(nn.GRU(2, 2))])
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.GRUCell(2, 2))])
 def test_a_module_without_an_rnn_is_refused(model):
     with pytest.raises(
         ValueError,
         match="no nn.RNN or nn.RNNCell to compile: " + type(model).__name__,
     ):
         rnnjit.compile(model)
+
+
+class TanhOnly(RecomputeBackend):
+    name = "tanh-only"
+    operations = RNN_TANH.operations
+
+
+@pytest.mark.parametrize(
+    ("model", "backend", "words"),
+    [
+        (nn.LSTM(2, 2), "auto", "LSTM has 1 modules; no compiled backend computes lstm layers"),
+        (
+            nn.Sequential(nn.GRU(2, 2), nn.LSTM(2, 2)),
+            "auto",
+            "Sequential has 3 modules; no compiled backend computes gru layers; "
+            "no compiled backend computes lstm layers",
+        ),
+        (
+            nn.RNN(2, 2, nonlinearity="relu"),
+            TanhOnly(),
+            "RNN has 1 modules; backend 'tanh-only' computes no relu layers",
+        ),
+    ],
+)
+def test_a_module_of_layers_that_no_backend_computes_is_refused(model, backend, words):
+    with pytest.raises(ValueError, match=f"^module contains nothing to compile: {words}$"):
+        rnnjit.compile(model, backend=backend)
+
+
+def test_a_layer_that_the_named_backend_does_not_compute_stays_eager():
+    model = nn.ModuleList([nn.RNN(2, 3), nn.RNN(2, 3, nonlinearity="relu"), nn.LSTM(2, 3)])
+    fast = rnnjit.compile(model, backend=TanhOnly())
+    assert [type(m) for m in fast] == [rnnjit.CompiledRNN, nn.RNN, nn.LSTM]
+    x = torch.randn(4, 1, 2)
+    torch.testing.assert_close(fast[0](x), model[0](x))
+
+
+def test_a_backend_that_fails_to_say_which_cells_it_computes_does_not_fail_the_others(monkeypatch):
+    class Odd(RecomputeBackend):
+        name = "odd"
+
+        def why_not_cell(self, cell):
+            raise KeyError(cell.name)
+
+    found = {"odd": Odd(), "eager": rnnjit.backends()["eager"]}
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
+    rnn, x = nn.RNN(2, 3), torch.randn(4, 1, 2)
+    fast = rnnjit.compile(rnn)
+    torch.testing.assert_close(fast(x), rnn(x))
+    assert "odd: declines: asked for its answer, it raised KeyError: 'tanh'" in str(
+        rnnjit.explain(fast, x)
+    )
+
+
+class OwnLSTM(nn.LSTM):
+    def forward(self, input, hx=None):  # noqa: A002 - as nn.LSTM has it
+        return super().forward(input, hx)
+
+
+def test_a_subclass_that_no_backend_computes_is_left_without_a_warning():
+    model = nn.ModuleList([nn.RNN(2, 3), OwnLSTM(2, 3)])
+    assert [type(m) for m in rnnjit.compile(model)] == [rnnjit.CompiledRNN, OwnLSTM]
+    with pytest.warns(rnnjit.RNNJitWarning, match=r"^OwnLSTM at '1' overrides forward and is left"):
+        rnnjit.compile(model, backend="eager")
 
 
 @pytest.mark.parametrize("module", [None, 3, "rnn", nn.RNN, torch.zeros(1)])

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+from cuda_cells import SIGMOID
 from torch import nn
 
 import rnnjit
 from rnnjit import Rows
+from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH
 from rnnjit.recurrence.rows import offsets, states_before
 from rnnjit_cuda import BACKEND, availability
 
@@ -21,7 +23,7 @@ def test_it_says_that_there_is_no_device():
     built = torch.version.cuda is not None
     assert ("sees no CUDA device" if built else "built without CUDA: install") in reason
     module = rnnjit.compile(nn.RNN(2, 3), backend="cuda")
-    with pytest.raises(rnnjit.UnsupportedError, match="CUDA"):
+    with pytest.raises(rnnjit.UnsupportedError, match="tensors are on cpu: only cuda"):
         module(torch.randn(1, 1, 2))
 
 
@@ -62,14 +64,26 @@ def test_a_driver_out_of_memory_is_torch_s_own_error():
     assert _checked((CUresult.CUDA_SUCCESS,)) is None
 
 
-def test_it_declines_what_it_cannot_do():
-    spec = rnnjit.RNNSpec(2, 3)
-    problem = rnnjit.Problem(torch.complex64, "cpu", 1, 1, 1, False, False)
-    device, dtype = BACKEND.why_not(spec, problem)
-    assert "cpu" in device
-    assert "complex64" in dtype
-    odd = rnnjit.RNNSpec(2, 3, nonlinearity="sine")
-    assert any("sine" in reason for reason in BACKEND.why_not(odd, problem))
+def test_it_says_what_it_takes():
+    assert BACKEND.devices == ("cuda",)
+    assert BACKEND.dtypes == (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    assert BACKEND.operations == OPERATIONS.keys()
+
+
+def test_it_declines_other_cells_than_elman_s():
+    for cell in (RNN_TANH, RNN_RELU, SIGMOID):
+        assert BACKEND.why_not_cell(cell) == []
+    for cell in (LSTM, GRU):
+        (reason,) = BACKEND.why_not_cell(cell)
+        assert reason.startswith(f"cell '{cell.name}' is not an Elman cell")
+
+
+def test_it_declines_projections(monkeypatch):
+    monkeypatch.setattr(type(BACKEND), "_device_reasons", lambda self, index: [])
+    problem = rnnjit.Problem(torch.float32, "cuda", 1, 1, 1, False, False)
+    assert BACKEND.why_not(rnnjit.RNNSpec(2, 3), problem) == []
+    (reason,) = BACKEND.why_not(rnnjit.RNNSpec(2, 3, proj_size=2), problem)
+    assert reason.startswith("proj_size is 2")
 
 
 @pytest.mark.parametrize(
@@ -88,18 +102,18 @@ def test_it_declines_what_it_cannot_do():
         (torch.bfloat16, 2048, 128, False, "products dominate"),
     ],
 )
-def test_it_gives_way_to_cudnn_where_that_was_measured_to_be_as_quick(dtype, H, B, packed, why):
+def test_it_defers_to_cudnn_where_that_was_measured_to_be_as_quick(dtype, H, B, packed, why):
     # Packed sequences have on average six tenths of the longest's length here.
     N = 60 * B if packed else 100 * B
     problem = rnnjit.Problem(dtype, "cuda", 100, B, N, packed, True)
-    reasons = BACKEND.gives_way(rnnjit.RNNSpec(H, H), problem)
+    reasons = BACKEND.defers(rnnjit.RNNSpec(H, H), problem)
     assert [why in reason for reason in reasons] == ([True] if why else [])
 
 
-@pytest.mark.parametrize("more", [{"num_layers": 2}, {"bidirectional": True}])
-def test_it_gives_way_for_no_more_than_was_measured(more):
+@pytest.mark.parametrize("more", [{"num_layers": 2}, {"bidirectional": True}, {"cell": SIGMOID}])
+def test_it_defers_for_no_more_than_was_measured(more):
     problem = rnnjit.Problem(torch.float32, "cuda", 100, 8, 800, False, True)
-    assert BACKEND.gives_way(rnnjit.RNNSpec(64, 64, **more), problem) == []
+    assert BACKEND.defers(rnnjit.RNNSpec(64, 64, **more), problem) == []
 
 
 def test_importing_it_imports_no_compiler():

@@ -1,4 +1,4 @@
-"""The CUDA backend on a GPU, as users meet it; `benchmarks/gpu.py` runs the kit on every plan."""
+"""The CUDA backend on a GPU, as users meet it; `benchmarks/gpu.py` runs the kit on each family."""
 
 import contextlib
 
@@ -9,11 +9,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
 from rnnjit_cuda import CudaBackend
-from rnnjit_cuda.plan import PLANS
+from rnnjit_cuda.kernels import FAMILIES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
-#: Hidden sizes that the planner runs in registers, in shared memory and over the grid.
+#: Hidden sizes that are planned in registers, in shared memory and over the grid.
 SIZES = {"register": 48, "block": 136, "grid": 520}
 warns = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 
@@ -42,8 +42,8 @@ def test_a_device_is_found():
     assert CudaBackend().missing() == []
 
 
-@pytest.mark.parametrize("plan", SIZES)
-def test_the_planner_uses_each_plan(plan, batch, monkeypatch):
+@pytest.mark.parametrize("family", SIZES)
+def test_each_family_of_kernels_is_used(family, batch, monkeypatch):
     from rnnjit_cuda.launch import DriverLauncher
 
     ran = []
@@ -51,16 +51,16 @@ def test_the_planner_uses_each_plan(plan, batch, monkeypatch):
     monkeypatch.setattr(
         DriverLauncher,
         "__call__",
-        lambda s, key, *rest: (ran.append(key.plan), launch(s, key, *rest)),
+        lambda s, key, *rest: (ran.append(key.family), launch(s, key, *rest)),
     )
-    eager, module, x, x_gpu = pair(SIZES[plan], batch)
+    eager, module, x, x_gpu = pair(SIZES[family], batch)
     close(module(x_gpu)[0], eager(x)[0])
-    assert ran == [plan]
+    assert ran == [family]
 
 
-@pytest.mark.parametrize("plan", SIZES)
-def test_it_runs_in_torch_s_current_stream(plan, batch):
-    eager, module, x, x_gpu = pair(SIZES[plan], batch)
+@pytest.mark.parametrize("family", SIZES)
+def test_it_runs_in_torch_s_current_stream(family, batch):
+    eager, module, x, x_gpu = pair(SIZES[family], batch)
     module(x_gpu)
     side, slow = torch.cuda.Stream(), torch.randn(4096, 4096, device="cuda")
     side.wait_stream(torch.cuda.current_stream())
@@ -75,9 +75,9 @@ def test_it_runs_in_torch_s_current_stream(plan, batch):
     close(h_n, eager(x)[1])
 
 
-@pytest.mark.parametrize("plan", SIZES)
-def test_it_can_be_captured_in_a_cuda_graph(plan, batch):
-    eager, module, x, x_gpu = pair(SIZES[plan], batch)
+@pytest.mark.parametrize("family", SIZES)
+def test_it_can_be_captured_in_a_cuda_graph(family, batch):
+    eager, module, x, x_gpu = pair(SIZES[family], batch)
     given = torch.zeros_like(x_gpu)
     with torch.no_grad():
         side = torch.cuda.Stream()
@@ -95,10 +95,10 @@ def test_it_can_be_captured_in_a_cuda_graph(plan, batch):
 
 
 @warns
-@pytest.mark.parametrize("plan", SIZES)
+@pytest.mark.parametrize("family", SIZES)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-def test_the_host_waits_for_nothing(plan, packed, batch):
-    _, module, _, x_gpu = pair(SIZES[plan], batch, bidirectional=True)
+def test_the_host_waits_for_nothing(family, packed, batch):
+    _, module, _, x_gpu = pair(SIZES[family], batch, bidirectional=True)
     inputs = x_gpu.requires_grad_()
     if packed:
         lengths = torch.linspace(9, 2, batch).long()
@@ -153,9 +153,9 @@ def test_more_steps_than_a_grid_has_blocks_in_y():
     torch.testing.assert_close(x_gpu.grad.double().cpu(), x.grad, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("plan", SIZES)
-def test_gradients_in_evaluation_mode_and_gradients_of_gradients(plan):
-    eager, module, x, x_gpu = pair(SIZES[plan], 3)
+@pytest.mark.parametrize("family", SIZES)
+def test_gradients_in_evaluation_mode_and_gradients_of_gradients(family):
+    eager, module, x, x_gpu = pair(SIZES[family], 3)
     found = []
     for model, given in ((eager, x), (module, x_gpu)):
         model.eval()
@@ -206,10 +206,10 @@ def test_no_tf32_unless_torch_allows_it():
         close(module(x_gpu)[0], eager(x)[0])
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_empty_batches(plan):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_empty_batches(family):
     backend = CudaBackend()
-    backend.plans = (plan,)
+    backend.families = (family,)
     module = rnnjit.compile(nn.RNN(3, 20, device="cuda"), backend=backend)
     x = torch.zeros(4, 0, 3, device="cuda", requires_grad=True)
     y, h_n = module(x)

@@ -5,11 +5,13 @@ import math
 import pytest
 
 from rnnjit import LayerSpec, Rows
+from rnnjit.cells import RNN_TANH
 from rnnjit_cuda import kernels
 from rnnjit_cuda.device import DeviceProperties
+from rnnjit_cuda.executor import recurrence
+from rnnjit_cuda.kernels import FAMILIES
 from rnnjit_cuda.launch import SimulatedLauncher
-from rnnjit_cuda.plan import PLANS, plan
-from rnnjit_cuda.planned import recurrence
+from rnnjit_cuda.plan import plan
 
 # Compute capability, multiprocessors, shared memory of a block and of a multiprocessor, threads:
 # from NVIDIA's "CUDA C++ Programming Guide", tables of compute capabilities, and data sheets.
@@ -22,36 +24,36 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def layer(H, D=1):
-    return LayerSpec("tanh", 32, H, D, True)
+    return LayerSpec(RNN_TANH, 32, H, D, True)
 
 
-def cut(H, B, device="H100", dtype="float32", D=1, pass_="forward", among=PLANS):
+def planned(H, B, device="H100", dtype="float32", D=1, pass_="forward", among=FAMILIES):
     return plan(layer(H, D), B, dtype, pass_, DEVICES[device], among)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
-@pytest.mark.parametrize("among", [PLANS, *((name,) for name in PLANS)], ids="-".join)
+@pytest.mark.parametrize("among", [FAMILIES, *((name,) for name in FAMILIES)], ids="-".join)
 def test_plans_respect_the_device(device, dtype, pass_, among):
     limits = DEVICES[device]
     for H in (1, 4, 33, 64, 128, 200, 256, 384, 512, 1000, 1024, 2048, 5000):
         for B in (1, 2, 7, 32, 128, 1000):
             for D in (1, 2):
-                found = cut(H, B, device, dtype, D, pass_, among)
+                found = planned(H, B, device, dtype, D, pass_, among)
                 key = found.key
                 assert key in kernels.variants()
-                assert key.plan in (*among, "step")
-                assert (key.dtype, key.pass_, key.cell) == (dtype, pass_, "tanh")
+                assert key.family in (*among, "step")
+                assert (key.dtype, key.pass_, key.cell) == (dtype, pass_, RNN_TANH)
                 assert 0 < found.threads <= 1024
                 assert found.threads % 32 == 0
                 assert found.shared <= limits.shared_per_block
-                if key.plan == "block":
+                if key.family == "block":
                     assert found.grid[0] * key.rows >= B > (found.grid[0] - 1) * key.rows
                     assert found.grid[1] == D
-                if key.plan == "register":
+                if key.family == "register":
                     assert found.grid == (B, D, 1)
-                if key.plan in ("grid", "stream"):
+                if key.family in ("grid", "stream"):
                     assert found.grid[0] * found.part.columns >= H
                     assert found.grid[1] == D
                     assert (
@@ -63,20 +65,20 @@ def test_plans_respect_the_device(device, dtype, pass_, among):
 
 def test_small_layers_keep_their_weights_in_registers():
     for H, reach in ((1, 8), (32, 8), (33, 16), (64, 16), (128, 32)):
-        found = cut(H, 8)
-        assert (found.key.plan, found.key.reach) == ("register", reach)
+        found = planned(H, 8)
+        assert (found.key.family, found.key.reach) == ("register", reach)
         assert 4 * H <= found.threads <= 4 * H + 31
 
 
 def test_layers_of_many_sequences_keep_their_weights_in_each_block():
     for H in (130, 200):
-        assert cut(H, 132).key.plan == "block"
-        assert cut(H, 132).shared > H * H * 4
+        assert planned(H, 132).key.family == "block"
+        assert planned(H, 132).shared > H * H * 4
 
 
-def test_the_block_local_plan_ends_where_shared_memory_does():
+def test_the_block_local_kernels_end_where_shared_memory_does():
     largest = {
-        device: max(H for H in range(1, 400) if cut(H, 1, device, among=("block",)).shared)
+        device: max(H for H in range(1, 400) if planned(H, 1, device, among=("block",)).shared)
         for device in DEVICES
     }
     assert largest["RTX 4060"] < largest["A100"] < largest["H100"]
@@ -87,42 +89,43 @@ def test_the_block_local_plan_ends_where_shared_memory_does():
 
 def test_larger_layers_share_their_weights_over_the_grid():
     for H in (384, 512, 1024, 2048):
-        found = cut(H, 1)
-        assert found.key.plan == "grid"
+        found = planned(H, 1)
+        assert found.key.family == "grid"
         assert found.grid[0] > 32
-    assert cut(2048, 1, "RTX 4060").key.plan == "step"
+    assert planned(2048, 1, "RTX 4060").key.family == "step"
 
 
 def test_weights_that_no_chip_holds_are_read_in_each_step():
-    assert cut(4096, 1).key.plan == "stream"
-    assert cut(2048, 1, dtype="float64").key.plan == "stream"
-    assert cut(2048, 1, dtype="float64").shared < 2**16
+    assert planned(4096, 1).key.family == "stream"
+    assert planned(2048, 1, dtype="float64").key.family == "stream"
+    assert planned(2048, 1, dtype="float64").shared < 2**16
 
 
 @pytest.mark.parametrize(
-    ("T", "among", "name"), [(7, PLANS, "step"), (8, PLANS, "stream"), (1, ("stream",), "stream")]
+    ("T", "among", "name"),
+    [(7, FAMILIES, "step"), (8, FAMILIES, "stream"), (1, ("stream",), "stream")],
 )
 def test_weights_are_not_copied_for_a_few_steps(T, among, name):
     launcher = SimulatedLauncher(DEVICES["H100"])
     found = recurrence(layer(4096), Rows(T, 1, T), "float32", "forward", launcher, among)
-    assert found._cut.key.plan == name
+    assert found._plan.key.family == name
 
 
-def test_a_plan_that_was_asked_for_is_taken_where_it_fits():
-    for name in PLANS:
-        assert cut(100, 3, among=(name,)).key.plan == name
+def test_a_family_that_was_asked_for_is_taken_where_it_fits():
+    for name in FAMILIES:
+        assert planned(100, 3, among=(name,)).key.family == name
 
 
 def test_work_that_fills_the_device_is_left_to_matrix_products():
-    assert cut(2048, 512).key.plan == "step"
+    assert planned(2048, 512).key.family == "step"
 
 
 def test_rows_share_a_pass_over_the_weights_where_there_are_many():
-    assert cut(64, 8).key.rows == 1
-    assert cut(128, 4000).key.rows > 1
-    assert cut(512, 32).key.rows > 1
+    assert planned(64, 8).key.rows == 1
+    assert planned(128, 4000).key.rows > 1
+    assert planned(512, 32).key.rows > 1
 
 
-def test_asking_for_a_plan_that_cannot_be_had_gives_the_one_that_always_works():
-    assert cut(5000, 1, among=("block",)).key.plan == "step"
-    assert cut(64, 1, among=("step",)).key.plan == "step"
+def test_asking_for_what_cannot_be_had_gives_what_always_works():
+    assert planned(5000, 1, among=("block",)).key.family == "step"
+    assert planned(64, 1, among=("step",)).key.family == "step"

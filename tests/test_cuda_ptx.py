@@ -1,11 +1,14 @@
 """Every CUDA kernel compiles without a GPU, and the persistent ones stay in registers."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cuda_cells import DECAY, EVERYTHING, SIGMOID
 
+from rnnjit.cells import RNN_RELU, RNN_TANH
 from rnnjit_cuda import compiler
 from rnnjit_cuda.kernels import KernelKey, variants
 
@@ -22,7 +25,7 @@ def test_every_kernel_compiles_and_no_persistent_one_spills():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sums_are_fused_and_tanh_is_not_approximate(dtype):
-    text = compiler.ptx(KernelKey("block", "forward", dtype, "tanh", 2), (9, 0))
+    text = compiler.ptx(KernelKey("block", "forward", dtype, RNN_TANH, 2), (9, 0))
     assert ".target sm_90" in text
     assert "fma.rn.f32" in text
     assert "tanh.approx" not in text
@@ -30,9 +33,25 @@ def test_sums_are_fused_and_tanh_is_not_approximate(dtype):
     assert "max.f32" not in text
 
 
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("cell", [SIGMOID, DECAY, EVERYTHING], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_a_cell_that_no_kernel_was_written_for_is_computed_in_its_dtype(cell, pass_, dtype):
+    text = compiler.ptx(KernelKey("step", pass_, dtype, cell), (9, 0))
+    assert (".f64" in text) == (dtype == "float64")
+    assert not re.search(r"(tanh|sqrt|div|lg2)\.approx|(min|max)\.f(32|64)", text)
+
+
+def test_machine_code_is_of_one_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path))
+    keys = [KernelKey("step", "forward", "float32", cell) for cell in (SIGMOID, DECAY)]
+    assert compiler.cubin(keys[0], (8, 0)) != compiler.cubin(keys[1], (8, 0))
+    assert len(list(tmp_path.glob("*.o"))) == 2
+
+
 def test_machine_code_is_the_same_each_time_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path / "one"))
-    key = KernelKey("step", "forward", "float32", "relu")
+    key = KernelKey("step", "forward", "float32", RNN_RELU)
     first = compiler.cubin(key, (8, 0))
     assert first[:4] == b"\x7fELF"
     assert len(list((tmp_path / "one").glob("*.o"))) == 1

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from rnnjit.bench import random_call
 from rnnjit.cli import main
 from rnnjit.spec import RNNSpec
+from rnnjit.tools.call import random_call
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "digits.py"
 
@@ -65,8 +65,9 @@ def test_the_command_line_compares_the_trained_model(digits, tmp_path):
     rnn.load_state_dict({k[4:]: v for k, v in weights.items() if k.startswith("rnn.")})
     call = random_call(RNNSpec(8, 64), 8, 16)
     with torch.no_grad():
-        y, h_n = rnn(call.x, call.h0)
-        exact_y, exact_h_n = rnn.double()(call.x.double(), call.h0.double())
+        (h0,) = call.hx
+        y, h_n = rnn(call.x, h0)
+        exact_y, exact_h_n = rnn.double()(call.x.double(), h0.double())
     error = max((y - exact_y).abs().max(), (h_n - exact_h_n).abs().max())
     assert found["results"][0]["values_error"] == pytest.approx(float(error))
 

@@ -103,24 +103,29 @@ def test_modules_without_an_nn_rnn():
     assert lines(rnnjit.explain(nn.Linear(1, 1))) == ["module: Linear", "  contains no RNN"]
     assert lines(rnnjit.explain(nn.GRU(8, 4), X)) == [
         "module: GRU(8, 4)",
-        "  left eager: only nn.RNN and nn.RNNCell are compiled for now",
+        "  left eager: no compiled backend computes gru layers",
     ]
     with pytest.raises(TypeError, match=r"module must be a torch.nn.Module, got int"):
         rnnjit.explain(3)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("backend", [None, "auto", "eager"])
 @pytest.mark.filterwarnings("ignore:OwnForward at 'own'")
-def test_a_model_with_rnns_of_all_kinds(compiled):
+def test_a_model_with_rnns_of_all_kinds(backend):
     model = Model()
-    model = rnnjit.compile(model, backend="eager") if compiled else model
+    model = rnnjit.compile(model, backend=backend) if backend else model
     calls = {call.name: call for call in rnnjit.explain(model, X).calls}
     assert list(calls) == ["rnns.0", "rnns.1", "own", "unused", "cell", "plain[0]"]
     assert calls["rnns.0"].chosen is not None
     assert calls["rnns.0"].problem.needs_grad
     assert not calls["plain[0]"].problem.needs_grad
-    assert "only nn.RNN and nn.RNNCell are compiled for now" in calls["rnns.1"].note
-    assert "only nn.RNN and nn.RNNCell are compiled for now" in calls["cell"].note
+    lstm = calls["rnns.1"]
+    if backend == "eager":
+        assert (lstm.chosen, lstm.note) == ("eager", "backend 'eager' was asked for by name")
+    else:
+        assert lstm.chosen is None
+        assert lstm.note == "left eager: no compiled backend computes lstm layers"
+    assert calls["cell"].note == "left eager: it is no nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell"
     assert calls["own"].note == "left eager: it overrides forward"
     assert calls["unused"].note.startswith("no call was seen")
 

@@ -49,12 +49,12 @@ def function_and_inputs(request, backend):
     names = [name for name, _ in fast.named_parameters()]
 
     def function(x, h0, *weights):
-        call.x, call.h0 = x, h0
+        call.x, call.hx = x, (h0,)
         parameters = dict(zip(names, weights, strict=True))
         output, h_n = functional_call(fast, parameters, call.arguments())
         return (output if call.case.lengths is None else output.data), h_n
 
-    return function, (call.x, call.h0, *fast.parameters())
+    return function, (call.x, *call.hx, *fast.parameters())
 
 
 def test_gradients(function_and_inputs):

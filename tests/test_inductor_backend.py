@@ -9,6 +9,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
+from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU
+from rnnjit.dispatch.choice import verdict
+from rnnjit.runtime import torch_private
 from rnnjit_inductor import BACKEND, compiler, toolchain
 
 SPEC = rnnjit.RNNSpec(2, 3)
@@ -34,12 +37,23 @@ def test_importing_and_asking_it_imports_no_compiler():
     assert done.stdout.strip() == "[]"
 
 
+def reasons(spec, asked):
+    return verdict(BACKEND, spec, asked).reasons
+
+
 def test_it_declines_what_it_cannot_do():
-    (reason,) = BACKEND.why_not(SPEC, problem(torch.complex64))
+    (reason,) = reasons(SPEC, problem(torch.complex64))
     assert "complex64" in reason
-    odd = rnnjit.RNNSpec(2, 3, nonlinearity="sine")
-    (reason,) = BACKEND.why_not(odd, problem())
-    assert "sine" in reason
+    (reason,) = reasons(rnnjit.RNNSpec(2, 3, cell=LSTM), problem())
+    assert "'lstm' has 2 states" in reason
+    (reason,) = reasons(rnnjit.RNNSpec(2, 3, cell=GRU), problem())
+    assert "gate n apart" in reason
+    (reason,) = reasons(rnnjit.RNNSpec(2, 3, proj_size=1), problem())
+    assert "proj_size" in reason
+
+
+def test_it_lowers_every_operation():
+    assert BACKEND.operations == frozenset(OPERATIONS)
 
 
 def test_it_says_that_a_cpp_compiler_is_lacking(monkeypatch):
@@ -69,6 +83,16 @@ def test_it_is_missing_where_torch_compile_is(monkeypatch):
     finally:
         toolchain.unsupported.cache_clear()
     assert "Python 4 is not supported" in reason
+
+
+def test_it_is_missing_where_torch_lacks_what_it_calls(monkeypatch):
+    monkeypatch.setattr(torch_private, "_INDUCTOR", ("torch._inductor.compiled_elsewhere",))
+    toolchain.unsupported.cache_clear()
+    try:
+        (reason,) = BACKEND.missing()
+    finally:
+        toolchain.unsupported.cache_clear()
+    assert "lacks torch._inductor.compiled_elsewhere" in reason
 
 
 def test_a_failed_compilation_names_the_backend_and_its_cause(monkeypatch):
@@ -134,6 +158,8 @@ def test_no_setting_of_inductor_is_left_changed():
 
     before = config.save_config_portable()
     compiler._compile(
-        compiler.Key("forward", "relu", torch.float64, "cpu", compiler.Plan(1, compiler.MATRIX, 1))
+        compiler.Key(
+            "forward", RNN_RELU, torch.float64, "cpu", compiler.Plan(1, compiler.MATRIX, 1)
+        )
     )
     assert config.save_config_portable() == before

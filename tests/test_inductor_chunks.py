@@ -7,7 +7,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
 from rnnjit import Rows
+from rnnjit.cells import RNN_TANH, Cell
+from rnnjit.cells.builder import detach, sigmoid, softplus
+from rnnjit.execution.stack import run_stack
 from rnnjit.recurrence.rows import offsets
+from rnnjit.reference import ReferenceBackend
 from rnnjit.testing.cases import CASES
 from rnnjit.testing.checks import CHECKS
 from rnnjit_inductor import InductorBackend
@@ -119,6 +123,56 @@ def test_two_threads():
     x, h0 = torch.randn(18, 8, 3).double(), torch.randn(1, 8, 192).double()
     fast = rnnjit.compile(rnn, backend="inductor")
     for found, expected in zip(both(fast, x, h0), both(rnn, x, h0), strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_a_step_of_several_gates_is_more_work():
+    def threads(cell):
+        layer = rnnjit.RNNSpec(3, 200, cell=cell).layer(0)
+        return plan(layer, Rows(18, 4, 72), torch.float64, "cpu", 2, True).threads
+
+    assert threads(RNN_TANH) == 1
+    assert threads(GATED) == 2
+
+
+def gated(zx, zh, h):
+    """Its gradients are inputs, one value for two gates, and none for the third gate."""
+    h = h + (zx[0] + zh[0]) + (zx[1] + zh[1]) + detach(sigmoid(zx[2] + zh[2]))
+    return h, h
+
+
+GATED = Cell.trace(gated, name="gated", gates=["a", "b", "c"], states=["h"])
+
+
+def pairs(zx, zh, h):
+    """No gradient reaches the state but through the product, and values are saved."""
+    h = sigmoid(zx[0] + zh[0]) * softplus(zx[1] + zh[1])
+    return h, h
+
+
+PAIRS = Cell.trace(pairs, name="pairs", gates=["a", "b"], states=["h"])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("sizes", [[3] * 5, [4, 3, 3, 2, 1]], ids=["dense", "packed"])
+@pytest.mark.parametrize("cell", [GATED, PAIRS], ids=["gated", "pairs"])
+def test_gradients_of_any_form(cell, sizes, compiled):
+    torch.manual_seed(0)
+    spec = rnnjit.RNNSpec(3, 5, cell=cell, bidirectional=True)
+    packed = torch.tensor(sizes) if len(set(sizes)) > 1 else None
+    rows = Rows(5, sizes[0], sum(sizes), packed)
+    shapes = [(rows.N, 3), *spec.state_shapes(rows.B), *spec.weight_shapes]
+    given = [(torch.randn(shape).double() / 4).requires_grad_() for shape in shapes]
+    x, h0, *weights = given
+    results = []
+    for backend in (
+        InductorBackend(lambda *call: Plan(2, ROWS, 1) if compiled else None),
+        ReferenceBackend(),
+    ):
+        y, (h_n,) = run_stack(backend, spec, rows, x, (h0,), weights, False, True)
+        loss = (y.sin() * y).sum() + h_n.square().sum()
+        results.append([y, h_n, *torch.autograd.grad(loss, given)])
+    for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, **CLOSE)
 
 

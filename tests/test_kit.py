@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rnnjit
-from rnnjit.registry import BrokenBackend
+from rnnjit.dispatch.registry import BrokenBackend
 from rnnjit.testing import CASES, CHECKS, Case, RecomputeBackend, conformance, count, plugin, run
 from rnnjit.testing.calls import build
 from rnnjit.testing.checks import check_forward, check_gradients
@@ -29,10 +29,7 @@ class NoPacked(RecomputeBackend):
 
 class NoHalf(RecomputeBackend):
     name = "no-half"
-
-    def why_not(self, spec, problem):
-        wide = problem.dtype in (torch.float32, torch.float64)
-        return [] if wide else [f"{problem.dtype} is not supported"]
+    dtypes = (torch.float32, torch.float64)
 
 
 class Recorder(RecomputeBackend):
@@ -48,7 +45,7 @@ class Recorder(RecomputeBackend):
 
 class Elsewhere(RecomputeBackend):
     name = "elsewhere"
-    device = "meta"
+    devices = ("meta", "cpu")
 
     def why_not(self, spec, problem):
         return [f"nothing is computed on {problem.device}"]

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from rnnjit.backend import LayerOutput
+from rnnjit.cells import RNN_RELU, RNN_TANH
 from rnnjit.reference import ReferenceBackend, layer_forward
 from rnnjit.testing import RecomputeBackend, conformance
 
@@ -26,64 +27,64 @@ class Broken(RecomputeBackend):
 class BiasTwice(Broken):
     """Adds b_ih in the place of b_hh."""
 
-    def forward(self, layer, rows, x, h0, weights, keep):
+    def forward(self, layer, rows, x, hx, weights, keep):
         if layer.bias:
             weights = list(weights)
             weights[3::4] = weights[2::4]
-        return super().forward(layer, rows, x, h0, weights, keep)
+        return super().forward(layer, rows, x, hx, weights, keep)
 
 
 class NoHiddenBias(Broken):
-    def forward(self, layer, rows, x, h0, weights, keep):
+    def forward(self, layer, rows, x, hx, weights, keep):
         if layer.bias:
             weights = list(weights)
             weights[3::4] = [torch.zeros_like(bias) for bias in weights[3::4]]
-        return super().forward(layer, rows, x, h0, weights, keep)
+        return super().forward(layer, rows, x, hx, weights, keep)
 
 
 class LastStepDropped(Broken):
     """Leaves the last time step at the state of the one before it."""
 
-    def forward(self, layer, rows, x, h0, weights, keep):
-        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+    def forward(self, layer, rows, x, hx, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, hx, weights, keep)
         sizes, H = rows.sizes, layer.hidden_size
         if rows.T > 1:
             size = sizes[-1]
             before = rows.N - sizes[-1] - sizes[-2]
             y[-size:, :H] = y[before : before + size, :H]
-            h_n[0, :size] = y[-size:, :H]
+            h_n[0][0, :size] = y[-size:, :H]
         return LayerOutput(y, h_n)
 
 
 class PaddedNotPacked(Broken):
     """Runs a packed batch as if it were padded: states go on past their sequence's end."""
 
-    def forward(self, layer, rows, x, h0, weights, keep):
+    def forward(self, layer, rows, x, hx, weights, keep):
         if rows.batch_sizes is None:
-            return super().forward(layer, rows, x, h0, weights, keep)
+            return super().forward(layer, rows, x, hx, weights, keep)
         mask = torch.arange(rows.B) < rows.batch_sizes[:, None]
         padded = x.new_zeros(rows.T, rows.B, layer.input_size)
         padded[mask] = x
         dense = rows._replace(N=rows.T * rows.B, batch_sizes=None)
-        y, h_n, _ = super().forward(layer, dense, padded.flatten(0, 1), h0, weights, keep)
+        y, h_n, _ = super().forward(layer, dense, padded.flatten(0, 1), hx, weights, keep)
         return LayerOutput(y[mask.flatten()], h_n)
 
 
 class DirectionsSwapped(Broken):
-    def forward(self, layer, rows, x, h0, weights, keep):
-        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+    def forward(self, layer, rows, x, hx, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, hx, weights, keep)
         return LayerOutput(y.roll(layer.hidden_size, dims=1), h_n)
 
 
 class ReverseStateFromLastStep(Broken):
     """Takes h_n of direction 1 from the rows at which it starts, not from those where it ends."""
 
-    def forward(self, layer, rows, x, h0, weights, keep):
-        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+    def forward(self, layer, rows, x, hx, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, hx, weights, keep)
         if layer.num_directions == 2:
             start = 0
             for size in rows.sizes:
-                h_n[1, :size] = y[start : start + size, layer.hidden_size :]
+                h_n[0][1, :size] = y[start : start + size, layer.hidden_size :]
                 start += size
         return LayerOutput(y, h_n)
 
@@ -91,30 +92,30 @@ class ReverseStateFromLastStep(Broken):
 class NoInitialStateGradient(Broken):
     def backward(self, *args):
         grads = super().backward(*args)
-        return grads if grads.h0 is None else grads._replace(h0=torch.zeros_like(grads.h0))
+        return grads._replace(hx=tuple(g if g is None else torch.zeros_like(g) for g in grads.hx))
 
 
 class LastStateGradientIgnored(Broken):
-    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
+    def backward(self, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs):
         grad_y = torch.zeros_like(output.y) if grad_y is None else grad_y
-        return super().backward(layer, rows, x, h0, weights, output, grad_y, None, needs)
+        return super().backward(layer, rows, x, hx, weights, output, grad_y, (None,), needs)
 
 
 class HiddenWeightGradientOneStepLate(Broken):
     """Sums dz_t h_t' where it should be dz_t h_{t-1}'."""
 
-    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
-        grads = super().backward(layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs)
+    def backward(self, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs):
+        grads = super().backward(layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs)
         if layer.num_directions == 2 or not needs.weights[1]:
             return grads
         # With the projected input in the place of x, the gradient of x is that of z.
         z = F.linear(x, weights[0]).requires_grad_()
         identity = torch.eye(layer.hidden_size, dtype=x.dtype)
         with torch.enable_grad():
-            y, h_n = layer_forward(layer, rows, z, h0, [identity, *weights[1:]])
+            y, h_n = layer_forward(layer, rows, z, hx, [identity, *weights[1:]])
             loss = sum(
                 (value * grad).sum()
-                for value, grad in ((y, grad_y), (h_n, grad_h_n))
+                for value, grad in zip((y, *h_n), (grad_y, *grad_h_n), strict=True)
                 if grad is not None
             )
         dz = torch.autograd.grad(loss, z)[0]
@@ -123,22 +124,22 @@ class HiddenWeightGradientOneStepLate(Broken):
 
 
 class NaNSwallowed(Broken):
-    def forward(self, layer, rows, x, h0, weights, keep):
-        return super().forward(layer, rows, x.clamp(-9, 9).nan_to_num(-9), h0, weights, keep)
+    def forward(self, layer, rows, x, hx, weights, keep):
+        return super().forward(layer, rows, x.clamp(-9, 9).nan_to_num(-9), hx, weights, keep)
 
 
 class ReluDerivativeLosesNaN(Broken):
     """Passes the gradient where y > 0; eager stops it where y <= 0, which NaN is not."""
 
-    def backward(self, layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs):
-        if layer.cell == "relu" and grad_y is not None:
+    def backward(self, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs):
+        if layer.cell == RNN_RELU and grad_y is not None:
             grad_y = grad_y.where(output.y > 0, 0)
-        return super().backward(layer, rows, x, h0, weights, output, grad_y, grad_h_n, needs)
+        return super().backward(layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs)
 
 
 class LastColumnUnwritten(Broken):
-    def forward(self, layer, rows, x, h0, weights, keep):
-        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
+    def forward(self, layer, rows, x, hx, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, hx, weights, keep)
         partly = torch.empty_like(y)
         partly[:, :-1] = y[:, :-1]
         return LayerOutput(partly, h_n)
@@ -147,9 +148,9 @@ class LastColumnUnwritten(Broken):
 class WeightStridesIgnored(Broken):
     """Reads the memory of every weight as if it were contiguous."""
 
-    def forward(self, layer, rows, x, h0, weights, keep):
+    def forward(self, layer, rows, x, hx, weights, keep):
         weights = [w.as_strided(w.shape, torch.empty(w.shape).stride()) for w in weights]
-        return super().forward(layer, rows, x, h0, weights, keep)
+        return super().forward(layer, rows, x, hx, weights, keep)
 
 
 class SloppyTanh(Broken):
@@ -158,27 +159,27 @@ class SloppyTanh(Broken):
     def __init__(self, error):
         self.error = error
 
-    def forward(self, layer, rows, x, h0, weights, keep):
-        y, h_n, _ = super().forward(layer, rows, x, h0, weights, keep)
-        factor = 1 - self.error if layer.cell == "tanh" else 1
-        return LayerOutput(y * factor, h_n * factor)
+    def forward(self, layer, rows, x, hx, weights, keep):
+        y, h_n, _ = super().forward(layer, rows, x, hx, weights, keep)
+        factor = 1 - self.error if layer.cell == RNN_TANH else 1
+        return LayerOutput(y * factor, tuple(state * factor for state in h_n))
 
 
 class SinglePrecision(Broken):
     """Computes float64 in float32."""
 
-    def forward(self, layer, rows, x, h0, weights, keep):
-        weights = [w.float() for w in weights]
-        y, h_n, _ = super().forward(layer, rows, x.float(), h0.float(), weights, keep)
-        return LayerOutput(y.to(x.dtype), h_n.to(x.dtype))
+    def forward(self, layer, rows, x, hx, weights, keep):
+        weights, hx = [w.float() for w in weights], tuple(state.float() for state in hx)
+        y, h_n, _ = super().forward(layer, rows, x.float(), hx, weights, keep)
+        return LayerOutput(y.to(x.dtype), tuple(state.to(x.dtype) for state in h_n))
 
 
 class SecondDerivativeLost(ReferenceBackend):
-    def forward(self, layer, rows, x, h0, weights, keep):
+    def forward(self, layer, rows, x, hx, weights, keep):
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(torch.Tensor.detach)
-        return super().forward(layer, rows, x, h0, weights, keep)
+        return super().forward(layer, rows, x, hx, weights, keep)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import instruction_sets
 import numpy as np
@@ -16,8 +15,10 @@ from torch import nn
 
 import rnnjit
 from rnnjit import LayerSpec, Rows
-from rnnjit.cpu import isa_named
-from rnnjit_numba import codegen, frontend, host, library, plan
+from rnnjit.cells import RNN_RELU, RNN_TANH
+from rnnjit.codegen import isa_named
+from rnnjit.codegen.host import host_isa
+from rnnjit_numba import kernel_modules, library, object_code, plan
 
 AGREES = """
 import sys, torch, rnnjit
@@ -57,23 +58,23 @@ def test_every_instruction_set_agrees_with_eager(name):
 def test_an_unknown_instruction_set_is_named(monkeypatch):
     monkeypatch.setenv("RNNJIT_ISA", "sse5")
     with pytest.raises(ValueError, match=r"RNNJIT_ISA must be one of .*'plain'.* got 'sse5'"):
-        host.host_isa()
+        host_isa()
 
 
 def test_kernels_assemble_for_aarch64():
     isa = isa_named("neon", "neoverse-n1", (), "aarch64-unknown-linux-gnu")
-    machine = codegen.target_machine(isa)
+    machine = object_code.target_machine(isa)
     assembly = [
-        machine.emit_assembly(codegen.optimised(part.text, isa, part.symbols))
-        for part in frontend.parts(isa, 32)
+        machine.emit_assembly(object_code.optimised(part.text, isa, part.symbols))
+        for part in kernel_modules.kernel_modules(isa, 32, RNN_TANH)
     ]
     assert sum(part.count("fmla") for part in assembly) > 100
 
 
-def test_parts_define_what_they_call_of_each_other():
-    isa, defined = host.host_isa(), {"omp_get_thread_num", "omp_get_num_threads", "sched_yield"}
-    for part in frontend.parts(isa, 64):
-        functions = list(codegen.optimised(part.text, isa, part.symbols).functions)
+def test_modules_define_what_they_call_of_each_other():
+    isa, defined = host_isa(), {"omp_get_thread_num", "omp_get_num_threads", "sched_yield"}
+    for part in kernel_modules.kernel_modules(isa, 64, RNN_RELU):
+        functions = list(object_code.optimised(part.text, isa, part.symbols).functions)
         called = {each.name for each in functions if each.is_declaration}
         assert {name for name in called if not name.startswith("llvm.")} <= defined
         public = {each.name for each in functions if each.linkage.name == "external"}
@@ -162,7 +163,7 @@ def test_child_processes_after_use(method, tmp_path):
 @pytest.mark.parametrize("B", [1, 2, 3, 7, 16, 100])
 @pytest.mark.parametrize("H", [1, 20, 64, 500])
 def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
-    layer = LayerSpec("tanh", 24, H, D, True)
+    layer = LayerSpec(RNN_TANH, 24, H, D, True)
     vectors = -(-H // 16)
     cut = plan.plan(layer, Rows(50, B, 50 * B), threads, vectors)
     assert 1 <= cut.threads <= max(threads, D)
@@ -186,23 +187,25 @@ def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
         (96, 64, 512, 1),
     ],
 )
-def test_columns_are_shared_where_that_saves_more_than_meeting_takes(threads, B, H, parts):
-    cut = plan.plan(LayerSpec("tanh", 64, H, 1, True), Rows(100, B, 100 * B), threads, -(-H // 16))
+def test_columns_are_divided_where_that_saves_more_than_synchronising_takes(threads, B, H, parts):
+    cut = plan.plan(
+        LayerSpec(RNN_TANH, 64, H, 1, True), Rows(100, B, 100 * B), threads, -(-H // 16)
+    )
     assert cut.parts == parts
     assert cut.threads == threads
 
 
 @pytest.mark.parametrize("H", [256, 512, 1024])
-def test_more_threads_than_pay_do_not_meet(H):
-    layer = LayerSpec("tanh", 64, H, 1, True)
+def test_no_more_threads_than_pay_divide_columns(H):
+    layer = LayerSpec(RNN_TANH, 64, H, 1, True)
     few, many = (
         plan.plan(layer, Rows(100, 1, 100), threads, -(-H // 16)).parts for threads in (32, 96)
     )
     assert few == many < H // 16
 
 
-def test_sources_alone_name_the_cache_key():
-    keys = {library._key(host.host_isa(), bits) for bits in (32, 64)}
-    assert len(keys) == 2
+def test_element_and_cell_name_the_cache_key():
+    kinds = [library.Kind(bits, cell) for bits in (32, 64) for cell in (RNN_TANH, RNN_RELU)]
+    keys = {library._key(host_isa(), kind) for kind in kinds}
+    assert len(keys) == 4
     assert all(len(key) == 32 for key in keys)
-    assert Path(library.__file__).parent.name == "rnnjit_numba"

@@ -7,14 +7,22 @@ import torch
 from torch import nn
 from torch.func import grad, jvp, vmap
 
-from rnnjit import cells
-from rnnjit.backend import LayerOutput
+from rnnjit.cells import LSTM, RNN_TANH, Cell, builder
 from rnnjit.reference import EagerBackend, ReferenceBackend, layer_forward, split_weights
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
-LAYER = LayerSpec("tanh", 3, 4, 2, bias=True)
+LAYER = LayerSpec(RNN_TANH, 3, 4, 2, bias=True)
 DENSE = Rows(5, 2, 10)
 PACKED = Rows(3, 3, 6, torch.tensor([3, 2, 1]))
+
+
+def leaky(zx, zh, h, tau):
+    """A unit with a rate of its own, which is learnt."""
+    h = h + tau * (builder.tanh(zx[0] + zh[0]) - h)
+    return h, h
+
+
+LEAKY = Cell.trace(leaky, name="leaky", gates=["z"], states=["h"], parameters=["tau"])
 
 
 def tensors(layer, rows, dtype=torch.float64):
@@ -22,26 +30,26 @@ def tensors(layer, rows, dtype=torch.float64):
     eager = nn.RNN(layer.input_size, layer.hidden_size, bidirectional=layer.num_directions == 2)
     x = torch.randn(rows.N, layer.input_size, dtype=dtype)
     h0 = torch.randn(layer.num_directions, rows.B, layer.hidden_size, dtype=dtype)
-    return x, h0, [torch.randn(p.shape, dtype=dtype) / 2 for p in eager.parameters()]
+    return x, (h0,), [torch.randn(p.shape, dtype=dtype) / 2 for p in eager.parameters()]
 
 
-def by_hand(layer, rows, x, h0, weights):
+def by_hand(layer, rows, x, hx, weights):
     """One sequence after the other, one step after the other, straight from the definition."""
     sizes = rows.sizes
     starts = [sum(sizes[:t]) for t in range(rows.T)]
     y = x.new_zeros(rows.N, layer.num_directions * layer.hidden_size)
-    h_n = torch.zeros_like(h0)
+    h_n = torch.zeros_like(hx[0])
     for d in range(layer.num_directions):
-        w_ih, w_hh, b_ih, b_hh = split_weights(layer, weights, d)
+        w_ih, w_hh, b_ih, b_hh, *_ = split_weights(layer, weights, d)
         for b in range(rows.B):
             steps = [t for t in range(rows.T) if sizes[t] > b]
-            h = h0[d, b]
+            h = hx[0][d, b]
             for t in steps[::-1] if d else steps:
                 h = torch.tanh(w_ih @ x[starts[t] + b] + b_ih + w_hh @ h + b_hh)
                 columns = slice(d * layer.hidden_size, (d + 1) * layer.hidden_size)
                 y[starts[t] + b, columns] = h
             h_n[d, b] = h
-    return y, h_n
+    return y, (h_n,)
 
 
 @pytest.mark.parametrize("rows", [DENSE, PACKED], ids=["dense", "packed"])
@@ -53,10 +61,14 @@ def test_follows_the_definition(backend, rows):
 
 
 def test_split_weights_follows_the_flat_order():
-    weights = list(range(8))
-    assert split_weights(LAYER, weights, 0) == [0, 1, 2, 3]
-    assert split_weights(LAYER, weights, 1) == [4, 5, 6, 7]
-    assert split_weights(replace(LAYER, bias=False), weights[:4], 1) == [2, 3]
+    weights = list(range(10))
+    assert split_weights(LAYER, weights, 0) == (0, 1, 2, 3, None, ())
+    assert split_weights(LAYER, weights, 1) == (4, 5, 6, 7, None, ())
+    assert split_weights(replace(LAYER, bias=False), weights[:4], 1) == (2, 3, None, None, None, ())
+    projected = replace(LAYER, cell=LSTM, proj_size=2)
+    assert split_weights(projected, weights, 1) == (5, 6, 7, 8, 9, ())
+    learnt = replace(LAYER, cell=LEAKY, bias=False)
+    assert split_weights(learnt, weights, 1) == (3, 4, None, None, None, (5,))
 
 
 def test_complex_numbers():
@@ -68,10 +80,10 @@ def test_complex_numbers():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own use
 def test_forward_mode_agrees_with_finite_differences():
-    x, h0, weights = tensors(LAYER, PACKED)
+    x, hx, weights = tensors(LAYER, PACKED)
 
     def function(x):
-        return layer_forward(LAYER, PACKED, x, h0, weights)[0]
+        return layer_forward(LAYER, PACKED, x, hx, weights)[0]
 
     tangent = torch.randn_like(x)
     _, derivative = jvp(function, (x,), (tangent,))
@@ -81,10 +93,10 @@ def test_forward_mode_agrees_with_finite_differences():
 
 
 def test_vmap_gives_gradients_for_each_sample():
-    x, h0, weights = tensors(LAYER, DENSE)
+    x, hx, weights = tensors(LAYER, DENSE)
 
     def loss(weights, x):
-        return layer_forward(LAYER, DENSE, x, h0, weights)[0].square().sum()
+        return layer_forward(LAYER, DENSE, x, hx, weights)[0].square().sum()
 
     samples = torch.stack([x, x + 1, -x])
     together = vmap(grad(loss), (None, 0))(weights, samples)
@@ -93,27 +105,32 @@ def test_vmap_gives_gradients_for_each_sample():
         torch.testing.assert_close([g[i] for g in together], alone)
 
 
-def test_a_new_cell_needs_nothing_but_its_activation(monkeypatch):
-    identity = cells.Cell("identity", lambda z: z)
-    monkeypatch.setitem(cells.CELLS, "identity", identity)
-    layer = LayerSpec("identity", 3, 4, 1, bias=False)
-    rows = Rows(4, 2, 8)
-    x, h0, weights = tensors(layer, rows)
-    weights = weights[:2]
-    expected = LayerOutput(*layer_forward(layer, rows, x, h0, weights))
-    actual = EagerBackend().forward(layer, rows, x, h0, weights, False)
-    torch.testing.assert_close(actual.y, expected.y)
-    first = x[:2] @ weights[0].T + h0[0] @ weights[1].T
-    torch.testing.assert_close(actual.y[:2], first)
-
-
+@pytest.mark.parametrize("rows", [DENSE, PACKED], ids=["dense", "packed"])
+def test_a_new_cell_is_a_value_and_needs_nothing_else(rows):
+    layer = LayerSpec(LEAKY, 3, 4, 1, bias=False)
+    x, hx, weights = tensors(layer, rows)
+    w_ih, w_hh, tau = *weights[:2], torch.rand(4, dtype=torch.float64)
+    weights = [w_ih, w_hh, tau]
+    y, h_n = layer_forward(layer, rows, x, hx, weights)
+    # Torch has no layer of it: both backends take it by its program.
+    for backend in (ReferenceBackend(), EagerBackend()):
+        output = backend.forward(layer, rows, x, hx, weights, False)
+        torch.testing.assert_close((output.y, output.h_n), (y, h_n), rtol=0, atol=0)
+    (before,) = hx[0]
+    for step in y.split(rows.sizes):
+        x_t, x = x[: len(step)], x[len(step) :]
+        before = before[: len(step)]
+        before = before + tau * (torch.tanh(x_t @ w_ih.T + before @ w_hh.T) - before)
+        torch.testing.assert_close(step, before)
+    torch.testing.assert_close(h_n[0][0, : len(step)], before)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64])
 def test_eager_takes_the_dtypes_that_torch_takes(dtype):
     rnn = nn.RNN(3, 4, dtype=dtype)
     x = torch.randn(5, 2, 3).to(dtype)
     spec, problem = RNNSpec(3, 4), Problem(dtype, "cpu", 5, 2, 10, False, True)
     assert EagerBackend().why_not(spec, problem) == []
-    y, h_n, _ = EagerBackend().forward(
-        spec.layer(0), DENSE, x.flatten(0, 1), x.new_zeros(1, 2, 4), list(rnn.parameters()), False
+    hx = (x.new_zeros(1, 2, 4),)
+    y, (h_n,), _ = EagerBackend().forward(
+        spec.layer(0), DENSE, x.flatten(0, 1), hx, list(rnn.parameters()), False
     )
     torch.testing.assert_close((y.view(5, 2, 4), h_n), rnn(x))

@@ -11,12 +11,15 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
-from rnnjit import ops
-from rnnjit.registry import key_of
+from rnnjit.dispatch.registry import key_of
+from rnnjit.cells import RNN_TANH
+from rnnjit.execution import torch_ops as ops
 from rnnjit.testing import RecomputeBackend
 
 BACKENDS = [RecomputeBackend(), *(b for b in rnnjit.backends().values() if not b.missing())]
 T, B, I, H = 4, 3, 2, 5
+# What an operator is told of the layer: the cell, H, whether it has biases, P.
+CELL = (RNN_TANH.text, H, True, 0)
 # Dynamo and Inductor warn of torch's own deprecations when they are first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
 
@@ -26,13 +29,13 @@ class Keeping(RecomputeBackend):
 
     name = "keeping"
 
-    def forward(self, layer, rows, x, h0, weights, keep):
-        output = super().forward(layer, rows, x, h0, weights, keep)
+    def forward(self, layer, rows, x, hx, weights, keep):
+        output = super().forward(layer, rows, x, hx, weights, keep)
         return output._replace(saved=(x.clone(),) if keep else ())
 
-    def backward(self, layer, rows, x, h0, weights, output, *rest):
+    def backward(self, layer, rows, x, hx, weights, output, *rest):
         assert torch.equal(output.saved[0], x)
-        return super().backward(layer, rows, x, h0, weights, output, *rest)
+        return super().backward(layer, rows, x, hx, weights, output, *rest)
 
 
 class Tagger(nn.Module):
@@ -71,7 +74,7 @@ def operator_arguments(backend, directions, batch_sizes, grad):
     steps = T if batch_sizes is None else len(batch_sizes)
     shapes = [(rows, I), (directions, B, H), *[(H, I), (H, H), (H,), (H,)] * directions]
     x, h0, *weights = (torch.randn(s, dtype=torch.float64, requires_grad=grad) for s in shapes)
-    return x, batch_sizes, steps, h0, weights, "tanh", True, grad, key_of(backend)
+    return x, batch_sizes, steps, [h0], weights, *CELL, grad, key_of(backend)
 
 
 @pytest.mark.parametrize("batch_sizes", [None, torch.tensor([3, 3, 1])], ids=["dense", "packed"])
@@ -80,16 +83,16 @@ def test_the_operators_pass_torchs_own_checks(backend, batch_sizes):
     torch.manual_seed(0)
     arguments = operator_arguments(backend, 2, batch_sizes, grad=True)
     torch.library.opcheck(torch.ops.rnnjit.layer.default, arguments)
-    x, _, steps, h0, weights, *_ = arguments
+    x, _, steps, (h0,), weights, *_ = arguments
     with torch.no_grad():
         y, h_n = torch.ops.rnnjit.layer(*arguments)
-    for grad_y, grad_h_n in ((torch.ones_like(y), None), (None, torch.ones_like(h_n))):
+    x, h0, *weights = (tensor.detach() for tensor in (x, h0, *weights))
+    for grads, through in (([torch.ones_like(y)], "y"), ([torch.ones_like(h_n)], "h_n")):
+        given = [through == "y", through == "h_n"]
         needs = [True, False, *[True, False, True, True] * 2]
-        given = (x, batch_sizes, steps, h0, weights, y, h_n, grad_y, grad_h_n, needs)
-        given = [g.detach() if isinstance(g, torch.Tensor) else g for g in given]
-        given[4] = [w.detach() for w in weights]
+        tensors = (x, batch_sizes, steps, [h0], weights, [y, h_n], grads, given, needs)
         torch.library.opcheck(
-            torch.ops.rnnjit.layer_backward.default, (*given, "tanh", True, arguments[-1])
+            torch.ops.rnnjit.layer_backward.default, (*tensors, *CELL, arguments[-1])
         )
 
 
@@ -103,7 +106,7 @@ def test_the_operator_is_the_layer(backend):
 
     def operator(x, h0):
         rows = x.reshape(T * B, I)
-        y, h = torch.ops.rnnjit.layer(rows, None, T, h0, weights, "tanh", True, True, key)
+        y, h = torch.ops.rnnjit.layer(rows, None, T, [h0], weights, *CELL, True, key)
         return y.view(T, B, 2 * H), h
 
     operator.parameters = rnn.parameters

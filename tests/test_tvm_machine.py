@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 
 import rnnjit
-from rnnjit.cpu import isa_named
+from rnnjit.cells import RNN_RELU, RNN_TANH
+from rnnjit.codegen import isa_named
 from rnnjit_tvm import compiler, host, library
 
 AGREES = """
@@ -58,7 +60,7 @@ def test_lesser_instruction_sets_agree_with_eager(name, tmp_path, monkeypatch):
 
 def test_kernels_assemble_for_aarch64():
     isa = isa_named("neon", "neoverse-n1", (), "aarch64-unknown-linux-gnu")
-    assert compiler.assembly(isa, 32).count("fmla") > 100
+    assert compiler.assembly(isa, 32, RNN_TANH).count("fmla") > 100
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_tiles_stay_in_registers(name, cpu, rows, vectors):
     isa = isa_named(name, cpu, (), "x86_64-unknown-linux-gnu")
     assert host.tiles(isa)[0] == (rows, vectors)
     pattern = rf"\ntile_{rows}x{vectors}:(.*?)\.cfi_endproc"
-    tile = re.search(pattern, compiler.assembly(isa, 32), re.DOTALL).group(1)
+    tile = re.search(pattern, compiler.assembly(isa, 32, RNN_TANH), re.DOTALL).group(1)
     loops = [block for block in re.split(r"\n\.LBB\d+_\d+:", tile) if "vfmadd" in block]
     assert loops
     for block in loops:
@@ -79,7 +81,7 @@ def test_tiles_stay_in_registers(name, cpu, rows, vectors):
 
 def test_object_code_asks_for_nothing_of_tvms_run_time():
     isa = isa_named("avx2", "haswell", (), "x86_64-unknown-linux-gnu")
-    called = set(re.findall(r"\bcallq?\s+([^\s*%@]+)", compiler.assembly(isa, 64)))
+    called = set(re.findall(r"\bcallq?\s+([^\s*%@]+)", compiler.assembly(isa, 64, RNN_RELU)))
     assert {"omp_get_thread_num", "omp_get_num_threads"} <= called
     assert not [name for name in called if "tvm" in name.lower()]
 
@@ -98,9 +100,11 @@ def test_new_shapes_compile_nothing(monkeypatch):
 
 def test_the_cache_key_names_what_code_depends_on():
     isa = host.host_isa()
-    keys = {library._key(isa, 32), library._key(isa, 64)}
-    keys.add(library._key(isa_named("plain", "generic", (), isa.triple), 32))
-    assert len(keys) == 3
+    plain = isa_named("plain", "generic", (), isa.triple)
+    keys = {library._key(isa, 32, RNN_TANH), library._key(isa, 64, RNN_TANH)}
+    keys |= {library._key(plain, 32, RNN_TANH), library._key(isa, 32, RNN_RELU)}
+    assert len(keys) == 4
+    assert library._key(isa, 32, replace(RNN_TANH, name="another")) in keys
 
 
 def results(module, x):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnjit
+from rnnjit.cells import RNN_TANH
 from rnnjit_tvm.plan import plan
 
 DTYPES = (torch.float32, torch.float64)
@@ -74,7 +75,7 @@ def test_threads_take_packed_rows_in_turns(bidirectional):
     rnn = nn.RNN(37, 70, bidirectional=bidirectional, dtype=torch.float64)
     packed = pack_sequence([torch.randn(30 - b, 37, dtype=torch.float64) for b in range(13)])
     rows = rnnjit.Rows(30, 13, len(packed.data), packed.batch_sizes)
-    layer = rnnjit.LayerSpec("tanh", 37, 70, 1 + bidirectional, True)
+    layer = rnnjit.LayerSpec(RNN_TANH, 37, 70, 1 + bidirectional, True)
     packed.data.requires_grad_()
     results, before = [], torch.get_num_threads()
     try:
@@ -118,7 +119,7 @@ def test_memory_aligned_to_an_element_and_no_more(dtype, shift):
 @pytest.mark.parametrize("B", [0, 1, 2, 7, 16, 100])
 @pytest.mark.parametrize("H", [1, 20, 500])
 def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
-    layer = rnnjit.LayerSpec("tanh", 24, H, D, True)
+    layer = rnnjit.LayerSpec(RNN_TANH, 24, H, D, True)
     for N in (50 * B, 30 * B):
         cut = plan(layer, rnnjit.Rows(50, B, N), threads)
         assert 1 <= cut.threads <= threads

@@ -12,21 +12,14 @@ from rnnjit import RNNSpec
 from rnnjit.artifact.template import fill
 from rnnjit.artifact.weights import layout
 from rnnjit.backend import Program
-
-# relu without max, which drops NaN.
-_ACTIVATIONS = {
-    ("tanh", torch.float32): "tanhf(z)",
-    ("tanh", torch.float64): "tanh(z)",
-    ("relu", torch.float32): "z < 0 ? 0 : z",
-    ("relu", torch.float64): "z < 0 ? 0 : z",
-}
+from rnnjit_cuda.c_pointwise import activation
 
 
 def build(spec: RNNSpec, dtype: torch.dtype, name: str) -> Program:
     """`Backend.build`: the source and its header."""
     D, H, size = spec.num_directions, spec.hidden_size, dtype.itemsize
     options = {
-        "activation": _ACTIVATIONS[spec.nonlinearity, dtype],
+        "activation": "\n    ".join(activation(spec.cell, dtype)),
         "weights": _table(spec, size),
         "fixed": H * H * size,
         "per_row": D * H * size if spec.num_layers > 1 else 0,

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.artifact import ArtifactError
-from rnnjit.backend import Program, Runner
+from rnnjit.backend import Program, Runner, States
+from rnnjit.cells import Cell
 from rnnjit.recurrence import layer_backward, layer_forward
-from rnnjit_cuda import availability, rival
-from rnnjit_cuda.kernels import DType, Pass, Plan
-from rnnjit_cuda.plan import PLANS
+from rnnjit_cuda import availability, cudnn_heuristics
+from rnnjit_cuda.cells import OPERATIONS
+from rnnjit_cuda.kernels import FAMILIES, DType, Family, Pass
 
 if TYPE_CHECKING:
     from rnnjit.recurrence import Recurrence
@@ -32,69 +33,71 @@ DTYPES: dict[torch.dtype, DType] = {
 
 
 class CudaBackend(Backend):
-    """nn.RNN layers on CUDA devices; one kernel a layer and pass where its weights fit on the chip.
+    """Elman layers on CUDA devices; one kernel a layer and pass where its weights fit on the chip.
 
     float32 and float64 are computed as such; bfloat16 and float16 with sums in float32.
 
     Attributes:
-        plans: the plans that it chooses among (see `plan`).
+        families: the kernels that it chooses among (see `plan`).
     """
 
     name = "cuda"
     priority = 100
-    device = "cuda"
-    plans: ClassVar[tuple[Plan, ...]] = PLANS
+    devices = ("cuda",)
+    dtypes = tuple(DTYPES)
+    operations = OPERATIONS
+    families: ClassVar[tuple[Family, ...]] = FAMILIES
 
     def missing(self) -> list[str]:
         """Names packages, a device and libraries that are not there."""
         return availability.missing()
 
-    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Declines other devices, other dtypes, unknown cells and GPUs before Ampere."""
-        reasons = []
-        if problem.device != self.device:
-            reasons.append(f"the tensors are on {problem.device}: only {self.device} is supported")
-        if problem.dtype not in DTYPES:
-            reasons.append(
-                f"{problem.dtype} is not supported: only {', '.join(DTYPES.values())} are"
-            )
-        if spec.nonlinearity not in ("tanh", "relu"):
-            reasons.append(f"cell {spec.nonlinearity!r} is not known: only tanh and relu are")
-        return reasons or self._device_reasons(problem.device_index)
+    def why_not_cell(self, cell: Cell) -> list[str]:
+        """Declines cells that are not Elman's."""
+        if cell.is_elman:
+            return []
+        return [
+            f"cell {cell.name!r} is not an Elman cell, h' = f(W_ih x + b_ih + W_hh h + b_hh) with "
+            "f's derivative given by h': others are not supported"
+        ]
 
-    def gives_way(self, spec: RNNSpec, problem: Problem) -> list[str]:
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Declines projections and GPUs before Ampere."""
+        return self._device_reasons(problem.device_index) + _projection(spec)
+
+    def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Where cuDNN, by PyTorch's own layer, is as quick."""
-        return rival.reasons(spec, problem)
+        return cudnn_heuristics.reasons(spec, problem)
 
     def forward(
         self,
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
         """One GEMM over all rows, then the recurrence."""
         recurrence = self._recurrence(layer, rows, x, "forward")
-        return layer_forward(recurrence, layer, rows, x, h0, weights)
+        return layer_forward(recurrence, layer, rows, x, hx, weights, keep)
 
     def backward(
         self,
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         output: LayerOutput,
         grad_y: Tensor | None,
-        grad_h_n: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
         """The recurrence, then one GEMM over all rows for each gradient."""
         recurrence = self._recurrence(layer, rows, x, "backward")
         return layer_backward(
-            recurrence, layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
+            recurrence, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs
         )
 
     def targets(self) -> Sequence[str]:
@@ -102,9 +105,15 @@ class CudaBackend(Backend):
         return ("cuda",)
 
     def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
-        """CUDA C++ source and a header."""
+        """CUDA C++ source and a header.
+
+        Raises:
+            ValueError: the stack is none of those that the source computes.
+        """
         from rnnjit_cuda import artifact
 
+        if reasons := self.why_not_cell(spec.cell) + _projection(spec):
+            raise ValueError(f"target {target!r} is for no such layers: {'; '.join(reasons)}")
         return artifact.build(spec, dtype, name)
 
     def load(self, program: Program, spec: RNNSpec, dtype: torch.dtype, name: str) -> Runner:
@@ -119,14 +128,20 @@ class CudaBackend(Backend):
         return driver_launcher(x.get_device())
 
     def _recurrence(self, layer: LayerSpec, rows: Rows, x: Tensor, pass_: Pass) -> Recurrence:
-        from rnnjit_cuda.planned import recurrence
+        from rnnjit_cuda.executor import recurrence
 
         dtype = DTYPES[x.dtype]
-        return recurrence(layer, rows, dtype, pass_, self._launcher(x), self.plans)
+        return recurrence(layer, rows, dtype, pass_, self._launcher(x), self.families)
 
     def _device_reasons(self, index: int) -> list[str]:
         found = torch.cuda.get_device_properties(None if index < 0 else index)
         return availability.too_old(found.name, (found.major, found.minor))
+
+
+def _projection(spec: RNNSpec) -> list[str]:
+    if not spec.proj_size:
+        return []
+    return [f"proj_size is {spec.proj_size}: layers with a projection are not supported"]
 
 
 BACKEND = CudaBackend()

@@ -1,56 +1,147 @@
-"""Cells as data: the pointwise part of the recurrence, as the kernels compute it.
+"""The pointwise part of a cell as Python functions of numbers, which numba-cuda compiles.
 
     forward    h = activation(z)
-    backward   dz = grad * activation'(z), the derivative expressed by h = activation(z)
+    backward   dz = gradient(grad, h), where grad is the whole gradient of h
 
-A cell is a pair of plain Python functions of numbers of one type; kernel factories build them into
-kernels, and the simulator calls them. Neither uses min or max, which drop NaN on a GPU.
+They are written from `Cell.step` and `Cell.backward`, one assignment for each instruction, and call
+the operations below as device functions; the simulator calls the same functions as they are.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 
-class Cell(NamedTuple):
-    """The pointwise part of one kernel.
+from rnnjit.cells import Cell, Program, evaluate
+
+
+class Pointwise(NamedTuple):
+    """The pointwise part of an Elman cell (`Cell.is_elman`), as device functions.
 
     Attributes:
         activation: `(z) -> h`.
-        gradient: `(grad, h) -> dz`, given the gradient of h.
+        gradient: `(grad, h) -> dz`.
     """
 
     activation: Callable[[Any], Any]
     gradient: Callable[[Any, Any], Any]
 
 
-def tanh(real: Any) -> Cell:
-    """The cell of the hyperbolic tangent: dz = grad * (1 - h^2)."""
-    one = real(1)
+def pointwise(
+    cell: Cell, real: Any, library: ModuleType, inlined: Callable[[Any], Any]
+) -> Pointwise:
+    """Lower an Elman cell.
 
-    def activation(z: Any) -> Any:
-        return real(math.tanh(z))
-
-    def gradient(grad: Any, h: Any) -> Any:
-        return grad * (one - h * h)
-
-    return Cell(activation, gradient)
-
-
-def relu(real: Any) -> Cell:
-    """The cell of the larger of z and 0, NaN staying NaN: dz = 0 where h <= 0, else grad."""
-    zero = real(0)
-
-    def activation(z: Any) -> Any:
-        return zero if z < zero else z
+    Args:
+        cell: what to lower.
+        real: the type of all numbers, which converts one to it.
+        library: has exp, log and so on: math, or numpy where a number out of range must not raise.
+        inlined: makes a device function of a Python function.
+    """
+    operations = {name: inlined(each) for name, each in scalar_operations(real, library).items()}
+    accumulator, state, minus_zero = cell.accumulators[0].name, cell.states[0], real(-0.0)
+    activation = _function(cell.step, [accumulator], operations, real)
+    parameters = ["out", "grad_out", f"grad_new_{state}"]
+    backward = inlined(_function(cell.backward, parameters, operations, real))
 
     def gradient(grad: Any, h: Any) -> Any:
-        return zero if h <= zero else grad
+        # The kernel has added up both gradients: x + -0.0 is x for every x.
+        return backward(h, minus_zero, grad)
 
-    return Cell(activation, gradient)
+    return Pointwise(inlined(activation), inlined(gradient))
 
 
-#: What builds each cell, by its name in `rnnjit.cells.CELLS`; `real` is a numba float type.
-CELLS: dict[str, Callable[[Any], Cell]] = {"tanh": tanh, "relu": relu}
+def _function(
+    program: Program,
+    parameters: Sequence[str],
+    operations: Mapping[str, Callable[..., Any]],
+    real: Any,
+) -> Any:
+    """The first output of a program as a function; 0 where it is None, since no gradient arrives.
+
+    The function's parameters, by their names: at least the inputs that the output depends on.
+    """
+    lines = [f"def function({', '.join(parameters)}):"]
+    space: dict[str, Any] = {"__name__": __name__, **operations}
+
+    def constant(value: float) -> str:
+        name = f"c{len(space)}"
+        space[name] = real(value)
+        return name
+
+    def call(operation: str, *arguments: str | float) -> str:
+        given = [each if isinstance(each, str) else constant(each) for each in arguments]
+        result = f"v{len(lines)}"
+        lines.append(f"{result} = {operation}({', '.join(given)})")
+        return result
+
+    calls = {name: partial(call, name) for name in operations}
+    output = evaluate(program, program.inputs, calls, constant)[0]
+    lines.append(f"return {constant(0.0) if output is None else output}")
+    exec("\n    ".join(lines), space)
+    return space["function"]
+
+
+def scalar_operations(real: Any, library: ModuleType) -> dict[str, Callable[..., Any]]:
+    """What each operation of `rnnjit.cells` computes, by its name; arguments as for `pointwise`.
+
+    None uses min or max, which drop NaN on a GPU; comparisons choose as torch does.
+    """
+    exp, log1p = library.exp, library.log1p
+    zero, one, threshold = real(0), real(1), real(20)
+    return {
+        **_arithmetic(library),
+        "sigmoid": lambda x: one / (one + exp(-x)),
+        "silu": lambda x: x / (one + exp(-x)),
+        "softplus": lambda x: x if x > threshold else log1p(exp(x)),
+        "relu": lambda x: zero if x < zero else x,
+        "leaky_relu": lambda x, slope: x if x > zero else x * slope,
+        "sign": lambda x: one if x > zero else (-one if x < zero else zero),
+        "tanh_backward": lambda grad, result: grad * (one - result * result),
+        "sigmoid_backward": lambda grad, result: grad * (one - result) * result,
+        "relu_backward": lambda grad, result: zero if result <= zero else grad,
+    }
+
+
+def _arithmetic(library: ModuleType) -> dict[str, Callable[..., Any]]:
+    """The operations that need no constants."""
+    exp, log, log1p, expm1 = library.exp, library.log, library.log1p, library.expm1
+    sqrt, tanh = library.sqrt, library.tanh
+
+    def clamp(x: Any, low: Any, high: Any) -> Any:
+        raised = low if x < low else x
+        return high if raised > high else raised
+
+    return {
+        "add": lambda x, y: x + y,
+        "sub": lambda x, y: x - y,
+        "mul": lambda x, y: x * y,
+        "div": lambda x, y: x / y,
+        "neg": lambda x: -x,
+        "abs": lambda x: abs(x),
+        "exp": lambda x: exp(x),
+        "log": lambda x: log(x),
+        "log1p": lambda x: log1p(x),
+        "expm1": lambda x: expm1(x),
+        "sqrt": lambda x: sqrt(x),
+        "tanh": lambda x: tanh(x),
+        "minimum": lambda x, y: x if x < y or x != x else y,
+        "maximum": lambda x, y: x if x > y or x != x else y,
+        "clamp": clamp,
+        "lt": lambda x, y: x < y,
+        "le": lambda x, y: x <= y,
+        "gt": lambda x, y: x > y,
+        "ge": lambda x, y: x >= y,
+        "eq": lambda x, y: x == y,
+        "ne": lambda x, y: x != y,
+        "where": lambda condition, x, y: x if condition else y,
+        "detach": lambda x: x,
+    }
+
+
+#: Names of the operations that are lowered.
+OPERATIONS = frozenset({"constant", *scalar_operations(float, np)})

@@ -1,4 +1,4 @@
-"""Device functions that the persistent plans are built from."""
+"""Device functions that the persistent kernels are built from."""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from importlib.metadata import version
 
-from rnnjit import codecache
+from rnnjit import cells
+from rnnjit.cells import Cell
+from rnnjit.runtime import object_cache
 from rnnjit_cuda.kernels import KernelKey
 
 _ENTRY = re.compile(r"\.visible \.entry (\S+?)\(")
@@ -39,10 +41,10 @@ def ptx(key: KernelKey, capability: tuple[int, int]) -> str:
 def cubin(key: KernelKey, capability: tuple[int, int]) -> bytes:
     """Machine code of the kernel, from the disk cache or compiled now."""
     name = _cache_key(key, capability)
-    code: bytes | None = codecache.fetch(name)
+    code: bytes | None = object_cache.fetch(name)
     if code is None:
         code = _link(ptx(key, capability), capability)
-        codecache.keep(name, code)
+        object_cache.keep(name, code)
     return code
 
 
@@ -56,5 +58,6 @@ def _link(text: str, capability: tuple[int, int]) -> bytes:
 
 def _cache_key(key: KernelKey, capability: tuple[int, int]) -> str:
     """Names all that machine code depends on: the sources, the compilers, the target."""
+    fields = [each.digest if isinstance(each, Cell) else each for each in key]
     versions = [version(name) for name in ("numba", "numba-cuda", "cuda-toolkit", "llvmlite")]
-    return codecache.name_of(key, capability, versions, files=(__file__,))
+    return object_cache.name_of(fields, capability, versions, files=(__file__, cells.__file__))

@@ -1,12 +1,12 @@
 """Every kernel that the planner may use: what it is called and what it needs.
 
-Five plans compute the same recurrences:
+Five families of kernels compute the same recurrences:
 
-    "register"  one launch for all steps; a block has all of W_hh in its registers (`register`)
-    "block"     one launch for all steps; a block has all of W_hh in its shared memory (`block`)
-    "grid"      one launch for all steps; several blocks share W_hh and meet each step (`grid`)
-    "stream"    as "grid", but W_hh is read from global memory in each step (`grid`)
-    "step"      the pointwise part of one step, beside a matrix product of torch's (`step`)
+    "register"  one launch for all steps; a block has all of W_hh in its registers
+    "block"     one launch for all steps; a block has all of W_hh in its shared memory
+    "grid"      one launch for all steps; several blocks share W_hh, with a grid barrier each step
+    "stream"    as "grid", but W_hh is read from global memory in each step
+    "step"      the pointwise part of one step, beside a matrix product of torch's
 
 This module is plain Python; its functions of integers, the layout of shared memory among them, are
 also compiled into the kernels.
@@ -14,9 +14,12 @@ also compiled into the kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Plan = Literal["register", "block", "grid", "stream", "step"]
+from rnnjit.cells import RNN_RELU, RNN_TANH, Cell
+
+Family = Literal["register", "block", "grid", "stream", "step"]
 Pass = Literal["forward", "backward"]
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -27,9 +30,8 @@ _BYTES: dict[DType, tuple[int, int]] = {
     "bfloat16": (2, 4),
     "float16": (2, 4),
 }
-_PLANS: tuple[Plan, ...] = ("register", "block", "grid", "stream", "step")
+FAMILIES: tuple[Family, ...] = ("register", "block", "grid", "stream", "step")
 _PASSES: tuple[Pass, ...] = ("forward", "backward")
-_CELLS = ("tanh", "relu")
 _WARP = 32
 #: Threads from which more add little: two warps for each of a multiprocessor's schedulers.
 _ENOUGH_THREADS = 256
@@ -45,50 +47,58 @@ class KernelKey(NamedTuple):
     """Names a kernel.
 
     Attributes:
-        plan: how the work is shared among blocks.
+        family: how the work is shared among blocks.
         pass_: forward or backward recurrence.
         dtype: of all tensors; sums are in float32, in float64 where that is the dtype.
-        cell: the pointwise part, a key of `cells.CELLS`.
+        cell: what it computes, an Elman cell.
         rows: batch rows that share one pass over the weights: those of a block ("block"), or of a
             tile ("grid", "stream"); 1 for the others.
         reach: weights that a thread holds, for "register"; 0 for the others.
     """
 
-    plan: Plan
+    family: Family
     pass_: Pass
     dtype: DType
-    cell: str
+    cell: Cell
     rows: int = 1
     reach: int = 0
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The fields as words, for people: the cell by its name."""
+        return tuple(each.name if isinstance(each, Cell) else str(each) for each in self)
 
-def variants() -> list[KernelKey]:
-    """All kernels that the planner may use."""
+    def __str__(self) -> str:
+        return "-".join(self.words)
+
+
+def variants(cells: Sequence[Cell] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
+    """All kernels that the planner may use for some cells, by default those of nn.RNN."""
     return [
-        KernelKey(plan, pass_, dtype, cell, rows, reach)
-        for plan in _PLANS
+        KernelKey(family, pass_, dtype, cell, rows, reach)
+        for family in FAMILIES
         for pass_ in _PASSES
         for dtype in _BYTES
-        for cell in _CELLS
-        for rows in row_choices(plan)
-        for reach in (REACHES if plan == "register" else (0,))
+        for cell in cells
+        for rows in row_choices(family)
+        for reach in (REACHES if family == "register" else (0,))
     ]
 
 
-def row_choices(plan: Plan) -> tuple[int, ...]:
-    """The values of `KernelKey.rows` that a plan has; registers bound them."""
-    if plan in ("register", "step"):
+def row_choices(family: Family) -> tuple[int, ...]:
+    """The values of `KernelKey.rows` that a family has; registers bound them."""
+    if family in ("register", "step"):
         return (1,)
-    if plan == "stream":
+    if family == "stream":
         return (1, 4)
-    return (1, 2, 4) if plan == "block" else (1, 2, 4, 8)
+    return (1, 2, 4) if family == "block" else (1, 2, 4, 8)
 
 
 def most_threads(key: KernelKey) -> int:
     """Most threads of a block: a multiprocessor's registers are divided by them."""
-    if key.plan == "register":
+    if key.family == "register":
         return LANES * LANES * key.reach
-    return 256 if key.dtype == "float64" or key.plan in ("stream", "step") else 512
+    return 256 if key.dtype == "float64" or key.family in ("stream", "step") else 512
 
 
 def width(key: KernelKey) -> int:
@@ -151,9 +161,9 @@ def threads(key: KernelKey, H: int, part: Share | None = None) -> int:
         ValueError: no block is large enough.
     """
     most, vector = most_threads(key), width(key)
-    if key.plan == "step":
+    if key.family == "step":
         return min(most, _up(H, _WARP))
-    if key.plan == "register":
+    if key.family == "register":
         count = _up(LANES * H, _WARP)
     elif part is not None:
         count = _WARP * part.columns // column_tile(key) * part.splits * part.teams
@@ -175,10 +185,10 @@ def shared_bytes(key: KernelKey, H: int, part: Share | None = None) -> int:
         H: hidden size.
         part: what a block does, for "grid" and "stream".
     """
-    if key.plan == "step":
+    if key.family == "step":
         return 0
     store, real = _BYTES[key.dtype]
-    if key.plan == "register":
+    if key.family == "register":
         return 2 * LANES * key.reach * real
     across, count = padded(H), threads(key, H, part)
     if part is None:
@@ -186,7 +196,7 @@ def shared_bytes(key: KernelKey, H: int, part: Share | None = None) -> int:
         return key.rows * across * (1 + splits) * real + across * spread(across) * store
     warps = count // _WARP
     parts = 2 * warps * key.rows * column_tile(key) * real
-    return parts + (part.columns * spread(across) * store if key.plan == "grid" else 0)
+    return parts + (part.columns * spread(across) * store if key.family == "grid" else 0)
 
 
 def blocks(
@@ -201,7 +211,7 @@ def blocks(
         H: hidden size.
         part: what a block does, for "grid" and "stream".
     """
-    if key.plan == "step":
+    if key.family == "step":
         return -(-H // threads(key, H)), min(B, 65535), 1
     if part is not None:
         return -(-H // part.columns), D, -(-B // part.slab)
@@ -217,7 +227,7 @@ def exchange_elements(grid: tuple[int, int, int], H: int, part: Share) -> int:
 
 
 def counter_elements(grid: tuple[int, int, int]) -> int:
-    """int64 elements of the counters that blocks meet by, which must be zero at each launch."""
+    """int64 elements of the grid barriers' counters, which must be zero at each launch."""
     return grid[1] * grid[2] * COUNTER_STRIDE
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rnnjit.runtime.torch_private import current_cuda_stream
 from rnnjit_cuda import compiler
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import KernelKey
@@ -31,7 +32,7 @@ class Shape(NamedTuple):
         grid: blocks in x, y and z.
         threads: in each block.
         shared: bytes of dynamic shared memory of each block.
-        cooperative: whether all blocks must run at once, since they meet.
+        cooperative: whether all blocks must run at once, since they wait for each other.
     """
 
     grid: tuple[int, int, int]
@@ -101,7 +102,7 @@ class DriverLauncher(Launcher):
         values = array("q", [a if isinstance(a, int) else a.data_ptr() for a in arguments])
         first, count = values.buffer_info()
         addresses = array("Q", range(first, first + 8 * count, 8))
-        stream = torch._C._cuda_getCurrentRawStream(self._index)
+        stream = current_cuda_stream(self._index)
         extent = (*shape.grid, shape.threads, 1, 1, shape.shared, stream)
         where = addresses.buffer_info()[0]
         # Asking costs less than switching, which is seldom needed.

@@ -1,4 +1,4 @@
-"""The plan that always works: for each step a matrix product of torch's and a pointwise kernel."""
+"""What always works: for each step a matrix product of torch's and a pointwise kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rnnjit import Rows
 from rnnjit.recurrence import Backward, Forward, Recurrence
 from rnnjit_cuda.kernels import blocks
 from rnnjit_cuda.launch import Launcher, Shape
-from rnnjit_cuda.plan import Cut
+from rnnjit_cuda.plan import Plan
 
 
 class Step(NamedTuple):
@@ -32,18 +32,18 @@ class PerStep(Recurrence):
     """Recurrences as one launch after the other; the host runs ahead and waits for nothing.
 
     Args:
-        cut: what to launch.
+        plan: what to launch.
         launcher: starts kernels.
     """
 
-    def __init__(self, cut: Cut, launcher: Launcher) -> None:
-        self._cut, self._launcher = cut, launcher
+    def __init__(self, plan: Plan, launcher: Launcher) -> None:
+        self._plan, self._launcher = plan, launcher
 
     def forward(self, call: Forward) -> None:
         """`y_t = activation(z_t + h_{t-1} W_hh^T)` for each step."""
         H = call.layer.hidden_size
         for d, w_hh in enumerate(call.w_hh):
-            y, h0, h_n = call.y[:, d * H : (d + 1) * H], call.h0[d], call.h_n[d]
+            y, h0, h_n = call.y[:, d * H : (d + 1) * H], call.hx[0][d], call.h_n[0][d]
             before, held = h0, 0
             for step in _steps(call.rows, backwards=d == 1):
                 now, linked = y[step.start : step.stop], min(step.size, held)
@@ -61,11 +61,11 @@ class PerStep(Recurrence):
         H = call.layer.hidden_size
         for d, w_hh in enumerate(call.w_hh):
             own = slice(d * H, (d + 1) * H)
-            state = call.grad_h0[d]
-            if call.grad_h_n is None:
+            state, grad_h_n = call.grad_hx[0][d], call.grad_h_n[0]
+            if grad_h_n is None:
                 state.zero_()
             else:
-                state.copy_(call.grad_h_n[d])
+                state.copy_(grad_h_n[d])
             for step in _steps(call.rows, backwards=d == 0):
                 rows = slice(step.start, step.stop)
                 y, dz = call.y[rows, own], call.dz[rows, own]
@@ -75,9 +75,9 @@ class PerStep(Recurrence):
                 torch.mm(dz, w_hh, out=state[: step.size])
 
     def _launch(self, rows: int, H: int, arguments: list[Tensor | int]) -> None:
-        cut = self._cut
-        shape = Shape(blocks(cut.key, 1, rows, H), cut.threads)
-        self._launcher(cut.key, shape, arguments)
+        key = self._plan.key
+        shape = Shape(blocks(key, 1, rows, H), self._plan.threads)
+        self._launcher(key, shape, arguments)
 
 
 def _steps(rows: Rows, *, backwards: bool) -> Iterator[Step]:

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from rnnjit import LayerSpec
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import (
+    FAMILIES,
     LANES,
     REACHES,
     DType,
+    Family,
     KernelKey,
     Pass,
-    Plan,
     Share,
     blocks,
     column_tile,
@@ -31,25 +32,23 @@ from rnnjit_cuda.kernels import (
     width,
 )
 
-PLANS: tuple[Plan, ...] = ("register", "block", "grid", "stream", "step")
-
 #: Warp instructions that a multiprocessor starts in a cycle, and its registers.
 _ISSUE, _REGISTERS = 4, 65536
 #: Capabilities whose multiprocessors do float64 at half the rate of float32; others at a 64th.
 _FAST_DOUBLES = ((8, 0), (9, 0), (10, 0))
-#: Cycles of a step of the register plan, which is a chain of one thing after the other; registers
-#: and warp instructions of a thread besides its weights and their multiply-adds.
+#: Cycles of a step of the register kernels, which is a chain of one thing after the other;
+#: registers and warp instructions of a thread besides its weights and their multiply-adds.
 _REGISTER_STEP, _REGISTER_REST, _REGISTER_WORK = 500, 56, 120
 #: Bytes of shared memory that the system keeps of each block, and blocks that a multiprocessor
 #: holds at most: 16, 24 or 32.
 _RESERVED, _MOST_BLOCKS = 1024, 16
-#: Registers of a thread of the block-local plan.
+#: Registers of a thread of the block-local kernels.
 _BLOCK_REGISTERS = 128
-#: Cycles of a step of the block-local plan, and of each of its rows; what H adds to either; what
+#: Cycles of a step of the block-local kernels, and of each of its rows; what H adds to either; what
 #: another block on the same multiprocessor adds.
 _BLOCK_STEP, _BLOCK_ROW, _BLOCK_MORE = (900, 6.2), (630, 5.0), 0.35
-#: Cycles of the grid's barrier, and what each block that comes to it adds.
-_GRID_MEETING, _GRID_BLOCK = 2360, 5.8
+#: Cycles of the grid barrier, and what each block that comes to it adds.
+_GRID_BARRIER, _GRID_BLOCK = 2360, 5.8
 #: Cycles of one tile of each team: in any case, for each turn of a warp over k, and for each row.
 _GRID_TILE, _GRID_TURN, _GRID_ROW = 1370, 310, 40
 #: Cycles of a multiply-add and of a sum's way from the lanes to one thread, by warp instructions.
@@ -64,7 +63,7 @@ _LAUNCH_STEP = 120_000
 _RATE, _SHARE = 128, 0.6
 
 
-class Cut(NamedTuple):
+class Plan(NamedTuple):
     """How a recurrence is run.
 
     Attributes:
@@ -90,9 +89,9 @@ def plan(
     dtype: DType,
     pass_: Pass,
     device: DeviceProperties,
-    among: tuple[Plan, ...] = PLANS,
-) -> Cut:
-    """The cut that the model expects to be quickest.
+    among: tuple[Family, ...] = FAMILIES,
+) -> Plan:
+    """What the model expects to be quickest.
 
     Args:
         layer: what the layer is.
@@ -100,23 +99,23 @@ def plan(
         dtype: of its tensors.
         pass_: which recurrence.
         device: what it runs on.
-        among: plans to choose from; "step" is there besides, since the others have limits.
+        among: kernels to choose from; "step" is there besides, since the others have limits.
     """
-    found = list(cuts(layer, B, dtype, pass_, device, among))
+    found = list(candidates(layer, B, dtype, pass_, device, among))
     if "step" in among or not found:
         found.append(_step(layer, B, dtype, pass_, device))
-    return min(found, key=lambda cut: cut.cycles)
+    return min(found, key=lambda each: each.cycles)
 
 
-def cuts(
+def candidates(
     layer: LayerSpec,
     B: int,
     dtype: DType,
     pass_: Pass,
     device: DeviceProperties,
-    among: tuple[Plan, ...] = PLANS,
-) -> Iterator[Cut]:
-    """All cuts of the persistent plans that the device has room for; arguments as for `plan`."""
+    among: tuple[Family, ...] = FAMILIES,
+) -> Iterator[Plan]:
+    """All plans by persistent kernels that the device has room for; arguments as for `plan`."""
     for name, found in (
         ("register", _register),
         ("block", _block),
@@ -129,8 +128,8 @@ def cuts(
 
 def _register(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
-) -> Iterator[Cut]:
-    """The cut of the register plan with the least registers, if the layer is small enough."""
+) -> Iterator[Plan]:
+    """By the register kernel with the least registers, if the layer is small enough."""
     H, D = layer.hidden_size, layer.num_directions
     reach = next((reach for reach in REACHES if LANES * reach >= H), None)
     if reach is None:
@@ -141,13 +140,13 @@ def _register(
     waves, beside = _waves(B * D, _room(size, 0, each, device), device)
     work = beside * size // 32 * (reach * slow + _REGISTER_WORK) / _ISSUE
     cycles = waves * (_REGISTER_STEP + work)
-    yield Cut(key, blocks(key, D, B, H), size, shared_bytes(key, H), None, cycles)
+    yield Plan(key, blocks(key, D, B, H), size, shared_bytes(key, H), None, cycles)
 
 
 def _block(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
-) -> Iterator[Cut]:
-    """Cuts of the block-local plan: those whose matrix fits into a block's shared memory."""
+) -> Iterator[Plan]:
+    """By the block-local kernels whose matrix fits into a block's shared memory."""
     H, D = layer.hidden_size, layer.num_directions
     for count in row_choices("block"):
         key = KernelKey("block", pass_, dtype, layer.cell, count)
@@ -162,7 +161,7 @@ def _block(
         step, row = (fixed + each * H for fixed, each in (_BLOCK_STEP, _BLOCK_ROW))
         work = step + count * row * max(1, _slowness(dtype, device) / 2)
         cycles = waves * work * (1 + _BLOCK_MORE * (beside - 1))
-        yield Cut(key, grid, size, shared, None, cycles)
+        yield Plan(key, grid, size, shared, None, cycles)
 
 
 def _room(size: int, shared: int, registers: int, device: DeviceProperties) -> int:
@@ -191,25 +190,25 @@ def _waves(blocks: int, room: int, device: DeviceProperties) -> tuple[int, int]:
 
 def _grid(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
-) -> Iterator[Cut]:
-    """Cuts of the grid-wide plan whose blocks can all run at once, one a multiprocessor."""
-    return _meeting("grid", layer, B, dtype, pass_, device)
+) -> Iterator[Plan]:
+    """By the grid-wide kernels, all blocks running at once, one a multiprocessor."""
+    return _cooperative("grid", layer, B, dtype, pass_, device)
 
 
 def _stream(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
-) -> Iterator[Cut]:
-    """Those of the plan that reads the weights in each step."""
-    return _meeting("stream", layer, B, dtype, pass_, device)
+) -> Iterator[Plan]:
+    """By the grid-wide kernels that read the weights in each step."""
+    return _cooperative("stream", layer, B, dtype, pass_, device)
 
 
-def _meeting(
-    name: Plan, layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
-) -> Iterator[Cut]:
-    """Cuts of a plan whose blocks meet: of so many columns and slabs that all fit at once."""
+def _cooperative(
+    family: Family, layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
+) -> Iterator[Plan]:
+    """By kernels with a grid barrier, of so many columns and slabs that all blocks fit at once."""
     H, D = layer.hidden_size, layer.num_directions
-    for count in row_choices(name):
-        key = KernelKey(name, pass_, dtype, layer.cell, count)
+    for count in row_choices(family):
+        key = KernelKey(family, pass_, dtype, layer.cell, count)
         tile = column_tile(key)
         for slabs in _slab_counts(-(-B // count), device.multiprocessors // D):
             columns = -(-H // (device.multiprocessors // (D * slabs) * tile)) * tile
@@ -221,7 +220,7 @@ def _meeting(
             if shared > device.shared_per_block:
                 continue
             grid = blocks(key, D, B, H, part)
-            yield Cut(key, grid, size, shared, part, _meeting_cycles(key, H, part, device))
+            yield Plan(key, grid, size, shared, part, _cooperative_cycles(key, H, part, device))
 
 
 def _slab_counts(tiles: int, most: int) -> Iterator[int]:
@@ -234,8 +233,8 @@ def _slab_counts(tiles: int, most: int) -> Iterator[int]:
         count *= 2
 
 
-def _meeting_cycles(key: KernelKey, H: int, part: Share, device: DeviceProperties) -> float:
-    """What the model expects of a step of the plans whose blocks meet."""
+def _cooperative_cycles(key: KernelKey, H: int, part: Share, device: DeviceProperties) -> float:
+    """What the model expects of a step of the kernels with a grid barrier."""
     tile, vector, slow = column_tile(key), width(key), _slowness(key.dtype, device)
     groups, tiles = part.columns // tile, part.slab // key.rows
     rounds = -(-tiles // part.teams)
@@ -244,22 +243,22 @@ def _meeting_cycles(key: KernelKey, H: int, part: Share, device: DevicePropertie
     products = tiles * groups * sums * padded(H) / 32 * slow / _ISSUE
     summing = rounds * part.teams * part.splits * groups * 3 * sums / _ISSUE
     states = tiles * groups * key.rows * padded(H) * (16 / vector)
-    met = _GRID_MEETING + _GRID_BLOCK * -(-H // part.columns)
+    barrier = _GRID_BARRIER + _GRID_BLOCK * -(-H // part.columns)
     chain = rounds * (_GRID_TILE + _GRID_TURN * turns + _GRID_ROW * key.rows)
     work = _GRID_PRODUCT * products + _GRID_SUM * summing + states / _STATE_RATE
-    if key.plan == "stream":
+    if key.family == "stream":
         work += rounds * part.columns * padded(H) * stored_bytes(key) / _WEIGHT_RATE
-    return met + chain + work
+    return barrier + chain + work
 
 
-def _step(layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties) -> Cut:
-    """The cut that always works: torch's matrix product, then a pointwise kernel, for each step."""
+def _step(layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties) -> Plan:
+    """What always works: torch's matrix product, then a pointwise kernel, for each step."""
     H, D = layer.hidden_size, layer.num_directions
     key = KernelKey("step", pass_, dtype, layer.cell)
     slow = 1 if device.capability in _FAST_DOUBLES else _slowness(dtype, device)
     work = B * H * H * slow / (_RATE * _SHARE * device.multiprocessors)
     grid = blocks(key, 1, max(B, 1), H)
-    return Cut(key, grid, threads(key, H), 0, None, D * max(_LAUNCH_STEP, work))
+    return Plan(key, grid, threads(key, H), 0, None, D * max(_LAUNCH_STEP, work))
 
 
 def _slowness(dtype: DType, device: DeviceProperties) -> float:

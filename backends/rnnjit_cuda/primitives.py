@@ -13,6 +13,7 @@ bfloat16 and float16 lie in memory as uint16, and arithmetic on them is in float
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from numba.core import config
 
 #: Whether kernels run in numba-cuda's simulator in this process.
 SIMULATED = bool(config.ENABLE_CUDASIM)
+#: The module of exp, log and so on. Python's own raise where the result is out of range.
+library = np if SIMULATED else math
 
 _I16, _I32 = ir.IntType(16), ir.IntType(32)
 _HALF, _FLOAT = ir.HalfType(), ir.FloatType()
@@ -321,7 +324,7 @@ prefetch = _primitive(_prefetch_twin, _build_prefetch)
 #: `arrive(counters, index)`: adds 1 to an int64 counter, behind all that the block wrote before.
 arrive = _primitive(_arrive_twin, _build_arrive)
 #: `arrived(counters, index)`: the counter; what was written before it was added to is seen after,
-#: by the block's other threads too once they have met the one that asks.
+#: by the block's other threads too after a barrier with the one that asks.
 arrived = _primitive(_arrived_twin, _build_arrived)
 
 

@@ -5,7 +5,7 @@
  *     z = x W_ih^T + b                                one product over all rows
  *     h_t = activation(z_t + W_hh h_{t-1})            a block for each sequence and direction
  *
- * Sequences never meet, so that blocks need not either. W_hh is transposed once per call: threads
+ * Sequences are independent, so that blocks need no barrier. W_hh is transposed once per call: threads
  * that lie side by side then read weights that do.
  */
 #include "$name.h"
@@ -20,7 +20,7 @@ const int L = $num_layers, D = $num_directions, H = $hidden_size;
 
 __device__ real activation(real z)
 {
-    return $activation;
+    $activation
 }
 
 /* The first row of every step, and the number of rows behind the last: starts[T + 1]. */

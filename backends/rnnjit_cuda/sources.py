@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from rnnjit_cuda import block, grid, register, step
-from rnnjit_cuda.cells import CELLS
-from rnnjit_cuda.kernels import KernelKey, Plan, most_threads, variants
-from rnnjit_cuda.primitives import element
+from rnnjit_cuda import block_kernel, grid_kernel, register_kernel, step_kernel
+from rnnjit_cuda.cells import pointwise
+from rnnjit_cuda.kernels import Family, KernelKey, most_threads, variants
+from rnnjit_cuda.primitives import element, inlined, library
 
-_HOMES: dict[Plan, Any] = {
-    "register": register,
-    "block": block,
-    "grid": grid,
-    "stream": grid,
-    "step": step,
+_MODULES: dict[Family, Any] = {
+    "register": register_kernel,
+    "block": block_kernel,
+    "grid": grid_kernel,
+    "stream": grid_kernel,
+    "step": step_kernel,
 }
 
 
@@ -38,12 +38,12 @@ def source(key: KernelKey) -> Source:
     Raises:
         ValueError: there is no such kernel.
     """
-    if key not in variants():
+    if not key.cell.is_elman or key not in variants([key.cell]):
         raise ValueError(f"there is no kernel {key}: see rnnjit_cuda.kernels.variants()")
-    module = _HOMES[key.plan]
+    module = _MODULES[key.family]
     numbers = element(key.dtype)
     make = module.forward if key.pass_ == "forward" else module.backward
-    more = {"resident": False} if key.plan == "stream" else {}
-    cell = CELLS[key.cell](numbers.real)
+    more = {"resident": False} if key.family == "stream" else {}
+    cell = pointwise(key.cell, numbers.real, library, inlined)
     function, signature = make(numbers, cell, key.reach or key.rows, **more)
     return Source(function, signature, most_threads(key))

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.backend import Shortcut
-from rnnjit.recurrence import layer_backward, layer_forward
-from rnnjit.team import most_threads
+from rnnjit.backend import Shortcut, States
+from rnnjit.cells import Cell
+from rnnjit.recurrence import layer_backward, layer_forward, why_not_cell
+from rnnjit.reference import BACKEND as EAGER
+from rnnjit.reference import has_operator
+from rnnjit.runtime.openmp import most_threads
 from rnnjit_inductor.plan import Plan, plan
+from rnnjit_inductor.pointwise import OPERATIONS
 from rnnjit_inductor.steps import Steps
 from rnnjit_inductor.toolchain import lacking, unsupported
-from rnnjit_inductor.whole import whole_backward, whole_forward, whole_stack
+from rnnjit_inductor.whole import whole_backward, whole_forward
 
 if TYPE_CHECKING:
     from rnnjit.recurrence import Recurrence
 
 Planner = Callable[[LayerSpec, Rows, torch.dtype, str, int, bool], Plan | None]
-CELLS = ("tanh", "relu")
 
 
 class InductorBackend(Backend):
-    """nn.RNN layers on whatever Inductor serves, in every real floating-point dtype.
+    """Layers of cells with one state on whatever Inductor serves.
 
     Args:
         planned: chooses how a call is cut (see `rnnjit_inductor.plan.plan`).
@@ -33,26 +36,42 @@ class InductorBackend(Backend):
 
     name = "inductor"
     priority = 20
+    devices = None
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (
+        *(torch.float32, torch.float64),
+        *(torch.bfloat16, torch.float16),
+    )
+    operations = OPERATIONS
 
     def __init__(self, planned: Planner = plan) -> None:
         self._planned = planned
 
     def missing(self) -> list[str]:
-        """Says if torch's compiler does not run on this Python."""
+        """Says if torch's compiler does not run here, or lacks what this backend calls."""
         return unsupported()
 
-    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Declines dtypes that are not real, unknown cells, and devices without a compiler."""
-        reasons = []
-        if not problem.dtype.is_floating_point:
-            reasons.append(f"{problem.dtype} is not supported: only floating-point dtypes are")
-        if spec.nonlinearity not in CELLS:
+    def why_not_cell(self, cell: Cell) -> list[str]:
+        """Declines cells with several states, and gates whose zx and zh do not meet in a sum."""
+        reasons = why_not_cell(cell)
+        if len(cell.states) > 1:
             reasons.append(
-                f"cell {spec.nonlinearity!r} is not known: only {' and '.join(CELLS)} are"
+                f"cell {cell.name!r} has {len(cell.states)} states: only one is computed"
             )
-        return reasons or lacking(problem.device)
+        apart = [cell.gates[a.gate] for a in cell.accumulators if a.part == "hidden"]
+        if apart:
+            reasons.append(
+                f"cell {cell.name!r} uses W_ih x and W_hh h of gate {' and '.join(apart)} apart: "
+                "only their sum is computed"
+            )
+        return reasons
 
-    def gives_way(self, spec: RNNSpec, problem: Problem) -> list[str]:
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Declines projections, and devices without a compiler."""
+        if spec.proj_size:
+            return ["proj_size is not supported"]
+        return lacking(problem.device)
+
+    def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Wherever it was never timed."""
         if problem.device == "cpu":
             return []
@@ -63,53 +82,53 @@ class InductorBackend(Backend):
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
         """One GEMM over all rows, then the recurrence; or torch's own operator (see `shortcut`)."""
         if self._is_whole(layer, rows, x.dtype, x.device.type, keep):
-            return whole_forward(layer, rows, x, h0, weights)
+            return whole_forward(layer, rows, x, hx, weights, keep)
         recurrence = self._recurrence(layer, rows, x, keep)
-        return layer_forward(recurrence, layer, rows, x, h0, weights)
+        return layer_forward(recurrence, layer, rows, x, hx, weights, keep)
 
     def backward(
         self,
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         output: LayerOutput,
         grad_y: Tensor | None,
-        grad_h_n: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
         """The recurrence, then one GEMM over all rows for each gradient; or torch's autograd."""
         if self._is_whole(layer, rows, x.dtype, x.device.type, True):
-            return whole_backward(layer, rows, x, h0, weights, grad_y, grad_h_n, needs)
+            return whole_backward(layer, rows, x, hx, weights, grad_y, grad_h_n, needs)
         recurrence = self._recurrence(layer, rows, x, True)
         return layer_backward(
-            recurrence, layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
+            recurrence, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs
         )
 
     def shortcut(
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
-        """Torch's own operator for a whole layer, where nothing is compiled for the call."""
+        """Torch's own operator for a whole stack, where nothing is compiled for the call."""
         rows = Rows(problem.T, problem.B, problem.N)
         keep = problem.needs_grad
         if self._is_whole(spec.layer(0), rows, problem.dtype, problem.device, keep):
-            return whole_stack(spec, rows, y_shape)
+            return EAGER.shortcut(spec, problem, y_shape)
         return None
 
     def _is_whole(
         self, layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str, keep: bool
     ) -> bool:
-        """Whether the call is dense and nothing is compiled for it."""
+        """Whether torch's own operator computes the call: it is dense, and nothing is compiled."""
         if device != "cpu" or rows.batch_sizes is not None or not rows.N:
             return False
-        return self._cut(layer, rows, dtype, device, keep) is None
+        return has_operator(layer.cell) and self._cut(layer, rows, dtype, device, keep) is None
 
     def _recurrence(self, layer: LayerSpec, rows: Rows, x: Tensor, keep: bool) -> Recurrence:
         cut = self._cut(layer, rows, x.dtype, x.device.type, keep)

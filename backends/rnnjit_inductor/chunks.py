@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rnnjit import Rows
 from rnnjit.recurrence import Backward, Forward, Recurrence
 from rnnjit_inductor.compiler import Compiled, Key, compiled
-from rnnjit_inductor.graphs import panels
+from rnnjit_inductor.graphs import has_share, panels
 from rnnjit_inductor.layout import DenseLayout, Layout, PackedLayout, last_rows
 from rnnjit_inductor.plan import Plan
-from rnnjit_inductor.steps import walk_backward, walk_forward
+from rnnjit_inductor.steps import backward_rows, forward_rows, walk_backward, walk_forward
 
 
 class Chunks(Recurrence):
@@ -40,61 +41,62 @@ class Chunks(Recurrence):
             self._backward(call, run, d)
 
     def _forward(self, call: Forward, run: Compiled, d: int) -> None:
-        H, rows = call.layer.hidden_size, call.rows
-        y, h_n, w_t, from_last = (
-            call.y[:, d * H : (d + 1) * H],
-            call.h_n[d],
-            call.w_hh[d].t(),
-            d == 1,
-        )
+        cell, G, from_last = call.layer.cell, len(call.layer.cell.gates), d == 1
+        h0, h_n = call.hx[0][d], call.h_n[0][d]
+        given = forward_rows(call, d)
         layout = self._layout(call, from_last, descending=False)
-        laid, weights = layout.lay(y), panels(w_t, self._plan.tile)
-        h = self._state(call.h0[d], layout)
-        for z in self._blocks(laid, layout):
-            (states,) = run(z, _first_rows(h, z), weights)
-            z.copy_(states)
-            h = states[-1]
-        layout.unlay(laid, y)
+        gates = [layout.lay(z) for z in given.gates]
+        y = gates[0] if given.y is given.z else layout.room(given.y)
+        written = [y, *map(layout.room, given.saved)]
+        weights = [panels(w.t(), self._plan.tile) for w in call.w_hh[d].chunk(G)]
+        h = self._state(h0, layout)
+        for z, into in self._blocks(layout, gates, written):
+            found = run(*z, _first_rows(h, z[0]), *weights)
+            # Without a backward pass the saved values are dropped.
+            for memory, values in zip(into, found, strict=False):
+                memory.copy_(values)
+            h = found[0][-1]
+        for laid, rows in zip(written, (given.y, *given.saved), strict=True):
+            layout.unlay(laid, rows)
         if isinstance(layout, DenseLayout):
             before = self._true(h, h_n)
             h_n.copy_(before)
-            rest = y[layout.rest]
-            walk_forward(call.layer.cell, rest, layout.rest_sizes, from_last, w_t, before, h_n)
+            rest, w_t = given.part(layout.rest), call.w_hh[d].t()
+            walk_forward(cell, rest, layout.rest_sizes, from_last, w_t, before, h_n)
         else:
-            h_n.copy_(y[: rows.B] if from_last else y[last_rows(rows, layout.starts)])
+            h_n.copy_(given.y[_ends(call.rows, layout, from_last)])
 
     def _backward(self, call: Backward, run: Compiled, d: int) -> None:
-        H, rows, w_hh, from_last = call.layer.hidden_size, call.rows, call.w_hh[d], d == 0
-        own = slice(d * H, (d + 1) * H)
-        y, dz, grad_h0 = call.y[:, own], call.dz[:, own], call.grad_h0[d]
-        grad_y = None if call.grad_y is None else call.grad_y[:, own]
+        cell, G, from_last = call.layer.cell, len(call.layer.cell.gates), d == 0
+        grad_h0, grad_h_n = call.grad_hx[0][d], call.grad_h_n[0]
+        given, w_hh = backward_rows(call, d), call.w_hh[d]
         layout = self._layout(call, from_last, descending=True)
-        laid_y, laid_dz = layout.lay(y), layout.room(dz)
-        laid_grad = _zeros_like(laid_y) if grad_y is None else layout.lay(grad_y)
-        weights = panels(w_hh, self._plan.tile)
-        g = self._state(grad_h0.zero_() if call.grad_h_n is None else call.grad_h_n[d], layout)
-        laid_all = (self._blocks(laid, layout) for laid in (laid_y, laid_grad, laid_dz))
-        for block, grad, found in zip(*laid_all, strict=True):
-            own_dz, g = run(block, grad, _first_rows(g, block), weights)
-            found.copy_(own_dz)
-        layout.unlay(laid_dz, dz)
+        read, gates = [layout.lay(rows) for rows in given.read], list(given.dz.chunk(G, 1))
+        written = [layout.room(dz) for dz in gates]
+        grad_y = _zeros_like(written[0]) if given.grad_y is None else layout.lay(given.grad_y)
+        # Packed sequences end in any chunk, so that each row's g is kept.
+        kept = None
+        if has_share(cell) and isinstance(layout, PackedLayout):
+            kept = torch.empty_like(gates[0], memory_format=torch.contiguous_format)
+            gates.append(kept)
+            written.append(layout.room(kept))
+        weights = [panels(w, self._plan.tile) for w in w_hh.chunk(G)]
+        g = self._state(grad_h0.zero_() if grad_h_n is None else grad_h_n[d], layout)
+        for blocks, into in self._blocks(layout, [*read, grad_y], written):
+            found = run(*blocks, _first_rows(g, blocks[0]), *weights)
+            for memory, values in zip(into, found, strict=False):
+                memory.copy_(values)
+            g = found[-1][0] if has_share(cell) else found[-1]
+        for laid, rows in zip(written, gates, strict=True):
+            layout.unlay(laid, rows)
         if isinstance(layout, DenseLayout):
             grad_h0.copy_(self._true(g, grad_h0))
-            rest = layout.rest
-            grad_rest = None if grad_y is None else grad_y[rest]
-            walk_backward(
-                call.layer.cell,
-                y[rest],
-                grad_rest,
-                dz[rest],
-                layout.rest_sizes,
-                from_last,
-                w_hh,
-                grad_h0,
-            )
+            rest = given.part(layout.rest)
+            walk_backward(cell, rest, layout.rest_sizes, from_last, w_hh, grad_h0)
+        elif kept is not None:
+            grad_h0.copy_(kept[_ends(call.rows, layout, from_last)])
         else:
-            first = dz[: rows.B] if from_last else dz[last_rows(rows, layout.starts)]
-            torch.mm(first, w_hh, out=grad_h0)
+            torch.mm(given.dz[_ends(call.rows, layout, from_last)], w_hh, out=grad_h0)
 
     def _compiled(
         self, pass_: Literal["forward", "backward"], call: Forward | Backward
@@ -121,11 +123,22 @@ class Chunks(Recurrence):
         batch, H = like.shape
         return state.flatten(2).flatten(0, 1)[:batch, :H]
 
-    def _blocks(self, laid: Tensor, layout: Layout) -> Iterator[Tensor]:
-        """`[K, R, q, U, P, L]` of the rows of each chunk."""
+    def _blocks(
+        self, layout: Layout, read: list[Tensor], written: list[Tensor]
+    ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """`[K, R, q, U, P, L]` of each chunk's rows, of what is read and of what is written."""
         steps, (R, U, L), _ = self._plan
         for start, size in layout.chunks:
-            yield laid[start : start + steps * size].view(steps, R, size // R, U, -1, L)
+            own, shape = slice(start, start + steps * size), (steps, R, size // R, U, -1, L)
+            yield (
+                [laid[own].view(shape) for laid in read],
+                [laid[own].view(shape) for laid in written],
+            )
+
+
+def _ends(rows: Rows, layout: PackedLayout, from_last: bool) -> slice | Tensor:
+    """Where the rows are in which a walk over a packed batch ends."""
+    return slice(0, rows.B) if from_last else last_rows(rows, layout.starts)
 
 
 def _first_rows(state: Tensor, block: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnjit.once import COMPILING
+from rnnjit.cells import Cell
+from rnnjit.runtime import torch_private
+from rnnjit.runtime.compile_once import COMPILING
 from rnnjit_inductor.graphs import backward_chunk, forward_chunk, matrix_product, tile_product
 from rnnjit_inductor.plan import MATRIX, Plan
 
@@ -30,8 +32,6 @@ _COMPILED: dict[Key, Compiled] = {}
 # Sizes that the code is traced with. They decide nothing but where a loop is worth several threads.
 _BATCH, _PANELS = 16, 8
 _STRIDE = 1_000
-#: How many tensors of K steps a chunk reads.
-_BLOCKS = {"forward": 1, "backward": 2}
 
 
 class Key(NamedTuple):
@@ -39,14 +39,14 @@ class Key(NamedTuple):
 
     Attributes:
         pass_: which recurrence.
-        cell: name of the pointwise part.
+        cell: what a step computes; equal cells have one code.
         dtype: of all tensors.
         device: type of the device.
         plan: what is compiled.
     """
 
     pass_: Literal["forward", "backward"]
-    cell: str
+    cell: Cell
     dtype: torch.dtype
     device: str
     plan: Plan
@@ -71,7 +71,7 @@ def compiled(key: Key) -> Compiled:
                 _COMPILED[key] = _compile(key)
             except Exception as error:
                 raise CompilationError(
-                    f"backend 'inductor' could not compile {key.cell} {key.pass_} steps for "
+                    f"backend 'inductor' could not compile {key.cell.name} {key.pass_} steps for "
                     f"{key.dtype} on {key.device}: {type(error).__name__}: {error}"
                 ) from error
         return _COMPILED[key]
@@ -84,21 +84,13 @@ def _compile(key: Key) -> Compiled:
     with torch.no_grad(), warnings.catch_warnings():
         # Of what torch uses itself: nothing that the caller could change.
         warnings.simplefilter("ignore", DeprecationWarning)
-        from torch._guards import TracingContext, tracing
-        from torch._inductor import standalone_compile
         from torch.fx.experimental.proxy_tensor import make_fx
 
         mode, arguments = _symbolic(key)
         chunk = make(key.cell, steps, product)
         # A lambda, since a graph keeps a function's annotations, and Inductor's cache no strings.
         graph = make_fx(lambda *tensors: chunk(*tensors))(*arguments)
-        with tracing(TracingContext(mode)):
-            return standalone_compile(
-                graph,
-                arguments,
-                dynamic_shapes="from_tracing_context",
-                options={"config_patches": _settings(key)},
-            )
+        return torch_private.compile_graph(graph, arguments, mode, _settings(key))
 
 
 def _settings(key: Key) -> dict[str, Any]:
@@ -118,18 +110,10 @@ def _settings(key: Key) -> dict[str, Any]:
 
 def _symbolic(key: Key) -> tuple[Any, list[Any]]:
     """Tensors without memory whose sizes and strides are symbols, and the mode they live in."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import (
-        DimDynamic,
-        ShapeEnv,
-        StatelessSymbolicContext,
-    )
-
-    mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False))
+    mode = torch_private.symbolic_mode()
 
     def symbol(hint: int) -> int:
-        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-        return mode.from_tensor(torch.empty(hint), symbolic_context=context).shape[0]
+        return torch_private.symbolic_size(mode, hint)
 
     def empty(shape: tuple[int, ...], *rows: int) -> Tensor:
         """Contiguous, but for the strides of steps and rows where they are given."""
@@ -141,8 +125,11 @@ def _symbolic(key: Key) -> tuple[Any, list[Any]]:
 
     steps, (R, U, L), _ = key.plan
     q, P, H = symbol(_BATCH), symbol(_PANELS), symbol(_PANELS * U * L - 1)
-    strides = [(symbol(_STRIDE), symbol(_STRIDE)) for _ in range(_BLOCKS[key.pass_])]
+    G = len(key.cell.gates)
+    # The backward pass reads what its program does, with y's gradient but without the state's.
+    blocks = G if key.pass_ == "forward" else len(key.cell.backward.inputs) - 1
+    strides = [(symbol(_STRIDE), symbol(_STRIDE)) for _ in range(blocks)]
     state = (R, q, U, P, L)
     with mode:
-        blocks = [empty((steps, *state), *own) for own in strides]
-        return mode, [*blocks, empty(state), empty((U, P, H, L))]
+        laid = [empty((steps, *state), *own) for own in strides]
+        return mode, [*laid, empty(state), *(empty((U, P, H, L)) for _ in range(G))]

@@ -1,7 +1,10 @@
 """What is compiled: a few steps of a recurrence, unrolled, on plain tensors.
 
-    forward    h = activation(z_t + h W_hh^T)                         for t = 0 ... K - 1
-    backward   dz_t = (g + grad_y_t) activation'(y_t),  g = dz_t W_hh  for t = K - 1 ... 0
+    forward    h = step(z_t + h W_hh^T, h)                                for t = 0 ... K - 1
+    backward   dz_t, d_t = backward(g + grad_y_t, ...),  g = d_t + dz_t W_hh  for t = K - 1 ... 0
+
+with the cell's own programs for what is pointwise. Every gate has tensors of its own, and so has
+its part of W_hh: z = (z_1 .. z_G), W_hh = (W_1 .. W_G).
 
 On the CPU, Inductor makes one C++ function of a whole chunk, products included, if they are written
 as sums over k of products that broadcast:
@@ -23,57 +26,67 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rnnjit.cells import Cell
 from rnnjit_inductor.plan import Tile
+from rnnjit_inductor.pointwise import evaluate_like, step_of
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
+def forward_chunk(cell: Cell, steps: int, product: Product) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of each gate's z `[K, R, q, U, P, L]`, h `[R, q, U, P, L]` and G panels.
 
-def gradient_of(cell: str, grad: Tensor, y: Tensor) -> Tensor:
-    """`grad * activation'`, from the state y, as eager's own operator computes it."""
-    aten = torch.ops.aten
-    found: Tensor
-    found = aten.tanh_backward(grad, y) if cell == "tanh" else aten.threshold_backward(grad, y, 0)
-    return found
-
-
-def forward_chunk(
-    cell: str, steps: int, product: Product
-) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor]]:
-    """A function of z `[K, R, q, U, P, L]`, h `[R, q, U, P, L]` and the weights.
-
-    It returns the states `[K, R, q, U, P, L]`.
+    It returns the states and each saved value `[K, R, q, U, P, L]`.
     """
-    activation = _ACTIVATIONS[cell]
+    program, G = step_of(cell, True), len(cell.gates)
 
-    def chunk(z: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor]:
-        states = []
-        for t in range(steps):
-            h = activation(z[t] + product(h, weights))
-            states.append(h)
-        return (torch.stack(states),)
-
-    return chunk
-
-
-def backward_chunk(
-    cell: str, steps: int, product: Product
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A function of y and grad_y `[K, R, q, U, P, L]`, g `[R, q, U, P, L]` and the weights.
-
-    It returns dz `[K, R, q, U, P, L]` and the g of the step before the chunk.
-    """
-
-    def chunk(y: Tensor, grad_y: Tensor, g: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
+        gates, h, weights = tensors[:G], tensors[G], tensors[G + 1 :]
         found = []
-        for t in reversed(range(steps)):
-            dz = gradient_of(cell, g + grad_y[t], y[t])
-            g = product(dz, weights)
-            found.append(dz)
-        return torch.stack(found[::-1]), g
+        for t in range(steps):
+            sums = [z[t] + product(h, panel) for z, panel in zip(gates, weights, strict=True)]
+            outputs = _present(evaluate_like(h, program, [*sums, h]))
+            h = outputs[0]
+            found.append(outputs)
+        return tuple(map(torch.stack, zip(*found, strict=True)))
 
     return chunk
+
+
+def backward_chunk(cell: Cell, steps: int, product: Product) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of what the cell's backward program reads, grad_y, g and G panels.
+
+    The blocks that are read and grad_y are `[K, R, q, U, P, L]`, g is `[R, q, U, P, L]`. It returns
+    each gate's dz `[K, R, q, U, P, L]`, and the g of the step before the chunk, or those before
+    each of its steps `[K, R, q, U, P, L]` if `has_share(cell)`.
+    """
+    G = len(cell.gates)
+
+    def chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
+        *blocks, g = tensors[:-G]
+        weights = tensors[-G:]
+        found, before = [], []
+        for t in reversed(range(steps)):
+            outputs = evaluate_like(g, cell.backward, [*(block[t] for block in blocks), g])
+            *dz, share = outputs
+            products = [product(d, w) for d, w in zip(dz, weights, strict=True) if d is not None]
+            terms = _present([*products, share])
+            g = sum(terms[1:], terms[0]) if terms else torch.zeros_like(g)
+            found.append([torch.zeros_like(g) if d is None else d for d in dz])
+            before.append(g)
+        gates = tuple(torch.stack(own[::-1]) for own in zip(*found, strict=True))
+        return *gates, torch.stack(before[::-1]) if has_share(cell) else g
+
+    return chunk
+
+
+def has_share(cell: Cell) -> bool:
+    """Whether a gradient reaches the state before a step past the product, too."""
+    return cell.backward.outputs[-1] is not None
+
+
+def _present(values: list[Tensor | None]) -> list[Tensor]:
+    return [value for value in values if value is not None]
 
 
 def tile_product(tile: Tile) -> Product:

@@ -1,4 +1,4 @@
-"""What Inductor needs on this machine, found out without importing it."""
+"""What Inductor needs on this machine, found out without compiling anything."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import sys
 from functools import cache
 from importlib.util import find_spec
 
+import torch
+
+from rnnjit.runtime import torch_private
+
 
 @cache
 def unsupported() -> list[str]:
-    """Why torch's compiler does not run on this Python at all; empty if it does."""
-    # Imported with rnnjit already, which traces into graphs.
-    from torch._dynamo.eval_frame import check_if_dynamo_supported
-
-    try:
-        check_if_dynamo_supported()
-    except RuntimeError as error:
-        return [f"torch's compiler does not run here: {error}"]
+    """Why Inductor does not run on this Python and torch at all; empty if it does."""
+    reason = torch_private.compiler_unsupported()
+    if reason:
+        return [f"torch's compiler does not run here: {reason}"]
+    names = torch_private.lacking_for_inductor()
+    if names:
+        return [f"torch {torch.__version__} lacks {', '.join(names)}: install another version"]
     return []
 
 
@@ -39,9 +42,8 @@ def lacking(device: str) -> list[str]:
 
 def _compilers() -> list[str]:
     """The C++ compilers that Inductor tries."""
-    config = sys.modules.get("torch._inductor.config")
-    if config is not None:
-        names = config.cpp.cxx if isinstance(config.cpp.cxx, (list, tuple)) else [config.cpp.cxx]
-        return [name for name in names if name is not None]
+    found = torch_private.cpp_compilers()
+    if found is not None:
+        return found
     default = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     return [os.environ.get("CXX", default)]

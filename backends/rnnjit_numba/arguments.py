@@ -1,18 +1,10 @@
-"""What a kernel is told: the fields of its argument block, all int64.
-
-Addresses point at memory that the caller owns and keeps alive until the kernel returns; 0 stands
-for an absent tensor. Tensors are contiguous, in the layouts of `rnnjit.Backend`.
-"""
+"""What a kernel is told: the fields of its argument block (see `rnnjit.codegen.argument_block`)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-#: The number that stands for each cell.
-CODES = {"tanh": 0, "relu": 1}
-
-#: Bytes of a cache line.
-LINE = 64
+from rnnjit.codegen.kernel import LINE
 
 
 class ForwardArguments(NamedTuple):
@@ -20,21 +12,19 @@ class ForwardArguments(NamedTuple):
 
     Attributes:
         T, B, N, I, H, D: steps, batch, rows, input and hidden features, directions.
-        cell: the cell's code, see `CODES`.
         sizes: address of the batch sizes, int64 `[T]`; 0 if dense.
-        slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
-        every: distance of a slice's rows: 1, or `slices` where slices take rows in turns.
-        parts: shares that the hidden columns of one slice are cut into.
-        tail: steps of fewer rows than this are shared by their hidden columns among all threads.
-        hoist: whether the input's share of all steps is computed before the first.
+        slices, slice_rows, stride: how the batch is divided, see `rnnjit.codegen.row_slices`.
+        parts: that the hidden columns of one slice are divided into, each computed by a thread.
+        tail: steps of fewer rows than this are divided by their hidden columns between all threads.
+        hoist: whether the input projection of all steps is computed before the first.
         direct: whether weights are read as they lie; then only the bias is packed.
         x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
         w_ih_0 ... b_hh_1: the weights of each direction.
         scratch: for each direction, the packed weights and then the bias.
         packed_inputs, packed_row, packed: bytes of W_ih's part of one packed column vector, of
             the column vector, and of one direction's packed weights and bias.
-        sync: where threads meet, zeroed: an area for the team, and one for each direction (see
-            `area_bytes`).
+        sync: memory by which threads synchronise, zeroed: an area for the team, and one for each
+            direction (see `area_bytes`).
     """
 
     T: int
@@ -43,11 +33,10 @@ class ForwardArguments(NamedTuple):
     I: int
     H: int
     D: int
-    cell: int
     sizes: int
     slices: int
     slice_rows: int
-    every: int
+    stride: int
     parts: int
     tail: int
     hoist: int
@@ -85,7 +74,7 @@ class BackwardArguments(NamedTuple):
         scratch: for each direction W_hh's and W_ih's packed transposes and a row of zeros.
         packed_column, packed: bytes of one packed column vector, and of one direction.
         before: int64 `[D, N]`, written: where the state before each row's step is; 0 if no dW_hh.
-        reduction, reduction_size: where the blocks of the reductions are, and bytes per thread.
+        reduction, reduction_size: where the blocks of the reductions are, and bytes per task.
     """
 
     T: int
@@ -94,11 +83,10 @@ class BackwardArguments(NamedTuple):
     I: int
     H: int
     D: int
-    cell: int
     sizes: int
     slices: int
     slice_rows: int
-    every: int
+    stride: int
     parts: int
     tail: int
     direct: int
@@ -129,5 +117,5 @@ class BackwardArguments(NamedTuple):
 
 
 def area_bytes(threads: int) -> int:
-    """Bytes of an area where threads meet: a line for all, and one for each (see `sharing`)."""
+    """Bytes of an area that threads synchronise by: a line for all, and one for each."""
     return LINE * (1 + threads)

@@ -12,10 +12,10 @@ from torch import Tensor
 from rnnjit import RNNSpec, Rows
 from rnnjit.artifact import ArtifactError
 from rnnjit.artifact.template import fill
-from rnnjit.backend import Program, Runner
-from rnnjit.cpu.linked import Linked
-from rnnjit_numba.codegen import object_code, target_machine
-from rnnjit_numba.host import host_isa
+from rnnjit.backend import Program, Runner, States
+from rnnjit.codegen.host import host_isa
+from rnnjit.runtime.linker import Linked
+from rnnjit_numba.object_code import object_code, target_machine
 from rnnjit_numba.scratch import Scratch, scratch
 from rnnjit_numba.targets import target as target_named
 from rnnjit_numba.targets import why_not_here
@@ -69,9 +69,10 @@ class _Forward:
         self._hidden, self._needed = spec.hidden_size, needed
 
     def __call__(
-        self, rows: Rows, x: Tensor, h0: Tensor | None, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, rows: Rows, x: Tensor, hx: States | None, weights: Tensor
+    ) -> tuple[Tensor, States]:
         T, B, N, sizes = rows
+        h0 = None if hx is None else hx[0]
         y = x.new_empty((N, self._width))
         h_n = x.new_empty((self._layers, B, self._hidden))
         fixed, per_sequence, per_row = self._needed
@@ -80,7 +81,7 @@ class _Forward:
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         if self._function(T, B, *addresses):
             raise RuntimeError(f"the program refuses {rows}")
-        return y, h_n
+        return y, (h_n,)
 
 
 def _linked(code: bytes, function: str) -> Linked:

@@ -11,46 +11,47 @@ import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.backend import Program, Runner, Shortcut, Stepper
-from rnnjit.once import imported
-from rnnjit.release import lacking
-
-#: What the kernels are written for: others lower them otherwise, if at all.
-_RELEASES = {"numba": "0.68", "llvmlite": "0.50"}
-_BITS = {torch.float32: 32, torch.float64: 64}
+from rnnjit.backend import Program, Runner, Shortcut, States, Stepper
+from rnnjit.cells import Cell
+from rnnjit.codegen.elman import why_not_elman
+from rnnjit.codegen.pointwise import OPERATIONS
+from rnnjit.runtime.compile_once import imported
+from rnnjit.runtime.packages import lacking
+from rnnjit_numba import private
 
 
 class NumbaBackend(Backend):
-    """nn.RNN layers on the CPU, float32 and float64, one compiled call per layer and pass."""
+    """Layers of one gate and one state on the CPU, one compiled call per layer and pass."""
 
     name = "numba"
     priority = 100
+    devices = ("cpu",)
+    dtypes = (torch.float32, torch.float64)
+    operations = OPERATIONS
 
     def missing(self) -> list[str]:
         """Names what has to be installed."""
-        return [
+        found = [
             reason
-            for package, release in _RELEASES.items()
+            for package, release in private.RELEASES.items()
             for reason in lacking(package, package, release)
         ]
+        return found or private.missing()
+
+    def why_not_cell(self, cell: Cell) -> list[str]:
+        """Declines cells of another form than nn.RNN's."""
+        return why_not_elman(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Declines other devices than the CPU, other dtypes and unknown cells."""
-        reasons = []
-        if problem.device != "cpu":
-            reasons.append(f"the tensors are on {problem.device}: only cpu is supported")
-        if problem.dtype not in _BITS:
-            reasons.append(f"{problem.dtype} is not supported: only torch.float32 and float64 are")
-        if spec.nonlinearity not in ("tanh", "relu"):
-            reasons.append(f"cell {spec.nonlinearity!r} is not known: only tanh and relu are")
-        return reasons
+        """Declines projections."""
+        return ["projections (proj_size) are not supported"] if spec.proj_size else []
 
     def forward(
         self,
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
@@ -58,27 +59,26 @@ class NumbaBackend(Backend):
         imported("rnnjit_numba.run")
         from rnnjit_numba import run
 
-        return run.forward(_BITS[x.dtype], layer, rows, x, h0, weights)
+        return run.forward(8 * x.element_size(), layer, rows, x, hx, weights)
 
     def backward(
         self,
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         output: LayerOutput,
         grad_y: Tensor | None,
-        grad_h_n: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
         """One call of the backward kernel."""
         imported("rnnjit_numba.run")
         from rnnjit_numba import run
 
-        return run.backward(
-            _BITS[x.dtype], layer, rows, x, h0, weights, output.y, grad_y, grad_h_n, needs
-        )
+        bits, (grad_state,) = 8 * x.element_size(), grad_h_n
+        return run.backward(bits, layer, rows, x, hx, weights, output.y, grad_y, grad_state, needs)
 
     def shortcut(
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
@@ -90,7 +90,7 @@ class NumbaBackend(Backend):
         from rnnjit_numba import run
 
         rows = Rows(problem.T, problem.B, problem.N)
-        return run.shortcut(_BITS[problem.dtype], spec.layers, rows, y_shape)
+        return run.shortcut(8 * problem.dtype.itemsize, spec.layers, rows, y_shape)
 
     def stepper(self, spec: RNNSpec, dtype: torch.dtype, batch: int) -> Stepper | None:
         """One call of the forward kernel per layer, over argument blocks that are kept."""

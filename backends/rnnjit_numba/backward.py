@@ -3,10 +3,11 @@
 With g_t the gradient that reaches h_t from y, from h_n and from the step after it, each direction
 runs against its own order (Werbos, "Backpropagation through time", Proc. IEEE 78(10), 1990):
 
-    dz_t = g_t * activation'(z_t)        g_{t-1} = grad_y_{t-1} + W_hh^T dz_t
+    dz_t = g_t * f'(z_t)        g_{t-1} = grad_y_{t-1} + W_hh^T dz_t
 
-The derivative follows from h_t = y_t, so that nothing but y was kept. Only this recurrence is done
-step by step; the other gradients are one reduction each over all rows (see `reductions`).
+with f' the derivative of the cell's step, which follows from h_t = y_t, so that nothing but y was
+kept. Only this recurrence is done step by step; the other gradients are one reduction each over all
+rows (see `reductions`).
 
 dz is held for a window of steps, whose reductions are done while it lies in the caches, before the
 window moves on to the steps before. Rows that are still needed move with it: those of the last
@@ -20,22 +21,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from rnnjit.codegen.kernel import LINE
 from rnnjit_numba import memory, pointwise
-from rnnjit_numba.arguments import LINE, BackwardArguments
+from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
 from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK
 from rnnjit_numba.reductions import add_reduce
-from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
 
 
-def add_backward(tools: Toolbox, common: Common) -> None:
+def add_backward(context: CodegenContext, common: CommonFunctions) -> None:
     """Add the kernel `backward(arguments, thread, threads)`, which each thread calls."""
     unpack, write_int = memory.unpack_arguments(BackwardArguments), memory.write_int()
-    read_int, least, most = memory.read_int(), memory.least(), memory.most()
-    next_share = common.next_share
-    pack, move = _add_pack_share(tools), _add_move(tools, common)
-    through, reduce = _add_through(tools, common), add_reduce(tools, common)
-    recur, initial = _add_recur_share(tools, common, through), _add_initial(tools, through)
-    size = tools.lanes.itemsize
+    read_int, minimum, maximum = memory.read_int(), memory.minimum(), memory.maximum()
+    next_task = common.next_task
+    pack, move = _add_pack_task(context), _add_move(context, common)
+    propagate, reduce = _add_propagate(context, common), add_reduce(context, common)
+    recur, initial = _add_recur_task(context, common, propagate), _add_initial(context, propagate)
+    size = context.lanes.itemsize
     dz_field = 8 * BackwardArguments._fields.index("dz")
 
     def backward(arguments: int, thread: int, threads: int) -> None:
@@ -50,112 +52,116 @@ def add_backward(tools: Toolbox, common: Common) -> None:
                 if start < stop and row_stop - row + rows > a.window:
                     break
                 start, row, last = start - 1, row - rows, rows
-            share = next_share(a.sync, thread, threads, phase, -1, 0)
-            while share >= 0:
+            task = next_task(a.sync, thread, threads, phase, -1, 0)
+            while task >= 0:
                 if stop < a.T:
-                    move(arguments, share, threads, row_stop - row, kept)
+                    move(arguments, task, threads, row_stop - row, kept)
                 else:
-                    pack(arguments, share, threads)
-                if share == 0:
+                    pack(arguments, task, threads)
+                if task == 0:
                     write_int(arguments + dz_field, a.dz_buffer - row * ld)
-                share = next_share(a.sync, thread, threads, phase, share, 0)
-            share = next_share(a.sync, thread, threads, phase + 1, -1, 0)
-            while share >= 0:
-                recur(arguments, share, threads, start, stop, row_stop)
-                share = next_share(a.sync, thread, threads, phase + 1, share, 0)
+                task = next_task(a.sync, thread, threads, phase, task, 0)
+            task = next_task(a.sync, thread, threads, phase + 1, -1, 0)
+            while task >= 0:
+                recur(arguments, task, threads, start, stop, row_stop)
+                task = next_task(a.sync, thread, threads, phase + 1, task, 0)
             first = (row + REDUCTION_ROWS - 1) // REDUCTION_ROWS
             final = 1 if start == 0 else 0
-            share = next_share(a.sync, thread, threads, phase + 2, -1, final)
-            while share >= 0:
-                reduce(arguments, share, threads, row, row_stop, first, blocks)
+            task = next_task(a.sync, thread, threads, phase + 2, -1, final)
+            while task >= 0:
+                reduce(arguments, task, threads, row, row_stop, first, blocks)
                 if final != 0 and a.grad_h0 != 0:
-                    initial(arguments, share, threads)
-                share = next_share(a.sync, thread, threads, phase + 2, share, final)
-            kept = least(most(last, first * REDUCTION_ROWS - row), a.N - row)
+                    initial(arguments, task, threads)
+                task = next_task(a.sync, thread, threads, phase + 2, task, final)
+            kept = minimum(maximum(last, first * REDUCTION_ROWS - row), a.N - row)
             stop, row_stop, blocks = start, row, first
             phase += 3
 
-    tools.units.add(backward)
+    context.symbols.add(backward)
 
 
-def _add_pack_share(tools: Toolbox) -> Any:
-    """A share of packing W_hh, and W_ih where grad_x is needed."""
+def _add_pack_task(context: CodegenContext) -> Any:
+    """A task's part of packing W_hh, and W_ih where grad_x is needed."""
     unpack = memory.unpack_arguments(BackwardArguments)
-    pack, lanes = _add_pack_back(tools), tools.lanes.count
+    pack, lanes = _add_pack_back(context), context.lanes.count
 
-    def pack_share(arguments: int, share: int, shares: int) -> None:
+    def pack_task(arguments: int, task: int, tasks: int) -> None:
         a = unpack(arguments)
         columns = (a.H + lanes - 1) // lanes
         if a.grad_x != 0:
             columns += (a.I + lanes - 1) // lanes
-        first, last = columns * share // shares, columns * (share + 1) // shares
+        first, last = columns * task // tasks, columns * (task + 1) // tasks
         for d in range(a.D):
             pack(arguments, d, first, last)
 
-    return tools.units.add(pack_share)
+    return context.symbols.add(pack_task)
 
 
-def _add_recur_share(tools: Toolbox, common: Common, through: Any) -> Any:
-    """A share of the recurrence from step `stop` down to step `start`.
+def _add_recur_task(context: CodegenContext, common: CommonFunctions, propagate: Any) -> Any:
+    """A task's part of the recurrence from step `stop` down to step `start`.
 
     `row_stop` is the row behind the last of these steps.
     """
-    unpack, least = memory.unpack_arguments(BackwardArguments), memory.least()
-    read_int, recur = memory.read_int(), _add_recur(tools, common, through)
+    unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
+    read_int, recur = memory.read_int(), _add_recur(context, common, propagate)
 
-    def recur_share(
-        arguments: int, share: int, shares: int, start: int, stop: int, row_stop: int
+    def recur_task(
+        arguments: int, task: int, tasks: int, start: int, stop: int, row_stop: int
     ) -> None:
         a = unpack(arguments)
-        turn, row, parts = stop, row_stop, shares
-        if a.parts > 1 and shares >= a.D * a.parts:
-            turn, parts = start, a.parts
-        elif a.tail > 0 and shares > 1:
-            while turn > start and read_int(a.sizes + 8 * (turn - 1)) < a.tail:
-                turn -= 1
-                row -= read_int(a.sizes + 8 * turn)
-        d, own = share // parts, share % parts
-        if turn < stop and d < a.D:
-            area = a.sync + LINE * (1 + shares) * (1 + d)
-            recur(arguments, d, 0, a.B, 1, turn, stop, row_stop, area, own, parts)
-        if turn == start:
+        tail_start, row, parts = stop, row_stop, tasks
+        if a.parts > 1 and tasks >= a.D * a.parts:
+            tail_start, parts = start, a.parts
+        elif a.tail > 0 and tasks > 1:
+            while tail_start > start and read_int(a.sizes + 8 * (tail_start - 1)) < a.tail:
+                tail_start -= 1
+                row -= read_int(a.sizes + 8 * tail_start)
+        d, own = task // parts, task % parts
+        if tail_start < stop and d < a.D:
+            area = a.sync + LINE * (1 + tasks) * (1 + d)
+            recur(arguments, d, 0, a.B, 1, tail_start, stop, row_stop, area, own, parts)
+        if tail_start == start:
             return
-        for unit in range(share, a.D * a.slices, shares):
+        for unit in range(task, a.D * a.slices, tasks):
             low = unit % a.slices
             high = a.B
-            if a.every == 1:
+            if a.stride == 1:
                 low *= a.slice_rows
-                high = least(a.B, low + a.slice_rows)
-            recur(arguments, unit // a.slices, low, high, a.every, start, turn, row, 0, 0, 1)
+                high = minimum(a.B, low + a.slice_rows)
+            recur(arguments, unit // a.slices, low, high, a.stride, start, tail_start, row, 0, 0, 1)
 
-    return tools.units.add(recur_share)
+    return context.symbols.add(recur_task)
 
 
-def _add_move(tools: Toolbox, common: Common) -> Any:
-    """Move the first `kept` rows of the window `rows` rows up: a share of the columns."""
+def _add_move(context: CodegenContext, common: CommonFunctions) -> Any:
+    """Move the first `kept` rows of the window `rows` rows up: a task's columns."""
     unpack, copy_rows = memory.unpack_arguments(BackwardArguments), common.copy_rows
-    lanes, size = tools.lanes.count, tools.lanes.itemsize
+    lanes, size = context.lanes.count, context.lanes.itemsize
 
-    def move(arguments: int, share: int, shares: int, rows: int, kept: int) -> None:
+    def move(arguments: int, task: int, tasks: int, rows: int, kept: int) -> None:
         a = unpack(arguments)
         ld = a.H * size
         vectors = (a.H + lanes - 1) // lanes
-        first, last = vectors * share // shares, vectors * (share + 1) // shares
+        first, last = vectors * task // tasks, vectors * (task + 1) // tasks
         # From the last row to the first, since the two places may overlap.
         source = a.dz_buffer + (kept - 1) * ld
         copy_rows(source + rows * ld, -ld, source, -ld, kept, first, last, a.H)
 
-    return tools.units.add(move)
+    return context.symbols.add(move)
 
 
-def _add_pack_back(tools: Toolbox) -> Any:
+def _add_pack_back(context: CodegenContext) -> Any:
     """Pack columns of W_hh, then of W_ih, as column vectors `[H][lanes]`, and zeros behind all.
 
     `first` and `last` count through the column vectors of both; the zeros come with the first.
     """
-    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(tools.lanes)
-    least, most = memory.least(), memory.most()
-    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(context.lanes)
+    minimum, maximum = memory.minimum(), memory.maximum()
+    lanes, vector_bytes, size = (
+        context.lanes.count,
+        context.lanes.vector_bytes,
+        context.lanes.itemsize,
+    )
 
     def pack_back(arguments: int, d: int, first: int, last: int) -> None:
         a = unpack(arguments)
@@ -163,48 +169,52 @@ def _add_pack_back(tools: Toolbox) -> Any:
         wide_h, wide_i = (a.H + lanes - 1) // lanes, (a.I + lanes - 1) // lanes
         # Rows in blocks, so that the reads of a block stay within a few pages.
         for low in range(0, a.H if a.direct == 0 else 0, ROW_BLOCK):
-            high = least(a.H, low + ROW_BLOCK)
+            high = minimum(a.H, low + ROW_BLOCK)
             for column in range(first, last):
                 w, columns, v = (a.w_hh_0 if d == 0 else a.w_hh_1), a.H, column
                 if column >= wide_h:
                     w, columns, v = (a.w_ih_0 if d == 0 else a.w_ih_1), a.I, column - wide_h
-                count = least(lanes, columns - v * lanes)
+                count = minimum(lanes, columns - v * lanes)
                 to = base + column * a.packed_column
                 for k in range(low, high):
                     source = w + (k * columns + v * lanes) * size
                     copy(to + k * vector_bytes, source, count, lanes)
         if first == 0:
             zeros = base + (wide_h + wide_i) * a.packed_column
-            for v in range(most(wide_h, wide_i)):
+            for v in range(maximum(wide_h, wide_i)):
                 copy(zeros + v * vector_bytes, 0, 0, lanes)
 
-    return tools.units.add(pack_back)
+    return context.symbols.add(pack_back)
 
 
-def _add_recur(tools: Toolbox, common: Common, through: Any) -> Any:
-    """The time loop over batch rows `low`, `low + every`, ... below `high`: dz.
+def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any) -> Any:
+    """The time loop over batch rows `low`, `low + stride`, ... below `high`: dz.
 
     It takes direction 0 from step `stop` down to `start`, and direction 1 through all steps, which
     these then are; `row_stop` is the row behind the last of them.
 
-    With more `parts` than one, as many threads share the hidden columns, and each step is a phase
-    (see `sharing`) of `area`; `own` is this thread's part.
+    With more `parts` than one, as many threads compute the hidden columns, and each step is a phase
+    (see `work_stealing`) of `area`; `own` is this thread's part.
     """
-    unpack, least, onward = (
+    unpack, minimum, first_from = (
         memory.unpack_arguments(BackwardArguments),
-        memory.least(),
-        memory.onward(),
+        memory.minimum(),
+        memory.first_from(),
     )
-    read_int, next_share = memory.read_int(), common.next_share
-    step, copy_rows, remember = _add_step(tools), common.copy_rows, _add_remember(tools)
-    lanes, size = tools.lanes.count, tools.lanes.itemsize
+    read_int, next_task = memory.read_int(), common.next_task
+    step, copy_rows, record_previous = (
+        _add_step(context),
+        common.copy_rows,
+        _add_record_previous(context),
+    )
+    lanes, size = context.lanes.count, context.lanes.itemsize
 
     def recur_back(
         arguments: int,
         d: int,
         low: int,
         high: int,
-        every: int,
+        stride: int,
         start: int,
         stop: int,
         row_stop: int,
@@ -226,10 +236,10 @@ def _add_recur(tools: Toolbox, common: Common, through: Any) -> Any:
             now = a.B if a.sizes == 0 else read_int(a.sizes + 8 * t)
             if d == 0:
                 row -= now
-            top = least(high, now)
+            top = minimum(high, now)
             # Rows that go on in the step computed just before get its gradient through W_hh, the
             # others (whose last state this is) get that of h_n.
-            fresh = onward(low, every, least(top, size_after))
+            fresh = first_from(low, stride, minimum(top, size_after))
             # The states that the step started from: those of `previous` rows, else h0.
             previous, row_previous = 0, row + now
             if d == 0 and t > 0:
@@ -237,42 +247,48 @@ def _add_recur(tools: Toolbox, common: Common, through: Any) -> Any:
                 row_previous = row - previous
             if d != 0 and s + 1 < a.T:
                 previous = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
-            share = next_share(area, own, parts, s, -1, 0) if parts > 1 else 0
-            while share >= 0:
-                if share != part:
-                    part = share
+            task = next_task(area, own, parts, s, -1, 0) if parts > 1 else 0
+            while task >= 0:
+                if task != part:
+                    part = task
                     first, last = vectors * part // parts, vectors * (part + 1) // parts
                 if fresh > low:
-                    source, rows = dz + (row_after + low) * ld, (fresh - low) // every
-                    through(arguments, d, first, last, every, source, dz + (row + low) * ld, rows)
+                    source, rows = dz + (row_after + low) * ld, (fresh - low) // stride
+                    propagate(
+                        arguments, d, first, last, stride, source, dz + (row + low) * ld, rows
+                    )
                 if top > fresh:
                     source = a.grad_h_n + (d * a.B + fresh) * ld if a.grad_h_n != 0 else 0
-                    to, rows = dz + (row + fresh) * ld, (top - fresh + every - 1) // every
-                    copy_rows(to, ld * every, source, ld * every, rows, first, last, a.H)
-                step(arguments, d, first, last, every, row + low, (top - low + every - 1) // every)
+                    to, rows = dz + (row + fresh) * ld, (top - fresh + stride - 1) // stride
+                    copy_rows(to, ld * stride, source, ld * stride, rows, first, last, a.H)
+                step(
+                    arguments, d, first, last, stride, row + low, (top - low + stride - 1) // stride
+                )
                 if a.before != 0 and part == 0:
-                    remember(arguments, d, every, row, row_previous, low, least(top, previous), top)
-                share = next_share(area, own, parts, s, share, 0) if parts > 1 else -1
+                    record_previous(
+                        arguments, d, stride, row, row_previous, low, minimum(top, previous), top
+                    )
+                task = next_task(area, own, parts, s, task, 0) if parts > 1 else -1
             row_after, size_after = row, now
             if d != 0:
                 row += now
 
-    return tools.units.add(recur_back)
+    return context.symbols.add(recur_back)
 
 
-def _add_initial(tools: Toolbox, through: Any) -> Any:
-    """A share of grad_h0, by columns: the gradient that the first step of each sequence passes on.
+def _add_initial(context: CodegenContext, propagate: Any) -> Any:
+    """A task's columns of grad_h0: the gradient that the first step of each sequence passes on.
 
     In direction 0 that is step 0, in direction 1 the step at which the sequence ends.
     """
     unpack, read_int = memory.unpack_arguments(BackwardArguments), memory.read_int()
-    lanes, size = tools.lanes.count, tools.lanes.itemsize
+    lanes, size = context.lanes.count, context.lanes.itemsize
 
-    def initial(arguments: int, share: int, shares: int) -> None:
+    def initial(arguments: int, task: int, tasks: int) -> None:
         a = unpack(arguments)
         ld, vectors = a.H * size, (a.H + lanes - 1) // lanes
-        first, last = vectors * share // shares, vectors * (share + 1) // shares
-        through(arguments, 0, first, last, 1, a.dz, a.grad_h0, a.B)
+        first, last = vectors * task // tasks, vectors * (task + 1) // tasks
+        propagate(arguments, 0, first, last, 1, a.dz, a.grad_h0, a.B)
         row = 0
         for t in range(a.T if a.D == 2 else 0):
             now, following = a.B, 0
@@ -282,22 +298,22 @@ def _add_initial(tools: Toolbox, through: Any) -> Any:
                 following = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
             if now > following:
                 source, to = a.dz + (a.N + row + following) * ld, a.grad_h0 + (a.B + following) * ld
-                through(arguments, 1, first, last, 1, source, to, now - following)
+                propagate(arguments, 1, first, last, 1, source, to, now - following)
             row += now
 
-    return tools.units.add(initial)
+    return context.symbols.add(initial)
 
 
-def _add_remember(tools: Toolbox) -> Any:
-    """Note where the states before rows `low` to `top` of a step are: y up to `linked`, then h0."""
+def _add_record_previous(context: CodegenContext) -> Any:
+    """Write where the states before rows `low` to `top` of a step are: y to `linked`, then h0."""
     unpack, write_int = memory.unpack_arguments(BackwardArguments), memory.write_int()
-    onward = memory.onward()
-    size = tools.lanes.itemsize
+    first_from = memory.first_from()
+    size = context.lanes.itemsize
 
-    def remember(
+    def record_previous(
         arguments: int,
         d: int,
-        every: int,
+        stride: int,
         row: int,
         row_previous: int,
         low: int,
@@ -307,22 +323,22 @@ def _add_remember(tools: Toolbox) -> Any:
         a = unpack(arguments)
         ld = a.H * size
         to = a.before + (d * a.N + row) * 8
-        for b in range(low, linked, every):
+        for b in range(low, linked, stride):
             write_int(to + 8 * b, a.y + ((row_previous + b) * a.D + d) * ld)
-        for b in range(onward(low, every, linked), top, every):
+        for b in range(first_from(low, stride, linked), top, stride):
             write_int(to + 8 * b, a.h0 + (d * a.B + b) * ld)
 
-    return tools.units.add(remember)
+    return context.symbols.add(record_previous)
 
 
-def _add_through(tools: Toolbox, common: Common) -> Any:
+def _add_propagate(context: CodegenContext, common: CommonFunctions) -> Any:
     """`to = dz @ W_hh` for `rows` rows of dz: the gradient that reaches the states before."""
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
     product = common.product
-    lanes, size = tools.lanes.count, tools.lanes.itemsize
+    lanes, size = context.lanes.count, context.lanes.itemsize
 
-    def through(
-        arguments: int, d: int, first: int, last: int, every: int, dz: int, to: int, rows: int
+    def propagate(
+        arguments: int, d: int, first: int, last: int, stride: int, dz: int, to: int, rows: int
     ) -> None:
         a = unpack(arguments)
         ld = a.H * size
@@ -333,29 +349,33 @@ def _add_through(tools: Toolbox, common: Common) -> Any:
             w_hh = a.w_hh_0 if d == 0 else a.w_hh_1
             product(zeros, 0, dz, ld, a.H, w_hh, a.H, to, ld, rows, first, last)
             return
-        ld *= every
+        ld *= stride
         affine(
             *(zeros, 0, 0, 0, 0, base, dz, ld, a.H, base, a.packed_column),
-            *(to, ld, rows, first, last, a.H, NOTHING, 0, 0, 0, 0),
+            *(to, ld, rows, first, last, a.H, NOTHING),
         )
 
-    return tools.units.add(through)
+    return context.symbols.add(propagate)
 
 
-def _add_step(tools: Toolbox) -> Any:
-    """Dz = (dz + grad_y) * activation'(z), in place on `rows` rows from `row` on."""
+def _add_step(context: CodegenContext) -> Any:
+    """Dz = (dz + grad_y) * f'(z), in place on `rows` rows from `row` on."""
     unpack = memory.unpack_arguments(BackwardArguments)
-    gradient = pointwise.activate_gradient(tools.lanes)
-    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+    step_backward = pointwise.step_backward(context.lanes, context.cell)
+    lanes, vector_bytes, size = (
+        context.lanes.count,
+        context.lanes.vector_bytes,
+        context.lanes.itemsize,
+    )
 
     def step_back(
-        arguments: int, d: int, first: int, last: int, every: int, row: int, rows: int
+        arguments: int, d: int, first: int, last: int, stride: int, row: int, rows: int
     ) -> None:
         a = unpack(arguments)
         ld, ld_y = a.H * size, a.D * a.H * size
         dz = a.dz + (d * a.N + row) * ld
         offset = row * ld_y + d * ld
-        for r in range(0, rows * every, every):
+        for r in range(0, rows * stride, stride):
             for v in range(first, last):
                 at = v * vector_bytes
                 count = a.H - v * lanes
@@ -363,6 +383,6 @@ def _add_step(tools: Toolbox) -> Any:
                     count = lanes
                 place = offset + r * ld_y + at
                 grad = a.grad_y + place if a.grad_y != 0 else 0
-                gradient(a.cell, dz + r * ld + at, grad, a.y + place, count)
+                step_backward(dz + r * ld + at, grad, a.y + place, count)
 
-    return tools.units.add(step_back)
+    return context.symbols.add(step_back)

@@ -12,8 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from rnnjit_numba.lanes import I32, I64, Lanes, define, emitting, load
 from rnnjit_numba.memory import transposed
+from rnnjit_numba.simd import I32, I64, Lanes, define, emitting, load
 from rnnjit_numba.tiles import FOLD, folded_chains, in_two_parts, rank_one, steps, switch
 
 #: The numbers of rows for which there is a direct tile, descending.

@@ -1,62 +1,37 @@
-"""The compiled kernels of one element type, ready to be called."""
+"""The compiled kernels of one cell and element type, ready to be called."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
-from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 
-from rnnjit import codecache, cpu
-from rnnjit.cpu import Isa
-from rnnjit.once import Once, apart
-from rnnjit.team import FORK, openmp
-from rnnjit_numba.arguments import LINE
-from rnnjit_numba.codegen import object_code, target_machine
-from rnnjit_numba.host import host_isa
+from rnnjit import cells, codegen
+from rnnjit.cells import Cell
+from rnnjit.codegen import Isa
+from rnnjit.codegen.host import host_isa
+from rnnjit.codegen.kernel import Kernel, cached, team_symbols
+from rnnjit.runtime import object_cache
+from rnnjit.runtime.compile_once import CompileOnce, apart
+from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
+from rnnjit_numba.object_code import object_code, target_machine
 
 #: Bytes of a length in a file of parts.
 _LENGTH = 8
 _ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
+_SYNC = [fields._fields.index("sync") for fields in (ForwardArguments, BackwardArguments)]
 
 
-class Kernel:
-    """One kernel's two entries: called by one thread, and by every thread of a team.
+class Kind(NamedTuple):
+    """What a library is compiled for, beside the machine: bits of an element, and the cell."""
 
-    Args:
-        engine: owns the code, which is gone when it is.
-        alone: address of one entry.
-        team: address of the other.
-    """
-
-    def __init__(self, engine: Any, alone: int, team: int) -> None:
-        self._engine = engine
-        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
-        self._team = team
-
-    def __call__(self, block: array[int], sync: int, threads: int) -> None:
-        """Run with an argument block (see `arguments`); the interpreter's lock is released.
-
-        Args:
-            block: the arguments and, behind them, zeroed room for threads to meet by.
-            sync: index of the field that says where that is; set here.
-            threads: size of the team.
-        """
-        address, _ = block.buffer_info()
-        # One thread can run any plan, and in a forked child there is no other.
-        if threads == 1 or FORK.forked:
-            self._alone(address)
-            return
-        runtime = openmp()
-        assert runtime is not None, "plans use one thread where there is no OpenMP"
-        block[sync] = (address + 8 * (sync + 1) + LINE - 1) // LINE * LINE
-        runtime.parallel(self._team, address, threads, 0)
+    bits: int
+    cell: Cell
 
 
 class Library:
@@ -72,10 +47,8 @@ class Library:
 
     def __init__(self, isa: Isa, parts: Sequence[bytes]) -> None:
         self.isa = isa
-        runtime = openmp()
-        for name in ("omp_get_thread_num", "omp_get_num_threads"):
-            # Without a runtime no team is ever made; the symbols must resolve all the same.
-            llvm.add_symbol(name, runtime.symbols[name] if runtime else 1)
+        for name, address in team_symbols().items():
+            llvm.add_symbol(name, address)
         engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
         for code in parts:
             reference = llvm.object_file.ObjectFileRef.from_data(code)
@@ -87,36 +60,33 @@ class Library:
         addresses = [engine.get_function_address(name) for name in _ENTRIES]
         if not all(addresses):
             raise ValueError(f"a library lacks some of {_ENTRIES}")
-        self.forward = Kernel(engine, *addresses[:2])
-        self.backward = Kernel(engine, *addresses[2:])
+        self.forward = Kernel(engine, addresses[0], addresses[1:2], _SYNC[0])
+        self.backward = Kernel(engine, addresses[2], addresses[3:], _SYNC[1])
 
 
-@Once
-def library(bits: int) -> Library:
-    """The kernels for elements of `bits` bits on this machine, cached or compiled now."""
+@CompileOnce
+def library(kind: Kind) -> Library:
+    """The kernels of a kind on this machine, cached or compiled now."""
     isa = host_isa()
-    key = _key(isa, bits)
-    kept = codecache.fetch(key)
-    if kept is not None:
-        with suppress(ValueError):
-            return Library(isa, _split(kept))
-    parts = compile_kernels(isa, bits)
-    codecache.keep(key, _joined(parts))
-    return Library(isa, parts)
+    return cached(
+        _key(isa, kind),
+        lambda content: Library(isa, _split(content)),
+        lambda: _joined(compile_kernels(isa, kind)),
+    )
 
 
-def compile_kernels(isa: Isa, bits: int) -> list[bytes]:
-    """Object code of the kernels for elements of `bits` bits, for any instruction set.
+def compile_kernels(isa: Isa, kind: Kind) -> list[bytes]:
+    """Object code of the kernels of a kind, for any instruction set.
 
     A part is optimised on another thread while numba lowers the next one on this.
     """
     with _no_collection():
-        from rnnjit_numba import frontend
+        from rnnjit_numba.kernel_modules import kernel_modules
 
         jobs: list[Future[bytes]] = []
         try:
-            for part in frontend.parts(isa, bits):
-                jobs.append(apart(object_code, part.text, isa, part.symbols))
+            for module in kernel_modules(isa, *kind):
+                jobs.append(apart(object_code, module.text, isa, module.symbols))
         finally:
             # No thread is in LLVM when this returns, whatever failed.
             wait(jobs)
@@ -150,7 +120,8 @@ def _split(content: bytes) -> list[bytes]:
     return parts
 
 
-def _key(isa: Isa, bits: int) -> str:
-    """Names all that object code depends on: the sources, the compilers, the target."""
+def _key(isa: Isa, kind: Kind) -> str:
+    """Names all that object code depends on: the sources, the compilers, the target, the cell."""
     versions = [version(name) for name in ("llvmlite", "numba")]
-    return codecache.name_of(isa, bits, versions, files=(__file__, cpu.__file__))
+    files = (__file__, codegen.__file__, cells.__file__)
+    return object_cache.name_of(isa, kind.bits, kind.cell.digest, versions, files=files)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import types
 from numba.extending import intrinsic
 
-from rnnjit_numba.lanes import I32, I64, Lanes, define, emitting, load
+from rnnjit_numba.simd import I32, I64, Lanes, declared, define, emitting, load, loop
 
 
 def read_int() -> Any:
@@ -25,28 +25,28 @@ def write_int() -> Any:
     return emitting(2, emit)
 
 
-def least() -> Any:
-    """Intrinsic `least(a, b)`: the smaller of two int64."""
+def minimum() -> Any:
+    """Intrinsic `minimum(a, b)`: the smaller of two int64."""
     return emitting(
         2, lambda builder, a, b: builder.select(builder.icmp_signed("<", a, b), a, b), returns=True
     )
 
 
-def most() -> Any:
-    """Intrinsic `most(a, b)`: the larger of two int64."""
+def maximum() -> Any:
+    """Intrinsic `maximum(a, b)`: the larger of two int64."""
     return emitting(
         2, lambda builder, a, b: builder.select(builder.icmp_signed(">", a, b), a, b), returns=True
     )
 
 
-def onward() -> Any:
-    """Intrinsic `onward(low, every, bound)`: the first of low, low + every, ... from `bound` on."""
+def first_from() -> Any:
+    """Intrinsic `first_from(low, stride, bound)`: the first of low, low + stride, ... >= bound."""
 
-    def emit(builder: Any, low: Any, every: Any, bound: Any) -> Any:
+    def emit(builder: Any, low: Any, stride: Any, bound: Any) -> Any:
         ahead = builder.sub(bound, low)
-        rounded = builder.sub(builder.add(ahead, every), I64(1))
-        steps = builder.sdiv(rounded, every)
-        reached = builder.add(low, builder.mul(steps, every))
+        rounded = builder.sub(builder.add(ahead, stride), I64(1))
+        steps = builder.sdiv(rounded, stride)
+        reached = builder.add(low, builder.mul(steps, stride))
         return builder.select(builder.icmp_signed(">", ahead, I64(0)), reached, low)
 
     return emitting(3, emit, returns=True)
@@ -57,7 +57,7 @@ def unpack_arguments(kind: type) -> Any:
 
     def typer(context: Any, address: Any) -> Any:
         fields = kind._fields  # type: ignore[attr-defined]  # `kind` is a NamedTuple class
-        tuple_type = types.NamedUniTuple  # type: ignore[attr-defined]  # `types` is filled on import
+        tuple_type = types.NamedUniTuple
         result = tuple_type(types.int64, len(fields), kind)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -162,12 +162,13 @@ def column_sum(lanes: Lanes) -> Any:
 
     def body(builder: Any, to: Any, source: Any, ld: Any, rows: Any, count: Any) -> None:
         mask = lanes.mask(builder, count)
-        total = cgutils.alloca_once_value(builder, lanes.constant(0.0))
-        with cgutils.for_range(builder, rows) as loop:
-            address = builder.add(source, builder.mul(loop.index, ld))
-            row = lanes.masked_load(builder, address, mask)
-            builder.store(builder.fadd(builder.load(total), row), total)
-        lanes.masked_store(builder, builder.load(total), to, mask)
+
+        def add_row(index: Any, block: Any) -> Any:
+            address = builder.add(source, builder.mul(index, ld))
+            return [[builder.fadd(block[0][0], lanes.masked_load(builder, address, mask))]]
+
+        total = loop(builder, rows, [[lanes.constant(0.0)]], add_row)
+        lanes.masked_store(builder, total[0][0], to, mask)
 
     def emit(builder: Any, *args: Any) -> None:
         builder.call(define(builder.module, f"rnnjit_column_sum_{lanes.suffix}", 5, body), args)
@@ -175,10 +176,10 @@ def column_sum(lanes: Lanes) -> Any:
     return emitting(5, emit)
 
 
-def peek() -> Any:
-    """Intrinsic `peek(address)`: the int64 that another thread may set.
+def load_acquire() -> Any:
+    """Intrinsic `load_acquire(address)`: an int64 that another thread may set.
 
-    All that was written before it was set is visible from then on.
+    What that thread wrote before it is visible from then on.
     """
 
     def emit(builder: Any, address: Any) -> Any:
@@ -187,8 +188,8 @@ def peek() -> Any:
     return emitting(1, emit, returns=True)
 
 
-def count_up() -> Any:
-    """Intrinsic `count_up(address)`: add 1 to an int64 that other threads add to and peek at."""
+def atomic_increment() -> Any:
+    """Intrinsic `atomic_increment(address)`: add 1 to an int64 that other threads add to, too."""
 
     def emit(builder: Any, address: Any) -> None:
         pointer = builder.inttoptr(address, I64.as_pointer())
@@ -197,10 +198,10 @@ def count_up() -> Any:
     return emitting(1, emit)
 
 
-def take() -> Any:
-    """Intrinsic `take(address, value)`: add 1 to an int64 if it is `value`; 1 if so, else 0.
+def increment_if_equal() -> Any:
+    """Intrinsic `increment_if_equal(address, value)`: add 1 to an int64 if it is `value`.
 
-    Of the threads that try with the same value, one gets 1.
+    The result is 1 if it was, else 0. Of the threads that try with the same value, one gets 1.
     """
 
     def emit(builder: Any, address: Any, value: Any) -> Any:
@@ -212,11 +213,10 @@ def take() -> Any:
     return emitting(2, emit, returns=True)
 
 
-def give_way() -> Any:
-    """Intrinsic `give_way()`: let another thread have this processor, if one wants it."""
+def yield_processor() -> Any:
+    """Intrinsic `yield_processor()`: let another thread have this processor, if one wants it."""
 
     def emit(builder: Any) -> None:
-        yielding = ir.FunctionType(I32, [])
-        builder.call(cgutils.get_or_insert_function(builder.module, yielding, "sched_yield"), [])
+        builder.call(declared(builder.module, ir.FunctionType(I32, []), "sched_yield"), [])
 
     return emitting(0, emit)

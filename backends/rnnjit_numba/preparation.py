@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
 from rnnjit_numba.plan import ROW_BLOCK
-from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
 
 
 class Preparation(NamedTuple):
@@ -21,7 +21,7 @@ class Preparation(NamedTuple):
     Attributes:
         pack: packs weights.
         pack_bias: adds biases up.
-        project: writes the input's share of some rows into y.
+        project: writes the input projection of some rows into y.
         prepare: all of these for some columns, as far as the plan asks for it.
     """
 
@@ -31,14 +31,14 @@ class Preparation(NamedTuple):
     prepare: Any
 
 
-def add_preparation(tools: Toolbox, common: Common) -> Preparation:
-    """Add the functions before the first step to the units."""
-    pack, pack_bias = _add_pack(tools), _add_pack_bias(tools)
-    project = _add_project(tools, common)
-    return Preparation(pack, pack_bias, project, _add_prepare(tools, pack, pack_bias, project))
+def add_preparation(context: CodegenContext, common: CommonFunctions) -> Preparation:
+    """Add the functions before the first step to the symbols."""
+    pack, pack_bias = _add_pack(context), _add_pack_bias(context)
+    project = _add_project(context, common)
+    return Preparation(pack, pack_bias, project, _add_prepare(context, pack, pack_bias, project))
 
 
-def _add_prepare(tools: Toolbox, pack: Any, pack_bias: Any, project: Any) -> Any:
+def _add_prepare(context: CodegenContext, pack: Any, pack_bias: Any, project: Any) -> Any:
     """All that some columns need before the first step: packed, if at all, and projected."""
     unpack = memory.unpack_arguments(ForwardArguments)
 
@@ -49,21 +49,25 @@ def _add_prepare(tools: Toolbox, pack: Any, pack_bias: Any, project: Any) -> Any
             pack(arguments, d, first, last)
             project(arguments, d, first, last, 0, a.N)
 
-    return tools.units.add(prepare)
+    return context.symbols.add(prepare)
 
 
-def _add_pack(tools: Toolbox) -> Any:
+def _add_pack(context: CodegenContext) -> Any:
     """Pack W_ih and W_hh, one after the other in each column vector."""
-    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
-    transpose = memory.transpose(tools.lanes)
-    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+    unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
+    transpose = memory.transpose(context.lanes)
+    lanes, vector_bytes, size = (
+        context.lanes.count,
+        context.lanes.vector_bytes,
+        context.lanes.itemsize,
+    )
 
     def pack(arguments: int, d: int, first: int, last: int) -> None:
         a = unpack(arguments)
         base = a.scratch + d * a.packed
         w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if d == 0 else (a.w_ih_1, a.w_hh_1)
         for v in range(first, last):
-            count = least(lanes, a.H - v * lanes)
+            count = minimum(lanes, a.H - v * lanes)
             for part in range(2):
                 w, columns, to = w_ih, a.I, base + v * a.packed_row
                 if part == 1:
@@ -73,14 +77,14 @@ def _add_pack(tools: Toolbox) -> Any:
                     block = to + k * vector_bytes
                     transpose(block, source, columns * size, count, columns - k)
 
-    return tools.units.add(pack)
+    return context.symbols.add(pack)
 
 
-def _add_pack_bias(tools: Toolbox) -> Any:
+def _add_pack_bias(context: CodegenContext) -> Any:
     """Write b_ih + b_hh, or zeros, behind the packed weights."""
-    unpack, least = memory.unpack_arguments(ForwardArguments), memory.least()
-    copy, add = memory.copy(tools.lanes), memory.add(tools.lanes)
-    lanes, vector_bytes = tools.lanes.count, tools.lanes.vector_bytes
+    unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
+    copy, add = memory.copy(context.lanes), memory.add(context.lanes)
+    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
 
     def pack_bias(arguments: int, d: int, first: int, last: int) -> None:
         a = unpack(arguments)
@@ -89,17 +93,17 @@ def _add_pack_bias(tools: Toolbox) -> Any:
         for v in range(first, last):
             at = v * vector_bytes
             if b_ih != 0:
-                add(bias + at, b_ih + at, b_hh + at, least(lanes, a.H - v * lanes))
+                add(bias + at, b_ih + at, b_hh + at, minimum(lanes, a.H - v * lanes))
             else:
                 copy(bias + at, 0, 0, lanes)
 
-    return tools.units.add(pack_bias)
+    return context.symbols.add(pack_bias)
 
 
-def _add_project(tools: Toolbox, common: Common) -> Any:
-    """Write the input's share of the pre-activations of rows `start` to `stop` into y."""
+def _add_project(context: CodegenContext, common: CommonFunctions) -> Any:
+    """Write the input projection of rows `start` to `stop` into y."""
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
-    lanes, size, least = tools.lanes.count, tools.lanes.itemsize, memory.least()
+    lanes, size, minimum = context.lanes.count, context.lanes.itemsize, memory.minimum()
 
     def project(arguments: int, d: int, first: int, last: int, start: int, stop: int) -> None:
         a = unpack(arguments)
@@ -107,11 +111,11 @@ def _add_project(tools: Toolbox, common: Common) -> Any:
         bias = base + (a.H + lanes - 1) // lanes * a.packed_row
         ld_x, ld_y = a.I * size, a.D * a.H * size
         for row in range(start, stop, ROW_BLOCK):
-            rows = least(ROW_BLOCK, stop - row)
+            rows = minimum(ROW_BLOCK, stop - row)
             x, y = a.x + row * ld_x, a.y + row * ld_y + d * a.H * size
             affine(
                 *(bias, 0, x, ld_x, a.I, base, 0, 0, 0, base, a.packed_row),
-                *(y, ld_y, rows, first, last, a.H, NOTHING, 0, 0, 0, 0),
+                *(y, ld_y, rows, first, last, a.H, NOTHING),
             )
 
-    return tools.units.add(project)
+    return context.symbols.add(project)

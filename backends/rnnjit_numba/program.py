@@ -17,33 +17,33 @@ from llvmlite import ir
 
 from rnnjit import RNNSpec
 from rnnjit.artifact.weights import Place, layout
-from rnnjit.cpu import Isa
+from rnnjit.codegen import Isa
+from rnnjit.codegen.kernel import LINE
 from rnnjit_numba import memory
-from rnnjit_numba.arguments import CODES, LINE, ForwardArguments
+from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.context import CodegenContext, CommonFunctions, add_common
 from rnnjit_numba.forward import add_forward
-from rnnjit_numba.host import row_tiles
-from rnnjit_numba.lanes import I32, I64, Lanes, load
-from rnnjit_numba.lowering import lower
+from rnnjit_numba.numba_lowering import lower
 from rnnjit_numba.plan import FEW_ROWS, TILE_ROWS
 from rnnjit_numba.scratch import BLOCK, packed_bytes
-from rnnjit_numba.toolbox import Common, Toolbox, add_common
+from rnnjit_numba.simd import I32, I64, load
 
 
 def text(spec: RNNSpec, isa: Isa, bits: int, symbol: str) -> str:
     """LLVM IR of the program, not optimised; `symbol` is the only function meant for others."""
-    tools = Toolbox(Lanes(bits, isa.lanes(bits // 8), isa.fma), row_tiles(isa))
-    common = add_common(tools)
-    add_forward(tools, common)
-    _add_count(tools)
-    _add_zeros(tools, common, spec)
+    context = CodegenContext.of(isa, bits, spec.cell)
+    common = add_common(context)
+    add_forward(context, common)
+    _add_count(context)
+    _add_zeros(context, common, spec)
     module = ir.Module(symbol)
-    for name, function in tools.units.take().items():
+    for name, function in context.symbols.take().items():
         lower(function, name, module)
-    _define_entry(module, tools, spec, isa, symbol)
+    _define_entry(module, context, spec, isa, symbol)
     return str(module)
 
 
-def _add_count(tools: Toolbox) -> None:
+def _add_count(context: CodegenContext) -> None:
     """Write the number of rows, or -1 where sizes make no sense, to an address."""
     read_int, write_int = memory.read_int(), memory.write_int()
 
@@ -61,22 +61,24 @@ def _add_count(tools: Toolbox) -> None:
             total = -1
         write_int(to, total)
 
-    tools.units.add(count)
+    context.symbols.add(count)
 
 
-def _add_zeros(tools: Toolbox, common: Common, spec: RNNSpec) -> None:
+def _add_zeros(context: CodegenContext, common: CommonFunctions, spec: RNNSpec) -> None:
     """Write an initial state of zeros for one layer."""
     copy_rows, H, D = common.copy_rows, spec.hidden_size, spec.num_directions
-    size = tools.lanes.itemsize
-    vectors = -(-H // tools.lanes.count)
+    size = context.lanes.itemsize
+    vectors = -(-H // context.lanes.count)
 
     def zeros(to: int, B: int) -> None:
         copy_rows(to, H * size, 0, 0, D * B, 0, vectors, H)
 
-    tools.units.add(zeros)
+    context.symbols.add(zeros)
 
 
-def _define_entry(module: Any, tools: Toolbox, spec: RNNSpec, isa: Isa, symbol: str) -> None:
+def _define_entry(
+    module: Any, context: CodegenContext, spec: RNNSpec, isa: Isa, symbol: str
+) -> None:
     """Define the program's one public function: every layer's arguments, and a call of its kernel.
 
     It is built here, instruction by instruction, since it is the same few stores for each layer.
@@ -86,10 +88,10 @@ def _define_entry(module: Any, tools: Toolbox, spec: RNNSpec, isa: Isa, symbol: 
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     T, B = function.args[:2]
     sizes, x, h0, weights, y, h_n, room = (builder.ptrtoint(a, I64) for a in function.args[2:])
-    size, D = tools.lanes.itemsize, spec.num_directions
+    size, D = context.lanes.itemsize, spec.num_directions
     width = D * spec.hidden_size * size
     base = _rounded_up(builder, room)
-    _call(builder, tools, "count", T, B, sizes, base)
+    _call(builder, context, "count", T, B, sizes, base)
     N = load(builder, base, I64, 8)
     with builder.if_then(builder.icmp_signed("<", N, I64(0))):
         builder.ret(I32(1))
@@ -100,9 +102,9 @@ def _define_entry(module: Any, tools: Toolbox, spec: RNNSpec, isa: Isa, symbol: 
     rows = _rounded_up(builder, builder.add(state, states))
     absent = builder.icmp_signed("==", h0, I64(0))
     with builder.if_then(absent):
-        _call(builder, tools, "zeros", state, B)
+        _call(builder, context, "zeros", state, B)
     h0 = builder.select(absent, state, h0)
-    onward = builder.select(absent, I64(0), states)
+    first_from = builder.select(absent, I64(0), states)
     shared = {"T": T, "B": B, "N": N, "sizes": sizes, "slice_rows": B, "scratch": packed}
     where = iter(layout(spec, size).places)
     for index in range(spec.num_layers):
@@ -120,8 +122,8 @@ def _define_entry(module: Any, tools: Toolbox, spec: RNNSpec, isa: Isa, symbol: 
         for at, field in enumerate(ForwardArguments._fields):
             place = builder.inttoptr(builder.add(block, I64(8 * at)), pointer)
             builder.store(fields.get(field, I64(0)), place, align=8)
-        _call(builder, tools, "forward", block, I64(0), I64(1))
-        x, h0, h_n = out, builder.add(h0, onward), builder.add(h_n, states)
+        _call(builder, context, "forward", block, I64(0), I64(1))
+        x, h0, h_n = out, builder.add(h0, first_from), builder.add(h_n, states)
     builder.ret(I32(0))
 
 
@@ -142,9 +144,8 @@ def _constants(
         "I": I64(layer.input_size),
         "H": I64(spec.hidden_size),
         "D": I64(spec.num_directions),
-        "cell": I64(CODES[spec.nonlinearity]),
         "slices": I64(1),
-        "every": I64(1),
+        "stride": I64(1),
         "parts": I64(1),
         "hoist": builder.zext(hoist, I64),
         "direct": builder.zext(direct, I64),
@@ -161,8 +162,8 @@ def _weights(builder: Any, spec: RNNSpec, weights: Any, where: Iterator[Place]) 
     return {name: builder.add(weights, I64(next(where).offset)) for name in names}
 
 
-def _call(builder: Any, tools: Toolbox, name: str, *args: Any) -> None:
-    builder.call(builder.module.globals[tools.units.symbol(name)], args)
+def _call(builder: Any, context: CodegenContext, name: str, *args: Any) -> None:
+    builder.call(builder.module.globals[context.symbols.symbol(name)], args)
 
 
 def _rounded_up(builder: Any, address: Any) -> Any:

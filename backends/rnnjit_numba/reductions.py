@@ -5,7 +5,7 @@
 
 h'_n is the state before row n's step. Rows are taken in blocks of `REDUCTION_ROWS`, at places that
 depend on nothing but N; each block is packed so that the outer-product tile streams through it, and
-the blocks' sums are added from the last to the first, the order in which dz is computed. A share
+the blocks' sums are added from the last to the first, the order in which dz is computed. A task
 is columns of the results, so that the sums are the same whatever the number of threads.
 
 Each function takes the address of a `BackwardArguments` first.
@@ -18,55 +18,55 @@ from typing import Any
 
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
 from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK
-from rnnjit_numba.toolbox import NOTHING, Common, Toolbox
 
 
-def add_reduce(tools: Toolbox, common: Common) -> Any:
-    """A share of grad_x of rows `low` to `high`, and of the sums of some blocks.
+def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
+    """A task's part of grad_x of rows `low` to `high`, and of the sums of some blocks.
 
     These are the blocks `first` to `last` of `REDUCTION_ROWS` rows.
     """
-    unpack, least, most = (
+    unpack, minimum, maximum = (
         memory.unpack_arguments(BackwardArguments),
-        memory.least(),
-        memory.most(),
+        memory.minimum(),
+        memory.maximum(),
     )
-    grad_x, block = _add_grad_x(tools, common), _add_reduce_block(tools)
-    lanes = tools.lanes.count
-    _, widest = tools.shapes[0]
+    grad_x, block = _add_grad_x(context, common), _add_reduce_block(context)
+    lanes = context.lanes.count
+    _, widest = context.shapes[0]
 
     def reduce(
-        arguments: int, share: int, shares: int, low: int, high: int, first: int, last: int
+        arguments: int, task: int, tasks: int, low: int, high: int, first: int, last: int
     ) -> None:
         a = unpack(arguments)
         if a.grad_x != 0:
-            grad_x(arguments, share, shares, low, high)
+            grad_x(arguments, task, tasks, low, high)
         wide_i = (a.I + lanes - 1) // lanes if a.grad_w_ih != 0 else 0
         wide_h = (a.H + lanes - 1) // lanes if a.grad_w_hh != 0 else 0
         chunks_i = (wide_i + widest - 1) // widest
         chunks_h = (wide_h + widest - 1) // widest
         chunks = chunks_i + chunks_h + (1 if a.grad_b != 0 else 0)
         total = a.D * chunks
-        start, stop = total * share // shares, total * (share + 1) // shares
+        start, stop = total * task // tasks, total * (task + 1) // tasks
         for d in range(a.D):
-            begin, end = most(0, start - d * chunks), least(chunks, stop - d * chunks)
+            begin, end = maximum(0, start - d * chunks), minimum(chunks, stop - d * chunks)
             if end > begin:
                 for index in range(last - 1, first - 1, -1):
                     row = index * REDUCTION_ROWS
-                    rows = least(REDUCTION_ROWS, a.N - row)
-                    block(arguments, share, d, begin, end, chunks_i, chunks_h, row, rows)
+                    rows = minimum(REDUCTION_ROWS, a.N - row)
+                    block(arguments, task, d, begin, end, chunks_i, chunks_h, row, rows)
 
-    return tools.units.add(reduce)
+    return context.symbols.add(reduce)
 
 
-def _add_grad_x(tools: Toolbox, common: Common) -> Any:
-    """grad_x of a share of rows `low` to `high`, in blocks that stay in a core's own cache."""
+def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
+    """A task's part of grad_x of rows `low` to `high`, in blocks that stay in a core's cache."""
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
-    least = memory.least()
-    lanes, size, product = tools.lanes.count, tools.lanes.itemsize, common.product
+    minimum = memory.minimum()
+    lanes, size, product = context.lanes.count, context.lanes.itemsize, common.product
 
-    def grad_x(arguments: int, share: int, shares: int, low: int, high: int) -> None:
+    def grad_x(arguments: int, task: int, tasks: int, low: int, high: int) -> None:
         a = unpack(arguments)
         ld, ld_x = a.H * size, a.I * size
         w_0 = a.scratch + (a.H + lanes - 1) // lanes * a.packed_column
@@ -75,7 +75,7 @@ def _add_grad_x(tools: Toolbox, common: Common) -> Any:
         zeros = w_0 + wide * a.packed_column
         hidden_1 = a.H if a.D == 2 else 0
         if a.direct != 0:
-            first, last = wide * share // shares, wide * (share + 1) // shares
+            first, last = wide * task // tasks, wide * (task + 1) // tasks
             to = a.grad_x
             product(zeros, 0, a.dz, ld, a.H, a.w_ih_0, a.I, to, ld_x, a.N, first, last)
             if a.D == 2:
@@ -83,33 +83,37 @@ def _add_grad_x(tools: Toolbox, common: Common) -> Any:
                 product(to, ld_x, dz_1, ld, a.H, a.w_ih_1, a.I, to, ld_x, a.N, first, last)
             return
         blocks = (high - low + ROW_BLOCK - 1) // ROW_BLOCK
-        for block in range(blocks * share // shares, blocks * (share + 1) // shares):
+        for block in range(blocks * task // tasks, blocks * (task + 1) // tasks):
             row = low + block * ROW_BLOCK
-            rows = least(ROW_BLOCK, high - row)
+            rows = minimum(ROW_BLOCK, high - row)
             dz_0 = a.dz + row * ld
             dz_1 = dz_0 + a.N * ld
             affine(
                 *(zeros, 0, dz_0, ld, a.H, w_0, dz_1, ld, hidden_1, w_1, a.packed_column),
-                *(a.grad_x + row * ld_x, ld_x, rows, 0, wide, a.I, NOTHING, 0, 0, 0, 0),
+                *(a.grad_x + row * ld_x, ld_x, rows, 0, wide, a.I, NOTHING),
             )
 
-    return tools.units.add(grad_x)
+    return context.symbols.add(grad_x)
 
 
-def _add_reduce_block(tools: Toolbox) -> Any:
+def _add_reduce_block(context: CodegenContext) -> Any:
     """Add `rows` rows from `row` on to the results' chunks `first` to `last`.
 
     Chunks are column blocks no wider than a tile: those of dW_ih, then those of dW_hh, then db.
     """
     unpack = memory.unpack_arguments(BackwardArguments)
-    pack_dz, pack_operand = _add_pack_dz(tools), _add_pack_operand(tools)
-    product, sums = _add_product(tools), _add_sums(tools)
-    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
-    tile_rows, widest = tools.shapes[0]
+    pack_dz, pack_operand = _add_pack_dz(context), _add_pack_operand(context)
+    product, sums = _add_product(context), _add_sums(context)
+    lanes, vector_bytes, size = (
+        context.lanes.count,
+        context.lanes.vector_bytes,
+        context.lanes.itemsize,
+    )
+    tile_rows, widest = context.shapes[0]
 
     def reduce_block(
         arguments: int,
-        share: int,
+        task: int,
         d: int,
         first: int,
         last: int,
@@ -120,7 +124,7 @@ def _add_reduce_block(tools: Toolbox) -> Any:
     ) -> None:
         a = unpack(arguments)
         groups = (a.H + tile_rows - 1) // tile_rows
-        dz_block = a.reduction + share * a.reduction_size
+        dz_block = a.reduction + task * a.reduction_size
         operand = dz_block + groups * tile_rows * REDUCTION_ROWS * size
         result = operand + REDUCTION_ROWS * widest * vector_bytes
         packed, keep = 0, a.N - row - rows
@@ -143,41 +147,45 @@ def _add_reduce_block(tools: Toolbox) -> Any:
             to += v * vector_bytes
             product(to, columns, v, end - v, a.H, dz_block, operand, rows, keep)
 
-    return tools.units.add(reduce_block)
+    return context.symbols.add(reduce_block)
 
 
-def _add_pack_dz(tools: Toolbox) -> Any:
+def _add_pack_dz(context: CodegenContext) -> Any:
     """Pack a block of dz as `[groups][REDUCTION_ROWS][tile rows]`, zeros behind the last column."""
-    unpack, least, most = (
+    unpack, minimum, maximum = (
         memory.unpack_arguments(BackwardArguments),
-        memory.least(),
-        memory.most(),
+        memory.minimum(),
+        memory.maximum(),
     )
-    size = tools.lanes.itemsize
-    tile_rows, _ = tools.shapes[0]
-    piece = min(tools.lanes.count, tile_rows)
+    size = context.lanes.itemsize
+    tile_rows, _ = context.shapes[0]
+    piece = min(context.lanes.count, tile_rows)
     # Vectors of just the piece's width need no mask where they are written.
-    copy = memory.copy(replace(tools.lanes, count=piece))
+    copy = memory.copy(replace(context.lanes, count=piece))
 
     def pack_dz(arguments: int, d: int, to: int, row: int, rows: int) -> None:
         a = unpack(arguments)
         source = a.dz + (d * a.N + row) * a.H * size
         for group in range((a.H + tile_rows - 1) // tile_rows):
             for j in range(group * tile_rows, (group + 1) * tile_rows, piece):
-                count = most(0, least(piece, a.H - j))
+                count = maximum(0, minimum(piece, a.H - j))
                 place = to + (group * tile_rows * REDUCTION_ROWS + j % tile_rows) * size
                 for n in range(rows):
                     at = source + (n * a.H + j) * size
                     copy(place + n * tile_rows * size, at, count, piece)
 
-    return tools.units.add(pack_dz)
+    return context.symbols.add(pack_dz)
 
 
-def _add_pack_operand(tools: Toolbox) -> Any:
+def _add_pack_operand(context: CodegenContext) -> Any:
     """Pack `width` column vectors from `v` on of a block of x, or of the states before each row."""
-    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(tools.lanes)
-    read_int, least = memory.read_int(), memory.least()
-    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(context.lanes)
+    read_int, minimum = memory.read_int(), memory.minimum()
+    lanes, vector_bytes, size = (
+        context.lanes.count,
+        context.lanes.vector_bytes,
+        context.lanes.itemsize,
+    )
 
     def pack_operand(
         arguments: int, d: int, to: int, states: int, v: int, width: int, row: int, rows: int
@@ -189,21 +197,21 @@ def _add_pack_operand(tools: Toolbox) -> Any:
             if states != 0:
                 source = read_int(a.before + 8 * (d * a.N + row + n))
             for i in range(width):
-                count = least(lanes, columns - (v + i) * lanes)
+                count = minimum(lanes, columns - (v + i) * lanes)
                 at = to + (n * width + i) * vector_bytes
                 copy(at, source + (v + i) * vector_bytes, count, lanes)
 
-    return tools.units.add(pack_operand)
+    return context.symbols.add(pack_operand)
 
 
-def _add_product(tools: Toolbox) -> Any:
+def _add_product(context: CodegenContext) -> Any:
     """Add the product of a packed block of dz and a packed operand to a block of columns at `to`.
 
     With `keep` 0 it replaces what the result holds.
     """
-    outer, least = tools.tiles.outer(), memory.least()
-    lanes, size = tools.lanes.count, tools.lanes.itemsize
-    tile_rows, _ = tools.shapes[0]
+    outer, minimum = context.tiles.outer(), memory.minimum()
+    lanes, size = context.lanes.count, context.lanes.itemsize
+    tile_rows, _ = context.shapes[0]
 
     def product(
         to: int,
@@ -216,39 +224,43 @@ def _add_product(tools: Toolbox) -> Any:
         rows: int,
         keep: int,
     ) -> None:
-        tail = least(lanes, columns - (v + width - 1) * lanes)
+        tail = minimum(lanes, columns - (v + width - 1) * lanes)
         for group in range((hidden + tile_rows - 1) // tile_rows):
             packed = dz_block + group * tile_rows * REDUCTION_ROWS * size
             block = to + group * tile_rows * columns * size
-            valid = 256 * least(tile_rows, hidden - group * tile_rows) + tail
+            valid = 256 * minimum(tile_rows, hidden - group * tile_rows) + tail
             outer(width, packed, operand, rows, block, columns * size, valid, keep)
 
-    return tools.units.add(product)
+    return context.symbols.add(product)
 
 
-def _add_sums(tools: Toolbox) -> Any:
+def _add_sums(context: CodegenContext) -> Any:
     """Add the column sums of a block of dz to db; `result` is room for a vector.
 
     With `keep` 0 they replace what db holds.
     """
-    unpack, least = memory.unpack_arguments(BackwardArguments), memory.least()
+    unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     column_sum, add, copy = (
-        memory.column_sum(tools.lanes),
-        memory.add(tools.lanes),
-        memory.copy(tools.lanes),
+        memory.column_sum(context.lanes),
+        memory.add(context.lanes),
+        memory.copy(context.lanes),
     )
-    lanes, vector_bytes, size = tools.lanes.count, tools.lanes.vector_bytes, tools.lanes.itemsize
+    lanes, vector_bytes, size = (
+        context.lanes.count,
+        context.lanes.vector_bytes,
+        context.lanes.itemsize,
+    )
 
     def sums(arguments: int, d: int, result: int, row: int, rows: int, keep: int) -> None:
         a = unpack(arguments)
         dz = a.dz + (d * a.N + row) * a.H * size
         grad_b = a.grad_b + d * a.H * size
         for v in range((a.H + lanes - 1) // lanes):
-            at, count = v * vector_bytes, least(lanes, a.H - v * lanes)
+            at, count = v * vector_bytes, minimum(lanes, a.H - v * lanes)
             column_sum(result, dz + at, a.H * size, rows, count)
             if keep == 0:
                 copy(grad_b + at, result, count, count)
             else:
                 add(grad_b + at, grad_b + at, result, count)
 
-    return tools.units.add(sums)
+    return context.symbols.add(sums)

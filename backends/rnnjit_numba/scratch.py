@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rnnjit import RNNSpec
-from rnnjit.cpu import Isa
-from rnnjit_numba.arguments import LINE, ForwardArguments
+from rnnjit.codegen import Isa
+from rnnjit.codegen.kernel import LINE
+from rnnjit_numba.arguments import ForwardArguments
 
 #: Bytes of the counted rows and the argument block.
 BLOCK = -(-8 * (1 + len(ForwardArguments._fields)) // LINE) * LINE

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from rnnjit import LayerSpec
-from rnnjit.backend import Stepper
-from rnnjit.team import most_threads
+from rnnjit.backend import States, Stepper
+from rnnjit.codegen.argument_block import pointers
+from rnnjit.codegen.forward_call import Recipe, scratch_address
+from rnnjit.runtime.openmp import most_threads
 from rnnjit_numba.arguments import ForwardArguments
-from rnnjit_numba.run import Recipe, forward_recipe, pointers
+from rnnjit_numba.run import FIELDS, forward_recipe
 
-_F = ForwardArguments(*range(len(ForwardArguments._fields)))
+_SYNC = ForwardArguments._fields.index("sync")
 
 
 class _Layer(NamedTuple):
@@ -28,7 +30,7 @@ class _Layer(NamedTuple):
     Attributes:
         recipe: how its step is computed.
         block: its argument block.
-        unmet: what it holds at first where threads meet.
+        zeros: what the memory by which threads synchronise holds at first.
         y: the layer's output, for all but the last.
         scratch: kept alive for the block, which holds its address.
         first, last: where its weights are among all.
@@ -37,7 +39,7 @@ class _Layer(NamedTuple):
 
     recipe: Recipe
     block: array[int]
-    unmet: array[int]
+    zeros: array[int]
     y: Tensor | None
     scratch: Tensor | None
     first: int
@@ -50,19 +52,19 @@ def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Step
     threads = most_threads(torch.get_num_threads())
     stack = [_layer(dtype, layers, index, batch, threads) for index in range(len(layers))]
     kind = layers[0].bias, layers[0].num_directions
-    write, at, sync = pointers(*kind).pack_into, 8 * _F.x, _F.sync
+    write, at, behind = pointers(*kind).pack_into, 8 * FIELDS.x, _SYNC + 1
 
-    def step(x: Tensor, h0: Tensor, h_n: Tensor, y: Tensor, weights: tuple[Tensor, ...]) -> None:
-        before, after = h0.data_ptr(), h_n.data_ptr()
+    def step(x: Tensor, hx: States, h_n: States, y: Tensor, weights: tuple[Tensor, ...]) -> None:
+        before, after = hx[0].data_ptr(), h_n[0].data_ptr()
         addresses = [weight.data_ptr() for weight in weights]
         source = x.data_ptr()
-        for recipe, block, unmet, between, _, first, last, offset in stack:
+        for recipe, block, zeros, between, _, first, last, offset in stack:
             to = y.data_ptr() if between is None else between.data_ptr()
             own = addresses[first:last]
             write(block, at, source, before + offset, to, after + offset, *own)
-            if unmet:
-                block[sync + 1 : sync + 1 + len(unmet)] = unmet
-            recipe.kernel(block, sync, recipe.threads)
+            if zeros:
+                block[behind : behind + len(zeros)] = zeros
+            recipe.kernel(block, recipe.threads)
             source = to
 
     return step
@@ -74,12 +76,11 @@ def _layer(
     layer, size = layers[index], dtype.itemsize
     recipe = forward_recipe(8 * size, layer, 1, batch, batch, threads)
     block = recipe.block[:]
-    scratch = None if recipe.inside else torch.empty(recipe.scratch // size, dtype=dtype)
-    inside = block.buffer_info()[0] + recipe.inside
-    block[_F.scratch] = inside if scratch is None else scratch.data_ptr()
+    scratch = None if recipe.inside else torch.empty(recipe.scratch, dtype=dtype)
+    block[FIELDS.scratch] = scratch_address(recipe, block, scratch)
     last = index == len(layers) - 1
     y = None if last else torch.empty(batch, layer.hidden_size, dtype=dtype)
     count = layer.weights_per_direction
     offset = index * batch * layer.hidden_size * size
-    unmet = array("q", [0] * recipe.meeting)
-    return _Layer(recipe, block, unmet, y, scratch, index * count, (index + 1) * count, offset)
+    zeros = array("q", [0] * recipe.sync_words)
+    return _Layer(recipe, block, zeros, y, scratch, index * count, (index + 1) * count, offset)

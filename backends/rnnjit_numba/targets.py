@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import llvmlite.binding as llvm
 
-from rnnjit.cpu import Isa, isa_named
-from rnnjit_numba.host import host_isa
+from rnnjit.codegen import Isa, isa_named
+from rnnjit.codegen.host import host_isa
 
 _LINUX = "unknown-linux-gnu"
 # The levels of the x86-64 psABI, in LLVM's words.

@@ -7,7 +7,7 @@ keep such a block in registers from scalar loops, hence the vector IR here.
 
 Each output element is summed in one order, whatever the tile's shape: chains of `FOLD`
 multiply-adds in the order of k, each chain added to the total before it. How rows and columns are
-cut into tiles, or shared out between threads, changes no bit of a result. The chains keep the
+cut into tiles, or divided between threads, changes no bit of a result. The chains keep the
 rounding error of n terms near that of sqrt(n * FOLD) rather than n (Higham, "The accuracy of
 floating point summation", SIAM J. Sci. Comput. 14(4), 1993), as in a BLAS that cuts k into blocks.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rnnjit_numba.lanes import I64, Lanes, define, emitting, load
+from rnnjit_numba.simd import I64, Lanes, define, emitting, load, loop
 
 #: Multiply-adds in a chain before it is added to the total.
 FOLD = 64
@@ -271,7 +271,7 @@ def in_two_parts(builder: Any, parts: Any, block: Any, accumulate: Any) -> Any:
         return accumulate(inner, chosen)
 
     present = builder.icmp_signed(">", parts[1][2], I64(0))
-    return _loop(builder, builder.select(present, I64(2), I64(1)), block, step, once=True)
+    return loop(builder, builder.select(present, I64(2), I64(1)), block, step, at_least_once=True)
 
 
 def rank_one(lanes: Lanes, builder: Any, block: Any, scalars: Any, b: Any) -> Any:
@@ -309,49 +309,10 @@ def folded_chains(
         def inner(i: Any, sums: Any) -> Any:
             return step(builder.add(start, builder.mul(i, I64(stride))), sums)
 
-        found = _loop(builder, rounds, zeros, inner, once=True)
+        found = loop(builder, rounds, zeros, inner, at_least_once=True)
         return [
             [builder.fadd(a, b) for a, b in zip(*rows, strict=True)]
             for rows in zip(total, found, strict=True)
         ]
 
-    return _loop(builder, chains, block, chain)
-
-
-def _loop(builder: Any, trips: Any, block: Any, step: Any, *, once: bool = False) -> Any:
-    """`block` after `trips` rounds of `block = step(index, block)`; with `once`, at least one."""
-    before = builder.block
-    head = builder.append_basic_block("k")
-    after = builder.append_basic_block("k_end")
-    if once:
-        builder.branch(head)
-    else:
-        builder.cbranch(builder.icmp_signed(">", trips, I64(0)), head, after)
-    builder.position_at_end(head)
-    index = builder.phi(I64)
-    index.add_incoming(I64(0), before)
-    carried = [[_phi(builder, value, before) for value in row] for row in block]
-    updated = step(index, carried)
-    following = builder.add(index, I64(1))
-    index.add_incoming(following, builder.block)
-    for phis, values in zip(carried, updated, strict=True):
-        for phi, value in zip(phis, values, strict=True):
-            phi.add_incoming(value, builder.block)
-    last = builder.block
-    builder.cbranch(builder.icmp_signed("<", following, trips), head, after)
-    builder.position_at_end(after)
-    if once:
-        return updated
-    result = []
-    for initial, values in zip(block, updated, strict=True):
-        joined = [_phi(builder, value, before) for value in initial]
-        for phi, value in zip(joined, values, strict=True):
-            phi.add_incoming(value, last)
-        result.append(joined)
-    return result
-
-
-def _phi(builder: Any, value: Any, block: Any) -> Any:
-    phi = builder.phi(value.type)
-    phi.add_incoming(value, block)
-    return phi
+    return loop(builder, chains, block, chain)

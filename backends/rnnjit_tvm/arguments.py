@@ -14,12 +14,11 @@ class ForwardArguments(NamedTuple):
 
     Attributes:
         T, B, N, I, H, D: steps, batch, rows, input and hidden features, directions.
-        cell: the cell's code, see `CELLS`.
         starts: address of the first row of every step and of the one behind, int64 `[T + 1]`; 0
             if dense.
         slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
-        every: distance of a slice's rows: 1, or `slices` where slices take rows in turns.
-        hoist: whether the input's share of all steps is computed before the first.
+        every: distance of a slice's rows: 1, or `slices` where each takes one row of every so many.
+        hoist: whether the input projection of all steps is computed before the first.
         x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
         w_ih_0 ... b_hh_1: the weights of each direction; biases may be 0.
         scratch: for each direction, the packed weights and then the bias.
@@ -32,7 +31,6 @@ class ForwardArguments(NamedTuple):
     I: int
     H: int
     D: int
-    cell: int
     starts: int
     slices: int
     slice_rows: int
@@ -76,7 +74,6 @@ class BackwardArguments(NamedTuple):
     I: int
     H: int
     D: int
-    cell: int
     starts: int
     slices: int
     slice_rows: int
@@ -105,7 +102,3 @@ class BackwardArguments(NamedTuple):
     packed: int
     windows: int
     window: int
-
-
-#: What the arguments call a cell.
-CELLS = {"tanh": 1, "relu": 2}

@@ -1,9 +1,9 @@
 """The backward kernel: the gradients of the pre-activations, step by step.
 
-    dz_t = (g_t + grad_y_t) activation'(y_t),   g_{t-1} = dz_t W_hh
+    dz_t = (g_t + grad_y_t) f'(z_t),   g_{t-1} = dz_t W_hh
 
-where g_t is grad_h_n in a sequence's last step, and g before its first step is grad_h0. All other
-gradients are reductions over the rows of dz, see `reductions`.
+where f' is expressed by y_t = f(z_t), g_t is grad_h_n in a sequence's last step, and g before its
+first step is grad_h0. All other gradients are reductions over the rows of dz, see `reductions`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from tvm.tirx.script.builder import ir as T
 
 from rnnjit_tvm.arguments import BackwardArguments
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, pointer, when
-from rnnjit_tvm.walk import (
+from rnnjit_tvm.time_loop import (
     Slice,
     Steps,
     add_entries,
     backward_arguments,
     of_direction,
-    share,
+    partition,
     slice_of,
 )
 
-#: The backward kernel's phases, between which its threads meet.
+#: The backward kernel's phases; a barrier of its threads follows each.
 PHASES = ["backward_pack", "backward_recur", "backward_reduce"]
 
 
@@ -50,7 +50,7 @@ def _add_pack(module: Module) -> None:
         scratch = pointer(a.scratch, lanes.dtype)
         wide, inputs = T.bind(lanes.vectors(a.H)), T.bind(lanes.vectors(a.I))
         panels = T.bind(wide + T.if_then_else(a.grad_x != 0, inputs, integer(0)))
-        with share(a.D * panels, thread, threads) as index:
+        with partition(a.D * panels, thread, threads) as index:
             unit = T.bind(thread + index * threads)
             d = T.bind(T.truncdiv(unit, panels))
             vector = T.bind(unit - d * panels)
@@ -61,7 +61,7 @@ def _add_pack(module: Module) -> None:
             source = address(pointer(w, lanes.dtype), column)
             to = address(scratch, d * a.packed + vector * a.panel)
             call("pack", source, to, columns, a.H, least(columns - column, integer(lanes.count)))
-        with share(T.max(wide, inputs), thread, threads) as index:
+        with partition(T.max(wide, inputs), thread, threads) as index:
             at = T.bind(zeros_at(a) + (thread + index * threads) * lanes.count)
             T.buffer_store(scratch, lanes.zeros(), [lanes.at(at)])
 
@@ -87,7 +87,7 @@ def _add_recur(module: Module) -> None:
 
     def body(block: Any, thread: Any, threads: Any) -> None:
         a = backward_arguments(block)
-        with share(a.D * a.slices, thread, threads) as index:
+        with partition(a.D * a.slices, thread, threads) as index:
             part = slice_of(a, T.bind(thread + index * threads))
             steps = Steps(a)
             with loop(integer(0), a.T) as s:
@@ -167,12 +167,12 @@ def _last_states(
 
 
 def _pointwise(lanes: Lanes, a: BackwardArguments, part: Slice, here: Any, rows: Any) -> None:
-    """Dz = (dz + grad_y) activation'(y), in place."""
+    """Dz = (dz + grad_y) f'(z), in place."""
     ld = T.bind(a.D * a.H * part.every)
     given = T.bind(a.grad_y + here * (lanes.bits // 8))
     grad, ld_grad = _or_zeros(lanes, a, a.grad_y, given, ld)
     pointers = [address(pointer(each, lanes.dtype), here) for each in (a.dz, a.y)]
-    call("activate_gradient", *pointers, grad, ld, ld_grad, rows, a.H, a.cell)
+    call("activate_gradient", *pointers, grad, ld, ld_grad, rows, a.H)
 
 
 def _or_zeros(

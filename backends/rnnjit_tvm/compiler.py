@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rnnjit.cpu import Isa
+from rnnjit.cells import Cell
+from rnnjit.codegen import Isa
 
 #: What tvm reads when it is imported; the pool's are a safeguard, should anything start one.
 _ENVIRONMENT = {
@@ -23,20 +24,20 @@ _ENVIRONMENT = {
 }
 
 
-def compile_kernels(isa: Isa, bits: int) -> bytes:
-    """Object code of the kernels for elements of `bits` bits, for any instruction set."""
+def compile_kernels(isa: Isa, bits: int, cell: Cell) -> bytes:
+    """Object code of a cell's kernels for elements of `bits` bits, for any instruction set."""
     with _environment():
         from rnnjit_tvm.kernels import kernels
 
-        return _object_code(kernels(isa, bits), isa)
+        return _object_code(kernels(isa, bits, cell), isa)
 
 
-def assembly(isa: Isa, bits: int) -> str:
+def assembly(isa: Isa, bits: int, cell: Cell) -> str:
     """The same as `compile_kernels`, as assembly to be read."""
     with _environment():
         from rnnjit_tvm.kernels import kernels
 
-        text: str = _built(kernels(isa, bits), isa).inspect_source("asm")
+        text: str = _built(kernels(isa, bits, cell), isa).inspect_source("asm")
     return text
 
 

@@ -1,6 +1,6 @@
-"""The forward kernel: h_t = activation(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), step by step.
+"""The forward kernel: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), step by step.
 
-The input's share W_ih x_t + b may be computed for all steps at once, before the first.
+The input projection W_ih x_t + b may be computed for all steps at once, before the first.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from tvm.tirx.script.builder import ir as T
 
 from rnnjit_tvm.arguments import ForwardArguments
 from rnnjit_tvm.tensorir import Module, address, call, integer, least, loop, pointer, when
-from rnnjit_tvm.walk import (
+from rnnjit_tvm.time_loop import (
     Slice,
     Steps,
     add_entries,
     forward_arguments,
     of_direction,
-    share,
+    partition,
     slice_of,
 )
 
 #: Rows that the hoisted product takes at a time, so that they stay in a core's own cache.
 _ROW_BLOCK = 64
-#: The forward kernel's phases, between which its threads meet.
+#: The forward kernel's phases; a barrier of its threads follows each.
 PHASES = ["forward_pack", "forward_project", "forward_recur"]
 
 
@@ -42,7 +42,7 @@ def _add_pack(module: Module) -> None:
     def body(block: Any, thread: Any, threads: Any) -> None:
         a = forward_arguments(block)
         wide = T.bind(lanes.vectors(a.H))
-        with share(a.D * wide, thread, threads) as index:
+        with partition(a.D * wide, thread, threads) as index:
             unit = T.bind(thread + index * threads)
             d = T.bind(T.truncdiv(unit, wide))
             vector = T.bind(unit - d * wide)
@@ -66,7 +66,7 @@ def _add_pack(module: Module) -> None:
 
 
 def _add_project(module: Module) -> None:
-    """The input's share of all rows, where it is hoisted: y = x W_ih^T + b."""
+    """The input projection of all rows, where it is hoisted: y = x W_ih^T + b."""
     lanes = module.lanes
 
     def body(block: Any, thread: Any, threads: Any) -> None:
@@ -74,7 +74,7 @@ def _add_project(module: Module) -> None:
         x, y = pointer(a.x, lanes.dtype), pointer(a.y, lanes.dtype)
         scratch, ld = pointer(a.scratch, lanes.dtype), T.bind(a.D * a.H)
         blocks = T.truncdiv(a.N + (_ROW_BLOCK - 1), integer(_ROW_BLOCK))
-        with when(a.hoist != integer(0)), share(blocks, thread, threads) as index:
+        with when(a.hoist != integer(0)), partition(blocks, thread, threads) as index:
             row = T.bind((thread + index * threads) * _ROW_BLOCK)
             rows = least(a.N - row, integer(_ROW_BLOCK))
             with loop(integer(0), a.D) as d:
@@ -99,7 +99,7 @@ def _add_recur(module: Module) -> None:
 
     def body(block: Any, thread: Any, threads: Any) -> None:
         a = forward_arguments(block)
-        with share(a.D * a.slices, thread, threads) as index:
+        with partition(a.D * a.slices, thread, threads) as index:
             part = slice_of(a, T.bind(thread + index * threads))
             steps = Steps(a)
             with loop(integer(0), a.T) as s:
@@ -129,7 +129,7 @@ def _step(module: Module, a: ForwardArguments, part: Slice, steps: Steps, s: Any
         _affine(module, a, part, row + first, rows - linked, states, H)
     with when(rows > 0):
         here = address(y, (row + part.low) * ld + d * H)
-        call("activate", here, ld * part.every, rows, H, a.cell)
+        call("activate", here, ld * part.every, rows, H)
     with when(rows > held):
         first = part.row(held)
         source = address(y, (row + first) * ld + d * H)

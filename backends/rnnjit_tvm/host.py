@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 
-from rnnjit.cpu import Isa, isa_of
+from rnnjit.codegen import Isa, isa_of
 
 
 def host_isa() -> Isa:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnjit.cpu import Isa
+from rnnjit.cells import Cell
+from rnnjit.codegen import Isa
 from rnnjit_tvm.backward import add_backward
+from rnnjit_tvm.cell_kernels import add_cell
 from rnnjit_tvm.forward import add_forward
 from rnnjit_tvm.host import tiles
 from rnnjit_tvm.packing import add_packing
-from rnnjit_tvm.pointwise import add_activate, add_activate_gradient
 from rnnjit_tvm.reductions import add_reductions
 from rnnjit_tvm.tensorir import Lanes, Module
 from rnnjit_tvm.tiles import add_tiles
-from rnnjit_tvm.walk import add_copy
+from rnnjit_tvm.time_loop import add_copy
 
 
-def kernels(isa: Isa, bits: int) -> dict[str, Any]:
-    """The PrimFuncs for elements of `bits` bits by name, those that they call among them."""
+def kernels(isa: Isa, bits: int, cell: Cell) -> dict[str, Any]:
+    """A cell's PrimFuncs for elements of `bits` bits by name, those that they call included."""
     module = Module(Lanes(bits, isa.lanes(bits // 8), isa.fma))
     add_copy(module)
     add_packing(module)
-    add_activate(module)
-    add_activate_gradient(module)
+    add_cell(module, cell)
     add_tiles(module, tiles(isa))
     add_forward(module)
     add_backward(module)

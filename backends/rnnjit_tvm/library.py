@@ -1,7 +1,7 @@
-"""The compiled kernels of one element type, ready to be called.
+"""The compiled kernels of one cell and element type, ready to be called.
 
-Object code is loaded by llvmlite rather than by TVM's run time, and kept in `rnnjit.codecache`: a
-process that finds it there does not import tvm.
+Object code is loaded by llvmlite rather than by TVM's run time, and kept in
+`rnnjit.runtime.object_cache`: a process that finds it there does not import tvm.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 
-from rnnjit import codecache, cpu
-from rnnjit.cpu import Isa
-from rnnjit.cpu.linked import Linked
-from rnnjit.once import Once
-from rnnjit.team import FORK, openmp
+from rnnjit import cells, codegen
+from rnnjit.cells import Cell
+from rnnjit.codegen import Isa
+from rnnjit.runtime import object_cache
+from rnnjit.runtime.compile_once import CompileOnce
+from rnnjit.runtime.linker import Linked
+from rnnjit.runtime.openmp import FORK, openmp
 from rnnjit_tvm.host import host_isa
 
 _FORWARD = ("forward_alone", "forward_pack_team", "forward_project_team", "forward_recur_team")
@@ -85,23 +87,30 @@ class Library:
         self.backward = Kernel(linked, backward[0], backward[1:])
 
 
-@Once
-def library(bits: int) -> Library:
-    """The kernels for elements of `bits` bits on this machine, cached or compiled now."""
+@CompileOnce
+def library(kind: tuple[int, Cell]) -> Library:
+    """The kernels of a cell on this machine, cached or compiled now.
+
+    Args:
+        kind: bits of an element, and the cell.
+    """
+    bits, cell = kind
     isa = host_isa()
-    key = _key(isa, bits)
-    kept = codecache.fetch(key)
+    key = _key(isa, bits, cell)
+    kept = object_cache.fetch(key)
     if kept is not None:
         with suppress(ValueError):
             return Library(isa, kept)
     from rnnjit_tvm.compiler import compile_kernels
 
-    code = compile_kernels(isa, bits)
-    codecache.keep(key, code)
+    code = compile_kernels(isa, bits, cell)
+    object_cache.keep(key, code)
     return Library(isa, code)
 
 
-def _key(isa: Isa, bits: int) -> str:
-    """Names all that object code depends on: the sources, the compiler, the target."""
+def _key(isa: Isa, bits: int, cell: Cell) -> str:
+    """Names all that object code depends on: the sources, the compiler, the target, the cell."""
     compiler = f"tvm {version('apache-tvm')}"
-    return codecache.name_of(isa, bits, compiler, files=(__file__, cpu.__file__))
+    # Of the cell's gradient, the digest tells nothing: it follows from the sources of `cells`.
+    sources = (__file__, codegen.__file__, cells.__file__)
+    return object_cache.name_of(isa, bits, cell.digest, compiler, files=sources)

@@ -1,4 +1,4 @@
-"""How a call is cut up between threads, and what goes step by step: a small cost model."""
+"""How a call is partitioned between threads, and what goes step by step: a small cost model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ REDUCTION_ROWS = 192
 
 #: Multiply-adds below which a second thread costs more than it saves.
 _THREAD_WORK = 100_000
-#: Hidden features from which on rows next to each other share no cache line worth mentioning.
-_TURN_FEATURES = 64
+#: Hidden features from which on false sharing between neighbouring rows does not matter.
+_STRIDED_FEATURES = 64
 #: Rows that fill the highest register tile.
 _TILE_ROWS = 8
 
 
 class Plan(NamedTuple):
-    """A cut of one layer's work.
+    """A partition of one layer's work.
 
     Attributes:
         threads: size of the team.
         slices: parts of the batch, each of which runs the whole time loop on its own.
         slice_rows: rows in each slice but the last.
-        every: 1, or the number of slices where these take the rows in turns.
-        hoist: whether the input's share of all steps is computed before the first, since a step
-            has too few rows to fill a tile.
+        every: 1, or the number of slices where each takes one row of every so many.
+        hoist: whether the input projection of all steps is computed before the first, since a
+            step has too few rows to fill a tile.
     """
 
     threads: int
@@ -50,6 +50,6 @@ def plan(layer: LayerSpec, rows: Rows, threads: int) -> Plan:
         return Plan(1, 1, batch, 1, batch < _TILE_ROWS)
     slice_rows = -(-batch // -(-threads // D))
     slices = -(-batch // slice_rows)
-    # Sequences come in the order of their lengths: taken in turns, every step is shared evenly.
-    turns = slices if rows.T * batch > rows.N and H >= _TURN_FEATURES else 1
-    return Plan(threads, slices, slice_rows, turns, slice_rows < _TILE_ROWS)
+    # Sequences come in the order of their lengths: strided slices are even in every step.
+    every = slices if rows.T * batch > rows.N and H >= _STRIDED_FEATURES else 1
+    return Plan(threads, slices, slice_rows, every, slice_rows < _TILE_ROWS)

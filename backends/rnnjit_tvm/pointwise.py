@@ -1,157 +1,180 @@
-"""The pointwise part of the layer and its derivative, on blocks of rows in place.
+"""The operations of a cell's programs, on vectors of TensorIR.
 
-For tanh see `rnnjit.cpu.tanh`.
+A number that a formula uses twice is bound: TensorIR's expressions are trees, in which it would be
+computed twice. Conditions are compared anew where they are used, since TensorIR binds none. Nothing
+here imports tvm, so that what is lowered is known without it. For tanh see `rnnjit.codegen.tanh`;
+exp is reduced in the same way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from tvm.tirx.script.builder import ir as T
+from rnnjit import cells
+from rnnjit.cells import Kind, Program, evaluate
+from rnnjit.codegen import TANH
 
-from rnnjit.cpu import TANH
-from rnnjit_tvm.arguments import CELLS
-from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, loop, when
+if TYPE_CHECKING:
+    from rnnjit_tvm.tensorir import Lanes
+
+#: What exp is computed of, by the width of an element: below and above, it is 0 and infinite.
+_EXP_RANGE = {32: (-104.5, 89.0), 64: (-746.0, 710.0)}
 
 
-def tanh(lanes: Lanes, x: Any) -> Any:
-    """Tanh of a vector."""
+def lower(lanes: Lanes, program: Program, inputs: Sequence[Any]) -> tuple[Any | None, ...]:
+    """The outputs of a program on vectors, each number of it computed once.
+
+    Args:
+        lanes: the vectors.
+        program: its operations are all in `OPERATIONS`.
+        inputs: bound values, one per input.
+    """
+
+    def operation(name: str) -> Callable[..., Any]:
+        function = partial(OPERATIONS[name], lanes)
+        if cells.OPERATIONS[name].result is Kind.CONDITION:
+            return function
+        return lambda *arguments: lanes.bind(function(*arguments))
+
+    operations = {name: operation(name) for name in OPERATIONS}
+    return evaluate(program, inputs, operations, lanes.constant)
+
+
+def _tanh(lanes: Lanes, x: Any) -> Any:
     k = TANH[lanes.bits]
-    size = T.bind(lanes.call("fabs", x))
+    size = lanes.bind(lanes.call("fabs", x))
     limit = lanes.constant(k.saturation)
-    size = T.bind(T.Select(size > limit, limit, size))
-    shift = lanes.constant(k.round_shift)
-    scaled = T.bind(lanes.multiply_add(size, lanes.constant(2.0 / math.log(2.0)), shift))
-    n = T.bind(scaled - shift)
-    r = T.bind(lanes.multiply_add(n, lanes.constant(-k.ln2_high), size + size))
-    r = T.bind(lanes.multiply_add(n, lanes.constant(-k.ln2_low), r))
-    p = lanes.constant(1.0 / math.factorial(k.degree))
-    for power in range(k.degree - 1, 1, -1):
-        p = T.bind(lanes.multiply_add(p, r, lanes.constant(1.0 / math.factorial(power))))
-    p = lanes.multiply_add(r * r, p, r)
-    bits = T.reinterpret(lanes.integer, scaled) + lanes.integers(k.bias)
-    shifted = T.shift_left(bits, lanes.integers(k.mantissa_bits))
-    scale = T.bind(T.reinterpret(lanes.vector, shifted))
-    e = T.bind(lanes.multiply_add(scale, p, scale - lanes.constant(1.0)))
+    size = lanes.bind(lanes.select(size > limit, limit, size))
+    shifted, p = _reduced(lanes, size + size)
+    bits = lanes.reinterpret(shifted, lanes.integer)
+    scale = _power_of_two(lanes, bits)
+    e = lanes.bind(lanes.multiply_add(scale, p, scale - lanes.constant(1.0)))
     two = lanes.constant(2.0)
-    ratio = T.bind(T.Select(e > two, two, e) / (e + two))
-    value = T.Select(e > two, lanes.constant(1.0) - ratio, ratio)
+    ratio = lanes.bind(lanes.select(e > two, two, e) / (e + two))
+    value = lanes.select(e > two, lanes.constant(1.0) - ratio, ratio)
     return lanes.call("copysign", value, x)
 
 
-def relu(lanes: Lanes, x: Any) -> Any:
-    """max(x, 0) of a vector, NaN staying NaN."""
-    return T.Select(x < lanes.zeros(), lanes.zeros(), x)
+def _exp(lanes: Lanes, x: Any) -> Any:
+    """2^n exp(r), by two powers of two: one alone may be out of range where the result is not."""
+    k = TANH[lanes.bits]
+    low, high = (lanes.constant(limit) for limit in _EXP_RANGE[lanes.bits])
+    x = lanes.bind(lanes.select(x < low, low, x))
+    x = lanes.bind(lanes.select(x > high, high, x))
+    shifted, p = _reduced(lanes, x)
+    # What round_shift is as an integer; n has been added to its last bits.
+    zero = ((k.bias + k.mantissa_bits) << k.mantissa_bits) + (1 << (k.mantissa_bits - 1))
+    n = lanes.bind(lanes.reinterpret(shifted, lanes.integer) - lanes.integers(zero))
+    half = lanes.bind(lanes.shift_right(n, 1))
+    scale = _power_of_two(lanes, half)
+    return lanes.multiply_add(scale, p, scale) * _power_of_two(lanes, n - half)
 
 
-def tanh_gradient(lanes: Lanes, grad: Any, h: Any) -> Any:
-    """Grad * (1 - h^2): the gradient of the pre-activation, given that of h = tanh(z)."""
-    slope = lanes.multiply_add(lanes.zeros() - h, h, lanes.constant(1.0))
-    return grad * slope
+def _reduced(lanes: Lanes, y: Any) -> tuple[Any, Any]:
+    """`n + round_shift` and `exp(r) - 1`, where y = n ln(2) + r and |r| <= ln(2) / 2."""
+    k = TANH[lanes.bits]
+    y, shift = lanes.bind(y), lanes.constant(k.round_shift)
+    shifted = lanes.bind(lanes.multiply_add(y, lanes.constant(1.0 / math.log(2.0)), shift))
+    n = lanes.bind(shifted - shift)
+    r = lanes.bind(lanes.multiply_add(n, lanes.constant(-k.ln2_high), y))
+    r = lanes.bind(lanes.multiply_add(n, lanes.constant(-k.ln2_low), r))
+    p = lanes.constant(1.0 / math.factorial(k.degree))
+    for power in range(k.degree - 1, 1, -1):
+        p = lanes.bind(lanes.multiply_add(p, r, lanes.constant(1.0 / math.factorial(power))))
+    return shifted, lanes.bind(lanes.multiply_add(r * r, p, r))
 
 
-def relu_gradient(lanes: Lanes, grad: Any, h: Any) -> Any:
-    """Grad where h > 0, else 0; where h is NaN, grad."""
-    return T.Select(h <= lanes.zeros(), lanes.zeros(), grad)
+def _power_of_two(lanes: Lanes, n: Any) -> Any:
+    """2^n of integers, of which the exponent's bits and those above the mantissa's count."""
+    k = TANH[lanes.bits]
+    exponent = lanes.shift_left(n + lanes.integers(k.bias), k.mantissa_bits)
+    return lanes.bind(lanes.reinterpret(exponent, lanes.vector))
 
 
-_FORWARD = {CELLS["tanh"]: tanh, CELLS["relu"]: relu}
-_BACKWARD = {CELLS["tanh"]: tanh_gradient, CELLS["relu"]: relu_gradient}
+def _sigmoid(lanes: Lanes, x: Any) -> Any:
+    one = lanes.constant(1.0)
+    return one / (one + _exp(lanes, lanes.bind(_neg(lanes, x))))
 
 
-def add_activate(module: Module) -> None:
-    """PrimFunc `activate(z, ld, rows, columns, cell)`: h = activation(z)."""
-
-    def body(z: Any, ld: Any, rows: Any, columns: Any, cell: Any) -> None:
-        for code, function in _FORWARD.items():
-            with when(cell == code):
-                call(_name("forward", function), address(z, integer(0)), ld, rows, columns)
-
-    for function in _FORWARD.values():
-        _add_forward(module, function)
-    module.add("activate", ["z"], ["ld", "rows", "columns", "cell"], body)
+def _neg(lanes: Lanes, x: Any) -> Any:
+    # Of 0 it is -0, which 0 - x would not be.
+    return lanes.constant(-0.0) - x
 
 
-def add_activate_gradient(module: Module) -> None:
-    """PrimFunc `activate_gradient(dz, h, grad, ld, ld_grad, rows, columns, cell)`.
-
-    dz = (dz + grad) * activation'(z), the derivative expressed by h = activation(z). `ld` is the
-    distance of rows of dz and h, `ld_grad` that of rows of grad.
-    """
-
-    def body(
-        dz: Any, h: Any, grad: Any, ld: Any, ld_grad: Any, rows: Any, columns: Any, cell: Any
-    ) -> None:
-        pointers = [address(each, integer(0)) for each in (dz, h, grad)]
-        for code, function in _BACKWARD.items():
-            with when(cell == code):
-                call(_name("backward", function), *pointers, ld, ld_grad, rows, columns)
-
-    for function in _BACKWARD.values():
-        _add_backward(module, function)
-    sizes = ["ld", "ld_grad", "rows", "columns", "cell"]
-    module.add("activate_gradient", ["dz", "h", "grad"], sizes, body)
+def _relu(lanes: Lanes, x: Any) -> Any:
+    return lanes.select(x < lanes.zeros(), lanes.zeros(), x)
 
 
-def _add_forward(module: Module, function: Callable[..., Any]) -> None:
-    lanes = module.lanes
-
-    def body(z: Any, ld: Any, rows: Any, columns: Any) -> None:
-        def whole(index: Any) -> None:
-            T.buffer_store(z, function(lanes, T.bind(z[lanes.at(index)])), [lanes.at(index)])
-
-        def part(index: Any, count: Any) -> None:
-            x = T.bind(lanes.load(z, index, count))
-            lanes.store(z, index, function(lanes, x), count)
-
-        with loop(integer(0), rows) as r:
-            _vectors(lanes, r * ld, columns, whole, part)
-
-    module.add(_name("forward", function), ["z"], ["ld", "rows", "columns"], body)
+def _leaky_relu(lanes: Lanes, x: Any, slope: float) -> Any:
+    return lanes.select(x > lanes.zeros(), x, x * lanes.constant(slope))
 
 
-def _add_backward(module: Module, function: Callable[..., Any]) -> None:
-    lanes = module.lanes
-
-    def body(dz: Any, h: Any, grad: Any, ld: Any, ld_grad: Any, rows: Any, columns: Any) -> None:
-        with loop(integer(0), rows) as r:
-            # Where a row of grad is, seen from the same row of dz.
-            ahead = T.bind(r * (ld_grad - ld))
-
-            def whole(index: Any) -> None:
-                at = lanes.at(index)
-                total = T.bind(dz[at] + grad[lanes.at(index + ahead)])
-                T.buffer_store(dz, function(lanes, total, T.bind(h[at])), [at])
-
-            def part(index: Any, count: Any) -> None:
-                held = lanes.load(dz, index, count)
-                total = T.bind(held + lanes.load(grad, index + ahead, count))
-                state = T.bind(lanes.load(h, index, count))
-                lanes.store(dz, index, function(lanes, total, state), count)
-
-            _vectors(lanes, r * ld, columns, whole, part)
-
-    pointers, sizes = ["dz", "h", "grad"], ["ld", "ld_grad", "rows", "columns"]
-    module.add(_name("backward", function), pointers, sizes, body)
+def _sign(lanes: Lanes, x: Any) -> Any:
+    negative = lanes.select(x < lanes.zeros(), lanes.constant(-1.0), lanes.zeros())
+    return lanes.select(x > lanes.zeros(), lanes.constant(1.0), negative)
 
 
-def _vectors(
-    lanes: Lanes,
-    start: Any,
-    columns: Any,
-    whole: Callable[[Any], None],
-    part: Callable[[Any, Any], None],
-) -> None:
-    """Call `whole` for each full vector of a row, and `part` for what is left of it."""
-    full = T.bind(T.truncdiv(columns, integer(lanes.count)))
-    with loop(integer(0), full) as v:
-        whole(T.bind(start + v * lanes.count))
-    left = T.bind(columns - full * lanes.count)
-    with when(left > 0):
-        part(T.bind(start + full * lanes.count), left)
+def _minimum(lanes: Lanes, x: Any, y: Any) -> Any:
+    # A comparison with NaN is false: the inner one gives y then, and the outer one x.
+    return lanes.select(lanes.equal(x, x), lanes.select(x < y, x, y), x)
 
 
-def _name(pass_: str, function: Callable[..., Any]) -> str:
-    return f"{pass_}_{function.__name__}"
+def _maximum(lanes: Lanes, x: Any, y: Any) -> Any:
+    return lanes.select(lanes.equal(x, x), lanes.select(x > y, x, y), x)
+
+
+def _clamp(lanes: Lanes, x: Any, low: float, high: float) -> Any:
+    lower, upper = lanes.constant(low), lanes.constant(high)
+    raised = lanes.bind(lanes.select(x < lower, lower, x))
+    return lanes.select(raised > upper, upper, raised)
+
+
+def _tanh_backward(lanes: Lanes, grad: Any, h: Any) -> Any:
+    return grad * lanes.multiply_add(lanes.zeros() - h, h, lanes.constant(1.0))
+
+
+def _sigmoid_backward(lanes: Lanes, grad: Any, h: Any) -> Any:
+    return grad * (lanes.constant(1.0) - h) * h
+
+
+def _relu_backward(lanes: Lanes, grad: Any, h: Any) -> Any:
+    return lanes.select(h <= lanes.zeros(), lanes.zeros(), grad)
+
+
+#: By its name, each operation as a function of the vectors and its bound arguments; constants of
+#: the operation follow them.
+OPERATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "add": lambda lanes, x, y: x + y,
+        "sub": lambda lanes, x, y: x - y,
+        "mul": lambda lanes, x, y: x * y,
+        "div": lambda lanes, x, y: x / y,
+        "neg": _neg,
+        "exp": _exp,
+        "sqrt": lambda lanes, x: lanes.call("sqrt", x),
+        "tanh": _tanh,
+        "sigmoid": _sigmoid,
+        "relu": _relu,
+        "leaky_relu": _leaky_relu,
+        "abs": lambda lanes, x: lanes.call("fabs", x),
+        "sign": _sign,
+        "minimum": _minimum,
+        "maximum": _maximum,
+        "clamp": _clamp,
+        "lt": lambda lanes, x, y: x < y,
+        "le": lambda lanes, x, y: x <= y,
+        "gt": lambda lanes, x, y: x > y,
+        "ge": lambda lanes, x, y: x >= y,
+        "eq": lambda lanes, x, y: lanes.equal(x, y),
+        "ne": lambda lanes, x, y: lanes.unequal(x, y),
+        "where": lambda lanes, condition, x, y: lanes.select(condition, x, y),
+        "detach": lambda lanes, x: x,
+        "tanh_backward": _tanh_backward,
+        "sigmoid_backward": _sigmoid_backward,
+        "relu_backward": _relu_backward,
+    }
+)

@@ -3,7 +3,7 @@
     dX = dZ W_ih   dW_ih = dZ^T X   dW_hh = dZ^T H_before   db = sum_n dz_n
 
 Each is one reduction over all rows, in windows of `REDUCTION_ROWS` rows that stay in a core's own
-cache. Windows begin at fixed places, so that no share between threads changes a bit of a result.
+cache. Windows begin at fixed places, so that results have the same bits for any number of threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 from rnnjit_tvm.backward import zeros_at
 from rnnjit_tvm.plan import REDUCTION_ROWS
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, pointer, when
-from rnnjit_tvm.walk import backward_arguments, of_direction, share
+from rnnjit_tvm.time_loop import backward_arguments, of_direction, partition
 
 #: Rows of grad_x that are computed at a time, and what a thread's rows of other gradients fill.
 _ROW_BLOCK, _TILE = 64, 8
@@ -38,7 +38,7 @@ def add_reductions(module: Module, widest: int) -> None:
 
 
 def _add_reduce(module: Module) -> None:
-    """A thread's share of every gradient that is wanted."""
+    """One thread's part of every gradient that is wanted."""
     lanes, size = module.lanes, module.lanes.bits // 8
 
     def body(block: Any, thread: Any, threads: Any) -> None:
@@ -60,7 +60,7 @@ def _add_reduce(module: Module) -> None:
                 before = T.bind(a.before + d * a.N * 8)
                 call("outer", own, window, zeros, w_hh, before, integer(0), a.H, *sizes)
             b = T.bind(of_direction(a, d, "grad_b"))
-            with when(b != 0), share(lanes.vectors(a.H), thread, threads) as index:
+            with when(b != 0), partition(lanes.vectors(a.H), thread, threads) as index:
                 column = T.bind((thread + index * threads) * lanes.count)
                 to = address(pointer(b + column * size, lanes.dtype), integer(0))
                 count = least(a.H - column, integer(lanes.count))
@@ -78,7 +78,7 @@ def _add_inputs(module: Module) -> None:
         dz, grad_x, scratch = (pointer(each, lanes.dtype) for each in (a.dz, a.grad_x, a.scratch))
         ld, zero = T.bind(a.D * a.H), integer(0)
         blocks = T.truncdiv(a.N + (_ROW_BLOCK - 1), integer(_ROW_BLOCK))
-        with share(blocks, thread, threads) as index:
+        with partition(blocks, thread, threads) as index:
             row = T.bind((thread + index * threads) * _ROW_BLOCK)
             rows = least(a.N - row, integer(_ROW_BLOCK))
             out = address(grad_x, row * a.I)
@@ -97,7 +97,7 @@ def _add_inputs(module: Module) -> None:
 
 
 def _add_outer(module: Module, widest: int) -> None:
-    """PrimFunc `outer`: a thread's share of `out = dz^T s`, with `out` `[H, columns]`.
+    """PrimFunc `outer`: one thread's rows of `out = dz^T s`, with `out` `[H, columns]`.
 
     `outer(dz, window, zeros, out, rows_at, s, columns, ld, N, H, thread, threads)`, `zeros`, `out`
     and `s` being addresses: the rows of s are at the addresses at address `rows_at`, or where that

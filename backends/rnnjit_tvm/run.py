@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
-from rnnjit.backend import Shortcut
+from rnnjit.backend import Shortcut, States
 from rnnjit.recurrence.rows import offsets
-from rnnjit.team import most_threads
-from rnnjit_tvm.arguments import CELLS, BackwardArguments, ForwardArguments
+from rnnjit.runtime.openmp import most_threads
+from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
 from rnnjit_tvm.host import tiles
 from rnnjit_tvm.library import Kernel, library
 from rnnjit_tvm.plan import REDUCTION_ROWS, Plan, plan
@@ -43,9 +43,10 @@ class Recipe(NamedTuple):
 
 
 def forward(
-    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
+    layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor]
 ) -> LayerOutput:
-    """`Backend.forward` of tensors of float32 or float64."""
+    """`Backend.forward` of tensors of float32 or float64, with one state."""
+    (h0,) = hx
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
     recipe = _forward_recipe(x.element_size(), layer, T, B, N, threads)
@@ -53,15 +54,15 @@ def forward(
     h_n = torch.empty_like(h0)
     scratch = x.new_empty(recipe.scratch)
     starts = None if sizes is None else offsets(rows, x.device)
-    held = [w if w.is_contiguous() else w.contiguous() for w in weights]
+    contiguous = [w if w.is_contiguous() else w.contiguous() for w in weights]
     block = recipe.block[:]
     block[_F.starts], block[_F.scratch] = _address(starts), scratch.data_ptr()
     _pointers(layer.bias, layer.num_directions).pack_into(
         *(block, 8 * _F.x, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
-        *[weight.data_ptr() for weight in held],
+        *[weight.data_ptr() for weight in contiguous],
     )
     recipe.kernel(block, recipe.threads)
-    return LayerOutput(y, h_n)
+    return LayerOutput(y, (h_n,))
 
 
 def shortcut(
@@ -77,7 +78,8 @@ def shortcut(
         stack.append((recipe, i * states, i * count, (i + 1) * count))
     write = _pointers(layers[0].bias, layers[0].num_directions).pack_into
 
-    def run(x: Tensor, h0: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
+        (h0,) = hx
         h_n = torch.empty_like(h0)
         h0_address, h_n_address = h0.data_ptr(), h_n.data_ptr()
         addresses = [weight.data_ptr() for weight in weights]
@@ -91,7 +93,7 @@ def shortcut(
             )
             recipe.kernel(block, recipe.threads)
             x = y
-        return x, h_n
+        return x, (h_n,)
 
     return run
 
@@ -107,25 +109,29 @@ def backward(
     layer: LayerSpec,
     rows: Rows,
     x: Tensor,
-    h0: Tensor,
+    hx: States,
     weights: Sequence[Tensor],
     y: Tensor,
     grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
+    grad_states: tuple[Tensor | None, ...],
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward` of tensors of float32 or float64."""
+    """`Backend.backward` of tensors of float32 or float64, with one state.
+
+    `grad_states` is the contract's `grad_h_n`.
+    """
+    (h0,), (grad_h_n,) = hx, grad_states
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
     recipe = _backward_recipe(x.element_size(), layer, T, B, N, threads)
     grad_y = None if grad_y is None else grad_y.contiguous()
     grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
     grad_x = torch.empty_like(x) if needs.x else None
-    grad_h0 = torch.empty_like(h0) if needs.h0 else None
+    grad_h0 = torch.empty_like(h0) if needs.hx[0] else None
     starts = None if sizes is None else offsets(rows, x.device)
     dz, scratch = torch.empty_like(y), x.new_empty(recipe.scratch)
-    held = [w.contiguous() for w in weights]
-    grads = _room(layer, N, weights, needs.weights)
+    contiguous = [w.contiguous() for w in weights]
+    grads = _allocate(layer, N, weights, needs.weights)
     block = recipe.block[:]
     block[_B.starts], block[_B.scratch] = _address(starts), scratch.data_ptr()
     block[_B.windows] = scratch.data_ptr() + recipe.windows
@@ -137,20 +143,21 @@ def backward(
     fields = ((_B.w_ih_0, _B.grad_w_ih_0), (_B.w_ih_1, _B.grad_w_ih_1))
     for d, (weight, grad) in enumerate(fields[: layer.num_directions]):
         own = d * count
-        block[weight], block[weight + 1] = held[own].data_ptr(), held[own + 1].data_ptr()
+        block[weight] = contiguous[own].data_ptr()
+        block[weight + 1] = contiguous[own + 1].data_ptr()
         for i, tensor in enumerate(grads[own : own + min(count, 3)]):
             block[grad + i] = _address(tensor)
     if any(needs.weights[1::count]):
         before = torch.empty((layer.num_directions, N), dtype=torch.int64)
         block[_B.before] = before.data_ptr()
     recipe.kernel(block, recipe.threads)
-    return LayerGrads(grad_x, grad_h0, _shared_out(grads, needs.weights, count))
+    return LayerGrads(grad_x, (grad_h0,), _by_weight(grads, needs.weights, count))
 
 
-def _room(
+def _allocate(
     layer: LayerSpec, N: int, weights: Sequence[Tensor], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Room for the gradients of the weights; that of b_ih stands for both biases'."""
+    """Memory for the gradients of the weights; that of b_ih stands for both biases'."""
     count = layer.weights_per_direction
     # Where there are no rows, nothing is written to them.
     allocate = torch.empty if N else torch.zeros
@@ -165,7 +172,7 @@ def _room(
     return found
 
 
-def _shared_out(
+def _by_weight(
     grads: list[Tensor | None], needed: tuple[bool, ...], count: int
 ) -> tuple[Tensor | None, ...]:
     """The gradient of each weight that needs one; b_hh gets a copy of what b_ih gets."""
@@ -182,7 +189,7 @@ def _shared_out(
 
 @lru_cache(maxsize=1024)
 def _forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
-    kernels = library(8 * size)
+    kernels = library((8 * size, layer.cell))
     lanes = kernels.isa.vector_bytes // size
     cut = plan(layer, Rows(T, B, N), threads)
     wide = -(-layer.hidden_size // lanes)
@@ -196,7 +203,7 @@ def _forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads
 
 @lru_cache(maxsize=1024)
 def _backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
-    kernels = library(8 * size)
+    kernels = library((8 * size, layer.cell))
     lanes = kernels.isa.vector_bytes // size
     cut = plan(layer, Rows(T, B, N), threads)
     wide, inputs = -(-layer.hidden_size // lanes), -(-layer.input_size // lanes)
@@ -222,7 +229,6 @@ def _problem(layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> dict[st
         "I": layer.input_size,
         "H": layer.hidden_size,
         "D": layer.num_directions,
-        "cell": CELLS[layer.cell],
         "slices": cut.slices,
         "slice_rows": cut.slice_rows,
         "every": cut.every,

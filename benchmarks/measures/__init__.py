@@ -1,1 +1,1 @@
-"""What `engine.py` measures, by topic: each function fills the section of one row."""
+"""What `gpu.py` measures with: a device's own clock, and NVIDIA's sanitizers."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from rnnjit.runtime.timing import interleave, sample
 
 PASSES = ("forward", "forward_backward")
 #: Seconds that a sample lasts at least, and that all of one candidate may take in the long run.
@@ -69,36 +69,28 @@ class Call:
         return forward if passes == "forward" else both
 
 
-def seconds(call: Callable[[], None], calls: int, device: str) -> float:
-    """Device time of one of `calls` calls; wall time where the device is the CPU."""
-    if device == "cpu":
-        start = perf_counter()
-        for _ in range(calls):
-            call()
-        return (perf_counter() - start) / calls
+def medians(
+    candidates: dict[str, Callable[[], None]], rounds: int, device: str
+) -> dict[str, float]:
+    """The median time of each, taken in turns, by the device's own clock."""
+    clock = sample if device == "cpu" else _device_sample
+    for call in candidates.values():
+        call()
+    longest = max(clock(call, 1) for call in candidates.values())
+    rounds = max(3, min(rounds, round(_ENOUGH / longest)))
+    times = interleave(candidates, rounds=rounds, min_sample=_SAMPLE, clock=clock)
+    return {name: timing.median for name, timing in times.items()}
+
+
+def _device_sample(call: Callable[[], object], calls: int) -> float:
+    """Device time of one of `calls` calls in a row."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(calls):
         call()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) * 1e-3 / calls
-
-
-def medians(
-    candidates: dict[str, Callable[[], None]], rounds: int, device: str
-) -> dict[str, float]:
-    """The median time of each, taken in turns."""
-    counts, longest = {}, 0.0
-    for name, call in candidates.items():
-        seconds(call, 2, device)
-        once = max(seconds(call, 1, device), 1e-7)
-        counts[name], longest = max(1, round(_SAMPLE / once)), max(longest, once)
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(max(3, min(rounds, round(_ENOUGH / longest)))):
-        for name, call in candidates.items():
-            samples[name].append(seconds(call, counts[name], device))
-    return {name: median(taken) for name, taken in samples.items()}
+    return max(begin.elapsed_time(end) * 1e-3 / calls, 1e-9)
 
 
 @contextmanager

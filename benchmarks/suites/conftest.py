@@ -1,4 +1,4 @@
-"""What is run, by whom, and what is written of the machine."""
+"""What is run by whom, and what is written of the machine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import msgspec
 import pytest
 import torch
 
+import rnnjit
+from rnnjit.bench.contestants import contestants
 from rnnjit.bench.machine import measure_machine
-from rnnjit.bench.records import Machine
-from rnnjit.info import environment
-from suites.contestants import contestants
-from suites.timed import Timed
+from rnnjit.bench.records import Case, Machine
+from rnnjit.dispatch.registry import lacking
+from rnnjit.tools.environment import environment
 
 _MEASURED = pytest.StashKey[Machine]()
 
@@ -22,16 +23,30 @@ def _enabled(config: pytest.Config) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every case of the file by every contestant; the first case alone where nothing is timed."""
+    """Every case by eager and every backend for CPUs; each suite's first where nothing is timed."""
     enabled = _enabled(metafunc.config)
-    if "case" in metafunc.fixturenames:
-        cases = metafunc.module.CASES if enabled else metafunc.module.CASES[:1]
-        metafunc.parametrize("case", cases, ids=name_of)
+    taking = [each for each in contestants() if each.kind != "peer" and _runs_here(each.name)]
     if "cache" in metafunc.fixturenames:
-        pairs = metafunc.module.pairs(timing=enabled)
-        metafunc.parametrize(("contestant", "cache"), pairs)
-    elif "contestant" in metafunc.fixturenames:
-        metafunc.parametrize("contestant", contestants())
+        if not enabled:  # others take long
+            taking = [each for each in taking if each.name in ("eager", "numba")]
+        caches = ("empty", "filled") if enabled else ("filled",)
+        metafunc.parametrize("cache", caches)
+    else:
+        suites = metafunc.module.SUITES
+        cases = [case for suite in suites for case in (suite if enabled else suite[:1])]
+        metafunc.parametrize("case", cases, ids=name_of)
+    metafunc.parametrize("contestant", taking, ids=lambda each: each.name)
+
+
+def _runs_here(name: str) -> bool:
+    backend = rnnjit.backends()[name]
+    return not lacking(backend) and "cpu" in (backend.devices or ("cpu",))
+
+
+def name_of(case: Case) -> str:
+    """A case in a test's id."""
+    kind = f"{case.dtype}{'-packed' if case.packed else ''}"
+    return f"{case.mode}-T{case.T}-B{case.B}-I{case.I}-H{case.H}-{kind}"
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -39,9 +54,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"))
 
 
-def name_of(case: Any) -> str:
-    """A case in a test's id and in the name of its group."""
-    return f"T{case.T}-B{case.B}-I{case.I}-H{case.H}-{case.dtype}"
+@pytest.fixture(autouse=True)
+def _as_before() -> Any:
+    """Contestants set threads and autograd for a process of their own."""
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(grad)
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +74,6 @@ def machine(pytestconfig: pytest.Config) -> Machine | None:
     return measured
 
 
-@pytest.fixture
-def timed(benchmark: Any, machine: Machine | None) -> Timed:
-    """What checks, times and describes one call."""
-    return Timed(benchmark, machine)
-
-
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """The versions at work and the peaks, but not the machine's name in its network."""
     for name in ("node", "release"):
@@ -69,9 +82,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info.update(versions=here.versions, threads=here.threads, cpus=here.cpus)
     measured = config.stash.get(_MEASURED, None)
     if measured is not None:
-        machine_info["isa"] = measured.isa
-        machine_info["peaks"] = msgspec.to_builtins(measured.peaks)
-        machine_info["bandwidths"] = msgspec.to_builtins(measured.bandwidths)
+        found = msgspec.to_builtins(measured)
+        machine_info.update({name: found[name] for name in ("isa", "peaks", "bandwidths")})
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict) -> None:
@@ -84,4 +96,4 @@ def pytest_benchmark_update_json(output_json: dict) -> None:
     """Quantiles are kept, and not thousands of single times; the case is in `extra_info`."""
     for each in output_json["benchmarks"]:
         each["stats"].pop("data", None)
-        each["params"] = {k: v for k, v in each["params"].items() if k != "case"}
+        each["params"] = {"contestant": each["extra_info"]["backend"]}

@@ -25,7 +25,7 @@ def slug(cpu: str, threads: int) -> str:
 
 def main() -> None:
     """Print it."""
-    from rnnjit.info import environment
+    from rnnjit.tools.environment import environment
 
     here = environment()
     print(slug(here.cpu or platform.machine(), here.threads))

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from rnnjit.artifact.manifest import File, Manifest, Spec, Weight
 from rnnjit.artifact.template import shapes
 from rnnjit.artifact.weights import layout, pack
 from rnnjit.backend import Backend, Program
-from rnnjit.capture import capture, weights_of
-from rnnjit.inputs import check_weights
-from rnnjit.registry import backends
+from rnnjit.dispatch.choice import why_not_cell
+from rnnjit.dispatch.registry import backends
+from rnnjit.frontend.arguments import check_weights
+from rnnjit.frontend.capture import capture, weight_names, weights_of
 from rnnjit.spec import RNNSpec
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -66,7 +67,8 @@ def export_artifact(
         The directory.
 
     Raises:
-        TypeError: `module` is no nn.RNN, or `path` no path.
+        TypeError: `module` is no nn.RNN, or of a cell that is not built for `target`, or `path` is
+            no path.
         ValueError: `target` or `name` is none, or the weights are of another dtype or on meta.
         FileExistsError: `path` is something else than what may be replaced.
     """
@@ -77,6 +79,11 @@ def export_artifact(
     if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
         raise ValueError(f"name must be a C identifier, such as 'rnn', got {name!r}")
     backend = _builder(target)
+    if lacks := why_not_cell(backend, spec.cell):
+        raise TypeError(
+            f"module must be of a cell that backend {backend.name!r} builds for {target!r}, got "
+            f"{spec.cell.name}: {'; '.join(lacks)}"
+        )
     place = files.as_path(path)
     _check_place(place, overwrite)
     program = backend.build(spec, dtype, target, name)
@@ -94,7 +101,7 @@ def _stack(module: nn.Module) -> tuple[RNNSpec, tuple[torch.Tensor, ...]]:
             f"module must be a torch.nn.RNN, got {type(module).__name__}: give the RNN inside it"
         )
     spec, weights = replace(capture(module), dropout=0.0), weights_of(module)
-    check_weights(spec, module._flat_weights_names, weights)
+    check_weights(spec, weight_names(module), weights)
     if weights[0].is_meta:
         raise ValueError("module must have values to export, got weights on meta: load them first")
     return spec, weights
@@ -124,7 +131,7 @@ def _describe(
         backend=backend.name,
         target=target,
         machine=dict(program.machine),
-        spec=Spec(**asdict(spec)),
+        spec=Spec.of(spec),
         dtype=_DTYPES[dtype],  # type: ignore[arg-type]  # one of the two that are checked for
         shapes=shapes(spec),
         weights=tuple(Weight(*place) for place in places),

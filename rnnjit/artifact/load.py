@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from rnnjit.artifact import manifest as files
 from rnnjit.artifact.manifest import ArtifactError, Manifest
 from rnnjit.artifact.weights import layout
 from rnnjit.backend import Program, Runner
-from rnnjit.inputs import prepare, restore
-from rnnjit.registry import backends
+from rnnjit.dispatch.registry import backends
+from rnnjit.frontend.arguments import Result, prepare, restore
 
 
 class Artifact:
@@ -37,8 +38,8 @@ class Artifact:
     def __call__(
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
-        hx: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        hx: Any = None,
+    ) -> Result:
         """Run the stack; arguments, results and exceptions are those of `nn.RNN.forward`.
 
         Args:
@@ -49,14 +50,15 @@ class Artifact:
             RuntimeError: an argument requires a gradient, which artifacts do not give.
         """
         prepared = prepare(self._spec, self._like, input, hx)
-        x, h0 = prepared.x, prepared.h0
-        if torch.is_grad_enabled() and (x.requires_grad or (h0 is not None and h0.requires_grad)):
+        x, hx = prepared.x, prepared.hx
+        given = (x, *(hx or ()))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
             raise RuntimeError(
                 "an artifact has no backward pass, but input or hx requires a gradient: "
                 "call it in torch.no_grad()"
             )
-        h0 = None if h0 is None else h0.detach().contiguous()
-        y, h_n = self._run(prepared.rows, x.detach(), h0, self._block)
+        states = hx and tuple(state.detach().contiguous() for state in hx)
+        y, h_n = self._run(prepared.rows, x.detach(), states, self._block)
         return restore(self._spec, prepared, y, h_n)
 
     def __repr__(self) -> str:

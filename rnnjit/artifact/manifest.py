@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from rnnjit.cells import Cell
 from rnnjit.spec import RNNSpec
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, CHECKSUM, WEIGHTS = "manifest.json", "manifest.sha256", "weights.bin"
 
 
@@ -54,16 +55,27 @@ class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The fields of `rnnjit.RNNSpec`, with the limits that nn.RNN has."""
+    """The fields of `rnnjit.RNNSpec`, with the limits that torch's layers have.
+
+    Attributes:
+        cell: what is computed at every step, as `Cell.text`.
+    """
 
     input_size: _Positive
     hidden_size: _Positive
     num_layers: _Positive
-    nonlinearity: Literal["tanh", "relu"]
+    cell: str
     bias: bool
     batch_first: bool
     dropout: float
     bidirectional: bool
+    proj_size: Annotated[int, msgspec.Meta(ge=0)]
+
+    @classmethod
+    def of(cls, spec: RNNSpec) -> Spec:
+        """The fields of a stack."""
+        own = {name: getattr(spec, name) for name in cls.__struct_fields__}
+        return cls(**{**own, "cell": spec.cell.text})
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -98,7 +110,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def rnn_spec(self) -> RNNSpec:
         """The stack, in the core's own terms."""
-        return RNNSpec(**msgspec.structs.asdict(self.spec))
+        fields = msgspec.structs.asdict(self.spec)
+        return RNNSpec(**{**fields, "cell": Cell.parse(self.spec.cell)})
 
 
 def as_path(path: object) -> Path:

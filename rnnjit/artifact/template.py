@@ -61,6 +61,6 @@ def _describe(spec: RNNSpec, dtype: torch.dtype) -> str:
     kind = "bidirectional " if spec.bidirectional else ""
     layers = "1 layer" if spec.num_layers == 1 else f"{spec.num_layers} layers"
     return (
-        f"A {kind}recurrent network, {layers}: {spec.nonlinearity}, {spec.input_size} to "
+        f"A {kind}recurrent network, {layers}: {spec.cell.name}, {spec.input_size} to "
         f"{spec.hidden_size} features, {str(dtype).removeprefix('torch.')}."
     )

@@ -63,6 +63,7 @@ def pack(spec: RNNSpec, weights: Sequence[Tensor]) -> bytes:
 
 def _names(spec: RNNSpec) -> list[str]:
     kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if spec.bias else [])]
+    kinds += [*(["weight_hr"] if spec.proj_size else []), *spec.cell.parameters]
     return [
         f"{kind}_l{index}{suffix}"
         for index in range(spec.num_layers)

@@ -5,15 +5,40 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjit.bench.contestant import FRAMES, Array, Arrays
 from rnnjit.bench.records import Case
 
+Array = NDArray[np.floating]
+
+#: Steps of which the results are judged when streaming: a state that is not carried on shows.
+FRAMES = 8
+
 _WEIGHT = "weight of "
+
+
+class Arrays(NamedTuple):
+    """The numbers of a case, in its dtype; nothing of them may be written to.
+
+    Attributes:
+        x: `[T, B, I]`; zeros behind the end of a sequence. When streaming T is `FRAMES`.
+        h0: `[L*D, B, H]`.
+        lengths: int64 `[B]`, never growing, the first of them T; None if all are T.
+        weights: by nn.RNN's names, `weight_ih_l0` and so on.
+        grad_y: `[T, B, D*H]`, zeros behind the end of a sequence.
+        grad_h_n: `[L*D, B, H]`.
+    """
+
+    x: Array
+    h0: Array
+    lengths: NDArray[np.int64] | None
+    weights: Mapping[str, Array]
+    grad_y: Array
+    grad_h_n: Array
 
 
 def draw(case: Case) -> Arrays:
@@ -23,14 +48,13 @@ def draw(case: Case) -> Arrays:
     """
     generator = _generator(case, 0)
     steps = FRAMES if case.mode == "streaming" else case.T
-    directions = 2 if case.bidirectional else 1
-    state = (case.layers * directions, case.B, case.H)
+    state = (case.layers * case.directions, case.B, case.H)
 
     def normal(*shape: int) -> Array:
         return generator.standard_normal(shape).astype(case.dtype)
 
-    lengths = lengths_of(case)
-    x, grad_y = normal(steps, case.B, case.I), normal(steps, case.B, directions * case.H)
+    lengths = lengths_of(case) if case.packed else None
+    x, grad_y = normal(steps, case.B, case.I), normal(steps, case.B, case.directions * case.H)
     if lengths is not None:
         over = np.arange(steps)[:, None] >= lengths
         x[over] = 0
@@ -43,10 +67,10 @@ def draw(case: Case) -> Arrays:
     return Arrays(x, normal(*state), lengths, weights, grad_y, normal(*state))
 
 
-def lengths_of(case: Case) -> NDArray[np.int64] | None:
-    """The sequences' lengths `[B]`, uniform from 1 to T, the longest first; None if all are T."""
+def lengths_of(case: Case) -> NDArray[np.int64]:
+    """The sequences' lengths `[B]`: T, or if packed uniform from 1 to T, the longest first."""
     if not case.packed:
-        return None
+        return np.full(case.B, case.T)
     lengths = _generator(case, 1).integers(1, case.T, case.B, endpoint=True)
     lengths[0] = case.T
     lengths[1:][::-1].sort()
@@ -61,7 +85,7 @@ def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     """The shape of every weight by nn.RNN's name, in its order."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(case.layers):
-        inputs = case.I if layer == 0 else case.H * (2 if case.bidirectional else 1)
+        inputs = case.H * case.directions if layer else case.I
         for suffix in suffixes(case, layer):
             shapes[f"weight_ih_{suffix}"] = (case.H, inputs)
             shapes[f"weight_hh_{suffix}"] = (case.H, case.H)

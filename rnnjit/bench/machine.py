@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rnnjit.bench.records import Bandwidth, Machine, Peak
-from rnnjit.info import environment
+from rnnjit.tools.environment import environment
 
 #: What is assumed of the bytes of each cache where the system does not say.
 _CACHES = {1: 32 << 10, 2: 1 << 20, 3: 32 << 20}

@@ -18,7 +18,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import torch
 
-from rnnjit.cpu import Isa, isa_of
+from rnnjit.codegen import Isa, isa_of
 
 _ELEMENTS = {32: "float", 64: "double"}
 #: Each chain is a vector that starts from `%data` and is stored to `%out`: none can be dropped.

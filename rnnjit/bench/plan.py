@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rnnjit.bench.contestant import Contestant
+from rnnjit.bench.contestants.base import Contestant
 from rnnjit.bench.records import Case
 
-#: Groups of cold starts: compiled code is found nowhere, or where the process before left it.
-EMPTY_CACHE, FILLED_CACHE = "cold start, empty cache", "cold start, filled cache"
 _START = 2.5  # seconds until a process has imported its libraries, about
-_GATE = 0.1
+_JUDGING = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Plan:
 
     def preparing(self, contestant: Contestant, case: Case) -> float:
         """About how many seconds the work before the rounds takes."""
-        if case.mode == "cold start":
+        if case.cold:
             return self.starts * (_START + contestant.patience(case))
         return contestant.patience(case) * (1.3 if self.memory else 1.0) + 2 * self.sample
 
@@ -52,9 +50,9 @@ class Plan:
             return ""
         return f"getting ready takes about {needed:.3g} s: this plan allows {self.longest:.3g}"
 
-    def round(self, entries: int) -> float:
+    def round(self, trials: int) -> float:
         """About how many seconds one round of so many takes."""
-        return entries * (self.pause + 1.5 * self.sample)
+        return trials * (self.pause + 1.5 * self.sample)
 
     def seconds(self, cases: Sequence[Case], contestants: Sequence[Contestant]) -> float:
         """About how many seconds all cases take."""
@@ -65,8 +63,8 @@ class Plan:
                 for each in contestants
                 if not self.leaves_out(each, case) and not _declines(each, case)
             ]
-            found += _GATE + sum(self.preparing(each, case) for each in taking)
-            if case.mode != "cold start":
+            found += _JUDGING + sum(self.preparing(each, case) for each in taking)
+            if not case.cold:
                 found += self.rounds * self.round(len(taking))
         threads = {case.threads for case in cases}
         return found + len(threads) * len(contestants) * _START

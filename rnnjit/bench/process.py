@@ -12,15 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryFile
-from typing import TypeVar
 
 import msgspec
 
-from rnnjit.bench import bare, protocol
-from rnnjit.bench.contestant import Contestant
+from rnnjit.bench import isolated_worker, protocol
 from rnnjit.bench.contestants import address
+from rnnjit.bench.contestants.base import Contestant
 
-ReplyT = TypeVar("ReplyT", bound=protocol.Message)
 _LAST_LINES = 3
 _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -46,7 +44,11 @@ class Worker:
         self, contestant: Contestant, threads: int, environment: Mapping[str, str] | None = None
     ) -> None:
         # A backend is started as its users start it; everything else knows nothing of rnnjit.
-        run = ["-m", "rnnjit.bench.worker"] if contestant.kind == "backend" else [bare.__file__]
+        run = (
+            ["-m", "rnnjit.bench.worker"]
+            if contestant.kind == "backend"
+            else [isolated_worker.__file__]
+        )
         self._errors = TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, *run, address(contestant)],
@@ -66,12 +68,11 @@ class Worker:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def ask(self, command: protocol.Command, reply: type[ReplyT], patience: float) -> ReplyT:
+    def ask(self, command: protocol.Command, patience: float) -> float | None:
         """Send a command and wait for its reply.
 
         Args:
             command: what to do.
-            reply: what is expected.
             patience: seconds to wait at most.
 
         Raises:
@@ -89,14 +90,14 @@ class Worker:
         if not line:
             raise self._ended(self._last_words())
         try:
-            found = msgspec.json.decode(line, type=protocol.Reply)
+            reply = msgspec.json.decode(line, type=protocol.Reply)
         except msgspec.DecodeError:
             raise self._ended(f"an answer that is none: {line[:80]!r}") from None
-        if isinstance(found, protocol.Declined):
-            raise Refusal(found.reason)
-        if not isinstance(found, reply):
-            raise WorkerError(found.reason if isinstance(found, protocol.Failed) else repr(found))
-        return found
+        if isinstance(reply, protocol.Done):
+            return reply.value
+        if isinstance(reply, protocol.Declined):
+            raise Refusal(reply.reason)
+        raise WorkerError(reply.reason)
 
     @property
     def alive(self) -> bool:

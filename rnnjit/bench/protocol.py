@@ -15,7 +15,7 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepare(Message, frozen=True):
-    """Make a case ready and call it once: `Prepared`, `Declined`.
+    """Make a case ready and call it once: the seconds of that call, or `Declined`.
 
     Attributes:
         case: what to call.
@@ -27,34 +27,34 @@ class Prepare(Message, frozen=True):
 
 
 class Results(Message, frozen=True):
-    """Write the results of the case to a .npz file: `Done`."""
+    """Write the results of the case to a .npz file: nothing to say."""
 
     path: str
 
 
 class Calibrate(Message, frozen=True):
-    """How many calls last so many seconds: `Calls`."""
+    """How many calls last so many seconds."""
 
     least: float
 
 
 class Sample(Message, frozen=True):
-    """Time so many calls, after one that is not timed: `Seconds`, of one call."""
+    """Time so many calls, after one that is not timed: the seconds of one call."""
 
     calls: int
 
 
 class Memory(Message, frozen=True):
-    """Make the case ready anew and see by how much the process grows: `Grown`."""
+    """Make the case ready anew: the bytes that the process grows by, None if it is not known."""
 
 
 Command = Prepare | Results | Calibrate | Sample | Memory
 
 
-class Prepared(Message, frozen=True):
-    """Seconds that the first call took."""
+class Done(Message, frozen=True):
+    """What was asked for."""
 
-    first_call: float
+    value: float | None = None
 
 
 class Declined(Message, frozen=True):
@@ -69,26 +69,4 @@ class Failed(Message, frozen=True):
     reason: str
 
 
-class Done(Message, frozen=True):
-    """Nothing to say."""
-
-
-class Calls(Message, frozen=True):
-    """A number of calls."""
-
-    count: int
-
-
-class Seconds(Message, frozen=True):
-    """A time."""
-
-    seconds: float
-
-
-class Grown(Message, frozen=True):
-    """Bytes, or None where the system does not tell."""
-
-    amount: int | None
-
-
-Reply = Prepared | Declined | Failed | Done | Calls | Seconds | Grown
+Reply = Done | Declined | Failed

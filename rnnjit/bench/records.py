@@ -1,10 +1,11 @@
-"""What a benchmark measures and what it found, as data: JSON on disk, one row a measurement.
+"""What a benchmark measures and what it found, as data, and as JSON on disk.
 
 Times are seconds, sizes are bytes, rates are per second, unless a name says otherwise.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -12,11 +13,13 @@ import msgspec
 #: Changes when files of before can no longer be read.
 FORMAT = 1
 
-#: forward      evaluation mode, no gradients, a whole sequence a call
-#: training     forward, then backward to x, h0 and every weight
-#: streaming    one step of one frame a call, the state going on from call to call
-#: cold start   the first call of a new process, compilation and loading included
-Mode = Literal["forward", "training", "streaming", "cold start"]
+#: forward        evaluation mode, no gradients, a whole sequence a call
+#: training       forward, then backward to x, h0 and every weight
+#: backward       that backward pass alone, again and again from one forward pass
+#: streaming      one step of one frame a call, the state going on from call to call
+#: cold start     the first forward call of a new process, compilation and loading included
+#: cold training  the same of a training call
+Mode = Literal["forward", "training", "backward", "streaming", "cold start", "cold training"]
 
 #: right      its values, and in training its gradients, are within the conformance kit's tolerances
 #: wrong      they are not: no time is kept
@@ -58,6 +61,21 @@ class Case(Record, frozen=True):
     threads: int = 1
     group: str = "grid"
 
+    @property
+    def cold(self) -> bool:
+        """Whether the call is the first one of a process."""
+        return self.mode in ("cold start", "cold training")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the call computes gradients."""
+        return self.mode in ("training", "backward", "cold training")
+
+    @property
+    def directions(self) -> int:
+        """D."""
+        return 2 if self.bidirectional else 1
+
 
 class Measurement(Record, frozen=True):
     """What one contestant did with one case.
@@ -91,7 +109,7 @@ class Measurement(Record, frozen=True):
     memory: int | None = None
 
 
-class Contender(Record, frozen=True):
+class ContestantInfo(Record, frozen=True):
     """Who takes part.
 
     Attributes:
@@ -169,7 +187,7 @@ class Report(Record, frozen=True):
         commit: of the working tree that ran, "" if it is not one; "+" behind it if it was changed.
         versions: of rnnjit, Python and the packages at work.
         machine: where it ran.
-        contenders: who took part and who was absent.
+        contestants: who took part and who was absent.
         measurements: in the order in which they were finished.
         complete: False if it was interrupted.
         command: that makes such a report again, "" if it was made otherwise.
@@ -180,8 +198,30 @@ class Report(Record, frozen=True):
     commit: str
     versions: dict[str, str]
     machine: Machine
-    contenders: tuple[Contender, ...]
+    contestants: tuple[ContestantInfo, ...] = msgspec.field(name="contenders")
     measurements: tuple[Measurement, ...]
     complete: bool = True
     command: str = ""
     format: int = FORMAT
+
+
+def encode(report: Report) -> bytes:
+    """A report as JSON that people can read, too."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n"
+
+
+def read(path: Path) -> Report:
+    """The report in a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no report, or one of another format; the message says so.
+    """
+    content = path.read_bytes()
+    try:
+        report = msgspec.json.decode(content, type=Report)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"it holds no report of rnnjit bench: {error}") from None
+    if report.format != FORMAT:
+        raise ValueError(f"its format is {report.format}, expected {FORMAT}: measure anew")
+    return report

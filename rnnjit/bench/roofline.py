@@ -10,11 +10,11 @@ into the call as a whole, before and behind its steps: Python.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 from typing import NamedTuple
 
 import numpy as np
 
+from rnnjit.bench.arrays import lengths_of
 from rnnjit.bench.records import Bandwidth, Case, Machine
 
 #: From this share of what the machine can do on, the machine is what bounds a call.
@@ -27,7 +27,7 @@ class Work(NamedTuple):
     """What a call has to do at least.
 
     Attributes:
-        flops: operations, two for a multiply-add.
+        flops: operations, two for each multiply-add.
         weights: bytes of the recurrent weights, which are read at every step.
         steps: how often they are read: steps, passes and layers.
         rows: bytes of the rows of inputs, outputs and gradients, each read or written once.
@@ -53,25 +53,19 @@ class Bound(NamedTuple):
     limit: float
 
 
-def lengths(case: Case) -> list[int]:
-    """The lengths of the sequences of a case: T, or falling evenly from T to T / B if packed."""
-    if not case.packed:
-        return [case.T] * case.B
-    return [ceil(case.T * (case.B - i) / case.B) for i in range(case.B)]
-
-
 def work(case: Case) -> Work:
     """What a call has to do at least; a backward pass does twice what a forward pass does."""
-    size = np.dtype(case.dtype).itemsize
-    directions, H, passes = 1 + case.bidirectional, case.H, 3 if case.mode == "training" else 1
-    rows = sum(lengths(case))
+    size, directions, H = np.dtype(case.dtype).itemsize, case.directions, case.H
+    # Forward passes that have as many operations, and passes over the steps.
+    passes, sweeps = (2, 1) if case.mode == "backward" else (3, 2) if case.trains else (1, 1)
+    rows = float(lengths_of(case).sum())
     flops = moved = 0.0
     for layer in range(case.layers):
         features = directions * H if layer else case.I
         flops += 2.0 * rows * directions * H * (features + H)
         moved += rows * (features + directions * H) * size
-    steps = case.T * case.layers * (2 if case.mode == "training" else 1)
-    return Work(flops * passes, float(directions * H * H * size), steps, moved * passes)
+    weights = float(directions * H * H * size)
+    return Work(flops * passes, weights, case.T * case.layers * sweeps, moved * passes)
 
 
 def limits(case: Case, machine: Machine) -> dict[str, float]:
@@ -140,3 +134,9 @@ def _holding(size: float, levels: Sequence[Bandwidth]) -> Bandwidth:
     if holding:
         return min(holding, key=lambda level: level.capacity)
     return next((level for level in levels if not level.capacity), levels[-1])
+
+
+def share_of_peak(case: Case, seconds: float, machine: Machine) -> float | None:
+    """How much of the machine's multiply-adds a call does; None if it was not measured for it."""
+    found = limits(case, machine)
+    return found["compute"] / seconds if found else None

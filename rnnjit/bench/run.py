@@ -8,22 +8,22 @@ from datetime import datetime
 from pathlib import Path
 
 import rnnjit
-from rnnjit.bench.contestant import Contestant
+from rnnjit.bench.contestants.base import Contestant
 from rnnjit.bench.plan import Plan
-from rnnjit.bench.records import Case, Contender, Machine, Report
+from rnnjit.bench.records import Case, ContestantInfo, Machine, Report
 from rnnjit.bench.runner import Progress, Runner
 from rnnjit.errors import described
-from rnnjit.info import environment
+from rnnjit.tools.environment import environment
 
 
-def contender(contestant: Contestant) -> Contender:
+def info(contestant: Contestant) -> ContestantInfo:
     """What a report says of a contestant: also whether it can take part here."""
     try:
         absent = contestant.absent()
         versions = {} if absent else contestant.versions()
     except Exception as error:  # noqa: BLE001 - a third party's package may fail in any way
         absent, versions = f"asked whether it is installed, it raised {described(error)}", {}
-    return Contender(
+    return ContestantInfo(
         name=contestant.name,
         kind=contestant.kind,
         title=contestant.title,
@@ -34,7 +34,7 @@ def contender(contestant: Contestant) -> Contender:
 
 def present(contestants: Sequence[Contestant]) -> list[Contestant]:
     """Those that can take part here."""
-    return [each for each in contestants if not contender(each).absent]
+    return [each for each in contestants if not info(each).absent]
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
         command: that asked for it, for the report.
     """
     created = datetime.now().astimezone().isoformat(timespec="seconds")
-    contenders = [contender(each) for each in contestants]
+    asked = tuple(map(info, contestants))
     runner, complete = Runner(present(contestants), plan, progress), True
     try:
         with runner:
@@ -74,7 +74,7 @@ def run(
         commit=commit(Path(rnnjit.__file__).parent),
         versions={name: version for name, version in found.items() if version is not None},
         machine=machine,
-        contenders=tuple(contenders),
+        contestants=asked,
         measurements=tuple(runner.measurements),
         complete=complete,
         command=command,

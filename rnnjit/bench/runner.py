@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import sleep
+from time import perf_counter, sleep
 from types import TracebackType
 
-from rnnjit.bench import arrays, coldstart, protocol
-from rnnjit.bench.contestant import Contestant
-from rnnjit.bench.entry import ARRAYS, Entry
-from rnnjit.bench.gate import Gate
+from rnnjit.bench import arrays
+from rnnjit.bench.cases import FILLED_CACHE
+from rnnjit.bench.contestants.base import Contestant
+from rnnjit.bench.correctness_gate import CorrectnessGate
 from rnnjit.bench.plan import Plan
 from rnnjit.bench.process import Worker
 from rnnjit.bench.records import Case, Measurement
+from rnnjit.bench.trial import ARRAYS, Trial
+from rnnjit.runtime.object_cache import DIRECTORY_VARIABLE
 
 #: Told what is going on, and how many of the seconds that `Plan` foresaw are over with it.
 Progress = Callable[[str, float], None]
@@ -63,75 +65,95 @@ class Runner:
     def measure(self, cases: Iterable[Case]) -> None:
         """Measure cases, and add what comes out to `measurements`."""
         for case in cases:
-            entries = [Entry(each, case, self._plan.patience) for each in self._contestants]
-            for entry in entries:
-                if reason := self._plan.leaves_out(entry.contestant, case):
-                    entry.decline(reason)
+            trials = [Trial(each, case, self._plan.patience) for each in self._contestants]
+            for trial in trials:
+                if reason := self._plan.leaves_out(trial.contestant, case):
+                    trial.decline(reason)
             try:
-                self._measure(case, entries)
+                drawn = arrays.draw(case)
+                arrays.save(self._folder / ARRAYS, drawn)
+                gate = CorrectnessGate(case, drawn)
+                if case.cold:
+                    self._start(trials, gate)
+                else:
+                    self._prepare(trials, gate)
+                    self._sample([trial for trial in trials if trial.right])
             finally:
-                finished = [entry for entry in entries if entry.samples or not entry.right]
-                self.measurements += [entry.measurement() for entry in finished]
+                finished = [trial for trial in trials if trial.samples or not trial.right]
+                self.measurements += [trial.measurement() for trial in finished]
 
-    def _measure(self, case: Case, entries: list[Entry]) -> None:
-        drawn = arrays.draw(case)
-        arrays.save(self._folder / ARRAYS, drawn)
-        gate = Gate(case, drawn)
-        if case.mode != "cold start":
-            self._prepare(entries, gate)
-            self._sample([entry for entry in entries if entry.right])
-            return
-
-        def progress(entry: Entry) -> None:
-            expected = self._plan.preparing(entry.contestant, case) / self._plan.starts
-            self._progress(f"{entry.contestant.name} starts", expected)
-
-        plan = self._plan
-        coldstart.measure(
-            entries, self._folder, gate, starts=plan.starts, pause=plan.pause, progress=progress
-        )
-
-    def _prepare(self, entries: Sequence[Entry], gate: Gate) -> None:
+    def _prepare(self, trials: Sequence[Trial], gate: CorrectnessGate) -> None:
         """Have every contestant make its first call, and see how many calls make a sample."""
-        for entry in entries:
-            if not entry.right:
+        for trial in trials:
+            if not trial.right:
                 continue
-            worker = self._worker(entry)
-            entry.prepare(worker, self._folder, gate)
-            command = protocol.Calibrate(self._plan.sample)
-            calls = entry.ask(worker, command, protocol.Calls)
-            entry.calls = 0 if calls is None else calls.count
-            expected = self._plan.preparing(entry.contestant, entry.case)
-            self._progress(f"{entry.contestant.name} is ready", expected)
+            worker = self._worker(trial)
+            trial.prepare(worker, self._folder, gate)
+            trial.calibrate(worker, self._plan.sample)
+            expected = self._plan.preparing(trial.contestant, trial.case)
+            self._progress(f"{trial.contestant.name} is ready", expected)
 
-    def _sample(self, entries: Sequence[Entry]) -> None:
+    def _sample(self, trials: Sequence[Trial]) -> None:
         """Take the samples of a case, in turns, then see how much memory a call takes."""
         plan = self._plan
         for at in range(plan.rounds):
-            for entry in entries:
-                if at >= _FEWEST_ROUNDS and sum(entry.samples) * entry.calls > plan.most:
+            for trial in trials:
+                if at >= _FEWEST_ROUNDS and sum(trial.samples) * trial.calls > plan.most:
                     continue
                 sleep(plan.pause)
-                worker = self._workers[entry.contestant.name]
-                took = entry.ask(worker, protocol.Sample(entry.calls), protocol.Seconds)
-                entry.samples += [] if took is None else [took.seconds]
-            self._progress(f"round {at + 1} of {plan.rounds}", plan.round(len(entries)))
-        for entry in entries if plan.memory else ():
-            worker = self._workers[entry.contestant.name]
-            grown = entry.ask(worker, protocol.Memory(), protocol.Grown)
-            entry.memory = None if grown is None else grown.amount
+                trial.sample(self._workers[trial.contestant.name])
+            self._progress(f"round {at + 1} of {plan.rounds}", plan.round(len(trials)))
+        for trial in trials if plan.memory else ():
+            trial.measure_memory(self._workers[trial.contestant.name])
 
-    def _worker(self, entry: Entry) -> Worker:
+    def _start(self, trials: Sequence[Trial], gate: CorrectnessGate) -> None:
+        """Take the samples of a cold start, each a new process from its start to its first call."""
+        plan = self._plan
+        filled = any(trial.case.group == FILLED_CACHE for trial in trials)
+        with TemporaryDirectory(dir=self._folder) as caches:
+            for start in range(plan.starts + filled):
+                for trial in trials:
+                    name = trial.contestant.name
+                    if trial.right:
+                        sleep(plan.pause)
+                        cache = Path(caches, name, "" if filled else str(start))
+                        seconds = start_once(trial, self._folder, gate, cache)
+                        if trial.right and (start > 0 or not filled):  # the first fills the cache
+                            trial.calls = 1
+                            trial.samples.append(seconds)
+                    expected = plan.preparing(trial.contestant, trial.case) / plan.starts
+                    self._progress(f"{name} starts", expected)
+
+    def _worker(self, trial: Trial) -> Worker:
         """The contestant's process, a new one if it died or had another number of threads."""
-        if entry.case.threads != self._threads:
+        if trial.case.threads != self._threads:
             self._end_workers()
-            self._threads = entry.case.threads
-        name = entry.contestant.name
+            self._threads = trial.case.threads
+        name = trial.contestant.name
         if name not in self._workers or not self._workers[name].alive:
-            self._workers[name] = Worker(entry.contestant, self._threads)
+            self._workers[name] = Worker(trial.contestant, self._threads)
         return self._workers[name]
 
     def _end_workers(self) -> None:
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
+
+
+def start_once(trial: Trial, folder: Path, gate: CorrectnessGate, cache: Path) -> float:
+    """Seconds from the start of a new process to the end of its first call, which is judged.
+
+    Args:
+        trial: whose process it is.
+        folder: as `Trial.prepare` takes it.
+        gate: the judge.
+        cache: a folder for compiled code, made if it is not there.
+    """
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    places = {DIRECTORY_VARIABLE: str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
+    begun = perf_counter()
+    worker = Worker(trial.contestant, trial.case.threads, places)
+    try:
+        return trial.prepare(worker, folder, gate) - begun
+    finally:
+        worker.kill()

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from rnnjit.bench import protocol
-from rnnjit.bench.arrays import load, save_results
-from rnnjit.bench.contestant import Arrays, Contestant, Ready
+from rnnjit.bench.arrays import Arrays, load, save_results
 from rnnjit.bench.contestants import find
-from rnnjit.bench.growth import growth
+from rnnjit.bench.contestants.base import Contestant, Ready
+from rnnjit.bench.memory import growth
 from rnnjit.bench.records import Case
-from rnnjit.bench.timing import calibrate, sample
+from rnnjit.runtime.timing import calibrate, sample
 
 
 class Session:
@@ -34,28 +34,24 @@ class Session:
         """Do what a command says."""
         match command:
             case protocol.Prepare(case, arrays):
-                return self._prepare(case, Path(arrays))
+                self._ready = None  # what the case before held is given back first
+                if reason := self._contestant.declines(case):
+                    return protocol.Declined(reason)
+                self._case = case, load(Path(arrays))
+                self._ready = self._contestant.prepare(*self._case)
+                start = perf_counter()
+                self._ready.run()
+                return protocol.Done(perf_counter() - start)
             case protocol.Results(path):
                 save_results(Path(path), self._now().results())
                 return protocol.Done()
             case protocol.Calibrate(least):
-                return protocol.Calls(calibrate(self._now().run, least))
+                return protocol.Done(calibrate(self._now().run, least))
             case protocol.Sample(calls):
                 self._now().run()
-                return protocol.Seconds(sample(self._now().run, calls))
+                return protocol.Done(sample(self._now().run, calls))
             case protocol.Memory():
-                return protocol.Grown(self._memory())
-
-    def _prepare(self, case: Case, arrays: Path) -> protocol.Reply:
-        self._ready = None  # what the case before held is given back first
-        reason = self._contestant.declines(case)
-        if reason:
-            return protocol.Declined(reason)
-        self._case = case, load(arrays)
-        self._ready = self._contestant.prepare(*self._case)
-        start = perf_counter()
-        self._ready.run()
-        return protocol.Prepared(perf_counter() - start)
+                return protocol.Done(self._memory())
 
     def _memory(self) -> int | None:
         """Of a second preparation, since the first also loaded libraries."""

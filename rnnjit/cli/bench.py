@@ -15,8 +15,9 @@ from rnnjit.cli.output import console, timed_progress, write_text
 from rnnjit.cli.parser import Commands, Parser, UsageError, first_line, output_file, positive
 
 if TYPE_CHECKING:
-    from rnnjit.bench.contestant import Contestant
-    from rnnjit.bench.records import Report
+    from rnnjit.bench.contestants.base import Contestant
+    from rnnjit.bench.plan import Plan
+    from rnnjit.bench.records import Case, Report
 
 _INTERRUPTED = 130
 
@@ -77,21 +78,21 @@ def conclude(report: Report, old: Report | None, arguments: Namespace) -> int:
     Raises:
         UsageError: nothing of the two can be compared, but it was to fail on that.
     """
-    from rnnjit.bench import against
-    from rnnjit.cli import benchtables
+    from rnnjit.bench.report import regression
+    from rnnjit.cli import bench_tables
 
-    changes = [] if old is None else against.changes(old, report)
-    slower = against.slower(changes, arguments.fail_slower or float("inf"))
+    changes = [] if old is None else regression.changes(old, report)
+    slower = regression.slower(changes, arguments.fail_slower or float("inf"))
     if arguments.json != "-":
         out = console()
-        benchtables.print_report(out, report)
+        bench_tables.print_report(out, report)
         if old is not None:
-            benchtables.print_changes(out, old, report, changes, slower)
+            bench_tables.print_changes(out, old, report, changes, slower)
     if not report.complete:
         return _INTERRUPTED
     if arguments.fail_slower is not None and not changes:
         raise UsageError(f"{arguments.against!r} has no backend and case in common with this run")
-    backends = {each.name for each in report.contenders if each.kind == "backend"}
+    backends = {each.name for each in report.contestants if each.kind == "backend"}
     broken = any(
         each.verdict in ("wrong", "failed") and each.contestant in backends
         for each in report.measurements
@@ -102,30 +103,59 @@ def conclude(report: Report, old: Report | None, arguments: Namespace) -> int:
 def _measure(arguments: Namespace) -> Report:
     import torch
 
+    preset = PRESETS[arguments.preset]
+    threads = arguments.threads or preset.threads(torch.get_num_threads())
+    plan = preset.plan
+    if arguments.rounds is not None:
+        plan = replace(plan, rounds=arguments.rounds, starts=arguments.rounds)
+    return measure(
+        arguments.preset,
+        preset.cases(threads),
+        _chosen(arguments.contestants),
+        plan,
+        threads=threads,
+        quick=arguments.preset == "quick",
+        command=_command(arguments),
+    )
+
+
+def measure(
+    name: str,
+    cases: Sequence[Case],
+    contestants: Sequence[Contestant],
+    plan: Plan,
+    *,
+    threads: Sequence[int],
+    quick: bool = False,
+    command: str = "",
+) -> Report:
+    """Measure the machine and cases, with a progress bar.
+
+    Args:
+        name: that the report gets as its preset's.
+        cases: what to measure.
+        contestants: who takes part.
+        plan: how to measure.
+        threads: numbers of threads that the machine's peaks are wanted for.
+        quick: whether rough peaks will do.
+        command: for the report.
+    """
     from rnnjit.bench.machine import measure_machine
     from rnnjit.bench.run import present
     from rnnjit.bench.run import run as run_cases
 
-    preset = PRESETS[arguments.preset]
-    chosen = _chosen(arguments.contestants)
-    threads = arguments.threads or preset.threads(torch.get_num_threads())
-    cases, plan = preset.cases(threads), preset.plan
-    if arguments.rounds is not None:
-        plan = replace(plan, rounds=arguments.rounds, starts=arguments.rounds)
-    taking = present(chosen)
+    taking = present(contestants)
     expected = plan.seconds(cases, taking)
     _say(f"{len(cases)} cases, {len(taking)} contestants, {_about(expected)}")
     with timed_progress() as bar:
         task = bar.add_task("the machine", total=expected)
-        machine = measure_machine(threads, quick=arguments.preset == "quick")
+        machine = measure_machine(threads, quick=quick)
 
         def progress(what: str, seconds: float) -> None:
             # Drawn between two samples, and at no other time.
             bar.update(task, description=what, advance=seconds, refresh=True)
 
-        return run_cases(
-            arguments.preset, cases, chosen, plan, machine, progress, _command(arguments)
-        )
+        return run_cases(name, cases, contestants, plan, machine, progress, command)
 
 
 def _command(arguments: Namespace) -> str:
@@ -161,7 +191,7 @@ def _chosen(names: Sequence[str] | None) -> list[Contestant]:
 
 def _old(arguments: Namespace) -> Report | None:
     """The report to compare with."""
-    from rnnjit.bench.files import read
+    from rnnjit.bench.records import read
 
     if arguments.against is None:
         if arguments.fail_slower is not None:
@@ -182,22 +212,22 @@ def _check_outputs(arguments: Namespace) -> None:
             raise UsageError(f"--{kind} takes a file: only --json goes to standard output")
     if arguments.html is not None:
         try:
-            import rnnjit.bench.html  # noqa: F401 - it draws, with what the extra brings
+            import rnnjit.bench.report.html  # noqa: F401 - it draws, with what the extra brings
         except ImportError as error:
             raise UsageError(f"--html: {error}: pip install 'rnnjit[bench]'") from None
 
 
 def _write(report: Report, arguments: Namespace) -> None:
-    from rnnjit.bench import files
-    from rnnjit.bench.table import write_csv
+    from rnnjit.bench.records import encode
+    from rnnjit.bench.report.rows import write_csv
 
     if arguments.json is not None:
-        write_text(files.encode(report).decode(), arguments.json)
+        write_text(encode(report).decode(), arguments.json)
     try:
         if arguments.csv is not None:
             write_csv(report, arguments.csv)
         if arguments.html is not None:
-            from rnnjit.bench.html import write_html
+            from rnnjit.bench.report.html import write_html
 
             write_html(report, arguments.html)
     except OSError as error:

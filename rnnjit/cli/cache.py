@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from rich.filesize import decimal
 from rich.table import Table
 
-from rnnjit import codecache
 from rnnjit.cli.output import console
 from rnnjit.cli.parser import Commands, Parser, one_line
-from rnnjit.folder import Entry
+from rnnjit.runtime import object_cache
+from rnnjit.runtime.private_directory import Entry
 
 _KINDS = {
     "o": "compiled kernels (.o)",
@@ -28,8 +28,8 @@ def add(commands: Commands[Parser]) -> None:
         "cache",
         help="what is kept on disk, compiled kernels and measurements, and how to be rid of it",
         description="Show the directory of compiled kernels and measurements, and how many files "
-        f"of each kind are in it. {codecache.DIRECTORY_VARIABLE} names another directory. The exit "
-        "status is 1 if the directory cannot be used, or not be emptied.",
+        f"of each kind are in it. {object_cache.DIRECTORY_VARIABLE} names another directory. The "
+        "exit status is 1 if the directory cannot be used, or not be emptied.",
     )
     parser.add_argument("--clear", action="store_true", help="remove these files, and no others")
     parser.set_defaults(run=run)
@@ -39,8 +39,8 @@ def run(arguments: Namespace) -> int:
     """Print what is kept, or what was removed."""
     place = None
     try:
-        place = codecache.directory()
-        found = codecache.clear() if arguments.clear else codecache.kept()
+        place = object_cache.directory()
+        found = object_cache.clear() if arguments.clear else object_cache.kept()
     except FileNotFoundError:
         found = []
     except OSError as error:

@@ -9,7 +9,7 @@ from rich.text import Text
 from rnnjit import testing
 from rnnjit.cli.output import console, progress
 from rnnjit.cli.parser import Commands, Parser, UsageError
-from rnnjit.registry import resolve
+from rnnjit.dispatch.registry import resolve
 
 
 def add(commands: Commands[Parser]) -> None:

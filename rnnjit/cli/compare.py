@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from rnnjit.bench import Comparison, compare, random_call
-from rnnjit.bench.comparison import steps
-from rnnjit.bench.printed import as_data, print_comparison
-from rnnjit.capture import capture
 from rnnjit.cli import models
 from rnnjit.cli.output import console, progress, write_json
 from rnnjit.cli.parser import (
@@ -24,8 +22,12 @@ from rnnjit.cli.parser import (
     probability,
     seed,
 )
-from rnnjit.info import environment
+from rnnjit.frontend.capture import CELL_OF_NONLINEARITY, capture, torch_module
 from rnnjit.spec import RNNSpec
+from rnnjit.tools.call import random_call
+from rnnjit.tools.comparison import Comparison, Result, compare_call, steps
+from rnnjit.tools.comparison_tables import print_comparison
+from rnnjit.tools.environment import environment
 
 _DTYPES = {
     "float32": torch.float32,
@@ -79,7 +81,7 @@ def _add_module(parser: Parser) -> None:
         group.add_argument(
             flag, short, type=positive, metavar=short[2:], help=f"default: {default}"
         )
-    group.add_argument("--nonlinearity", choices=("tanh", "relu"), help="default: tanh")
+    group.add_argument("--nonlinearity", choices=CELL_OF_NONLINEARITY, help="default: tanh")
     group.add_argument("--dropout", type=probability, metavar="P", help="between layers")
     for flag, help_ in (
         ("--batch-first", "input and output are [B, T, ...]"),
@@ -114,13 +116,13 @@ def run(arguments: Namespace) -> int:
         for name, comparison in compared.items():
             print_comparison(out, name, comparison)
     if arguments.json is not None:
-        modules = [as_data(name, comparison) for name, comparison in compared.items()]
+        modules = [_as_data(name, comparison) for name, comparison in compared.items()]
         data = {"environment": environment().as_dict(), "modules": modules}
         write_json(data, arguments.json)
     return int(any(result.failure for c in compared.values() for result in c.results))
 
 
-def _modules(arguments: Namespace) -> dict[str, nn.RNN]:
+def _modules(arguments: Namespace) -> dict[str, nn.RNNBase]:
     """What to compare, by name: from the file, or one drawn from the configuration's flags."""
     given = {key: getattr(arguments, key) for key in _CONFIGURATION}
     given = {key: value for key, value in given.items() if value is not None}
@@ -134,17 +136,19 @@ def _modules(arguments: Namespace) -> dict[str, nn.RNN]:
         )
     if arguments.trust:
         raise UsageError("--trust is of use only with --model")
-    spec = RNNSpec(**_CONFIGURATION | given, nonlinearity=arguments.nonlinearity or "tanh")
+    spec = RNNSpec(**_CONFIGURATION | given)
+    if arguments.nonlinearity is not None:
+        spec = replace(spec, cell=CELL_OF_NONLINEARITY[arguments.nonlinearity])
     if spec.dropout and spec.num_layers == 1:
         raise UsageError("--dropout acts between layers: it takes --num-layers 2 or more")
     torch.manual_seed(arguments.seed)
     try:
-        return {"": models.build_rnn(spec, torch.float32)}
+        return {"": torch_module(spec, torch.float32)}
     except (RuntimeError, MemoryError) as error:
         raise UsageError(f"this module cannot be made: {first_line(error)}") from None
 
 
-def _compare_all(rnns: dict[str, nn.RNN], arguments: Namespace) -> dict[str, Comparison]:
+def _compare_all(rnns: dict[str, nn.RNNBase], arguments: Namespace) -> dict[str, Comparison]:
     compared = {}
     with progress() as bar:
         task = bar.add_task("comparing", total=len(rnns) * steps(arguments.rounds))
@@ -159,13 +163,49 @@ def _compare_all(rnns: dict[str, nn.RNN], arguments: Namespace) -> dict[str, Com
                 dtype=dtype,
                 seed=arguments.seed,
             )
-            compared[name] = compare(
+            compared[name] = compare_call(
                 rnn.to(dtype),
                 call,
                 rounds=arguments.rounds,
                 on_step=lambda: bar.advance(task),
             )
     return compared
+
+
+def _as_data(name: str, comparison: Comparison) -> dict[str, Any]:
+    """A comparison as plain data: times in seconds, cells and dtypes by name."""
+    spec, problem = comparison.spec, comparison.problem
+    fields = {key: getattr(spec, key) for key in spec.__dataclass_fields__}
+    return {
+        "name": name,
+        "spec": fields | {"cell": spec.cell.name},
+        "call": {
+            "dtype": str(problem.dtype).removeprefix("torch."),
+            "device": problem.device,
+            "T": problem.T,
+            "B": problem.B,
+            "rows": problem.N,
+            "packed": problem.packed,
+        },
+        "auto": {"forward": comparison.auto_forward, "forward_backward": comparison.auto_both},
+        "results": [_result(comparison, r) for r in (comparison.eager, *comparison.results)],
+    }
+
+
+def _result(comparison: Comparison, result: Result) -> dict[str, Any]:
+    found = {
+        "backend": result.name,
+        "declined": list(result.reasons),
+        "failure": result.failure,
+        "values_error": result.values_error,
+        "gradients_error": result.gradients_error,
+    }
+    passes = ("forward", "forward_backward")
+    if result.times is None:
+        return found | dict.fromkeys((*passes, "times_faster"))
+    times = dict(zip(passes, map(asdict, result.times), strict=True))
+    speedup = comparison.speedup(result)
+    return found | times | {"times_faster": speedup and dict(zip(passes, speedup, strict=True))}
 
 
 def _flag(key: str) -> str:

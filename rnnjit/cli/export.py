@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 from rnnjit.artifact import export_artifact, targets
 from rnnjit.cli import models
 from rnnjit.cli.parser import Commands, Parser, UsageError, first_line
+from rnnjit.frontend.capture import CELL_OF_NONLINEARITY
 
 
 def add(commands: Commands[Parser]) -> None:
@@ -22,11 +24,19 @@ def add(commands: Commands[Parser]) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="what torch.save wrote")
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="where to write")
-    parser.add_argument("--target", default="native", metavar="NAME", help=_target_help())
+    parser.add_argument(
+        "--target",
+        choices=_Targets(),
+        default="native",
+        metavar="NAME",
+        help="one of %(choices)s; default: native",
+    )
     parser.add_argument("--name", default="rnn", help="with which C symbols and files begin")
     parser.add_argument("--overwrite", action="store_true", help="replace an artifact in DIR")
     parser.add_argument(
-        "--nonlinearity", choices=("tanh", "relu"), help="of a state_dict, which does not say it"
+        "--nonlinearity",
+        choices=CELL_OF_NONLINEARITY,
+        help="of a state_dict, which does not say it",
     )
     parser.add_argument(
         "--trust",
@@ -57,8 +67,14 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _target_help() -> str:
-    return f"one of {', '.join(targets())}; default: native"
+class _Targets:
+    """The targets; the backends, which import compilers, are asked when one is looked up."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(targets())
+
+    def __contains__(self, name: object) -> bool:
+        return name in targets()
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rnnjit.cli.output import console, write_json
 from rnnjit.cli.parser import Commands, Parser
-from rnnjit.info import Environment, environment
+from rnnjit.tools.environment import Environment, environment
 
 
 def add(commands: Commands[Parser]) -> None:

@@ -21,13 +21,21 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from rnnjit.capture import capture, weights_of
 from rnnjit.cli.parser import UsageError, one_line
 from rnnjit.errors import described
-from rnnjit.module import CompiledRNN
-from rnnjit.rebuild import empty
+from rnnjit.frontend.capture import (
+    CELL_OF_NONLINEARITY,
+    capture,
+    torch_module,
+    weight_names,
+    weights_of,
+)
+from rnnjit.frontend.class_rewrite import empty
+from rnnjit.frontend.compiled_layer import CompiledRNN
 from rnnjit.spec import RNNSpec
 
+#: The nonlinearity of a state_dict, which does not name it.
+_ASSUMED = "tanh"
 _FIRST_WEIGHT = re.compile(r"(?P<prefix>(?:.*\.)?)weight_hh_l0")
 
 
@@ -60,20 +68,20 @@ def load(file: str, *, trust: bool, say: Callable[[str], None]) -> Any:
 
 def find_rnns(
     file: str, content: Any, *, nonlinearity: str | None, say: Callable[[str], None]
-) -> dict[str, nn.RNN]:
+) -> dict[str, nn.RNNBase]:
     """Every distinct nn.RNN in what a file held, rebuilt with its weights, by its path.
 
     Args:
         file: path of the file, for messages.
         content: a module, a state_dict, or a dict that holds some.
-        nonlinearity: "tanh" or "relu" for the RNNs of a state_dict, which does not say it; None
-            for "tanh".
+        nonlinearity: as torch names it, for the RNNs of a state_dict, which does not say it; None
+            for the one that torch takes by default.
         say: gets the line that tells of this assumption.
 
     Raises:
         UsageError: there is none, one cannot be rebuilt, or `nonlinearity` has no use.
     """
-    found: dict[str, nn.RNN] = {}
+    found: dict[str, nn.RNNBase] = {}
     others: Counter[str] = Counter()
     from_state_dict = False
     try:
@@ -93,7 +101,7 @@ def find_rnns(
     if nonlinearity is not None and not from_state_dict:
         raise UsageError("--nonlinearity is for a state_dict: a saved module knows its own")
     if nonlinearity is None and from_state_dict:
-        say(f"{file!r} is a state_dict, which does not name the nonlinearity: tanh assumed")
+        say(f"{file!r} is a state_dict, which does not name the nonlinearity: {_ASSUMED} assumed")
     return found
 
 
@@ -177,25 +185,21 @@ def _parts(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _parts(value, _join(path, key))
 
 
-def _of_module(module: nn.Module, others: Counter[str]) -> Iterator[tuple[str, nn.RNN]]:
+def _of_module(module: nn.Module, others: Counter[str]) -> Iterator[tuple[str, nn.RNNBase]]:
     """Every nn.RNN in a module that `rnnjit.compile` would compile; counts the other layers."""
     for name, child in module.named_modules():
         plain = isinstance(child, nn.RNN) and type(child).forward is nn.RNN.forward
         plain &= "forward" not in vars(child)
         if plain or isinstance(child, CompiledRNN):
-            assert isinstance(child, nn.RNNBase)
-            spec = capture(child)
-            yield (
-                name,
-                _rebuild(
-                    spec, dict(zip(child._flat_weights_names, weights_of(child), strict=True))
-                ),
-            )
+            weights = dict(zip(weight_names(child), weights_of(child), strict=True))
+            yield name, _rebuild(capture(child), weights)
         elif isinstance(child, (nn.RNNBase, nn.RNNCellBase)):
             others[type(child).__name__] += 1
 
 
-def _of_state(state: dict[str, Tensor], nonlinearity: str | None) -> Iterator[tuple[str, nn.RNN]]:
+def _of_state(
+    state: dict[str, Tensor], nonlinearity: str | None
+) -> Iterator[tuple[str, nn.RNNBase]]:
     """Every nn.RNN whose weights are in a state_dict; LSTM and GRU have taller weights."""
     for key in state:
         match = _FIRST_WEIGHT.fullmatch(key)
@@ -209,35 +213,17 @@ def _of_state(state: dict[str, Tensor], nonlinearity: str | None) -> Iterator[tu
             input_size=weights["weight_ih_l0"].shape[1],
             hidden_size=weights["weight_hh_l0"].shape[0],
             num_layers=1 + max(int(found[2]) for found in matches),
-            nonlinearity=nonlinearity or "tanh",
+            cell=CELL_OF_NONLINEARITY[nonlinearity or _ASSUMED],
             bias="bias_ih_l0" in weights,
             bidirectional="weight_hh_l0_reverse" in weights,
         )
         yield prefix.removesuffix("."), _rebuild(spec, weights)
 
 
-def _rebuild(spec: RNNSpec, weights: dict[str, Tensor]) -> nn.RNN:
+def _rebuild(spec: RNNSpec, weights: dict[str, Tensor]) -> nn.RNNBase:
     """A plain, trainable nn.RNN: no hooks and no methods of the file's own."""
-    dtype = next(iter(weights.values())).dtype
-    rnn = build_rnn(spec, dtype)
+    rnn = torch_module(spec, next(iter(weights.values())).dtype)
     rnn.load_state_dict(weights)
-    return rnn
-
-
-def build_rnn(spec: RNNSpec, dtype: torch.dtype) -> nn.RNN:
-    """An nn.RNN of that configuration; its weights are drawn from the global generator."""
-    rnn = nn.RNN(
-        spec.input_size,
-        spec.hidden_size,
-        spec.num_layers,
-        spec.nonlinearity,
-        spec.bias,
-        spec.batch_first,
-        bidirectional=spec.bidirectional,
-        dtype=dtype,
-    )
-    # Set afterwards, since nn.RNN warns of dropout with one layer, which a file may well have.
-    rnn.dropout = spec.dropout
     return rnn
 
 

@@ -1,12 +1,14 @@
 """A layer as GEMMs over all rows around one recurrence.
 
-    forward    Z = X W_ih^T + b        y_t = activation(z_t + W_hh h_{t-1})
-    backward   dz_t = (g_t + grad_y_t) activation'(y_t),   g_{t-1} = dz_t W_hh
+    forward    Z = X W_ih^T + b        out, s_t = step(z_t + W_hh h_{t-1}, s_{t-1})
+    backward   dz_t, g_{t-1} = backward(g_t + grad_y_t, ...),   g_{t-1} += dz_t W_hh
                dX = dZ W_ih   dW_ih = dZ^T X   dW_hh = dZ^T H_before   db = sum_n dz_n
 
-Only the middle column is done step by step, by a `Recurrence`; Z and y share their memory, and the
-other products are one GEMM each, in whatever precision torch has for matmul (TF32 only if allowed).
-Directions lie beside each other in columns, so that Z and dX are one GEMM for both.
+Only the second column is done step by step, by a `Recurrence`; the other products are one GEMM
+each, in whatever precision torch has for matmul (TF32 only if allowed). For an Elman cell Z and y
+share their memory. Directions lie beside each other in columns, so that Z and dX are one GEMM for
+both. A gate whose zx and zh the cell reads apart has a gradient for each: the first is for x and
+b_ih, the second for h and b_hh.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rnnjit.backend import LayerGrads, LayerOutput, Needs
-from rnnjit.recurrence.contract import Backward, Forward, Recurrence
+from rnnjit.backend import LayerGrads, LayerOutput, Needs, States
+from rnnjit.cells import Cell
+from rnnjit.recurrence.base import Backward, Forward, Recurrence
 from rnnjit.recurrence.rows import offsets, states_before
 from rnnjit.spec import LayerSpec, Rows
 
@@ -30,16 +33,22 @@ def layer_forward(
     layer: LayerSpec,
     rows: Rows,
     x: Tensor,
-    h0: Tensor,
+    hx: States,
     weights: Sequence[Tensor],
+    keep: bool,
 ) -> LayerOutput:
-    """`Backend.forward` by a recurrence."""
-    w_ih, w_hh, bias = _by_kind(layer, weights)
+    """`Backend.forward` by a recurrence, for cells of which `why_not_cell` has nothing to say."""
+    cell = layer.cell
+    w_ih, w_hh, bias, b_hh = _by_kind(layer, weights)
     projection = _beside(w_ih)
-    y = torch.addmm(_beside(bias), x, projection.t()) if bias else x @ projection.t()
-    h_n = torch.empty_like(h0)
-    recurrence.forward(Forward(layer, rows, _starts(rows, x), w_hh, h0, y, h_n))
-    return LayerOutput(y, h_n)
+    z = torch.addmm(_beside(bias), x, projection.t()) if bias else x @ projection.t()
+    width = layer.num_directions * layer.hidden_size
+    y = z if cell.is_elman else z.new_empty((rows.N, width))
+    saved = tuple([z.new_empty((rows.N, width)) for _ in cell.saved]) if keep else ()
+    h_n = tuple([torch.empty_like(state) for state in hx])
+    starts = _starts(rows, x)
+    recurrence.forward(Forward(layer, rows, starts, w_hh, b_hh, hx, z, y, saved, h_n))
+    return LayerOutput(y, h_n, saved)
 
 
 def layer_backward(
@@ -47,27 +56,29 @@ def layer_backward(
     layer: LayerSpec,
     rows: Rows,
     x: Tensor,
-    h0: Tensor,
+    hx: States,
     weights: Sequence[Tensor],
-    y: Tensor,
+    output: LayerOutput,
     grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
+    grad_h_n: tuple[Tensor | None, ...],
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward` by a recurrence."""
-    w_ih, w_hh, _ = _by_kind(layer, weights)
-    starts = _starts(rows, x)
-    dz, grad_h0 = torch.empty_like(y), torch.empty_like(h0)
+    """`Backend.backward` by a recurrence; `output` is what `layer_forward` gave."""
+    w_ih, w_hh, _, _ = _by_kind(layer, weights)
+    starts, y = _starts(rows, x), output.y
+    D, H, A = layer.num_directions, layer.hidden_size, len(layer.cell.accumulators)
+    dz, grad_hx = y.new_empty((rows.N, D * A * H)), tuple(map(torch.empty_like, hx))
     grad_y = None if grad_y is None else grad_y.contiguous()
-    grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
-    recurrence.backward(Backward(layer, rows, starts, w_hh, y, grad_y, grad_h_n, dz, grad_h0))
-    grad_x = None
-    if needs.x:
-        grad_x = dz @ _beside(w_ih)
+    grad_h_n = tuple(None if grad is None else grad.contiguous() for grad in grad_h_n)
+    recurrence.backward(
+        Backward(layer, rows, starts, w_hh, hx, y, output.saved, grad_y, grad_h_n, dz, grad_hx)
+    )
+    grad_x = _of_inputs(layer, dz, range(D)) @ _beside(w_ih) if needs.x else None
+    wanted = zip(grad_hx, needs.hx, strict=True)
     return LayerGrads(
         grad_x,
-        grad_h0 if needs.h0 else None,
-        _weight_grads(layer, rows, starts, x, h0, y, dz, needs.weights),
+        tuple(grad if need else None for grad, need in wanted),
+        _weight_grads(layer, rows, starts, x, hx, y, dz, needs.weights),
     )
 
 
@@ -76,30 +87,63 @@ def _weight_grads(
     rows: Rows,
     starts: Tensor | None,
     x: Tensor,
-    h0: Tensor,
+    hx: States,
     y: Tensor,
     dz: Tensor,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the weights that need one, each in memory of its own."""
     H, count = layer.hidden_size, layer.weights_per_direction
+    apart = not _is_sum(layer.cell)
     found: list[Tensor | None] = []
     for d in range(layer.num_directions):
-        own = slice(d * H, (d + 1) * H)
-        dz_t, states = dz[:, own].t(), y[:, own]
+        dz_x, states = _of_inputs(layer, dz, [d]), y[:, d * H : (d + 1) * H]
+        dz_h = _of_hidden(layer, dz, d) if apart else dz_x
         want_ih, want_hh, *want_b = needed[d * count : (d + 1) * count]
-        found.append(_sum_of_products(dz_t, x) if want_ih else None)
+        found.append(_sum_of_products(dz_x.t(), x) if want_ih else None)
         if want_hh:
-            found.append(_sum_of_products(dz_t, states_before(rows, starts, states, h0[d], d)))
+            before = states_before(rows, starts, states, hx[0][d], d)
+            found.append(_sum_of_products(dz_h.t(), before))
         else:
             found.append(None)
         if want_b:
-            # The biases' gradients are one sum, each in memory of its own.
+            # Where dz_x is dz_h the gradients are one sum, each in memory of its own.
             b_ih, b_hh = want_b
-            total = dz[:, own].sum(0) if b_ih or b_hh else None
+            total = dz_x.sum(0) if b_ih or (b_hh and not apart) else None
             found.append(total if b_ih else None)
-            found.append(total.clone() if b_hh and total is not None else None)
+            if b_hh and apart:
+                found.append(dz_h.sum(0))
+            else:
+                found.append(total.clone() if b_hh and total is not None else None)
     return tuple(found)
+
+
+def _is_sum(cell: Cell) -> bool:
+    """Whether zx and zh of every gate meet only in their sum, so that dz is one for both."""
+    return len(cell.accumulators) == len(cell.gates)
+
+
+def _of_inputs(layer: LayerSpec, dz: Tensor, directions: Sequence[int]) -> Tensor:
+    """The columns of dz that are gradients of zx, `[N, len(directions)*G*H]`."""
+    return _columns(layer, dz, directions, [a.has_input for a in layer.cell.accumulators])
+
+
+def _of_hidden(layer: LayerSpec, dz: Tensor, direction: int) -> Tensor:
+    """The columns of dz that are gradients of a direction's zh, `[N, G*H]`."""
+    return _columns(layer, dz, [direction], [a.has_hidden for a in layer.cell.accumulators])
+
+
+def _columns(
+    layer: LayerSpec, dz: Tensor, directions: Sequence[int], which: Sequence[bool]
+) -> Tensor:
+    """The columns of some directions and accumulators; a view where they lie side by side."""
+    width = len(which) * layer.hidden_size
+    own = dz[:, directions[0] * width : (directions[-1] + 1) * width]
+    if all(which):
+        return own
+    parts = own.view(len(own), len(directions), len(which), layer.hidden_size)
+    kept = torch.tensor([k for k, keep in enumerate(which) if keep], device=dz.device)
+    return parts.index_select(2, kept).flatten(1)
 
 
 def _starts(rows: Rows, x: Tensor) -> Tensor | None:
@@ -130,14 +174,27 @@ def _sum_of_products(dz_t: Tensor, of: Tensor) -> Tensor:
 
 def _by_kind(
     layer: LayerSpec, weights: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """W_ih, W_hh (contiguous) and b_ih + b_hh (if there are biases), one for each direction."""
-    count = layer.weights_per_direction
-    w_ih, w_hh, bias = [], [], []
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """W_ih, W_hh (contiguous), the bias of Z and `Forward.b_hh`, one for each direction.
+
+    The biases are summed for gates whose zx and zh meet only in their sum.
+    """
+    count, H = layer.weights_per_direction, layer.hidden_size
+    apart = [a.gate for a in layer.cell.accumulators if a.part == "hidden"]
+    w_ih, w_hh, bias, b_hh = [], [], [], []
     for d in range(layer.num_directions):
         own = weights[d * count : (d + 1) * count]
         w_ih.append(own[0])
         w_hh.append(own[1].contiguous())
-        if layer.bias:
+        if not layer.bias:
+            continue
+        if not apart:
             bias.append(own[2] + own[3])
-    return w_ih, w_hh, bias
+            continue
+        total, hidden = own[2] + own[3], torch.zeros_like(own[3])
+        for gate in apart:
+            columns = slice(gate * H, (gate + 1) * H)
+            total[columns], hidden[columns] = own[2][columns], own[3][columns]
+        bias.append(total)
+        b_hh.append(hidden)
+    return w_ih, w_hh, bias, b_hh

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from rnnjit.backend import States
+from rnnjit.frontend.arguments import as_hx
 from rnnjit.testing.cases import Case
 
 Values = dict[str, Tensor | None]
@@ -25,32 +27,37 @@ class Call:
         case: what they were made from.
         module: a `torch.nn.RNN`.
         x: the dense or padded input, a leaf.
-        h0: the initial state, a leaf, or None.
+        hx: the initial states, leaves, or None.
         grad_y: the gradient that reaches y (`Case.y_shape`).
-        grad_h_n: the gradient that reaches h_n (`Case.h_n_shape`).
+        grad_h_n: the gradients that reach the last states (`Case.state_shapes`).
     """
 
     case: Case
     module: nn.RNN
     x: Tensor
-    h0: Tensor | None
+    hx: States | None
     grad_y: Tensor
-    grad_h_n: Tensor
+    grad_h_n: States
 
-    def arguments(self) -> tuple[Tensor | PackedSequence, Tensor | None]:
+    def arguments(self) -> tuple[Tensor | PackedSequence, Tensor | States | None]:
         """What the module is called with."""
-        case = self.case
+        case, hx = self.case, None if self.hx is None else as_hx(self.hx)
         if case.lengths is None:
-            return self.x, self.h0
+            return self.x, hx
         packed = pack_padded_sequence(
             self.x, list(case.lengths), case.batch_first, case.enforce_sorted
         )
-        return packed, self.h0
+        return packed, hx
 
     def inputs(self) -> dict[str, Tensor]:
-        """The input, the initial state and every weight by name."""
-        named = {"x": self.x} | ({} if self.h0 is None else {"h0": self.h0})
-        return named | dict(self.module.named_parameters())
+        """The input, the initial states and every weight by name."""
+        states = {} if self.hx is None else named_states(self.case, self.hx, "0")
+        return {"x": self.x} | states | dict(self.module.named_parameters())
+
+    def incoming(self) -> dict[str, Tensor]:
+        """The gradient that reaches each output, by name."""
+        grads = {"y": self.grad_y} | named_states(self.case, self.grad_h_n, "_n")
+        return {f"grad_{name}": grad for name, grad in grads.items()}
 
     def leaves(self) -> dict[str, Tensor]:
         """Those of `inputs` that need a gradient."""
@@ -79,10 +86,16 @@ class Call:
             self.case,
             module,
             _leaf(self.x, change(self.x.detach())),
-            None if self.h0 is None else _leaf(self.h0, change(self.h0.detach())),
+            self.hx and tuple(_leaf(state, change(state.detach())) for state in self.hx),
             change(self.grad_y),
-            change(self.grad_h_n),
+            tuple(change(grad) for grad in self.grad_h_n),
         )
+
+
+def named_states(case: Case, states: States, suffix: str) -> dict[str, Tensor]:
+    """States by name: h0, c0 with the suffix "0", h_n, c_n with "_n"."""
+    names = [name + suffix for name in case.spec.cell.states]
+    return dict(zip(names, states, strict=True))
 
 
 def _leaf(like: Tensor, values: Tensor) -> Tensor:
@@ -103,14 +116,15 @@ def build(case: Case) -> Call:
     leading = steps_first[::-1] if case.batch_first else steps_first
     shape = (*((case.T,) if case.unbatched else leading), case.input_size)
     x = _lay(case.layout, _special(case, draw(shape)).to(case.dtype))
-    h0 = _lay(case.layout, draw(case.h_n_shape).to(case.dtype)) if case.h0 else None
+    shapes = case.state_shapes
+    hx = [_lay(case.layout, draw(shape).to(case.dtype)) for shape in (shapes if case.h0 else ())]
     return Call(
         case,
         module,
         x.requires_grad_("x" not in case.frozen),
-        h0 if h0 is None else h0.requires_grad_("h0" not in case.frozen),
+        tuple(state.requires_grad_("h0" not in case.frozen) for state in hx) or None,
         draw(case.y_shape).to(case.dtype),
-        draw(case.h_n_shape).to(case.dtype),
+        tuple(draw(shape).to(case.dtype) for shape in shapes),
     )
 
 
@@ -174,40 +188,46 @@ def _generators(x: Tensor) -> list[int]:
     return [x.get_device()] if x.is_cuda else []
 
 
-def forward(module: nn.Module, call: Call) -> tuple[Tensor, Tensor, Values]:
+def forward(module: nn.Module, call: Call) -> tuple[Tensor, States, Values]:
     """Call `module` on the case's arguments, always with the same dropout masks.
 
     Returns:
-        y (its `data` if packed), h_n, and all parts of the result by name.
+        y (its `data` if packed), the last states, and all parts of the result by name.
 
     Raises:
-        AssertionError: the result is not of the form that nn.RNN gives.
+        AssertionError: the result is not of the form that torch's own module gives.
     """
     with torch.random.fork_rng(devices=_generators(call.x)):
         torch.manual_seed(_DROPOUT_SEED)
-        output, h_n = module(*call.arguments())
-    if call.case.lengths is None:
-        if not isinstance(output, Tensor):
-            raise AssertionError(f"the output is a {type(output).__name__}, eager's is a Tensor")
-        return output, h_n, {"y": output, "h_n": h_n}
-    if not isinstance(output, PackedSequence):
+        output, last = module(*call.arguments())
+    case = call.case
+    expected = Tensor if case.lengths is None else PackedSequence
+    if not isinstance(output, expected):
         raise AssertionError(
-            f"the output is a {type(output).__name__}, eager's is a PackedSequence"
+            f"the output is a {type(output).__name__}, eager's is a {expected.__name__}"
         )
-    parts: Values = {"y": output.data, "h_n": h_n}
+    count = len(case.spec.cell.states)
+    h_n = (last,) if count == 1 else last
+    if type(h_n) is not tuple or len(h_n) != count or not all(isinstance(s, Tensor) for s in h_n):
+        form = "a Tensor" if count == 1 else f"a tuple of {count} Tensors"
+        raise AssertionError(f"the last state is a {type(last).__name__}, eager's is {form}")
+    states = named_states(case, h_n, "_n")
+    if isinstance(output, Tensor):
+        return output, h_n, {"y": output, **states}
+    parts: Values = {"y": output.data, **states}
     for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
         parts[f"y.{name}"] = getattr(output, name)
     return output.data, h_n, parts
 
 
-def gradients(call: Call, y: Tensor, h_n: Tensor, *, create_graph: bool = False) -> Values:
+def gradients(call: Call, y: Tensor, h_n: States, *, create_graph: bool = False) -> Values:
     """The gradients of the case's loss for every leaf, by name."""
-    leaves = call.leaves()
+    leaves, all_grads = call.leaves(), [call.grad_y, *call.grad_h_n]
     outputs, grads = {
-        "both": ([y, h_n], [call.grad_y, call.grad_h_n]),
-        "y": ([y], [call.grad_y]),
-        "h_n": ([h_n], [call.grad_h_n]),
-        "sum": ([y.sum() + h_n.sum()], None),
+        "both": ([y, *h_n], all_grads),
+        "y": ([y], all_grads[:1]),
+        "h_n": ([*h_n], all_grads[1:]),
+        "sum": ([torch.stack([output.sum() for output in (y, *h_n)]).sum()], None),
     }[call.case.loss]
     found = torch.autograd.grad(
         outputs,

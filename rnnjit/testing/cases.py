@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from rnnjit.frontend.capture import CELL_OF_NONLINEARITY
 from rnnjit.spec import Problem, RNNSpec
 
 
@@ -23,15 +24,17 @@ class Case:
         lengths: the sequences' lengths if the input is packed (then `T` and `B` do not count).
         enforce_sorted: as in `pack_padded_sequence`.
         unbatched: whether the input is one sequence `[T, I]`.
-        h0: whether an initial state is given.
+        h0: whether initial states are given.
         training: whether the module is in training mode.
         dtype: of all tensors.
         device: type of the device that all tensors are on.
-        layout: how the input, the initial state and the weights lie in memory.
+        layout: how the input, the initial states and the weights lie in memory.
         values: "tiny" and "saturated" scale the input; "nan" and "inf" put some in.
-        loss: what the gradients come from; "sum" is `y.sum() + h_n.sum()`, whose gradients reach
-            the layer as expanded tensors, the others weigh each element differently.
-        frozen: which of "x", "h0" and the weights need no gradient; "weights" stands for all.
+        loss: what the gradients come from, h_n standing for every last state; "sum" is
+            `y.sum() + h_n.sum()`, whose gradients reach the layer as expanded tensors, the others
+            weigh each element differently.
+        frozen: which of "x", "h0" (every initial state) and the weights need no gradient; "weights"
+            stands for all.
         required: whether a backend may not decline it.
         quick: whether it belongs to the quick subset.
         thorough: whether the checks beyond values, gradients and refusal are run on it as well.
@@ -74,7 +77,7 @@ class Case:
             self.input_size,
             self.hidden_size,
             self.num_layers,
-            self.nonlinearity,
+            CELL_OF_NONLINEARITY[self.nonlinearity],
             self.bias,
             self.batch_first,
             self.dropout,
@@ -97,7 +100,7 @@ class Case:
     def y_shape(self) -> tuple[int, ...]:
         """Shape of the output, or of its `data` if packed."""
         spec = self.spec
-        features = spec.num_directions * spec.hidden_size
+        features = spec.num_directions * spec.layer(0).output_size
         if self.lengths is not None:
             return (sum(self.lengths), features)
         if self.unbatched:
@@ -105,12 +108,10 @@ class Case:
         return (self.B, self.T, features) if self.batch_first else (self.T, self.B, features)
 
     @property
-    def h_n_shape(self) -> tuple[int, ...]:
-        """Shape of the initial and of the last state."""
-        states = self.num_layers * self.spec.num_directions
-        if self.unbatched:
-            return (states, self.hidden_size)
-        return (states, self.batch, self.hidden_size)
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each state, the initial and the last."""
+        shapes = self.spec.state_shapes(self.batch)
+        return tuple((count, size) for count, _, size in shapes) if self.unbatched else shapes
 
     def problem(self, *, needs_grad: bool) -> Problem:
         """The facts that a backend accepts or declines the call by."""

@@ -42,7 +42,8 @@ def overwritten(module: nn.Module, call: Call) -> Values:
     with poisoned():
         y, h_n, _ = forward(module, call)
         y.mul_(2)
-        h_n.mul_(3)
+        for state in h_n:
+            state.mul_(3)
         return gradients(call, y, h_n)
 
 

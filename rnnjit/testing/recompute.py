@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
+from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
 from rnnjit.reference import layer_forward
-from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
+from rnnjit.spec import LayerSpec, Rows
 
 
 class RecomputeBackend(Backend):
@@ -21,50 +21,55 @@ class RecomputeBackend(Backend):
 
     name = "recompute"
     priority = -3000
-
-    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Never declines."""
-        return []
+    devices = None
 
     def forward(
         self,
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
         """The layer by `rnnjit.reference.layer_forward`, unrecorded."""
         with torch.no_grad():
-            return LayerOutput(*layer_forward(layer, rows, x, h0, weights))
+            return LayerOutput(*layer_forward(layer, rows, x, hx, weights))
 
     def backward(
         self,
         layer: LayerSpec,
         rows: Rows,
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         output: LayerOutput,
         grad_y: Tensor | None,
-        grad_h_n: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
         """Run the layer once more, recorded, and let autograd go back through it."""
-        wanted = (needs.x, needs.h0, *needs.weights)
-        inputs = [
+        wanted = (needs.x, *needs.hx, *needs.weights)
+        x, *rest = (
             tensor.detach().requires_grad_(need)
-            for tensor, need in zip((x, h0, *weights), wanted, strict=True)
-        ]
+            for tensor, need in zip((x, *hx, *weights), wanted, strict=True)
+        )
+        states = len(hx)
         with torch.enable_grad():
-            outputs = layer_forward(layer, rows, inputs[0], inputs[1], inputs[2:])
+            y, h_n = layer_forward(layer, rows, x, tuple(rest[:states]), rest[states:])
         pairs = [
             (value, grad)
-            for value, grad in zip(outputs, (grad_y, grad_h_n), strict=True)
+            for value, grad in zip((y, *h_n), (grad_y, *grad_h_n), strict=True)
             if grad is not None
         ]
-        leaves = [tensor for tensor in inputs if tensor.requires_grad]
-        found = iter(torch.autograd.grad([v for v, _ in pairs], leaves, [g for _, g in pairs]))
-        grads = [next(found) if tensor.requires_grad else None for tensor in inputs]
-        return LayerGrads(grads[0], grads[1], tuple(grads[2:]))
+        leaves = [tensor for tensor in (x, *rest) if tensor.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [value for value, _ in pairs],
+                leaves,
+                [grad for _, grad in pairs],
+                materialize_grads=True,  # of what the outputs do not depend on, zeros
+            )
+        )
+        grad_x, *grads = (next(found) if need else None for need in wanted)
+        return LayerGrads(grad_x, tuple(grads[:states]), tuple(grads[states:]))

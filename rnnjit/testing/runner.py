@@ -9,7 +9,7 @@ from typing import Literal
 
 from rnnjit.backend import Backend
 from rnnjit.errors import described
-from rnnjit.testing.suite import Pair, named, pairs
+from rnnjit.testing.suite import Pair, device_of, named, pairs
 
 Outcome = Literal["passed", "failed", "declined"]
 
@@ -98,7 +98,7 @@ def run(
     found = named(backend)
     missing = tuple(found.missing())
     results = []
-    for pair in () if missing else pairs(quick=quick, device=found.device):
+    for pair in () if missing else pairs(quick=quick, device=device_of(found)):
         results.append(_run(found, pair))
         if on_result is not None:
             on_result(results[-1])

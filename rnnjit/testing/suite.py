@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from rnnjit.backend import Backend
-from rnnjit.registry import backends as installed
-from rnnjit.registry import resolve
+from rnnjit.dispatch.choice import verdict
+from rnnjit.dispatch.registry import backends as installed
+from rnnjit.dispatch.registry import resolve
 from rnnjit.testing.cases import CASES, Case
 from rnnjit.testing.checks import CHECKS, Check
 
@@ -35,13 +36,13 @@ class Pair(NamedTuple):
     def declined_by(self, backend: Backend) -> list[str]:
         """Why the backend declines the case, if this check is one to be left out for it.
 
-        The refusal check is made of every case. A `why_not` that fails is for that check to report.
+        The refusal check is made of every case. An answer that fails is for that check to report.
         """
         if self.name == "refusal":
             return []
         try:
             problem = self.case.problem(needs_grad=self.check.needs_grad)
-            return backend.why_not(self.case.spec, problem)
+            return list(verdict(backend, self.case.spec, problem).reasons)
         except Exception:  # noqa: BLE001 - a backend under test may fail in any way
             return []
 
@@ -54,6 +55,13 @@ def pairs(*, quick: bool = False, device: str = "cpu") -> Iterator[Pair]:
         for name, check in CHECKS.items():
             if check.applies(case):
                 yield Pair(name, check, case)
+
+
+def device_of(backend: Backend) -> str:
+    """The type of the device on which a backend is held against eager."""
+    devices = backend.devices
+    # Anything else is for the refusal check to report.
+    return devices[0] if isinstance(devices, tuple) and devices else "cpu"
 
 
 def named(backend: str | Backend) -> Backend:
@@ -109,7 +117,7 @@ def conformance(
                 pytest.param(backend, None, None, id=f"{backend.name}-unavailable", marks=skip)
             )
             continue
-        for pair in pairs(device=backend.device):
+        for pair in pairs(device=device_of(backend)):
             if pair.declined_by(backend):
                 continue
             name = pair.id_for(backend)

@@ -20,8 +20,8 @@ class Breaking(RecomputeBackend):
     def __init__(self, forward=None, backward=None):
         self.how, self.how_back = forward, backward
 
-    def forward(self, layer, rows, x, h0, weights, keep):
-        output = super().forward(layer, rows, x, h0, weights, keep)
+    def forward(self, layer, rows, x, hx, weights, keep):
+        output = super().forward(layer, rows, x, hx, weights, keep)
         return output if self.how is None else self.how(output)
 
     def backward(self, *args):
@@ -52,19 +52,42 @@ OUTPUTS = {
         lambda o: o._replace(y=o.y.t().contiguous().t()),
         r"y: expected a contiguous Tensor, got one of strides \(1, 6\)",
     ),
-    "no h_n": (lambda o: o._replace(h_n=None), "h_n: expected a Tensor, got NoneType"),
-    "h_n flat": (
+    "no h_n": (lambda o: o._replace(h_n=None), "h_n: expected a tuple of 1 states, got NoneType"),
+    "h_n bare": (
         lambda o: o._replace(h_n=o.h_n[0]),
-        r"h_n: expected shape \[1, 2, 5\], got .*\[2, 5",
+        "h_n: expected a tuple of 1 states, got Tensor",
+    ),
+    "h_n in a list": (
+        lambda o: o._replace(h_n=list(o.h_n)),
+        "h_n: expected a tuple of 1 states, got list",
+    ),
+    "h_n twice": (
+        lambda o: o._replace(h_n=o.h_n * 2),
+        "h_n: expected a tuple of 1 states, got 2 of them",
+    ),
+    "h_n empty": (
+        lambda o: o._replace(h_n=()),
+        "h_n: expected a tuple of 1 states, got 0 of them",
+    ),
+    "h_n of None": (
+        lambda o: o._replace(h_n=(None,)),
+        r"h_n\[0\]: expected a Tensor, got NoneType",
+    ),
+    "h_n flat": (
+        lambda o: o._replace(h_n=(o.h_n[0][0],)),
+        r"h_n\[0\]: expected shape \[1, 2, 5\], got .*\[2, 5",
     ),
     "h_n turned": (
-        lambda o: o._replace(h_n=o.h_n.transpose(0, 1)),
+        lambda o: o._replace(h_n=(o.h_n[0].transpose(0, 1),)),
         r"\[1, 2, 5\], got .*\[2, 1, 5",
     ),
-    "h_n float16": (lambda o: o._replace(h_n=o.h_n.half()), "h_n: expected torch.float32, got"),
+    "h_n float16": (
+        lambda o: o._replace(h_n=(o.h_n[0].half(),)),
+        r"h_n\[0\]: expected torch.float32, got torch.float16",
+    ),
     "h_n on meta": (
-        lambda o: o._replace(h_n=o.h_n.to("meta")),
-        "h_n: expected a Tensor on cpu, got",
+        lambda o: o._replace(h_n=(o.h_n[0].to("meta"),)),
+        r"h_n\[0\]: expected a Tensor on cpu, got one on meta",
     ),
 }
 
@@ -91,7 +114,7 @@ def test_what_forward_returns(name):
     broken(lambda: fast(X, H0), message)  # on the short way too
 
 
-@pytest.mark.parametrize("name", ["nothing", "numpy's y", "no h_n", "y float64"])
+@pytest.mark.parametrize("name", ["nothing", "numpy's y", "no h_n", "h_n bare", "y float64"])
 def test_what_forward_returns_for_packed_input(name):
     how, message = OUTPUTS[name]
     backend = Breaking(how)
@@ -116,10 +139,22 @@ GRADS = {
         r"of x: expected shape \[6, 4\], got .*\[2, 4",
     ),
     "x's by steps": (lambda g: g._replace(x=g.x.view(T, B, I)), r"\[6, 4\], got shape \[3, 2, 4\]"),
-    "no h0's": (lambda g: g._replace(h0=None), "gradient of h0: expected a Tensor, got NoneType"),
+    "no hx's": (
+        lambda g: g._replace(hx=None),
+        "gradients of hx: expected 1 of them, got NoneType",
+    ),
+    "hx's bare": (
+        lambda g: g._replace(hx=g.hx[0]),
+        "gradients of hx: expected 1 of them, got Tensor",
+    ),
+    "hx's twice": (lambda g: g._replace(hx=g.hx * 2), "gradients of hx: expected 1 of them, got 2"),
+    "no h0's": (
+        lambda g: g._replace(hx=(None,)),
+        r"gradient of hx\[0\]: expected a Tensor, got NoneType",
+    ),
     "h0's flat": (
-        lambda g: g._replace(h0=g.h0[0]),
-        r"h0: expected shape \[1, 2, 5\], got .*\[2, 5\]",
+        lambda g: g._replace(hx=(g.hx[0][0],)),
+        r"hx\[0\]: expected shape \[1, 2, 5\], got .*\[2, 5\]",
     ),
     "no w_ih's": (weights(lambda w: (None, *w[1:])), r"weights\[0\]: expected a Tensor, got None"),
     "w_hh's turned": (
@@ -151,7 +186,7 @@ def test_what_backward_returns(name):
 
 
 def test_a_gradient_that_is_not_needed_may_be_missing():
-    backend = Breaking(backward=lambda grads: LayerGrads(None, None, grads.weights))
+    backend = Breaking(backward=lambda grads: LayerGrads(None, (None,), grads.weights))
     rnn, fast = pair(backend)
     fast(X)[0].sum().backward()
     assert fast.weight_hh_l0.grad is rnn.weight_hh_l0.grad is not None
@@ -173,10 +208,10 @@ class WritesToInputs(RecomputeBackend):
     name = "breaking"
     which = 0
 
-    def forward(self, layer, rows, x, h0, weights, keep):
-        output = super().forward(layer, rows, x, h0, weights, keep)
+    def forward(self, layer, rows, x, hx, weights, keep):
+        output = super().forward(layer, rows, x, hx, weights, keep)
         if self.which is not None:
-            (x, h0)[self.which].mul_(2)
+            (x, *hx)[self.which].mul_(2)
         return output
 
 
@@ -185,7 +220,7 @@ def test_inputs_that_are_written_to(which):
     backend = WritesToInputs()
     backend.which = which
     rnn, fast = pair(backend)
-    broken(lambda: fast(X.clone(), H0.clone()), "expected x and h0 to be left as they were")
+    broken(lambda: fast(X.clone(), H0.clone()), "expected x and hx to be left as they were")
     backend.which = None
     expect_eager(rnn, fast)
 
@@ -193,14 +228,14 @@ def test_inputs_that_are_written_to(which):
 def test_auto_does_not_go_on_with_inputs_that_were_written_to(monkeypatch):
     backend = WritesToInputs()
     found = {"breaking": backend, "eager": rnnjit.backends()["eager"]}
-    monkeypatch.setattr("rnnjit.registry._installed", lambda: found)
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
     _, fast = pair()
     broken(lambda: fast(X.clone()), "left as they were")
 
 
 def test_auto_goes_on_where_a_result_is_wrong(monkeypatch):
     found = {"breaking": Breaking(OUTPUTS["y float64"][0]), "eager": rnnjit.backends()["eager"]}
-    monkeypatch.setattr("rnnjit.registry._installed", lambda: found)
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
     rnn, fast = pair()
     with pytest.warns(rnnjit.RNNJitWarning, match="BackendError: backend 'breaking' broke"):
         y, _ = fast(X)
@@ -227,7 +262,12 @@ SHORT = {
         lambda r: (r[0].flatten(0, 1), r[1]),
         r"y: expected shape \[3, 2, 5\], got .*\[6, 5\]",
     ),
-    "h_n flat": (lambda r: (r[0], r[1][0]), r"h_n: expected shape \[1, 2, 5\], got shape \[2, 5\]"),
+    "h_n flat": (
+        lambda r: (r[0], (r[1][0][0],)),
+        r"h_n\[0\]: expected shape \[1, 2, 5\], got shape \[2, 5\]",
+    ),
+    "h_n bare": (lambda r: (r[0], r[1][0]), "h_n: expected a tuple of 1 states, got Tensor"),
+    "h_n twice": (lambda r: (r[0], r[1] * 2), "h_n: expected a tuple of 1 states, got 2 of them"),
     "y float64": (lambda r: (r[0].double(), r[1]), "y: expected torch.float32, got torch.float64"),
 }
 

@@ -19,7 +19,12 @@ def stream(batch=1, **options):
 STREAMS = {
     "no module": (lambda: rnnjit.Stream(None), TypeError, "module must be .* got NoneType"),
     "class": (lambda: rnnjit.Stream(nn.RNN), TypeError, "module must be .* got type"),
-    "LSTM": (lambda: rnnjit.Stream(nn.LSTM(I, H)), TypeError, "a torch.nn.RNN, got LSTM"),
+    "LSTMCell": (lambda: rnnjit.Stream(nn.LSTMCell(I, H)), TypeError, "a torch.nn.RNN, got LSTMC"),
+    "bidirectional LSTM": (
+        lambda: rnnjit.Stream(nn.LSTM(I, H, bidirectional=True)),
+        ValueError,
+        "module must be of one direction",
+    ),
     "cell": (lambda: rnnjit.Stream(nn.RNNCell(I, H)), TypeError, "a torch.nn.RNN, got RNNCell"),
     "two ways": (lambda: stream(bidirectional=True), ValueError, "module must be of one direction"),
     "no batch": (lambda: stream(0), ValueError, "batch_size must be at least 1, got 0"),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rnnjit.bench import arrays
-from rnnjit.bench.contestant import FRAMES
+from rnnjit.bench.arrays import FRAMES
 from rnnjit.bench.records import Case
 
 PACKED = Case(T=9, B=6, I=3, H=4, layers=2, bidirectional=True, packed=True, dtype="float64")

@@ -12,17 +12,18 @@ from pathlib import Path
 import msgspec
 import pytest
 from bench_contestants import NOTES
-from bench_made_up import CASE, OTHER, report
+from bench_report import CASE, OTHER
+from bench_report import report_of as report
 from msgspec.structs import replace
 
-from rnnjit import registry
-from rnnjit.bench import files
+from rnnjit.bench import records
 from rnnjit.bench.plan import Plan
 from rnnjit.bench.presets import PRESETS, Preset
 from rnnjit.bench.records import Case, Machine, Report
 from rnnjit.cli import build_parser, main
 from rnnjit.cli.bench import conclude
 from rnnjit.cli.parser import UsageError
+from rnnjit.dispatch import registry
 
 FORWARD, TRAINING = Case(T=5, B=2, I=3, H=4), Case(T=5, B=2, I=3, H=4, mode="training")
 QUICK = PRESETS["quick"]
@@ -49,7 +50,7 @@ def test_tables_and_files_say_the_same(tmp_path, capsys):
     contestants = "onnxruntime,bench_contestants:WrongGradient,bench_contestants:Absent"
     assert bench("--contestants", contestants, *outputs) == 0
     captured = capsys.readouterr()
-    found = files.read(paths["json"])
+    found = records.read(paths["json"])
     assert found.complete
     assert found.preset == "quick"
     assert found.command == f"rnnjit bench --preset quick --contestants {contestants}"
@@ -118,7 +119,7 @@ def installed_backend(tmp_path, monkeypatch):
 
 def test_against_faster_times_it_fails_if_it_is_told_to(tmp_path, capsys):
     old = report({"eager": {FORWARD: 1.0, TRAINING: 1.0}, "numba": {FORWARD: 1e-9, TRAINING: 1e9}})
-    (tmp_path / "old.json").write_bytes(files.encode(old))
+    (tmp_path / "old.json").write_bytes(records.encode(old))
     arguments = ("--against", str(tmp_path / "old.json"), "--fail-slower", "1.15")
     assert bench("--contestants", "numba", *arguments) == 1
     printed = capsys.readouterr().out
@@ -199,7 +200,7 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_all_processes(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130, err
-    found = files.read(paths[0])
+    found = records.read(paths[0])
     assert not found.complete
     first = QUICK.cases((found.measurements[0].case.threads,))[0]
     assert [(m.contestant, m.case) for m in found.measurements] == [

@@ -19,11 +19,15 @@ CASES = {
     "float64": Case(**SMALL, dtype="float64", mode="training"),
     "streaming": Case(T=1, B=3, I=2, H=5, layers=2, mode="streaming"),
     "cold start": Case(**SMALL, mode="cold start"),
+    "cold training": Case(**SMALL, mode="cold training"),
+    "backward": Case(**SMALL, layers=2, packed=True, mode="backward"),
 }
+_TRAINING = {"training", "packed", "float64", "cold training", "backward"}
 DECLINED = {
-    "unrolled": {"packed", "packed forward"},
-    "onnxruntime": {"training", "packed", "float64"},
-    "openvino": {"training", "packed", "float64"},
+    "unrolled": {"packed", "packed forward", "backward"},
+    "onnxruntime": _TRAINING,
+    "openvino": _TRAINING,
+    "jax": {"backward"},
 }
 OFFERED = [
     (each, [name for name in CASES if name not in DECLINED.get(each.name, ())])
@@ -43,12 +47,12 @@ def test_results_are_those_of_a_plain_loop(tmp_path, contestant, names):
             case, path = CASES[name], tmp_path / "results"
             drawn = arrays.draw(case)
             arrays.save(tmp_path / "arrays", drawn)
-            worker.ask(protocol.Prepare(case, str(tmp_path / "arrays")), protocol.Prepared, 300)
-            worker.ask(protocol.Results(str(path)), protocol.Done, 300)
+            worker.ask(protocol.Prepare(case, str(tmp_path / "arrays")), 300)
+            worker.ask(protocol.Results(str(path)), 300)
             expect(arrays.load_results(path), exact(case, drawn), name)
             # What is timed leaves the results as they are.
-            worker.ask(protocol.Sample(3), protocol.Seconds, 300)
-            worker.ask(protocol.Results(str(path)), protocol.Done, 300)
+            worker.ask(protocol.Sample(3), 300)
+            worker.ask(protocol.Results(str(path)), 300)
             expect(arrays.load_results(path), exact(case, drawn), name)
     finally:
         worker.close()
@@ -99,6 +103,6 @@ def test_eager_is_the_baseline_and_every_backend_takes_part():
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "jax"])
 def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch, name):
-    monkeypatch.setattr("rnnjit.bench.contestants.plain.find_spec", lambda package: None)
+    monkeypatch.setattr("rnnjit.bench.contestants.base.find_spec", lambda package: None)
     peer = next(each for each in contestants() if each.name == name)
     assert "are not installed: pip install 'rnnjit[bench]'" in peer.absent()

@@ -3,10 +3,11 @@
 import msgspec
 import pytest
 
+from rnnjit.bench.cases import EMPTY_CACHE, FILLED_CACHE
 from rnnjit.bench.contestants.eager import Eager
-from rnnjit.bench.contestants.jaxscan import JaxScan
+from rnnjit.bench.contestants.jax_scan import JaxScan
 from rnnjit.bench.contestants.unrolled import Unrolled
-from rnnjit.bench.plan import EMPTY_CACHE, FILLED_CACHE, Plan
+from rnnjit.bench.plan import Plan
 from rnnjit.bench.presets import GRID, PRESETS
 from rnnjit.bench.records import Case
 

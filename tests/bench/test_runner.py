@@ -21,8 +21,9 @@ from bench_contestants import (
     WrongValues,
 )
 
+from rnnjit.bench.cases import EMPTY_CACHE, FILLED_CACHE
 from rnnjit.bench.contestants.eager import Eager
-from rnnjit.bench.plan import EMPTY_CACHE, FILLED_CACHE, Plan
+from rnnjit.bench.plan import Plan
 from rnnjit.bench.records import Case, Machine
 from rnnjit.bench.run import commit, run
 
@@ -172,7 +173,7 @@ def test_an_interruption_keeps_what_was_measured():
 def test_who_is_absent_is_in_the_report_and_takes_no_part():
     report = measured([FORWARD], [Plain(), Absent()])
     assert [m.contestant for m in report.measurements] == ["plain"]
-    absent = report.contenders[1]
+    absent = report.contestants[1]
     assert absent.name == "absent one"
     assert "OSError: its library is broken" in absent.absent
 

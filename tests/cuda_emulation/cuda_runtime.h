@@ -24,10 +24,10 @@ enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 typedef void *cudaStream_t;
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim;
-inline std::unique_ptr<std::barrier<>> meeting;
+inline std::unique_ptr<std::barrier<>> block_barrier;
 inline std::vector<double> dynamic_shared;
 
-inline void __syncthreads() { meeting->arrive_and_wait(); }
+inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 template <class F> cudaError_t cudaFuncSetAttribute(F, int, int bytes)
 {
@@ -41,7 +41,7 @@ inline void emulate(dim3 grid, dim3 block, size_t shared, std::function<void()> 
         for (unsigned bx = 0; bx < grid.x; bx++) {
             /* What a kernel does not write itself is no number. */
             dynamic_shared.assign(shared / sizeof(double) + 1, NAN);
-            meeting = std::make_unique<std::barrier<>>(count);
+            block_barrier = std::make_unique<std::barrier<>>(count);
             std::vector<std::thread> threads;
             for (unsigned i = 0; i < count; i++)
                 threads.emplace_back([&, i] {
@@ -49,7 +49,7 @@ inline void emulate(dim3 grid, dim3 block, size_t shared, std::function<void()> 
                     blockDim = block;
                     threadIdx = dim3(i % block.x, i / block.x);
                     kernel();
-                    meeting->arrive_and_drop();
+                    block_barrier->arrive_and_drop();
                 });
             for (auto &thread : threads)
                 thread.join();

@@ -72,10 +72,10 @@ def test_routes_are_left_while_a_profiler_runs_and_taken_again_afterwards():
     rnn, fast = pair(EAGER, num_layers=LAYERS)
     x = inputs()[0].detach()
     fast(x)
-    routes = dict(fast._routes)
+    routes = dict(fast._fast_paths)
     assert routes
     profiled(lambda: fast(x))
-    assert fast._routes == routes
+    assert fast._fast_paths == routes
     torch.testing.assert_close(fast(x), rnn(x), **CLOSE)
 
 

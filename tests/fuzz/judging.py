@@ -28,6 +28,7 @@ import torch
 from fuzz.possible import Possible
 from fuzz.tensors import contiguous
 from hypothesis import event
+from on_cpu import ON_CPU
 
 import rnnjit
 from rnnjit.testing import RecomputeBackend
@@ -37,7 +38,7 @@ from rnnjit.testing.procedures import with_gradients, without_gradients
 from rnnjit.testing.tolerances import InexactError, largest
 
 BACKENDS = {
-    **{n: n for n, b in rnnjit.backends().items() if b.device == "cpu" and not b.missing()},
+    **{name: name for name in ON_CPU},
     "auto": "auto",
     "recompute": RecomputeBackend(),
 }
@@ -78,8 +79,8 @@ def check_possible(call: Call, threads: int) -> None:
 
 def _largest_given(call: Call) -> float:
     """The largest magnitude that a call is given."""
-    given = (call.x, call.h0, call.grad_y, call.grad_h_n, *call.module.parameters())
-    return max(largest(tensor.detach()) for tensor in given if tensor is not None)
+    given = [*call.inputs().values(), *call.incoming().values()]
+    return max(largest(tensor.detach()) for tensor in given)
 
 
 def _hold(name: str, got: Values, possible: Possible) -> None:

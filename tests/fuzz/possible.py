@@ -103,11 +103,11 @@ class Possible:
         call, case = self._call, self._call.case
         x = self._steps_first(Range.exactly(call.x))
         states = case.num_layers * case.spec.num_directions
-        if call.h0 is None:
+        if call.hx is None:
             h0 = Range.zeros(states, case.batch, case.hidden_size)
         else:
-            h0 = Range.exactly(call.h0.unsqueeze(1) if case.unbatched else call.h0)
-            h0 = h0[:, self._order]
+            (h0,) = call.hx
+            h0 = Range.exactly(h0.unsqueeze(1) if case.unbatched else h0)[:, self._order]
         self._layers, last = [], []
         for layer in range(case.num_layers):
             pair = [Layer(call.module, layer, d) for d in range(case.spec.num_directions)]
@@ -123,9 +123,9 @@ class Possible:
         call, case, math = self._call, self._call.case, self._math
         through_y, through_h_n = case.loss != "h_n", case.loss != "y"
         one = torch.ones((), dtype=case.dtype)
-        seeds = (one.expand(case.y_shape), one.expand(case.h_n_shape))
+        seeds = (one.expand(case.y_shape), one.expand(*case.state_shapes))
         if case.loss != "sum":
-            seeds = (call.grad_y, call.grad_h_n)
+            seeds = (call.grad_y, *call.grad_h_n)
         H, D = case.hidden_size, case.spec.num_directions
         grad_y = Range.zeros(case.steps, case.batch, D * H)
         grad_h_n = Range.zeros(case.num_layers * D, case.batch, H)
@@ -150,7 +150,7 @@ class Possible:
             # An infinite weight times the zeros of the padding is nothing that anyone computes.
             grad_y = _choose(self._valid, grad_y, Range.zeros(*grad_y.lo.shape))
         found["x"] = self._inputs(grad_y)
-        if call.h0 is not None:
+        if call.hx is not None:
             found["h0"] = self._states(beside(grad_h0, 0))
         return {name: found[name] for name in call.leaves()}
 

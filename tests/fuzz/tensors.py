@@ -21,7 +21,7 @@ VALUES = {
     "0.0": 0.0,
     "-0.0": -0.0,
 }
-TARGETS = ("x", "h0", "weights", "grad_y", "grad_h_n")
+TARGETS = ("x", "hx", "weights", "grad_y", "grad_h_n")
 LAYOUTS = ("contiguous", "transposed", "offset", "columns", "rows", "inside", "expanded")
 
 
@@ -77,7 +77,8 @@ def _target(call: Call, splash: Splash) -> Tensor | None:
     if splash.target == "weights":
         weights = list(call.module.parameters())
         return weights[splash.seed % len(weights)]
-    return getattr(call, splash.target)
+    found = getattr(call, splash.target)
+    return found[0] if isinstance(found, tuple) else found
 
 
 def laid(call: Call, layouts: dict[str, str]) -> Call:
@@ -95,11 +96,13 @@ def laid(call: Call, layouts: dict[str, str]) -> Call:
             values if layouts["weights"] == "expanded" else lay(layouts["weights"], weight)
         )
 
-    def change(name: str) -> Tensor | None:
-        tensor = getattr(call, name)
-        if tensor is None:
+    def change(name: str) -> Tensor | tuple[Tensor, ...] | None:
+        found = getattr(call, name)
+        if found is None:
             return None
-        return lay(layouts[name], tensor).requires_grad_(tensor.requires_grad)
+        tensors = found if isinstance(found, tuple) else (found,)
+        new = tuple(lay(layouts[name], t).requires_grad_(t.requires_grad) for t in tensors)
+        return new if isinstance(found, tuple) else new[0]
 
     changed = {name: change(name) for name in TARGETS if name != "weights"}
     return replace(call, module=module, **changed)

@@ -1,1 +1,1 @@
-"""Kernels on memory that ends at a page which nobody may touch."""
+"""Kernels on memory between guard pages."""

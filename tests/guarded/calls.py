@@ -62,12 +62,13 @@ def given(case: Case) -> Given:
 
 def needs_of(case: Case) -> Needs:
     own = case.needs[2:] if case.bias else case.needs[2:4]
-    return Needs(*case.needs[:2], own + (True,) * (len(own) * (case.directions - 1)))
+    x, h0, *_ = case.needs
+    return Needs(x, (h0,), own + (True,) * (len(own) * (case.directions - 1)))
 
 
 def eager(case: Case, values: Given, dtype: torch.dtype) -> Named:
     """What nn.RNN makes of it in a dtype: y, h_n and, of a layer, the gradients needed."""
-    options = (case.I, case.H, case.layers, case.cell, case.bias)
+    options = (case.I, case.H, case.layers, case.cell.name, case.bias)
     rnn = nn.RNN(*options, bidirectional=case.directions == 2, dtype=dtype)
     with torch.no_grad():
         for parameter, weight in zip(rnn._flat_weights, values.weights, strict=True):
@@ -84,7 +85,7 @@ def eager(case: Case, values: Given, dtype: torch.dtype) -> Named:
         return found
     needs = needs_of(case)
     leaves = _named(x, h0, rnn._flat_weights)
-    needed = _named(needs.x, needs.h0, needs.weights)
+    needed = _named(needs.x, *needs.hx, needs.weights)
     grads = (values.grad_y, values.grad_h_n)
     pairs = [
         pair
@@ -124,14 +125,14 @@ def pass_of(name: str) -> str:
 def run_layer(backend: Any, case: Case, own: Given, guards: Guards) -> Named:
     layer = spec_of(case).layer(0)
     rows = Rows(case.lengths[0], len(case.lengths), len(own.x), own.sizes)
-    y, h_n, saved = backend.forward(layer, rows, own.x, own.h0, own.weights, True)
+    y, (h_n,), saved = backend.forward(layer, rows, own.x, (own.h0,), own.weights, True)
     given = zip((own.grad_y, own.grad_h_n), case.grads, strict=True)
+    grad_y, grad_h_n = (grad if there else None for grad, there in given)
     grads = backend.backward(
-        *(layer, rows, own.x, own.h0, own.weights, LayerOutput(y, h_n, saved)),
-        *(grad if there else None for grad, there in given),
-        needs_of(case),
+        *(layer, rows, own.x, (own.h0,), own.weights, LayerOutput(y, (h_n,), saved)),
+        *(grad_y, (grad_h_n,), needs_of(case)),
     )
-    named = _named(grads.x, grads.h0, grads.weights)
+    named = _named(grads.x, *grads.hx, grads.weights)
     return {"y": y, "h_n": h_n} | {name: g for name, g in named.items() if g is not None}
 
 
@@ -139,7 +140,7 @@ def run_shortcut(backend: Any, case: Case, own: Given, guards: Guards) -> Named:
     T, B = case.lengths[0], len(case.lengths)
     problem = Problem(case.dtype, "cpu", T, B, T * B, False, False)
     run = backend.shortcut(spec_of(case), problem, (T, B, case.directions * case.H))
-    y, h_n = run(own.x.view(T, B, case.I), own.h0, tuple(own.weights))
+    y, (h_n,) = run(own.x.view(T, B, case.I), (own.h0,), tuple(own.weights))
     return {"y": y.flatten(0, 1), "h_n": h_n}
 
 
@@ -149,7 +150,7 @@ def run_stream(backend: Any, case: Case, own: Given, guards: Guards) -> Named:
     before, steps = own.h0, []
     for x in own.x.split(B):
         after, y = torch.empty_like(before), torch.empty(B, case.H, dtype=case.dtype)
-        step(guards.copy(x), before, after, y, tuple(own.weights))
+        step(guards.copy(x), (before,), (after,), y, tuple(own.weights))
         before, steps = after, [*steps, y.clone()]
     return {"y": torch.cat(steps), "h_n": before}
 
@@ -158,7 +159,7 @@ def run_program(program: Any, case: Case, own: Given, guards: Guards) -> Named:
     rows = Rows(case.lengths[0], len(case.lengths), len(own.x), own.sizes)
     content = bytearray(artifact_weights.pack(spec_of(case), own.weights))
     block = guards.copy(torch.frombuffer(content, dtype=torch.uint8))
-    y, h_n = program(rows, own.x, own.h0 if case.state else None, block)
+    y, (h_n,) = program(rows, own.x, (own.h0,) if case.state else None, block)
     return {"y": y, "h_n": h_n}
 
 

@@ -1,4 +1,4 @@
-"""Calls for `sweep`: sizes of 1 to 70 in every residue, and every way to share the work."""
+"""Calls for `sweep`: sizes of 1 to 70 in every residue, and every way to divide the work."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rnnjit.cells import RNN_RELU, RNN_TANH, Cell
+
 LARGEST = 70
-#: Constants of a backend's `plan`, so far as it has them.
-COSTS = ("_THREAD_WORK", "_MEETING_WORK", "_TURN_FEATURES", "_WINDOW_ROWS", "_WINDOW_BATCHES")
+#: Constants of `rnnjit.codegen.row_slices` and of a backend's `plan`, so far as it has them.
+COSTS = ("THREAD_WORK", "_SYNC_WORK", "STRIDED_FEATURES", "_WINDOW_ROWS", "_WINDOW_BATCHES")
 _NEVER = 10**9
-#: Values of these by which small calls are shared between threads in every way there is.
+#: Values of these by which small calls are divided between threads in every way there is.
 _COSTS = {
     "slices": (0, _NEVER, _NEVER, _NEVER, 1),
-    "turns": (0, _NEVER, 1, _NEVER, 1),
+    "strides": (0, _NEVER, 1, _NEVER, 1),
     "parts or tail": (0, 0, _NEVER, _NEVER, 1),
     "windows": (0, 0, 1, 20, 1),
 }
@@ -31,7 +33,8 @@ class Case:
         I, H, layers, directions: as in nn.RNN.
         lengths: of the sequences, the longest first.
         packed: whether rows are packed; else all sequences are as long as the first.
-        cell, bias: as in nn.RNN's `nonlinearity` and `bias`.
+        cell: nn.RNN's, of either nonlinearity.
+        bias: as in nn.RNN.
         threads: most that may take part.
         costs: values of the `COSTS`.
         grads: whether the gradients of y and of h_n are given.
@@ -49,7 +52,7 @@ class Case:
     layers: int = 1
     directions: int = 1
     packed: bool = False
-    cell: str = "tanh"
+    cell: Cell = RNN_TANH
     bias: bool = True
     threads: int = 1
     costs: tuple[int, ...] = _COSTS["slices"]
@@ -99,7 +102,7 @@ def programs(more: int) -> Iterator[list[Case]]:
         stack = {
             "layers": dice.randint(1, 3),
             "directions": dice.randint(1, 2),
-            "cell": dice.choice(("tanh", "relu")),
+            "cell": dice.choice((RNN_TANH, RNN_RELU)),
             "bias": dice.random() < 0.7,
         }
         yield [
@@ -176,7 +179,7 @@ def _layer(dice: random.Random, dtype: torch.dtype, I: int, H: int, B: int, T: i
 
 def _options(dice: random.Random) -> dict:
     return {
-        "cell": dice.choice(("tanh", "relu")),
+        "cell": dice.choice((RNN_TANH, RNN_RELU)),
         "bias": dice.random() < 0.7,
         "threads": dice.choice((1, 1, 2, 2, 4)),
         "costs": dice.choice(tuple(_COSTS.values())),

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from guarded.memory import Guards, Region
+from rnnjit.cells import Cell
 
 _WEIGHTS = tuple(f"{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b_ih", "b_hh"))
 _MATRICES = tuple(name for name in _WEIGHTS if name.startswith("w"))
@@ -198,8 +199,8 @@ def guarded_backend(name: str, watch: Watch) -> Iterator[None]:
     original = run.library
 
     @cache
-    def library(bits: int) -> Any:
-        found, size = original(bits), bits // 8
+    def library(kind: tuple[int, Cell]) -> Any:
+        found, size = original(kind), kind[0] // 8
         lanes = found.isa.lanes(size)
         forward, backward = (
             _Kernel(kernel, layout, size, lanes, watch)

@@ -2,8 +2,8 @@
 
     python -m guarded.sweep BACKEND MORE
 
-A touch of memory that is not the call's own kills it, and so do wrong values. Before each call it
-writes a line that says what is called, and at the end one that says what was covered.
+An access out of bounds kills it, and so do wrong values. Before each call it writes a line that
+says what is called, and at the end one that says what was covered.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from guarded.calls import WAYS, expectations, given, pass_of, spec_of
 from guarded.cases import COSTS, Case, cases, programs
 from guarded.kernels import Watch, forget_recipes, guarded_backend
 from guarded.memory import Guards, allocating
+from rnnjit.codegen import row_slices
+from rnnjit.codegen.host import host_isa
 from rnnjit.testing.tolerances import judge
 
 
@@ -52,7 +54,7 @@ def traits(a: Any, threads: int) -> set[str]:
     found = {
         "several threads": threads > 1,
         "slices": a.slices > 1,
-        "turns": a.every > 1,
+        "strides": (a.stride if hasattr(a, "stride") else a.every) > 1,
         "hoist": getattr(a, "hoist", 0) > 0,
         "direct": getattr(a, "direct", 0) > 0,
         "parts": getattr(a, "parts", 1) > 1,
@@ -64,9 +66,11 @@ def traits(a: Any, threads: int) -> set[str]:
 
 def tiles_of(backend: str) -> tuple[list[tuple[int, int]], dict[torch.dtype, int]]:
     """(rows, vectors) of each register tile, and elements of a vector by dtype."""
-    host = import_module(f"rnnjit_{backend}.host")
-    isa = host.host_isa()
-    shapes = host.row_tiles(isa) if backend == "numba" else host.tiles(isa)
+    isa = host_isa()
+    if backend == "numba":
+        shapes = import_module("rnnjit_numba.tile_shapes").tile_shapes(isa)
+    else:
+        shapes = import_module("rnnjit_tvm.host").tiles(isa)
     tiles = [(rows, width) for rows, widest in shapes for width in range(1, widest + 1)]
     return tiles, {dtype: isa.lanes(dtype.itemsize) for dtype in (torch.float32, torch.float64)}
 
@@ -81,8 +85,9 @@ def main(name: str, more: int) -> None:
     with guarded_backend(name, watch):
         for case in cases(name, *tiles_of(name), more):
             for cost, value in zip(COSTS, case.costs, strict=True):
-                if hasattr(plan, cost):
-                    setattr(plan, cost, value)
+                for module in (plan, row_slices):
+                    if hasattr(module, cost):
+                        setattr(module, cost, value)
             forget_recipes(run)
             check(case, backend, guards)
     for calls in programs(more) if backend.targets() else ():

@@ -77,7 +77,7 @@ class Waiting(ReferenceBackend):
         self.entered, self.go_on = threading.Event(), threading.Event()
 
     def stepper(self, spec, dtype, batch):
-        def step(x, h0, h_n, y, weights):
+        def step(x, hx, h_n, y, weights):
             self.entered.set()
             assert self.go_on.wait(60)
             y.fill_(1)
@@ -107,7 +107,7 @@ def test_a_stream_refuses_what_a_signal_handler_asks_amid_a_step():
         name = "reentered"
 
         def stepper(self, spec, dtype, batch):
-            def step(x, h0, h_n, y, weights):
+            def step(x, hx, h_n, y, weights):
                 if not refused:
                     with pytest.raises(RuntimeError, match="a step of this stream is under way"):
                         stream.step(x)

@@ -29,8 +29,8 @@ def check():
 GENERATIONS = """
 def grandchild():
     check()
-    import rnnjit.info
-    assert "forked" in rnnjit.info.environment().teams
+    import rnnjit.tools.environment
+    assert "forked" in rnnjit.tools.environment.environment().teams
 
 def child():
     check()

@@ -72,7 +72,7 @@ def test_ctrl_c_in_a_long_call():
 
 COLD = """
 import warnings
-from rnnjit import codecache
+from rnnjit.runtime import object_cache
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork amid threads, which is the test
 backend = sys.argv[1]
 torch.manual_seed(0)
@@ -91,11 +91,11 @@ others = threading.Thread(target=at_once, args=(15, work))
 others.start()
 for _ in range(3):
     assert interrupted(0.2, work)
-assert not list(codecache.directory().glob("*.o")), "the compilers were done before the fork"
+assert not list(object_cache.directory().glob("*.o")), "the compilers were done before the fork"
 assert in_child(work) == 0
 work()
 others.join()
-assert len(list(codecache.directory().glob("*.o"))) == 1
+assert len(list(object_cache.directory().glob("*.o"))) == 1
 """
 
 

@@ -168,11 +168,11 @@ def test_no_threading_layer_of_numbas_takes_part(layer):
 
 
 ALONE = """
-from rnnjit import team
-assert team.most_threads(4) == 4 and not rnnjit.info.environment().teams
+from rnnjit.runtime import openmp
+assert team.most_threads(4) == 4 and not rnnjit.tools.environment.environment().teams
 team.openmp = lambda: None
 assert team.most_threads(4) == 1
-assert "GOMP_parallel" in rnnjit.info.environment().teams
+assert "GOMP_parallel" in rnnjit.tools.environment.environment().teams
 for backend in ("numba", "tvm"):
     for name in SHAPES:
         known(backend, name)
@@ -180,7 +180,7 @@ for backend in ("numba", "tvm"):
 
 
 def test_without_gnu_openmp_kernels_run_on_one_thread_and_that_is_said():
-    assert_well(program("import rnnjit.info\n" + ALONE))
+    assert_well(program("import rnnjit.tools.environment\n" + ALONE))
 
 
 SURROUNDINGS = """

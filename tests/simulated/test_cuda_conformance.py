@@ -1,28 +1,30 @@
-"""The conformance kit's quick cases over every plan of the CUDA backend, in numba's simulator."""
+"""The CUDA backend by each family of kernels, in numba's simulator: the kit, and other cells."""
 
 import pytest
 import torch
+from cuda_cells import DECAY, SIGMOID
 from torch import nn
 
 import rnnjit
-from rnnjit import LayerSpec, Rows
+from rnnjit import LayerSpec, Needs, Rows, reference
+from rnnjit.cells import RNN_TANH
 from rnnjit.testing.suite import pairs
 from rnnjit_cuda import CudaBackend
 from rnnjit_cuda.device import DeviceProperties
+from rnnjit_cuda.kernels import FAMILIES
 from rnnjit_cuda.launch import SimulatedLauncher
-from rnnjit_cuda.plan import PLANS
 
-LAYER = LayerSpec("tanh", 20, 20, 2, True), Rows(7, 5, 35)
+LAYER = LayerSpec(RNN_TANH, 20, 20, 2, True), Rows(7, 5, 35)
 SMALL = DeviceProperties((9, 0), 4, 232_448, 233_472, 2048)
 
 
 class Simulated(CudaBackend):
-    """The CUDA backend on CPU tensors, with one plan wherever that plan can be had."""
+    """The CUDA backend on CPU tensors, by one family of kernels wherever it has room."""
 
-    device = "cpu"
+    devices = ("cpu",)
 
-    def __init__(self, plan):
-        self.plans = (plan,)
+    def __init__(self, family):
+        self.families = (family,)
         self._simulator = SimulatedLauncher(SMALL)
 
     def missing(self):
@@ -35,23 +37,46 @@ class Simulated(CudaBackend):
         return self._simulator
 
 
-BACKENDS = {plan: Simulated(plan) for plan in PLANS}
+BACKENDS = {family: Simulated(family) for family in FAMILIES}
 HALF = ("tanh-bf16", "relu-bf16", "tanh-f16")
 PAIRS = [pair for pair in pairs() if pair.case.quick or pair.case.id in HALF]
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.name}-{pair.case.id}")
-def test_quick_cases(plan, pair):
-    backend = BACKENDS[plan]
+def test_quick_cases(family, pair):
+    backend = BACKENDS[family]
     assert not pair.declined_by(backend)
     pair.check.run(backend, pair.case)
 
 
-def test_the_plan_that_was_asked_for_runs():
-    for plan, backend in BACKENDS.items():
+def test_the_family_that_was_asked_for_runs():
+    for family, backend in BACKENDS.items():
         recurrence = backend._recurrence(*LAYER, torch.empty(0), "backward")
-        assert recurrence._cut.key.plan == plan
+        assert recurrence._plan.key.family == family
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("cell", [SIGMOID, DECAY], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cell_that_no_kernel_was_written_for(family, cell, packed):
+    backend, layer = BACKENDS[family], LayerSpec(cell, 3, 5, 2, True)
+    assert cell.operations <= backend.operations
+    assert backend.why_not_cell(cell) == []
+    sizes = torch.tensor([4, 2, 1]) if packed else None
+    rows = Rows(3, 4, 7 if packed else 12, sizes)
+    torch.manual_seed(0)
+    x, hx = torch.rand(rows.N, 3), (torch.rand(2, 4, 5),)
+    weights = [torch.rand(shape) / 5 for shape in layer.weight_shapes * 2]
+    needs = Needs(True, (True,), (True,) * len(weights))
+    grad_y, grad_h_n = torch.randn(rows.N, 10), (torch.randn(2, 4, 5),)
+    output = backend.forward(layer, rows, x, hx, weights, True)
+    y, h_n = reference.layer_forward(layer, rows, x, hx, weights)
+    torch.testing.assert_close((output.y, output.h_n), (y, h_n))
+    given = layer, rows, x, hx, weights
+    found = backend.backward(*given, output, grad_y, grad_h_n, needs)
+    expected = reference.layer_backward(*given, grad_y, grad_h_n, needs)
+    torch.testing.assert_close(tuple(found), tuple(expected))
 
 
 class OutOfMemory(SimulatedLauncher):
@@ -66,9 +91,9 @@ class OutOfMemory(SimulatedLauncher):
         super().__call__(key, shape, arguments)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_a_module_is_usable_after_an_out_of_memory_error(plan):
-    backend = Simulated(plan)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_module_is_usable_after_an_out_of_memory_error(family):
+    backend = Simulated(family)
     eager = nn.RNN(3, 5)
     module = rnnjit.compile(eager, backend=backend)
     x = torch.randn(4, 2, 3)

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from cuda_cells import POINTS, SIGMOID, SINGLE, activation
 
+from rnnjit.cells import GRU, RNN_RELU, RNN_TANH, Cell
+from rnnjit.cells.numpy_evaluator import evaluate_arrays
 from rnnjit_cuda import kernels
 from rnnjit_cuda.kernels import LANES, KernelKey, column_tile, share, threads, variants
 from rnnjit_cuda.sources import source
@@ -20,13 +23,14 @@ HALVES = ("bfloat16", "float16")
 #: Relative to the largest true value. 16-bit results are rounded once, from float32.
 TOLERANCE = {"float32": 2e-6, "float64": 4e-15, "bfloat16": 2.0**-8, "float16": 2.0**-11 + 1e-6}
 KEYS = variants()
-FORWARD = [key for key in KEYS if key.plan != "step" and key.pass_ == "forward"]
-BACKWARD = [key for key in KEYS if key.plan != "step" and key.pass_ == "backward"]
-#: One kernel of each plan and pass.
+FORWARD = [key for key in KEYS if key.family != "step" and key.pass_ == "forward"]
+BACKWARD = [key for key in KEYS if key.family != "step" and key.pass_ == "backward"]
+STEPS = [key for key in variants([RNN_TANH, RNN_RELU, SIGMOID]) if key.family == "step"]
+#: One kernel of each family and pass.
 SAMPLES = [
-    KernelKey(p, d, "float64", "tanh", 4)
-    for p, d in product(("block", "grid", "stream"), ("forward", "backward"))
-] + [KernelKey("register", d, "float64", "tanh", reach=32) for d in ("forward", "backward")]
+    KernelKey(family, pass_, "float64", RNN_TANH, 4)
+    for family, pass_ in product(("block", "grid", "stream"), ("forward", "backward"))
+] + [KernelKey("register", d, "float64", RNN_TANH, reach=32) for d in ("forward", "backward")]
 #: One of them at least shows that a barrier is gone.
 SEEDS = range(12)
 
@@ -53,24 +57,24 @@ CASES = [
         (1, 7, 20, 33, 64), (1, 3, 9), ((1, False), (4, False), (4, True)), (1, 2)
     )
 ]
-#: For the register plan's kernels of the largest reach.
+#: For the register kernels of the largest reach.
 LARGE = [Case(65, 3, 4, 2, True), Case(128, 2, 5, 1, False)]
 #: More hidden units than the lanes of a warp take at once, in a block of several tiles of columns.
 WIDE = Case(140, 2, 2, 1, True)
 SMALL = Case(9, 3, 3, 2, True)
 #: With 3 tiles of columns, `SAMPLES` have several warps in all that a block does, and the grid's
 #: have several splits of k and several blocks.
-MEETING = Case(65, 4, 2, 1, True)
+SHARED = Case(65, 4, 2, 1, True)
 
 
 def some_cases(keys: list[KernelKey], key: KernelKey) -> list[Case]:
-    """A few cases for each kernel; those of a plan, pass and reach see every case of theirs."""
-    alike = [other for other in keys if (other.plan, other.reach) == (key.plan, key.reach)]
+    """A few cases for each kernel; those of a family, pass and reach see every case of theirs."""
+    alike = [other for other in keys if (other.family, other.reach) == (key.family, key.reach)]
     return cases_of(key)[alike.index(key) % len(alike) :: len(alike)]
 
 
 def cases_of(key: KernelKey) -> list[Case]:
-    """Those whose weights a block of the register plan can hold, and not half of it; else all."""
+    """Those whose weights a block of a register kernel can hold, and not half of it; else all."""
     most = LANES * key.reach
     if not most:
         return CASES
@@ -105,19 +109,16 @@ class Numbers:
         return self.bits.tobytes() == self._before
 
 
-def activation(cell: str, z: Array) -> Array:
-    return np.tanh(z) if cell == "tanh" else np.where(z < 0, 0, z)
-
-
-def gradient(cell: str, grad: Array, h: Array) -> Array:
-    with np.errstate(all="ignore"):
-        return grad * (1 - h * h) if cell == "tanh" else np.where(h <= 0, 0, grad)
+def gradient(cell: Cell, grad: Array, h: Array) -> Array:
+    dz, _ = evaluate_arrays(cell.backward, [h, 0.0, grad])
+    assert dz is not None
+    return dz
 
 
 class Call:
     """The tensors of one recurrence, at random, and what the equations make of them."""
 
-    def __init__(self, case: Case, dtype: str, cell: str, seed: int = 0) -> None:
+    def __init__(self, case: Case, dtype: str, cell: Cell, seed: int = 0) -> None:
         H, B, _, D, _ = case
         self.case, self.cell = case, cell
         self.starts = np.array([0, *np.cumsum(case.sizes)], np.int64)
@@ -194,16 +195,16 @@ def launch(
 
     H, B, T, D, _ = call.case
     weights = [call.w_hh[0].bits, call.w_hh[-1].bits]
-    part, meeting, sizes = None, [], [T, B, H]
-    if key.plan in ("grid", "stream"):
+    part, workspace, sizes = None, [], [T, B, H]
+    if key.family in ("grid", "stream"):
         part = share(key, H, tiles * column_tile(key), -(-B // slabs))
     grid = kernels.blocks(key, D, B, H, part)
     if part is not None:
         real = np.float64 if key.dtype == "float64" else np.float32
         exchange = np.full(kernels.exchange_elements(grid, H, part), np.nan, real)
-        meeting = [exchange, np.zeros(kernels.counter_elements(grid), np.int64)]
+        workspace = [exchange, np.zeros(kernels.counter_elements(grid), np.int64)]
         sizes += [part.columns, part.splits, part.slab]
-    if key.plan == "stream":
+    if key.family == "stream":
         weights = [panel(key, w, H, grid[0] * part.columns) for w in weights]
     if key.pass_ == "forward":
         tensors, ends = [call.y.bits, *weights, call.h0.bits, call.h_n.bits], []
@@ -215,7 +216,7 @@ def launch(
     starts = call.starts.copy() if call.case.packed else np.full(T + 1, 1 << 40)
     before = starts.copy()
     packed = int(call.case.packed)
-    arguments = [*tensors, *meeting, starts, *sizes, packed, *ends]
+    arguments = [*tensors, *workspace, starts, *sizes, packed, *ends]
     extent = grid, threads(key, H, part), kernels.shared_bytes(key, H, part)
     result = run(source(key).function, *extent, arguments, **how)
     assert all(tensor.untouched for tensor in call.inputs)
@@ -257,32 +258,28 @@ def check(got: Numbers, truth: Array) -> None:
 
 
 def outcome(key: KernelKey, **how: Any) -> bytes:
-    """All bits that a kernel writes, of `MEETING`."""
-    call = Call(MEETING, key.dtype, key.cell)
+    """All bits that a kernel writes, of `SHARED`."""
+    call = Call(SHARED, key.dtype, key.cell)
     launch(key, call, tiles=3, **how)
     written = (call.y, call.h_n) if key.pass_ == "forward" else (call.dz, call.grad_h0)
     return b"".join(tensor.bits.tobytes() for tensor in written)
 
 
-def key_for(plan: str, pass_: str, dtype: str, cell: str) -> KernelKey:
-    """A kernel of a plan that `SMALL` fits."""
-    if plan == "register":
-        return KernelKey(plan, pass_, dtype, cell, reach=8)
-    return KernelKey(plan, pass_, dtype, cell, 4 if plan == "stream" else 2)
+def key_for(family: str, pass_: str, dtype: str, cell: Cell) -> KernelKey:
+    """A kernel of a family that `SMALL` fits."""
+    if family == "register":
+        return KernelKey(family, pass_, dtype, cell, reach=8)
+    return KernelKey(family, pass_, dtype, cell, 4 if family == "stream" else 2)
 
 
-def name(key: KernelKey) -> str:
-    return "-".join(map(str, key))
-
-
-@pytest.mark.parametrize("key", FORWARD, ids=name)
+@pytest.mark.parametrize("key", FORWARD, ids=str)
 def test_forward(key):
     for index, case in enumerate(some_cases(FORWARD, key)):
         call = Call(case, key.dtype, key.cell, seed=index)
         check_forward(key, call, tiles=1 + index % 2, slabs=1 + index % 3, seed=index)
 
 
-@pytest.mark.parametrize("key", BACKWARD, ids=name)
+@pytest.mark.parametrize("key", BACKWARD, ids=str)
 def test_backward(key):
     for index, case in enumerate(some_cases(BACKWARD, key)):
         call = Call(case, key.dtype, key.cell, seed=index)
@@ -291,86 +288,120 @@ def test_backward(key):
 
 
 @pytest.mark.parametrize("keys", [FORWARD, BACKWARD], ids=["forward", "backward"])
-@pytest.mark.parametrize("plan", ["register", "block", "grid", "stream"])
-def test_every_case_is_among_those_of_some_kernel(keys, plan):
-    seen = {case for key in keys if key.plan == plan for case in some_cases(keys, key)}
+@pytest.mark.parametrize("family", ["register", "block", "grid", "stream"])
+def test_every_case_is_among_those_of_some_kernel(keys, family):
+    seen = {case for key in keys if key.family == family for case in some_cases(keys, key)}
     assert seen - set(LARGE) == set(CASES)
 
 
 @pytest.mark.parametrize("dtype", TORCH)
-@pytest.mark.parametrize("plan", ["grid", "stream"])
-def test_a_sum_over_several_turns_of_the_lanes(plan, dtype):
-    call = Call(WIDE, dtype, "tanh")
-    check_forward(KernelKey(plan, "forward", dtype, "tanh", 4), call, tiles=3)
-    call = Call(WIDE, dtype, "tanh")
-    check_backward(KernelKey(plan, "backward", dtype, "tanh", 4), call, tiles=3)
+@pytest.mark.parametrize("family", ["grid", "stream"])
+def test_a_sum_over_several_turns_of_the_lanes(family, dtype):
+    call = Call(WIDE, dtype, RNN_TANH)
+    check_forward(KernelKey(family, "forward", dtype, RNN_TANH, 4), call, tiles=3)
+    call = Call(WIDE, dtype, RNN_TANH)
+    check_backward(KernelKey(family, "backward", dtype, RNN_TANH, 4), call, tiles=3)
 
 
 @pytest.mark.parametrize(
-    ("plan", "rows", "B", "slabs"),
+    ("family", "rows", "B", "slabs"),
     [("grid", 2, 37, 1), ("grid", 4, 70, 2), ("grid", 8, 135, 2), ("stream", 4, 75, 1)],
 )
-def test_several_rounds_of_tiles(plan, rows, B, slabs):
+def test_several_rounds_of_tiles(family, rows, B, slabs):
     case = Case(9, B, 3, 2, True)
     for pass_, check_pass in (("forward", check_forward), ("backward", check_backward)):
-        key = KernelKey(plan, pass_, "float32", "tanh", rows)
+        key = KernelKey(family, pass_, "float32", RNN_TANH, rows)
         part = share(key, case.H, 2 * column_tile(key), -(-B // slabs))
         assert part.slab > part.teams * rows
-        check_pass(key, Call(case, "float32", "tanh"), tiles=2, slabs=slabs)
+        check_pass(key, Call(case, "float32", RNN_TANH), tiles=2, slabs=slabs)
 
 
 @pytest.mark.parametrize("D", [1, 2])
 def test_what_lies_far_is_told_to_the_cache_ahead(D, monkeypatch):
-    from rnnjit_cuda import register
+    from rnnjit_cuda import register_kernel
 
     asked = []
-    monkeypatch.setattr(register, "FAR", 0)
-    monkeypatch.setattr(register, "prefetch", lambda memory, index: asked.append(memory[index]))
+    monkeypatch.setattr(register_kernel, "FAR", 0)
+    monkeypatch.setattr(
+        register_kernel, "prefetch", lambda memory, index: asked.append(memory[index])
+    )
     case = Case(20, 2, 12, D, False)
     for pass_, check_pass in (("forward", check_forward), ("backward", check_backward)):
-        key = KernelKey("register", pass_, "float32", "tanh", reach=8)
-        check_pass(key, Call(case, "float32", "tanh"))
+        key = KernelKey("register", pass_, "float32", RNN_TANH, reach=8)
+        check_pass(key, Call(case, "float32", RNN_TANH))
         assert asked
         asked.clear()
 
 
 @pytest.mark.parametrize("flags", list(product((0, 1), (0, 1))))
-@pytest.mark.parametrize("plan", ["register", "block", "grid", "stream"])
-def test_absent_gradients_are_not_read(plan, flags):
-    call = Call(SMALL, "float32", "tanh")
+@pytest.mark.parametrize("family", ["register", "block", "grid", "stream"])
+def test_absent_gradients_are_not_read(family, flags):
+    call = Call(SMALL, "float32", RNN_TANH)
     for flag, tensor in zip(flags, (call.grad_y, call.grad_h_n), strict=True):
         if not flag:
             tensor.plant(..., np.nan)
-    check_backward(key_for(plan, "backward", "float32", "tanh"), call, flags)
+    check_backward(key_for(family, "backward", "float32", RNN_TANH), call, flags)
 
 
-@pytest.mark.parametrize("cell", ["tanh", "relu"])
+@pytest.mark.parametrize("cell", [RNN_TANH, RNN_RELU], ids=lambda cell: cell.name)
 @pytest.mark.parametrize("dtype", TORCH)
-@pytest.mark.parametrize("plan", ["register", "block", "grid", "stream"])
-def test_nan_and_infinities_go_where_the_equations_take_them(plan, dtype, cell):
+@pytest.mark.parametrize("family", ["register", "block", "grid", "stream"])
+def test_nan_and_infinities_go_where_the_equations_take_them(family, dtype, cell):
     call = Call(SMALL, dtype, cell)
     call.y.plant((0, 2), np.inf)
     call.y.plant((4, 3), -np.inf)
     call.y.plant((6, 10), np.nan)
     call.h0.plant((0, 1, 8), np.nan)
     call.h0.plant((1, 0, 4), np.inf)
-    check_forward(key_for(plan, "forward", dtype, cell), call)
+    check_forward(key_for(family, "forward", dtype, cell), call)
     call = Call(SMALL, dtype, cell)
     call.y.plant((6, 10), np.nan)
     call.grad_y.plant((4, 3), np.inf)
     call.grad_h_n.plant((1, 2, 8), np.nan)
     call.w_hh[0].plant((2, 5), -np.inf)
-    check_backward(key_for(plan, "backward", dtype, cell), call)
+    check_backward(key_for(family, "backward", dtype, cell), call)
 
 
-@pytest.mark.parametrize("key", SAMPLES, ids=name)
+@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("family", ["register", "block", "grid", "stream"])
+def test_a_cell_that_no_kernel_was_written_for(family, dtype):
+    check_forward(key_for(family, "forward", dtype, SIGMOID), Call(SMALL, dtype, SIGMOID))
+    check_backward(key_for(family, "backward", dtype, SIGMOID), Call(SMALL, dtype, SIGMOID))
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("cell", SINGLE.values(), ids=lambda cell: cell.name)
+def test_each_operation(cell, dtype):
+    from cuda_simulator import run
+
+    key = KernelKey("step", "forward", dtype, cell)
+    y = Numbers(dtype, POINTS[None])
+    expected = Numbers(dtype, activation(cell, y.values))
+    run(source(key).function, (1, 1), 32, 0, [y.bits, 1, len(POINTS), len(POINTS)])
+    # exp(100) is infinite in float32, so that what is divided by it is zero.
+    close = {"rtol": TOLERANCE[dtype], "atol": np.finfo(np.float32).tiny}
+    np.testing.assert_allclose(y.now, expected.values, **close)
+
+
+def test_no_gradient_is_zero():
+    from cuda_simulator import run
+
+    cell = SINGLE["exp"]
+    tensors = [Numbers("float32", POINTS[None]) for _ in range(4)]
+    bits = [tensor.bits for tensor in tensors]
+    key = KernelKey("step", "backward", "float32", cell)
+    run(source(key).function, (1, 1), 32, 0, [*bits, 1, len(POINTS), len(POINTS), 1])
+    assert not tensors[0].now.any()
+
+
+@pytest.mark.parametrize("key", SAMPLES, ids=str)
 def test_the_order_of_threads_changes_no_bit(key):
     assert len({outcome(key, seed=seed) for seed in SEEDS[:4]}) == 1
 
 
-@pytest.mark.parametrize("key", SAMPLES, ids=name)
+@pytest.mark.parametrize("key", SAMPLES, ids=str)
 def test_every_barrier_of_a_block_is_missed_when_it_is_gone(key):
-    right, call = outcome(key), Call(MEETING, key.dtype, key.cell)
+    right, call = outcome(key), Call(SHARED, key.dtype, key.cell)
     sites = launch(key, call, tiles=3)
     assert len(sites) >= 2
     for site in sites:
@@ -378,25 +409,25 @@ def test_every_barrier_of_a_block_is_missed_when_it_is_gone(key):
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in SAMPLES if key.plan in ("grid", "stream")], ids=name
+    "key", [key for key in SAMPLES if key.family in ("grid", "stream")], ids=str
 )
 def test_the_barrier_of_the_grid_is_missed_when_it_is_gone(key, monkeypatch):
-    from rnnjit_cuda import meeting
+    from rnnjit_cuda import grid_sync
 
     right = outcome(key)
-    monkeypatch.setattr(meeting, "arrived", lambda counters, index: 1 << 60)
+    monkeypatch.setattr(grid_sync, "arrived", lambda counters, index: 1 << 60)
     assert any(outcome(key, seed=seed) != right for seed in SEEDS)
 
 
 def test_blocks_that_wait_for_ever_are_an_error(monkeypatch):
-    from rnnjit_cuda import meeting
+    from rnnjit_cuda import grid_sync
 
-    monkeypatch.setattr(meeting, "arrive", lambda counters, index: None)
+    monkeypatch.setattr(grid_sync, "arrive", lambda counters, index: None)
     with pytest.raises(RuntimeError, match="deadlock"):
         outcome(SAMPLES[2])
 
 
-@pytest.mark.parametrize("key", SAMPLES, ids=name)
+@pytest.mark.parametrize("key", SAMPLES, ids=str)
 def test_no_kernel_runs_in_less_shared_memory(key, monkeypatch):
     whole = kernels.shared_bytes
     monkeypatch.setattr(kernels, "shared_bytes", lambda *sizes: whole(*sizes) - 16)
@@ -405,7 +436,7 @@ def test_no_kernel_runs_in_less_shared_memory(key, monkeypatch):
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-@pytest.mark.parametrize("key", [key for key in KEYS if key.plan == "step"], ids=name)
+@pytest.mark.parametrize("key", STEPS, ids=str)
 def test_step(key, rows):
     from cuda_simulator import run
 
@@ -430,7 +461,7 @@ def test_step(key, rows):
     assert all(tensor.untouched for tensor in (grad, grad_y, dz, y) if tensor is not written)
 
 
-@pytest.mark.parametrize("cell", ["tanh", "relu"])
+@pytest.mark.parametrize("cell", [RNN_TANH, RNN_RELU], ids=lambda cell: cell.name)
 def test_step_without_grad_y(cell):
     from cuda_simulator import run
 
@@ -465,14 +496,14 @@ def test_sixteen_bit_numbers_are_rounded_as_torch_rounds(dtype):
 
 def test_what_there_is_not_is_refused():
     with pytest.raises(ValueError, match="no kernel"):
-        source(KernelKey("block", "forward", "float32", "gru", 1))
+        source(KernelKey("block", "forward", "float32", GRU, 1))
     with pytest.raises(ValueError, match="no kernel"):
-        source(KernelKey("block", "forward", "float64", "tanh", 8))
+        source(KernelKey("block", "forward", "float64", RNN_TANH, 8))
     with pytest.raises(ValueError, match="multiple of 8"):
-        share(KernelKey("grid", "forward", "float32", "tanh", 1), 64, 12, 1)
+        share(KernelKey("grid", "forward", "float32", RNN_TANH, 1), 64, 12, 1)
     with pytest.raises(ValueError, match="16 warps"):
-        share(KernelKey("grid", "forward", "float32", "tanh", 1), 64, 136, 1)
+        share(KernelKey("grid", "forward", "float32", RNN_TANH, 1), 64, 136, 1)
     with pytest.raises(ValueError, match="128 threads"):
-        threads(KernelKey("register", "forward", "float32", "tanh", reach=8), 33)
+        threads(KernelKey("register", "forward", "float32", RNN_TANH, reach=8), 33)
     with pytest.raises(ValueError, match="512 threads"):
-        threads(KernelKey("block", "forward", "float32", "tanh", 1), 516)
+        threads(KernelKey("block", "forward", "float32", RNN_TANH, 1), 516)

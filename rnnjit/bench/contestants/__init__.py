@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from rnnjit.bench.contestant import Contestant
 from rnnjit.bench.contestants.backends import Compiled, installed
+from rnnjit.bench.contestants.base import Contestant
 from rnnjit.bench.contestants.eager import Eager
-from rnnjit.bench.contestants.jaxscan import JaxScan
-from rnnjit.bench.contestants.onnx import Onnxruntime
-from rnnjit.bench.contestants.openvino import Openvino
+from rnnjit.bench.contestants.jax_scan import JaxScan
+from rnnjit.bench.contestants.onnx_engines import Onnxruntime, Openvino
 from rnnjit.bench.contestants.unrolled import Unrolled
 
 __all__ = ["address", "contestants", "find"]

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from rnnjit.bench.contestant import Arrays, Contestant, Ready
-from rnnjit.bench.contestants.eager import Eager, bidirectional_stream
+from rnnjit.bench.arrays import Arrays, lengths_of
+from rnnjit.bench.contestants.base import Contestant, Ready
+from rnnjit.bench.contestants.eager import Eager
 from rnnjit.bench.records import Case
 
 if TYPE_CHECKING:
@@ -26,38 +27,38 @@ class Compiled(Contestant):
 
     def absent(self) -> str:
         """What the backend lacks."""
-        from rnnjit.registry import backends, lacking
+        from rnnjit.dispatch.registry import backends, lacking
 
         return "; ".join(lacking(backends()[self.name]))
 
     def versions(self) -> dict[str, str]:
         """Of the distribution that brings the backend."""
-        from rnnjit.registry import GROUP
+        from rnnjit.dispatch.registry import GROUP
 
         found = entry_points(group=GROUP, name=self.name)
         return {point.dist.name: point.dist.version for point in found if point.dist is not None}
 
     def declines(self, case: Case) -> str:
         """The backend's own reasons."""
-        from rnnjit.registry import backends
+        from rnnjit.dispatch.choice import verdict
+        from rnnjit.dispatch.registry import backends
 
-        return bidirectional_stream(case) or "; ".join(
-            backends()[self.name].why_not(*_problem(case))
-        )
+        reasons = verdict(backends()[self.name], *_problem(case)).reasons
+        return super().declines(case) or "; ".join(reasons)
 
     def prepare(self, case: Case, arrays: Arrays) -> Ready:
         """The compiled module with its arguments."""
         import rnnjit
-        from rnnjit.bench.contestants import torchmodules
+        from rnnjit.bench.contestants import torch_modules
 
-        torchmodules.set_up(case)
-        module = rnnjit.compile(torchmodules.module_of(case, arrays), backend=self.name)
-        return torchmodules.ready(case, arrays, module, lambda h0: _stream(module, h0))
+        torch_modules.set_up(case)
+        module = rnnjit.compile(torch_modules.module_of(case, arrays), backend=self.name)
+        return torch_modules.ready(case, arrays, module, lambda h0: _stream(module, h0))
 
 
 def installed() -> list[Contestant]:
     """A contestant for every installed backend but eager, in the order of `auto`."""
-    from rnnjit.registry import backends
+    from rnnjit.dispatch.registry import backends
 
     return [Compiled(name) for name in backends() if name != Eager.name]
 
@@ -65,27 +66,31 @@ def installed() -> list[Contestant]:
 def _problem(case: Case) -> tuple[RNNSpec, Problem]:
     import torch
 
-    from rnnjit.bench.arrays import lengths_of
+    from rnnjit.frontend.capture import CELL_OF_NONLINEARITY
     from rnnjit.spec import Problem, RNNSpec
 
     spec = RNNSpec(
         case.I,
         case.H,
         case.layers,
-        nonlinearity=case.nonlinearity,
+        cell=CELL_OF_NONLINEARITY[case.nonlinearity],
         bidirectional=case.bidirectional,
     )
-    lengths = lengths_of(case)
-    N = case.T * case.B if lengths is None else int(lengths.sum())
-    dtype, training = getattr(torch, case.dtype), case.mode == "training"
-    return spec, Problem(dtype, "cpu", case.T, case.B, N, case.packed, training)
+    N, dtype = int(lengths_of(case).sum()), getattr(torch, case.dtype)
+    return spec, Problem(dtype, "cpu", case.T, case.B, N, case.packed, case.trains)
 
 
 def _stream(
     module: nn.Module, h0: Tensor
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]:
-    from rnnjit.stream import Stream
+    from rnnjit.frontend.stream import Stream
 
     stream = Stream(module, h0.shape[1])
     stream.state = h0
-    return stream.step, lambda: stream.state
+
+    def state() -> Tensor:
+        found = stream.state
+        assert not isinstance(found, tuple)
+        return found
+
+    return stream.step, state

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from rnnjit.bench.arrays import suffixes, weight_shapes
-from rnnjit.bench.contestant import Arrays, Contestant, Ready
-from rnnjit.bench.contestants.eager import bidirectional_stream, stream_by_calls
+from rnnjit.bench.arrays import Arrays, suffixes, weight_shapes
+from rnnjit.bench.contestants.base import Contestant, Ready
 from rnnjit.bench.records import Case
 
 if TYPE_CHECKING:
@@ -24,14 +22,7 @@ class Unrolled(Contestant):
 
     name = "unrolled"
     title = "torch.compile, unrolled"
-
-    def absent(self) -> str:
-        """Never: rnnjit needs torch. Without a C++ compiler it fails, and says so."""
-        return ""
-
-    def versions(self) -> dict[str, str]:
-        """Torch's."""
-        return {"torch": version("torch")}
+    packages = ("torch",)
 
     def declines(self, case: Case) -> str:
         """Calls that take minutes to compile, and packed ones."""
@@ -40,27 +31,27 @@ class Unrolled(Contestant):
             return f"compiling {steps} steps takes too long: {MOST_STEPS} are the most"
         if case.packed:
             return "a packed batch has other sizes at every step, each compiled anew"
-        return bidirectional_stream(case)
+        return super().declines(case)
 
     def patience(self, case: Case) -> float:
         """Grows with the steps."""
-        return 5.0 + _steps(case) * (0.15 if case.mode == "training" else 0.1)
+        return 5.0 + _steps(case) * (0.15 if case.trains else 0.1)
 
     def prepare(self, case: Case, arrays: Arrays) -> Ready:
         """The compiled module with its arguments; compiling is part of the first call."""
         import torch
 
-        from rnnjit.bench.contestants import torchmodules
+        from rnnjit.bench.contestants import torch_modules
 
-        torchmodules.set_up(case)
+        torch_modules.set_up(case)
         torch.compiler.reset()  # what was compiled before would count as a recompilation
         module = _module(case, arrays)
         module.compile(fullgraph=True, dynamic=False)
-        return torchmodules.ready(case, arrays, module, lambda h0: stream_by_calls(module, h0))
+        return torch_modules.ready(case, arrays, module)
 
 
 def _steps(case: Case) -> int:
-    return case.T * case.layers * (2 if case.bidirectional else 1)
+    return case.T * case.layers * case.directions
 
 
 def _module(case: Case, arrays: Arrays) -> nn.Module:
@@ -87,7 +78,7 @@ def _unrolled(
     import torch
     from torch.nn.functional import linear
 
-    activation = torch.tanh if case.nonlinearity == "tanh" else torch.relu
+    activation = getattr(torch, case.nonlinearity)
     states = iter(h0.unbind())
     last = []
     for layer in range(case.layers):

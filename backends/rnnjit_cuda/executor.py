@@ -1,0 +1,45 @@
+"""From a plan to what runs it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from rnnjit import LayerSpec, Rows
+from rnnjit.recurrence import Recurrence
+from rnnjit_cuda.device import DeviceProperties
+from rnnjit_cuda.kernels import DType, Family, Pass
+from rnnjit_cuda.launch import Launcher
+from rnnjit_cuda.per_step import PerStep
+from rnnjit_cuda.persistent import Persistent
+from rnnjit_cuda.plan import Plan, plan
+
+#: Steps from which on it pays to copy W_hh for "stream", which takes as long as several steps.
+_FEW = 8
+
+
+def recurrence(
+    layer: LayerSpec,
+    rows: Rows,
+    dtype: DType,
+    pass_: Pass,
+    launcher: Launcher,
+    among: tuple[Family, ...],
+) -> Recurrence:
+    """What runs the recurrences of a layer on a launcher's device; the rest as for `plan`."""
+    if rows.T < _FEW and "step" in among:
+        among = tuple(name for name in among if name != "stream")
+    chosen = _cached_plan(layer, rows.B, dtype, pass_, launcher.properties, among)
+    runs = PerStep if chosen.key.family == "step" else Persistent
+    return runs(chosen, launcher)
+
+
+@lru_cache(maxsize=4096)
+def _cached_plan(
+    layer: LayerSpec,
+    B: int,
+    dtype: DType,
+    pass_: Pass,
+    device: DeviceProperties,
+    among: tuple[Family, ...],
+) -> Plan:
+    return plan(layer, B, dtype, pass_, device, among)

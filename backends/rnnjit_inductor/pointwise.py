@@ -1,0 +1,174 @@
+"""The operations of a cell's programs as torch's, traced for Inductor or run step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnnjit.cells import Cell, Program, evaluate
+from rnnjit.cells.torch_evaluator import TORCH_OPERATIONS
+
+#: Names of all operations that are lowered.
+OPERATIONS = frozenset([*TORCH_OPERATIONS, "constant"])
+
+
+def evaluate_like(like: Tensor, program: Program, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """The outputs of a program on tensors of the dtype and on the device of `like`.
+
+    Shapes are looked at nowhere, so that they may be symbols.
+    """
+    return list(evaluate(program, inputs, TORCH_OPERATIONS, lambda value: _scalar(like, value)))
+
+
+def step_of(cell: Cell, saves: bool) -> Program:
+    """A cell's step without the new state, which is `out`: outputs out and then the saved values.
+
+    Args:
+        cell: of one state.
+        saves: whether the saved values are among the outputs.
+    """
+    program = cell.step_saving if saves else cell.step
+    out, _, *saved = program.outputs
+    return Program(program.inputs, program.instructions, (out, *saved))
+
+
+def read_by_backward(cell: Cell, named: Callable[[str], Tensor]) -> list[Tensor]:
+    """The inputs of a cell's backward program but the last two, `grad_out` and the state's.
+
+    Args:
+        cell: of one state, which is its output.
+        named: gives saved_0, saved_1, ..., out and the state before, by its name.
+    """
+    return [named(name) for name in cell.backward.inputs[:-2]]
+
+
+class Pointwise:
+    """A program run on tensors, whose first outputs are written to memory that is given.
+
+    The program is walked over once; what is left to do at each step are torch's operators.
+
+    Args:
+        program: what to run.
+        like: a tensor of the dtype and on the device of all.
+        written: how many of the outputs are written.
+        absent: names of inputs that are zero, and that nothing but `add` takes.
+    """
+
+    def __init__(
+        self, program: Program, like: Tensor, written: int, absent: Sequence[str] = ()
+    ) -> None:
+        calls, outputs = _recorded(program, like, absent)
+        targets = {value: k for k, value in enumerate(outputs[:written])}
+        first = len(program.inputs)
+        self._calls = [
+            (*call, targets.get(number) if call.function in _WRITING else None)
+            for number, call in enumerate(calls, first)
+        ]
+        self._written, self._rest = outputs[:written], outputs[written:]
+
+    def __call__(
+        self, inputs: Sequence[Tensor | None], into: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """Write outputs, zeros where the program has none, and return those that are not written.
+
+        Args:
+            inputs: in the program's order; anything for those that are absent or not used. One may
+                be the memory of an output if only the last operation uses it.
+            into: where to write.
+        """
+        values: list[Any] = list(inputs)
+        for function, arguments, constants, target in self._calls:
+            given = [values[k] for k in arguments]
+            if target is None:
+                values.append(function(*given, *constants))
+            else:
+                values.append(_WRITING[function](*given, *constants, out=into[target]))
+        for number, memory in zip(self._written, into, strict=True):
+            if number is None:
+                memory.zero_()
+            elif values[number] is not memory:
+                memory.copy_(values[number])
+        return [None if number is None else values[number] for number in self._rest]
+
+
+class _Call(NamedTuple):
+    """One operation of a program.
+
+    Attributes:
+        function: torch's operator.
+        arguments: numbers of values: the inputs, and then one of each call.
+        constants: what follows the arguments.
+    """
+
+    function: Callable[..., Tensor]
+    arguments: tuple[int, ...]
+    constants: tuple[float, ...]
+
+
+def _recorded(
+    program: Program, like: Tensor, absent: Sequence[str]
+) -> tuple[list[_Call], tuple[int | None, ...]]:
+    """The calls that evaluate a program, and the numbers of the outputs; None for absent ones."""
+    calls: list[_Call] = []
+
+    def append(function: Callable[..., Tensor], *given: int | float | None) -> int:
+        arguments = tuple(each for each in given if isinstance(each, int))
+        constants = tuple(each for each in given if isinstance(each, float))
+        calls.append(_Call(function, arguments, constants))
+        return len(program.inputs) + len(calls) - 1
+
+    def add(left: int | None, right: int | None) -> int | None:
+        if left is None or right is None:
+            return right if left is None else left
+        return append(torch.add, left, right)
+
+    def constant(value: float) -> int:
+        scalar = _scalar(like, value)
+        return append(lambda: scalar)
+
+    table: dict[str, Callable[..., int | None]] = {
+        name: partial(append, function) for name, function in TORCH_OPERATIONS.items()
+    }
+    inputs = [None if name in absent else k for k, name in enumerate(program.inputs)]
+    return calls, evaluate(program, inputs, table | {"add": add}, constant)
+
+
+def _scalar(like: Tensor, value: float) -> Tensor:
+    return like.new_full((), value)
+
+
+def _relu_into(x: Tensor, *, out: Tensor) -> Tensor:
+    return torch.clamp_min(x, 0, out=out)
+
+
+def _tanh_backward_into(grad: Tensor, result: Tensor, *, out: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.tanh_backward.grad_input(grad, result, grad_input=out)
+    return found
+
+
+def _sigmoid_backward_into(grad: Tensor, result: Tensor, *, out: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.sigmoid_backward.grad_input(grad, result, grad_input=out)
+    return found
+
+
+def _relu_backward_into(grad: Tensor, result: Tensor, *, out: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, result, 0, grad_input=out)
+    return found
+
+
+_OUT = (
+    *("add", "sub", "mul", "div", "neg", "exp", "log", "log1p", "expm1", "sqrt", "tanh"),
+    *("sigmoid", "abs", "sign", "minimum", "maximum", "clamp", "where"),
+)
+#: By an operation's function: one that writes to `out`. Of other operations results are copied.
+_WRITING: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    **{TORCH_OPERATIONS[name]: TORCH_OPERATIONS[name] for name in _OUT},
+    TORCH_OPERATIONS["relu"]: _relu_into,
+    TORCH_OPERATIONS["tanh_backward"]: _tanh_backward_into,
+    TORCH_OPERATIONS["sigmoid_backward"]: _sigmoid_backward_into,
+    TORCH_OPERATIONS["relu_backward"]: _relu_backward_into,
+}

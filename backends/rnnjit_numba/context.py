@@ -1,0 +1,234 @@
+"""What the kernels of one cell and element type on one vector unit have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rnnjit.cells import Cell
+from rnnjit.codegen import Isa
+from rnnjit_numba import memory, pointwise
+from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
+from rnnjit_numba.simd import Lanes
+from rnnjit_numba.symbol_table import SymbolTable
+from rnnjit_numba.tile_shapes import tile_shapes
+from rnnjit_numba.tiles import FOLD, TileSet
+from rnnjit_numba.work_stealing import add_next_task
+
+#: What happens to a block after the matrix part: nothing, or the cell's step.
+NOTHING, STEP = 0, 1
+
+
+@dataclass(frozen=True)
+class CodegenContext:
+    """Intrinsics and constants for one cell and element type.
+
+    Attributes:
+        cell: one whose `is_elman` holds.
+        lanes: element type and vector width.
+        shapes: the register tiles, (rows, most vectors).
+        symbols: where the kernels' functions are collected.
+    """
+
+    cell: Cell
+    lanes: Lanes
+    shapes: tuple[tuple[int, int], ...]
+    symbols: SymbolTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Apart for each library that may come to lie in one program.
+        suffix = f"f{self.lanes.bits}_{self.cell.digest[:12]}"
+        object.__setattr__(self, "symbols", SymbolTable(suffix))
+
+    @staticmethod
+    def of(isa: Isa, bits: int, cell: Cell) -> CodegenContext:
+        """The context of a cell's kernels for elements of `bits` bits."""
+        return CodegenContext(cell, Lanes(bits, isa.lanes(bits // 8), isa.fma), tile_shapes(isa))
+
+    @property
+    def tiles(self) -> TileSet:
+        """The register tiles."""
+        return TileSet(self.lanes, self.shapes)
+
+
+class CommonFunctions(NamedTuple):
+    """The functions that both kernels call, see `add_common`."""
+
+    affine: Any
+    copy_rows: Any
+    product: Any
+    next_task: Any
+
+
+def add_common(context: CodegenContext) -> CommonFunctions:
+    """Add the functions that both kernels call to the symbols."""
+    return CommonFunctions(
+        _add_affine(context),
+        _add_copy_rows(context),
+        _add_product_direct(context),
+        add_next_task(context.symbols),
+    )
+
+
+def _add_affine(context: CodegenContext) -> Any:
+    """The function that computes any block of `init + x @ w1 + h @ w2`, or the cell's step of it.
+
+    It cuts the block into register tiles: rows by the largest tile that fits, columns as evenly as
+    the tile's width allows. Every step of the forward and backward recurrence, the hoisted input
+    projection and grad_x are this function. Its arguments are those of the tile (see
+    `TileSet.affine`), for `rows` rows, column vectors `first` to `last` of `columns` columns, and
+    the epilogue, `NOTHING` or `STEP`.
+    """
+    tile = context.tiles.affine()
+    step = pointwise.step(context.lanes, context.cell)
+    shapes = context.shapes
+    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+    # A row alone costs as much as two, since all weights are read for it: 3 + 2 rows cost less than
+    # 4 + 1.
+    thirds = 1 if 3 in dict(shapes) else 0
+
+    def affine(
+        init: int,
+        ld_init: int,
+        x: int,
+        ld_x: int,
+        k1: int,
+        w1: int,
+        h: int,
+        ld_h: int,
+        k2: int,
+        w2: int,
+        ld_w: int,
+        out: int,
+        ld_out: int,
+        rows: int,
+        first: int,
+        last: int,
+        columns: int,
+        epilogue: int,
+    ) -> None:
+        done = 0
+        for tile_rows, widest in shapes:
+            stop = done + (rows - done) // tile_rows * tile_rows
+            if rows - stop == 1 and stop > done and tile_rows > 3 and thirds:
+                stop -= tile_rows
+            v = first if stop > done else last
+            while v < last:
+                # As even as can be, of the widths for which there is a tile.
+                tiles = (last - v + widest - 1) // widest
+                width = (last - v + tiles - 1) // tiles
+                if width < widest and width > 2:
+                    width = 4 if width >= 4 else 2
+                at = v * vector_bytes
+                tail = columns - (v + width - 1) * lanes
+                if tail > lanes:
+                    tail = lanes
+                for row in range(done, stop, tile_rows):
+                    block = out + row * ld_out + at
+                    tile(
+                        16 * tile_rows + width,
+                        init + row * ld_init + at,
+                        ld_init,
+                        x + row * ld_x,
+                        ld_x,
+                        k1,
+                        w1 + v * ld_w,
+                        h + row * ld_h,
+                        ld_h,
+                        k2,
+                        w2 + v * ld_w,
+                        ld_w,
+                        block,
+                        ld_out * 256 + tail,
+                    )
+                    if epilogue == NOTHING:
+                        continue
+                    for r in range(tile_rows):
+                        for i in range(width):
+                            count = tail if i == width - 1 else lanes
+                            step(block + r * ld_out + i * vector_bytes, count)
+                v += width
+            done = stop
+
+    return context.symbols.add(affine)
+
+
+def _add_copy_rows(context: CodegenContext) -> Any:
+    """The function that copies column vectors of rows; zeros if `source` is 0."""
+    copy = memory.copy(context.lanes)
+    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+
+    def copy_rows(
+        to: int,
+        ld_to: int,
+        source: int,
+        ld_source: int,
+        rows: int,
+        first: int,
+        last: int,
+        columns: int,
+    ) -> None:
+        for row in range(rows):
+            for v in range(first, last):
+                at = v * vector_bytes
+                count = columns - v * lanes
+                if count > lanes:
+                    count = lanes
+                place = source + row * ld_source + at if source != 0 else 0
+                copy(to + row * ld_to + at, place, count, count)
+
+    return context.symbols.add(copy_rows)
+
+
+def _add_product_direct(context: CodegenContext) -> Any:
+    """The function that computes `to = init + a @ w` for few rows and a `w` that is not packed.
+
+    `w` is `[k, columns]`, row-major; column vectors `first` to `last` are computed. It goes through
+    `w` in blocks of rows, each of which stays within a few pages.
+    """
+    tile = direct_transposed(context.lanes)
+    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+    size = context.lanes.itemsize
+
+    def product_direct(
+        init: int,
+        ld_init: int,
+        a: int,
+        ld_a: int,
+        k: int,
+        w: int,
+        columns: int,
+        to: int,
+        ld_to: int,
+        rows: int,
+        first: int,
+        last: int,
+    ) -> None:
+        for low in range(0, k, FOLD):
+            terms = FOLD if low + FOLD <= k else k - low
+            v = first
+            while v < last:
+                width = DIRECT_WIDTHS[0] if v + DIRECT_WIDTHS[0] <= last else 1
+                at = v * vector_bytes
+                tail = columns - (v + width - 1) * lanes
+                if tail > lanes:
+                    tail = lanes
+                done = 0
+                while done < rows:
+                    some = 0
+                    for n in DIRECT_ROWS:
+                        if some == 0 and rows - done >= n:
+                            some = n
+                    out = to + done * ld_to + at
+                    start, ld_start = init + done * ld_init + at, ld_init
+                    if low > 0:
+                        start, ld_start = out, ld_to
+                    tile(
+                        *(16 * some + width, start, ld_start, a + done * ld_a + low * size, ld_a),
+                        *(terms, w + low * columns * size + at, columns * size),
+                        *(out, ld_to * 256 + tail),
+                    )
+                    done += some
+                v += width
+
+    return context.symbols.add(product_direct)

@@ -1,0 +1,115 @@
+"""pytest-benchmark suites: every mode of a call, by eager nn.RNN and every backend.
+
+    make bench
+
+measures all of them. Without `--benchmark-enable` each mode runs once, on its first case, as a test
+of the suites themselves. Results are judged by the gate of `rnnjit bench` before anything is timed;
+no time is ever judged.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rnnjit.bench import arrays, roofline
+from rnnjit.bench.cases import BOTH, GRID, STREAMING, each
+from rnnjit.bench.contestants.base import Contestant
+from rnnjit.bench.correctness_gate import CorrectnessGate
+from rnnjit.bench.memory import growth
+from rnnjit.bench.plan import Plan
+from rnnjit.bench.records import Case, Machine
+from rnnjit.bench.runner import start_once
+from rnnjit.bench.trial import ARRAYS, Trial
+from rnnjit.runtime.timing import calibrate
+
+_THREADS = (torch.get_num_threads(),)
+#: The first case of every suite: quickly done, so that it is run as a test too.
+_SMALL = (5, 32, 10, 20)
+_SHAPES = (_SMALL, *(shape for shape in GRID if shape != _SMALL))
+_FEW = (_SMALL, (100, 1, 128, 256), (100, 32, 128, 256), (100, 64, 512, 512), (1000, 16, 64, 128))
+_PACKED = (_SMALL, (100, 8, 128, 256), (100, 32, 128, 256), (1000, 16, 64, 128))
+_FLOAT64 = (_SMALL, (100, 32, 128, 256))
+SUITES = (
+    *(
+        each(shapes, (mode,), _THREADS) + each(_FLOAT64, (mode,), _THREADS, dtype="float64")
+        for mode, shapes in (("forward", _SHAPES), ("training", _SHAPES), ("backward", _FEW))
+    ),
+    *(each(_PACKED, (mode,), _THREADS, packed=True) for mode in BOTH),
+    each(STREAMING, ("streaming",), _THREADS),
+)
+_PLAN = Plan(rounds=15, sample=0.005)
+#: Seconds of a process from which on it is run once only.
+_LONG = 15
+
+
+def test_call(benchmark: Any, machine: Machine | None, case: Case, contestant: Contestant) -> None:
+    """One call, as `rnnjit.bench.records.Mode` says what it does."""
+    if why := contestant.declines(case):
+        pytest.skip(f"{contestant.name} declines it: {why}")
+    gate, drawn = _judged(case)
+    ready = contestant.prepare(case, drawn)
+    judgement = gate.judge(ready.results())
+    assert not judgement.wrong, judgement.wrong
+    kind = f"{case.dtype}{', packed' if case.packed else ''}"
+    benchmark.group = f"{case.mode}, T={case.T} B={case.B} I={case.I} H={case.H}, {kind}"
+    _describe(benchmark, case, contestant, peak_memory=growth(lambda: ready.run))
+    calls = calibrate(ready.run, _PLAN.sample) if machine else 1
+    benchmark.pedantic(ready.run, rounds=_PLAN.rounds, iterations=calls, warmup_rounds=1)
+    if machine is not None:
+        seconds = benchmark.stats.stats.median
+        bound = roofline.bound(case, seconds, machine)
+        benchmark.extra_info.update(
+            flops=roofline.work(case).flops,
+            share_of_peak=roofline.share_of_peak(case, seconds, machine),
+            bound=bound and bound.name,
+            share_of_bound=bound and bound.share,
+        )
+
+
+def test_cold_start(
+    benchmark: Any,
+    contestant: Contestant,
+    cache: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """A process from its start to its first gradients, Python and `import torch` included."""
+    (case,) = each([(20, 8, 64, 128)], ("cold training",), _THREADS)
+    gate, drawn = _judged(case)
+    arrays.save(tmp_path / ARRAYS, drawn)
+    # The contestant's for the session: once filled, it stays so.
+    filled = tmp_path_factory.getbasetemp() / f"cache-of-{contestant.name}"
+    new = (tmp_path / f"cache-{number}" for number in count())
+
+    def start() -> float:
+        place = next(new) if cache == "empty" else filled
+        trial = Trial(contestant, case, _PLAN.patience)
+        seconds = start_once(trial, tmp_path, gate, place)
+        assert trial.right, trial.result.reason
+        return seconds
+
+    # The first fills the cache, and brings every file into memory.
+    rounds = _PLAN.starts if start() < _LONG else 1
+    benchmark.group = f"{case.mode}, {cache} cache"
+    _describe(benchmark, case, contestant, cache=cache)
+    benchmark.pedantic(start, rounds=rounds)
+
+
+@lru_cache(maxsize=1)  # contestants follow one another
+def _judged(case: Case) -> tuple[CorrectnessGate, arrays.Arrays]:
+    drawn = arrays.draw(case)
+    return CorrectnessGate(case, drawn), drawn
+
+
+def _describe(benchmark: Any, case: Case, contestant: Contestant, **more: Any) -> None:
+    """Note what is called, before it runs, which is when it counts."""
+    fields = ("mode", "T", "B", "I", "H", "dtype", "packed", "threads")
+    benchmark.extra_info.update(
+        backend=contestant.name, **{name: getattr(case, name) for name in fields}, **more
+    )

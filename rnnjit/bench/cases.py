@@ -1,0 +1,88 @@
+"""The calls that are timed: presets, suites and the engine's table take their cases from here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+from rnnjit.bench.records import Case, Mode
+
+
+class Shape(NamedTuple):
+    """The sizes of a call: steps, sequences, input features, hidden features."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+
+
+#: Shapes bound by the machine's multiply-adds.
+COMPUTE_BOUND = (Shape(100, 64, 512, 512), Shape(20, 128, 1024, 1024))
+#: From single steps to large batches: the shapes of the README's table.
+GRID = (
+    Shape(1, 1, 32, 64),
+    Shape(5, 32, 10, 20),
+    Shape(100, 1, 64, 64),
+    Shape(100, 1, 128, 256),
+    Shape(100, 1, 512, 512),
+    Shape(100, 8, 128, 256),
+    Shape(100, 32, 128, 256),
+    *COMPUTE_BOUND,
+    Shape(1000, 16, 64, 128),
+    Shape(28, 64, 28, 128),
+)
+#: One frame a call.
+STREAMING = (
+    Shape(1, 1, 32, 64),
+    Shape(1, 1, 64, 128),
+    Shape(1, 1, 128, 256),
+    Shape(1, 1, 512, 512),
+    Shape(1, 8, 128, 256),
+    Shape(1, 32, 128, 256),
+)
+BOTH: tuple[Mode, ...] = ("forward", "training")
+#: Groups of cold starts: compiled code is found nowhere, or where the process before left it.
+EMPTY_CACHE, FILLED_CACHE = "cold start, empty cache", "cold start, filled cache"
+
+
+def each(
+    shapes: Iterable[tuple[int, int, int, int]],
+    modes: Iterable[Mode],
+    threads: Iterable[int],
+    **rest: Any,
+) -> tuple[Case, ...]:
+    """Every shape in every mode on every number of threads, grouped by threads.
+
+    Args:
+        shapes: T, B, I and H.
+        modes: what a call does.
+        threads: numbers of threads.
+        **rest: fields that all cases have in common.
+    """
+    return tuple(
+        Case(T=T, B=B, I=I, H=H, mode=mode, threads=count, **rest)
+        for count, mode, (T, B, I, H) in product(threads, modes, shapes)
+    )
+
+
+def random_shapes(
+    least: Shape, most: Shape, most_products: float, seed: int = 0
+) -> Iterator[Shape]:
+    """Shapes without end, spread evenly over the orders of magnitude of each size.
+
+    Args:
+        least: the smallest of each size.
+        most: the largest of each size.
+        most_products: multiply-adds of a forward pass; shapes that have more are left out.
+        seed: the same shapes for the same one.
+    """
+    generator = random.Random(seed)
+    while True:
+        sizes = zip(least, most, strict=True)
+        shape = Shape(*(round(low * (high / low) ** generator.random()) for low, high in sizes))
+        products = shape.T * shape.B * shape.H * (shape.I + shape.H)
+        if products <= most_products:
+            yield shape

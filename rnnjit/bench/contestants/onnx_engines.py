@@ -1,0 +1,186 @@
+"""onnxruntime and OpenVINO, on one graph of ONNX's own `RNN` operators, one for each layer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rnnjit.bench.arrays import Array, Arrays, suffixes
+from rnnjit.bench.contestants.base import Contestant, Ready, streaming
+from rnnjit.bench.records import Case
+
+#: From the model's inputs by name to y and h_n.
+Infer = Callable[[Mapping[str, Any]], tuple[Array, Array]]
+
+# The oldest that have all the operators: whatever reads ONNX reads them.
+_OPSET, _IR_VERSION = 14, 7
+
+
+class _Engine(Contestant):
+    """Runs the graph of a case, forward alone."""
+
+    def declines(self, case: Case) -> str:
+        """Training, and float64, which the operator is not written for."""
+        if case.trains:
+            return "it only infers: there is no backward pass"
+        if case.dtype != "float32":
+            return f"its RNN is written for float32, not {case.dtype}"
+        return super().declines(case)
+
+    @abstractmethod
+    def load(self, model: bytes, threads: int, copy: bool) -> Infer:
+        """A model, ready to run.
+
+        Args:
+            model: serialised.
+            threads: that it may use.
+            copy: whether results must not be overwritten by the next call.
+        """
+
+    def prepare(self, case: Case, arrays: Arrays) -> Ready:
+        """The loaded model with its inputs."""
+        stream = case.mode == "streaming"
+        # The next step may not read the state from where it writes it.
+        infer = self.load(_model(case, arrays), case.threads, copy=stream)
+        if stream:
+            frames = list(arrays.x[:, None])
+            return streaming(frames, arrays.h0, lambda x, h0: infer({"x": x, "h0": h0}))
+        feeds: dict[str, Any] = {"x": arrays.x, "h0": arrays.h0}
+        if arrays.lengths is not None:
+            feeds["lengths"] = arrays.lengths.astype(np.int32)
+
+        def results() -> Mapping[str, Array]:
+            return dict(zip(("y", "h_n"), map(np.array, infer(feeds)), strict=True))
+
+        return Ready(lambda: infer(feeds), results)
+
+
+class Onnxruntime(_Engine):
+    """An InferenceSession with its defaults, but for the number of threads."""
+
+    name = title = "onnxruntime"
+    packages = ("onnx", "onnxruntime")
+
+    def load(self, model: bytes, threads: int, copy: bool) -> Infer:
+        """A session, whose results are new in every call."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
+        return lambda feeds: tuple(session.run(None, feeds))
+
+
+class Openvino(_Engine):
+    """One inference request on the CPU, for low latency, computing in float32 throughout."""
+
+    name = "openvino"
+    title = "OpenVINO"
+    packages = ("onnx", "openvino")
+
+    def load(self, model: bytes, threads: int, copy: bool) -> Infer:
+        """A request, whose results are read where they are unless they are to be copied."""
+        import openvino
+
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        core = openvino.Core()
+        request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+
+        def infer(feeds: Mapping[str, Any]) -> tuple[Array, Array]:
+            outputs = request.infer(feeds, share_inputs=True, share_outputs=not copy)
+            return outputs["y"], outputs["h_n"]
+
+        return infer
+
+
+def _model(case: Case, arrays: Arrays) -> bytes:
+    """The serialised model of a call.
+
+    Its inputs are x `[T, B, I]`, h0 `[L*D, B, H]` and, of a packed case, lengths (int32 `[B]`); its
+    outputs y `[T, B, D*H]` and h_n `[L*D, B, H]`. Shapes are fixed, weights are in it.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    directions, steps = case.directions, case.T
+    states = case.layers * directions
+    constants = {
+        "rows": np.array([steps, case.B, directions * case.H]),
+        "split": np.full(case.layers, directions),
+    }
+    nodes = [helper.make_node("Split", ["h0", "split"], _names("h0", case.layers), axis=0)]
+    for layer in range(case.layers):
+        constants.update(_weights(case, arrays, layer))
+        nodes += _layer(case, layer)
+    nodes.append(helper.make_node("Concat", _names("h_n", case.layers), ["h_n"], axis=0))
+
+    def value(name: str, *shape: int, kind: int = TensorProto.FLOAT) -> Any:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    state = (states, case.B, case.H)
+    inputs = [value("x", steps, case.B, case.I), value("h0", *state)]
+    if case.packed:
+        inputs.append(value("lengths", case.B, kind=TensorProto.INT32))
+    outputs = [value("y", steps, case.B, directions * case.H), value("h_n", *state)]
+    initial = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "rnn", inputs, outputs, initial)
+    opsets = [helper.make_opsetid("", _OPSET)]
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+    onnx.checker.check_model(made)
+    return bytes(made.SerializeToString())
+
+
+def _names(name: str, layers: int) -> list[str]:
+    return [f"{name} {layer}" for layer in range(layers)]
+
+
+def _weights(case: Case, arrays: Arrays, layer: int) -> dict[str, Array]:
+    """A layer's constants: of every direction, stacked."""
+
+    def stacked(*parts: str) -> Array:
+        rows = [
+            np.concatenate([arrays.weights[f"{part}_{suffix}"] for part in parts])
+            for suffix in suffixes(case, layer)
+        ]
+        return np.stack(rows)
+
+    return {
+        f"w_ih {layer}": stacked("weight_ih"),
+        f"w_hh {layer}": stacked("weight_hh"),
+        f"bias {layer}": stacked("bias_ih", "bias_hh"),
+    }
+
+
+def _layer(case: Case, layer: int) -> Sequence[Any]:
+    """The operator, whose y is `[T, D, B, H]`, and what lays that out as `[T, B, D*H]`."""
+    from onnx import helper
+
+    x = "x" if layer == 0 else f"y {layer - 1}"
+    y = "y" if layer == case.layers - 1 else f"y {layer}"
+    weights = [f"{name} {layer}" for name in ("w_ih", "w_hh", "bias")]
+    rnn = helper.make_node(
+        "RNN",
+        [x, *weights, "lengths" if case.packed else "", f"h0 {layer}"],
+        [f"by direction {layer}", f"h_n {layer}"],
+        hidden_size=case.H,
+        direction="bidirectional" if case.bidirectional else "forward",
+        activations=[case.nonlinearity.capitalize()] * case.directions,
+    )
+    if case.directions == 1:
+        return rnn, helper.make_node("Reshape", [f"by direction {layer}", "rows"], [y])
+    turned = f"turned {layer}"
+    return (
+        rnn,
+        helper.make_node("Transpose", [f"by direction {layer}"], [turned], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", [turned, "rows"], [y]),
+    )

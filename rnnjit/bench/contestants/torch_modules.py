@@ -1,0 +1,136 @@
+"""A module with nn.RNN's call, made ready to run a case: what torch's own and rnnjit's share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from rnnjit.bench.arrays import Array, Arrays
+from rnnjit.bench.contestants.base import Ready
+from rnnjit.bench.records import Case
+
+#: From the state to begin with, a function that steps over a frame `[B, I]` and gives y `[B, H]`,
+#: and one that gives the state `[L, B, H]`.
+Stream = Callable[[Tensor], tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]]
+
+
+def set_up(case: Case) -> None:
+    """Threads, and whether autograd records: for good, so that no call has to."""
+    torch.set_num_threads(case.threads)
+    torch.set_grad_enabled(case.trains)
+
+
+def module_of(case: Case, arrays: Arrays) -> nn.RNN:
+    """PyTorch's own module with the weights of the case."""
+    module = nn.RNN(
+        case.I,
+        case.H,
+        case.layers,
+        nonlinearity=case.nonlinearity,
+        bidirectional=case.bidirectional,
+        dtype=getattr(torch, case.dtype),
+    )
+    module.load_state_dict({name: torch.tensor(value) for name, value in arrays.weights.items()})
+    return module.train(case.trains)
+
+
+def ready(case: Case, arrays: Arrays, module: nn.Module, stream: Stream | None = None) -> Ready:
+    """Make a case ready on a module that is called as nn.RNN is.
+
+    Args:
+        case: what is called.
+        arrays: its numbers.
+        module: what computes it.
+        stream: steps frame by frame; by default calls of one step, the state passed on.
+    """
+    if case.mode == "streaming":
+        return _streaming(arrays, stream or (lambda h0: _stream_by_calls(module, h0)))
+    call = _Call(case, arrays, module)
+    if case.mode == "backward":
+        return Ready(call.backward(), call.results)
+    return Ready(call.gradients if case.trains else call.outputs, call.results)
+
+
+class _Call:
+    """A call of a whole sequence, its input packed beforehand if the case is."""
+
+    def __init__(self, case: Case, arrays: Arrays, module: nn.Module) -> None:
+        self._module, self._case = module, case
+        x, grad_y = torch.tensor(arrays.x), torch.tensor(arrays.grad_y)
+        self._packing: tuple[Any, ...] | None = None
+        if arrays.lengths is not None:
+            lengths = torch.tensor(arrays.lengths)
+            packed = pack_padded_sequence(x, lengths)
+            x, self._packing = packed.data, tuple(packed)[1:]
+            grad_y = pack_padded_sequence(grad_y, lengths).data
+        self._x, self._h0 = (
+            tensor.requires_grad_(case.trains) for tensor in (x, torch.tensor(arrays.h0))
+        )
+        self._names = ["x", "h0", *(name for name, _ in module.named_parameters())]
+        self._leaves = (self._x, self._h0, *module.parameters())
+        self._grads = (grad_y, torch.tensor(arrays.grad_h_n))
+
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """`(y, h_n)`; of a packed output, its rows."""
+        if self._packing is None:
+            y, h_n = self._module(self._x, self._h0)
+            return y, h_n
+        packed, h_n = self._module(PackedSequence(self._x, *self._packing), self._h0)
+        return packed.data, h_n
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        """By x, h0 and every weight."""
+        return torch.autograd.grad(self.outputs(), self._leaves, self._grads)
+
+    def backward(self) -> Callable[[], object]:
+        """The backward pass alone, from one forward pass whose graph is kept."""
+        outputs = self.outputs()
+        return lambda: torch.autograd.grad(outputs, self._leaves, self._grads, retain_graph=True)
+
+    def results(self) -> Mapping[str, Array]:
+        """The outputs, and the gradients of a case that trains, as `Ready.results` has them."""
+        y, h_n = self.outputs()
+        found = {"y": self._padded(y), "h_n": h_n.detach().numpy()}
+        if self._case.trains:
+            grads = torch.autograd.grad((y, h_n), self._leaves, self._grads)
+            found |= {f"grad {k}": g.numpy() for k, g in zip(self._names, grads, strict=True)}
+            found["grad x"] = self._padded(grads[0])
+        return found
+
+    def _padded(self, rows: Tensor) -> Array:
+        rows = rows.detach()
+        if self._packing is not None:
+            packed = PackedSequence(rows, *self._packing)
+            rows = pad_packed_sequence(packed, total_length=self._case.T)[0]
+        return rows.numpy()
+
+
+def _streaming(arrays: Arrays, stream: Stream) -> Ready:
+    frames, h0 = torch.tensor(arrays.x), torch.tensor(arrays.h0)
+    frame = frames[0].clone()
+    step, _ = stream(h0)
+
+    def results() -> Mapping[str, Array]:
+        step, state = stream(h0)
+        y = torch.stack([step(frame) for frame in frames])
+        return {"y": y.numpy(), "h_n": state().numpy()}
+
+    return Ready(lambda: step(frame), results)
+
+
+def _stream_by_calls(
+    module: nn.Module, h0: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]:
+    state = h0
+
+    def step(frame: Tensor) -> Tensor:
+        nonlocal state
+        y, state = module(frame[None], state)
+        last: Tensor = y[0]
+        return last
+
+    return step, lambda: state

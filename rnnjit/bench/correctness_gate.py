@@ -1,0 +1,88 @@
+"""The correctness gate: no time is kept of a contestant whose values or gradients are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_packed_sequence
+
+from rnnjit.bench import records
+from rnnjit.bench.arrays import Array, Arrays
+from rnnjit.bench.contestants.torch_modules import module_of
+from rnnjit.testing.calls import Call, Values, gradients
+from rnnjit.testing.cases import Case
+from rnnjit.testing.compare import Standard, compare
+from rnnjit.testing.tolerances import errors_of, largest
+
+
+class Judgement(NamedTuple):
+    """What the gate found.
+
+    Attributes:
+        wrong: what is wrong, "" if nothing is.
+        error: largest absolute difference from eager in float64; None where it cannot be taken.
+    """
+
+    wrong: str
+    error: float | None
+
+
+class CorrectnessGate:
+    """Judges results of one case by the conformance kit's rule and tolerances.
+
+    The truth is nn.RNN run in float64 by this process, from the same numbers.
+
+    Attributes:
+        eager_error: eager's own largest error in the case's dtype.
+    """
+
+    def __init__(self, case: records.Case, arrays: Arrays) -> None:
+        self._standard = Standard(_procedure, _call(case, arrays))
+        own = [self._standard.expected(name) for name in self._standard.names]
+        self.eager_error = max(expected.own for expected in own if expected is not None)
+
+    def judge(self, results: Mapping[str, Array]) -> Judgement:
+        """Hold the results of a contestant against eager's, see `Ready.results`."""
+        got: Values = {}
+        for name in self._standard.names:
+            key = name.replace("the gradient of", "grad")
+            if key not in results:
+                return Judgement(f"it gives no {key}", None)
+            got[name] = torch.tensor(results[key])
+        try:
+            compare(got, self._standard)
+        except AssertionError as error:
+            return Judgement(str(error), self._error(got))
+        return Judgement("", self._error(got))
+
+    def _error(self, got: Values) -> float | None:
+        errors = []
+        for name, value in got.items():
+            expected = self._standard.expected(name)
+            if expected is None or value is None or value.shape != expected.truth.shape:
+                return None
+            errors.append(largest(errors_of(value, expected.truth)))
+        return max(errors)
+
+
+def _call(case: records.Case, arrays: Arrays) -> Call:
+    """The kit's call with the numbers of a benchmark's case."""
+    lengths = None if arrays.lengths is None else tuple(arrays.lengths.tolist())
+    kit = Case("bench", lengths=lengths, dtype=getattr(torch, case.dtype), training=case.trains)
+    x, h0 = (torch.tensor(array).requires_grad_(case.trains) for array in (arrays.x, arrays.h0))
+    grad_y, grad_h_n = torch.tensor(arrays.grad_y), torch.tensor(arrays.grad_h_n)
+    return Call(kit, module_of(case, arrays), x, (h0,), grad_y, (grad_h_n,))
+
+
+def _procedure(module: nn.Module, call: Call) -> Values:
+    """What eager gives, laid out as `Ready.results`."""
+    with torch.set_grad_enabled(call.case.training):
+        output, h_n = module(*call.arguments())
+        y = output
+        if not isinstance(output, Tensor):
+            y = pad_packed_sequence(output, total_length=call.x.shape[0])[0]
+        found: Values = {"y": y, "h_n": h_n}
+        return found | gradients(call, y, (h_n,)) if call.case.training else found

@@ -1,0 +1,152 @@
+"""What a report says in a few words: means, where others are faster, who is missing and why."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from rnnjit.bench.records import Case, ContestantInfo, Mode, Verdict
+from rnnjit.bench.report.results import Results, Slice
+
+
+class Mean(NamedTuple):
+    """The geometric mean of a contestant's ratios to eager.
+
+    Attributes:
+        contestant: whose.
+        ratio: times as fast as eager; None if there is no time.
+        cases: that have a ratio, and so are in the mean.
+        asked: cases that it was asked to do.
+    """
+
+    contestant: ContestantInfo
+    ratio: float | None
+    cases: int
+    asked: int
+
+
+class Faster(NamedTuple):
+    """A case in which a peer, or eager itself, is faster than every backend of rnnjit.
+
+    Attributes:
+        case: in which.
+        contestant: who is fastest.
+        factor: times as fast as the best backend; None if no backend has a time.
+        backend: the best backend; None if no backend has a time.
+        clear: its samples lie below those of the backend: p80 of the one below p20 of the other.
+    """
+
+    case: Case
+    contestant: ContestantInfo
+    factor: float | None
+    backend: ContestantInfo | None
+    clear: bool
+
+
+class Exactness(NamedTuple):
+    """The largest error of a contestant's over cases of one mode and dtype, and eager's on them.
+
+    Attributes:
+        error: largest absolute difference from eager in float64; None if none is known.
+        eager: eager's own, over the same cases.
+    """
+
+    error: float | None
+    eager: float | None
+
+
+class Untimed(NamedTuple):
+    """Cases for which a contestant has no time, all for the same reason."""
+
+    contestant: ContestantInfo
+    verdict: Verdict
+    reason: str
+    cases: tuple[Case, ...]
+
+
+def means(results: Results) -> dict[Slice, list[Mean]]:
+    """The geometric means of everyone but eager over the grid, or where there is none all shapes.
+
+    A cold start is no ratio to put into a mean: compiling is not to be compared with not compiling.
+    """
+    found = {}
+    for part, cases in results.slices(results.shapes(cold=False)).items():
+        grid = [case for case in cases if case.group == "grid"]
+        found[part] = [
+            _mean(results, contestant, grid or cases)
+            for contestant in results.contestants
+            if contestant.kind != "baseline"
+        ]
+    return found
+
+
+def faster(results: Results) -> list[Faster]:
+    """Every case in which the fastest is no backend of rnnjit, the largest factor first."""
+    found = [f for case in results.cases if (f := _faster(results, case)) is not None]
+    return sorted(found, key=lambda f: -(f.factor or float("inf")))
+
+
+def exactness(results: Results) -> dict[tuple[Mode, str], dict[str, Exactness]]:
+    """By mode and dtype, and then by contestant, of cases in which it is right or wrong alike."""
+    found: dict[tuple[Mode, str], dict[str, Exactness]] = {}
+    for m in results.report.measurements:
+        if m.error is None:
+            continue
+        place = found.setdefault((m.case.mode, m.case.dtype), {})
+        before = place.get(m.contestant, Exactness(None, None))
+        place[m.contestant] = Exactness(
+            _largest(before.error, m.error), _largest(before.eager, m.eager_error)
+        )
+    return found
+
+
+def untimed(results: Results) -> list[Untimed]:
+    """Who has no time for what, and why, each reason once."""
+    found: dict[tuple[str, Verdict, str], list[Case]] = {}
+    for m in results.report.measurements:
+        if m.verdict != "right":
+            found.setdefault((m.contestant, m.verdict, m.reason), []).append(m.case)
+    return [
+        Untimed(results.named(name), verdict, reason, tuple(cases))
+        for (name, verdict, reason), cases in found.items()
+    ]
+
+
+def _largest(one: float | None, other: float | None) -> float | None:
+    """The larger one; NaN, which is no number to be smaller than another, before all others."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one if math.isnan(one) or one > other else other
+
+
+def _mean(results: Results, contestant: ContestantInfo, cases: list[Case]) -> Mean:
+    asked = sum(results.of(contestant.name, case) is not None for case in cases)
+    mean = results.mean_ratio(contestant.name, cases)
+    if mean is None:
+        return Mean(contestant, None, 0, asked)
+    return Mean(contestant, *mean, asked)
+
+
+def _faster(results: Results, case: Case) -> Faster | None:
+    timed = {
+        contestant.name: (seconds, contestant)
+        for contestant in results.contestants
+        if (seconds := results.seconds(contestant.name, case)) is not None
+    }
+    if not timed:
+        return None
+    least, first = min(timed.values(), key=lambda entry: entry[0])
+    ours = [entry for entry in timed.values() if entry[1].kind == "backend"]
+    if first.kind == "backend":
+        return None
+    if not ours:
+        return Faster(case, first, None, None, clear=True)
+    own, backend = min(ours, key=lambda entry: entry[0])
+    if own <= least:  # a tie
+        return None
+    ahead, behind = results.of(first.name, case), results.of(backend.name, case)
+    clear = False
+    if ahead is not None and behind is not None:
+        # Without samples' spread there is nothing to doubt the medians by.
+        clear = (ahead.p80 or least) < (behind.p20 or own)
+    return Faster(case, first, own / least, backend, clear)

@@ -1,0 +1,112 @@
+"""The pictures of a report, drawn by matplotlib: needs the extra `bench`.
+
+Raises:
+    ImportError: on import, where matplotlib is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+try:
+    import matplotlib  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "the plots of a benchmark are drawn by matplotlib, which is not installed: "
+        "pip install 'rnnjit[bench]'"
+    ) from error
+
+from rnnjit.bench.records import Report
+from rnnjit.bench.report.plots import cold_start, roofline, scaling, shapes
+from rnnjit.bench.report.plots.render import Plot
+from rnnjit.bench.report.plots.style import THEMES
+from rnnjit.bench.report.results import Results
+
+__all__ = ["Chapter", "Plot", "chapters", "write_plots"]
+
+
+class Chapter(NamedTuple):
+    """The plots of one kind.
+
+    Attributes:
+        key: a word for it.
+        title: what they show.
+        plots: none where the report lacks what they are drawn from.
+        lacking: what the report lacks then.
+    """
+
+    key: str
+    title: str
+    plots: tuple[Plot, ...]
+    lacking: str
+
+
+_ALL: tuple[tuple[str, str, Callable[[Results], Iterable[Plot]], str], ...] = (
+    (
+        "speedup",
+        "Speed-up by shape",
+        shapes.speedups,
+        "No shape was timed on eager and on anyone else.",
+    ),
+    (
+        "scaling",
+        "Scaling",
+        scaling.plots,
+        "This run has no cases in which T, B, H or the number of threads alone grows.",
+    ),
+    (
+        "roofline",
+        "Roofline",
+        roofline.plots,
+        "This run did not measure the machine's multiply-adds and bandwidths for its cases.",
+    ),
+    (
+        "cold-start",
+        "Cold start",
+        cold_start.plots,
+        "This run has no first calls of new processes.",
+    ),
+    ("memory", "Memory", shapes.memory, "This run did not measure memory."),
+)
+
+
+def chapters(report: Report) -> tuple[Chapter, ...]:
+    """All that can be drawn of a report; nothing is drawn before a plot is asked for it."""
+    results = Results(report)
+    return tuple(
+        Chapter(key, title, tuple(plots(results)), lacking) for key, title, plots, lacking in _ALL
+    )
+
+
+def write_plots(
+    report: Report, folder: str | Path, *, only: Sequence[str] | None = None
+) -> list[Path]:
+    """Write each plot as `KEY.svg` and `KEY.png`, and with `-dark` for dark backgrounds.
+
+    Args:
+        report: what is drawn.
+        folder: where to; made if it is not there.
+        only: beginnings of the keys of plots, such as "speedup"; None for all.
+
+    Returns:
+        The files, in the order of the plots.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    plots = [plot for chapter in chapters(report) for plot in chapter.plots]
+    for plot in plots:
+        if only is not None and not plot.key.startswith(tuple(only)):
+            continue
+        for name, theme in THEMES.items():
+            stem = plot.key if name == "light" else f"{plot.key}-{name}"
+            svg, png = folder / f"{stem}.svg", folder / f"{stem}.png"
+            svg.write_text(plot.svg(theme), encoding="utf-8")
+            png.write_bytes(plot.png(theme))
+            written += [svg, png]
+    return written

@@ -1,0 +1,145 @@
+"""The tables of a page: a row for each case, a cell for each contestant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rnnjit.bench.records import Case, ContestantInfo, Measurement
+from rnnjit.bench.report.results import (
+    Results,
+    described,
+    duration,
+    extras,
+    seconds,
+    shape,
+    size,
+    started,
+    threads,
+    times,
+)
+
+
+class Cell(NamedTuple):
+    """What one contestant did with one case.
+
+    Attributes:
+        main: the ratio to eager, or of eager its time, or why there is neither, in a word.
+        more: the time, where `main` is a ratio.
+        hint: spread, errors and memory, or the reason.
+        kind: "time", "slow" (slower than eager), "best" (nobody is faster), "none" or a verdict.
+        order: what rows are sorted by; None goes to the end.
+    """
+
+    main: str
+    more: str
+    hint: str
+    kind: str
+    order: float | None
+
+
+class Row(NamedTuple):
+    """A case, the numbers to sort it by, and its cells in the order of the contestants."""
+
+    label: str
+    more: str
+    cells: tuple[Cell, ...]
+
+
+class Table(NamedTuple):
+    """Rows that can be read side by side."""
+
+    title: str
+    first: str
+    contestants: tuple[ContestantInfo, ...]
+    rows: tuple[Row, ...]
+
+
+def shape_tables(results: Results) -> list[Table]:
+    """A table for each mode, dtype and number of threads, of every shape that is no sweep's."""
+    return [
+        _table(results, str(part), "T, B, I, H", cases)
+        for part, cases in results.slices(results.shapes()).items()
+    ]
+
+
+def sweep_tables(results: Results) -> list[Table]:
+    """A table for each sweep."""
+    found = []
+    for sweep in results.sweeps:
+        case = sweep.cases[0]
+        title = f"{sweep.field}: {case.mode}, {case.dtype}, {sweep.constant}"
+        found.append(_table(results, title, sweep.field, sweep.cases, field=sweep.field))
+    return found
+
+
+def _table(
+    results: Results, title: str, first: str, cases: Sequence[Case], field: str = ""
+) -> Table:
+    """A table whose rows are named after `field`, or if there is none, after their shapes."""
+    asked = [c for c in results.contestants if any(results.of(c.name, case) for case in cases)]
+    # Eager last: the ratios to it are what is to be seen first.
+    contestants = tuple(sorted(asked, key=lambda c: c.kind == "baseline"))
+    found = []
+    for case in cases:
+        label = str(getattr(case, field)) if field else shape(case)
+        more = [] if field else extras(case)
+        if case.cold:
+            more.append(started(case))
+        cells = tuple(_cell(results, contestant, case) for contestant in contestants)
+        found.append(Row(label, ", ".join(more), cells))
+    return Table(title, first, contestants, tuple(found))
+
+
+def _cell(results: Results, contestant: ContestantInfo, case: Case) -> Cell:
+    measurement = results.of(contestant.name, case)
+    if measurement is None:
+        return Cell("", "", "not asked", "none", None)
+    if measurement.verdict != "right":
+        return Cell(measurement.verdict, "", measurement.reason, measurement.verdict, None)
+    taken = seconds(measurement)
+    if taken is None:
+        return Cell("no time", "", "it was right, but was not timed", "none", None)
+    ratio = results.ratio(contestant.name, case)
+    best = taken == min(
+        value for c in results.contestants if (value := results.seconds(c.name, case)) is not None
+    )
+    # Compiling is not to be compared with not compiling: of a first call the time says more.
+    if contestant.kind == "baseline" or ratio is None or case.cold:
+        kind = "best" if best else "time"
+        return Cell(duration(taken), "", _hint(results, measurement), kind, taken)
+    kind = "best" if best else "slow" if ratio < 1 else "time"
+    return Cell(times(ratio), duration(taken), _hint(results, measurement), kind, ratio)
+
+
+def _hint(results: Results, measurement: Measurement) -> str:
+    """What a measurement found beside its median."""
+    parts = []
+    if measurement.p20 is not None and measurement.p80 is not None:
+        parts.append(f"p20 {duration(measurement.p20)}, p80 {duration(measurement.p80)}")
+        parts.append(f"{measurement.samples} samples of {measurement.calls} calls")
+    bound = results.bound(measurement)
+    if bound is not None:
+        parts.append(f"{bound.share:.0%} of the machine's limit, bound by {bound.name}")
+    if measurement.error is not None:
+        eager = measurement.eager_error
+        parts.append(
+            f"largest error {measurement.error:.1e}"
+            + ("" if eager is None else f" (eager {eager:.1e})")
+        )
+    if measurement.first_call is not None:
+        parts.append(f"first call {duration(measurement.first_call)}")
+    if measurement.memory is not None:
+        parts.append(f"memory {size(measurement.memory)}")
+    return "; ".join(parts)
+
+
+def setting(case: Case) -> str:
+    """Mode, dtype and threads; of a cold start its group too, which says from what."""
+    mode = f"{case.mode}, {started(case)}" if case.cold else case.mode
+    return f"{mode}, {case.dtype}, {threads(case.threads)}"
+
+
+def case_words(case: Case) -> str:
+    """A case in full, in one line."""
+    return f"{described(case)}; {setting(case)}"

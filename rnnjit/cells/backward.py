@@ -1,0 +1,140 @@
+"""The backward pass of a step: what the forward pass stores for it, and the program that reads it.
+
+Of a step's values the states before, the outputs (`out` and the new states) and the parameters are
+stored anyway, or were given: they are free. What else the gradient needs is either stored by the
+forward pass or computed again from what is stored (Griewank & Walther, Evaluating Derivatives,
+2nd ed. 2008, chapter 12). The values that the derivative's formulas refer to are the candidates;
+each is dropped if the forward instructions give it from free values and the other candidates. If
+more remain than there are accumulators, the accumulators are stored instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from rnnjit.cells.builder import Builder, Value
+from rnnjit.cells.derivative import backpropagate, replay
+from rnnjit.cells.operations import OPERATIONS, Kind
+from rnnjit.cells.program import Instruction, Program
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The gradient of a step.
+
+    Attributes:
+        saved: numbers of the step's values that the forward pass stores, ordered by the last
+            accumulator that each depends on: where there is one for each accumulator, it can
+            take its accumulator's place in memory.
+        program: the gradients of the step's inputs, in their order.
+    """
+
+    saved: tuple[int, ...]
+    program: Program
+
+
+def plan_backward(step: Program, accumulators: int, outputs: Sequence[str]) -> Backward:
+    """Derives the backward pass of a step.
+
+    Args:
+        step: its first inputs are the accumulators, the others states and parameters.
+        accumulators: how many they are.
+        outputs: names of its outputs, `out` and then the new states, as inputs of the program.
+
+    Returns:
+        A plan whose program has the inputs saved_0, saved_1, ..., then those of `outputs`, states
+        and parameters that it uses, and then grad_NAME for each NAME in `outputs`. Where `out` is
+        a new state, its gradient is the state's + `out`'s.
+    """
+    gradients = [f"grad_{name}" for name in outputs]
+    builder = Builder([*step.inputs, *gradients])
+    values = replay(builder, step, builder.inputs[: len(step.inputs)])
+    seeds = list(zip(step.outputs, builder.inputs[len(step.inputs) :], strict=True))
+    ordered = [(number, seed) for number, seed in seeds[1:] + seeds[:1] if number is not None]
+    found = backpropagate(builder, step, values, ordered)[: len(step.inputs)]
+    needed = [gradient.number for gradient in found if gradient is not None]
+
+    graph = _Graph(builder)
+    forward = {value.number: number for number, value in enumerate(values)}
+    names = {values[n].number: name for n, name in _reversed(step.outputs, outputs)}
+    names |= {k: name for k, name in enumerate(step.inputs) if k >= accumulators}
+    names |= {seed.number: name for (_, seed), name in zip(seeds, gradients, strict=True)}
+
+    candidates = {n for n in forward if n not in names and graph.can_be_stored(n)}
+    used = graph.reached(needed, candidates | names.keys()) & candidates
+    # No order matters: what a value follows from comes before it, so there is no circle.
+    saved = {n for n in used if not graph.gives(n, (used - {n}) | names.keys())}
+    if len(saved) > accumulators:
+        saved = graph.reached(needed, names) & set(range(accumulators))
+    order = sorted(saved, key=lambda n: (max(graph.inputs_of(n) & set(range(accumulators))), n))
+
+    stored = {number: f"saved_{k}" for k, number in enumerate(order)}
+    inputs = [*stored.values(), *outputs, *step.inputs[accumulators:], *gradients]
+    whole = graph.rebuilt(inputs, names | stored, found)
+    unused = [name for name in inputs if name not in whole.used and name not in gradients]
+    return Backward(tuple(forward[number] for number in order), whole.without_inputs(unused))
+
+
+def _reversed(numbers: Sequence[int | None], names: Sequence[str]) -> list[tuple[int, str]]:
+    """Last first, so that in a dict a value with several names has the first."""
+    pairs = list(zip(numbers, names, strict=True))
+    return [(number, name) for number, name in reversed(pairs) if number is not None]
+
+
+class _Graph:
+    """What depends on what among the values of a builder, by their numbers."""
+
+    def __init__(self, builder: Builder) -> None:
+        self._instructions: list[Instruction | None] = [None] * len(builder.inputs)
+        self._instructions += builder.instructions
+
+    def can_be_stored(self, number: int) -> bool:
+        """Whether it is a number that is not the same everywhere."""
+        instruction = self._instructions[number]
+        if instruction is None:
+            return True
+        kind = OPERATIONS[instruction.operation].result
+        return kind is Kind.NUMBER and instruction.operation != "constant"
+
+    def arguments(self, number: int) -> tuple[int, ...]:
+        instruction = self._instructions[number]
+        return () if instruction is None else instruction.arguments
+
+    def reached(self, numbers: Iterable[int], ends: Collection[int]) -> set[int]:
+        """These values and those that they are computed from, not looking behind the ends."""
+        found: set[int] = set()
+        waiting = list(numbers)
+        while waiting:
+            number = waiting.pop()
+            if number not in found:
+                found.add(number)
+                if number not in ends:
+                    waiting += self.arguments(number)
+        return found
+
+    def inputs_of(self, number: int) -> set[int]:
+        """The inputs that a value depends on."""
+        return {n for n in self.reached([number], ()) if self._instructions[n] is None}
+
+    def gives(self, number: int, known: Collection[int]) -> bool:
+        """Whether a value follows from known ones, constants included."""
+        reached = self.reached([number], known)
+        return all(n in known or self._instructions[n] is not None for n in reached)
+
+    def rebuilt(
+        self, inputs: Sequence[str], names: dict[int, str], outputs: Iterable[Value | None]
+    ) -> Program:
+        """A program for these outputs, with inputs in place of the values that have names."""
+        builder = Builder(inputs)
+        by_name = dict(zip(inputs, builder.inputs, strict=True))
+        values: dict[int, Value] = {}
+        for number, instruction in enumerate(self._instructions):
+            if number in names:
+                values[number] = by_name[names[number]]
+            elif instruction is not None and all(n in values for n in instruction.arguments):
+                arguments = [values[n] for n in instruction.arguments]
+                values[number] = builder.append(
+                    instruction.operation, arguments, instruction.constants
+                )
+        return builder.finish(None if each is None else values[each.number] for each in outputs)

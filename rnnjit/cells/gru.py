@@ -1,0 +1,24 @@
+"""nn.GRU's cell: Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, 2014.
+
+As cuDNN and torch have it, with the reset gate applied after the product with W_hn:
+
+    r = sigmoid(zx_r + zh_r)    z = sigmoid(zx_z + zh_z)    n = tanh(zx_n + r * zh_n)
+    h' = (h - n) * z + n
+"""
+
+from __future__ import annotations
+
+from rnnjit.cells.builder import Value, sigmoid, tanh
+from rnnjit.cells.cell import Cell, built_in
+
+
+def _gru(zx: tuple[Value, ...], zh: tuple[Value, ...], h: Value) -> tuple[Value, Value]:
+    r = sigmoid(zx[0] + zh[0])
+    z = sigmoid(zx[1] + zh[1])
+    n = tanh(zx[2] + r * zh[2])
+    h = (h - n) * z + n
+    return h, h
+
+
+#: nn.GRU and nn.GRUCell.
+GRU = built_in(Cell.trace(_gru, name="gru", gates=["r", "z", "n"], states=["h"]))

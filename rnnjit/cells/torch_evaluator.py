@@ -1,0 +1,83 @@
+"""Programs on tensors, by torch's own operators: differentiable any number of times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnnjit.cells.program import Program, evaluate
+
+
+def evaluate_tensors(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Evaluates a program on tensors.
+
+    Args:
+        program: it reads at least one input.
+        inputs: one tensor per input, all of one dtype and on one device; those that it reads
+            broadcast.
+
+    Returns:
+        One tensor per output, all of the shape that the inputs broadcast to; None where the program
+        has none. An output that is an input may share its memory.
+    """
+
+    def constant(value: float) -> Tensor:
+        return torch.full((), value, dtype=inputs[0].dtype, device=inputs[0].device)
+
+    outputs = evaluate(program, inputs, TORCH_OPERATIONS, constant)
+    shapes = [
+        each.shape
+        for each, name in zip(inputs, program.inputs, strict=True)
+        if name in program.used
+    ]
+    shape = shapes[0]
+    if any(each != shape for each in shapes):
+        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return tuple(
+        each if each is None or each.shape == shape else each.expand(shape) for each in outputs
+    )
+
+
+def _relu_backward(grad: Tensor, result: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.threshold_backward(grad, result, 0)
+    return found
+
+
+#: The function of each operation; constants of an operation follow the tensors.
+TORCH_OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "neg": torch.neg,
+    "exp": torch.exp,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "expm1": torch.expm1,
+    "sqrt": torch.sqrt,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,
+    "softplus": F.softplus,
+    "silu": F.silu,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "minimum": torch.minimum,
+    "maximum": torch.maximum,
+    "clamp": torch.clamp,
+    "lt": torch.lt,
+    "le": torch.le,
+    "gt": torch.gt,
+    "ge": torch.ge,
+    "eq": torch.eq,
+    "ne": torch.ne,
+    "where": torch.where,
+    "detach": torch.detach,
+    "tanh_backward": torch.ops.aten.tanh_backward,
+    "sigmoid_backward": torch.ops.aten.sigmoid_backward,
+    "relu_backward": _relu_backward,
+}

@@ -1,0 +1,102 @@
+"""A benchmark's report, and what changed since another one, as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rnnjit.bench.records import Report
+from rnnjit.bench.report import findings, tables
+from rnnjit.bench.report.regression import Change
+from rnnjit.bench.report.results import Results, times
+
+_STYLES = {"best": "bold green", "slow": "red", "wrong": "bold red", "failed": "bold red"}
+_QUIET = ("declined", "none")
+
+
+def print_report(out: Console, report: Report) -> None:
+    """Print all tables, means, who has no time and why, and who is absent."""
+    results = Results(report)
+    means = {str(part): found for part, found in findings.means(results).items()}
+    for table in (*tables.shape_tables(results), *tables.sweep_tables(results)):
+        out.print(Text(table.title, "bold"))
+        out.print(_table(table, means.get(table.title, [])))
+    for entry in findings.untimed(results):
+        count = len(entry.cases)
+        cases = tables.case_words(entry.cases[0]) if count == 1 else f"{count} cases"
+        line = f"{entry.contestant.name} {_SAYS[entry.verdict]} {cases}: {entry.reason}"
+        out.print(Text(line, _STYLES.get(entry.verdict, "")))
+    for contestant in report.contestants:
+        if contestant.absent:
+            out.print(Text(f"{contestant.name} is absent: {contestant.absent}"))
+    out.print(
+        "Times as fast as eager nn.RNN, and below it the median of interleaved rounds. "
+        "Only right results have a time."
+    )
+    if not report.complete:
+        out.print(Text("Interrupted: this is what was measured.", "yellow"))
+
+
+_SAYS = {"wrong": "is wrong in", "failed": "failed in", "declined": "declines", "absent": "lacks"}
+
+
+def _table(table: tables.Table, means: Sequence[findings.Mean]) -> Table:
+    found = Table()
+    found.add_column(table.first)
+    for contestant in table.contestants:
+        found.add_column(contestant.name, justify="right")
+    for row in table.rows:
+        cells = [
+            Text(cell.main, _style(cell.kind)).append(f"\n{cell.more}", "dim") for cell in row.cells
+        ]
+        found.add_row(f"{row.label}\n{row.more}".rstrip(), *cells)
+    if means:
+        by_name = {mean.contestant.name: mean for mean in means}
+        found.add_section()
+        found.add_row("geometric mean", *(_mean(by_name.get(c.name)) for c in table.contestants))
+    return found
+
+
+def _mean(mean: findings.Mean | None) -> Text:
+    """The mean, and of how many cases if not of all."""
+    if mean is None or mean.ratio is None:
+        return Text("")
+    of = "" if mean.cases == mean.asked else f"\n{mean.cases} of {mean.asked}"
+    return Text(times(mean.ratio), "bold").append(of, "dim")
+
+
+def _style(kind: str) -> str:
+    return "dim" if kind in _QUIET else _STYLES.get(kind, "")
+
+
+def print_changes(
+    out: Console, old: Report, new: Report, changes: Sequence[Change], slower: Sequence[Change]
+) -> None:
+    """Print every case before and after, and what is slower than may be."""
+    out.print(Text(f"Against {old.created}, {old.commit[:12] or 'no commit'}", "bold"))
+    if (old.machine.cpu, old.machine.cpus) != (new.machine.cpu, new.machine.cpus):
+        out.print(Text(f"That was on another machine: {old.machine.cpu}", "yellow"))
+    if not changes:
+        out.print("There is nothing to compare: no backend has a time in a case of both.")
+        return
+    table = Table()
+    for heading in ("", "T, B, I, H"):
+        table.add_column(heading)
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right")
+    for change in changes:
+        after = change.verdict if change.after is None else times(change.after)
+        faster = "" if change.after is None else times(1 / change.slower)
+        table.add_row(
+            *(change.backend, tables.case_words(change.case), times(change.before), after),
+            Text(faster, "red" if change in slower else ""),
+        )
+    out.print(table)
+    out.print("Ratios to eager, each of its own run; change: times as fast as before.")
+    for change in slower:
+        what = change.reason or f"{change.slower:.2f} times as long as before, by eager's measure"
+        where = f"{change.backend}, {tables.case_words(change.case)}"
+        out.print(Text(f"SLOWER {where}: {what}", "bold red"))

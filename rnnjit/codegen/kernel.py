@@ -1,0 +1,83 @@
+"""Compiled kernels in this process: found on disk or compiled, and run on OpenMP's threads."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from rnnjit.runtime import object_cache
+from rnnjit.runtime.openmp import FORK, openmp
+
+L = TypeVar("L")
+#: Bytes of a cache line.
+LINE = 64
+#: What the entries for teams call.
+_TEAM_FUNCTIONS = ("omp_get_thread_num", "omp_get_num_threads")
+
+
+class Kernel:
+    """A kernel's entries: for one thread, and for every thread of a team, phase by phase.
+
+    Each is a C function of one argument, the address of the kernel's argument block.
+
+    Args:
+        code: owns the code, which is gone when it is.
+        alone: address of the entry for one thread.
+        phases: addresses of the entries for teams, called one after the other; each call returns
+            when all threads of the team have.
+        sync: index of the block's last argument, if that is the address of memory by which the
+            threads synchronise. It lies behind the arguments, and begins with a cache line.
+    """
+
+    def __init__(
+        self, code: object, alone: int, phases: Sequence[int], sync: int | None = None
+    ) -> None:
+        self._code, self._phases, self._sync = code, tuple(phases), sync
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
+
+    def __call__(self, block: array[int], threads: int) -> None:
+        """Run with an argument block; the interpreter's lock is released meanwhile.
+
+        Args:
+            block: the arguments and, where `sync` is one, zeroed memory to synchronise by.
+            threads: size of the team.
+        """
+        address, _ = block.buffer_info()
+        # One thread can run any plan, and in a forked child there is no other.
+        if threads == 1 or FORK.forked:
+            self._alone(address)
+            return
+        runtime = openmp()
+        assert runtime is not None, "plans use one thread where there is no OpenMP"
+        sync = self._sync
+        if sync is not None:
+            block[sync] = (address + 8 * (sync + 1) + LINE - 1) // LINE * LINE
+        for phase in self._phases:
+            runtime.parallel(phase, address, threads, 0)
+
+
+def team_symbols() -> dict[str, int]:
+    """Addresses of OpenMP's functions that kernels call, by name, to link them with."""
+    runtime = openmp()
+    # Without a runtime no team is ever made; the symbols must resolve all the same.
+    return {name: runtime.symbols[name] if runtime else 1 for name in _TEAM_FUNCTIONS}
+
+
+def cached(key: str, load: Callable[[bytes], L], compile_code: Callable[[], bytes]) -> L:
+    """Code that the object cache holds, loaded; where it holds none, what is compiled now.
+
+    Args:
+        key: what the code is kept under.
+        load: loads it, or raises ValueError for what is no such code.
+        compile_code: makes it.
+    """
+    kept = object_cache.fetch(key)
+    if kept is not None:
+        with suppress(ValueError):
+            return load(kept)
+    code = compile_code()
+    object_cache.keep(key, code)
+    return load(code)

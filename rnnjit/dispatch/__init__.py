@@ -1,0 +1,1 @@
+"""Which backend runs a call: registry, choice, fallback where one fails, the fast path."""

@@ -1,0 +1,192 @@
+"""Chooses a backend for a call, and can say why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from rnnjit.backend import Backend
+from rnnjit.cells import Cell
+from rnnjit.dispatch import tuning_db
+from rnnjit.dispatch.fallback import FAILURES, RAISE, Fallback
+from rnnjit.dispatch.registry import backends
+from rnnjit.errors import BackendError, UnsupportedError, described
+from rnnjit.runtime.torch_private import any_autocast, dispatch_mode, forward_mode, transforming
+from rnnjit.spec import Problem, RNNSpec
+
+_PLAIN_TYPES = frozenset({Tensor, Parameter})
+_STRIDED = torch.strided
+
+
+class Verdict(NamedTuple):
+    """What one backend says to one call.
+
+    Attributes:
+        backend: that was asked.
+        reasons: why it declines; none means that it accepts.
+        defers: why `auto` leaves the call to others although it accepts.
+    """
+
+    backend: Backend
+    reasons: tuple[str, ...]
+    defers: tuple[str, ...] = ()
+
+
+def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
+    """Hold a call against what a backend declares, then ask it.
+
+    A backend is not asked about calls on devices, in dtypes or of cells that it does not declare,
+    nor, on a machine on which it cannot run, about any.
+    """
+    reasons: Any = (
+        _undeclared(backend, problem)
+        or why_not_cell(backend, spec.cell)
+        or backend.missing()
+        or backend.why_not(spec, problem)
+    )
+    return Verdict(backend, _listed(backend, "why_not", reasons))
+
+
+def _undeclared(backend: Backend, problem: Problem) -> list[str]:
+    """Why a backend's devices and dtypes exclude a call."""
+    devices, dtypes = backend.devices, backend.dtypes
+    if devices is not None and problem.device not in devices:
+        return [f"the tensors are on {problem.device}: only {' and '.join(devices)} is supported"]
+    if dtypes is not None and problem.dtype not in dtypes:
+        known = ", ".join(map(str, dtypes))
+        return [f"{problem.dtype} is not supported: only {known} are"]
+    return []
+
+
+def why_not_cell(backend: Backend, cell: Cell) -> list[str]:
+    """Why a backend computes no layers of a cell; empty if it does."""
+    if backend.operations is not None:
+        unknown = sorted(cell.operations - backend.operations)
+        if unknown:
+            return [
+                f"cell {cell.name!r} needs operations that it does not have: {', '.join(unknown)}"
+            ]
+    return backend.why_not_cell(cell)
+
+
+def _listed(backend: Backend, what: str, reasons: Any) -> tuple[str, ...]:
+    """The reasons that a backend gave as a list, a tuple, or one string."""
+    if not isinstance(reasons, (list, tuple, str)):
+        raise BackendError(backend.name, what, "a list of reasons", type(reasons).__name__)
+    if isinstance(reasons, str):
+        reasons = [reasons] if reasons else []
+    return tuple(reasons)
+
+
+def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
+    """What `auto` makes of a backend: one that has failed, or fails to answer, declines."""
+    if failed := FAILURES.reason(backend):
+        return Verdict(backend, (f"{failed}, so that 'auto' leaves it out",))
+    try:
+        found = verdict(backend, spec, problem)
+        if found.reasons:
+            return found
+        return found._replace(defers=_listed(backend, "defers", backend.defers(spec, problem)))
+    except Exception as error:  # noqa: BLE001 - a third party's code may fail in any way
+        return Verdict(backend, (f"asked for its answer, it raised {described(error)}",))
+
+
+def candidates(measured: Mapping[str, float]) -> list[Backend]:
+    """Every installed backend, in the order of `auto` for a call.
+
+    Args:
+        measured: the seconds that `rnnjit.tune` measured for such calls. Those come first, the
+            fastest before the others; the rest follow by priority.
+    """
+    known = backends()
+    first = [known[name] for name in sorted(measured, key=measured.__getitem__) if name in known]
+    return [*first, *(backend for backend in known.values() if backend not in first)]
+
+
+def verdicts(spec: RNNSpec, problem: Problem) -> list[Verdict]:
+    """Ask every installed backend, in the order of `auto`."""
+    found = candidates(tuning_db.fetch(spec, problem))
+    return [verdict_for_auto(backend, spec, problem) for backend in found]
+
+
+def willing(spec: RNNSpec, problem: Problem, *, traced: bool = False) -> Iterator[Backend]:
+    """The backends that `auto` may give a call to, in its order; last those that defer.
+
+    In a traced call none does: there PyTorch's own layer is gone back through step by step.
+    """
+    measured, later = tuning_db.fetch(spec, problem), []
+    for backend in candidates(measured):
+        found = verdict_for_auto(backend, spec, problem)
+        if found.reasons or not backend.automatic:
+            continue
+        if found.defers and backend.name not in measured and not traced:
+            later.append(backend)
+        else:
+            yield backend
+    yield from later
+
+
+def choose(
+    spec: RNNSpec, problem: Problem, wanted: Backend | None, *, traced: bool = False
+) -> Backend:
+    """The backend that runs the call.
+
+    Args:
+        spec: what the layer is.
+        problem: what the call is.
+        wanted: the backend that the user named, or None for "auto".
+        traced: whether the call is part of a graph that torch traced.
+
+    Raises:
+        UnsupportedError: `wanted` declines. It is never replaced by another.
+    """
+    if wanted is not None:
+        reasons = verdict(wanted, spec, problem).reasons
+        if reasons:
+            raise UnsupportedError(wanted.name, reasons)
+        return wanted
+    for backend in willing(spec, problem, traced=traced):
+        return backend
+    raise UnsupportedError("auto", ["every installed backend declined"])
+
+
+def fallback_for(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Fallback:
+    """What is done where the backend of a call raises.
+
+    Args:
+        spec: what the layer is.
+        problem: what the call is.
+        wanted: the backend that the user named, or None for "auto".
+    """
+    return RAISE if wanted is not None else Fallback(lambda: willing(spec, problem))
+
+
+def special_context(x: Tensor, *tensors: Tensor) -> str | None:
+    """Why no backend's compiled code may see these tensors now, or None if it may.
+
+    Such a call goes through torch's own operators, whatever backend was named: it is not another
+    backend answering in its place but torch transforming the layer's definition.
+    """
+    if transforming():
+        return "a torch.func transform is in force"
+    if forward_mode():
+        return "forward-mode automatic differentiation is in force"
+    if any_autocast() and torch.is_autocast_enabled(x.device.type):
+        return "autocast is enabled"
+    if dispatch_mode():
+        return "a TorchDispatchMode is in force, which must see torch's operators"
+    return special_tensor(x, *tensors)
+
+
+def special_tensor(*tensors: Tensor) -> str | None:
+    """Why compiled code may not read these tensors' memory, or None if it may."""
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN_TYPES:
+            return f"a tensor is a {type(tensor).__name__}, a subclass with behaviour of its own"
+        if tensor.layout is not _STRIDED or tensor.is_neg() or tensor.is_conj():
+            return "a tensor's memory does not hold its values as they are (lazy or not strided)"
+    return None

@@ -1,0 +1,125 @@
+"""Finds installed backends through the entry-point group `rnnjit.backends`."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+
+from rnnjit.backend import Backend, LayerOutput
+from rnnjit.errors import described
+from rnnjit.reference import BACKEND as EAGER
+
+GROUP = "rnnjit.backends"
+
+# Backends given as objects: a graph holds names only, and lives as long as the process may run it.
+_UNINSTALLED: dict[str, Backend] = {}
+
+
+class BrokenBackend(Backend):
+    """Stands where an installed backend could not be loaded, and says why."""
+
+    devices = None
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name  # type: ignore[misc]  # one class stands for many broken packages
+        self._reason = reason
+
+    def missing(self) -> list[str]:
+        """The failure met while loading the entry point."""
+        return [self._reason]
+
+    def forward(self, *args: object, **kwargs: object) -> LayerOutput:
+        """Never called: every problem is declined."""
+        raise RuntimeError(self._reason)
+
+
+def load(entry_point: EntryPoint) -> Backend:
+    """The backend behind an entry point, or a `BrokenBackend` that names what went wrong."""
+    name, value = entry_point.name, entry_point.value
+    try:
+        backend = entry_point.load()
+    except Exception as error:  # noqa: BLE001 - a third party's package may fail in any way
+        return BrokenBackend(name, f"loading {value} failed: {described(error)}")
+    if not isinstance(backend, Backend):
+        found = type(backend).__name__
+        return BrokenBackend(name, f"{value} is a {found}, expected an instance of rnnjit.Backend")
+    if name == "auto":
+        return BrokenBackend(name, f"{value}: 'auto' is no name for a backend")
+    if backend.name != name:
+        return BrokenBackend(name, f"{value} calls itself {backend.name!r}, expected {name!r}")
+    priority: object = backend.priority
+    if not isinstance(priority, (int, float)):
+        return BrokenBackend(name, f"{value}: its priority is {priority!r}, expected a number")
+    return backend
+
+
+@cache
+def _installed() -> MappingProxyType[str, Backend]:
+    found = {EAGER.name: EAGER} | {
+        point.name: load(point) for point in entry_points(group=GROUP) if point.name != EAGER.name
+    }
+    ordered = sorted(found.items(), key=lambda item: (-item[1].priority, item[0]))
+    return MappingProxyType(dict(ordered))
+
+
+def backends() -> MappingProxyType[str, Backend]:
+    """Every installed backend by name, in the order in which `auto` tries them.
+
+    Being listed does not mean being usable here: `Backend.missing` says what is lacking.
+
+    Example:
+        >>> "eager" in backends()
+        True
+    """
+    return _installed()
+
+
+def lacking(backend: Backend) -> tuple[str, ...]:
+    """What `Backend.missing` says, for people to read: an answer that fails is one too."""
+    try:
+        return tuple(backend.missing())
+    except Exception as error:  # noqa: BLE001 - a third party's code may fail in any way
+        return (f"asked what it lacks, it raised {described(error)}",)
+
+
+def resolve(backend: str | Backend) -> Backend | None:
+    """The backend meant by an argument: an instance, a name, or None for "auto".
+
+    Raises:
+        TypeError: it is neither a string nor a `Backend`.
+        ValueError: no installed backend has that name.
+    """
+    if isinstance(backend, Backend):
+        return backend
+    if not isinstance(backend, str):
+        raise TypeError(
+            "backend must be 'auto', the name of an installed backend or a rnnjit.Backend, "
+            f"got {type(backend).__name__}"
+        )
+    if backend == "auto":
+        return None
+    if backend not in backends():
+        names = ("auto", *backends())
+        known = ", ".join(repr(name) for name in names)
+        close = get_close_matches(backend.strip().lower(), names, 1)
+        meant = f": did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"backend {backend!r} is not installed; expected one of {known}{meant}")
+    return backends()[backend]
+
+
+def key_of(backend: str | Backend) -> str:
+    """The name under which a traced graph finds a backend again, by `by_key`."""
+    if isinstance(backend, str):
+        return backend
+    if backends().get(backend.name) is backend:
+        return backend.name
+    key = f"{backend.name}@{id(backend)}"
+    _UNINSTALLED[key] = backend
+    return key
+
+
+def by_key(key: str) -> Backend | None:
+    """What `resolve` gives for the backend of which `key_of` made `key`."""
+    return _UNINSTALLED.get(key) or resolve(key)

@@ -1,0 +1,129 @@
+"""What the fast path runs: a whole stack on one backend, without the checks of a first call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from rnnjit.backend import Backend, Shortcut, States
+from rnnjit.dispatch.fallback import FAILURES, RAISE, Fallback, replaceable
+from rnnjit.execution.stack import run_stack
+from rnnjit.execution.validate_backend import check_stack_output
+from rnnjit.runtime.torch_private import HAS_GUARDS
+from rnnjit.spec import Problem, RNNSpec, Rows
+
+
+def fast_call(
+    backend: Backend,
+    spec: RNNSpec,
+    problem: Problem,
+    training: bool,
+    x: Tensor,
+    hx: States,
+    weights: tuple[Tensor, ...],
+    fallback: Fallback,
+) -> Shortcut | None:
+    """How a backend computes calls like this one, or None if they must take the full path.
+
+    Args:
+        backend: has accepted `problem`.
+        spec: of the stack.
+        problem: what the call is.
+        training: whether dropout is on.
+        x: the input in the caller's form.
+        hx: each state `[L*D, B, P or H]`.
+        weights: of all layers.
+        fallback: what is done where the backend raises.
+    """
+    if not HAS_GUARDS or not (x.is_cpu or x.is_cuda) or x.dim() != 3 or x.numel() == 0:
+        return None
+    contiguous = all(tensor.is_contiguous() for tensor in (x, *hx, *weights))
+    dropout = spec.dropout and training and spec.num_layers > 1
+    if contiguous and not dropout:
+        features = spec.num_directions * (spec.proj_size or spec.hidden_size)
+        try:
+            if not spec.batch_first or 1 in x.shape[:2]:
+                shape = (x.shape[0], x.shape[1], features)
+                run = _own(backend, spec, problem, shape, fallback)
+            else:
+                shape = (x.shape[1], x.shape[0], features)
+                run = _time_major(backend, spec, problem, shape, fallback)
+        except Exception as error:
+            if not fallback.active or not replaceable(error):
+                raise
+            FAILURES.note(backend, error, "its own forward pass")
+            return None
+        if run is not None:
+            return run
+    return _layer_by_layer(backend, spec, problem, training, fallback)
+
+
+def _own(
+    backend: Backend,
+    spec: RNNSpec,
+    problem: Problem,
+    y_shape: tuple[int, int, int],
+    fallback: Fallback,
+) -> Shortcut | None:
+    """A backend's shortcut, whose first result is checked: the others are of calls like it."""
+    run = backend.shortcut(spec, problem, y_shape)
+    if run is None:
+        return None
+    checked = False
+
+    def own(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
+        nonlocal checked
+        try:
+            result = run(x, hx, weights)
+            if not checked:
+                check_stack_output(backend, y_shape, x, hx, result)
+                checked = True
+            return result
+        except Exception as error:
+            if not fallback.active:
+                raise
+
+            def others(by: Backend) -> tuple[Tensor, States]:
+                return _layer_by_layer(by, spec, problem, False, RAISE)(x, hx, weights)
+
+            return fallback.instead(backend, error, others)
+
+    return own
+
+
+def _time_major(
+    backend: Backend,
+    spec: RNNSpec,
+    problem: Problem,
+    y_shape: tuple[int, int, int],
+    fallback: Fallback,
+) -> Shortcut | None:
+    """A backend's shortcut for batch-first calls, between two transpositions."""
+    run = _own(backend, replace(spec, batch_first=False), problem, y_shape, fallback)
+    if run is None:
+        return None
+
+    def transposed(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
+        y, h_n = run(x.transpose(0, 1).contiguous(), hx, weights)
+        return y.transpose(0, 1), h_n
+
+    return transposed
+
+
+def _layer_by_layer(
+    backend: Backend, spec: RNNSpec, problem: Problem, training: bool, fallback: Fallback
+) -> Shortcut:
+    """The stack as the full path runs it, without its checks."""
+    rows = Rows(problem.T, problem.B, problem.N)
+    features = spec.num_directions * (spec.proj_size or spec.hidden_size)
+    needs_grad, batch_first = problem.needs_grad, spec.batch_first
+
+    def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
+        x = (x.transpose(0, 1) if batch_first else x).contiguous()
+        y, h_n = run_stack(backend, spec, rows, x, hx, weights, training, needs_grad, fallback)
+        if y.dim() == 2:
+            y = y.view(rows.T, rows.B, features)
+        return (y.transpose(0, 1) if batch_first else y), h_n
+
+    return run

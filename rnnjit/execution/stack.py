@@ -1,0 +1,111 @@
+"""Layers upon layers: what nn.RNN does around its layers, whichever backend computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+
+from rnnjit.backend import Backend, States
+from rnnjit.dispatch.fallback import RAISE, Fallback
+from rnnjit.execution.autograd import run_layer
+from rnnjit.runtime.torch_private import profiler_runs
+from rnnjit.spec import LayerSpec, RNNSpec, Rows
+
+#: `(backend, layer, rows, x, hx, weights, needs_grad, last) -> (y, h_n)`, see `run_layer`.
+LayerRun = Callable[
+    [Backend, LayerSpec, Rows, Tensor, States, Sequence[Tensor], bool, bool], tuple[Tensor, States]
+]
+
+
+def run_stack(
+    backend: Backend,
+    spec: RNNSpec,
+    rows: Rows,
+    x: Tensor,
+    hx: States,
+    weights: Sequence[Tensor],
+    training: bool,
+    needs_grad: bool,
+    fallback: Fallback = RAISE,
+    run: LayerRun = run_layer,
+) -> tuple[Tensor, States]:
+    """Run every layer on the rows that the one below gave, with dropout between them.
+
+    Dropout draws from torch's generator in the shape and order in which eager does, so that one
+    seed gives both the same masks.
+
+    Args:
+        backend: computes each layer.
+        spec: of the stack.
+        rows: how the rows of `x` are laid over time.
+        x: `[N, I]`, or `[T, B, I]` of a dense batch.
+        hx: each state `[L*D, B, P or H]`.
+        weights: of all layers, in nn.RNN's flat order.
+        training: whether dropout is on.
+        needs_grad: whether a backward pass may follow.
+        fallback: what is done where the backend raises. It answers layer by layer, so that no layer
+            runs twice and dropout draws what it would have drawn.
+        run: runs a layer, as `run_layer` does.
+
+    Returns:
+        y `[N, D*P]` or `[T, B, D*P]` of the last layer, and the states h_n of all layers, each
+        `[L*D, B, P or H]`.
+    """
+    profiled = profiling()
+    if fallback.active:
+        run = _with_fallback(fallback)
+    if spec.num_layers == 1 and not profiled:
+        states = tuple([state.contiguous() for state in hx])
+        return run(backend, spec.layers[0], rows, x, states, weights, needs_grad, True)
+    directions = spec.num_directions
+    finals: list[States] = []
+    start = 0
+    for index, layer in enumerate(spec.layers):
+        stop = start + directions * layer.weights_per_direction
+        own = tuple([s.narrow(0, index * directions, directions).contiguous() for s in hx])
+        last = index == spec.num_layers - 1
+        with layer_range(backend, index) if profiled else nullcontext():
+            x, h_n = run(backend, layer, rows, x, own, weights[start:stop], needs_grad, last)
+        finals.append(h_n)
+        start = stop
+        if spec.dropout and training and not last:
+            x = torch.dropout(x, spec.dropout, training)
+    return x, tuple(map(torch.cat, zip(*finals, strict=True)))
+
+
+def _with_fallback(fallback: Fallback) -> LayerRun:
+    """`run_layer` under a policy for errors."""
+
+    def run(
+        backend: Backend,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        needs_grad: bool,
+        last: bool,
+    ) -> tuple[Tensor, States]:
+        def work(by: Backend) -> tuple[Tensor, States]:
+            return run_layer(by, layer, rows, x, hx, weights, needs_grad, last, fallback)
+
+        return fallback.run(backend, work)
+
+    return run
+
+
+def profiling() -> bool:
+    """Whether one of torch's profilers is running, in any thread.
+
+    Never while torch.compile traces: its graphs name the layers by their operator.
+    """
+    return not torch.compiler.is_compiling() and profiler_runs()
+
+
+def layer_range(backend: Backend, index: int) -> AbstractContextManager[object]:
+    """A range called `rnnjit: layer 0 on numba`, say, around a layer's forward pass."""
+    return profiler.record_function(f"rnnjit: layer {index} on {backend.name}")

@@ -1,0 +1,158 @@
+"""Validates what a backend returns against its contract: a wrong shape is never handed on.
+
+Kernels of the layer above, and autograd, trust shapes, and a missing gradient would be no gradient.
+Only what is cheap is looked at in every call; `rnnjit.testing` looks at values and memory too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
+from rnnjit.errors import BackendError
+from rnnjit.runtime.torch_private import any_autocast, transforming, version
+from rnnjit.spec import LayerSpec, Rows
+
+
+def check_output(
+    backend: Backend, layer: LayerSpec, rows: Rows, x: Tensor, output: LayerOutput
+) -> None:
+    """Check what `Backend.forward` returned.
+
+    Args:
+        backend: whose it is.
+        layer: as given to it.
+        rows: as given to it.
+        x: of the dtype and device that the results must have.
+        output: what it returned.
+
+    Raises:
+        BackendError: it is no LayerOutput, or y or h_n is not what the contract says.
+    """
+    D, sizes = layer.num_directions, layer.state_sizes
+    if not isinstance(output, LayerOutput):
+        raise BackendError(backend.name, "forward", "a LayerOutput", type(output).__name__)
+    _check(backend, "y", output.y, (rows.N, D * sizes[0]), x)
+    _check_states(backend, output.h_n, [(D, rows.B, size) for size in sizes], x)
+    # Tensors of a transform are asked for their shapes alone.
+    if not output.y.is_contiguous() and not transforming():
+        strides = f"one of strides {output.y.stride()}"
+        raise BackendError(backend.name, "y", "a contiguous Tensor", strides)
+
+
+def check_stack_output(
+    backend: Backend,
+    y_shape: tuple[int, int, int],
+    x: Tensor,
+    hx: States,
+    result: Any,
+) -> None:
+    """Check what a backend's shortcut returned; see `Backend.shortcut`.
+
+    Raises:
+        BackendError: it is no pair, or y or h_n is not what the contract says.
+    """
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise BackendError(backend.name, "its shortcut", "a pair (y, h_n)", type(result).__name__)
+    _check(backend, "y", result[0], y_shape, x)
+    _check_states(backend, result[1], [tuple(state.shape) for state in hx], x)
+
+
+def check_grads(
+    backend: Backend,
+    x: Tensor,
+    hx: States,
+    weights: Sequence[Tensor],
+    needs: Needs,
+    grads: LayerGrads,
+) -> None:
+    """Check what `Backend.backward` returned.
+
+    Args:
+        backend: whose it is.
+        x: as given to it, like what is not listed here.
+        hx: see there.
+        weights: see there.
+        needs: see there.
+        grads: what it returned.
+
+    Raises:
+        BackendError: it is no LayerGrads, or a gradient that is needed is not what the contract
+            says.
+    """
+    if not isinstance(grads, LayerGrads):
+        raise BackendError(backend.name, "backward", "LayerGrads", type(grads).__name__)
+    _check_grad(backend, "x", grads.x, x, needs.x)
+    for name, found, of, needed in (
+        ("hx", grads.hx, hx, needs.hx),
+        ("weights", grads.weights, weights, needs.weights),
+    ):
+        many = isinstance(found, (tuple, list))
+        if not many or len(found) != len(of):
+            count = str(len(found)) if many else type(found).__name__
+            raise BackendError(
+                backend.name, f"the gradients of {name}", f"{len(of)} of them", count
+            )
+        for index, (grad, tensor, need) in enumerate(zip(found, of, needed, strict=True)):
+            _check_grad(backend, f"{name}[{index}]", grad, tensor, need)
+
+
+def _check_grad(backend: Backend, name: str, grad: Any, of: Tensor, needed: bool) -> None:
+    # Autograd itself looks at the device.
+    if needed and (
+        type(grad) is not Tensor or grad.shape != of.shape or grad.dtype is not of.dtype
+    ):
+        _check(backend, f"the gradient of {name}", grad, tuple(of.shape), of)
+
+
+def versions(x: Tensor, hx: States) -> int:
+    """How often torch's operators have written to x and hx: it grows with every time."""
+    return version(x) + sum(map(version, hx))
+
+
+def check_untouched(backend: Backend, x: Tensor, hx: States, before: int) -> None:
+    """Check that a backend wrote to neither x nor hx, as far as torch can tell.
+
+    Raises:
+        BackendError: it did, and what it was given is lost; `before` is another `versions`.
+    """
+    if versions(x, hx) != before:
+        raise BackendError(
+            *(backend.name, "its inputs", "x and hx to be left as they were", "one written to"),
+            inputs_changed=True,
+        )
+
+
+def _check_states(
+    backend: Backend, h_n: Any, shapes: Sequence[tuple[int, ...]], like: Tensor
+) -> None:
+    """The states that a backend returned: a tuple of tensors, one of each shape."""
+    if not isinstance(h_n, tuple) or len(h_n) != len(shapes):
+        got = f"{len(h_n)} of them" if isinstance(h_n, tuple) else type(h_n).__name__
+        raise BackendError(backend.name, "h_n", f"a tuple of {len(shapes)} states", got)
+    for index, (state, shape) in enumerate(zip(h_n, shapes, strict=True)):
+        _check(backend, f"h_n[{index}]", state, shape, like)
+
+
+def _check(backend: Backend, name: str, value: Any, shape: tuple[int, ...], like: Tensor) -> None:
+    """One tensor; under autocast torch's own operators choose the dtype."""
+    if (
+        type(value) is Tensor
+        and value.shape == shape
+        and value.dtype is like.dtype
+        and value.device == like.device
+    ):
+        return
+    if not isinstance(value, Tensor):
+        raise BackendError(backend.name, name, "a Tensor", type(value).__name__)
+    if tuple(value.shape) != shape:
+        raise BackendError(backend.name, name, f"shape {list(shape)}", f"shape {list(value.shape)}")
+    if value.dtype is not like.dtype and not any_autocast():
+        raise BackendError(backend.name, name, str(like.dtype), str(value.dtype))
+    if value.device != like.device:
+        raise BackendError(
+            backend.name, name, f"a Tensor on {like.device}", f"one on {value.device}"
+        )

@@ -1,0 +1,299 @@
+"""From the arguments of a call to rows, and back: the checks are nn.RNN's, with its exceptions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnjit.backend import States
+from rnnjit.frontend.packed import check_batch_sizes, check_order, permute_state
+from rnnjit.runtime.torch_private import any_autocast
+from rnnjit.spec import RNNSpec, Rows
+
+#: What a layer returns: y in the form of the input, and its last state, or a tuple of them.
+Result = tuple[Tensor | PackedSequence, Tensor | States]
+
+_SPARSE = frozenset(
+    {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+)
+
+
+class Prepared(NamedTuple):
+    """A call in the core's own terms.
+
+    Attributes:
+        x: contiguous rows, `[N, I]`, or `[T, B, I]` of a dense batch.
+        hx: each state `[L*D, B, P or H]`, in the order of the rows, or None for zeros.
+        rows: how the rows are laid over time.
+        packed: the PackedSequence that was given, if one was.
+        batched: False for a single sequence given without a batch dimension.
+    """
+
+    x: Tensor
+    hx: States | None
+    rows: Rows
+    packed: PackedSequence | None
+    batched: bool
+
+
+def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
+    """Check the arguments of a call as nn.RNN does, and lay them out as rows.
+
+    Args:
+        spec: what the module is.
+        weight: the module's first, whose dtype and device the arguments must have.
+        x: a Tensor `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]`, or a PackedSequence.
+        hx: the initial state `[L*D, B, H]` (`[L*D, H]` if unbatched), a tuple of states where the
+            cell has several, or None for zeros.
+
+    Raises:
+        AttributeError: an argument is no tensor.
+        ValueError: wrong rank, or a dtype other than the weights'.
+        RuntimeError: any other wrong shape, dtype or device; NotImplementedError, which is one, for
+            kinds of tensor that torch itself has no operators for.
+        IndexError: a PackedSequence without time steps.
+        TypeError: a PackedSequence whose `batch_sizes` are no integers, or `batch_first` is none
+            of True and False.
+    """
+    packed = x if isinstance(x, PackedSequence) else None
+    if packed is not None:
+        return _prepare_packed(spec, weight, packed, hx)
+    _expect_tensor("input", x)
+    rank = x.dim()
+    if rank not in (2, 3):
+        raise ValueError(f"input must be 2-D (unbatched) or 3-D (batched), got {rank}-D: {_of(x)}")
+    states = as_states(spec, hx)
+    for name, state in _named(states):
+        if state.dim() != rank:
+            kind = "batched" if rank == 3 else "unbatched"
+            raise RuntimeError(
+                f"{name} must be {rank}-D like the {kind} input, got {state.dim()}-D: {_of(state)}"
+            )
+    states = _dense_states(states)
+    _check_input(spec, weight, x, given_state=states is not None)
+    if type(spec.batch_first) is not bool:
+        raise TypeError(f"batch_first must be a bool, got {spec.batch_first!r}")
+    if rank == 2:
+        time_major, steps, batch = x, x.shape[0], 1
+        states = None if states is None else tuple(state.unsqueeze(1) for state in states)
+    else:
+        time_major = x.transpose(0, 1) if spec.batch_first else x
+        steps, batch, _ = time_major.shape
+    if steps == 0:
+        raise RuntimeError(f"input must have at least one time step, got none: {_of(x)}")
+    _check_states(spec, weight, states, batch, unbatched=rank == 2)
+    rows = Rows(steps, batch, steps * batch)
+    return Prepared(time_major.contiguous(), states, rows, None, rank == 3)
+
+
+def as_states(spec: RNNSpec, hx: Any) -> States | None:
+    """The initial states that were given in the caller's form, or None.
+
+    Raises:
+        AttributeError: one is no tensor.
+        TypeError: the cell has several states, and they are not in a tuple or list.
+        RuntimeError: there are too few or too many.
+    """
+    if hx is None:
+        return None
+    count = len(spec.cell.states)
+    if count == 1:
+        _expect_tensor("hx", hx)
+        return (hx,)
+    if isinstance(hx, Tensor) or not isinstance(hx, (tuple, list)):
+        kind = RuntimeError if isinstance(hx, Tensor) else TypeError
+        names = ", ".join(spec.cell.states)
+        raise kind(f"hx must be a tuple of {count} states ({names}), got {type(hx).__name__}")
+    if len(hx) != count:
+        raise RuntimeError(f"hx must be a tuple of {count} states, got {len(hx)}")
+    for name, state in _named(hx):
+        _expect_tensor(name, state)
+    return tuple(hx)
+
+
+def as_hx(states: States) -> Tensor | States:
+    """States in the caller's form: the tensor itself where there is one."""
+    return states[0] if len(states) == 1 else states
+
+
+def _named(states: Any) -> list[tuple[str, Any]]:
+    """Initial states by how the caller would call them."""
+    if states is None:
+        return []
+    if len(states) == 1:
+        return [("hx", states[0])]
+    return [(f"hx[{index}]", state) for index, state in enumerate(states)]
+
+
+def initial_states(spec: RNNSpec, prepared: Prepared) -> States:
+    """The states that a call starts from, each `[L*D, B, P or H]`: what was given, or zeros."""
+    if prepared.hx is not None:
+        return prepared.hx
+    return tuple([prepared.x.new_zeros(shape) for shape in spec.state_shapes(prepared.rows.B)])
+
+
+def _prepare_packed(spec: RNNSpec, weight: Tensor, packed: PackedSequence, hx: Any) -> Prepared:
+    data, sizes = packed.data, packed.batch_sizes
+    _expect_tensor("input.data", data)
+    states = as_states(spec, hx)
+    data = _dense("input.data", data)
+    counts = check_batch_sizes(sizes, data, given_state=states is not None)
+    batch, total = counts[0], sum(counts)
+    order = packed.sorted_indices
+    states = _dense_states(states)
+    if states is not None and order is not None:
+        check_order("input.sorted_indices", order, batch, data)
+        states = tuple([permute_state(state, order) for state in states])
+    _check_input(spec, weight, data, rank=2, given_state=states is not None)
+    _check_states(spec, weight, states, batch, unbatched=False)
+    if states is None:
+        check_order("input.sorted_indices", order, batch, data)
+    check_order("input.unsorted_indices", packed.unsorted_indices, batch, data)
+    # A copy, since the backward pass trusts these numbers long after they were checked.
+    rows = Rows(len(counts), batch, total, sizes.clone(memory_format=torch.contiguous_format))
+    return Prepared(data[:total].contiguous(), states, rows, packed, True)
+
+
+def restore(spec: RNNSpec, prepared: Prepared, y: Tensor, h_n: States) -> Result:
+    """Give y (`[N, D*P]` or `[T, B, D*P]`) and the states h_n the form the input came in."""
+    packed, rows = prepared.packed, prepared.rows
+    if packed is not None:
+        if packed.unsorted_indices is not None:
+            h_n = tuple([state.index_select(1, packed.unsorted_indices) for state in h_n])
+        output = PackedSequence(
+            y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+        )
+        return output, as_hx(h_n)
+    if not prepared.batched:
+        return y, as_hx(tuple([state.squeeze(1) for state in h_n]))
+    if y.dim() == 2:
+        y = y.view(rows.T, rows.B, y.shape[1])
+    return (y.transpose(0, 1) if spec.batch_first else y), as_hx(h_n)
+
+
+def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) -> None:
+    """Check that a module's weights fit each other and its configuration.
+
+    Weights may be replaced at any time, and kernels trust their shapes.
+
+    Raises:
+        TypeError: a weight is no tensor.
+        RuntimeError: a weight has another shape, dtype or device than the layer needs, or there
+            are too few or too many.
+    """
+    shapes = spec.weight_shapes
+    if len(weights) != len(shapes):
+        raise RuntimeError(
+            f"the module has {len(weights)} weights, but its configuration needs {len(shapes)}: "
+            "num_layers, bias or bidirectional was changed after construction"
+        )
+    try:
+        dtype, device = weights[0].dtype, weights[0].device
+        for index, weight in enumerate(weights):
+            if weight.is_nested:
+                raise _not_dense(names[index], weight)
+            if weight.shape != shapes[index] or weight.dtype is not dtype:
+                _explain_weight(spec, names[index], weight, shapes[index], names[0], dtype)
+            if weight.device != device:
+                raise RuntimeError(
+                    f"{names[index]} is on {weight.device}, but {names[0]} is on {device}"
+                )
+    except AttributeError:
+        wrong = [
+            f"{name} must be a Tensor, got {type(weight).__name__}"
+            for name, weight in zip(names, weights, strict=True)
+            if not isinstance(weight, Tensor)
+        ]
+        raise TypeError("; ".join(wrong)) from None
+
+
+def _explain_weight(
+    spec: RNNSpec, name: str, weight: Tensor, shape: torch.Size, first: str, dtype: torch.dtype
+) -> None:
+    if weight.shape != shape:
+        raise RuntimeError(
+            f"{name} must have shape {list(shape)}, got {list(weight.shape)} "
+            f"(input_size={spec.input_size}, hidden_size={spec.hidden_size})"
+        )
+    if not any_autocast():
+        raise RuntimeError(f"{name} must be {dtype} like {first}, got {weight.dtype}")
+
+
+def _check_input(
+    spec: RNNSpec, weight: Tensor, x: Tensor, rank: int | None = None, *, given_state: bool
+) -> None:
+    if not isinstance(weight, Tensor):
+        raise AttributeError(f"weight_ih_l0 must be a Tensor, got {type(weight).__name__}")
+    dtype = weight.dtype
+    if x.dtype is not dtype and not any_autocast():
+        if x.is_quantized and not given_state:  # Eager fails to make up a state of such numbers.
+            raise NotImplementedError(f"input must not be quantised, got {x.dtype}: dequantize it")
+        raise ValueError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "  # torch's words
+            f"Convert input: input.to({dtype}), or convert model: model.to({x.dtype})"
+        )
+    if rank is not None and x.dim() != rank:
+        raise RuntimeError(f"input.data must be {rank}-D, got {x.dim()}-D: {_of(x)}")
+    if x.layout is not torch.strided or x.is_nested:
+        raise _not_dense("input", x)
+    if x.shape[-1] != spec.input_size:
+        raise RuntimeError(
+            f"input must have input_size={spec.input_size} features in its last dimension, "
+            f"got {x.shape[-1]}: {_of(x)}"
+        )
+    if x.device != weight.device:
+        raise RuntimeError(f"input is on {x.device} but the weights are on {weight.device}")
+
+
+def _check_states(
+    spec: RNNSpec, weight: Tensor, states: States | None, batch: int, *, unbatched: bool
+) -> None:
+    if states is None:
+        return
+    for (name, hx), expected in zip(_named(states), spec.state_shapes(batch), strict=True):
+        if hx.shape != expected:
+            shown = (expected[0], expected[2]) if unbatched else expected
+            got = [hx.shape[0], hx.shape[2]] if unbatched else list(hx.shape)
+            features = "proj_size" if expected[2] != spec.hidden_size else "hidden_size"
+            raise RuntimeError(
+                f"{name} must have shape {list(shown)} (num_layers * num_directions"
+                f"{'' if unbatched else ', batch'}, {features}), got {got}"
+            )
+        if hx.dtype is not weight.dtype and not any_autocast():
+            raise RuntimeError(f"{name} is {hx.dtype} but the weights are {weight.dtype}")
+        if hx.device != weight.device:
+            raise RuntimeError(f"{name} is on {hx.device} but the weights are on {weight.device}")
+
+
+def _dense_states(states: States | None) -> States | None:
+    return states and tuple([_dense(name, state) for name, state in _named(states)])
+
+
+def _expect_tensor(name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        return
+    kinds = {"input": "a Tensor or a PackedSequence", "hx": "a Tensor or None"}
+    expected = kinds.get(name, "a Tensor")
+    raise AttributeError(f"{name} must be {expected}, got {type(value).__name__}")
+
+
+def _dense(name: str, tensor: Tensor) -> Tensor:
+    """A tensor as a strided one: eager takes sparse states, and sparse data of packed input."""
+    if tensor.layout is torch.strided and not tensor.is_nested:
+        return tensor
+    if tensor.layout in _SPARSE:
+        return tensor.to_dense(masked_grad=False)
+    raise _not_dense(name, tensor)
+
+
+def _not_dense(name: str, tensor: Tensor) -> RuntimeError:
+    kind = "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
+    error = NotImplementedError if tensor.is_mkldnn else RuntimeError
+    return error(f"{name} must be a dense tensor, got {kind}: convert it first")
+
+
+def _of(tensor: Tensor) -> str:
+    return f"shape {list(tensor.shape)}"

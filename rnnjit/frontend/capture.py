@@ -1,0 +1,204 @@
+"""From a live module of torch's to its `RNNSpec` and the weights it has at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
+from rnnjit.runtime.torch_private import flat_weight_names, parameters_of
+from rnnjit.spec import RNNSpec
+
+#: The cell of an nn.RNN, by its `mode`.
+_CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU}
+#: The cell of torch's other layers, which look at no `mode`.
+_CELL_OF_CLASS: tuple[tuple[type[nn.Module], Cell], ...] = ((nn.LSTM, LSTM), (nn.GRU, GRU))
+#: The cell of an nn.RNNCell, by torch's `nonlinearity`.
+CELL_OF_NONLINEARITY = {"tanh": RNN_TANH, "relu": RNN_RELU}
+_TORCH_LAYERS: dict[Cell, Callable[..., nn.RNNBase]] = {
+    RNN_TANH: partial(nn.RNN, nonlinearity="tanh"),
+    RNN_RELU: partial(nn.RNN, nonlinearity="relu"),
+    LSTM: nn.LSTM,
+    GRU: nn.GRU,
+}
+#: The types of a configuration that torch takes as it is: `dropout` may be an int.
+_USUAL = frozenset({(int, int, int, Cell, bool, bool, kind, bool, int) for kind in (float, int)})
+_SPECS_KEPT = 1024
+_SPECS: dict[tuple[Any, ...], RNNSpec] = {}
+
+
+def capture(module: nn.Module) -> RNNSpec:
+    """The configuration of an nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell, compiled or not, as it is now.
+
+    Read anew at every call, since `module.dropout = 0` and the like are common; equal
+    configurations share one object.
+
+    Raises:
+        AttributeError: an attribute of the module was deleted.
+        AssertionError: `mode` is none that nn.RNN knows.
+        TypeError: the module is none of these, or torch takes no such attribute.
+        RuntimeError: `input_size` is no whole number, or `nonlinearity` of a cell is unknown.
+    """
+    d = module.__dict__
+    try:
+        fields = (
+            d["input_size"],
+            d["hidden_size"],
+            d["num_layers"],
+            cell_of(module),
+            d["bias"],
+            d["batch_first"],
+            d["dropout"],
+            d["bidirectional"],
+            d["proj_size"],
+        )
+        usual = tuple(map(type, fields)) in _USUAL and type(d["training"]) is bool
+    except (KeyError, TypeError):
+        usual = False
+    return _shared(fields) if usual else _capture_slowly(module)
+
+
+def cell_of(module: Any) -> Cell:
+    """The cell of an nn.RNN, nn.LSTM or nn.GRU, compiled or not.
+
+    Raises:
+        AssertionError: `mode` is none that nn.RNN knows.
+    """
+    cls = type(module)
+    torch_class = getattr(cls, "_torch_class", cls)
+    for layer, cell in _CELL_OF_CLASS:
+        if issubclass(torch_class, layer):
+            return cell
+    mode = module.mode
+    if not isinstance(mode, str) or mode not in _CELL_OF_MODE:
+        raise AssertionError(f"mode must be one of {', '.join(_CELL_OF_MODE)}, got {mode!r}")
+    return _CELL_OF_MODE[mode]
+
+
+def _capture_slowly(module: Any) -> RNNSpec:
+    """`capture` of a cell, and of a module whose attributes have to be looked at one by one."""
+    kind = type(module).__name__
+    if isinstance(module, nn.RNNCellBase) and not isinstance(module, (nn.LSTMCell, nn.GRUCell)):
+        return _capture_cell(module)
+    if not isinstance(module, nn.RNNBase):
+        raise TypeError(f"module must be a torch.nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell, got {kind}")
+    cell, dropout, batch_first = cell_of(module), module.dropout, module.batch_first
+    if isinstance(module.num_layers, bool):
+        raise TypeError(f"num_layers must be an int, got {module.num_layers}")
+    for name in ("bias", "bidirectional", "training"):
+        if type(getattr(module, name)) is not bool:
+            raise TypeError(f"{name} must be a bool, got {getattr(module, name)!r}")
+    if not hasattr(dropout, "__float__"):
+        raise TypeError(f"dropout must be a number, got {dropout!r}")
+    return _shared(
+        (
+            _input_size(module.input_size),
+            _size("hidden_size", module.hidden_size),
+            _size("num_layers", module.num_layers),
+            cell,
+            module.bias,
+            # `prepare` refuses the text, and only for dense input: for packed eager takes anything.
+            batch_first if type(batch_first) is bool else repr(batch_first),
+            float(dropout),
+            module.bidirectional,
+            _size("proj_size", module.proj_size),
+        )
+    )
+
+
+def _capture_cell(cell: Any) -> RNNSpec:
+    """An nn.RNNCell as one step of a layer."""
+    nonlinearity = cell.nonlinearity
+    if not isinstance(nonlinearity, str) or nonlinearity not in CELL_OF_NONLINEARITY:
+        raise RuntimeError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+    input_size, hidden_size = _input_size(cell.input_size), _size("hidden_size", cell.hidden_size)
+    kind = CELL_OF_NONLINEARITY[nonlinearity]
+    return _shared((input_size, hidden_size, 1, kind, bool(cell.bias), False, 0.0, False, 0))
+
+
+def _shared(fields: tuple[Any, ...]) -> RNNSpec:
+    """The one object for these fields of an `RNNSpec`."""
+    spec = _SPECS.get(fields)
+    if spec is None:
+        if len(_SPECS) >= _SPECS_KEPT:
+            _SPECS.clear()
+        spec = _SPECS.setdefault(fields, RNNSpec(*fields))
+    return spec
+
+
+def _size(name: str, value: Any) -> int:
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+
+
+def _input_size(value: Any) -> int:
+    """Eager compares it with the input's features and needs no type of it."""
+    try:
+        size = index(value.__int__())
+    except (AttributeError, TypeError, ValueError):
+        size = None
+    if size is None or size != value:
+        raise RuntimeError(f"input_size must be a whole number, got {value!r}")
+    return size
+
+
+def torch_module(spec: RNNSpec, dtype: torch.dtype) -> nn.RNNBase:
+    """A module of torch's own with this configuration, with weights of its own.
+
+    Raises:
+        ValueError: torch has no layer of the cell.
+    """
+    make = _TORCH_LAYERS.get(spec.cell)
+    if make is None:
+        raise ValueError(f"torch has no layer of cell {spec.cell.name!r}")
+    module = make(
+        spec.input_size,
+        spec.hidden_size,
+        num_layers=spec.num_layers,
+        bias=spec.bias,
+        batch_first=spec.batch_first,
+        bidirectional=spec.bidirectional,
+        dtype=dtype,
+        **({"proj_size": spec.proj_size} if spec.proj_size else {}),
+    )
+    module.dropout = spec.dropout  # torch warns of one that is given with a single layer
+    return module
+
+
+def weights_of(module: nn.Module) -> tuple[Tensor, ...]:
+    """The weights of this moment, in nn.RNN's flat order.
+
+    Looked up at every call: they may have been replaced by assignment, `functional_call`, a
+    parametrization or pruning, none of which leaves a trace that could be cached on.
+    """
+    parameters = parameters_of(module)
+    names = weight_names(module)
+    try:
+        return tuple([parameters[name] for name in names])
+    except KeyError:
+        return tuple([getattr(module, name) for name in names])
+
+
+def weight_names(module: Any) -> list[str]:
+    """Of the weights, in nn.RNN's flat order."""
+    if isinstance(module, nn.RNNCellBase):
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return list(kinds if module.bias else kinds[:2])
+    names = flat_weight_names(module)
+    if names is not None:
+        return names
+    parts = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if module.bias else [])]
+    parts += ["weight_hr"] if module.proj_size else []
+    return [
+        f"{kind}_l{index}{suffix}"
+        for index in range(module.num_layers)
+        for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]
+        for kind in parts
+    ]

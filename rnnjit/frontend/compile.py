@@ -1,0 +1,241 @@
+"""`rnnjit.compile`: the walk that puts compiled modules in the place of torch's."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from rnnjit.backend import Backend
+from rnnjit.cells import Cell
+from rnnjit.dispatch.choice import why_not_cell
+from rnnjit.dispatch.registry import backends, resolve
+from rnnjit.errors import RNNJitWarning
+from rnnjit.frontend.capture import cell_of
+from rnnjit.frontend.class_rewrite import REPLACED, compiled_class
+from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.frontend.compiled_cell import CompiledRNNCell
+from rnnjit.frontend.compiled_layer import CompiledRNN
+from rnnjit.runtime.torch_private import (
+    buffers_of,
+    children_of,
+    flat_weights_of,
+    parameters_of,
+)
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@overload
+def compile(  # noqa: A001 - as below
+    module: nn.RNN, *, backend: str | Backend = ..., inplace: bool = ...
+) -> CompiledRNN: ...
+
+
+@overload
+def compile(  # noqa: A001 - as below
+    module: nn.RNNCell, *, backend: str | Backend = ..., inplace: bool = ...
+) -> CompiledRNNCell: ...
+
+
+@overload
+def compile(  # noqa: A001 - as below
+    module: ModuleT, *, backend: str | Backend = ..., inplace: bool = ...
+) -> ModuleT: ...
+
+
+def compile(  # noqa: A001 - the name users know from torch.compile
+    module: ModuleT, *, backend: str | Backend = "auto", inplace: bool = False
+) -> ModuleT | CompiledBase:
+    """Put a compiled stand-in in the place of every recurrent module in `module`.
+
+    The result shares its Parameters and buffers with `module`: optimizers made before or after see
+    both, training one trains the other, and `.to()` on one converts the Parameters of both.
+    Everything else of the model is copied, so that the original stays as it is and runs eager.
+
+    Args:
+        module: an nn.RNN or nn.RNNCell, or any module that contains some, in submodules or in plain
+            lists, tuples and dicts. One that stands in several places is compiled once and stays
+            shared. nn.LSTM and nn.GRU stay as they are where no compiled backend computes them, and
+            are compiled for `backend="eager"`. Subclasses that have a `forward` of their own stay
+            as they are (with a warning). A module that is compiled already is compiled anew, for
+            `backend`.
+        backend: "auto" (the fastest backend that accepts the call, as far as was measured), the
+            name of an installed backend (see `rnnjit.backends`), or a `Backend`. A backend that is
+            named is never replaced by another: a call that it declines raises `UnsupportedError`.
+        inplace: change `module` itself rather than a copy of its structure, and return it.
+
+    Returns:
+        `module` itself if `inplace`, else a copy of its structure over the same tensors.
+
+    Raises:
+        TypeError: `module` is no module or cannot be copied, or `backend` is of the wrong type.
+        ValueError: `module` contains nothing to compile, or no such backend is installed.
+
+    Example:
+        >>> import torch
+        >>> rnn = torch.nn.RNN(8, 16)
+        >>> fast = compile(rnn)
+        >>> fast.weight_hh_l0 is rnn.weight_hh_l0
+        True
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    rnns = _compilable(module, resolve(backend))
+    if inplace:
+        for rnn in rnns:
+            _become_compiled(rnn, vars(rnn), backend)
+        return module
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in _shared_tensors(module)}
+    shells = {id(rnn): _shell(rnn) for rnn in rnns}
+    memo.update(shells)
+    try:
+        for rnn in rnns:
+            _become_compiled(shells[id(rnn)], copy.deepcopy(vars(rnn), memo), backend)
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}): "
+            "use rnnjit.compile(module, inplace=True)"
+        ) from error
+
+
+def copy_sharing_parameters(module: ModuleT) -> ModuleT:
+    """A copy of `module` with buffers of its own, and whose Parameters are those of `module`."""
+    buffers = {id(buffer) for buffer in module.buffers()}
+    shared = {id(t): t for t in _shared_tensors(module) if id(t) not in buffers}
+    return copy.deepcopy(module, shared)
+
+
+def reachable_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every distinct module in `module` with its path, as `named_modules` but also in containers.
+
+    A list, tuple or dict that is a plain attribute keeps its modules from `named_modules`; they
+    run all the same.
+    """
+    seen: set[int] = set()
+    pending: list[tuple[str, Any]] = [("", module)]
+    while pending:
+        path, value = pending.pop()
+        if id(value) in seen:
+            continue
+        inside: list[tuple[str, Any]] = []
+        if isinstance(value, nn.Module):
+            seen.add(id(value))
+            yield path, value
+            prefix = f"{path}." if path else ""
+            inside = [(prefix + name, child) for name, child in children_of(value).items()]
+            inside += [(prefix + name, v) for name, v in vars(value).items() if name != "_modules"]
+        elif isinstance(value, (list, tuple)):
+            seen.add(id(value))
+            inside = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        elif isinstance(value, dict):
+            seen.add(id(value))
+            inside = [(f"{path}[{key!r}]", item) for key, item in value.items()]
+        pending += reversed(inside)
+
+
+def overrides_forward(rnn: nn.Module) -> bool:
+    """Whether an RNN has a `forward` of its own, which nothing but itself can compute."""
+    own: Any = type(rnn).forward
+    return own not in [each.forward for each in REPLACED] or "forward" in vars(rnn)
+
+
+def why_left(module: nn.Module, wanted: Backend | None) -> str:
+    """Why `compile` leaves a recurrent module as it is, or "" if it does not.
+
+    Args:
+        module: an nn.RNNBase or nn.RNNCellBase.
+        wanted: the backend that is asked for, or None for "auto", which wraps no layer of torch's
+            to run torch's layer.
+    """
+    if isinstance(module, CompiledBase):
+        return ""
+    if not isinstance(module, REPLACED):
+        return "left eager: it is no nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell"
+    if reason := _why_not_computed(module, wanted):
+        return f"left eager: {reason}"
+    return "left eager: it overrides forward" if overrides_forward(module) else ""
+
+
+def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
+    """Why no backend that may be asked computes such a layer, or "" if one does."""
+    if not isinstance(module, nn.RNNBase):
+        return ""
+    try:
+        cell = cell_of(module)
+    except (AssertionError, AttributeError):
+        return ""  # the call raises it
+    if wanted is not None:
+        lacks = why_not_cell(wanted, cell)
+        return f"backend {wanted.name!r} computes no {cell.name} layers" if lacks else ""
+    if any(_may_compute(backend, cell) for backend in backends().values()):
+        return ""
+    return f"no compiled backend computes {cell.name} layers"
+
+
+def _may_compute(backend: Backend, cell: Cell) -> bool:
+    """Whether `auto` has a use for a backend in layers of a cell."""
+    if not backend.automatic or backend.differentiable:
+        return False
+    try:
+        return not why_not_cell(backend, cell)
+    except Exception:  # noqa: BLE001 - a third party's code may fail in any way
+        return True  # the call asks again, and then `auto` leaves it out and `explain` says why
+
+
+def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
+    """Every distinct RNN to replace; warns of those that must be left alone."""
+    found: list[nn.Module] = []
+    left: list[str] = []
+    reasons: dict[str, None] = {}
+    for path, child in reachable_modules(module):
+        if isinstance(child, CompiledBase):
+            found.append(child)
+        elif isinstance(child, REPLACED):
+            if reason := _why_not_computed(child, wanted):
+                reasons[reason] = None
+            elif overrides_forward(child):
+                left.append(type(child).__name__ + (f" at {path!r}" if path else ""))
+            else:
+                found.append(child)
+    if left:
+        verb = "overrides forward and is" if len(left) == 1 else "override forward and are"
+        warnings.warn(f"{', '.join(left)} {verb} left as before", RNNJitWarning, stacklevel=3)
+    elif not found:
+        scripted = any(isinstance(child, torch.jit.ScriptModule) for child in module.modules())
+        advice = ". Compile the model that was scripted" if scripted else ""
+        what = f"{type(module).__name__} has {sum(1 for _ in module.modules())} modules"
+        if reasons:
+            raise ValueError(f"module contains nothing to compile: {what}; {'; '.join(reasons)}")
+        raise ValueError(
+            f"module contains no nn.RNN or nn.RNNCell to compile: {what}, none of them one{advice}"
+        )
+    return found
+
+
+def _shell(rnn: nn.Module) -> CompiledBase:
+    cls = compiled_class(type(rnn))
+    return cls.__new__(cls)
+
+
+def _become_compiled(rnn: nn.Module, state: dict[str, Any], backend: str | Backend) -> None:
+    rnn.__class__ = compiled_class(type(rnn))
+    rnn.__dict__ = state
+    state.pop("backend", None)
+    rnn.backend = backend  # type: ignore[assignment]  # a property of its new class
+
+
+def _shared_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Every tensor that a module holds as parameter, buffer, plain attribute or flat weight."""
+    for _, child in reachable_modules(module):
+        held: list[dict[str, Any]] = [vars(child)]
+        held += [parameters_of(child), buffers_of(child)]
+        for values in held:
+            yield from (value for value in values.values() if isinstance(value, Tensor))
+        if isinstance(child, nn.RNNBase):
+            yield from (weight for weight in flat_weights_of(child) if isinstance(weight, Tensor))

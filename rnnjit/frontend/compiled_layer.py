@@ -1,0 +1,135 @@
+"""The modules that stand in for an nn.RNN, nn.LSTM or nn.GRU, sharing its Parameters."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnjit.backend import States
+from rnnjit.frontend import resets
+from rnnjit.frontend.arguments import Result, as_hx, as_states, prepare
+from rnnjit.frontend.capture import capture, cell_of, weights_of
+from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.spec import RNNSpec
+
+
+class CompiledLayer(CompiledBase, nn.RNNBase):
+    """A stack of recurrent layers whose forward and backward passes run on rnnjit's backends.
+
+    Made by `rnnjit.compile`, never directly. It has the Parameters, the `state_dict`, the hooks
+    and the representation of the module that it was made from. It derives from `nn.RNNBase`, not
+    from that module's class, at which torch.compile breaks the graph.
+    """
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
+        hx: Any = None,
+        *,
+        reset: Tensor | None = None,
+    ) -> Result:
+        """Run the layer; arguments, results and exceptions are those of torch's own class.
+
+        Args:
+            input: `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]` unbatched, or packed.
+            hx: initial state `[L*D, B, H]`, or `[L*D, H]` if unbatched; zeros if None. nn.LSTM has
+                two, h and c, in a tuple.
+            reset: where the state is zeroed before a step, boolean, of the shape of a dense `input`
+                without its features. Each sequence then is what it would be if it were cut there
+                and its parts were run one by one, gradients included.
+
+        Returns:
+            The outputs of the last layer at every step (`[T, B, D*H]`, or in the input's form) and
+            the last state of every layer and direction, in the form of `hx`.
+
+        Raises:
+            UnsupportedError: the backend that was asked for by name declines the call.
+        """
+        if reset is not None:
+            return self._with_resets(input, hx, reset)
+        if torch.compiler.is_compiling():
+            return self._traced(input, hx)
+        result = self._call(input, hx)
+        return self._eager_forward(input, hx) if result is None else result
+
+    def _eager_forward(self, x: Any, hx: Any) -> Result:
+        """Torch's own forward pass; where torch rewrites the layer it is the layer."""
+        own: Any = self._torch_class
+        return cast("Result", own.forward(self, x, hx))
+
+    def _traced(self, x: Tensor | PackedSequence, hx: Any) -> Result:
+        """What torch.compile and torch.export trace.
+
+        Packed input breaks the graph: how many rows a step has is not known while tracing.
+        """
+        if isinstance(x, PackedSequence):
+            from rnnjit.execution.torch_ops import untraced
+
+            broken: Result = untraced(self.forward, x, hx)
+            return broken
+        spec = RNNSpec(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            cell_of(self),
+            self.bias,
+            self.batch_first,
+            self.dropout,
+            self.bidirectional,
+            self.proj_size,
+        )
+        result = self._traced_call(spec, x, hx)
+        return self._eager_forward(x, hx) if result is None else result
+
+    def _with_resets(self, x: Any, hx: Any, reset: Any) -> Result:
+        if torch.compiler.is_compiling():
+            from rnnjit.execution.torch_ops import untraced
+
+            # How long the stretches are is not known while tracing.
+            result: Result = untraced(self._with_resets, x, hx, reset)
+            return result
+        spec = capture(self)
+        prepared = prepare(spec, weights_of(self)[0], x, hx)
+        resets.check(x, reset)
+        if not reset.any():
+            return self.forward(x, hx)
+
+        def run(packed: PackedSequence, states: States) -> tuple[PackedSequence, States]:
+            y, h_n = self.forward(packed, as_hx(states))
+            return cast("PackedSequence", y), cast("States", as_states(spec, h_n))
+
+        y, h_n = resets.run(spec, x, prepared.hx, reset, run)
+        return y, as_hx(h_n)
+
+
+class CompiledRNN(CompiledLayer):
+    """A compiled `nn.RNN`, see `CompiledLayer`.
+
+    Attributes:
+        nonlinearity: "tanh" or "relu".
+    """
+
+    nonlinearity: str
+    _source_class: type[nn.Module] = nn.RNN
+    _torch_class: type[nn.Module] = nn.RNN
+
+
+class CompiledLSTM(CompiledLayer):
+    """A compiled `nn.LSTM`, see `CompiledLayer`."""
+
+    _source_class: type[nn.Module] = nn.LSTM
+    _torch_class: type[nn.Module] = nn.LSTM
+    # What nn.LSTM's own forward pass asks of itself and nn.RNNBase does not have.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]  # as nn.LSTM does
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]  # as nn.LSTM does
+
+
+class CompiledGRU(CompiledLayer):
+    """A compiled `nn.GRU`, see `CompiledLayer`."""
+
+    _source_class: type[nn.Module] = nn.GRU
+    _torch_class: type[nn.Module] = nn.GRU

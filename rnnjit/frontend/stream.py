@@ -1,0 +1,267 @@
+"""`rnnjit.Stream`: a stacked RNN step by step, for input that arrives frame by frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rnnjit.backend import Backend, States
+from rnnjit.dispatch.choice import choose, fallback_for, special_context
+from rnnjit.dispatch.fallback import GENERATION
+from rnnjit.dispatch.registry import resolve
+from rnnjit.execution.stack import run_stack
+from rnnjit.frontend.arguments import as_hx, check_weights
+from rnnjit.frontend.capture import capture, weight_names, weights_of
+from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.runtime.openmp import FORK, one_thread
+from rnnjit.runtime.torch_private import HAS_GUARDS, parameters_of, tensor_guards
+from rnnjit.spec import Problem, Rows
+
+
+class Stream:
+    """The state of a batch of sequences, moved on by one step at a time, in evaluation mode.
+
+    Where the backend can (numba), a step allocates nothing but its output, and y is bit for bit
+    what the whole sequence in one call gives; with other backends it is equal within their
+    rounding. Weights are read at every step: a module may go on training while its streams run. A
+    stream is for one thread at a time (`step` refuses a second), and records no gradients.
+
+    Args:
+        module: an nn.RNN or a compiled one, of one direction.
+        batch_size: B, sequences side by side.
+        backend: as in `rnnjit.compile`; None for that of a compiled module, or "auto".
+
+    Raises:
+        TypeError: `module` is no nn.RNN, or `batch_size` no int.
+        ValueError: it is bidirectional, or `batch_size` is less than 1.
+        UnsupportedError: the backend that was named declines.
+
+    Example:
+        >>> stream = Stream(torch.nn.RNN(8, 16, num_layers=2))
+        >>> stream.step(torch.zeros(1, 8)).shape
+        torch.Size([1, 16])
+    """
+
+    def __init__(
+        self, module: nn.Module, batch_size: int = 1, backend: str | Backend | None = None
+    ) -> None:
+        if not isinstance(module, nn.RNNBase):
+            raise TypeError(f"module must be a torch.nn.RNN, got {type(module).__name__}")
+        spec = capture(module)
+        if spec.bidirectional:
+            raise ValueError(
+                "module must be of one direction: the other needs the end of a sequence first"
+            )
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+            raise TypeError(f"batch_size must be an int, got {type(batch_size).__name__}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if backend is None:
+            backend = module.backend if isinstance(module, CompiledBase) else "auto"
+        self._module, self._spec, self._wanted = module, spec, resolve(backend)
+        self._batch = batch_size
+        # Who is amid a step, by process: blocks that a kernel reads are not to be filled meanwhile.
+        # What a forked child finds of its parent's is of no account.
+        self._amid: dict[int, object] = {}
+        self._names = weight_names(module)
+        self._weights_of = itemgetter(*self._names)
+        weights = weights_of(module)
+        shapes, like = spec.state_shapes(batch_size), weights[0].detach()
+        # The states before a step and, for what it writes, those after it.
+        self._states: States = tuple([like.new_zeros(shape) for shape in shapes])
+        self._spare: States = tuple([like.new_empty(shape) for shape in shapes])
+        self._y_shape = (batch_size, spec.proj_size or spec.hidden_size)
+        self._prepare(weights[0].new_empty(batch_size, spec.input_size), weights)
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the steps."""
+        return self._backend.name
+
+    @property
+    def state(self) -> Tensor | States:
+        """A copy of the state, `[L, B, H]`; assigning a tensor of that shape sets it.
+
+        Where the cell has several states (nn.LSTM: h and c) it is a tuple of them.
+
+        Raises:
+            TypeError: (assigning) no Tensor, or not as many as there are states.
+            ValueError: (assigning) another shape, or a dtype that does not convert to its own.
+        """
+        with _one_thread_if_forked():
+            return as_hx(tuple([state.clone() for state in self._states]))
+
+    @state.setter
+    def state(self, value: Tensor | States) -> None:
+        count = len(self._states)
+        values = (value,) if count == 1 else value
+        if count > 1 and (not isinstance(values, tuple) or len(values) != count):
+            raise TypeError(f"state must be a tuple of {count} Tensors, got {type(value).__name__}")
+        for given, state in zip(values, self._states, strict=True):
+            _check_state(given, state)
+        with torch.no_grad(), _one_thread_if_forked():
+            for given, state in zip(values, self._states, strict=True):
+                state.copy_(given)
+
+    def reset(self, which: Tensor | None = None) -> None:
+        """Zero the state of all sequences, or of those that `which` (boolean, `[B]`) selects.
+
+        Raises:
+            TypeError: `which` is no Tensor.
+            ValueError: `which` is of another shape or dtype, or on another device.
+        """
+        if which is None:
+            with _one_thread_if_forked():
+                for state in self._states:
+                    state.zero_()
+            return
+        if not isinstance(which, Tensor):
+            raise TypeError(f"which must be a boolean Tensor, got {type(which).__name__}")
+        if which.shape != (self._batch,) or which.dtype is not torch.bool:
+            raise ValueError(
+                f"which must be boolean, of shape [{self._batch}], got {which.dtype} "
+                f"{list(which.shape)}"
+            )
+        if which.device != self._states[0].device:
+            raise ValueError(f"which must be on {self._states[0].device}, got {which.device}")
+        with _one_thread_if_forked():
+            for state in self._states:
+                state[:, which] = 0
+
+    def step(self, x: Tensor) -> Tensor:
+        """Move the state on by one frame.
+
+        Args:
+            x: `[B, I]`, of the weights' dtype and device.
+
+        Returns:
+            The last layer's new state `[B, H]`, newly allocated.
+
+        Raises:
+            AttributeError: x is no tensor.
+            TypeError: x or a weight is a tensor subclass, or autocast or a transform is in force.
+            ValueError: x is of another shape or dtype.
+            RuntimeError: x is on another device, a weight does not fit the module, or another
+                thread is amid a step of this stream.
+        """
+        if FORK.forked and torch.get_num_threads() > 1:
+            with one_thread():
+                return self.step(x)
+        mine, amid, process = object(), self._amid, os.getpid()
+        try:
+            if amid.setdefault(process, mine) is not mine:
+                raise RuntimeError(
+                    "a step of this stream is under way, on another thread or in what a signal "
+                    "handler interrupted: make a stream for each thread, or let them take turns"
+                )
+            return self._step(x)
+        finally:
+            # Nothing is called here, so that no signal handler comes between.
+            if process in amid and amid[process] is mine:
+                del amid[process]
+
+    def _step(self, x: Tensor) -> Tensor:
+        module = self._module
+        try:
+            weights = self._weights_of(parameters_of(module))
+        except KeyError:
+            weights = weights_of(module)
+        if (
+            getattr(x, "is_nested", True)  # of which the guards would end the process
+            or not self._alike(x, *weights)
+            or module.__dict__["mode"] is not self._mode
+            or self._surroundings != (GENERATION.now, torch.get_num_threads(), FORK.forked)
+        ):
+            x, weights = self._prepare(x, weights)
+        if self._stepper is None:
+            return self._step_by_call(self._backend, x, weights)
+        before, after = self._states, self._spare
+        y = torch.empty(self._y_shape, dtype=x.dtype)
+        try:
+            self._stepper(x, before, after, y, weights)
+        except Exception as error:  # noqa: BLE001 - a backend may fail in any way
+
+            def work(other: Backend) -> Tensor:
+                return self._step_by_call(other, x, weights)
+
+            return self._fallback.instead(self._backend, error, work)
+        self._states, self._spare = after, before
+        return y
+
+    def _step_by_call(self, backend: Backend, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        rows = Rows(1, self._batch, self._batch)
+        with torch.no_grad():
+            y, h_n = run_stack(
+                *(backend, self._spec, rows, x, self._states, weights),
+                training=False,
+                needs_grad=False,
+                fallback=self._fallback,
+            )
+        self._states = h_n
+        return y
+
+    def _prepare(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Check a step that is unlike the one before, choose a backend for it and those like it."""
+        spec = capture(self._module)
+        if spec != self._spec:
+            raise RuntimeError(
+                "the module's configuration was changed under a stream: make a new one"
+            )
+        check_weights(spec, weight_names(self._module), weights)
+        _check_frame(x, (self._batch, spec.input_size), weights[0])
+        special = special_context(x, *weights)
+        if special is not None:
+            raise TypeError(f"a stream steps over plain tensors, outside of transforms: {special}")
+        x, weights = x.contiguous(), tuple([weight.contiguous() for weight in weights])
+        kind, where = x.device.type, x.get_device()
+        problem = Problem(x.dtype, kind, 1, self._batch, self._batch, False, False, where)
+        self._backend = choose(spec, problem, self._wanted)
+        self._fallback = fallback_for(spec, problem, self._wanted)
+        self._stepper = self._backend.stepper(spec, x.dtype, self._batch)
+        before = self._states[0]
+        if (before.dtype, before.device) != (x.dtype, x.device):
+            self._states = tuple([state.to(x) for state in self._states])
+            self._spare = tuple([state.to(x) for state in self._spare])
+        self._alike: Callable[..., bool] = lambda *tensors: False
+        if HAS_GUARDS:
+            self._alike = tensor_guards((x, *weights))
+        self._mode = self._module.mode
+        self._surroundings = GENERATION.now, torch.get_num_threads(), FORK.forked
+        return x, weights
+
+
+def _check_state(value: Any, state: Tensor) -> None:
+    """Check a tensor that is to be copied to a stream's state."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"state must be a Tensor, got {type(value).__name__}")
+    if value.shape != state.shape:
+        raise ValueError(f"state must have shape {list(state.shape)}, got {list(value.shape)}")
+    if value.is_meta or value.layout is not torch.strided:
+        raise ValueError(
+            f"state must be a dense tensor with values, got {value.layout} on {value.device}"
+        )
+    if not torch.can_cast(value.dtype, state.dtype):
+        raise ValueError(f"state must be {state.dtype}, got {value.dtype}")
+
+
+def _one_thread_if_forked() -> AbstractContextManager[None]:
+    return one_thread() if FORK.forked else nullcontext()
+
+
+def _check_frame(x: Any, shape: tuple[int, int], weight: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise AttributeError(f"x must be a Tensor, got {type(x).__name__}")
+    if x.is_nested:
+        raise ValueError("x must be a dense tensor, got a nested one")
+    if x.shape != shape:
+        raise ValueError(f"x must have shape {list(shape)}, got {list(x.shape)}")
+    if x.dtype is not weight.dtype:
+        raise ValueError(f"x is {x.dtype} but the weights are {weight.dtype}")
+    if x.device != weight.device:
+        raise RuntimeError(f"x is on {x.device} but the weights are on {weight.device}")

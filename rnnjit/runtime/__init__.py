@@ -1,0 +1,1 @@
+"""What compiled code needs of the process: threads, compilation once, the object cache, linking."""

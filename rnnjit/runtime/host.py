@@ -1,0 +1,73 @@
+"""What decides how fast kernels are on this machine: its processor, and the versions at work."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("rnnjit", "torch", "numpy", "numba", "llvmlite", "apache-tvm")
+"""The distributions whose versions decide what a kernel does."""
+
+FEATURES = (
+    "sse4_2",
+    "avx",
+    "fma",
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "asimd",
+    "asimdhp",
+    "sve",
+    "sve2",
+)
+
+
+@cache
+def host() -> str:
+    """What decides how fast kernels are here: processor, processors, and the versions at work."""
+    name, flags = processor()
+    features = " ".join(feature for feature in FEATURES if feature in flags)
+    versions = " ".join(f"{package} {version_of(package)}" for package in PACKAGES)
+    return f"{name}, {platform.machine()}, {features}, {usable_cpus()} processors, {versions}"
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    if package == "torch":
+        # Its distribution leaves out the build, such as +cpu.
+        return str(torch.__version__)
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def usable_cpus() -> int:
+    """Logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, frozenset[str]]:
+    """The name and the feature flags of the first processor that the system lists."""
+    fields: dict[str, str] = {}
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    flags = fields.get("flags", fields.get("features", ""))
+    return fields.get("model name", platform.processor()), frozenset(flags.split())

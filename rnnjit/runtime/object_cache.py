@@ -1,0 +1,128 @@
+"""Object code on disk, so that a process compiles what no process has compiled before.
+
+Cached files are executable content: they live in a directory of the user's own (mode 0700), which
+is not used when others can write to it. A file is believed only if its checksum fits. What cannot
+be read is compiled anew, and what cannot be kept costs a warning, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import platformdirs
+
+from rnnjit.errors import RNNJitWarning
+from rnnjit.runtime.private_directory import Entry, NotOwnError, PrivateDirectory
+
+DIRECTORY_VARIABLE = "RNNJIT_CACHE_DIR"
+_CHECKSUM_BYTES = 32
+#: Names of files that are kept, and of their drafts.
+_OURS = re.compile(r"[0-9a-f]{32}\.[a-z]+(\.[0-9a-f]+\.tmp)?")
+#: Directories that a warning was given about.
+_COMPLAINED: dict[str, object] = {}
+
+
+def directory() -> Path:
+    """Where object code is cached: RNNJIT_CACHE_DIR, or the platform's cache directory.
+
+    Raises:
+        OSError: the latter is not known, since there is no home directory.
+    """
+    chosen = os.environ.get(DIRECTORY_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    try:
+        place = Path(platformdirs.user_cache_dir("rnnjit"))
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
+    if not place.is_absolute():
+        raise OSError(f"{str(place)!r} is no absolute path: is there a home directory?")
+    return place
+
+
+def name_of(*facts: object, files: Iterable[str]) -> str:
+    """The key of object code that depends on some facts and on source files.
+
+    Args:
+        *facts: the target, versions of compilers, and the like, by their representations.
+        files: one file of each package whose sources all take part.
+    """
+    digest = hashlib.sha256(repr(facts).encode())
+    for file in files:
+        for source in sorted(Path(file).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def fetch(key: str, kind: str = "o") -> bytes | None:
+    """The object code, or data of another kind, that is kept under a key; or None."""
+    try:
+        with PrivateDirectory(directory()) as folder:
+            content = folder.read(f"{key}.{kind}")
+    except NotOwnError as error:
+        _complain(error)
+        return None
+    except OSError:
+        return None
+    checksum, code = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+    return code if _checksum(key, kind, code) == checksum else None
+
+
+def keep(key: str, code: bytes, kind: str = "o") -> None:
+    """Keep object code, or other data, under a key; a warning, no more, where that cannot be."""
+    try:
+        place = directory()
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with PrivateDirectory(place) as folder:
+            folder.write(f"{key}.{kind}", _checksum(key, kind, code) + code)
+    except OSError as error:
+        _complain(error)
+
+
+def kept() -> list[Entry]:
+    """What the directory holds of ours, drafts that were left behind included.
+
+    Raises:
+        OSError: as `PrivateDirectory` does; FileNotFoundError if nothing was ever kept.
+    """
+    with PrivateDirectory(directory()) as folder:
+        return [entry for entry in folder.files() if _OURS.fullmatch(entry.name)]
+
+
+def clear() -> list[Entry]:
+    """Remove what `kept` lists, and nothing else; it returns what was removed.
+
+    Raises:
+        OSError: as for `kept`, or a file cannot be removed.
+    """
+    with PrivateDirectory(directory()) as folder:
+        found = [entry for entry in folder.files() if _OURS.fullmatch(entry.name)]
+        for entry in found:
+            folder.remove(entry.name)
+    return found
+
+
+def _checksum(key: str, kind: str, code: bytes) -> bytes:
+    """Of what is kept and of its name, since one file may be copied over another."""
+    return hashlib.sha256(f"{key}.{kind}\0".encode() + code).digest()
+
+
+def _complain(error: OSError) -> None:
+    """Warn that there is no cache, once for a directory, however often it is tried."""
+    try:
+        place = str(directory())
+    except OSError:
+        place = "the user's cache directory"
+    mine = object()
+    if _COMPLAINED.setdefault(place, mine) is mine:
+        warnings.warn(
+            f"compiled kernels and measurements cannot be cached in {place} "
+            f"({error.strerror or error}): set {DIRECTORY_VARIABLE} to a directory of your own",
+            RNNJitWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,329 @@
+"""Every private name of torch that rnnjit uses: what for, and what happens in a torch without it.
+
+No other module uses one. A name that is gone never fails an import: what it served is done by
+public means, or is taken to be as the slower and safer way needs it to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: By name: what it is used for; what happens where torch lacks it.
+NAMES = {
+    "torch._C._functorch.peek_interpreter_stack": (
+        "whether a torch.func transform is in force",
+        "one is taken to be: every call runs on torch's own operators",
+    ),
+    "torch._C._functorch.is_legacy_batchedtensor": (
+        "whether a gradient is one of `is_grads_batched`",
+        "it is taken to be: every backward pass is the reference's",
+    ),
+    "torch._C._are_functorch_transforms_active": (
+        "whether a transform is in force while torch.compile traces",
+        "one is taken to be: the reference is traced",
+    ),
+    "torch._C._is_any_autocast_enabled": (
+        "a quick look whether any device type is under autocast",
+        "the device types are asked one by one",
+    ),
+    "torch._C._len_torch_dispatch_stack": (
+        "whether a TorchDispatchMode is in force",
+        "one is taken to be: every call runs on torch's own operators",
+    ),
+    "torch._C._get_tracing_state": (
+        "whether torch.jit.trace is at work",
+        "torch.jit.is_tracing is asked",
+    ),
+    "torch.autograd.forward_ad._current_level": (
+        "whether forward-mode automatic differentiation is in force",
+        "it is taken to be: every call runs on torch's own operators",
+    ),
+    "torch.autograd.profiler._is_profiler_enabled": (
+        "whether a profiler runs, by an attribute, for a streaming step has no time for a call",
+        "one is taken to run: layers are named, and there is no fast path",
+    ),
+    "torch._C._dynamo.guards.TensorGuards": (
+        "comparing tensors with those of an earlier call, for the fast path and streams",
+        "there is no fast path, and a stream checks every step in full",
+    ),
+    "torch._C._dynamo.guards.GlobalStateGuard": (
+        "comparing grad mode, autocast and thread count with those of an earlier call",
+        "there is no fast path",
+    ),
+    "torch._C._dispatch_tls_local_include_set": (
+        "letting a backward pass use autograd inside an operator",
+        "a traced backward pass of a differentiable backend raises",
+    ),
+    "torch._C._dispatch_tls_local_exclude_set": ("as above", "as above"),
+    "torch._C._ForceDispatchKeyGuard": ("as above", "as above"),
+    "torch._C.DispatchKey": ("as above", "as above"),
+    "torch._C._cuda_getCurrentRawStream": (
+        "the address of the current CUDA stream",
+        "torch.cuda.current_stream is asked",
+    ),
+    "torch._inductor.standalone_compile": (
+        "compiling a graph without torch.compile's guards",
+        "the inductor backend is missing, and says so",
+    ),
+    "torch._guards.TracingContext": ("as above", "as above"),
+    "torch._guards.tracing": ("as above", "as above"),
+    "torch._subclasses.fake_tensor.FakeTensorMode": ("as above", "as above"),
+    "torch.fx.experimental.symbolic_shapes.DimDynamic": ("as above", "as above"),
+    "torch.fx.experimental.symbolic_shapes.ShapeEnv": ("as above", "as above"),
+    "torch.fx.experimental.symbolic_shapes.StatelessSymbolicContext": ("as above", "as above"),
+    "torch._inductor.config": (
+        "which C++ compilers Inductor tries",
+        "the one in CXX, else the platform's own, is taken to be",
+    ),
+    "torch._dynamo.eval_frame.check_if_dynamo_supported": (
+        "whether torch's compiler runs on this Python",
+        "it is taken to",
+    ),
+}
+
+
+def find(path: str) -> Any:
+    """What a dotted path in `NAMES` leads to, or None; imports no module that was not there."""
+    found: Any = torch
+    for name in path.split(".")[1:]:
+        found = getattr(found, name, None)
+        if found is None:
+            return None
+    return found
+
+
+def imported(path: str) -> Any:
+    """As `find`, after importing the module that should hold the name; or None."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name, None)
+    except ImportError:
+        return None
+
+
+_peek_interpreter_stack = find("torch._C._functorch.peek_interpreter_stack")
+_is_legacy_batchedtensor = find("torch._C._functorch.is_legacy_batchedtensor")
+_transforms_active = find("torch._C._are_functorch_transforms_active")
+_is_any_autocast_enabled = find("torch._C._is_any_autocast_enabled")
+_len_torch_dispatch_stack = find("torch._C._len_torch_dispatch_stack")
+_get_tracing_state = find("torch._C._get_tracing_state")
+_cuda_stream = find("torch._C._cuda_getCurrentRawStream")
+TensorGuards: Any = imported("torch._C._dynamo.guards.TensorGuards")
+GlobalStateGuard: Any = imported("torch._C._dynamo.guards.GlobalStateGuard")
+#: Whether torch has what the fast path compares tensors and surroundings by.
+HAS_GUARDS = TensorGuards is not None and GlobalStateGuard is not None
+
+_forward_ad = import_module("torch.autograd.forward_ad")
+_profiler = import_module("torch.autograd.profiler")
+
+
+def transforming() -> bool:
+    """Whether a torch.func transform is in force."""
+    return _peek_interpreter_stack is None or _peek_interpreter_stack() is not None
+
+
+def transforming_while_traced() -> bool:
+    """Whether a torch.func transform is in force, for code that torch.compile traces."""
+    return _transforms_active is None or bool(_transforms_active())
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode automatic differentiation is in force."""
+    level: int = getattr(_forward_ad, "_current_level", 0)
+    return level >= 0
+
+
+def dispatch_mode() -> bool:
+    """Whether a TorchDispatchMode is in force."""
+    return _len_torch_dispatch_stack is None or _len_torch_dispatch_stack() > 0
+
+
+def any_autocast() -> bool:
+    """Whether autocast is enabled for any type of device."""
+    if _is_any_autocast_enabled is None:
+        return any(map(torch.is_autocast_enabled, ("cpu", "cuda", "xpu", "mps")))
+    return bool(_is_any_autocast_enabled())
+
+
+def scripting() -> bool:
+    """Whether torch.jit.trace is at work."""
+    if _get_tracing_state is None:
+        return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # torch has no types here
+    return _get_tracing_state() is not None
+
+
+def profiler_runs() -> bool:
+    """Whether one of torch's profilers is running, in any thread."""
+    return bool(getattr(_profiler, "_is_profiler_enabled", True))
+
+
+def legacy_batched(tensor: Tensor) -> bool:
+    """Whether a gradient is one of `torch.autograd.grad(is_grads_batched=True)`."""
+    return _is_legacy_batchedtensor is None or bool(_is_legacy_batchedtensor(tensor))
+
+
+def version(tensor: Tensor) -> int:
+    """How often torch's operators have written to a tensor; -1 where torch does not count."""
+    try:
+        return tensor._version
+    except (AttributeError, RuntimeError):
+        return -1  # tensors of inference mode have no counter
+
+
+def tensor_guards(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
+    """A function of as many tensors that says whether they are like these.
+
+    It compares types, dtypes, devices, shapes, strides, dispatch keys (and with these transforms,
+    modes and lazy signs) and `requires_grad`. Only for a torch that has them, see `HAS_GUARDS`.
+    """
+    check: Callable[..., bool] = TensorGuards(
+        *tensors,
+        dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
+        dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
+    ).check
+    return check
+
+
+def current_cuda_stream(index: int) -> int:
+    """The address of the current stream of a CUDA device."""
+    if _cuda_stream is None:
+        return int(torch.cuda.current_stream(index).cuda_stream)
+    return int(_cuda_stream(index))
+
+
+def parameters_of(module: nn.Module) -> dict[str, Any]:
+    """A module's own parameters by name, None among them; torch's own dictionary where it is."""
+    found = module.__dict__.get("_parameters")
+    return dict(module.named_parameters(recurse=False)) if found is None else found
+
+
+def buffers_of(module: nn.Module) -> dict[str, Any]:
+    """A module's own buffers by name."""
+    found = module.__dict__.get("_buffers")
+    return dict(module.named_buffers(recurse=False)) if found is None else found
+
+
+def children_of(module: nn.Module) -> dict[str, Any]:
+    """A module's own submodules by name, one that stands twice among them twice."""
+    found = module.__dict__.get("_modules")
+    return dict(module.named_children()) if found is None else found
+
+
+def flat_weights_of(module: nn.Module) -> list[Any]:
+    """The list of weights that an nn.RNNBase keeps beside its parameters."""
+    return list(getattr(module, "_flat_weights", ()))
+
+
+def flat_weight_names(module: Any) -> list[str] | None:
+    """The names of an nn.RNNBase's weights, in its order; None where torch does not keep them."""
+    return getattr(module, "_flat_weights_names", None)
+
+
+def forget_pre_hooks(module: nn.Module) -> None:
+    """Remove the forward pre-hooks of a module of our own."""
+    for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        getattr(module, name, {}).clear()
+
+
+@contextmanager
+def autograd_allowed() -> Iterator[None]:
+    """Lets a backward pass use autograd inside an operator, below which torch switches it off.
+
+    Raises:
+        RuntimeError: this torch has none of what that takes.
+    """
+    guard, keys = find("torch._C._ForceDispatchKeyGuard"), find("torch._C.DispatchKey")
+    include = find("torch._C._dispatch_tls_local_include_set")
+    exclude = find("torch._C._dispatch_tls_local_exclude_set")
+    if any(found is None for found in (guard, keys, include, exclude)):
+        raise RuntimeError(
+            f"torch {torch.__version__} lacks what a traced backward pass needs: "
+            "run the model without torch.compile, or name another backend"
+        )
+    excluded = exclude()
+    for key in (keys.AutogradFunctionality, keys.ADInplaceOrView):
+        excluded = excluded.remove(key)
+    with guard(include(), excluded):
+        yield
+
+
+#: What compiling a graph with Inductor takes.
+_INDUCTOR = (
+    "torch._inductor.standalone_compile",
+    "torch._guards.TracingContext",
+    "torch._guards.tracing",
+    "torch._subclasses.fake_tensor.FakeTensorMode",
+    "torch.fx.experimental.symbolic_shapes.DimDynamic",
+    "torch.fx.experimental.symbolic_shapes.ShapeEnv",
+    "torch.fx.experimental.symbolic_shapes.StatelessSymbolicContext",
+)
+
+
+def compiler_unsupported() -> str:
+    """Why torch's compiler does not run on this Python; "" if it does, or torch does not say."""
+    check = imported("torch._dynamo.eval_frame.check_if_dynamo_supported")
+    if check is None:
+        return ""
+    try:
+        check()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def lacking_for_inductor() -> list[str]:
+    """The names without which this torch compiles no graph with Inductor; imports no compiler."""
+    return [path for path in _INDUCTOR if imported(path) is None]
+
+
+def cpp_compilers() -> list[str] | None:
+    """The C++ compilers that Inductor tries, or None where its settings are not imported yet."""
+    config = find("torch._inductor.config")
+    if config is None:
+        return None
+    names = config.cpp.cxx if isinstance(config.cpp.cxx, (list, tuple)) else [config.cpp.cxx]
+    return [name for name in names if name is not None]
+
+
+def symbolic_mode() -> Any:
+    """A mode of tensors without memory, in which sizes that begin alike are not taken to be one."""
+    mode = imported("torch._subclasses.fake_tensor.FakeTensorMode")
+    environment = imported("torch.fx.experimental.symbolic_shapes.ShapeEnv")
+    return mode(shape_env=environment(duck_shape=False))
+
+
+def symbolic_size(mode: Any, hint: int) -> int:
+    """A size that is a symbol of a `symbolic_mode`; `hint` is a value that it may have."""
+    symbolic = import_module("torch.fx.experimental.symbolic_shapes")
+    context: Any = symbolic.StatelessSymbolicContext(dynamic_sizes=[symbolic.DimDynamic.DYNAMIC])
+    size: int = mode.from_tensor(torch.empty(hint), symbolic_context=context).shape[0]
+    return size
+
+
+def compile_graph(
+    graph: Any, arguments: list[Any], mode: Any, settings: dict[str, Any]
+) -> Callable[..., Any]:
+    """A graph compiled by Inductor.
+
+    Args:
+        graph: traced with `arguments`.
+        arguments: tensors of `mode`, whose symbolic sizes stay symbols.
+        mode: a `symbolic_mode`.
+        settings: of Inductor's, for this compilation alone.
+    """
+    guards = import_module("torch._guards")
+    standalone_compile = imported("torch._inductor.standalone_compile")
+    with guards.tracing(guards.TracingContext(mode)):
+        compiled: Callable[..., Any] = standalone_compile(
+            graph,
+            arguments,
+            dynamic_shapes="from_tracing_context",
+            options={"config_patches": settings},
+        )
+    return compiled

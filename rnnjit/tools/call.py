@@ -1,0 +1,120 @@
+"""One call to a recurrent layer, with everything that a forward and a backward pass need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from rnnjit.backend import States
+from rnnjit.frontend.arguments import as_hx
+from rnnjit.spec import Problem, RNNSpec
+
+
+@dataclass(frozen=True)
+class Call:
+    """The inputs of a call and the gradients of its outputs.
+
+    Attributes:
+        x: leaf `[T, B, I]` (`[B, T, I]` if batch_first), or the rows `[N, I]` of a packed batch.
+        hx: leaves, each state `[L*D, B, P or H]`.
+        grad_y: gradient of the output, of the output's own shape.
+        grad_h_n: gradients of the last states, of their shapes.
+        steps: T, time steps of the longest sequence.
+        batch: B, sequences.
+        packed: the PackedSequence whose `data` is replaced by `x`, or None for a dense call.
+    """
+
+    x: Tensor
+    hx: States
+    grad_y: Tensor
+    grad_h_n: States
+    steps: int
+    batch: int
+    packed: PackedSequence | None = None
+
+    def to(self, dtype: torch.dtype) -> Call:
+        """The same call in another dtype, its leaves new ones."""
+        return replace(
+            self,
+            x=_leaf(self.x.to(dtype)),
+            hx=tuple(_leaf(state.to(dtype)) for state in self.hx),
+            grad_y=self.grad_y.to(dtype),
+            grad_h_n=tuple(grad.to(dtype) for grad in self.grad_h_n),
+        )
+
+    def outputs(self, module: nn.Module) -> tuple[Tensor, ...]:
+        """The outputs of `module`, y (of a packed one its rows) and each last state."""
+        given: Tensor | PackedSequence = self.x
+        if self.packed is not None:
+            given = PackedSequence(self.x, *tuple(self.packed)[1:])
+        output, h_n = module(given, as_hx(self.hx))
+        y = output if self.packed is None else output.data
+        return (y, h_n) if isinstance(h_n, Tensor) else (y, *h_n)
+
+    def gradients(self, module: nn.Module) -> tuple[Tensor, ...]:
+        """Gradients of `sum(y * grad_y) + sum(h_n * grad_h_n)` by x, hx and every weight."""
+        leaves = (self.x, *self.hx, *module.parameters())
+        return torch.autograd.grad(self.outputs(module), leaves, (self.grad_y, *self.grad_h_n))
+
+    def problem(self, *, needs_grad: bool) -> Problem:
+        """The facts of this call that a backend decides upon."""
+        rows = self.steps * self.batch if self.packed is None else self.x.shape[0]
+        return Problem(
+            self.x.dtype,
+            self.x.device.type,
+            self.steps,
+            self.batch,
+            rows,
+            self.packed is not None,
+            needs_grad,
+            self.x.get_device(),
+        )
+
+
+def random_call(
+    spec: RNNSpec,
+    steps: int,
+    batch: int,
+    *,
+    packed: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Call:
+    """A call with standard normal inputs and output gradients; the same for the same arguments.
+
+    Args:
+        spec: the module that will be called.
+        steps: T, at least 1.
+        batch: B, at least 1.
+        packed: pack sequences whose lengths are uniform in `[1, T]`, unsorted, one of them T.
+        dtype: of all tensors; values are drawn in float64 and rounded.
+        seed: of the random numbers; the global generator is not touched.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    features = spec.num_directions * (spec.proj_size or spec.hidden_size)
+    states = spec.state_shapes(batch)
+    sequence = None
+    if packed:
+        lengths = torch.randint(1, steps + 1, (batch,), generator=generator)
+        lengths[-1] = steps
+        padded = draw(steps, batch, spec.input_size)
+        sequence = pack_padded_sequence(padded, lengths, enforce_sorted=False)
+        x = sequence.data
+    else:
+        outer = (batch, steps) if spec.batch_first else (steps, batch)
+        x = draw(*outer, spec.input_size)
+    grad_y = draw(*x.shape[:-1], features)
+    hx = tuple(_leaf(draw(*shape)) for shape in states)
+    grad_h_n = tuple(draw(*shape) for shape in states)
+    return Call(_leaf(x), hx, grad_y, grad_h_n, steps, batch, sequence)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_()

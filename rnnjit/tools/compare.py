@@ -1,0 +1,152 @@
+"""`rnnjit.compare`: every backend on a model's own calls, to be looked at in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnjit.frontend.capture import torch_module, weights_of
+from rnnjit.frontend.lowering import lower
+from rnnjit.tools.call import Call
+from rnnjit.tools.comparison import Comparison, compare_call
+from rnnjit.tools.observe import Seen, observe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WIDTH = 110
+
+
+@dataclass(frozen=True, repr=False)
+class ComparedCalls:
+    """What `compare` measured; printing it, or ending a notebook's cell with it, shows a table.
+
+    Attributes:
+        calls: for each nn.RNN that was called, by its path in the model ("" for the model itself),
+            every backend on that call.
+    """
+
+    calls: Mapping[str, Comparison]
+
+    def __repr__(self) -> str:
+        # Here, since rich takes longer to import than all of rnnjit.
+        from rich.console import Console
+
+        from rnnjit.tools.comparison_tables import print_comparison
+
+        out = Console(file=StringIO(), width=_WIDTH, highlight=False, no_color=True)
+        for name, comparison in self.calls.items():
+            print_comparison(out, name, comparison)
+        file: Any = out.file
+        return str(file.getvalue()).rstrip()
+
+    def _repr_html_(self) -> str:
+        from rnnjit.tools.comparison_tables import as_html
+
+        return "".join(as_html(name, comparison) for name, comparison in self.calls.items())
+
+    def plot(self) -> Figure:
+        """How many times faster than eager each backend is, a row of bars for each call.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed (`pip install 'rnnjit[bench]'`).
+        """
+        from matplotlib.figure import Figure
+
+        from rnnjit.tools.comparison_tables import title
+
+        figure = Figure(figsize=(8, 0.8 + 2.4 * len(self.calls)), layout="constrained")
+        axes = figure.subplots(len(self.calls), squeeze=False)[:, 0]
+        for ax, (name, comparison) in zip(axes, self.calls.items(), strict=True):
+            speeds = {
+                result.name: speed
+                for result in comparison.results
+                if (speed := comparison.speedup(result)) is not None
+            }
+            for shift, which in ((-0.2, 0), (0.2, 1)):
+                bars = ax.barh(
+                    [place + shift for place in range(len(speeds))],
+                    [speed[which] for speed in speeds.values()],
+                    height=0.38,
+                    label=("forward", "forward+backward")[which],
+                )
+                ax.bar_label(bars, fmt="%.2fx", padding=3)
+            ax.set_yticks(range(len(speeds)), list(speeds))
+            ax.invert_yaxis()
+            ax.axvline(1.0, color="grey", linewidth=1)
+            ax.margins(x=0.12)
+            ax.set_title(title(name, comparison), fontsize="medium")
+            ax.set_xlabel("times faster than eager nn.RNN")
+        axes[0].legend()
+        return figure
+
+
+def compare(module: nn.Module, *inputs: Any, rounds: int = 15) -> ComparedCalls:
+    """Run the calls that `module(*inputs)` makes to its RNNs on every installed backend.
+
+    Each call is made again, on copies of its input and weights: errors against a float64 run, and
+    times forward (evaluation mode, no gradients) and forward+backward (to x, hx and every weight),
+    taken in turns. Nothing of `module` changes, torch's random generators included.
+
+    Args:
+        module: an nn.RNN or nn.RNNCell, a compiled one, or any module that contains some.
+        *inputs: what the module is called with.
+        rounds: samples of each time; the median counts.
+
+    Raises:
+        TypeError: `module` is no module.
+        ValueError: `module(*inputs)` calls no nn.RNN, its tensors are not on the CPU, or `rounds`
+            is less than 1.
+        Exception: whatever `module(*inputs)` itself raises.
+
+    Example:
+        >>> found = compare(torch.nn.RNN(2, 3), torch.zeros(4, 1, 2), rounds=1)
+        >>> "eager" in repr(found)
+        True
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    calls: dict[str, tuple[nn.RNNBase, Call]] = {}
+
+    def record(seen: Seen) -> None:
+        calls[seen.name] = _copy(seen)
+
+    observe(module, inputs, record)
+    if not calls:
+        raise ValueError("module(*inputs) calls no nn.RNN: there is nothing to compare")
+    with torch.random.fork_rng(), torch.enable_grad():
+        return ComparedCalls(
+            {name: compare_call(*call, rounds=rounds) for name, call in calls.items()}
+        )
+
+
+def _copy(seen: Seen) -> tuple[nn.RNNBase, Call]:
+    """A call that was seen, as a layer of torch's own and a batched call to that."""
+    call = lower(seen.module, seen.input, seen.hx)
+    if call.x.device.type != "cpu":
+        raise ValueError(f"input must be on the CPU to be compared, got {call.x.device}")
+    spec = replace(call.spec, batch_first=False)
+    rnn = torch_module(spec, call.weights[0].dtype)
+    with torch.no_grad():
+        for own, weight in zip(weights_of(rnn), call.weights, strict=True):
+            own.copy_(weight)
+    T, B, _, sizes = call.rows
+    # Sequences go in the order of their lengths, states with them: each call has one order.
+    packed = None if sizes is None else PackedSequence(call.x, sizes)
+    rows = call.x if packed is not None else call.x.view(T, B, spec.input_size)
+    features = spec.num_directions * (spec.proj_size or spec.hidden_size)
+    grad_y = rows.new_ones((*rows.shape[:-1], features))
+    hx = tuple(map(_leaf, call.hx))
+    return rnn, Call(_leaf(rows), hx, grad_y, tuple(map(torch.ones_like, hx)), T, B, packed)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_()

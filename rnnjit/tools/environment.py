@@ -1,0 +1,83 @@
+"""What this machine is and has: versions, processor, threads, backends."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rnnjit.dispatch.registry import backends, lacking
+from rnnjit.runtime.host import FEATURES, PACKAGES, processor, usable_cpus, version_of
+from rnnjit.runtime.openmp import no_team
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """An installed backend.
+
+    Attributes:
+        name: how users ask for it.
+        priority: `auto` tries backends from the highest to the lowest.
+        missing: why it cannot run here, with what to install; empty if it can.
+    """
+
+    name: str
+    priority: int
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What measurements on this machine depend on.
+
+    Attributes:
+        versions: of Python and `PACKAGES`; None for a package that is not installed.
+        system: operating system and machine type.
+        cpu: the processor's name as it gives it, "" if the system does not say.
+        capability: the vector instructions that PyTorch's kernels use, such as "AVX512".
+        features: those among the processor's features that matter here; empty if not known.
+        cpus: logical processors that this process may run on.
+        threads: `torch.get_num_threads()`, which backends follow.
+        teams: "" if compiled kernels can share a call between threads, else why they cannot.
+        backends: every installed backend, in the order of `auto`.
+    """
+
+    versions: dict[str, str | None]
+    system: str
+    cpu: str
+    capability: str
+    features: tuple[str, ...]
+    cpus: int
+    threads: int
+    teams: str
+    backends: tuple[BackendStatus, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return asdict(self)
+
+
+def environment() -> Environment:
+    """Look at the machine, as it is now.
+
+    Example:
+        >>> environment().versions["torch"] == torch.__version__
+        True
+    """
+    name, flags = processor()
+    return Environment(
+        versions={"python": platform.python_version(), **{p: version_of(p) for p in PACKAGES}},
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=name,
+        capability=torch.backends.cpu.get_cpu_capability(),
+        features=tuple(feature for feature in FEATURES if feature in flags),
+        cpus=usable_cpus(),
+        threads=torch.get_num_threads(),
+        teams=no_team(),
+        backends=tuple(
+            BackendStatus(backend.name, backend.priority, lacking(backend))
+            for backend in backends().values()
+        ),
+    )

@@ -1,0 +1,166 @@
+"""`rnnjit.explain`: who runs a call, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from rnnjit.dispatch import tuning_db
+from rnnjit.dispatch.choice import Verdict, verdict, verdicts, willing
+from rnnjit.dispatch.registry import backends, lacking
+from rnnjit.frontend.compile import reachable_modules, why_left
+from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.frontend.lowering import lower
+from rnnjit.spec import Problem
+from rnnjit.tools.observe import Seen, observe
+
+
+@dataclass(frozen=True)
+class CallReport:
+    """What one RNN inside a module does with the call it gets.
+
+    Attributes:
+        name: path of the RNN in the module, "" for the module itself.
+        kind: its representation, such as `RNN(8, 16)`.
+        problem: the facts of the call, or None if it was never called.
+        chosen: name of the backend that runs it, "torch" if torch's own operators do whatever the
+            backend, or None if none does.
+        note: why it is so, where the verdicts do not say it.
+        verdicts: each backend's answer, in the order in which they are asked.
+        seconds: what `rnnjit.tune` measured for such calls, by backend; empty if it did not.
+    """
+
+    name: str
+    kind: str
+    problem: Problem | None
+    chosen: str | None
+    note: str
+    verdicts: tuple[Verdict, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        head = f"{self.name or 'module'}: {self.kind}"
+        lines = [head + (f" -> {self.chosen}" if self.chosen else "")]
+        if self.note:
+            lines.append(f"  {self.note}")
+        if self.problem is not None:
+            lines.append(f"  call: {_describe(self.problem)}")
+        for backend, reasons, defers in self.verdicts:
+            if backend.name == self.chosen:
+                answer = "runs it"
+            elif reasons:
+                answer = "declines: " + "; ".join(reasons)
+            else:
+                answer = "could run it" + ("" if backend.automatic else ", asked for by name")
+                if defers:
+                    answer += f", but defers: {'; '.join(defers)}"
+            if backend.name in self.seconds:
+                answer += f" (measured: {self.seconds[backend.name] * 1e3:.3g} ms)"
+            lines.append(f"  {backend.name}: {answer}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The reports of all RNNs in a module; printing it shows them.
+
+    Attributes:
+        calls: one report for each recurrent module, in the order of `named_modules`.
+    """
+
+    calls: tuple[CallReport, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(str(call) for call in self.calls)
+
+    __repr__ = __str__
+
+
+def explain(module: nn.Module, *inputs: Any) -> Explanation:
+    """Say, for every RNN in `module`, which backend runs the call `module(*inputs)` and why.
+
+    Works on a compiled module and on one that is not compiled yet (then it says what
+    `rnnjit.compile(module)` would do). A copy of the module, on torch's own layers, is run once, so
+    that neither the module nor torch's random generators change. Without inputs it says what each
+    backend lacks on this machine.
+
+    Args:
+        module: an nn.RNN, a compiled one, or any module that contains some.
+        *inputs: what the module would be called with.
+
+    Raises:
+        TypeError: `module` is no module.
+        Exception: whatever `module(*inputs)` itself raises.
+
+    Example:
+        >>> import torch
+        >>> print(explain(torch.nn.LSTM(2, 3)))
+        module: LSTM(2, 3)
+          left eager: no compiled backend computes lstm layers
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    called = _record_calls(module, inputs) if inputs else {}
+    reports = [
+        called.get(name) or _report_uncalled(name, child)
+        for name, child in reachable_modules(module)
+        if isinstance(child, (nn.RNNBase, nn.RNNCellBase))
+    ]
+    if not reports:
+        kind = type(module).__name__
+        return Explanation((CallReport("", kind, None, None, "contains no RNN", ()),))
+    return Explanation(tuple(reports))
+
+
+def _record_calls(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, CallReport]:
+    """The report of the first call to each RNN in `module(*inputs)`, made where it is called."""
+    reports: dict[str, CallReport] = {}
+
+    def record(seen: Seen) -> None:
+        reports[seen.name] = _report_call(seen)
+
+    observe(module, inputs, record)
+    return reports
+
+
+def _report_uncalled(name: str, module: nn.Module) -> CallReport:
+    left = why_left(module, None)
+    if left:
+        return CallReport(name, _kind(module), None, None, left, ())
+    missing = tuple(Verdict(b, lacking(b)) for b in backends().values())
+    note = "no call was seen; what each backend lacks on this machine:"
+    return CallReport(name, _kind(module), None, None, note, missing)
+
+
+def _report_call(seen: Seen) -> CallReport:
+    name, module, wanted, x, hx = seen
+    kind = _kind(module)
+    call = lower(module, x, hx)
+    spec, problem, special = call.spec, call.problem, call.special
+    asked = (verdict(wanted, spec, problem),) if wanted else tuple(verdicts(spec, problem))
+    if special is not None:
+        note = f"torch's own operators run it, whichever backend is asked for: {special}"
+        return CallReport(name, kind, problem, "torch", note, ())
+    if wanted is not None:
+        chosen = None if asked[0].reasons else wanted.name
+    else:
+        chosen = next((backend.name for backend in willing(spec, problem)), None)
+    note = "" if isinstance(module, CompiledBase) else "eager now; once compiled:"
+    if wanted is not None:
+        asked_for = f"backend {wanted.name!r} was asked for by name"
+        note = asked_for if chosen else f"{asked_for} and declines: the call raises"
+    return CallReport(name, kind, problem, chosen, note, asked, tuning_db.fetch(spec, problem))
+
+
+def _kind(module: nn.Module) -> str:
+    """The representation without the submodules that a parametrized RNN has."""
+    return f"{repr(module).partition('(')[0]}({module.extra_repr()})"
+
+
+def _describe(problem: Problem) -> str:
+    form = f"packed, {problem.N} rows" if problem.packed else "dense"
+    grad = "with gradients" if problem.needs_grad else "no gradients"
+    return f"{problem.dtype} on {problem.device}, T={problem.T}, B={problem.B}, {form}, {grad}"

@@ -1,0 +1,188 @@
+"""`rnnjit.gradient_flow`: how much gradient reaches each state, and so what vanishes or explodes.
+
+See Pascanu, Mikolov, Bengio 2013, "On the difficulty of training recurrent neural networks".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from rnnjit.backend import Backend, States
+from rnnjit.execution.stack import run_stack
+from rnnjit.frontend.arguments import Result
+from rnnjit.frontend.capture import capture
+from rnnjit.frontend.compile import copy_sharing_parameters, reachable_modules, why_left
+from rnnjit.frontend.lowering import lower
+from rnnjit.spec import LayerSpec, Rows
+from rnnjit.tools.gradient_probe import GradientProbe
+from rnnjit.tools.observe import wanted_by
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """What `gradient_flow` found.
+
+    Attributes:
+        norms: for each RNN that was called, by its path, `[L, D, T]`: the Euclidean norm of dL/dh_t
+            over the batch and the features of the state, of every layer, direction and step. Of an
+            RNN that is called several times, the first call.
+    """
+
+    norms: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        lines = []
+        for name, norms in self.norms.items():
+            for layer, directions in enumerate(norms):
+                for d, steps in enumerate(directions):
+                    where = f"{name or 'module'}, layer {layer}" + (", backward" if d else "")
+                    first, last = float(steps[0]), float(steps[-1])
+                    lines.append(f"{where}: {first:.3g} at step 0, {last:.3g} at the last")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the norms over the steps, on a logarithmic scale.
+
+        Args:
+            axes: matplotlib's, or None for new ones.
+        """
+        from matplotlib import pyplot
+
+        axes = axes or pyplot.subplots()[1]
+        for name, norms in self.norms.items():
+            for layer, directions in enumerate(norms):
+                for d, steps in enumerate(directions):
+                    label = f"{name or 'RNN'} layer {layer}" + (" backward" if d else "")
+                    axes.semilogy(steps.cpu().numpy(), label=label)
+        axes.set_xlabel("step t")
+        axes.set_ylabel("norm of dL/dh_t")
+        axes.legend()
+        return axes
+
+
+def gradient_flow(
+    module: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None
+) -> GradientFlow:
+    """The norm of the gradient that reaches every state, in one forward and one backward pass.
+
+    A copy of the module runs over the same Parameters, in the mode that it is in and on the
+    backends that it would use; nothing of it changes, gradients included.
+
+    Args:
+        module: an nn.RNN, a compiled one, or any module that calls some.
+        *inputs: what it is called with.
+        loss: from what the module returns to a scalar; None for the sum of its (first) tensor.
+
+    Raises:
+        TypeError: `module` is no module, an RNN in it is called with `reset`, or `loss` is no
+            function or returns no Tensor.
+        ValueError: the module calls no nn.RNN, or none of them is part of the loss.
+        RuntimeError: `loss` does not return one real number.
+
+    Example:
+        >>> flow = gradient_flow(torch.nn.RNN(2, 3), torch.zeros(5, 1, 2))
+        >>> flow.norms[""].shape
+        torch.Size([1, 1, 5])
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function, got {type(loss).__name__}")
+    replica, calls = copy_sharing_parameters(module), dict[str, list[list[GradientProbe]]]()
+    for name, child in reachable_modules(replica):
+        if _is_followed(child):
+            child.forward = partial(_forward, child, calls.setdefault(name, []))  # type: ignore[method-assign]  # of the copy
+    with torch.enable_grad(), torch.random.fork_rng():
+        value = (loss or _first_sum)(replica(*inputs))
+    probes = {name: made[0] for name, made in calls.items() if made}
+    if not probes:
+        raise ValueError("module(*inputs) calls no nn.RNN: there is no gradient to follow")
+    _check_loss(value)
+    if not value.requires_grad:
+        raise ValueError("the loss does not depend on any nn.RNN of the module")
+    tensors = [tensor for found in probes.values() for probe in found for tensor in probe.tensors]
+    grads = torch.autograd.grad(value, tensors, allow_unused=True)
+    if all(grad is None for grad in grads):
+        raise ValueError("the loss does not depend on any nn.RNN of the module")
+    known = iter(
+        torch.zeros_like(tensor) if grad is None else grad
+        for tensor, grad in zip(tensors, grads, strict=True)
+    )
+    return GradientFlow(
+        {
+            name: torch.stack(
+                [probe.norms(next(known), next(known), next(known)) for probe in found]
+            )
+            for name, found in probes.items()
+        }
+    )
+
+
+def _is_followed(module: nn.Module) -> TypeGuard[nn.RNNBase]:
+    """Whether a module is a layer that `rnnjit.compile` takes, of an Elman cell (see the probe)."""
+    if not isinstance(module, nn.RNNBase) or why_left(module, None):
+        return False
+    return capture(module).cell.is_elman
+
+
+class _Arguments(NamedTuple):
+    """What a call to an RNN of the copy is given."""
+
+    input: Any
+    hx: Any = None
+
+
+def _forward(
+    rnn: nn.RNNBase, calls: list[list[GradientProbe]], *args: Any, reset: Any = None, **kwargs: Any
+) -> Result:
+    """`nn.RNN.forward`, every layer of it with a probe."""
+    if reset is not None:
+        raise TypeError("gradient_flow does not follow calls with reset: leave it out")
+    call = lower(rnn, *_Arguments(*args, **kwargs))
+    call = call._replace(problem=call.problem._replace(needs_grad=True))
+    backend, fallback = call.choose(wanted_by(rnn))
+    probes: list[GradientProbe] = []
+    calls.append(probes)
+
+    def run(backend: Backend, layer: LayerSpec, rows: Rows, *others: Any) -> tuple[Tensor, States]:
+        x, hx, own, _, last = others
+        probes.append(GradientProbe(layer, rows, own))
+
+        def work(by: Backend) -> tuple[Tensor, States]:
+            return probes[-1].run(by, x, hx, last, fallback)
+
+        return fallback.run(backend, work)
+
+    given = (backend, call.spec, call.rows, call.x, call.hx, call.weights, rnn.training, True)
+    return call.restore(*run_stack(*given, run=run))
+
+
+def _first_sum(output: Any) -> Tensor:
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"loss must be given where the module returns no Tensor first: got "
+            f"{type(output).__name__}"
+        )
+    return output.sum()
+
+
+def _check_loss(value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss must return a Tensor, got {type(value).__name__}")
+    if value.numel() != 1 or value.is_complex():
+        raise RuntimeError(
+            f"loss must return one real number, got shape {list(value.shape)} of {value.dtype}"
+        )

@@ -1,0 +1,99 @@
+"""A layer of an Elman cell that is run so that the gradient of every state can be had.
+
+A backward pass computes dL/dz_t, the gradients of the pre-activations, and sums them up. They are
+had from it by one more input, zeros that are added to the pre-activations: its gradient is dL/dz_t.
+From that, with the gradient that reaches y_t from outside the layer,
+
+    dL/dh_t = dL/dy_t + dL/dz_{t+1} W_hh        (+ dL/dh_n at a sequence's last step)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rnnjit.backend import Backend, States
+from rnnjit.dispatch.fallback import Fallback
+from rnnjit.execution.autograd import run_layer
+from rnnjit.recurrence.rows import indices_before, offsets
+from rnnjit.reference import split_weights
+from rnnjit.spec import LayerSpec, Rows
+
+
+class GradientProbe:
+    """One layer of one call, with what its gradients are taken by.
+
+    Attributes:
+        layer: what it is.
+        rows: how its rows are laid over time.
+        weights: its own.
+        zeros: `[N, D*H]`, added to the pre-activations.
+        y: `[N, D*H]`.
+        h_n: `[D, B, H]`.
+    """
+
+    zeros: Tensor
+    y: Tensor
+    h_n: Tensor
+
+    def __init__(self, layer: LayerSpec, rows: Rows, weights: Sequence[Tensor]) -> None:
+        self.layer, self.rows, self.weights = layer, rows, weights
+
+    def run(
+        self, backend: Backend, x: Tensor, hx: States, last: bool, fallback: Fallback
+    ) -> tuple[Tensor, States]:
+        """The layer on inputs that are wider by the zeros, run as `run_layer` would."""
+        D, H = self.layer.num_directions, self.layer.hidden_size
+        self.zeros = x.new_zeros((*x.shape[:-1], D * H)).requires_grad_()
+        wide = self.layer.input_size + D * H
+        layer = LayerSpec(self.layer.cell, wide, H, D, self.layer.bias)
+        weights: list[Tensor] = []
+        for d in range(D):
+            count = self.layer.weights_per_direction
+            w_ih, *others = self.weights[d * count : (d + 1) * count]
+            through = torch.zeros(H, D * H, dtype=x.dtype, device=x.device)
+            through[:, d * H : (d + 1) * H] = torch.eye(H, dtype=x.dtype, device=x.device)
+            weights += [torch.cat([w_ih, through], 1), *others]
+        x = torch.cat([x, self.zeros], x.dim() - 1)
+        given = (backend, layer, self.rows, x, hx, weights, True, last, fallback)
+        self.y, (self.h_n,) = run_layer(*given)
+        return self.y, (self.h_n,)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What gradients have to be taken by, for `norms`."""
+        return self.zeros, self.y, self.h_n
+
+    def norms(self, dz: Tensor, grad_y: Tensor, grad_h_n: Tensor) -> Tensor:
+        """The norm of dL/dh_t `[D, T]`, over the batch and the features.
+
+        Args:
+            dz: the gradient by `zeros`.
+            grad_y: by `y`, from outside the layer alone.
+            grad_h_n: by `h_n`.
+        """
+        H, starts = self.layer.hidden_size, offsets(self.rows, dz.device)
+        dz, grad_y = dz.reshape(self.rows.N, -1), grad_y.reshape(self.rows.N, -1)
+        step = torch.repeat_interleave(starts.diff())
+        found = []
+        for d in range(self.layer.num_directions):
+            own, w_hh = slice(d * H, (d + 1) * H), split_weights(self.layer, self.weights, d).w_hh
+            before = indices_before(self.rows, starts, d)
+            states = dz.new_zeros((self.rows.B + self.rows.N, H))
+            states.index_add_(0, before, dz[:, own] @ w_hh.detach())
+            grad_h = states[self.rows.B :] + grad_y[:, own]
+            grad_h.index_add_(0, _ends(self.rows, starts, d), grad_h_n[d])
+            squares = grad_h.new_zeros(self.rows.T).index_add_(0, step, grad_h.square().sum(1))
+            found.append(squares.sqrt())
+        return torch.stack(found)
+
+
+def _ends(rows: Rows, starts: Tensor, direction: int) -> Tensor:
+    """The row of each sequence's last state in a direction, `[B]`."""
+    sequences = torch.arange(rows.B, device=starts.device)
+    if direction == 1:
+        return sequences
+    lengths = (starts.diff()[:, None] > sequences).sum(0)
+    return starts[lengths - 1] + sequences

@@ -1,0 +1,157 @@
+"""What is made once: amid threads that ask at once, failures, signals and forks."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from rnnjit.dispatch.fallback import replaceable
+from rnnjit.runtime.compile_once import COMPILING, Once
+
+
+def at_once(count, call):
+    """The results of a call on some threads at once, an exception where it raised."""
+    found = []
+
+    def run():
+        try:
+            found.append(call())
+        except ValueError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_all_that_ask_at_once_get_what_was_made_once():
+    made = []
+
+    @Once
+    def doubled(x):
+        time.sleep(0.05)
+        made.append(threading.current_thread())
+        return [2 * x]
+
+    found = at_once(8, lambda: doubled(3))
+    assert found == [[6]] * 8
+    assert all(each is found[0] for each in found)
+    assert len(made) == 1
+    assert made[0] is not threading.main_thread()
+
+
+def test_all_that_wait_share_one_failure_and_the_next_call_tries_anew():
+    tried = []
+
+    @Once
+    def failing(x):
+        tried.append(x)
+        time.sleep(0.1)
+        if len(tried) == 1:
+            raise ValueError("no compiler")
+        return x
+
+    found = at_once(8, lambda: failing(1))
+    assert [str(error) for error in found] == ["no compiler"] * 8
+    assert tried == [1]
+    assert failing(1) == 1
+
+
+def test_what_is_made_may_need_what_is_made_once():
+    inner = CompileOnce(lambda x: x + 1)
+    outer = CompileOnce(lambda x: 10 * inner(x))
+    found = []
+    thread = threading.Thread(target=lambda: found.append(outer(1)), daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    assert found == [20]
+
+
+def test_where_no_thread_can_be_started_the_caller_makes_it(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    doubled = CompileOnce(lambda x: 2 * x)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert doubled(4) == 8
+
+
+@pytest.fixture
+def alarm():
+    """Sets a handler that raises after some seconds, in the main thread."""
+
+    def set_alarm(error, seconds=0.05):
+        def handler(number, frame):
+            raise error
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    before = signal.getsignal(signal.SIGALRM)
+    yield set_alarm
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="no alarms, no fork")
+
+
+@posix
+def test_a_time_limit_ends_the_waiting_and_is_no_failure_of_a_backend(alarm):
+    @Once
+    def slow(x):
+        time.sleep(0.5)
+        return x
+
+    alarm(ValueError("out of time"))
+    with pytest.raises(ValueError, match="out of time") as caught:
+        slow(1)
+    assert not replaceable(caught.value)
+    assert slow(1) == 1
+
+
+def test_what_the_function_raises_is_a_failure():
+    @Once
+    def failing(x):
+        raise ValueError(x)
+
+    with pytest.raises(ValueError, match="1") as caught:
+        failing(1)
+    assert replaceable(caught.value)
+
+
+@posix
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # it is multi-threaded
+def test_ctrl_c_while_a_fork_waits_for_a_compiler_comes_after_it(alarm):
+    entered, done, children = threading.Event(), [], []
+
+    def compile_slowly():
+        with COMPILING:
+            entered.set()
+            time.sleep(0.5)
+            done.append(True)
+
+    thread = threading.Thread(target=compile_slowly)
+    thread.start()
+    entered.wait()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def fork():
+        alarm(KeyboardInterrupt())
+        children.append(os.fork())
+        if children[0] == 0:
+            os._exit(0 if done and COMPILING.lock.acquire(blocking=False) else 1)
+        time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        fork()
+    signal.signal(signal.SIGINT, before)
+    thread.join()
+    assert os.waitpid(children[0], 0)[1] == 0

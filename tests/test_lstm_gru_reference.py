@@ -1,0 +1,340 @@
+"""nn.LSTM and nn.GRU by the reference and by eager, in place of compiled kernels, against torch.
+
+Every call runs in float64. `recompute` goes through the contract's two halves, `reference` is
+recorded by autograd, `eager` calls torch's own layers.
+"""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from eager_pair import CLOSE
+from torch import nn
+from torch.autograd import gradgradcheck
+from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import rnnjit
+from rnnjit.reference import ReferenceBackend
+from rnnjit.testing import RecomputeBackend
+
+T, B, I, H = 4, 3, 3, 4
+BACKENDS = [ReferenceBackend(), RecomputeBackend(), "eager"]
+OPTIONS = [
+    {},
+    {"bias": False},
+    {"num_layers": 2},
+    {"bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True},
+]
+PROJECTED = [
+    {"proj_size": 2},
+    {"proj_size": 2, "bias": False, "batch_first": True},
+    {"proj_size": 3, "num_layers": 2, "bidirectional": True},
+]
+LAYERS = [
+    *((nn.LSTM, options) for options in (*OPTIONS, *PROJECTED)),
+    *((nn.GRU, options) for options in OPTIONS),
+]
+FORMS = ["dense", "unbatched", "sorted", "unsorted"]
+
+every_backend = pytest.mark.parametrize(
+    "backend", BACKENDS, ids=lambda backend: getattr(backend, "name", backend)
+)
+every_layer = pytest.mark.parametrize(
+    ("make", "options"), LAYERS, ids=lambda value: getattr(value, "__name__", str(value))
+)
+few_layers = pytest.mark.parametrize(
+    ("make", "options"),
+    [(nn.LSTM, {}), (nn.LSTM, {"proj_size": 2, "bidirectional": True}), (nn.GRU, {})],
+    ids=["LSTM", "LSTM-projected", "GRU"],
+)
+# Dynamo warns of torch's own deprecations when it is first imported.
+quiet = pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def arguments(rnn, form, *, state):
+    """The input `[T, B, I]` in a form, and the states h and c in the form of `rnn`, or None."""
+    torch.manual_seed(1)
+    if form == "unbatched":
+        x, batch = draw(T, I), ()
+    else:
+        x, batch = draw(*((B, T) if rnn.batch_first else (T, B)), I), (B,)
+    if not state:
+        return x, None
+    count = rnn.num_layers * (1 + rnn.bidirectional)
+    h = draw(count, *batch, rnn.proj_size or H)
+    return x, ((h, draw(count, *batch, H)) if rnn.mode == "LSTM" else h)
+
+
+def given(rnn, form, x):
+    """What the module is called with: `x`, or a packed part of it."""
+    lengths = {"sorted": [4, 3, 1], "unsorted": [2, 4, 3]}.get(form)
+    if lengths is None:
+        return x
+    return pack_padded_sequence(
+        x, torch.tensor(lengths), rnn.batch_first, enforce_sorted=form == "sorted"
+    )
+
+
+def states(hx):
+    return () if hx is None else hx if isinstance(hx, tuple) else (hx,)
+
+
+def outputs(module, x, hx):
+    """Y, h_n and, of an LSTM, c_n."""
+    y, last = module(x, hx)
+    return y.data if isinstance(y, PackedSequence) else y, *states(last)
+
+
+def losses(found):
+    """What gradients may come from: each output alone, and all of them."""
+    parts = [(output * (1 + output).sin()).sum() for output in found]
+    return [*parts, sum(parts)]
+
+
+def gradients(module, form, x, hx):
+    leaves = (x, *states(hx), *module.parameters())
+    return [
+        torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+        for loss in losses(outputs(module, given(module, form, x), hx))
+    ]
+
+
+def second_gradients(module, form, x, hx):
+    leaves = (x, *states(hx), *module.parameters())
+    loss = losses(outputs(module, given(module, form, x), hx))[-1]
+    first = torch.autograd.grad(loss, leaves, create_graph=True)
+    penalty = sum((grad**2).sum() for grad in first)
+    return torch.autograd.grad(penalty, leaves, materialize_grads=True)
+
+
+def pair(make, options, backend):
+    torch.manual_seed(0)
+    rnn = make(I, H, dtype=torch.float64, **options)
+    return rnn, rnnjit.compile(rnn, backend=backend)
+
+
+def agree(function, rnn, fast):
+    torch.testing.assert_close(function(fast), function(rnn), **CLOSE)
+
+
+@every_backend
+@pytest.mark.parametrize("form", FORMS)
+@every_layer
+def test_values_and_gradients(make, options, form, backend):
+    rnn, fast = pair(make, options, backend)
+    assert fast.state_dict().keys() == rnn.state_dict().keys()
+    for state in (False, True):
+        x, hx = arguments(rnn, form, state=state)
+        for _ in range(2):  # on the full path, and where there is one on the fast path
+            agree(lambda module, x=x, hx=hx: gradients(module, form, x, hx), rnn, fast)
+            with torch.no_grad():
+                agree(lambda module, x=x, hx=hx: module(given(rnn, form, x), hx), rnn, fast)
+
+
+@every_backend
+@pytest.mark.parametrize("form", FORMS)
+@every_layer
+def test_double_backward(make, options, form, backend):
+    rnn, fast = pair(make, options, backend)
+    x, hx = arguments(rnn, form, state=True)
+    agree(lambda module: second_gradients(module, form, x, hx), rnn, fast)
+
+
+@every_backend
+@few_layers
+def test_gradients_of_gradients_by_finite_differences(make, options, backend):
+    rnn, fast = pair(make, options, backend)
+    x, hx = arguments(rnn, "dense", state=True)
+    names = [name for name, _ in rnn.named_parameters()]
+
+    def function(x, *rest):
+        count = len(states(hx))
+        given_states = rest[:count] if count > 1 else rest[0]
+        weights = dict(zip(names, rest[count:], strict=True))
+        return outputs(lambda *args: functional_call(fast, weights, args), x, given_states)
+
+    short = [state[:, :1].detach().requires_grad_() for state in states(hx)]
+    x = x[:2, :1].detach().requires_grad_()
+    assert gradgradcheck(function, (x, *short, *rnn.parameters()))
+
+
+@every_backend
+@few_layers
+def test_some_gradients_need_not_be_computed(make, options, backend):
+    rnn, fast = pair(make, options, backend)
+    x, hx = arguments(rnn, "dense", state=True)
+    frozen = {"weight_ih_l0", "bias_hh_l0", "weight_hr_l0"}
+    for name, parameter in rnn.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    *first, last = states(hx)
+    hx = (*(state.detach() for state in first), last) if first else last
+    x = x.detach()
+    leaves = [last, *(p for p in rnn.parameters() if p.requires_grad)]
+
+    def some(module):
+        loss = losses(outputs(module, x, hx))[-1]
+        return torch.autograd.grad(loss, leaves)
+
+    agree(some, rnn, fast)
+
+
+@every_backend
+@few_layers
+def test_dropout_draws_what_eager_draws(make, options, backend):
+    rnn, fast = pair(make, {**options, "num_layers": 3, "dropout": 0.4}, backend)
+    x, hx = arguments(rnn, "dense", state=True)
+
+    def seeded(module):
+        torch.manual_seed(2)
+        return gradients(module, "dense", x, hx)
+
+    agree(seeded, rnn, fast)
+    rnn.eval(), fast.eval()
+    agree(lambda module: module(x, hx), rnn, fast)
+
+
+@quiet
+@every_backend
+@few_layers
+def test_in_a_graph_that_torch_traced(make, options, backend):
+    torch._dynamo.reset()
+    rnn, fast = pair(make, {**options, "num_layers": 2}, backend)
+    traced = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    for state in (False, True):
+        x, hx = arguments(rnn, "dense", state=state)
+        leaves = (x, *states(hx), *rnn.parameters())
+
+        def both(module, x=x, hx=hx, leaves=leaves):
+            found = outputs(module, x, hx)
+            return found, torch.autograd.grad(losses(found)[-1], leaves)
+
+        agree(both, rnn, traced)
+
+
+@every_backend
+@few_layers
+def test_under_a_transform(make, options, backend):
+    rnn, fast = pair(make, options, backend)
+    x, hx = arguments(rnn, "dense", state=True)
+    samples = torch.stack([x, x + 1, -x]).detach()
+    mapped = torch.func.vmap(lambda sample: outputs(fast, sample, hx))(samples)
+    for index, sample in enumerate(samples):
+        alone = outputs(rnn, sample, hx)
+        torch.testing.assert_close([part[index] for part in mapped], list(alone), **CLOSE)
+
+
+@few_layers
+def test_autocast_runs_torch_s_own_layer(make, options):
+    rnn = make(I, H, **options)
+    fast, x = rnnjit.compile(rnn, backend="eager"), torch.randn(T, B, I)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        torch.testing.assert_close(fast(x), rnn(x), rtol=0, atol=0)
+
+
+@every_backend
+@few_layers
+def test_copies_go_on(make, options, backend):
+    rnn, fast = pair(make, options, backend)
+    x, hx = arguments(rnn, "dense", state=True)
+    copies = [copy.deepcopy(fast)]
+    copies += [pickle.loads(pickle.dumps(fast))] if backend == "eager" else []
+    for module in copies:
+        assert type(module) is type(fast)
+        agree(lambda each: each(x, hx), rnn, module)
+
+
+@every_backend
+@few_layers
+def test_resets_cut_the_sequences(make, options, backend):
+    if options.get("bidirectional"):
+        options = {**options, "bidirectional": False}
+    rnn, fast = pair(make, options, backend)
+    x, hx = arguments(rnn, "dense", state=True)
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[2, 1] = reset[0, 2] = True
+    y, last = fast(x, hx, reset=reset)
+    zeros = [torch.zeros_like(state) for state in states(hx)]
+    for b, start in enumerate((0, 2, 0)):
+        own = states(hx) if b == 0 else zeros
+        own = tuple(state[:, b : b + 1].contiguous() for state in own)
+        part, expected = rnn(x[start:, b : b + 1], own if len(own) > 1 else own[0])
+        torch.testing.assert_close(y[start:, b : b + 1], part, **CLOSE)
+        found = [state[:, b : b + 1] for state in states(last)]
+        torch.testing.assert_close(found, list(states(expected)), **CLOSE)
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.lstm = nn.RNN(I, H), nn.LSTM(H, H)
+
+    def forward(self, x):
+        return self.lstm(self.rnn(x)[0])
+
+
+def test_auto_leaves_an_lstm_that_no_backend_compiles_as_it_is():
+    model, x = Mixed(), torch.randn(T, B, I)
+    fast = rnnjit.compile(model)
+    assert (type(fast.rnn), type(fast.lstm)) == (rnnjit.CompiledRNN, nn.LSTM)
+    assert fast.lstm.weight_hh_l0 is model.lstm.weight_hh_l0
+    torch.testing.assert_close(fast(x), model(x))
+    for explained in (rnnjit.explain(model, x), rnnjit.explain(fast, x)):
+        rnn, lstm = explained.calls
+        assert rnn.chosen in rnnjit.backends()
+        assert lstm.chosen is None
+        assert (
+            str(lstm)
+            == f"lstm: LSTM({H}, {H})\n  left eager: no compiled backend computes lstm layers"
+        )
+
+
+def test_eager_compiles_both():
+    fast = rnnjit.compile(Mixed(), backend="eager")
+    assert type(fast.rnn) is rnnjit.CompiledRNN
+    assert type(fast.lstm).__name__ == "CompiledLSTM"
+    assert isinstance(fast.lstm, nn.RNNBase)
+    assert repr(fast.lstm) == f"LSTM({H}, {H})"
+    report = rnnjit.explain(fast, torch.randn(T, B, I)).calls[1]
+    assert (report.name, report.chosen) == ("lstm", "eager")
+
+
+H0 = torch.zeros(2, B, H)
+
+
+@pytest.mark.parametrize(
+    ("hx", "error", "message"),
+    [
+        (H0, RuntimeError, r"hx must be a tuple of 2 states \(h, c\), got Tensor"),
+        ((H0, H0, H0), RuntimeError, "hx must be a tuple of 2 states, got 3"),
+        ((H0, None), AttributeError, r"hx\[1\] must be a Tensor, got NoneType"),
+        (3, TypeError, r"hx must be a tuple of 2 states \(h, c\), got int"),
+        (
+            (H0, torch.zeros(2, B, H + 1)),
+            RuntimeError,
+            r"hx\[1\] must have shape \[2, 3, 4\] .*, got \[2, 3, 5\]",
+        ),
+        (
+            (torch.zeros(2, 1, H), H0),
+            RuntimeError,
+            r"hx\[0\] must have shape \[2, 3, 4\] .*, got \[2, 1, 4\]",
+        ),
+        ((H0, H0[0]), RuntimeError, r"hx\[1\] must be 3-D like the batched input, got 2-D"),
+    ],
+)
+def test_states_that_do_not_fit(hx, error, message):
+    rnn = nn.LSTM(I, H, 2)
+    fast, x = rnnjit.compile(rnn, backend="eager"), torch.randn(T, B, I)
+    fast(x)
+    with pytest.raises(Exception) as eagers:  # noqa: PT011 - whatever it is, it is compared below
+        rnn(x, hx)
+    with pytest.raises(error, match=message) as ours:
+        fast(x, hx)
+    assert ours.type is eagers.type
+    torch.testing.assert_close(fast(x), rnn(x))

@@ -1,0 +1,117 @@
+"""The operations of cells as the Numba backend lowers them, each alone, against torch's."""
+
+import ctypes
+import itertools
+import math
+
+import pytest
+import torch
+from llvmlite import ir
+
+from rnnjit.cells import OPERATIONS, Instruction, Kind, Program
+from rnnjit.cells.torch_evaluator import evaluate_tensors
+from rnnjit.codegen import pointwise
+from rnnjit.codegen.host import host_isa
+from rnnjit.runtime.linker import Linked
+from rnnjit_numba import BACKEND
+from rnnjit_numba.object_code import object_code
+from rnnjit_numba.pointwise import _Vectors
+from rnnjit_numba.simd import I64, VOID, Lanes
+
+SPECIAL = [0.0, 1.0, 0.5, 1 + 2**-20, 3.7, 20.0, 88.0, 1e-30, 1e-44, 1e38, math.inf]
+#: Those that are computed by several roundings; the others are exact.
+ROUNDED = {"exp", "tanh", "sigmoid", "silu", "tanh_backward", "sigmoid_backward"}
+CONSTANTS = {"leaky_relu": (0.25,), "clamp": (-0.5, 3.7)}
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+
+
+def program_of(operation):
+    """A program of numbers: a condition is compared for, or made a number of."""
+    kinds = OPERATIONS[operation].arguments
+    if operation == "where":
+        instructions = (Instruction("lt", (0, 1)), Instruction("where", (2, 0, 1)))
+        return Program(("x", "y"), instructions, (3,))
+    arguments = tuple(range(len(kinds)))
+    own = Instruction(operation, arguments, CONSTANTS.get(operation, ()))
+    names, number = ("x", "y")[: len(kinds)], len(kinds)
+    if OPERATIONS[operation].result is Kind.NUMBER:
+        return Program(names, (own,), (number,))
+    # The two numbers follow the condition, as constants.
+    chosen = (Instruction("constant", (), (value,)) for value in (1.0, 0.0))
+    return Program(
+        names,
+        (own, *chosen, Instruction("where", (number, number + 1, number + 2))),
+        (number + 3,),
+    )
+
+
+def evaluated(program, inputs):
+    """What compiled code makes of vectors of one length."""
+    isa, dtype = host_isa(), inputs[0].dtype
+    lanes = Lanes(8 * dtype.itemsize, isa.lanes(dtype.itemsize), isa.fma)
+    module = ir.Module("operation")
+    function = ir.Function(module, ir.FunctionType(VOID, [I64] * (1 + len(inputs))), "run")
+    builder = ir.IRBuilder(function.append_basic_block())
+    out, *addresses = function.args
+    given = {
+        name: lanes.load(builder, address)
+        for name, address in zip(program.inputs, addresses, strict=True)
+    }
+    (value,) = pointwise.lower(program, _Vectors(lanes, builder), given)
+    lanes.store(builder, value, out)
+    builder.ret_void()
+    linked = Linked(object_code(str(module), isa, ("run",), jit=False), ["run"])
+    run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(function.args))(linked.addresses[0])
+    padded = [torch.nn.functional.pad(x, (0, -len(x) % lanes.count)) for x in inputs]
+    found = torch.empty_like(padded[0])
+    for start in range(0, len(found), lanes.count):
+        run(*(x.data_ptr() + start * dtype.itemsize for x in (found, *padded)))
+    return found[: len(inputs[0])]
+
+
+def test_the_backend_names_what_is_lowered():
+    assert BACKEND.operations == pointwise.OPERATIONS <= OPERATIONS.keys()
+
+
+@dtypes
+@pytest.mark.parametrize("operation", sorted(pointwise.OPERATIONS - ROUNDED - {"constant"}))
+def test_exact_operations_have_torchs_bits(operation, dtype):
+    program = program_of(operation)
+    special = [sign * x for x in SPECIAL for sign in (1, -1)] + [math.nan]
+    pairs = torch.tensor(list(itertools.product(special, special)), dtype=dtype)
+    inputs = [x.contiguous() for x in pairs.unbind(1)][: len(program.inputs)]
+    (expected,) = evaluate_tensors(program, inputs)
+    found = evaluated(program, inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    # Of zeros of either sign the extremum has any, in torch too, by the place in a tensor.
+    if operation not in ("minimum", "maximum"):
+        held = ~expected.isnan()
+        assert torch.equal(found[held].signbit(), expected[held].signbit())
+
+
+@dtypes
+@pytest.mark.parametrize("operation", sorted(ROUNDED))
+def test_rounded_operations_keep_special_values(operation, dtype):
+    program = program_of(operation)
+    values = [sign * x for x in (0.0, 1e-30, 88.0, 1e38, math.inf) for sign in (1, -1)]
+    x = torch.tensor([*values, math.nan, 100.0, -100.0, 800.0, -800.0], dtype=dtype)
+    inputs = [x, x.tanh()][: len(program.inputs)]
+    (expected,) = evaluate_tensors(program, inputs)
+    found = evaluated(program, inputs)
+    tiny = torch.finfo(dtype).tiny
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=tiny, equal_nan=True)
+
+
+@dtypes
+@pytest.mark.parametrize("operation", sorted(ROUNDED))
+def test_rounded_operations_are_accurate(operation, dtype):
+    generator = torch.Generator().manual_seed(0)
+    program = program_of(operation)
+    x = torch.randn(50_000, generator=generator, dtype=dtype) * 4
+    inputs = [x, torch.sigmoid(x)][: len(program.inputs)]
+    found = evaluated(program, inputs).double()
+    (exact,) = evaluate_tensors(program, [each.double() for each in inputs])
+    # Factors 1 - h near 0 are differences of numbers near 1.
+    scale = exact.abs() if len(inputs) == 1 else x.double().abs()
+    error = (found - exact).abs() / scale.clamp(min=torch.finfo(dtype).tiny)
+    assert error.max() < 4 * torch.finfo(dtype).eps

@@ -1,0 +1,173 @@
+"""The disk cache: what is kept, what is believed, and what the command `rnnjit cache` does."""
+
+import ast
+import os
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from rnnjit.cli import main
+from rnnjit.runtime import object_cache
+
+ROOT = Path(__file__).parents[1]
+KEY, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    found = tmp_path / "not yet" / "cache"
+    monkeypatch.setenv(object_cache.DIRECTORY_VARIABLE, str(found))
+    return found
+
+
+def test_only_the_user_can_look_into_the_directory(place):
+    object_cache.keep(KEY, b"code")
+    assert object_cache.fetch(KEY) == b"code"
+    assert place.stat().st_mode & 0o777 == 0o700
+    (file,) = place.iterdir()
+    assert (file.name, file.stat().st_mode & 0o777) == (f"{KEY}.o", 0o600)
+
+
+def test_damaged_files_are_not_believed(place):
+    object_cache.keep(KEY, b"code")
+    file = place / f"{KEY}.o"
+    whole = file.read_bytes()
+    damaged = (b"", whole[:-1], whole + b"!", b"\0" * 100, whole[:31] + b"?" + whole[32:])
+    for content in damaged:
+        file.write_bytes(content)
+        assert object_cache.fetch(KEY) is None
+    file.write_bytes(whole)
+    assert object_cache.fetch(KEY) == b"code"
+
+
+def test_a_file_under_another_name_is_not_believed(place):
+    object_cache.keep(KEY, b"code")
+    content = (place / f"{KEY}.o").read_bytes()
+    for name in (f"{OTHER}.o", f"{KEY}.tuned"):
+        (place / name).write_bytes(content)
+    assert object_cache.fetch(OTHER) is None
+    assert object_cache.fetch(KEY, "tuned") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no named pipes")
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "writable by others"])
+def test_what_is_no_file_of_the_users_own_is_not_read(place, tmp_path, kind):
+    object_cache.keep(KEY, b"code")
+    file = place / f"{KEY}.o"
+    if kind == "writable by others":
+        file.chmod(0o666)
+        with pytest.warns(UserWarning, match="others can write to it"):
+            assert object_cache.fetch(KEY) is None
+    else:
+        real = file.rename(tmp_path / "real")
+        make = {"link": lambda: file.symlink_to(real), "pipe": lambda: os.mkfifo(file)}
+        make.get(kind, file.mkdir)()
+        assert object_cache.fetch(KEY) is None
+
+
+def test_readers_see_a_whole_file_or_none(place):
+    contents = [bytes([number]) * 300_000 for number in range(2)]
+    object_cache.keep(KEY, contents[0])
+    done = threading.Event()
+
+    def write(content):
+        while not done.is_set():
+            object_cache.keep(KEY, content)
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(200):
+            assert object_cache.fetch(KEY) in contents
+    finally:
+        done.set()
+        for writer in writers:
+            writer.join()
+    assert [file.name for file in place.iterdir()] == [f"{KEY}.o"]
+
+
+def test_a_key_covers_facts_and_sources(tmp_path):
+    source = tmp_path / "kernels.py"
+    source.write_text("a = 1\n")
+    first = object_cache.name_of("avx2", 32, files=(str(source),))
+    assert object_cache.name_of("avx2", 32, files=(str(source),)) == first
+    assert object_cache.name_of("avx2", 64, files=(str(source),)) != first
+    assert object_cache.name_of("avx512", 32, files=(str(source),)) != first
+    source.write_text("a = 2\n")
+    assert object_cache.name_of("avx2", 32, files=(str(source),)) != first
+
+
+def test_cache_command_lists_and_clears_what_is_ours(place, tmp_path, capsys):
+    assert main(["cache"]) == 0
+    assert main(["cache", "--clear"]) == 0
+    assert not place.exists()
+    object_cache.keep(KEY, b"c" * 968)
+    object_cache.keep(OTHER, b"c" * 968)
+    object_cache.keep(KEY, b"{}", "tuned")
+    others = {place / "notes.o", place / f"{KEY}.o.txt", place / f"{'g' * 32}.o"}
+    for file in others:
+        file.write_text("not ours")
+    (place / f"{KEY}.o.0123.tmp").write_bytes(b"half")
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    link = place / f"{'a' * 32}.o"
+    link.symlink_to(target)
+    inner = place / f"{'b' * 32}.o"
+    inner.mkdir()
+    capsys.readouterr()
+
+    assert main(["cache"]) == 0
+    shown = capsys.readouterr().out
+    assert str(place) in shown
+    for line in (
+        r"compiled kernels.*2 +│ +2\.0 kB",
+        r"rnnjit\.tune.*1 +│ +34 bytes",
+        r"killed processes.*1 +│ +4 bytes",
+        r"all +│ +4 +│ +2\.0 kB",
+    ):
+        assert re.search(line, shown), shown
+    assert main(["cache", "--clear"]) == 0
+    assert re.search(r"all +│ +4 ", capsys.readouterr().out)
+    assert set(place.iterdir()) == others | {link, inner}
+    assert target.read_text() == "precious"
+    assert object_cache.fetch(KEY) is None
+
+
+def test_cache_command_says_why_it_cannot(place, capsys):
+    object_cache.keep(KEY, b"code")
+    place.chmod(0o777)
+    for arguments in (["cache"], ["cache", "--clear"]):
+        assert main(arguments) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        said = f"rnnjit cache: {place}: others can write to it: run chmod 700 on it\n"
+        assert printed.err == said
+    assert (place / f"{KEY}.o").exists()
+
+
+def test_nothing_of_ours_is_a_pickle():
+    used = set()
+    for path in [*ROOT.glob("rnnjit/**/*.py"), *ROOT.glob("backends/**/*.py")]:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Attribute):
+                names = {ast.unparse(node)}
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert {k.arg: ast.unparse(k.value) for k in node.keywords}[
+                    "weights_only"
+                ] == "True"
+                continue
+            else:
+                continue
+            used |= {(name, path.name) for name in names}
+    formats = ("pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
+    found = {use for use in used if use[0].split(".")[0] in formats or use[0] == "torch.save"}
+    # The exception by which torch.load says that a file names what it may not build.
+    assert found == {("pickle", "models.py"), ("pickle.UnpicklingError", "models.py")}

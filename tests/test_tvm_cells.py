@@ -1,0 +1,164 @@
+"""The TVM backend and cells that no layer of torch's has: each operation, and whole layers."""
+
+import ctypes
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import rnnjit
+from rnnjit.cells import OPERATIONS, Cell, Instruction, Kind, Program, builder
+from rnnjit.cells.numpy_evaluator import evaluate_arrays
+from rnnjit.reference import layer_backward, layer_forward
+from rnnjit.runtime.linker import Linked
+from rnnjit_tvm import BACKEND, compiler, host, pointwise
+
+DTYPES = {32: np.float32, 64: np.float64}
+CONSTANTS = {"leaky_relu": (0.01,), "clamp": (-1.5, 2.0)}
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, -2.5, math.inf, -math.inf, math.nan]
+
+
+def program_of(name):
+    """A program of inputs a and b that is one operation; a condition selects one of them."""
+    if name == "where":
+        less = Instruction("lt", (0, 1))
+        return Program(("a", "b"), (less, Instruction("where", (2, 0, 1))), (3,))
+    count = len(OPERATIONS[name].arguments)
+    instructions = [Instruction(name, tuple(range(count)), CONSTANTS.get(name, ()))]
+    if OPERATIONS[name].result is Kind.CONDITION:
+        instructions.append(Instruction("where", (2, 0, 1)))
+    return Program(("a", "b"), tuple(instructions), (1 + len(instructions),))
+
+
+@pytest.fixture(scope="module", params=[32, 64])
+def run(request):
+    """A function that applies an operation to two arrays, compiled for this machine."""
+    from rnnjit_tvm.tensorir import Lanes, Module, T, integer, loop
+
+    bits, isa = request.param, host.host_isa()
+    lanes = Lanes(bits, isa.lanes(bits // 8), isa.fma)
+    module = Module(lanes)
+
+    def add(name):
+        def body(a, b, out, count):
+            with loop(integer(0), T.truncdiv(count, integer(lanes.count))) as v:
+                at = lanes.at(v * lanes.count)
+                (value,) = pointwise.lower(lanes, program_of(name), [T.bind(a[at]), T.bind(b[at])])
+                T.buffer_store(out, value, [at])
+
+        module.add(name + "_", ["a", "b", "out"], ["count"], body)
+
+    names = sorted(BACKEND.operations)
+    for name in names:
+        add(name)
+    linked = Linked(compiler._object_code(module.functions, isa), [name + "_" for name in names])
+
+    def apply(name, a, b):
+        size = -(-len(a) // lanes.count) * lanes.count
+        given = [np.resize(np.asarray(each, DTYPES[bits]), size) for each in (a, b)]
+        out = np.empty(size, DTYPES[bits])
+        function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, ctypes.c_int64)
+        call = function(linked.addresses[names.index(name)])
+        call(*(each.ctypes.data for each in (*given, out)), size)
+        return [each[: len(a)] for each in (*given, out)]
+
+    return apply
+
+
+@pytest.mark.parametrize("name", sorted(BACKEND.operations))
+def test_operations_agree_with_numpy(name, run):
+    values = np.concatenate([SPECIAL, np.random.default_rng(0).normal(0.0, 3.0, 50)])
+    a, b = np.repeat(values, len(values)), np.tile(values, len(values))
+    a, b, found = run(name, a, b)
+    (expected,) = evaluate_arrays(program_of(name), [a, b])
+    unit = np.finfo(found.dtype).eps
+    np.testing.assert_allclose(found, expected, rtol=4 * unit, atol=8 * unit)
+    if name in ("neg", "abs", "sqrt", "detach"):
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(expected.astype(found.dtype)))
+
+
+@pytest.mark.parametrize(("name", "units"), [("exp", 1.0), ("sigmoid", 2.5)])
+def test_exponentials_are_near_to_the_last_bit(name, units, run):
+    limit = 86.0 if run("exp", [89.0], [0.0])[2].dtype == np.float32 else 700.0
+    x, _, found = run(name, np.linspace(-limit, limit, 40001), [0.0])
+    exact = np.exp(-np.abs(x.astype(np.longdouble)))
+    if name == "exp":
+        exact = np.where(x < 0, exact, 1 / exact)
+    else:
+        exact = np.where(x < 0, exact, 1) / (1 + exact)
+    unit = np.spacing(exact.astype(found.dtype)).astype(np.longdouble)
+    assert (np.abs(found - exact) / unit).max() <= units
+
+
+def test_exp_near_the_ends_of_its_range(run):
+    dtype = run("exp", [0.0], [0.0])[2].dtype
+    limits = np.finfo(dtype)
+    last, tiny = np.log(limits.max), np.log(limits.smallest_subnormal)
+    _, _, found = run("exp", [last * (1 - 1e-5), last + 0.1, 1e4, tiny + 0.1, tiny - 1, -1e4], [0])
+    assert np.isfinite(found[0])
+    assert found[1:3].tolist() == [math.inf, math.inf]
+    assert found[3:].tolist() == [limits.smallest_subnormal, 0.0, 0.0]
+
+
+def elman(function, name):
+    def step(zx, zh, h):
+        new = function(zx[0] + zh[0])
+        return new, new
+
+    return Cell.trace(step, name=name, gates=["z"], states=["h"])
+
+
+SIGMOID, EXP = elman(builder.sigmoid, "sigmoid"), elman(builder.exp, "exp")
+
+
+@pytest.mark.parametrize(
+    ("cell", "dtype"),
+    [(SIGMOID, torch.float32), (SIGMOID, torch.float64), (EXP, torch.float64)],
+    ids=["sigmoid-32", "sigmoid-64", "exp-64"],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_layers_agree_with_the_reference(cell, dtype, packed):
+    assert BACKEND.why_not_cell(cell) == []
+    assert cell.operations <= BACKEND.operations
+    generator = torch.Generator().manual_seed(0)
+    layer = rnnjit.LayerSpec(cell, 7, 21, 2, True)
+    sizes = [5, 5, 4, 2, 1, 1] if packed else [5] * 6
+    rows = rnnjit.Rows(6, 5, sum(sizes), torch.tensor(sizes) if packed else None)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x, hx = random(rows.N, 7), (random(2, 5, 21),)
+    weights = [random(*shape) * 0.05 for shape in layer.weight_shapes * 2]
+    grad_y, grad_h_n = random(rows.N, 42), (random(2, 5, 21),)
+    needs = rnnjit.Needs(True, (True,), (True,) * len(weights))
+    y, h_n = layer_forward(layer, rows, x, hx, weights)
+    grads = layer_backward(layer, rows, x, hx, weights, grad_y, grad_h_n, needs)
+
+    def cast(tensors):
+        return tuple(tensor.to(dtype) for tensor in tensors)
+
+    given = (layer, rows, x.to(dtype), cast(hx), cast(weights))
+    output = BACKEND.forward(*given, keep=True)
+    found = BACKEND.backward(*given, output, grad_y.to(dtype), cast(grad_h_n), needs)
+    tolerance = {"rtol": 3e-5, "atol": 3e-5} if dtype == torch.float32 else {}
+    for ours, exact in (
+        (output.y, y),
+        (output.h_n[0], h_n[0]),
+        (found.x, grads.x),
+        (found.hx[0], grads.hx[0]),
+        *zip(found.weights, grads.weights, strict=True),
+    ):
+        torch.testing.assert_close(ours.double(), exact.detach(), **tolerance)
+
+
+def test_a_cell_that_no_gradient_passes():
+    layer, rows = rnnjit.LayerSpec(elman(builder.detach, "stopped"), 2, 3, 1, False), (2, 1, 2)
+    given = (layer, rnnjit.Rows(*rows), torch.ones(2, 2), (torch.ones(1, 1, 3),))
+    weights = [torch.ones(shape) for shape in layer.weight_shapes]
+    output = BACKEND.forward(*given, weights, keep=True)
+    assert output.y.tolist() == [[5.0] * 3, [17.0] * 3]
+    needs = rnnjit.Needs(True, (True,), (True, True))
+    grads = BACKEND.backward(*given, weights, output, output.y, (None,), needs)
+    assert not any(grad.count_nonzero() for grad in (grads.x, *grads.hx, *grads.weights))
