@@ -23,12 +23,7 @@ class Plain(Contestant):
     """One layer, tanh, dense; the others are this one but for what they say."""
 
     name = title = "plain"
-
-    def absent(self):
-        return ""
-
-    def versions(self):
-        return {"numpy": np.__version__}
+    packages = ("numpy",)
 
     def declines(self, case):
         return "" if (case.layers, case.nonlinearity, case.packed) == (1, "tanh", False) else "no"

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import rnnjit
+from rnnjit.cells import RNN_TANH
+from rnnjit.codegen.host import host_isa
+from rnnjit.codegen.kernel import Kind, cache_key
 
 BITS = {torch.float32: 32, torch.float64: 64}
-
-
 _STEPS = count(1)
 
 
@@ -20,18 +21,29 @@ class CompilingError(Exception):
 
 
 class Engine:
-    """A backend that keeps object code, whose compiler can be replaced.
+    """A backend that keeps object code, whose compiler can be replaced; its kernels of nn.RNN.
 
     Args:
         name: of the backend.
+
+    Attributes:
+        library: its module that loads kernels.
+        keys: what they are kept under, by the bits of an element.
     """
 
     def __init__(self, name):
         self.name = name
         self.library = import_module(f"rnnjit_{name}.library")
         self._compiler = {"numba": "library", "tvm": "compiler"}[name]
-        isa = self.library.host_isa()
-        self.keys = {bits: self.library._key(isa, bits) for bits in BITS.values()}
+        compilers = {"numba": ("llvmlite", "numba"), "tvm": ("apache-tvm",)}[name]
+        isa, file = host_isa(), self.library.__file__
+        self.keys = {
+            bits: cache_key(isa, Kind(bits, RNN_TANH), compilers, file) for bits in BITS.values()
+        }
+
+    def load(self, bits):
+        """The kernels of this process for elements of some size."""
+        return self.library.library(Kind(bits, RNN_TANH))
 
     def replace_compiler(self, monkeypatch, function):
         module = import_module(f"rnnjit_{self.name}.{self._compiler}")
@@ -58,7 +70,9 @@ class Calls:
         self.engine = engine
         self._compiled = []
 
-        def compile_kernels(isa, bits):
+        def compile_kernels(isa, *kind):
+            bits, cell = kind if len(kind) == 2 else kind[0]
+            assert cell == RNN_TANH
             self._compiled.append(bits)
             parts = kernels[bits]
             return parts if engine.name == "numba" else parts[0]

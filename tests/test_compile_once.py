@@ -9,7 +9,7 @@ import time
 import pytest
 
 from rnnjit.dispatch.fallback import replaceable
-from rnnjit.runtime.compile_once import COMPILING, Once
+from rnnjit.runtime.compile_once import COMPILING, CompileOnce
 
 
 def at_once(count, call):
@@ -33,7 +33,7 @@ def at_once(count, call):
 def test_all_that_ask_at_once_get_what_was_made_once():
     made = []
 
-    @Once
+    @CompileOnce
     def doubled(x):
         time.sleep(0.05)
         made.append(threading.current_thread())
@@ -49,7 +49,7 @@ def test_all_that_ask_at_once_get_what_was_made_once():
 def test_all_that_wait_share_one_failure_and_the_next_call_tries_anew():
     tried = []
 
-    @Once
+    @CompileOnce
     def failing(x):
         tried.append(x)
         time.sleep(0.1)
@@ -105,7 +105,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="no alarms, no fork")
 
 @posix
 def test_a_time_limit_ends_the_waiting_and_is_no_failure_of_a_backend(alarm):
-    @Once
+    @CompileOnce
     def slow(x):
         time.sleep(0.5)
         return x
@@ -118,7 +118,7 @@ def test_a_time_limit_ends_the_waiting_and_is_no_failure_of_a_backend(alarm):
 
 
 def test_what_the_function_raises_is_a_failure():
-    @Once
+    @CompileOnce
     def failing(x):
         raise ValueError(x)
 

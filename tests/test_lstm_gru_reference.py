@@ -230,6 +230,7 @@ def test_under_a_transform(make, options, backend):
         torch.testing.assert_close([part[index] for part in mapped], list(alone), **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @few_layers
 def test_autocast_runs_torch_s_own_layer(make, options):
     rnn = make(I, H, **options)

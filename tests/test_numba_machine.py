@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import instruction_sets
 import numpy as np
@@ -18,6 +19,7 @@ from rnnjit import LayerSpec, Rows
 from rnnjit.cells import RNN_RELU, RNN_TANH
 from rnnjit.codegen import isa_named
 from rnnjit.codegen.host import host_isa
+from rnnjit.codegen.kernel import Kind, cache_key
 from rnnjit_numba import kernel_modules, library, object_code, plan
 
 AGREES = """
@@ -205,7 +207,15 @@ def test_no_more_threads_than_pay_divide_columns(H):
 
 
 def test_element_and_cell_name_the_cache_key():
-    kinds = [library.Kind(bits, cell) for bits in (32, 64) for cell in (RNN_TANH, RNN_RELU)]
-    keys = {library._key(host_isa(), kind) for kind in kinds}
-    assert len(keys) == 4
-    assert all(len(key) == 32 for key in keys)
+    isa, made = host_isa(), library.__file__
+    plain = isa_named("plain", "generic", (), isa.triple)
+    kinds = [Kind(bits, cell) for bits in (32, 64) for cell in (RNN_TANH, RNN_RELU)]
+    keys = {cache_key(isa, kind, ["numba"], made) for kind in kinds}
+    keys |= {
+        cache_key(plain, kinds[0], ["numba"], made),
+        cache_key(isa, kinds[0], ["numba", "llvmlite"], made),
+        cache_key(isa, kinds[0], ["numba"], rnnjit.__file__),
+    }
+    assert len(keys) == 7
+    renamed = Kind(32, replace(RNN_TANH, name="another"))
+    assert cache_key(isa, renamed, ["numba"], made) in keys

@@ -123,6 +123,8 @@ def test_a_new_cell_is_a_value_and_needs_nothing_else(rows):
         before = before + tau * (torch.tanh(x_t @ w_ih.T + before @ w_hh.T) - before)
         torch.testing.assert_close(step, before)
     torch.testing.assert_close(h_n[0][0, : len(step)], before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64])
 def test_eager_takes_the_dtypes_that_torch_takes(dtype):
     rnn = nn.RNN(3, 4, dtype=dtype)

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
-from rnnjit.dispatch.registry import key_of
 from rnnjit.cells import RNN_TANH
+from rnnjit.dispatch.registry import key_of
 from rnnjit.execution import torch_ops as ops
 from rnnjit.testing import RecomputeBackend
 

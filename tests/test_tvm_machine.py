@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,9 @@ from torch import nn
 import rnnjit
 from rnnjit.cells import RNN_RELU, RNN_TANH
 from rnnjit.codegen import isa_named
-from rnnjit_tvm import compiler, host, library
+from rnnjit.codegen.host import host_isa
+from rnnjit_tvm import compiler
+from rnnjit_tvm.tile_shapes import tile_shapes
 
 AGREES = """
 import torch, rnnjit
@@ -36,7 +37,7 @@ for bidirectional, dtype in ((False, torch.float32), (True, torch.float64)):
 def possible_instruction_sets(monkeypatch):
     monkeypatch.setenv("RNNJIT_ISA", "none such")
     with pytest.raises(ValueError, match="RNNJIT_ISA must be one of") as raised:
-        host.host_isa()
+        host_isa()
     return re.findall(r"'(avx512|avx2|neon|plain)'", str(raised.value))
 
 
@@ -69,7 +70,7 @@ def test_kernels_assemble_for_aarch64():
 )
 def test_tiles_stay_in_registers(name, cpu, rows, vectors):
     isa = isa_named(name, cpu, (), "x86_64-unknown-linux-gnu")
-    assert host.tiles(isa)[0] == (rows, vectors)
+    assert tile_shapes(isa)[0] == (rows, vectors)
     pattern = rf"\ntile_{rows}x{vectors}:(.*?)\.cfi_endproc"
     tile = re.search(pattern, compiler.assembly(isa, 32, RNN_TANH), re.DOTALL).group(1)
     loops = [block for block in re.split(r"\n\.LBB\d+_\d+:", tile) if "vfmadd" in block]
@@ -96,15 +97,6 @@ def test_new_shapes_compile_nothing(monkeypatch):
     for T, B, I, H in ((1, 1, 1, 1), (7, 5, 3, 2), (3, 19, 140, 270)):
         y, _ = rnnjit.compile(nn.RNN(I, H), backend="tvm")(torch.randn(T, B, I))
         y.sum().backward()
-
-
-def test_the_cache_key_names_what_code_depends_on():
-    isa = host.host_isa()
-    plain = isa_named("plain", "generic", (), isa.triple)
-    keys = {library._key(isa, 32, RNN_TANH), library._key(isa, 64, RNN_TANH)}
-    keys |= {library._key(plain, 32, RNN_TANH), library._key(isa, 32, RNN_RELU)}
-    assert len(keys) == 4
-    assert library._key(isa, 32, replace(RNN_TANH, name="another")) in keys
 
 
 def results(module, x):

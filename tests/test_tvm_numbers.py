@@ -81,7 +81,7 @@ def test_threads_take_packed_rows_in_turns(bidirectional):
     try:
         for module, threads in ((rnn, 1), (compiled(rnn), 3), (compiled(rnn), 5)):
             torch.set_num_threads(threads)
-            assert module is rnn or plan(layer, rows, threads).every > 1
+            assert module is rnn or plan(layer, rows, threads).stride > 1
             y, h = module(packed)
             loss = y.data.sin().sum() + h.square().sum()
             grads = torch.autograd.grad(loss, [packed.data, *rnn.parameters()])
@@ -123,7 +123,7 @@ def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
     for N in (50 * B, 30 * B):
         cut = plan(layer, rnnjit.Rows(50, B, N), threads)
         assert 1 <= cut.threads <= threads
-        if cut.every == 1:
+        if cut.stride == 1:
             assert (cut.slices - 1) * cut.slice_rows < max(B, 1) <= cut.slices * cut.slice_rows
         else:
-            assert cut.every == cut.slices <= B
+            assert cut.stride == cut.slices <= B

@@ -6,17 +6,13 @@ import gc
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import llvmlite.binding as llvm
 
-from rnnjit import cells, codegen
-from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
 from rnnjit.codegen.host import host_isa
-from rnnjit.codegen.kernel import Kernel, cached, team_symbols
-from rnnjit.runtime import object_cache
+from rnnjit.codegen.kernel import Kernel, Kind, cache_key, cached, team_symbols
 from rnnjit.runtime.compile_once import CompileOnce, apart
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
 from rnnjit_numba.object_code import object_code, target_machine
@@ -25,13 +21,6 @@ from rnnjit_numba.object_code import object_code, target_machine
 _LENGTH = 8
 _ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
 _SYNC = [fields._fields.index("sync") for fields in (ForwardArguments, BackwardArguments)]
-
-
-class Kind(NamedTuple):
-    """What a library is compiled for, beside the machine: bits of an element, and the cell."""
-
-    bits: int
-    cell: Cell
 
 
 class Library:
@@ -69,7 +58,7 @@ def library(kind: Kind) -> Library:
     """The kernels of a kind on this machine, cached or compiled now."""
     isa = host_isa()
     return cached(
-        _key(isa, kind),
+        cache_key(isa, kind, ("llvmlite", "numba"), __file__),
         lambda content: Library(isa, _split(content)),
         lambda: _joined(compile_kernels(isa, kind)),
     )
@@ -118,10 +107,3 @@ def _split(content: bytes) -> list[bytes]:
         at = start + int.from_bytes(content[at:start], "little")
         parts.append(content[start:at])
     return parts
-
-
-def _key(isa: Isa, kind: Kind) -> str:
-    """Names all that object code depends on: the sources, the compilers, the target, the cell."""
-    versions = [version(name) for name in ("llvmlite", "numba")]
-    files = (__file__, codegen.__file__, cells.__file__)
-    return object_cache.name_of(isa, kind.bits, kind.cell.digest, versions, files=files)

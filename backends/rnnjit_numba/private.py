@@ -78,17 +78,17 @@ class MissingNameError(RuntimeError):
 
 
 def find(path: str) -> Any:
-    """What a dotted path in `NAMES` leads to, or None. It imports the module that has it."""
-    parts = path.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            found: Any = import_module(".".join(parts[:count]))
-        except ImportError:
-            continue
-        for name in parts[count:]:
-            found = getattr(found, name, None)
-        return found
-    return None
+    """What a dotted path in `NAMES` leads to, or None; modules on the way are imported."""
+    found: Any = None
+    names = path.split(".")
+    for count, name in enumerate(names, 1):
+        found = getattr(found, name, None)
+        if found is None:
+            try:
+                found = import_module(".".join(names[:count]))
+            except ImportError:
+                return None
+    return found
 
 
 def missing() -> list[str]:

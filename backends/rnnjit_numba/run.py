@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
-from rnnjit.backend import Shortcut, States
+from rnnjit.backend import Shortcut
 from rnnjit.codegen import forward_call
 from rnnjit.codegen.argument_block import address_of, argument_block
 from rnnjit.codegen.forward_call import ForwardFields, Recipe
-from rnnjit.codegen.kernel import LINE
+from rnnjit.codegen.kernel import LINE, Kind
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, area_bytes
-from rnnjit_numba.library import Kind, library
+from rnnjit_numba.library import library
 from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
 from rnnjit_numba.tile_shapes import tile_shapes
 
@@ -28,42 +28,41 @@ FIELDS = ForwardFields(_F.x, _F.sizes, _F.scratch)
 
 
 def forward(
-    bits: int, layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor]
+    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
 ) -> LayerOutput:
-    """`Backend.forward` for elements of `bits` bits."""
+    """`Backend.forward` of the one state."""
     T, B, N, sizes = rows
-    recipe = forward_recipe(bits, layer, T, B, N, most_threads(torch.get_num_threads()))
-    return forward_call.forward(recipe, FIELDS, layer, x, hx, weights, sizes)
+    threads = most_threads(torch.get_num_threads())
+    recipe = forward_recipe(x.element_size(), layer, T, B, N, threads)
+    return forward_call.forward(recipe, FIELDS, layer, x, h0, weights, sizes)
 
 
 def shortcut(
-    bits: int, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, int, int]
+    size: int, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, int, int]
 ) -> Shortcut:
-    """`Backend.shortcut` for elements of `bits` bits."""
+    """`Backend.shortcut` for elements of `size` bytes."""
     T, B, N, _ = rows
     threads = most_threads(torch.get_num_threads())
-    recipes = [forward_recipe(bits, layer, T, B, N, threads) for layer in layers]
-    return forward_call.shortcut(recipes, FIELDS, layers, B, bits // 8, y_shape)
+    recipes = [forward_recipe(size, layer, T, B, N, threads) for layer in layers]
+    return forward_call.shortcut(recipes, FIELDS, layers, B, size, y_shape)
 
 
 def backward(
-    bits: int,
     layer: LayerSpec,
     rows: Rows,
     x: Tensor,
-    hx: States,
+    h0: Tensor,
     weights: Sequence[Tensor],
     y: Tensor,
     grad_y: Tensor | None,
     grad_h_n: Tensor | None,
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward` for elements of `bits` bits."""
+    """`Backend.backward` of the one state."""
     T, B, N, sizes = rows
-    (h0,) = hx
     I, H, D = layer.input_size, layer.hidden_size, layer.num_directions
     threads = most_threads(torch.get_num_threads())
-    recipe = backward_recipe(bits, layer, T, B, N, threads)
+    recipe = backward_recipe(x.element_size(), layer, T, B, N, threads)
     grad_y = None if grad_y is None else grad_y.contiguous()
     grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
     held = [w.contiguous() for w in weights]
@@ -119,10 +118,9 @@ def _by_direction(
 
 
 @lru_cache(maxsize=1024)
-def forward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
-    """How a layer's forward kernel is called for elements of `bits` bits, on at most `threads`."""
-    kernels = library(Kind(bits, layer.cell))
-    size = bits // 8
+def forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
+    """How a layer's forward kernel is called for elements of `size` bytes, on at most `threads`."""
+    kernels = library(Kind(8 * size, layer.cell))
     lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
     wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
     cut = plan(layer, Rows(T, B, N), threads, wide_h)
@@ -147,10 +145,9 @@ def forward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, threads:
 
 
 @lru_cache(maxsize=1024)
-def backward_recipe(bits: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
+def backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     """As `forward_recipe`, of the backward kernel: `parts` are dz, `before` and the reductions."""
-    kernels = library(Kind(bits, layer.cell))
-    size, D = bits // 8, layer.num_directions
+    kernels, D = library(Kind(8 * size, layer.cell)), layer.num_directions
     lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
     wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
     rows = Rows(T, B, N)

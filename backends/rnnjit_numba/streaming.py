@@ -74,7 +74,7 @@ def _layer(
     dtype: torch.dtype, layers: Sequence[LayerSpec], index: int, batch: int, threads: int
 ) -> _Layer:
     layer, size = layers[index], dtype.itemsize
-    recipe = forward_recipe(8 * size, layer, 1, batch, batch, threads)
+    recipe = forward_recipe(size, layer, 1, batch, batch, threads)
     block = recipe.block[:]
     scratch = None if recipe.inside else torch.empty(recipe.scratch, dtype=dtype)
     block[FIELDS.scratch] = scratch_address(recipe, block, scratch)

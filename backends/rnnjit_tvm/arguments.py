@@ -1,8 +1,4 @@
-"""What a kernel is told: the fields of its argument block, all int64.
-
-Addresses point at memory that the caller owns and keeps alive until the kernel returns; 0 stands
-for an absent tensor. Tensors are contiguous, in the layouts of `rnnjit.Backend`.
-"""
+"""What a kernel is told: the fields of its argument block (see `rnnjit.codegen.argument_block`)."""
 
 from __future__ import annotations
 
@@ -16,8 +12,7 @@ class ForwardArguments(NamedTuple):
         T, B, N, I, H, D: steps, batch, rows, input and hidden features, directions.
         starts: address of the first row of every step and of the one behind, int64 `[T + 1]`; 0
             if dense.
-        slices, slice_rows: how many parts the batch is cut into, and rows in each but the last.
-        every: distance of a slice's rows: 1, or `slices` where each takes one row of every so many.
+        slices, slice_rows, stride: how the batch is divided, see `rnnjit.codegen.row_slices`.
         hoist: whether the input projection of all steps is computed before the first.
         x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
         w_ih_0 ... b_hh_1: the weights of each direction; biases may be 0.
@@ -34,7 +29,7 @@ class ForwardArguments(NamedTuple):
     starts: int
     slices: int
     slice_rows: int
-    every: int
+    stride: int
     hoist: int
     x: int
     h0: int
@@ -77,7 +72,7 @@ class BackwardArguments(NamedTuple):
     starts: int
     slices: int
     slice_rows: int
-    every: int
+    stride: int
     x: int
     h0: int
     y: int

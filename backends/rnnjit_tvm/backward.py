@@ -69,17 +69,17 @@ def _add_pack(module: Module) -> None:
 
 
 def _add_remember(module: Module) -> None:
-    """PrimFunc `remember(before, every, state, distance, rows)`: notes where states are.
+    """PrimFunc `remember(before, stride, state, distance, rows)`: notes where states are.
 
-    `before` gets `rows` addresses, `every` elements apart, of states that are `distance` bytes
+    `before` gets `rows` addresses, `stride` elements apart, of states that are `distance` bytes
     apart from `state` on.
     """
 
-    def body(before: Any, every: Any, state: Any, distance: Any, rows: Any) -> None:
+    def body(before: Any, stride: Any, state: Any, distance: Any, rows: Any) -> None:
         with loop(integer(0), rows) as r:
-            T.buffer_store(before, state + r * distance, [r * every])
+            T.buffer_store(before, state + r * distance, [r * stride])
 
-    module.add("remember", ["before"], ["every", "state", "distance", "rows"], body, dtype="int64")
+    module.add("remember", ["before"], ["stride", "state", "distance", "rows"], body, dtype="int64")
 
 
 def _add_recur(module: Module) -> None:
@@ -134,11 +134,11 @@ def _states_before(
     ld, at = T.bind(a.D * a.H), T.bind(d * a.N + row)
     state = a.y + (earlier * ld + d * a.H) * size
     to = address(before, at + part.low)
-    call("remember", to, part.every, state, ld * part.every * size, begun)
+    call("remember", to, part.stride, state, ld * part.stride * size, begun)
     first = part.row(begun)
     state = a.h0 + (d * a.B + first) * a.H * size
     to = address(before, at + first)
-    call("remember", to, part.every, state, a.H * part.every * size, rows - begun)
+    call("remember", to, part.stride, state, a.H * part.stride * size, rows - begun)
 
 
 def _through(
@@ -147,9 +147,9 @@ def _through(
     """`to = dz W_hh` for `rows` of a slice's rows."""
     scratch, zero = pointer(a.scratch, lanes.dtype), integer(0)
     w = address(scratch, part.d * a.packed)
-    ld = T.bind(a.D * a.H * part.every)
+    ld = T.bind(a.D * a.H * part.stride)
     pointers = (address(scratch, zeros_at(a)), source, source, w, to)
-    sizes = (zero, zero, zero, zero, ld, a.H, a.panel, ld_to * part.every)
+    sizes = (zero, zero, zero, zero, ld, a.H, a.panel, ld_to * part.stride)
     call("block", *pointers, *sizes, rows, a.H)
 
 
@@ -160,15 +160,15 @@ def _last_states(
     size, d, H = lanes.bits // 8, part.d, a.H
     b = part.row(first)
     given = T.bind(a.grad_h_n + (d * a.B + b) * H * size)
-    source, ld_source = _or_zeros(lanes, a, a.grad_h_n, given, H * part.every)
+    source, ld_source = _or_zeros(lanes, a, a.grad_h_n, given, H * part.stride)
     ld = T.bind(a.D * H)
     to = address(pointer(a.dz, lanes.dtype), (row + b) * ld + d * H)
-    call("copy", source, to, ld_source, ld * part.every, rows, H)
+    call("copy", source, to, ld_source, ld * part.stride, rows, H)
 
 
 def _pointwise(lanes: Lanes, a: BackwardArguments, part: Slice, here: Any, rows: Any) -> None:
     """Dz = (dz + grad_y) f'(z), in place."""
-    ld = T.bind(a.D * a.H * part.every)
+    ld = T.bind(a.D * a.H * part.stride)
     given = T.bind(a.grad_y + here * (lanes.bits // 8))
     grad, ld_grad = _or_zeros(lanes, a, a.grad_y, given, ld)
     pointers = [address(pointer(each, lanes.dtype), here) for each in (a.dz, a.y)]

@@ -129,12 +129,12 @@ def _step(module: Module, a: ForwardArguments, part: Slice, steps: Steps, s: Any
         _affine(module, a, part, row + first, rows - linked, states, H)
     with when(rows > 0):
         here = address(y, (row + part.low) * ld + d * H)
-        call("activate", here, ld * part.every, rows, H)
+        call("activate", here, ld * part.stride, rows, H)
     with when(rows > held):
         first = part.row(held)
         source = address(y, (row + first) * ld + d * H)
         to = address(h_n, (d * a.B + first) * H)
-        call("copy", source, to, ld * part.every, H * part.every, rows - held, H)
+        call("copy", source, to, ld * part.stride, H * part.stride, rows - held, H)
 
 
 def _affine(
@@ -147,14 +147,14 @@ def _affine(
     ld_states: Any,
 ) -> None:
     """Y = x W_ih^T + b + h W_hh^T for `rows` of a slice's rows, from row `row` of all."""
-    lanes, every = module.lanes, part.every
+    lanes, stride = module.lanes, part.stride
     scratch, y = pointer(a.scratch, lanes.dtype), pointer(a.y, lanes.dtype)
     base, ld = T.bind(part.d * a.packed), T.bind(a.D * a.H)
     at = T.bind(row * ld + part.d * a.H)
     hoist, size = T.bind(a.hoist != integer(0)), lanes.bits // 8
     bias = a.scratch + (base + lanes.vectors(a.H) * a.panel) * size
     init = T.bind(T.Select(hoist, a.y + at * size, bias))
-    ld_init = T.bind(T.Select(hoist, ld * every, integer(0)))
+    ld_init = T.bind(T.Select(hoist, ld * stride, integer(0)))
     inputs = T.bind(T.Select(hoist, integer(0), a.I))
     pointers = (
         address(pointer(init, lanes.dtype), integer(0)),
@@ -163,6 +163,6 @@ def _affine(
         address(scratch, base + (a.I - inputs) * lanes.count),
         address(y, at),
     )
-    one, ld_x, ld_out = integer(1), a.I * every, ld * every
-    sizes = (ld_init, ld_x, one, inputs, ld_states * every, a.H, a.panel, ld_out, rows, a.H)
+    one, ld_x, ld_out = integer(1), a.I * stride, ld * stride
+    sizes = (ld_init, ld_x, one, inputs, ld_states * stride, a.H, a.panel, ld_out, rows, a.H)
     call("block", *pointers, *sizes)

@@ -7,12 +7,12 @@ from typing import Any
 from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
 from rnnjit_tvm.backward import add_backward
-from rnnjit_tvm.cell_kernels import add_cell
 from rnnjit_tvm.forward import add_forward
-from rnnjit_tvm.host import tiles
 from rnnjit_tvm.packing import add_packing
+from rnnjit_tvm.pointwise import add_cell
 from rnnjit_tvm.reductions import add_reductions
 from rnnjit_tvm.tensorir import Lanes, Module
+from rnnjit_tvm.tile_shapes import tile_shapes
 from rnnjit_tvm.tiles import add_tiles
 from rnnjit_tvm.time_loop import add_copy
 
@@ -23,8 +23,8 @@ def kernels(isa: Isa, bits: int, cell: Cell) -> dict[str, Any]:
     add_copy(module)
     add_packing(module)
     add_cell(module, cell)
-    add_tiles(module, tiles(isa))
+    add_tiles(module, tile_shapes(isa))
     add_forward(module)
     add_backward(module)
-    add_reductions(module, tiles(isa)[0][1])
+    add_reductions(module, tile_shapes(isa)[0][1])
     return module.functions

@@ -1,180 +1,182 @@
-"""The operations of a cell's programs, on vectors of TensorIR.
-
-A number that a formula uses twice is bound: TensorIR's expressions are trees, in which it would be
-computed twice. Conditions are compared anew where they are used, since TensorIR binds none. Nothing
-here imports tvm, so that what is lowered is known without it. For tanh see `rnnjit.codegen.tanh`;
-exp is reduced in the same way.
-"""
+"""The pointwise part of a cell's step and of its gradient, on blocks of rows in place."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rnnjit import cells
-from rnnjit.cells import Kind, Program, evaluate
-from rnnjit.codegen import TANH
+import tvm
+from tvm.tirx.script.builder import ir as T
 
-if TYPE_CHECKING:
-    from rnnjit_tvm.tensorir import Lanes
-
-#: What exp is computed of, by the width of an element: below and above, it is 0 and infinite.
-_EXP_RANGE = {32: (-104.5, 89.0), 64: (-746.0, 710.0)}
+from rnnjit.cells import Cell
+from rnnjit.codegen.pointwise import lower
+from rnnjit_tvm.tensorir import Lanes, Module, integer, loop, when
 
 
-def lower(lanes: Lanes, program: Program, inputs: Sequence[Any]) -> tuple[Any | None, ...]:
-    """The outputs of a program on vectors, each number of it computed once.
+def add_cell(module: Module, cell: Cell) -> None:
+    """PrimFuncs `activate` and `activate_gradient`, which compute one cell.
 
     Args:
-        lanes: the vectors.
-        program: its operations are all in `OPERATIONS`.
-        inputs: bound values, one per input.
+        module: what to add them to.
+        cell: one whose `is_elman` holds.
     """
-
-    def operation(name: str) -> Callable[..., Any]:
-        function = partial(OPERATIONS[name], lanes)
-        if cells.OPERATIONS[name].result is Kind.CONDITION:
-            return function
-        return lambda *arguments: lanes.bind(function(*arguments))
-
-    operations = {name: operation(name) for name in OPERATIONS}
-    return evaluate(program, inputs, operations, lanes.constant)
+    _add_activate(module, cell)
+    _add_activate_gradient(module, cell)
 
 
-def _tanh(lanes: Lanes, x: Any) -> Any:
-    k = TANH[lanes.bits]
-    size = lanes.bind(lanes.call("fabs", x))
-    limit = lanes.constant(k.saturation)
-    size = lanes.bind(lanes.select(size > limit, limit, size))
-    shifted, p = _reduced(lanes, size + size)
-    bits = lanes.reinterpret(shifted, lanes.integer)
-    scale = _power_of_two(lanes, bits)
-    e = lanes.bind(lanes.multiply_add(scale, p, scale - lanes.constant(1.0)))
-    two = lanes.constant(2.0)
-    ratio = lanes.bind(lanes.select(e > two, two, e) / (e + two))
-    value = lanes.select(e > two, lanes.constant(1.0) - ratio, ratio)
-    return lanes.call("copysign", value, x)
+def _add_activate(module: Module, cell: Cell) -> None:
+    """`activate(z, ld, rows, columns)`: h = f(z)."""
+    lanes = module.lanes
+    (accumulator,) = cell.accumulators
+
+    def step(z: Any) -> Any:
+        out, *_ = lower(cell.step, _Vectors(lanes), {accumulator.name: T.bind(z)})
+        return out
+
+    def body(z: Any, ld: Any, rows: Any, columns: Any) -> None:
+        def whole(index: Any) -> None:
+            T.buffer_store(z, step(z[lanes.at(index)]), [lanes.at(index)])
+
+        def part(index: Any, count: Any) -> None:
+            lanes.store(z, index, step(lanes.load(z, index, count)), count)
+
+        with loop(integer(0), rows) as r:
+            _vectors(lanes, r * ld, columns, whole, part)
+
+    module.add("activate", ["z"], ["ld", "rows", "columns"], body)
 
 
-def _exp(lanes: Lanes, x: Any) -> Any:
-    """2^n exp(r), by two powers of two: one alone may be out of range where the result is not."""
-    k = TANH[lanes.bits]
-    low, high = (lanes.constant(limit) for limit in _EXP_RANGE[lanes.bits])
-    x = lanes.bind(lanes.select(x < low, low, x))
-    x = lanes.bind(lanes.select(x > high, high, x))
-    shifted, p = _reduced(lanes, x)
-    # What round_shift is as an integer; n has been added to its last bits.
-    zero = ((k.bias + k.mantissa_bits) << k.mantissa_bits) + (1 << (k.mantissa_bits - 1))
-    n = lanes.bind(lanes.reinterpret(shifted, lanes.integer) - lanes.integers(zero))
-    half = lanes.bind(lanes.shift_right(n, 1))
-    scale = _power_of_two(lanes, half)
-    return lanes.multiply_add(scale, p, scale) * _power_of_two(lanes, n - half)
+def _add_activate_gradient(module: Module, cell: Cell) -> None:
+    """`activate_gradient(dz, h, grad, ld, ld_grad, rows, columns)`: the gradient of z, in place.
+
+    Before, dz holds the gradient of the new state. `grad` is that of `out`, and h is `out`. `ld`
+    is the distance of rows of dz and h, `ld_grad` that of rows of grad.
+    """
+    lanes = module.lanes
+
+    def step(state: Any, h: Any, out: Any) -> Any:
+        given = {"out": h, "grad_out": out, f"grad_new_{cell.states[0]}": state}
+        inputs = {name: T.bind(given[name]) for name in cell.backward.inputs}
+        gradient, *_ = lower(cell.backward, _Vectors(lanes), inputs)
+        return lanes.zeros() if gradient is None else gradient
+
+    def body(dz: Any, h: Any, grad: Any, ld: Any, ld_grad: Any, rows: Any, columns: Any) -> None:
+        with loop(integer(0), rows) as r:
+            # Where a row of grad is, seen from the same row of dz.
+            ahead = T.bind(r * (ld_grad - ld))
+
+            def whole(index: Any) -> None:
+                at = lanes.at(index)
+                T.buffer_store(dz, step(dz[at], h[at], grad[lanes.at(index + ahead)]), [at])
+
+            def part(index: Any, count: Any) -> None:
+                state, here = lanes.load(dz, index, count), lanes.load(h, index, count)
+                value = step(state, here, lanes.load(grad, index + ahead, count))
+                lanes.store(dz, index, value, count)
+
+            _vectors(lanes, r * ld, columns, whole, part)
+
+    pointers, sizes = ["dz", "h", "grad"], ["ld", "ld_grad", "rows", "columns"]
+    module.add("activate_gradient", pointers, sizes, body)
 
 
-def _reduced(lanes: Lanes, y: Any) -> tuple[Any, Any]:
-    """`n + round_shift` and `exp(r) - 1`, where y = n ln(2) + r and |r| <= ln(2) / 2."""
-    k = TANH[lanes.bits]
-    y, shift = lanes.bind(y), lanes.constant(k.round_shift)
-    shifted = lanes.bind(lanes.multiply_add(y, lanes.constant(1.0 / math.log(2.0)), shift))
-    n = lanes.bind(shifted - shift)
-    r = lanes.bind(lanes.multiply_add(n, lanes.constant(-k.ln2_high), y))
-    r = lanes.bind(lanes.multiply_add(n, lanes.constant(-k.ln2_low), r))
-    p = lanes.constant(1.0 / math.factorial(k.degree))
-    for power in range(k.degree - 1, 1, -1):
-        p = lanes.bind(lanes.multiply_add(p, r, lanes.constant(1.0 / math.factorial(power))))
-    return shifted, lanes.bind(lanes.multiply_add(r * r, p, r))
+def _vectors(
+    lanes: Lanes,
+    start: Any,
+    columns: Any,
+    whole: Callable[[Any], None],
+    part: Callable[[Any, Any], None],
+) -> None:
+    """Call `whole` for each full vector of a row, and `part` for what is left of it."""
+    full = T.bind(T.truncdiv(columns, integer(lanes.count)))
+    with loop(integer(0), full) as v:
+        whole(T.bind(start + v * lanes.count))
+    left = T.bind(columns - full * lanes.count)
+    with when(left > 0):
+        part(T.bind(start + full * lanes.count), left)
 
 
-def _power_of_two(lanes: Lanes, n: Any) -> Any:
-    """2^n of integers, of which the exponent's bits and those above the mantissa's count."""
-    k = TANH[lanes.bits]
-    exponent = lanes.shift_left(n + lanes.integers(k.bias), k.mantissa_bits)
-    return lanes.bind(lanes.reinterpret(exponent, lanes.vector))
-
-
-def _sigmoid(lanes: Lanes, x: Any) -> Any:
-    one = lanes.constant(1.0)
-    return one / (one + _exp(lanes, lanes.bind(_neg(lanes, x))))
-
-
-def _neg(lanes: Lanes, x: Any) -> Any:
-    # Of 0 it is -0, which 0 - x would not be.
-    return lanes.constant(-0.0) - x
-
-
-def _relu(lanes: Lanes, x: Any) -> Any:
-    return lanes.select(x < lanes.zeros(), lanes.zeros(), x)
-
-
-def _leaky_relu(lanes: Lanes, x: Any, slope: float) -> Any:
-    return lanes.select(x > lanes.zeros(), x, x * lanes.constant(slope))
-
-
-def _sign(lanes: Lanes, x: Any) -> Any:
-    negative = lanes.select(x < lanes.zeros(), lanes.constant(-1.0), lanes.zeros())
-    return lanes.select(x > lanes.zeros(), lanes.constant(1.0), negative)
-
-
-def _minimum(lanes: Lanes, x: Any, y: Any) -> Any:
-    # A comparison with NaN is false: the inner one gives y then, and the outer one x.
-    return lanes.select(lanes.equal(x, x), lanes.select(x < y, x, y), x)
-
-
-def _maximum(lanes: Lanes, x: Any, y: Any) -> Any:
-    return lanes.select(lanes.equal(x, x), lanes.select(x > y, x, y), x)
-
-
-def _clamp(lanes: Lanes, x: Any, low: float, high: float) -> Any:
-    lower, upper = lanes.constant(low), lanes.constant(high)
-    raised = lanes.bind(lanes.select(x < lower, lower, x))
-    return lanes.select(raised > upper, upper, raised)
-
-
-def _tanh_backward(lanes: Lanes, grad: Any, h: Any) -> Any:
-    return grad * lanes.multiply_add(lanes.zeros() - h, h, lanes.constant(1.0))
-
-
-def _sigmoid_backward(lanes: Lanes, grad: Any, h: Any) -> Any:
-    return grad * (lanes.constant(1.0) - h) * h
-
-
-def _relu_backward(lanes: Lanes, grad: Any, h: Any) -> Any:
-    return lanes.select(h <= lanes.zeros(), lanes.zeros(), grad)
-
-
-#: By its name, each operation as a function of the vectors and its bound arguments; constants of
-#: the operation follow them.
-OPERATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+_COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
     {
-        "add": lambda lanes, x, y: x + y,
-        "sub": lambda lanes, x, y: x - y,
-        "mul": lambda lanes, x, y: x * y,
-        "div": lambda lanes, x, y: x / y,
-        "neg": _neg,
-        "exp": _exp,
-        "sqrt": lambda lanes, x: lanes.call("sqrt", x),
-        "tanh": _tanh,
-        "sigmoid": _sigmoid,
-        "relu": _relu,
-        "leaky_relu": _leaky_relu,
-        "abs": lambda lanes, x: lanes.call("fabs", x),
-        "sign": _sign,
-        "minimum": _minimum,
-        "maximum": _maximum,
-        "clamp": _clamp,
-        "lt": lambda lanes, x, y: x < y,
-        "le": lambda lanes, x, y: x <= y,
-        "gt": lambda lanes, x, y: x > y,
-        "ge": lambda lanes, x, y: x >= y,
-        "eq": lambda lanes, x, y: lanes.equal(x, y),
-        "ne": lambda lanes, x, y: lanes.unequal(x, y),
-        "where": lambda lanes, condition, x, y: lanes.select(condition, x, y),
-        "detach": lambda lanes, x: x,
-        "tanh_backward": _tanh_backward,
-        "sigmoid_backward": _sigmoid_backward,
-        "relu_backward": _relu_backward,
+        "<": operator.lt,
+        "<=": operator.le,
+        ">": operator.gt,
+        ">=": operator.ge,
+        "==": tvm.tirx.EQ,
+        # TensorIR's own NE does not hold of NaN.
+        "!=": lambda x, y: tvm.tirx.Not(tvm.tirx.EQ(x, y)),
     }
 )
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """`rnnjit.codegen.pointwise.Vectors` in TensorIR.
+
+    Numbers and integers are bound: TensorIR's expressions are trees, in which what is used twice
+    would be computed twice. Conditions cannot be, and are compared anew where they are used.
+
+    Attributes:
+        lanes: the vectors.
+    """
+
+    lanes: Lanes
+
+    @property
+    def bits(self) -> int:
+        return self.lanes.bits
+
+    def constant(self, value: float) -> Any:
+        return self.lanes.constant(value)
+
+    def add(self, x: Any, y: Any) -> Any:
+        return T.bind(x + y)
+
+    def sub(self, x: Any, y: Any) -> Any:
+        return T.bind(x - y)
+
+    def mul(self, x: Any, y: Any) -> Any:
+        return T.bind(x * y)
+
+    def div(self, x: Any, y: Any) -> Any:
+        return T.bind(x / y)
+
+    def neg(self, x: Any) -> Any:
+        # Of 0 it is -0, which 0 - x would not be.
+        return T.bind(self.lanes.constant(-0.0) - x)
+
+    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
+        return T.bind(self.lanes.multiply_add(x, y, z))
+
+    def call(self, name: str, *values: Any) -> Any:
+        return T.bind(self.lanes.call(name, *values))
+
+    def compare(self, symbol: str, x: Any, y: Any) -> Any:
+        return _COMPARISONS[symbol](x, y)
+
+    def select(self, condition: Any, x: Any, y: Any) -> Any:
+        return T.bind(T.Select(condition, x, y))
+
+    def bits_of(self, x: Any) -> Any:
+        return T.bind(T.reinterpret(self.lanes.integer, x))
+
+    def from_bits(self, n: Any) -> Any:
+        return T.bind(T.reinterpret(self.lanes.vector, n))
+
+    def integer_constant(self, value: int) -> Any:
+        return self.lanes.integers(value)
+
+    def integer_add(self, n: Any, m: Any) -> Any:
+        return T.bind(n + m)
+
+    def integer_sub(self, n: Any, m: Any) -> Any:
+        return T.bind(n - m)
+
+    def shift_left(self, n: Any, count: int) -> Any:
+        return T.bind(T.shift_left(n, self.lanes.integers(count)))
+
+    def shift_right(self, n: Any, count: int) -> Any:
+        return T.bind(T.shift_right(n, self.lanes.integers(count)))

@@ -2,125 +2,63 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
-from functools import cache, lru_cache
-from struct import Struct
-from typing import NamedTuple
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
-from rnnjit.backend import Shortcut, States
+from rnnjit.backend import Shortcut
+from rnnjit.codegen import forward_call
+from rnnjit.codegen.argument_block import address_of, argument_block
+from rnnjit.codegen.forward_call import ForwardFields, Recipe
+from rnnjit.codegen.kernel import Kind
 from rnnjit.recurrence.rows import offsets
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
-from rnnjit_tvm.host import tiles
-from rnnjit_tvm.library import Kernel, library
+from rnnjit_tvm.library import library
 from rnnjit_tvm.plan import REDUCTION_ROWS, Plan, plan
+from rnnjit_tvm.tile_shapes import tile_shapes
 
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
 _B = BackwardArguments(*range(len(BackwardArguments._fields)))
-
-
-class Recipe(NamedTuple):
-    """All of a call that does not depend on its tensors.
-
-    Attributes:
-        kernel: what to call.
-        threads: size of the team.
-        block: the argument block with every size filled in; copied for each call.
-        scratch: elements of scratch memory.
-        windows: where in the scratch the threads' windows are, in bytes.
-    """
-
-    kernel: Kernel
-    threads: int
-    block: array[int]
-    scratch: int
-    windows: int = 0
+_FIELDS = ForwardFields(_F.x, _F.starts, _F.scratch)
 
 
 def forward(
-    layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor]
+    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
 ) -> LayerOutput:
-    """`Backend.forward` of tensors of float32 or float64, with one state."""
-    (h0,) = hx
+    """`Backend.forward` of the one state."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
     recipe = _forward_recipe(x.element_size(), layer, T, B, N, threads)
-    y = x.new_empty((N, layer.num_directions * layer.hidden_size))
-    h_n = torch.empty_like(h0)
-    scratch = x.new_empty(recipe.scratch)
     starts = None if sizes is None else offsets(rows, x.device)
-    contiguous = [w if w.is_contiguous() else w.contiguous() for w in weights]
-    block = recipe.block[:]
-    block[_F.starts], block[_F.scratch] = _address(starts), scratch.data_ptr()
-    _pointers(layer.bias, layer.num_directions).pack_into(
-        *(block, 8 * _F.x, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
-        *[weight.data_ptr() for weight in contiguous],
-    )
-    recipe.kernel(block, recipe.threads)
-    return LayerOutput(y, (h_n,))
+    return forward_call.forward(recipe, _FIELDS, layer, x, h0, weights, starts)
 
 
 def shortcut(
     size: int, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, int, int]
 ) -> Shortcut:
     """`Backend.shortcut` for elements of `size` bytes."""
+    T, B, N, _ = rows
     threads = most_threads(torch.get_num_threads())
-    states = layers[0].num_directions * rows.B * layers[0].hidden_size * size
-    stack = []
-    for i, layer in enumerate(layers):
-        recipe = _forward_recipe(size, layer, rows.T, rows.B, rows.N, threads)
-        count = layer.num_directions * layer.weights_per_direction
-        stack.append((recipe, i * states, i * count, (i + 1) * count))
-    write = _pointers(layers[0].bias, layers[0].num_directions).pack_into
-
-    def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
-        (h0,) = hx
-        h_n = torch.empty_like(h0)
-        h0_address, h_n_address = h0.data_ptr(), h_n.data_ptr()
-        addresses = [weight.data_ptr() for weight in weights]
-        for recipe, offset, first, last in stack:
-            y, scratch = x.new_empty(y_shape), x.new_empty(recipe.scratch)
-            block = recipe.block[:]
-            block[_F.scratch] = scratch.data_ptr()
-            write(
-                *(block, 8 * _F.x, x.data_ptr(), h0_address + offset, y.data_ptr()),
-                *(h_n_address + offset, *addresses[first:last]),
-            )
-            recipe.kernel(block, recipe.threads)
-            x = y
-        return x, (h_n,)
-
-    return run
-
-
-@cache
-def _pointers(bias: bool, directions: int) -> Struct:
-    """How the addresses of x, h0, y, h_n and the weights lie in the forward argument block."""
-    weights = "4q" if bias else "2q16x"
-    return Struct("=4q" + weights * directions)
+    recipes = [_forward_recipe(size, layer, T, B, N, threads) for layer in layers]
+    return forward_call.shortcut(recipes, _FIELDS, layers, B, size, y_shape)
 
 
 def backward(
     layer: LayerSpec,
     rows: Rows,
     x: Tensor,
-    hx: States,
+    h0: Tensor,
     weights: Sequence[Tensor],
     y: Tensor,
     grad_y: Tensor | None,
-    grad_states: tuple[Tensor | None, ...],
+    grad_h_n: Tensor | None,
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward` of tensors of float32 or float64, with one state.
-
-    `grad_states` is the contract's `grad_h_n`.
-    """
-    (h0,), (grad_h_n,) = hx, grad_states
+    """`Backend.backward` of the one state."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
     recipe = _backward_recipe(x.element_size(), layer, T, B, N, threads)
@@ -133,12 +71,12 @@ def backward(
     contiguous = [w.contiguous() for w in weights]
     grads = _allocate(layer, N, weights, needs.weights)
     block = recipe.block[:]
-    block[_B.starts], block[_B.scratch] = _address(starts), scratch.data_ptr()
-    block[_B.windows] = scratch.data_ptr() + recipe.windows
+    block[_B.starts], block[_B.scratch] = address_of(starts), scratch.data_ptr()
+    block[_B.windows] = scratch.data_ptr() + recipe.parts[0]
     block[_B.x], block[_B.h0], block[_B.y] = x.data_ptr(), h0.data_ptr(), y.data_ptr()
-    block[_B.grad_y], block[_B.grad_h_n] = _address(grad_y), _address(grad_h_n)
+    block[_B.grad_y], block[_B.grad_h_n] = address_of(grad_y), address_of(grad_h_n)
     block[_B.dz] = dz.data_ptr()
-    block[_B.grad_x], block[_B.grad_h0] = _address(grad_x), _address(grad_h0)
+    block[_B.grad_x], block[_B.grad_h0] = address_of(grad_x), address_of(grad_h0)
     count = layer.weights_per_direction
     fields = ((_B.w_ih_0, _B.grad_w_ih_0), (_B.w_ih_1, _B.grad_w_ih_1))
     for d, (weight, grad) in enumerate(fields[: layer.num_directions]):
@@ -146,7 +84,7 @@ def backward(
         block[weight] = contiguous[own].data_ptr()
         block[weight + 1] = contiguous[own + 1].data_ptr()
         for i, tensor in enumerate(grads[own : own + min(count, 3)]):
-            block[grad + i] = _address(tensor)
+            block[grad + i] = address_of(tensor)
     if any(needs.weights[1::count]):
         before = torch.empty((layer.num_directions, N), dtype=torch.int64)
         block[_B.before] = before.data_ptr()
@@ -189,7 +127,7 @@ def _by_weight(
 
 @lru_cache(maxsize=1024)
 def _forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
-    kernels = library((8 * size, layer.cell))
+    kernels = library(Kind(8 * size, layer.cell))
     lanes = kernels.isa.vector_bytes // size
     cut = plan(layer, Rows(T, B, N), threads)
     wide = -(-layer.hidden_size // lanes)
@@ -197,26 +135,26 @@ def _forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads
     packed = wide * (panel + lanes)
     fixed = _problem(layer, (T, B, N), cut)
     fixed |= {"hoist": int(cut.hoist), "panel": panel, "packed": packed}
-    block = array("q", [fixed.get(field, 0) for field in ForwardArguments._fields])
+    block = argument_block(ForwardArguments._fields, fixed)
     return Recipe(kernels.forward, cut.threads, block, layer.num_directions * packed)
 
 
 @lru_cache(maxsize=1024)
 def _backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
-    kernels = library((8 * size, layer.cell))
+    kernels = library(Kind(8 * size, layer.cell))
     lanes = kernels.isa.vector_bytes // size
     cut = plan(layer, Rows(T, B, N), threads)
     wide, inputs = -(-layer.hidden_size // lanes), -(-layer.input_size // lanes)
     panel = layer.hidden_size * lanes
     packed = (wide + inputs) * panel
     zeros = max(wide, inputs) * lanes
-    window = tiles(kernels.isa)[0][1] * lanes * REDUCTION_ROWS
+    window = tile_shapes(kernels.isa)[0][1] * lanes * REDUCTION_ROWS
     fixed = _problem(layer, (T, B, N), cut)
     fixed |= {"panel": panel, "packed": packed, "window": window}
-    block = array("q", [fixed.get(field, 0) for field in BackwardArguments._fields])
+    block = argument_block(BackwardArguments._fields, fixed)
     start = layer.num_directions * packed + zeros
     scratch = start + cut.threads * window
-    return Recipe(kernels.backward, cut.threads, block, scratch, start * size)
+    return Recipe(kernels.backward, cut.threads, block, scratch, parts=(start * size,))
 
 
 def _problem(layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> dict[str, int]:
@@ -231,9 +169,5 @@ def _problem(layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> dict[st
         "D": layer.num_directions,
         "slices": cut.slices,
         "slice_rows": cut.slice_rows,
-        "every": cut.every,
+        "stride": cut.stride,
     }
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

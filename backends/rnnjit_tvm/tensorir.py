@@ -85,34 +85,6 @@ class Lanes:
         """LLVM's intrinsic `llvm.<name>` of vectors."""
         return T.call_llvm_pure_intrin(self.vector, f"llvm.{name}", *args)
 
-    def bind(self, value: Any) -> Any:
-        """A variable that holds a value, which is computed here and once."""
-        return T.bind(value)
-
-    def select(self, condition: Any, x: Any, y: Any) -> Any:
-        """X where a condition holds, else y."""
-        return T.Select(condition, x, y)
-
-    def equal(self, x: Any, y: Any) -> Any:
-        """Whether x == y; Python's operator would compare expressions."""
-        return tvm.tirx.EQ(x, y)
-
-    def unequal(self, x: Any, y: Any) -> Any:
-        """Whether x != y, as NaN is of everything: of TensorIR's own NE it is not."""
-        return tvm.tirx.Not(tvm.tirx.EQ(x, y))
-
-    def reinterpret(self, value: Any, dtype: str) -> Any:
-        """The same bits as a vector of another type, `vector` or `integer`."""
-        return T.reinterpret(dtype, value)
-
-    def shift_left(self, value: Any, bits: int) -> Any:
-        """A vector of integers times 2^bits, without what is shifted out."""
-        return T.shift_left(value, self.integers(bits))
-
-    def shift_right(self, value: Any, bits: int) -> Any:
-        """A vector of integers over 2^bits, rounded down."""
-        return T.shift_right(value, self.integers(bits))
-
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """A * b + c, rounded once where the machine can."""
         return self.call("fma", a, b, c) if self.fma else a * b + c

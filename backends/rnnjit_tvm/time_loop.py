@@ -1,6 +1,6 @@
 """Steps, rows and the parts of threads: what both passes' time loops have in common.
 
-A slice of the batch is rows `low`, `low + every`, ... below `high`. Rows of a batch are
+A slice of the batch is rows `low`, `low + stride`, ... below `high`. Rows of a batch are
 independent, so that slices need no barrier between steps.
 """
 
@@ -73,32 +73,32 @@ class Slice(NamedTuple):
         d: the direction.
         low: its first row.
         high: the end of its rows.
-        every: the distance of its rows.
+        stride: the distance of its rows.
     """
 
     d: Any
     low: Any
     high: Any
-    every: Any
+    stride: Any
 
     def count(self, size: Any) -> Any:
         """How many of the slice's rows a step of some size has."""
         below = T.max(T.min(size, self.high) - self.low, integer(0))
-        return T.bind(T.truncdiv(below + (self.every - 1), self.every))
+        return T.bind(T.truncdiv(below + (self.stride - 1), self.stride))
 
     def row(self, index: Any) -> Any:
         """Row `index` of the slice, among those of a step."""
-        return T.bind(self.low + index * self.every)
+        return T.bind(self.low + index * self.stride)
 
 
 def slice_of(a: Arguments, unit: Any) -> Slice:
     """The slice that is `unit`'s among those of all directions."""
     d = T.bind(T.truncdiv(unit, a.slices))
     index = T.bind(unit - d * a.slices)
-    strided = T.bind(a.every > 1)
+    strided = T.bind(a.stride > 1)
     low = T.bind(T.Select(strided, index, index * a.slice_rows))
     high = T.bind(T.Select(strided, a.B, T.min(low + a.slice_rows, a.B)))
-    return Slice(d, low, high, a.every)
+    return Slice(d, low, high, a.stride)
 
 
 def partition(count: Any, thread: Any, threads: Any) -> Any:

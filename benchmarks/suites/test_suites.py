@@ -89,7 +89,7 @@ def test_cold_start(
 
     def start() -> float:
         place = next(new) if cache == "empty" else filled
-        trial = Trial(contestant, case, _PLAN.patience)
+        trial = Trial(contestant, case, _PLAN.timeout)
         seconds = start_once(trial, tmp_path, gate, place)
         assert trial.right, trial.result.reason
         return seconds

@@ -21,7 +21,7 @@ def growth(make: Callable[[], Callable[[], object]]) -> int | None:
     """
     if not _STATUS.exists():
         return None
-    _give_back()
+    _trim_heap()
     before = _kilobytes("VmRSS")
     call = make()
     try:
@@ -33,7 +33,7 @@ def growth(make: Callable[[], Callable[[], object]]) -> int | None:
     return max(0, peak - before) * 1024
 
 
-def _give_back() -> None:
+def _trim_heap() -> None:
     """What is free but still held by the C library goes back to the system, where it can."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""How a benchmark measures: how often, how long, how much patience."""
+"""How a benchmark measures: how often, and how long."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Plan:
         starts: processes that a cold start is measured on.
         longest: seconds that getting ready may take, about: who needs more is left out.
         memory: whether processes' growth is measured.
-        patience: seconds that a process may take to answer.
+        timeout: seconds that a process may take to answer.
     """
 
     rounds: int = 15
@@ -35,17 +35,17 @@ class Plan:
     starts: int = 3
     longest: float = 60.0
     memory: bool = True
-    patience: float = 300.0
+    timeout: float = 300.0
 
     def preparing(self, contestant: Contestant, case: Case) -> float:
         """About how many seconds the work before the rounds takes."""
         if case.cold:
-            return self.starts * (_START + contestant.patience(case))
-        return contestant.patience(case) * (1.3 if self.memory else 1.0) + 2 * self.sample
+            return self.starts * (_START + contestant.setup_seconds(case))
+        return contestant.setup_seconds(case) * (1.3 if self.memory else 1.0) + 2 * self.sample
 
     def leaves_out(self, contestant: Contestant, case: Case) -> str:
         """Why there is no time for a contestant; "" if there is."""
-        needed = contestant.patience(case)
+        needed = contestant.setup_seconds(case)
         if needed <= self.longest:
             return ""
         return f"getting ready takes about {needed:.3g} s: this plan allows {self.longest:.3g}"

@@ -94,7 +94,7 @@ PRESETS = {
     "quick": Preset(
         "a few shapes, in less than two minutes",
         _quick,
-        Plan(rounds=5, sample=0.01, memory=False, patience=60, longest=12),
+        Plan(rounds=5, sample=0.01, memory=False, timeout=60, longest=12),
     ),
     "full": Preset(
         "the README's shapes on one and on all threads, and one of everything else",

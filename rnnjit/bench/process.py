@@ -68,12 +68,12 @@ class Worker:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def ask(self, command: protocol.Command, patience: float) -> float | None:
+    def ask(self, command: protocol.Command, timeout: float) -> float | None:
         """Send a command and wait for its reply.
 
         Args:
             command: what to do.
-            patience: seconds to wait at most.
+            timeout: seconds to wait at most.
 
         Raises:
             Refusal: the contestant declines.
@@ -84,11 +84,11 @@ class Worker:
             raise WorkerError(self._end)
         try:
             self._write(msgspec.json.encode(command) + b"\n")
-            line = self._lines.get(timeout=patience)
+            line = self._lines.get(timeout=timeout)
         except Empty:
-            raise self._ended(f"no answer within {patience:.0f} s: ended") from None
+            raise self._ended(f"no answer within {timeout:.0f} s: ended") from None
         if not line:
-            raise self._ended(self._last_words())
+            raise self._ended(self._stderr_tail())
         try:
             reply = msgspec.json.decode(line, type=protocol.Reply)
         except msgspec.DecodeError:
@@ -141,7 +141,7 @@ class Worker:
         self.kill()
         return WorkerError(reason)
 
-    def _last_words(self) -> str:
+    def _stderr_tail(self) -> str:
         """How it died, and what it wrote to standard error at last."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)

@@ -65,7 +65,7 @@ class Runner:
     def measure(self, cases: Iterable[Case]) -> None:
         """Measure cases, and add what comes out to `measurements`."""
         for case in cases:
-            trials = [Trial(each, case, self._plan.patience) for each in self._contestants]
+            trials = [Trial(each, case, self._plan.timeout) for each in self._contestants]
             for trial in trials:
                 if reason := self._plan.leaves_out(trial.contestant, case):
                     trial.decline(reason)

@@ -27,7 +27,7 @@ class Trial:
     Attributes:
         contestant: who.
         case: what.
-        patience: seconds that it may take for an answer.
+        timeout: seconds that it may take for an answer.
         result: what is known so far, without times.
         calls: of a sample.
         samples: seconds of one call.
@@ -35,7 +35,7 @@ class Trial:
 
     contestant: Contestant
     case: Case
-    patience: float
+    timeout: float
     calls: int = 0
     samples: list[float] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class Trial:
         if not self.right:
             return None
         try:
-            return worker.ask(command, self.patience)
+            return worker.ask(command, self.timeout)
         except Refusal as error:
             self.decline(str(error))
         except WorkerError as error:

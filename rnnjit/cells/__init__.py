@@ -8,9 +8,6 @@ in `builder`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from rnnjit.cells.builder import Value, trace
 from rnnjit.cells.cell import Accumulator, Cell
 from rnnjit.cells.derivative import derivative
@@ -37,19 +34,3 @@ __all__ = [
     "evaluate",
     "trace",
 ]
-
-
-class _Activation:
-    """Temporary: what the core reads until it takes a `Cell`."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @property
-    def activation(self) -> Callable[[Any], Any]:
-        import torch
-
-        return {"tanh": torch.tanh, "relu": torch.relu}[self.name]
-
-
-CELLS = {name: _Activation(name) for name in ("tanh", "relu")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rnnjit.bench.presets import PRESETS
-from rnnjit.cli.output import console, timed_progress, write_text
+from rnnjit.cli.output import console, say, timed_progress, write_text
 from rnnjit.cli.parser import Commands, Parser, UsageError, first_line, output_file, positive
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def measure(
 
     taking = present(contestants)
     expected = plan.seconds(cases, taking)
-    _say(f"{len(cases)} cases, {len(taking)} contestants, {_about(expected)}")
+    say("bench", f"{len(cases)} cases, {len(taking)} contestants, {_about(expected)}")
     with timed_progress() as bar:
         task = bar.add_task("the machine", total=expected)
         machine = measure_machine(threads, quick=quick)
@@ -254,7 +253,3 @@ def _factor(text: str) -> float:
 
 def _about(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} minutes"
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"rnnjit bench: {line}\n")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from rnnjit.cli import models
-from rnnjit.cli.output import console, progress, write_json
+from rnnjit.cli.output import console, progress, say, write_json
 from rnnjit.cli.parser import (
     Commands,
     Parser,
@@ -130,9 +130,11 @@ def _modules(arguments: Namespace) -> dict[str, nn.RNNBase]:
         if given:
             flags = ", ".join(_flag(key) for key in given)
             raise UsageError(f"{flags} cannot be given with --model, which brings its own")
-        content = models.load(arguments.model, trust=arguments.trust, say=_say)
-        return models.find_rnns(
-            arguments.model, content, nonlinearity=arguments.nonlinearity, say=_say
+        return models.read(
+            arguments.model,
+            nonlinearity=arguments.nonlinearity,
+            trust=arguments.trust,
+            say=partial(say, "compare"),
         )
     if arguments.trust:
         raise UsageError("--trust is of use only with --model")
@@ -210,7 +212,3 @@ def _result(comparison: Comparison, result: Result) -> dict[str, Any]:
 
 def _flag(key: str) -> str:
     return "--no-bias" if key == "bias" else f"--{key.replace('_', '-')}"
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"rnnjit compare: {line}\n")

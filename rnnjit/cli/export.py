@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from rnnjit.artifact import export_artifact, targets
 from rnnjit.cli import models
+from rnnjit.cli.output import say
 from rnnjit.cli.parser import Commands, Parser, UsageError, first_line
 from rnnjit.frontend.capture import CELL_OF_NONLINEARITY
 
@@ -48,8 +49,12 @@ def add(commands: Commands[Parser]) -> None:
 
 def run(arguments: Namespace) -> int:
     """Export every RNN of the model, and say where it is."""
-    content = models.load(arguments.model, trust=arguments.trust, say=_say)
-    rnns = models.find_rnns(arguments.model, content, nonlinearity=arguments.nonlinearity, say=_say)
+    rnns = models.read(
+        arguments.model,
+        nonlinearity=arguments.nonlinearity,
+        trust=arguments.trust,
+        say=partial(say, "export"),
+    )
     for path, rnn in rnns.items():
         place = Path(arguments.output) / path if len(rnns) > 1 else Path(arguments.output)
         try:
@@ -75,7 +80,3 @@ class _Targets:
 
     def __contains__(self, name: object) -> bool:
         return name in targets()
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"rnnjit export: {line}\n")

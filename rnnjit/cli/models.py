@@ -39,6 +39,14 @@ _ASSUMED = "tanh"
 _FIRST_WEIGHT = re.compile(r"(?P<prefix>(?:.*\.)?)weight_hh_l0")
 
 
+def read(
+    file: str, *, nonlinearity: str | None, trust: bool, say: Callable[[str], None]
+) -> dict[str, nn.RNNBase]:
+    """Every distinct nn.RNN in a file that `torch.save` wrote, as `load` and `find_rnns` say."""
+    content = load(file, trust=trust, say=say)
+    return find_rnns(file, content, nonlinearity=nonlinearity, say=say)
+
+
 def load(file: str, *, trust: bool, say: Callable[[str], None]) -> Any:
     """What `torch.save` put into a file, on the CPU.
 

@@ -68,6 +68,11 @@ def timed_progress() -> Progress:
     )
 
 
+def say(command: str, line: str) -> None:
+    """Write a line about what a command does to standard error."""
+    sys.stderr.write(f"rnnjit {command}: {line}\n")
+
+
 def write_json(data: Any, file: str) -> None:
     """Write `data` as JSON to a file, or to standard output for "-".
 

@@ -8,33 +8,32 @@ from rnnjit.cells import Cell
 def why_not_elman(cell: Cell) -> list[str]:
     """Why a cell is not h' = f(W_ih x + b_ih + W_hh h + b_hh); empty if it is.
 
-    f is any pointwise function whose derivative follows from its result.
+    f is any pointwise function whose derivative follows from its result, see `Cell.is_elman`.
     """
     reasons = []
     if len(cell.gates) > 1:
-        reasons.append(f"{len(cell.gates)} gates")
-    elif len(cell.accumulators) > 1:
-        reasons.append("input and hidden parts of its gate apart from each other")
+        reasons.append(f"the cell has {len(cell.gates)} gates: only one is supported")
     if len(cell.states) > 1:
-        reasons.append(f"{len(cell.states)} states")
+        reasons.append(f"the cell has {len(cell.states)} states: only one is supported")
     if cell.parameters:
-        reasons.append("parameters beside weights and biases")
+        names = ", ".join(cell.parameters)
+        reasons.append(f"the cell has parameters ({names}): none are supported")
     if cell.operand is not None:
-        reasons.append("a recurrent operand that is not the state itself")
-    if not reasons and not cell.is_elman:
-        reasons.append(_of_one_gate(cell))
-    if not reasons:
-        return []
-    return [
-        f"cell {cell.name!r} has {', '.join(reasons)}: only cells of the form "
-        "h' = f(W_ih x + b_ih + W_hh h + b_hh) are computed"
-    ]
+        reasons.append("the cell's recurrent operand is not its state: only that is supported")
+    if not (reasons or cell.is_elman):
+        reasons.append(
+            "the cell does not have the form h' = f(W_ih x + b_ih + W_hh h + b_hh), with a "
+            f"derivative of f that follows from h': {_difference(cell)}"
+        )
+    return reasons
 
 
-def _of_one_gate(cell: Cell) -> str:
+def _difference(cell: Cell) -> str:
     """What a cell of one gate and one state has that the form has not."""
+    if len(cell.accumulators) > 1:
+        return "W_ih x and W_hh h are used apart"
     if cell.out_state is None:
-        return "an output that is not its state"
+        return "the output is not the new state"
     if cell.step.used != {cell.accumulators[0].name}:
-        return "a new state that is not a function of its gate alone"
-    return "a derivative that does not follow from the new state"
+        return "the new state depends on the state before in another way"
+    return "the derivative needs more than h'"

@@ -57,7 +57,7 @@ def forward(
     fields: ForwardFields,
     layer: LayerSpec,
     x: Tensor,
-    hx: States,
+    h0: Tensor,
     weights: Sequence[Tensor],
     rows: Tensor | None,
 ) -> LayerOutput:
@@ -68,11 +68,10 @@ def forward(
         fields: of its argument block.
         layer: what the layer is.
         x: `[N, I]`, contiguous.
-        hx: the one state `[D, B, H]`, contiguous.
+        h0: `[D, B, H]`, contiguous.
         weights: for each direction w_ih, w_hh and then maybe b_ih, b_hh; any strides.
         rows: the table that says where rows are; None if dense.
     """
-    (h0,) = hx
     y = x.new_empty((x.shape[0], layer.num_directions * layer.hidden_size))
     h_n = torch.empty_like(h0)
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]

@@ -6,8 +6,12 @@ import ctypes
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from importlib.metadata import version
+from typing import NamedTuple, TypeVar
 
+from rnnjit import cells
+from rnnjit.cells import Cell
+from rnnjit.codegen.isa import Isa
 from rnnjit.runtime import object_cache
 from rnnjit.runtime.openmp import FORK, openmp
 
@@ -16,6 +20,18 @@ L = TypeVar("L")
 LINE = 64
 #: What the entries for teams call.
 _TEAM_FUNCTIONS = ("omp_get_thread_num", "omp_get_num_threads")
+
+
+class Kind(NamedTuple):
+    """What kernels are compiled for, beside the machine.
+
+    Attributes:
+        bits: of an element.
+        cell: what they compute.
+    """
+
+    bits: int
+    cell: Cell
 
 
 class Kernel:
@@ -64,6 +80,21 @@ def team_symbols() -> dict[str, int]:
     runtime = openmp()
     # Without a runtime no team is ever made; the symbols must resolve all the same.
     return {name: runtime.symbols[name] if runtime else 1 for name in _TEAM_FUNCTIONS}
+
+
+def cache_key(isa: Isa, kind: Kind, compilers: Sequence[str], file: str) -> str:
+    """Names all that object code depends on: machine, kind, compilers and sources.
+
+    Args:
+        isa: what it is compiled for.
+        kind: as well.
+        compilers: names of the distributions that take part.
+        file: any file of the package that has the kernels' sources.
+    """
+    versions = [version(name) for name in compilers]
+    # The cell's digest says what it computes. What its gradient is follows from `cells`' sources.
+    files = (file, __file__, cells.__file__)
+    return object_cache.name_of(isa, kind.bits, kind.cell.digest, versions, files=files)
 
 
 def cached(key: str, load: Callable[[bytes], L], compile_code: Callable[[], bytes]) -> L:

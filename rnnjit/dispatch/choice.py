@@ -15,7 +15,13 @@ from rnnjit.dispatch import tuning_db
 from rnnjit.dispatch.fallback import FAILURES, RAISE, Fallback
 from rnnjit.dispatch.registry import backends
 from rnnjit.errors import BackendError, UnsupportedError, described
-from rnnjit.runtime.torch_private import any_autocast, dispatch_mode, forward_mode, transforming
+from rnnjit.runtime.torch_private import (
+    UNSEEN,
+    any_autocast,
+    dispatch_mode,
+    forward_mode,
+    transforming,
+)
 from rnnjit.spec import Problem, RNNSpec
 
 _PLAIN_TYPES = frozenset({Tensor, Parameter})
@@ -171,11 +177,15 @@ def special_context(x: Tensor, *tensors: Tensor) -> str | None:
     Such a call goes through torch's own operators, whatever backend was named: it is not another
     backend answering in its place but torch transforming the layer's definition.
     """
-    if transforming():
+    autocast = any_autocast() and torch.is_autocast_enabled(x.device.type)
+    if UNSEEN and not autocast:
+        names = ", ".join(UNSEEN)
+        return f"torch {torch.__version__} lacks {names}, by which transforms and modes are seen"
+    if transforming() and not UNSEEN:
         return "a torch.func transform is in force"
-    if forward_mode():
+    if forward_mode() and not UNSEEN:
         return "forward-mode automatic differentiation is in force"
-    if any_autocast() and torch.is_autocast_enabled(x.device.type):
+    if autocast:
         return "autocast is enabled"
     if dispatch_mode():
         return "a TorchDispatchMode is in force, which must see torch's operators"

@@ -204,7 +204,7 @@ def layer_backward_op(
         return found
 
     # Below an operator torch switches autograd off, but a backend may use it in its backward pass.
-    with torch.no_grad(), autograd_allowed():
+    with torch.no_grad(), autograd_allowed(required=by.differentiable):
         policy = RAISE if by.differentiable else chosen.fallback
         result = policy.or_else(by, compiled, reference, "the reference")
     found = [result.x, *result.hx, *result.weights]

@@ -20,6 +20,7 @@ from rnnjit.frontend.class_rewrite import REPLACED, compiled_class
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_cell import CompiledRNNCell
 from rnnjit.frontend.compiled_layer import CompiledRNN
+from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.torch_private import (
     buffers_of,
     children_of,
@@ -180,7 +181,7 @@ def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
 
 def _may_compute(backend: Backend, cell: Cell) -> bool:
     """Whether `auto` has a use for a backend in layers of a cell."""
-    if not backend.automatic or backend.differentiable:
+    if backend is EAGER or not backend.automatic:
         return False
     try:
         return not why_not_cell(backend, cell)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,18 @@ class CompiledRNN(CompiledLayer):
     _source_class: type[nn.Module] = nn.RNN
     _torch_class: type[nn.Module] = nn.RNN
 
+    if TYPE_CHECKING:
+
+        def forward(
+            self,
+            input: Tensor | PackedSequence,  # noqa: A002 - torch's own name
+            hx: Tensor | None = None,
+            *,
+            reset: Tensor | None = None,
+        ) -> tuple[Tensor | PackedSequence, Tensor]:
+            """See `CompiledLayer.forward`; there is one state."""
+            ...
+
 
 class CompiledLSTM(CompiledLayer):
     """A compiled `nn.LSTM`, see `CompiledLayer`."""
@@ -127,9 +139,33 @@ class CompiledLSTM(CompiledLayer):
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]  # as nn.LSTM does
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]  # as nn.LSTM does
 
+    if TYPE_CHECKING:
+
+        def forward(
+            self,
+            input: Tensor | PackedSequence,  # noqa: A002 - torch's own name
+            hx: tuple[Tensor, Tensor] | None = None,
+            *,
+            reset: Tensor | None = None,
+        ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+            """See `CompiledLayer.forward`; the states are h and c."""
+            ...
+
 
 class CompiledGRU(CompiledLayer):
     """A compiled `nn.GRU`, see `CompiledLayer`."""
 
     _source_class: type[nn.Module] = nn.GRU
     _torch_class: type[nn.Module] = nn.GRU
+
+    if TYPE_CHECKING:
+
+        def forward(
+            self,
+            input: Tensor | PackedSequence,  # noqa: A002 - torch's own name
+            hx: Tensor | None = None,
+            *,
+            reset: Tensor | None = None,
+        ) -> tuple[Tensor | PackedSequence, Tensor]:
+            """See `CompiledLayer.forward`; there is one state."""
+            ...

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from rnnjit.backend import Backend, States
 from rnnjit.dispatch.choice import choose, fallback_for, special_context
-from rnnjit.dispatch.fallback import GENERATION
+from rnnjit.dispatch.fallback import GENERATION, RAISE
 from rnnjit.dispatch.registry import resolve
 from rnnjit.execution.stack import run_stack
 from rnnjit.frontend.arguments import as_hx, check_weights
 from rnnjit.frontend.capture import capture, weight_names, weights_of
 from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, one_thread
-from rnnjit.runtime.torch_private import HAS_GUARDS, parameters_of, tensor_guards
+from rnnjit.runtime.torch_private import HAS_GUARDS, UNSEEN, parameters_of, tensor_guards
 from rnnjit.spec import Problem, Rows
 
 
@@ -216,13 +217,16 @@ class Stream:
         check_weights(spec, weight_names(self._module), weights)
         _check_frame(x, (self._batch, spec.input_size), weights[0])
         special = special_context(x, *weights)
-        if special is not None:
+        if special is not None and not UNSEEN:
             raise TypeError(f"a stream steps over plain tensors, outside of transforms: {special}")
         x, weights = x.contiguous(), tuple([weight.contiguous() for weight in weights])
         kind, where = x.device.type, x.get_device()
         problem = Problem(x.dtype, kind, 1, self._batch, self._batch, False, False, where)
-        self._backend = choose(spec, problem, self._wanted)
-        self._fallback = fallback_for(spec, problem, self._wanted)
+        if special is None:
+            self._backend = choose(spec, problem, self._wanted)
+            self._fallback = fallback_for(spec, problem, self._wanted)
+        else:
+            self._backend, self._fallback = ReferenceBackend(), RAISE
         self._stepper = self._backend.stepper(spec, x.dtype, self._batch)
         before = self._states[0]
         if (before.dtype, before.device) != (x.dtype, x.device):

@@ -103,7 +103,7 @@ def imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(import_module(module), name, None)
-    except ImportError:
+    except (ImportError, AttributeError):  # the module may itself need a name that is gone
         return None
 
 
@@ -121,6 +121,16 @@ HAS_GUARDS = TensorGuards is not None and GlobalStateGuard is not None
 
 _forward_ad = import_module("torch.autograd.forward_ad")
 _profiler = import_module("torch.autograd.profiler")
+#: What this torch lacks of the names that tell whether a transform or a mode is in force.
+UNSEEN = tuple(
+    path
+    for path in (
+        "torch._C._functorch.peek_interpreter_stack",
+        "torch.autograd.forward_ad._current_level",
+        "torch._C._len_torch_dispatch_stack",
+    )
+    if find(path) is None
+)
 
 
 def transforming() -> bool:
@@ -232,16 +242,22 @@ def forget_pre_hooks(module: nn.Module) -> None:
 
 
 @contextmanager
-def autograd_allowed() -> Iterator[None]:
+def autograd_allowed(*, required: bool) -> Iterator[None]:
     """Lets a backward pass use autograd inside an operator, below which torch switches it off.
 
+    Args:
+        required: whether the backward pass is made of nothing else.
+
     Raises:
-        RuntimeError: this torch has none of what that takes.
+        RuntimeError: it is required, and this torch has not what that takes.
     """
     guard, keys = find("torch._C._ForceDispatchKeyGuard"), find("torch._C.DispatchKey")
     include = find("torch._C._dispatch_tls_local_include_set")
     exclude = find("torch._C._dispatch_tls_local_exclude_set")
     if any(found is None for found in (guard, keys, include, exclude)):
+        if not required:
+            yield
+            return
         raise RuntimeError(
             f"torch {torch.__version__} lacks what a traced backward pass needs: "
             "run the model without torch.compile, or name another backend"

@@ -128,7 +128,7 @@ def check_stale_weights(backend: Backend | str, case: Case) -> None:
 
 
 def check_overwritten_output(backend: Backend | str, case: Case) -> None:
-    """The gradients are right even if the caller overwrites the outputs before the backward pass."""
+    """The gradients are right even if the caller overwrites the outputs before the way back."""
     _compare(overwritten, backend, case)
 
 
@@ -143,7 +143,7 @@ def check_repeated(backend: Backend | str, case: Case) -> None:
         expect_same("the second pass back through the same call", gradients(call, y, h_n), grads)
     for _ in range(2):
         again = with_gradients(fast, call)
-        expect_same("a second call", again, outputs | grads)
+        expect_same("a second call", again, {**outputs, **grads})
 
 
 def check_double_backward(backend: Backend | str, case: Case) -> None:

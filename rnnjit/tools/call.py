@@ -39,8 +39,8 @@ class Call:
         """The same call in another dtype, its leaves new ones."""
         return replace(
             self,
-            x=_leaf(self.x.to(dtype)),
-            hx=tuple(_leaf(state.to(dtype)) for state in self.hx),
+            x=leaf(self.x.to(dtype)),
+            hx=tuple(leaf(state.to(dtype)) for state in self.hx),
             grad_y=self.grad_y.to(dtype),
             grad_h_n=tuple(grad.to(dtype) for grad in self.grad_h_n),
         )
@@ -111,10 +111,11 @@ def random_call(
         outer = (batch, steps) if spec.batch_first else (steps, batch)
         x = draw(*outer, spec.input_size)
     grad_y = draw(*x.shape[:-1], features)
-    hx = tuple(_leaf(draw(*shape)) for shape in states)
+    hx = tuple(leaf(draw(*shape)) for shape in states)
     grad_h_n = tuple(draw(*shape) for shape in states)
-    return Call(_leaf(x), hx, grad_y, grad_h_n, steps, batch, sequence)
+    return Call(leaf(x), hx, grad_y, grad_h_n, steps, batch, sequence)
 
 
-def _leaf(tensor: Tensor) -> Tensor:
+def leaf(tensor: Tensor) -> Tensor:
+    """A copy that requires gradients."""
     return tensor.detach().clone().requires_grad_()

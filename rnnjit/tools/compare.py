@@ -8,12 +8,12 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.frontend.capture import torch_module, weights_of
 from rnnjit.frontend.lowering import lower
-from rnnjit.tools.call import Call
+from rnnjit.tools.call import Call, leaf
 from rnnjit.tools.comparison import Comparison, compare_call
 from rnnjit.tools.observe import Seen, observe
 
@@ -144,9 +144,5 @@ def _copy(seen: Seen) -> tuple[nn.RNNBase, Call]:
     rows = call.x if packed is not None else call.x.view(T, B, spec.input_size)
     features = spec.num_directions * (spec.proj_size or spec.hidden_size)
     grad_y = rows.new_ones((*rows.shape[:-1], features))
-    hx = tuple(map(_leaf, call.hx))
-    return rnn, Call(_leaf(rows), hx, grad_y, tuple(map(torch.ones_like, hx)), T, B, packed)
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_()
+    hx = tuple(map(leaf, call.hx))
+    return rnn, Call(leaf(rows), hx, grad_y, tuple(map(torch.ones_like, hx)), T, B, packed)

@@ -102,7 +102,7 @@ def gradient_flow(
     replica, calls = copy_sharing_parameters(module), dict[str, list[list[GradientProbe]]]()
     for name, child in reachable_modules(replica):
         if _is_followed(child):
-            child.forward = partial(_forward, child, calls.setdefault(name, []))  # type: ignore[method-assign]  # of the copy
+            child.forward = partial(_forward, child, calls.setdefault(name, []))  # of the copy
     with torch.enable_grad(), torch.random.fork_rng():
         value = (loss or _first_sum)(replica(*inputs))
     probes = {name: made[0] for name, made in calls.items() if made}

@@ -7,15 +7,15 @@ import sys
 import msgspec
 import numpy as np
 import pytest
-from bench_contestants import Chatty, Crashing, Hanging, Hoarding, Raising, Telling, Threads
+from bench_contestants import Chatty, Crashing, Hoarding, Raising, Telling, Threads
 
 from rnnjit.bench import arrays, isolated_worker, protocol
 from rnnjit.bench.contestants import address, contestants, find
-from rnnjit.bench.process import Refusal, Worker, WorkerError
+from rnnjit.bench.process import Worker, WorkerError
 from rnnjit.bench.records import Case
 
 CASE = Case(T=5, B=2, I=3, H=4)
-PATIENCE = 300
+TIMEOUT = 300
 
 
 @pytest.fixture
@@ -47,73 +47,51 @@ def prepare(tmp_path):
 def test_every_command_has_its_reply(start, prepare, tmp_path, name):
     worker = start(find(name))
     for case in (CASE, Case(T=5, B=2, I=3, H=4, mode="training")):
-        assert worker.ask(prepare(case), PATIENCE) > 0
-        worker.ask(protocol.Results(str(tmp_path / "r")), PATIENCE)
+        assert worker.ask(prepare(case), TIMEOUT) > 0
+        worker.ask(protocol.Results(str(tmp_path / "r")), TIMEOUT)
         results = arrays.load_results(tmp_path / "r")
         assert results["y"].shape == (5, 2, 4)
         assert ("grad x" in results) is (case.mode == "training")
-    calls = worker.ask(protocol.Calibrate(1e-3), PATIENCE)
-    assert worker.ask(protocol.Sample(int(calls)), PATIENCE) > 0
-    assert worker.ask(protocol.Memory(), PATIENCE) is not None
-    assert worker.ask(protocol.Sample(1), PATIENCE) > 0
+    calls = worker.ask(protocol.Calibrate(1e-3), TIMEOUT)
+    assert worker.ask(protocol.Sample(int(calls)), TIMEOUT) > 0
+    assert worker.ask(protocol.Memory(), TIMEOUT) is not None
+    assert worker.ask(protocol.Sample(1), TIMEOUT) > 0
     worker.close()
     assert not worker.alive
 
 
 def test_a_stream_goes_on_from_call_to_call_and_its_results_begin_anew(start, prepare, tmp_path):
     worker = start(find("numba"))
-    worker.ask(prepare(Case(T=1, B=2, I=3, H=4, mode="streaming")), PATIENCE)
+    worker.ask(prepare(Case(T=1, B=2, I=3, H=4, mode="streaming")), TIMEOUT)
     found = []
     for name in "ab":
-        worker.ask(protocol.Results(str(tmp_path / name)), PATIENCE)
-        worker.ask(protocol.Sample(3), PATIENCE)
+        worker.ask(protocol.Results(str(tmp_path / name)), TIMEOUT)
+        worker.ask(protocol.Sample(3), TIMEOUT)
         found.append(arrays.load_results(tmp_path / name)["y"])
     assert np.array_equal(*found)
 
 
 def test_what_it_prints_is_no_reply(start, prepare):
-    assert start(Chatty()).ask(prepare(CASE), PATIENCE) > 0
-
-
-def test_a_contestant_may_decline(start, prepare):
-    worker = start(find("onnxruntime"))
-    with pytest.raises(Refusal, match="there is no backward pass"):
-        worker.ask(prepare(Case(T=2, B=1, I=1, H=1, mode="training")), PATIENCE)
-    assert worker.alive
+    assert start(Chatty()).ask(prepare(CASE), TIMEOUT) > 0
 
 
 def test_an_exception_is_told_and_the_process_goes_on(start, prepare):
     worker = start(Raising())
     for _ in range(2):
         with pytest.raises(WorkerError, match="ValueError: no such"):
-            worker.ask(prepare(CASE), PATIENCE)
+            worker.ask(prepare(CASE), TIMEOUT)
     with pytest.raises(WorkerError, match="no case is ready"):
-        worker.ask(protocol.Sample(1), PATIENCE)
+        worker.ask(protocol.Sample(1), TIMEOUT)
     assert worker.alive
-
-
-def test_a_backend_that_is_not_installed_is_told(start, prepare):
-    with pytest.raises(WorkerError, match="KeyError: 'nonsense'"):
-        start(find("nonsense")).ask(prepare(CASE), PATIENCE)
 
 
 def test_a_crash_is_told_with_the_last_words(start, prepare):
     worker = start(Crashing())
     with pytest.raises(WorkerError, match="its process was killed by SIGABRT; the last words"):
-        worker.ask(prepare(CASE), PATIENCE)
+        worker.ask(prepare(CASE), TIMEOUT)
     assert not worker.alive
     with pytest.raises(WorkerError, match="SIGABRT"):
-        worker.ask(protocol.Sample(1), PATIENCE)
-
-
-def test_a_process_that_hangs_is_ended(start, prepare, notes):
-    worker = start(Hanging())
-    with pytest.raises(WorkerError, match="no answer within 5 s"):
-        worker.ask(prepare(CASE), 5)
-    assert not worker.alive
-    ((note),) = notes()
-    with pytest.raises(ProcessLookupError):
-        os.kill(note["pid"], 0)
+        worker.ask(protocol.Sample(1), TIMEOUT)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "jax"])
@@ -145,7 +123,7 @@ def modules_after(*arguments, command):
 def test_threads_are_as_many_as_the_case_says_and_processors_all(start, prepare, notes):
     case = Case(T=5, B=2, I=3, H=4, threads=2)
     # PyTorch is told by the case, libraries that start with the process by its variables.
-    start(Threads(), 1).ask(prepare(case), PATIENCE)
+    start(Threads(), 1).ask(prepare(case), TIMEOUT)
     cpus = len(os.sched_getaffinity(0))
     assert notes() == [{"torch": 2, "variables": ["1", "1"], "cpus": cpus}]
 
@@ -160,8 +138,8 @@ def test_xla_gets_as_many_processors_as_threads():
 
 def test_the_memory_of_a_call_is_what_the_call_takes(start, prepare):
     worker = start(Hoarding())
-    worker.ask(prepare(CASE), PATIENCE)
-    grown = worker.ask(protocol.Memory(), PATIENCE)
+    worker.ask(prepare(CASE), TIMEOUT)
+    grown = worker.ask(protocol.Memory(), TIMEOUT)
     assert 2**26 - 2**23 < grown < 2**26 + 2**23  # the system counts in pages of many threads
 
 

@@ -90,7 +90,7 @@ def test_what_is_right_has_its_times_whatever_the_others_do(one_among_others, na
 
 
 def test_what_hangs_is_ended_and_the_others_go_on(notes):
-    plan = Plan(rounds=3, sample=1e-3, patience=5)
+    plan = Plan(rounds=3, sample=1e-3, timeout=5)
     report = measured([FORWARD], [Plain(), Hanging()], plan)
     assert [m.verdict for m in report.measurements] == ["right", "failed"]
     assert report.measurements[1].reason == "no answer within 5 s: ended"

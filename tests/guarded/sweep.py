@@ -54,7 +54,7 @@ def traits(a: Any, threads: int) -> set[str]:
     found = {
         "several threads": threads > 1,
         "slices": a.slices > 1,
-        "strides": (a.stride if hasattr(a, "stride") else a.every) > 1,
+        "strides": a.stride > 1,
         "hoist": getattr(a, "hoist", 0) > 0,
         "direct": getattr(a, "direct", 0) > 0,
         "parts": getattr(a, "parts", 1) > 1,
@@ -67,10 +67,7 @@ def traits(a: Any, threads: int) -> set[str]:
 def tiles_of(backend: str) -> tuple[list[tuple[int, int]], dict[torch.dtype, int]]:
     """(rows, vectors) of each register tile, and elements of a vector by dtype."""
     isa = host_isa()
-    if backend == "numba":
-        shapes = import_module("rnnjit_numba.tile_shapes").tile_shapes(isa)
-    else:
-        shapes = import_module("rnnjit_tvm.host").tiles(isa)
+    shapes = import_module(f"rnnjit_{backend}.tile_shapes").tile_shapes(isa)
     tiles = [(rows, width) for rows, widest in shapes for width in range(1, widest + 1)]
     return tiles, {dtype: isa.lanes(dtype.itemsize) for dtype in (torch.float32, torch.float64)}
 

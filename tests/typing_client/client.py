@@ -29,4 +29,7 @@ assert_type(rnnjit.tune(fast, x, rounds=1).calls[0].seconds, dict[str, float])
 assert_type(rnnjit.gradient_flow(fast, x).norms, dict[str, Tensor])
 assert_type(rnnjit.Stream(fast).step(x[0]), Tensor)
 assert_type(rnnjit.export_artifact(fast, "artifact", target="native"), Path)
-assert_type(rnnjit.load_artifact("artifact")(x), tuple[Tensor | PackedSequence, Tensor])
+assert_type(
+    rnnjit.load_artifact("artifact")(x),
+    tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, ...]],
+)

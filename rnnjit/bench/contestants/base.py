@@ -71,7 +71,7 @@ class Contestant(ABC):
         It runs in a process that does nothing else, and so may set thread counts for good.
         """
 
-    def patience(self, case: Case) -> float:
+    def setup_seconds(self, case: Case) -> float:
         """About how many seconds `prepare` and the first call take, for the time left."""
         return 0.5
 

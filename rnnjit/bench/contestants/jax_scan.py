@@ -26,7 +26,7 @@ class JaxScan(Contestant):
             return "it differentiates forward and backward passes as one function"
         return super().declines(case)
 
-    def patience(self, case: Case) -> float:
+    def setup_seconds(self, case: Case) -> float:
         """Mostly XLA's."""
         return 1.5
 

@@ -33,7 +33,7 @@ class Unrolled(Contestant):
             return "a packed batch has other sizes at every step, each compiled anew"
         return super().declines(case)
 
-    def patience(self, case: Case) -> float:
+    def setup_seconds(self, case: Case) -> float:
         """Grows with the steps."""
         return 5.0 + _steps(case) * (0.15 if case.trains else 0.1)
 

@@ -1,0 +1,84 @@
+"""The part of a CPU backend that does not depend on its compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, Shortcut, States
+from rnnjit.cells import Cell
+from rnnjit.codegen.elman import why_not_elman
+from rnnjit.codegen.pointwise import OPERATIONS
+from rnnjit.runtime.compile_once import imported
+from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
+
+
+class CPUBackend(Backend):
+    """Layers of one gate and one state on the CPU: one compiled kernel per layer and pass.
+
+    Class attributes:
+        run_module: name of the module that allocates, plans and calls the kernels, imported on
+            first use. It has `forward(layer, rows, x, h0, weights)`, `backward(layer, rows, x, h0,
+            weights, y, grad_y, grad_h_n, needs)` and `shortcut(itemsize, layers, rows, y_shape)`,
+            as in `rnnjit.Backend`, of the one state.
+    """
+
+    devices = ("cpu",)
+    dtypes = (torch.float32, torch.float64)
+    operations = OPERATIONS
+    run_module: ClassVar[str]
+
+    def why_not_cell(self, cell: Cell) -> list[str]:
+        """Declines cells of another form than nn.RNN's."""
+        return why_not_elman(cell)
+
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Declines projections."""
+        return ["projections (proj_size) are not supported"] if spec.proj_size else []
+
+    def forward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """One call of the forward kernel."""
+        run: Any = imported(self.run_module)
+        output: LayerOutput = run.forward(layer, rows, x, *hx, weights)
+        return output
+
+    def backward(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        output: LayerOutput,
+        grad_y: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
+        needs: Needs,
+    ) -> LayerGrads:
+        """One call of the backward kernel."""
+        run: Any = imported(self.run_module)
+        grads: LayerGrads = run.backward(
+            *(layer, rows, x, *hx, weights, output.y, grad_y, *grad_h_n, needs)
+        )
+        return grads
+
+    def shortcut(
+        self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
+    ) -> Shortcut | None:
+        """One call of the forward kernel per layer, with nothing but allocations around them."""
+        if problem.needs_grad:
+            return None
+        run: Any = imported(self.run_module)
+        rows = Rows(problem.T, problem.B, problem.N)
+        found: Shortcut = run.shortcut(problem.dtype.itemsize, spec.layers, rows, y_shape)
+        return found
