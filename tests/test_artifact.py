@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnjit
 from rnnjit.artifact import manifest as files
 from rnnjit.artifact.weights import layout, pack
+from rnnjit.cells import LSTM
 
 INPUTS = {
     "dense": lambda: torch.randn(7, 5, 19),
@@ -221,7 +222,12 @@ FOREIGN = {
     "size": (lambda m: m["spec"].update(hidden_size=0), "hidden_size"),
     "other-size": (lambda m: m["spec"].update(hidden_size=46), "weights"),
     "text": (lambda m: m["spec"].update(hidden_size="45"), "hidden_size"),
-    "cell": (lambda m: m["spec"].update(nonlinearity="sine"), "sine"),
+    "cell": (
+        lambda m: m["spec"].update(cell=m["spec"]["cell"].replace("tanh", "sine")),
+        r"manifest.json makes no sense: unknown operation 'sine': expected one of .*tanh",
+    ),
+    "no-cell": (lambda m: m["spec"].update(cell="tanh"), "makes no sense: .* got 'tanh'"),
+    "other-cell": (lambda m: m["spec"].update(cell=LSTM.text), "weights"),
     "outside": (lambda m: m["files"].update({"../rnn.o": m["files"]["rnn.o"]}), "files"),
     "backend": (lambda m: m.update(backend="none-such"), "not installed"),
     "processor": (lambda m: m["machine"].update(triple="aarch64-unknown-linux-gnu"), "aarch64"),

@@ -104,6 +104,12 @@ def most(values):
     assert result.returncode == 0, result.stderr
 
 
+def test_an_application_that_loaded_a_part_of_numba(tmp_path):
+    # It has declared the overloads of tuples before the kernels' target is made.
+    result = run(tmp_path, before="import numba.cpython.tupleobj\n")
+    assert result.returncode == 0, result.stderr
+
+
 def test_processes_may_compile_at_once_and_the_next_compiles_nothing(tmp_path):
     with ThreadPoolExecutor() as pool:
         at_once = [pool.submit(run, tmp_path) for _ in range(2)]

@@ -186,7 +186,7 @@ def _add_product_direct(context: CodegenContext) -> Any:
     `w` is `[k, columns]`, row-major; column vectors `first` to `last` are computed. It goes through
     `w` in blocks of rows, each of which stays within a few pages.
     """
-    tile = direct_transposed(context.lanes)
+    tile, widest = direct_transposed(context.lanes), DIRECT_WIDTHS[0]
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
     size = context.lanes.itemsize
 
@@ -208,7 +208,7 @@ def _add_product_direct(context: CodegenContext) -> Any:
             terms = FOLD if low + FOLD <= k else k - low
             v = first
             while v < last:
-                width = DIRECT_WIDTHS[0] if v + DIRECT_WIDTHS[0] <= last else 1
+                width = widest if v + widest <= last else 1
                 at = v * vector_bytes
                 tail = columns - (v + width - 1) * lanes
                 if tail > lanes:

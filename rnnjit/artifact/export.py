@@ -82,7 +82,7 @@ def export_artifact(
     if lacks := why_not_cell(backend, spec.cell):
         raise TypeError(
             f"module must be of a cell that backend {backend.name!r} builds for {target!r}, got "
-            f"{spec.cell.name}: {'; '.join(lacks)}"
+            f"{type(module).__name__}: {'; '.join(lacks)}"
         )
     place = files.as_path(path)
     _check_place(place, overwrite)

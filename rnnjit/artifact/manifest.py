@@ -158,9 +158,14 @@ def read(directory: Path) -> Manifest:
             raise ArtifactError(
                 f"{directory} is an artifact of format {found}, expected {FORMAT}: export it anew"
             )
-        return msgspec.json.decode(content, type=Manifest)
+        manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.MsgspecError as error:
         raise ArtifactError(f"{directory / MANIFEST} makes no sense: {error}") from None
+    try:
+        Cell.parse(manifest.spec.cell)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{directory / MANIFEST} makes no sense: {error}") from None
+    return manifest
 
 
 def read_file(directory: Path, manifest: Manifest, name: str) -> bytes:

@@ -15,7 +15,7 @@ def evaluate_tensors(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor
     """Evaluates a program on tensors.
 
     Args:
-        program: it reads at least one input.
+        program: it has at least one input.
         inputs: one tensor per input, all of one dtype and on one device; those that it reads
             broadcast.
 
@@ -33,6 +33,7 @@ def evaluate_tensors(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor
         for each, name in zip(inputs, program.inputs, strict=True)
         if name in program.used
     ]
+    shapes = shapes or [each.shape for each in inputs]
     shape = shapes[0]
     if any(each != shape for each in shapes):
         shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]

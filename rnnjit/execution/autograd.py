@@ -40,12 +40,12 @@ def run_layer(
         output = backend.forward(layer, rows, flat, hx, weights, needs_grad)
         check_output(backend, layer, rows, flat, output)
         return output.y, output.h_n
-    apply: Callable[..., tuple[Tensor, ...]] = _Layer.apply
+    apply: Callable[..., tuple[Tensor, ...]] = _RNNLayer.apply
     y, *h_n = apply(backend, layer, rows, last, fallback, x, *hx, *weights)
     return y, tuple(h_n)
 
 
-class _Layer(torch.autograd.Function):
+class _RNNLayer(torch.autograd.Function):
     """Calls the backend both ways; a backward pass that is itself recorded uses the reference.
 
     The backward pass needs y, but eager lets its caller overwrite y before it, be it through
@@ -84,7 +84,7 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if FORK.forked and torch.get_num_threads() > 1:
             with one_thread():
-                return _Layer.backward(ctx, grad_y, *grad_h_n)
+                return _RNNLayer.backward(ctx, grad_y, *grad_h_n)
         unused, needed = (None,) * 5, ctx.needs_input_grad[5:]
         if grad_y is None and all(grad is None for grad in grad_h_n):
             return (*unused, *(None for _ in needed))

@@ -40,7 +40,7 @@ LINES = {
     ),
     "export for a typo": (
         ("export", "rnn.pt", "-o", "out", "--target", "aarch46"),
-        "target must be one of aarch64.* got 'aarch46'",
+        "argument --target: invalid choice: 'aarch46' .choose from .*aarch64",
     ),
     "export a null": (("export", "rnn.pt", "-o", "a\0b"), "path must hold no null character"),
 }

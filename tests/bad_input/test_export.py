@@ -20,7 +20,7 @@ MODULES = {
     "LSTM": (
         lambda: nn.LSTM(I, H),
         TypeError,
-        "module must be of a cell that backend 'numba' builds for 'native', got lstm: cell 'lstm' ",
+        "module must be of a cell that backend 'numba' builds for 'native', got LSTM: .*4 gates",
     ),
     "cell": (lambda: nn.RNNCell(I, H), TypeError, "module must be a torch.nn.RNN, got RNNCell"),
     "model": (lambda: nn.Sequential(nn.RNN(I, H)), TypeError, "got Sequential: give the RNN"),
