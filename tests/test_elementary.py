@@ -108,6 +108,7 @@ def test_exp_over_its_whole_range(backend, dtype):
 @pytest.mark.parametrize("name", list(CELLS))
 def test_special_values(backend, dtype, name):
     inf, nan = float("inf"), float("nan")
-    z = torch.tensor([0.0, -0.0, inf, -inf, nan, 30.0, -30.0, 1e-40, 800.0, -800.0], dtype=dtype)
+    tiny, far = torch.finfo(dtype).smallest_normal, [30.0, -30.0, 800.0, -800.0, 1e30, -1e30]
+    z = torch.tensor([0.0, -0.0, inf, -inf, nan, 1e-40, tiny, -tiny, *far], dtype=dtype)
     found = values(backend, CELLS[name], z)
     torch.testing.assert_close(found, getattr(torch, name)(z), equal_nan=True, rtol=1e-6, atol=0)

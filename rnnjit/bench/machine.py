@@ -29,7 +29,8 @@ def measure_machine(threads: Iterable[int], *, quick: bool = False) -> Machine:
     peaks: tuple[Peak, ...] = ()
     bandwidths: tuple[Bandwidth, ...] = ()
     if find_spec("llvmlite") is not None:
-        from rnnjit.bench.peaks import bandwidth, fma_peak, host_isa
+        from rnnjit.bench.peaks import bandwidth, fma_peak
+        from rnnjit.codegen.host import host_isa
 
         isa, teams = host_isa().name, sorted(set(threads))
         peaks = tuple(

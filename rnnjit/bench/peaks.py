@@ -18,7 +18,8 @@ from typing import Any
 import llvmlite.binding as llvm
 import torch
 
-from rnnjit.codegen import Isa, isa_of
+from rnnjit.codegen import Isa
+from rnnjit.codegen.host import host_isa
 
 _ELEMENTS = {32: "float", 64: "double"}
 #: Each chain is a vector that starts from `%data` and is stored to `%out`: none can be dropped.
@@ -69,11 +70,6 @@ def bandwidth(size: int, threads: int, *, quick: bool = False) -> float:
     isa = host_isa()
     seconds = _fastest("read", 32, [_buffer(size) for _ in range(threads)], quick)
     return threads * isa.registers // 2 * isa.vector_bytes / seconds
-
-
-def host_isa() -> Isa:
-    """The vector unit of this machine."""
-    return isa_of(llvm.get_host_cpu_name(), llvm.get_host_cpu_features(), llvm.get_process_triple())
 
 
 def _fastest(name: str, bits: int, data: list[torch.Tensor], quick: bool) -> float:

@@ -1,4 +1,4 @@
-"""The vector unit of this machine. It imports llvmlite, and is imported by backends alone."""
+"""The vector unit of this machine. It imports llvmlite, and nothing that is light imports it."""
 
 from __future__ import annotations
 
