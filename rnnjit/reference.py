@@ -150,7 +150,9 @@ def _step(
     operand = states[0] if cell.operand is None else _evaluated(cell.operand, states)[0]
     zh = F.linear(operand, weights.w_hh, weights.b_hh)
     gates = len(cell.gates)
-    given = (*zx.chunk(gates, -1), *zh.chunk(gates, -1), *states, *weights.parameters)
+    # A view of each gate is one more node to go back through.
+    parts = (zx, zh) if gates == 1 else (*zx.chunk(gates, -1), *zh.chunk(gates, -1))
+    given = (*parts, *states, *weights.parameters)
     out, *after = _evaluated(cell.program, given)
     if weights.w_hr is not None:
         out = F.linear(out, weights.w_hr)

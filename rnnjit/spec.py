@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -37,17 +38,17 @@ class LayerSpec:
     bias: bool
     proj_size: int = 0
 
-    @property
+    @cached_property
     def output_size(self) -> int:
         """P or H: features of a direction's output and of its first state."""
         return self.proj_size or self.hidden_size
 
-    @property
+    @cached_property
     def state_sizes(self) -> tuple[int, ...]:
         """The features of each state: the first is the (projected) output, the others H wide."""
         return (self.output_size, *[self.hidden_size] * (len(self.cell.states) - 1))
 
-    @property
+    @cached_property
     def weight_shapes(self) -> tuple[torch.Size, ...]:
         """The shape of each weight of a direction.
 
@@ -61,11 +62,20 @@ class LayerSpec:
         parameters = [(H,)] * len(self.cell.parameters)
         return tuple(torch.Size(s) for s in (*shapes, *biases, *projection, *parameters))
 
-    @property
+    @cached_property
     def weights_per_direction(self) -> int:
         """How many weight tensors a direction has, see `weight_shapes`."""
         biases = 2 if self.bias else 0
         return 2 + biases + (self.proj_size > 0) + len(self.cell.parameters)
+
+    @cached_property
+    def _hash(self) -> int:
+        sizes = (self.input_size, self.hidden_size, self.num_directions, self.bias, self.proj_size)
+        return hash((self.cell, *sizes))
+
+    def __hash__(self) -> int:
+        # Worked out once: plans are looked up by the layer at every call.
+        return self._hash
 
 
 @dataclass(frozen=True)

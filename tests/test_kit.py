@@ -4,17 +4,21 @@ import ast
 import inspect
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 import rnnjit
+from rnnjit.backend import LayerOutput
+from rnnjit.cells import GRU, LSTM, Cell
 from rnnjit.dispatch.registry import BrokenBackend
 from rnnjit.testing import CASES, CHECKS, Case, RecomputeBackend, conformance, count, plugin, run
 from rnnjit.testing.calls import build
 from rnnjit.testing.checks import check_forward, check_gradients
 from rnnjit.testing.compare import Standard, compare
 from rnnjit.testing.poison import poisoned
+from rnnjit.testing.suite import device_of
 from rnnjit.testing.tolerances import TOLERANCES, Expected, judge
 
 EPS = torch.finfo(torch.float32).eps
@@ -137,6 +141,92 @@ def test_only_one_backend_at_a_time_can_be_meant(backend, error, message):
         run(backend)
 
 
+@dataclass(frozen=True)
+class Several(Case):
+    """A case of another of torch's layers."""
+
+    cell: Cell = LSTM
+    proj_size: int = 0
+
+    @property
+    def spec(self):
+        return replace(super().spec, cell=self.cell, proj_size=self.proj_size)
+
+
+OTHERS = [
+    Several("lstm", dtype=torch.float64, h0=True, thorough=True),
+    Several("lstm-through-h_n", loss="h_n", unbatched=True, h0=True),
+    Several("lstm-through-sum", loss="sum", num_layers=2, bidirectional=True, hidden_size=6),
+    Several(
+        "lstm-packed", proj_size=3, lengths=(3, 1, 4), enforce_sorted=False, bidirectional=True
+    ),
+    Several("lstm-offset", proj_size=3, layout="offset", h0=True, thorough=True),
+    Several("gru", cell=GRU, lengths=(4, 4, 2), h0=True, thorough=True, layout="strided"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # torch's own, of `flags`
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.id)
+def test_every_check_goes_over_all_states_and_gates(case):
+    call = build(case)
+    names = [name for name in call.inputs() if name.endswith("0") and "_" not in name]
+    assert names == ["x", "h0", "c0"][1 : 1 + len(case.spec.cell.states)] * case.h0
+    assert [tensor.shape for tensor in call.grad_h_n] == list(case.state_shapes)
+    # oneDNN's LSTM refuses a backward pass once its output was changed, and warns of projections.
+    with torch.backends.mkldnn.flags(enabled=False):
+        for check in CHECKS.values():
+            if check.applies(case):
+                check.run(RecomputeBackend(), case)
+
+
+class SecondState(RecomputeBackend):
+    """Spoils one thing of c, and nothing of h."""
+
+    name = "second-state"
+
+    def __init__(self, how):
+        self.how = how
+
+    def forward(self, layer, rows, x, hx, weights, keep):
+        y, (h, c), _ = super().forward(layer, rows, x, hx, weights, keep)
+        if self.how == "value":
+            c = c * (1 + 1e-4)
+        if self.how == "memory of its input":
+            c = hx[1].data.copy_(c)  # where the core does not see it, as a kernel would
+        if self.how == "memory of h":
+            c = h
+        return LayerOutput(y, (h, c))
+
+    def backward(self, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs):
+        if self.how == "gradient from it":
+            grad_h_n = (grad_h_n[0], None)
+        given = (layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs)
+        grads = super().backward(*given)
+        if self.how == "gradient for it":
+            grads = grads._replace(hx=(grads.hx[0], torch.zeros_like(grads.hx[1])))
+        if self.how == "gradient written to":
+            grad_h_n[1].mul_(2)
+        return grads
+
+
+@pytest.mark.parametrize(
+    ("how", "caught_by", "words"),
+    [
+        ("value", "forward", "c_n is off by"),
+        ("gradient from it", "gradients", "the gradient of .* is off by"),
+        ("gradient for it", "gradients", "the gradient of c0 is off by"),
+        ("gradient written to", "inputs_untouched", "grad_c_n was written to"),
+        ("memory of its input", "inputs_untouched", "c0 was written to"),
+        ("memory of h", "fresh_outputs", "c_n shares memory with h_n"),
+    ],
+)
+def test_what_is_wrong_with_the_second_state_alone_is_seen(how, caught_by, words):
+    case = Several("lstm-h0", h0=True)
+    CHECKS[caught_by].run(SecondState("nothing"), case)
+    with pytest.raises(AssertionError, match=words):
+        CHECKS[caught_by].run(SecondState(how), case)
+
+
 def test_run_counts_and_reports_progress():
     seen = []
     report = run(NoHalf(), on_result=seen.append)
@@ -145,6 +235,18 @@ def test_run_counts_and_reports_progress():
     assert report.passed + report.declined == count() == len(seen)
     declined = {result.case for result in seen if result.outcome == "declined"}
     assert declined == {"tanh-bf16", "relu-bf16", "tanh-f16"}
+    said = {result.message for result in seen if result.case == "tanh-f16"} - {""}
+    assert said == {"torch.float16 is not supported: only torch.float32, torch.float64 are"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "device"),
+    [(None, "cpu"), ((), "cpu"), (("meta", "cpu"), "meta"), (("cpu",), "cpu"), ("cuda", "cpu")],
+)
+def test_the_device_is_the_first_that_a_backend_names(devices, device):
+    backend = RecomputeBackend()
+    backend.devices = devices
+    assert device_of(backend) == device
 
 
 def test_run_fails_a_backend_that_declines_what_is_required():

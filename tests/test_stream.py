@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import rnnjit
+from rnnjit.testing import RecomputeBackend
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
 
 T, I, H = 30, 6, 20
@@ -61,6 +62,50 @@ def test_every_backend_streams_as_exactly_as_eager(name):
         eager, truth = rnn(x)[0], copy.deepcopy(rnn).double()(x.double())[0]
     expected = Expected(eager, truth, largest(errors_of(eager, truth)), largest(truth))
     judge("y", "forward", found, expected)
+
+
+LAYERS = {
+    "LSTM": lambda: nn.LSTM(I, H, 2, dtype=torch.float64),
+    "projected": lambda: nn.LSTM(I, H, 2, proj_size=7, bias=False, dtype=torch.float64),
+    "GRU": lambda: nn.GRU(I, H, 2, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager", RecomputeBackend()])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_several_gates_and_states_stream(name, backend):
+    torch.manual_seed(0)
+    rnn, x = LAYERS[name](), torch.randn(T, 3, I, dtype=torch.float64)
+    stream = rnnjit.Stream(rnn, 3, backend=backend)
+    with torch.no_grad():
+        y, last = rnn(x)
+        torch.testing.assert_close(streamed(stream, x), y, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(stream.state, last, rtol=1e-12, atol=1e-14)
+        later, _ = rnn(x, last)
+        torch.testing.assert_close(streamed(stream, x), later, rtol=1e-12, atol=1e-14)
+        stream.state = last
+        torch.testing.assert_close(streamed(stream, x), later, rtol=1e-12, atol=1e-14)
+    stream.reset(torch.tensor([False, True, False]))
+    states = stream.state if name != "GRU" else (stream.state,)
+    assert [state.ne(0).any(2).all(0).tolist() for state in states] == [[True, False, True]] * len(
+        states
+    )
+    stream.reset()
+    torch.testing.assert_close(streamed(stream, x), y.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_states_that_do_not_fit_a_stream_of_several():
+    stream = rnnjit.Stream(nn.LSTM(I, H))
+    h, c = stream.state
+    for value, error, said in (
+        (h, TypeError, "state must be a tuple of 2 Tensors, got Tensor"),
+        ((h,), TypeError, "state must be a tuple of 2 Tensors, got tuple"),
+        ((h, None), TypeError, "state must be a Tensor, got NoneType"),
+        ((h + 1, c[0]), ValueError, r"state must have shape \[1, 1, 20\], got \[1, 20\]"),
+    ):
+        with pytest.raises(error, match=said):
+            stream.state = value
+        assert not any(state.any() for state in stream.state)
 
 
 def test_weights_are_read_at_every_step():

@@ -74,8 +74,9 @@ class FastPath:
                 hx = (hx,)
             elif type(hx) is not tuple or len(hx) != len(self.shapes):
                 return None
-            if any([getattr(state, "is_nested", True) for state in hx]):  # noqa: C419 - faster
-                return None  # The guards would end the process, asking it for strides.
+            for state in hx:
+                if getattr(state, "is_nested", True):
+                    return None  # The guards would end the process, asking it for strides.
         try:
             weights = self.weights_of(parameters_of(module))
         except KeyError:

@@ -11,10 +11,10 @@ from torch import Tensor
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
 from rnnjit.dispatch.choice import special_tensor
 from rnnjit.dispatch.fallback import RAISE, Fallback
-from rnnjit.execution.validate_backend import check_grads, check_output, check_untouched, versions
+from rnnjit.execution.validate_backend import check_grads, check_output, check_untouched
 from rnnjit.reference import layer_backward
 from rnnjit.runtime.openmp import FORK, one_thread
-from rnnjit.runtime.torch_private import legacy_batched, transforming
+from rnnjit.runtime.torch_private import legacy_batched, transforming, versions
 from rnnjit.spec import LayerSpec, Rows
 
 

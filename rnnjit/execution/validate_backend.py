@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
 from rnnjit.errors import BackendError
-from rnnjit.runtime.torch_private import any_autocast, transforming, version
+from rnnjit.runtime.torch_private import any_autocast, transforming, versions
 from rnnjit.spec import LayerSpec, Rows
 
 
@@ -32,7 +32,30 @@ def check_output(
     Raises:
         BackendError: it is no LayerOutput, or y or h_n is not what the contract says.
     """
-    D, sizes = layer.num_directions, layer.state_sizes
+    D, B, sizes, dtype = layer.num_directions, rows.B, layer.state_sizes, x.dtype
+    device = x.device
+    try:
+        y, h_n, _ = output
+        if (
+            type(output) is LayerOutput
+            and type(h_n) is tuple
+            and len(h_n) == len(sizes)
+            and y.shape == (rows.N, D * sizes[0])
+            and y.dtype is dtype
+            and y.device == device
+            and y.is_contiguous()
+        ):
+            for state, size in zip(h_n, sizes, strict=True):
+                if (
+                    state.shape != (D, B, size)
+                    or state.dtype is not dtype
+                    or state.device != device
+                ):
+                    break
+            else:
+                return
+    except (AttributeError, TypeError, ValueError):
+        pass
     if not isinstance(output, LayerOutput):
         raise BackendError(backend.name, "forward", "a LayerOutput", type(output).__name__)
     _check(backend, "y", output.y, (rows.N, D * sizes[0]), x)
@@ -85,32 +108,32 @@ def check_grads(
     """
     if not isinstance(grads, LayerGrads):
         raise BackendError(backend.name, "backward", "LayerGrads", type(grads).__name__)
-    _check_grad(backend, "x", grads.x, x, needs.x)
-    for name, found, of, needed in (
-        ("hx", grads.hx, hx, needs.hx),
-        ("weights", grads.weights, weights, needs.weights),
-    ):
-        many = isinstance(found, (tuple, list))
-        if not many or len(found) != len(of):
-            count = str(len(found)) if many else type(found).__name__
-            raise BackendError(
-                backend.name, f"the gradients of {name}", f"{len(of)} of them", count
-            )
-        for index, (grad, tensor, need) in enumerate(zip(found, of, needed, strict=True)):
-            _check_grad(backend, f"{name}[{index}]", grad, tensor, need)
+    _check_count(backend, "hx", grads.hx, len(hx))
+    _check_count(backend, "weights", grads.weights, len(weights))
+    dtype, index = x.dtype, -1
+    found, inputs = (grads.x, *grads.hx, *grads.weights), (x, *hx, *weights)
+    for grad, of, needed in zip(found, inputs, (needs.x, *needs.hx, *needs.weights), strict=True):
+        # Autograd itself looks at the device.
+        if needed and (
+            type(grad) is not Tensor or grad.shape != of.shape or grad.dtype is not dtype
+        ):
+            name = _name_of_input(index, len(hx))
+            _check(backend, f"the gradient of {name}", grad, tuple(of.shape), of)
+        index += 1
 
 
-def _check_grad(backend: Backend, name: str, grad: Any, of: Tensor, needed: bool) -> None:
-    # Autograd itself looks at the device.
-    if needed and (
-        type(grad) is not Tensor or grad.shape != of.shape or grad.dtype is not of.dtype
-    ):
-        _check(backend, f"the gradient of {name}", grad, tuple(of.shape), of)
+def _name_of_input(index: int, states: int) -> str:
+    """How an input is called: x is -1, the states follow, then the weights."""
+    if index < 0:
+        return "x"
+    return f"hx[{index}]" if index < states else f"weights[{index - states}]"
 
 
-def versions(x: Tensor, hx: States) -> int:
-    """How often torch's operators have written to x and hx: it grows with every time."""
-    return version(x) + sum(map(version, hx))
+def _check_count(backend: Backend, name: str, found: Any, count: int) -> None:
+    if isinstance(found, (tuple, list)) and len(found) == count:
+        return
+    got = str(len(found)) if isinstance(found, (tuple, list)) else type(found).__name__
+    raise BackendError(backend.name, f"the gradients of {name}", f"{count} of them", got)
 
 
 def check_untouched(backend: Backend, x: Tensor, hx: States, before: int) -> None:

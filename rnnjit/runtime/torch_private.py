@@ -119,8 +119,8 @@ GlobalStateGuard: Any = imported("torch._C._dynamo.guards.GlobalStateGuard")
 #: Whether torch has what the fast path compares tensors and surroundings by.
 HAS_GUARDS = TensorGuards is not None and GlobalStateGuard is not None
 
-_forward_ad = import_module("torch.autograd.forward_ad")
-_profiler = import_module("torch.autograd.profiler")
+_forward_ad: Any = import_module("torch.autograd.forward_ad")
+_profiler: Any = import_module("torch.autograd.profiler")
 #: What this torch lacks of the names that tell whether a transform or a mode is in force.
 UNSEEN = tuple(
     path
@@ -145,8 +145,10 @@ def transforming_while_traced() -> bool:
 
 def forward_mode() -> bool:
     """Whether forward-mode automatic differentiation is in force."""
-    level: int = getattr(_forward_ad, "_current_level", 0)
-    return level >= 0
+    try:
+        return bool(_forward_ad._current_level >= 0)
+    except AttributeError:
+        return True
 
 
 def dispatch_mode() -> bool:
@@ -170,7 +172,10 @@ def scripting() -> bool:
 
 def profiler_runs() -> bool:
     """Whether one of torch's profilers is running, in any thread."""
-    return bool(getattr(_profiler, "_is_profiler_enabled", True))
+    try:
+        return bool(_profiler._is_profiler_enabled)
+    except AttributeError:
+        return True
 
 
 def legacy_batched(tensor: Tensor) -> bool:
@@ -178,12 +183,15 @@ def legacy_batched(tensor: Tensor) -> bool:
     return _is_legacy_batchedtensor is None or bool(_is_legacy_batchedtensor(tensor))
 
 
-def version(tensor: Tensor) -> int:
-    """How often torch's operators have written to a tensor; -1 where torch does not count."""
+def versions(first: Tensor, others: tuple[Tensor, ...]) -> int:
+    """How often torch's operators have written to tensors; -1 where torch does not count."""
     try:
-        return tensor._version
+        total = first._version
+        for tensor in others:
+            total += tensor._version
     except (AttributeError, RuntimeError):
         return -1  # tensors of inference mode have no counter
+    return total
 
 
 def tensor_guards(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
@@ -209,8 +217,11 @@ def current_cuda_stream(index: int) -> int:
 
 def parameters_of(module: nn.Module) -> dict[str, Any]:
     """A module's own parameters by name, None among them; torch's own dictionary where it is."""
-    found = module.__dict__.get("_parameters")
-    return dict(module.named_parameters(recurse=False)) if found is None else found
+    try:
+        found: dict[str, Any] = module.__dict__["_parameters"]
+    except KeyError:
+        return dict(module.named_parameters(recurse=False))
+    return found
 
 
 def buffers_of(module: nn.Module) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from rnnjit.backend import States
 from rnnjit.frontend.arguments import as_hx
+from rnnjit.frontend.capture import torch_module
 from rnnjit.testing.cases import Case
 
 Values = dict[str, Tensor | None]
@@ -25,7 +26,7 @@ class Call:
 
     Attributes:
         case: what they were made from.
-        module: a `torch.nn.RNN`.
+        module: one of torch's own.
         x: the dense or padded input, a leaf.
         hx: the initial states, leaves, or None.
         grad_y: the gradient that reaches y (`Case.y_shape`).
@@ -33,7 +34,7 @@ class Call:
     """
 
     case: Case
-    module: nn.RNN
+    module: nn.RNNBase
     x: Tensor
     hx: States | None
     grad_y: Tensor
@@ -128,20 +129,8 @@ def build(case: Case) -> Call:
     )
 
 
-def _module(case: Case, draw: Callable[[Sequence[int]], Tensor]) -> nn.RNN:
-    module = nn.RNN(
-        case.input_size,
-        case.hidden_size,
-        case.num_layers,
-        nonlinearity=case.nonlinearity,
-        bias=case.bias,
-        batch_first=case.batch_first,
-        dropout=case.dropout,
-        bidirectional=case.bidirectional,
-        dtype=case.dtype,
-        device=case.device,
-    )
-    module.train(case.training)
+def _module(case: Case, draw: Callable[[Sequence[int]], Tensor]) -> nn.RNNBase:
+    module = torch_module(case.spec, case.dtype).to(case.device).train(case.training)
     # Expanded weights share elements, which training them would not survive.
     layout = "contiguous" if case.layout == "expanded" else case.layout
     for name, parameter in module.named_parameters():
