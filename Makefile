@@ -4,9 +4,9 @@ STAMP := .venv/.installed
 
 OLDEST ?= python3.10
 # Those that need no package beside pytest's.
-OLDEST_TESTS := conformance autograd cache_failures codecache compile double_backward dropin explain \
-	gradient_flow inductor_backend inductor_chunks quick registry rnncell stream subclasses \
-	tracing transforms tune values
+OLDEST_TESTS := conformance autograd autotune cache_failures compile compiled_cell double_backward dropin \
+	explain fast_path gradient_flow inductor_backend inductor_chunks lstm_gru_reference object_cache \
+	private_names registry stream subclasses tracing transforms values
 
 .PHONY: test bench fuzz oldest demo docs install lint types clean
 

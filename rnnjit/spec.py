@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -38,17 +37,45 @@ class LayerSpec:
     bias: bool
     proj_size: int = 0
 
-    @cached_property
+    def __post_init__(self) -> None:
+        # Worked out once and not on each use: a call asks for both.
+        output, parameters = self.proj_size or self.hidden_size, len(self.cell.parameters)
+        sizes = (output, *[self.hidden_size] * (len(self.cell.states) - 1))
+        count = 2 + (2 if self.bias else 0) + (1 if self.proj_size else 0) + parameters
+        object.__setattr__(self, "_state_sizes", sizes)
+        object.__setattr__(self, "_weights_per_direction", count)
+
+    def __hash__(self) -> int:
+        # Plans are looked up by the layer at every call.
+        found: int | None = self.__dict__.get("_hash")
+        if found is None:
+            sizes = (self.input_size, self.hidden_size, self.num_directions, self.proj_size)
+            found = hash((self.cell, self.bias, sizes))
+            object.__setattr__(self, "_hash", found)
+        return found
+
+    def __reduce__(self) -> tuple[type[LayerSpec], tuple[object, ...]]:
+        # Without the hash, which is another one in another process.
+        return LayerSpec, tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
     def output_size(self) -> int:
         """P or H: features of a direction's output and of its first state."""
         return self.proj_size or self.hidden_size
 
-    @cached_property
+    @property
     def state_sizes(self) -> tuple[int, ...]:
         """The features of each state: the first is the (projected) output, the others H wide."""
-        return (self.output_size, *[self.hidden_size] * (len(self.cell.states) - 1))
+        sizes: tuple[int, ...] = self.__dict__["_state_sizes"]
+        return sizes
 
-    @cached_property
+    @property
+    def weights_per_direction(self) -> int:
+        """How many weight tensors a direction has, see `weight_shapes`."""
+        count: int = self.__dict__["_weights_per_direction"]
+        return count
+
+    @property
     def weight_shapes(self) -> tuple[torch.Size, ...]:
         """The shape of each weight of a direction.
 
@@ -61,21 +88,6 @@ class LayerSpec:
         projection = [(self.proj_size, H)] if self.proj_size else []
         parameters = [(H,)] * len(self.cell.parameters)
         return tuple(torch.Size(s) for s in (*shapes, *biases, *projection, *parameters))
-
-    @cached_property
-    def weights_per_direction(self) -> int:
-        """How many weight tensors a direction has, see `weight_shapes`."""
-        biases = 2 if self.bias else 0
-        return 2 + biases + (self.proj_size > 0) + len(self.cell.parameters)
-
-    @cached_property
-    def _hash(self) -> int:
-        sizes = (self.input_size, self.hidden_size, self.num_directions, self.bias, self.proj_size)
-        return hash((self.cell, *sizes))
-
-    def __hash__(self) -> int:
-        # Worked out once: plans are looked up by the layer at every call.
-        return self._hash
 
 
 @dataclass(frozen=True)
