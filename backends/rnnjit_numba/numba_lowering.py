@@ -136,6 +136,9 @@ class _Dispatcher:
     targetdescr = _Descriptor(_NAME)
 
 
+_NEVER_LOADED = "a module that only collects functions is never linked nor loaded"
+
+
 class _Collected(NUMBA.CodeLibrary):  # type: ignore[misc, name-defined]  # numba is not typed
     """Has numba put all that it lowers into one LLVM module, and do no more with it.
 
@@ -154,19 +157,19 @@ class _Collected(NUMBA.CodeLibrary):  # type: ignore[misc, name-defined]  # numb
         assert ir_module is self._module
 
     def add_linking_library(self, library: Any) -> None:
-        raise NotImplementedError
+        raise NotImplementedError(_NEVER_LOADED)
 
     def finalize(self) -> None:
-        raise NotImplementedError
+        raise NotImplementedError(_NEVER_LOADED)
 
     def get_function(self, name: str) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError(_NEVER_LOADED)
 
     def get_llvm_str(self) -> str:
         return str(self._module)
 
     def get_asm_str(self) -> str:
-        raise NotImplementedError
+        raise NotImplementedError(_NEVER_LOADED)
 
 
 class _Pipeline(NUMBA.CompilerBase):  # type: ignore[misc, name-defined]  # numba is not typed

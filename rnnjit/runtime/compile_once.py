@@ -176,5 +176,5 @@ def _wait_for(future: Future[None]) -> None:
         future.result()
     except Exception as error:
         if not future.done() or error is not future.exception():
-            error.rnnjit_from_outside = True  # type: ignore[attr-defined]  # read by `failures`
+            error.rnnjit_from_outside = True  # type: ignore[attr-defined]  # read by `dispatch.fallback`
         raise
