@@ -12,7 +12,7 @@ OLDEST_TESTS := conformance autograd autotune cache_failures compile compiled_ce
 
 test: install lint types
 	$(BIN)/python -m pytest
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/simulated
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/backends/cuda/simulated
 
 # Minutes; alone on the machine.
 bench: install

@@ -7,7 +7,7 @@ from rnnjit.testing import run
 
 pytest_plugins = ["pytester"]
 # For type checkers to read, not to be run.
-collect_ignore = ["typing_client"]
+collect_ignore = ["project/typing_client", "support"]
 
 # A slow or busy machine is no finding.
 PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

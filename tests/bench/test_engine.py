@@ -2,18 +2,17 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import bench_report
 import engine
 import pytest
 from engine import ROWS, Finding, Measured, judged
+from folders import ROOT
 
 from rnnjit.bench.arrays import lengths_of
 from rnnjit.bench.records import Measurement, read
 from rnnjit.bench.roofline import work
 
-ROOT = Path(__file__).parents[2]
 THREADS = (1,)
 
 

@@ -3,13 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from folders import ROOT
 from suites.host import slug
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from eager_pair import CLOSE
+from folders import ROOT, SUPPORT
 from trained_pair import Tagger, batch, loss_of
 
 import rnnjit
@@ -18,7 +19,6 @@ pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch is built without gloo"
 )
 WORKER = Path(__file__).parent / "distributed_worker.py"
-ROOT = WORKER.parents[2]
 EXAMPLE = ROOT / "examples" / "ddp_digits.py"
 SECONDS = 240
 STEPS = 3
@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 def both(way, folder):
     """What each of two processes wrote."""
     results = [folder / f"{rank}.pt" for rank in range(2)]
-    path = {"PYTHONPATH": str(WORKER.parents[1])}
+    path = {"PYTHONPATH": str(SUPPORT)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "error", WORKER, way, str(rank), folder / "store", result],

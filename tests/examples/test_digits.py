@@ -4,17 +4,17 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from folders import ROOT
 from torch import nn
 
 from rnnjit.cli import main
 from rnnjit.spec import RNNSpec
 from rnnjit.tools.call import random_call
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "digits.py"
+SCRIPT = ROOT / "examples" / "digits.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Tests that run CUDA kernels in numba's simulator, a mode that holds for the whole process.
 
-NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/simulated
+NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/backends/cuda/simulated
 """
 
 from __future__ import annotations

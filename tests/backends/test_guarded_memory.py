@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import instruction_sets
 import pytest
+from folders import SUPPORT
 from fuzzing import examples, thorough
 
 import rnnjit
@@ -41,7 +41,7 @@ SWEEPS += [("tvm", isa) for isa in (POSSIBLE if MORE else POSSIBLE[:1])]
 
 def start(output, *command, isa=POSSIBLE[0]):
     """Start a Python program that can import what is in this folder; it writes to a file."""
-    folders = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    folders = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {
         "PYTHONPATH": os.pathsep.join(folders),
         "OMP_WAIT_POLICY": "passive",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+
+from folders import SUPPORT
 
 #: Far beyond what a program takes, on a busy machine too.
 SECONDS = 240
@@ -18,7 +19,7 @@ from crowds import *
 
 def program(source, *arguments, prefix=(), **environment):
     """Run Python source, which finds what `crowds` has, and return the finished process."""
-    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [*prefix, sys.executable, "-W", "error", "-c", _PRELUDE + source, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment},

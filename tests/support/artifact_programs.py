@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from folders import ROOT
 from torch import nn
 
 import rnnjit
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
 
-MAIN = Path(__file__).parents[1] / "examples" / "artifact" / "main.c"
+MAIN = ROOT / "examples" / "artifact" / "main.c"
 
 
 def make_rnn(dtype=torch.float32, **options):

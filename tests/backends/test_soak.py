@@ -2,10 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from folders import SUPPORT
 from torch import nn
 
 import rnnjit
@@ -22,7 +22,7 @@ def test_twenty_thousand_calls_of_changing_shapes_hold_no_more_memory():
     # Compiled here and kept on disk: memory that a compiler gave back would hide what leaks.
     rnnjit.compile(nn.RNN(1, 1), backend="numba")(torch.zeros(1, 1, 1))
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("soak.py")), "numba", str(CALLS)],
+        [sys.executable, str(SUPPORT / "soak.py"), "numba", str(CALLS)],
         capture_output=True,
         text=True,
         timeout=900,

@@ -4,14 +4,13 @@ import ast
 import os
 import re
 import threading
-from pathlib import Path
 
 import pytest
+from folders import ROOT
 
 from rnnjit.cli import main
 from rnnjit.runtime import object_cache
 
-ROOT = Path(__file__).parents[1]
 KEY, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 
 

@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
+
+from folders import ROOT
 
 import rnnjit
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_it_builds_and_misses_nothing(tmp_path):

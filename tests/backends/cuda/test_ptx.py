@@ -3,16 +3,16 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from cuda_cells import DECAY, EVERYTHING, SIGMOID
+from folders import ROOT
 
 from rnnjit.cells import RNN_RELU, RNN_TANH
 from rnnjit_cuda import compiler
 from rnnjit_cuda.kernels import KernelKey, variants
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "cuda_kernels.py"
+SCRIPT = ROOT / "benchmarks" / "cuda_kernels.py"
 
 
 def test_every_kernel_compiles_and_no_persistent_one_spills():

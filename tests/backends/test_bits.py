@@ -170,10 +170,9 @@ PROGRAM = "from test_bits import digest; print(digest({!r}, {!r}).hexdigest())"
 def test_runs_in_this_process_and_in_another(backend, packed, threads):
     here = {digest(backend, packed).hexdigest() for _ in range(3)}
     program = PROGRAM.format(backend, packed)
-    folder = Path(__file__).parent
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
-        cwd=folder,
+        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,

@@ -3,9 +3,10 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "text.py"
+from folders import ROOT
+
+SCRIPT = ROOT / "examples" / "text.py"
 
 
 def run(*flags):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import ROOT, SUPPORT
 from torch import nn
 
 import rnnjit
@@ -16,7 +17,6 @@ from rnnjit.reference import EagerBackend
 from rnnjit.runtime import torch_private
 from rnnjit.testing import RecomputeBackend
 
-ROOT = Path(__file__).parents[1]
 # What tells whether a transform or a mode is in force.
 SEEING = (
     "torch._C._functorch.peek_interpreter_stack",
@@ -35,7 +35,7 @@ X = torch.randn(4, 2, 3)
 @pytest.fixture(scope="module")
 def found():
     """What became of each name, by the name."""
-    script = Path(__file__).parent / "without_private_names.py"
+    script = SUPPORT / "without_private_names.py"
     done = subprocess.run(
         [sys.executable, script, *torch_private.NAMES],
         stdout=subprocess.PIPE,
