@@ -64,7 +64,7 @@ def alone():
 
 
 def torchrun(*flags):
-    """Run the example as the README says, on addresses of this machine alone."""
+    """Run the example as its page says, on addresses of this machine alone."""
     launch = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     return subprocess.run(
         [
@@ -106,9 +106,9 @@ def test_torchrun_trains_the_example():
     assert float(re.search(r"accuracy: ([\d.]+)%", done.stdout)[1]) > 95
 
 
-def test_the_command_in_the_readme_is_the_examples_own():
+def test_the_command_on_the_page_is_the_examples_own():
     (command,) = re.findall(r"torchrun .*ddp_digits.py", EXAMPLE.read_text())
-    assert command in (ROOT / "README.md").read_text()
+    assert command in (ROOT / "docs" / "examples.md").read_text()
 
 
 def test_the_example_without_torchrun_says_how_to_run_it():
