@@ -13,7 +13,7 @@ from rnnjit.bench import records
 from rnnjit.bench.arrays import Array, Arrays
 from rnnjit.bench.contestants.torch_modules import module_of
 from rnnjit.testing.calls import Call, Values, gradients
-from rnnjit.testing.cases import Case
+from rnnjit.testing.case import Case
 from rnnjit.testing.compare import Standard, compare
 from rnnjit.testing.tolerances import errors_of, largest
 

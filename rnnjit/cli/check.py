@@ -21,7 +21,11 @@ def add(commands: Commands[Parser]) -> None:
         "The exit status is 1 if a check fails.",
     )
     parser.add_argument("name", metavar="NAME", help="an installed backend, see rnnjit info")
-    parser.add_argument("--quick", action="store_true", help="only the quick subset")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="only the quick subset")
+    extent.add_argument(
+        "--full", action="store_true", help="every combination of a layer's options, too (minutes)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -38,10 +42,9 @@ def run(arguments: Namespace) -> int:
     if missing:
         raise UsageError(f"backend {name!r} cannot run here: {'; '.join(missing)}")
     with progress() as bar:
-        task = bar.add_task(f"checking {name}", total=testing.count(quick=arguments.quick))
-        report = testing.run(
-            backend, quick=arguments.quick, on_result=lambda result: bar.advance(task)
-        )
+        extent = {"quick": arguments.quick, "full": arguments.full}
+        task = bar.add_task(f"checking {name}", total=testing.count(**extent))
+        report = testing.run(backend, **extent, on_result=lambda result: bar.advance(task))
     _print(report)
     return 0 if report.ok else 1
 

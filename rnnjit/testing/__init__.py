@@ -18,7 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rnnjit.testing.cases import CASES, Case
+    from rnnjit.testing.case import Case
+    from rnnjit.testing.cases import CASES
     from rnnjit.testing.checks import CHECKS, Check
     from rnnjit.testing.recompute import RecomputeBackend
     from rnnjit.testing.runner import Report, Result, count, run
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CASES": "cases",
     "CHECKS": "checks",
-    "Case": "cases",
+    "Case": "case",
     "Check": "checks",
     "RecomputeBackend": "recompute",
     "Report": "runner",

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from rnnjit.backend import States
 from rnnjit.frontend.arguments import as_hx
 from rnnjit.frontend.capture import torch_module
-from rnnjit.testing.cases import Case
+from rnnjit.testing.case import Case
 
 Values = dict[str, Tensor | None]
 _DROPOUT_SEED = 1

@@ -19,7 +19,7 @@ from rnnjit.dispatch.choice import verdict
 from rnnjit.errors import UnsupportedError, described
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.testing.calls import Call, build, forward, gradients, named_states
-from rnnjit.testing.cases import Case
+from rnnjit.testing.case import Case
 from rnnjit.testing.compare import Standard, compare, expect_same, same_bits, standard
 from rnnjit.testing.poison import poisoned
 from rnnjit.testing.procedures import (

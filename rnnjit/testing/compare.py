@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rnnjit.testing.calls import Call, Values, build
-from rnnjit.testing.cases import Case
+from rnnjit.testing.case import Case
 from rnnjit.testing.procedures import Procedure
 from rnnjit.testing.tolerances import Expected, InexactError, Pass, errors_of, judge, largest
 

@@ -82,6 +82,7 @@ def run(
     backend: Backend | str,
     *,
     quick: bool = False,
+    full: bool = False,
     on_result: Callable[[Result], None] | None = None,
 ) -> Report:
     """Run the kit on one backend, without pytest.
@@ -89,6 +90,7 @@ def run(
     Args:
         backend: the name of an installed backend, or an instance.
         quick: run only the quick subset.
+        full: run every combination of a layer's options, too; it takes minutes.
         on_result: called after every check, for progress.
 
     Raises:
@@ -98,16 +100,16 @@ def run(
     found = named(backend)
     missing = tuple(found.missing())
     results = []
-    for pair in () if missing else pairs(quick=quick, device=device_of(found)):
+    for pair in () if missing else pairs(quick=quick, full=full, device=device_of(found)):
         results.append(_run(found, pair))
         if on_result is not None:
             on_result(results[-1])
     return Report(found.name, missing, tuple(results))
 
 
-def count(*, quick: bool = False) -> int:
+def count(*, quick: bool = False, full: bool = False) -> int:
     """How many results `run` gives, for a progress bar."""
-    return sum(1 for _ in pairs(quick=quick))
+    return sum(1 for _ in pairs(quick=quick, full=full))
 
 
 def _run(backend: Backend, pair: Pair) -> Result:

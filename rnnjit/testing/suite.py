@@ -10,7 +10,8 @@ from rnnjit.backend import Backend
 from rnnjit.dispatch.choice import verdict
 from rnnjit.dispatch.registry import backends as installed
 from rnnjit.dispatch.registry import resolve
-from rnnjit.testing.cases import CASES, Case
+from rnnjit.testing.case import Case
+from rnnjit.testing.cases import CASES, product_cases
 from rnnjit.testing.checks import CHECKS, Check
 
 TestT = TypeVar("TestT", bound=Callable[..., Any])
@@ -47,11 +48,17 @@ class Pair(NamedTuple):
             return []
 
 
-def pairs(*, quick: bool = False, device: str = "cpu") -> Iterator[Pair]:
-    """Every pair of the kit, or those of the quick subset, with its tensors on a device."""
-    for case in (replace(case, device=device) for case in CASES):
-        if quick and not case.quick:
-            continue
+def pairs(*, quick: bool = False, full: bool = False, device: str = "cpu") -> Iterator[Pair]:
+    """The pairs of the kit, with their tensors on a device.
+
+    Args:
+        quick: only those of the quick subset.
+        full: those of every combination of a layer's options, too (`product_cases`).
+        device: type of the device.
+    """
+    chosen = [case for case in CASES if case.quick or not quick]
+    for case in (*chosen, *(product_cases() if full else ())):
+        case = replace(case, device=device)
         for name, check in CHECKS.items():
             if check.applies(case):
                 yield Pair(name, check, case)

@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest
@@ -15,10 +16,11 @@ from rnnjit.cells import GRU, LSTM, Cell
 from rnnjit.dispatch.registry import BrokenBackend
 from rnnjit.testing import CASES, CHECKS, Case, RecomputeBackend, conformance, count, plugin, run
 from rnnjit.testing.calls import build
+from rnnjit.testing.cases import product_cases
 from rnnjit.testing.checks import check_forward, check_gradients
 from rnnjit.testing.compare import Standard, compare
 from rnnjit.testing.poison import poisoned
-from rnnjit.testing.suite import device_of
+from rnnjit.testing.suite import device_of, pairs
 from rnnjit.testing.tolerances import TOLERANCES, Expected, judge
 
 EPS = torch.finfo(torch.float32).eps
@@ -237,6 +239,15 @@ def test_run_counts_and_reports_progress():
     assert declined == {"tanh-bf16", "relu-bf16", "tanh-f16"}
     said = {result.message for result in seen if result.case == "tanh-f16"} - {""}
     assert said == {"torch.float16 is not supported: only torch.float32, torch.float64 are"}
+
+
+def test_the_full_kit_checks_every_case_of_the_product_too():
+    product = Counter(pair.case.id for pair in pairs(full=True)) - Counter(
+        pair.case.id for pair in pairs()
+    )
+    assert set(product) == {case.id for case in product_cases()}
+    assert count(full=True) == count() + product.total()
+    assert min(product.values()) == 4
 
 
 @pytest.mark.parametrize(

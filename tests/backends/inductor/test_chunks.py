@@ -12,7 +12,7 @@ from rnnjit.cells.builder import detach, sigmoid, softplus
 from rnnjit.execution.stack import run_stack
 from rnnjit.recurrence.rows import offsets
 from rnnjit.reference import ReferenceBackend
-from rnnjit.testing.cases import CASES
+from rnnjit.testing import CASES, Case
 from rnnjit.testing.checks import CHECKS
 from rnnjit_inductor import InductorBackend
 from rnnjit_inductor.graphs import matrix_product, panels, tile_product
@@ -178,6 +178,11 @@ def test_gradients_of_any_form(cell, sizes, compiled):
 
 TANH = ("tanh", "batch-1", "nan", "inf", "packed-bidirectional-2-layers", "through-h_n", "packed")
 RELU = ("nan-relu", "inf-relu", "packed-relu-h0")
+MORE = (
+    Case("inf", values="inf"),
+    Case("inf-relu", values="inf", nonlinearity="relu", num_layers=2),
+    Case("packed-relu-h0", lengths=(6, 4, 4, 1), nonlinearity="relu", h0=True),
+)
 SHORT = [
     *((ROWS, case) for case in TANH + RELU),
     *((ONE_ROW, case) for case in TANH),
@@ -190,7 +195,7 @@ def test_short_chunks_pass_the_kit(tile, name):
     def short(layer, rows, dtype, device, threads, keep):
         return Plan(2, tile, 1) if rows.T >= 2 and rows.N else None
 
-    (case,) = (case for case in CASES if case.id == name)
+    (case,) = (case for case in (*CASES, *MORE) if case.id == name)
     backend = InductorBackend(short)
     CHECKS["forward"].run(backend, case)
     CHECKS["gradients"].run(backend, case)

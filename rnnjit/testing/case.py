@@ -1,0 +1,120 @@
+"""What the kit asks of a backend: a frozen `Case`, one layer and one call to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rnnjit.frontend.capture import CELL_OF_NONLINEARITY
+from rnnjit.spec import Problem, RNNSpec
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer and one call, with everything that follows from them.
+
+    The layer's options are nn.RNN's own. `rnnjit.testing.calls.build` makes the tensors.
+
+    Attributes:
+        id: what it is called in test ids; it also seeds the values.
+        T: time steps of a dense input.
+        B: batch size of a dense input.
+        lengths: the sequences' lengths if the input is packed (then `T` and `B` do not count).
+        enforce_sorted: as in `pack_padded_sequence`.
+        unbatched: whether the input is one sequence `[T, I]`.
+        h0: whether initial states are given.
+        training: whether the module is in training mode.
+        dtype: of all tensors.
+        device: type of the device that all tensors are on.
+        layout: how the input, the initial states and the weights lie in memory.
+        values: "tiny" and "saturated" scale the input; "nan" and "inf" put some in.
+        loss: what the gradients come from, h_n standing for every last state; "sum" is
+            `y.sum() + h_n.sum()`, whose gradients reach the layer as expanded tensors, the others
+            weigh each element differently.
+        frozen: which of "x", "h0" (every initial state) and the weights need no gradient; "weights"
+            stands for all.
+        required: whether a backend may not decline it.
+        quick: whether it belongs to the quick subset.
+        thorough: whether the checks beyond values, gradients and refusal are run on it as well.
+
+    Example:
+        >>> Case("packed", lengths=(2, 3), enforce_sorted=False).problem(needs_grad=False).N
+        5
+    """
+
+    id: str
+    input_size: int = 6
+    hidden_size: int = 20
+    num_layers: int = 1
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+    T: int = 7
+    B: int = 5
+    lengths: tuple[int, ...] | None = None
+    enforce_sorted: bool = True
+    unbatched: bool = False
+    h0: bool = False
+    training: bool = True
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    layout: Literal["contiguous", "transposed", "offset", "strided", "expanded"] = "contiguous"
+    values: Literal["normal", "tiny", "saturated", "nan", "inf"] = "normal"
+    loss: Literal["both", "y", "h_n", "sum"] = "both"
+    frozen: frozenset[str] = frozenset()
+    required: bool = True
+    quick: bool = False
+    thorough: bool = False
+
+    @property
+    def spec(self) -> RNNSpec:
+        """The layer."""
+        return RNNSpec(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            CELL_OF_NONLINEARITY[self.nonlinearity],
+            self.bias,
+            self.batch_first,
+            self.dropout,
+            self.bidirectional,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Time steps: the longest sequence's if packed."""
+        return self.T if self.lengths is None else max(self.lengths)
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        if self.lengths is not None:
+            return len(self.lengths)
+        return 1 if self.unbatched else self.B
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """Shape of the output, or of its `data` if packed."""
+        spec = self.spec
+        features = spec.num_directions * spec.layer(0).output_size
+        if self.lengths is not None:
+            return (sum(self.lengths), features)
+        if self.unbatched:
+            return (self.T, features)
+        return (self.B, self.T, features) if self.batch_first else (self.T, self.B, features)
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each state, the initial and the last."""
+        shapes = self.spec.state_shapes(self.batch)
+        return tuple((count, size) for count, _, size in shapes) if self.unbatched else shapes
+
+    def problem(self, *, needs_grad: bool) -> Problem:
+        """The facts that a backend accepts or declines the call by."""
+        rows = sum(self.lengths) if self.lengths is not None else self.steps * self.batch
+        packed = self.lengths is not None
+        return Problem(self.dtype, self.device, self.steps, self.batch, rows, packed, needs_grad)
