@@ -1,18 +1,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+# Two processes of tests, each with a compiler at work, keep two cores busy; more take more memory.
+PYTEST := $(BIN)/python -m pytest -n $${TEST_PROCESSES:-2} --dist worksteal
+SIMULATED := tests/backends/cuda/simulated
 
-OLDEST ?= python3.10
-# Those that need no package beside pytest's.
-OLDEST_TESTS := conformance autograd autotune cache_failures compile compiled_cell double_backward dropin \
-	explain fast_path gradient_flow inductor_backend inductor_chunks lstm_gru_reference object_cache \
-	private_names registry stream subclasses tracing transforms values
-
-.PHONY: test bench fuzz oldest demo docs install lint types clean
+.PHONY: test test-all bench fuzz mutants versions demo docs install lint types clean
 
 test: install lint types
-	$(BIN)/python -m pytest
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/backends/cuda/simulated
+	$(PYTEST)
+	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) $(SIMULATED)
+
+# What test leaves out: whole products of cases, all PTX, soak, the fuzz at depth.
+test-all: install
+	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-1000} $(PYTEST) -m "full or fuzz"
+	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -m full $(SIMULATED)
 
 # Minutes; alone on the machine.
 bench: install
@@ -23,25 +24,27 @@ bench: install
 fuzz: install
 	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -m fuzz --hypothesis-show-statistics
 
-# The oldest versions that pyproject.toml admits; PyPI's PyTorch takes several GB. Not a part of test.
-oldest:
-	test -x build/oldest/bin/python || $(OLDEST) -m venv build/oldest
-	build/oldest/bin/python -m pip install --quiet -c oldest.txt -e . pytest hypothesis expecttest pytest-benchmark
-	build/oldest/bin/python -m pytest -p no:cacheprovider $(OLDEST_TESTS:%=tests/test_%.py) tests/bad_input
+# Breaks one line after another and shows which test notices.
+mutants: install
+	$(BIN)/python tests/mutants/run.py
 
-demo: install
+include versions/matrix.mk
+
+demo: .venv/.installed-examples
 	$(BIN)/python examples/digits.py
 	$(BIN)/rnnjit compare --model examples/output/digits.pt
 
 docs: install
 	$(BIN)/mkdocs build --strict
 
-install: $(STAMP)
+# dev has all that examples has.
+install: .venv/.installed-dev
+	touch .venv/.installed-examples
 
-$(STAMP): pyproject.toml constraints.txt
+.venv/.installed-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .
@@ -51,4 +54,4 @@ types: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,11 +2,11 @@
 
     python benchmarks/against_wheel.py WHEEL [--new WHEEL] [--backend NAME] [--rounds N]
 
-A ratio of two processes says little of a few percent: memory lies elsewhere, and the machine is
-busy with something else by then. Here both packages are in one process, and their compiled modules
-share the tensors: of each side the modules that Python knows as `rnnjit` and `rnnjit_*` are kept,
-and put back whenever it is its turn. Forward is in evaluation mode without gradients;
-forward+backward gives the gradients by x, h0 and every weight. float32, tanh, one layer, torch's
+Times from two processes cannot be compared to within a few percent: their memory is placed
+differently, and the load of the machine changes. Here both packages are in one process, and their
+compiled modules share the tensors. The modules `rnnjit` and `rnnjit_*` of each side are kept, and
+put back into `sys.modules` when it is its turn. Forward is in evaluation mode without gradients;
+forward+backward computes the gradients of x, h0 and every weight. float32, tanh, one layer, torch's
 own thread count. Run it alone on the machine.
 """
 
@@ -34,7 +34,7 @@ from zipfile import ZipFile
 import torch
 from torch import Tensor, nn
 
-#: T, B, I, H of a call: those of the README.
+#: T, B, I, H of a call: those of the table in docs/benchmarks.md.
 SHAPES = (
     (1, 1, 32, 64),
     (5, 32, 10, 20),
@@ -49,7 +49,7 @@ SHAPES = (
     (28, 64, 28, 128),
 )
 PASSES = ("forward", "forward+backward")
-#: Seconds that a sample takes at the least.
+#: The least seconds that a sample takes.
 _SAMPLE = 2e-3
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,7 +57,7 @@ Pass = Callable[[], Sequence[Tensor]]
 
 
 class Side:
-    """One of the two: a copy of the package, which others do not see while it is not its turn.
+    """One of the two packages, which can be imported only during its turn.
 
     Args:
         name: for the table.
@@ -73,14 +73,14 @@ class Side:
     def __init__(self, name: str, places: Sequence[Path]) -> None:
         self.name, self._places = name, [str(place) for place in places]
         self._modules: dict[str, ModuleType] = {}
-        importlib.invalidate_caches()  # entry points are found anew, too
+        importlib.invalidate_caches()  # of entry points, too
         with self.turn():
             self.rnnjit: Any = importlib.import_module("rnnjit")
             self.rnnjit.backends()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Imports, those in functions too, give this side's modules."""
+        """Imports, also those in functions, find this side's modules."""
         others, path = _taken_out(), sys.path[:]
         sys.modules.update(self._modules)
         sys.path[:0] = self._places
@@ -93,7 +93,7 @@ class Side:
         self._check()
 
     def pass_of(self, kind: str, rnn: nn.RNN, tensors: Sequence[Tensor], backend: str) -> Pass:
-        """A call without arguments that gives the results; made in this side's turn."""
+        """A function without arguments that returns the results; built in this side's turn."""
         x, h0, grad_y = tensors
         fast = self.rnnjit.compile(rnn, backend=backend)
         if kind == "forward":
@@ -115,7 +115,7 @@ class Side:
         return both
 
     def _check(self) -> None:
-        """Nothing may come from elsewhere, or a package would be timed against itself."""
+        """Check where modules come from: otherwise a package could be timed against itself."""
         for name, module in self._modules.items():
             file = Path(module.__file__ or "").resolve()
             if not any(file.is_relative_to(Path(place).resolve()) for place in self._places):
@@ -123,10 +123,10 @@ class Side:
 
 
 def fill_cache(places: Sequence[Path], backend: str, folder: str) -> None:
-    """Have a process of its own compile the kernels: numba cannot do that for two in one process.
+    """Compile the kernels in a separate process: numba cannot compile for both sides in one.
 
     Raises:
-        CalledProcessError: it could not; what was raised is on stderr.
+        CalledProcessError: it failed; its error is on stderr.
     """
     code = (
         "import torch, rnnjit\n"
@@ -140,7 +140,7 @@ def fill_cache(places: Sequence[Path], backend: str, folder: str) -> None:
 
 
 def _taken_out() -> dict[str, ModuleType]:
-    """The modules of a side, which Python then no longer knows."""
+    """Take the modules of a side out of `sys.modules`."""
     names = [name for name in sys.modules if name.split(".")[0].split("_")[0] == "rnnjit"]
     return {name: sys.modules.pop(name) for name in names}
 
@@ -164,7 +164,7 @@ class Compared:
 
     @property
     def ratio(self) -> float:
-        """The new one's median in terms of the old one's."""
+        """The new median over the old one."""
         return median(self.new) / median(self.old)
 
 
@@ -175,14 +175,14 @@ def compare(
     results, seconds = [], 0.0
     for side in sides:
         with side.turn():
-            for _ in range(3):  # all that is made once is made, and a call like one before is short
+            for _ in range(3):  # the first ones also fill caches
                 start = perf_counter()
                 found = passes[side]()
                 seconds = perf_counter() - start
         results.append(found)
     same = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     calls = max(1, math.ceil(_SAMPLE / seconds))
-    with sides[1].turn():  # of so many, since a single call of microseconds is timed badly
+    with sides[1].turn():  # a single call may be too short to time
         calls = max(1, math.ceil(_SAMPLE / _sample(passes[sides[1]], calls)))
     times: dict[Side, list[float]] = {side: [] for side in sides}
     for index in range(rounds):
@@ -246,7 +246,7 @@ def main() -> None:
     wanted = parser.parse_args()
     if wanted.rounds < 1:
         parser.error("--rounds must be at least 1")
-    # Files on disk are needed for as long as there may be an import.
+    # The files must exist for as long as something may be imported.
     with TemporaryDirectory() as folder:
         places: dict[str, list[Path]] = {"old": [], "new": [_ROOT, _ROOT / "backends"]}
         for name, wheel in (("old", wanted.wheel), ("new", wanted.new)):

@@ -1,6 +1,6 @@
-"""What every CUDA kernel takes of a multiprocessor, found without a GPU.
+"""The resources that every CUDA kernel takes of a multiprocessor, found without a GPU.
 
-    python benchmarks/cuda_kernels.py [--only TEXT ...] [--arch 80 90]
+    python benchmarks/cuda_kernels.py [--only TEXT ...] [--arch 80 90] [--largest]
 
 Each variant is compiled to PTX and assembled by ptxas (wheel nvidia-cuda-nvcc), for each
 architecture. The exit status is 1 if a persistent kernel spills registers or has a stack: its loop
@@ -19,11 +19,12 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from rnnjit.runtime import object_cache
 from rnnjit_cuda.kernels import (
     LANES,
     KernelKey,
@@ -45,13 +46,13 @@ _STATIC = re.compile(r"(\d+) bytes smem")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
-class Use(NamedTuple):
-    """What ptxas reports of a kernel.
+class Use(msgspec.Struct, frozen=True):
+    """The resources of a kernel, as ptxas reports them.
 
     Attributes:
         registers: of a thread.
         stack: bytes of local memory of a thread.
-        spilled: bytes of code's stores and loads of registers that did not fit.
+        spilled: bytes of the stores and loads of spilled registers.
         shared: bytes of static shared memory.
     """
 
@@ -81,7 +82,19 @@ def ptxas() -> str:
 
 
 def measure(key: KernelKey, arch: int) -> Use:
-    """Compile and assemble a kernel."""
+    """The resources of a kernel, which are kept under the digest of its sources."""
+    from rnnjit_cuda.compiler import key_of
+
+    name = key_of(key, divmod(arch, 10))
+    kept = object_cache.fetch(name, "ptxas")
+    if kept is not None:
+        return msgspec.json.decode(kept, type=Use)
+    use = _assemble(key, arch)
+    object_cache.keep(name, msgspec.json.encode(use), "ptxas")
+    return use
+
+
+def _assemble(key: KernelKey, arch: int) -> Use:
     from rnnjit_cuda.compiler import ptx
 
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +136,8 @@ def row(key: KernelKey, arch: int, use: Use) -> list[str]:
     shown = min(_SHOWN[key.family], LANES * key.reach or _SHOWN[key.family])
     shared = use.shared + shared_bytes(key, shown, _part(key, shown))
     bad = bool(use.stack or use.spilled)
-    stack, spilled = (f"[bold red]{n}[/]" if bad and n else str(n) for n in use[1:3])
+    both = (use.stack, use.spilled)
+    stack, spilled = (f"[bold red]{n}[/]" if bad and n else str(n) for n in both)
     size = f"{shared:,}" if shared else "-"
     numbers = [str(most_threads(key)), str(use.registers), spilled, stack, size]
     return [*key.words, f"sm_{arch}", *numbers, largest(key, arch)]
@@ -149,9 +163,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 if a persistent kernel spills or has a stack."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--only", nargs="*", default=[], help="words of the kernels' names")
+    parser.add_argument(
+        "--largest",
+        action="store_true",
+        help="of each family and pass the largest alone, in float32 and in float64",
+    )
     parser.add_argument("--arch", nargs="*", type=int, default=[80, 90], choices=sorted(LIMITS))
     options = parser.parse_args(arguments)
     keys = [k for k in variants() if all(word in k.words for word in options.only)]
+    if options.largest:
+        # The last of each kind has the most rows, or the longest reach.
+        wide = (k for k in keys if k.dtype in ("float32", "float64"))
+        keys = list({(k.family, k.pass_, k.dtype): k for k in wide}.values())
     jobs = list(product(keys, options.arch))
     shown, bad = table(), []
     with ProcessPoolExecutor() as pool:

@@ -1,10 +1,10 @@
-"""The CPU engine's table: the bars that it is meant to reach, and what it reaches on this machine.
+"""The CPU engine's table: the bars that it is to reach, and its figures on this machine.
 
     python benchmarks/engine.py [--only ROW,...] [--rounds N] [--quick] [--json FILE]
     python benchmarks/engine.py --report FILE
 
-It measures eager nn.RNN and a backend as `rnnjit bench` does, and holds the report against the
-bars; --json writes the report, which --report reads. After Ctrl-C it prints what it has.
+It measures eager nn.RNN and a backend as `rnnjit bench` does, and compares the report with the
+bars; --json writes the report, which --report reads. After Ctrl-C it prints what it has measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from rnnjit.cli.bench import measure
 SINGLE = {(100, 1, 64, 64): 14.0, (100, 1, 128, 256): 5.5, (100, 1, 512, 512): 4.0}
 PACKED = ((100, 8, 128, 256), (100, 32, 128, 256), (1000, 16, 64, 128))
 LONG, LONG_QUICK = (4000, 16, 64, 128), (200, 16, 64, 128)
-#: Other kinds of nn.RNN, held against float32 tanh of one layer at the same shapes.
+#: Other kinds of nn.RNN, compared with float32 tanh of one layer at the same shapes.
 VARIANTS: dict[str, dict[str, Any]] = {
     "bidirectional": {"bidirectional": True},
     "2 layers": {"layers": 2},
@@ -72,7 +72,7 @@ class Finding:
     """One figure of the table.
 
     Attributes:
-        what: was measured.
+        what: the quantity.
         measured: the figure.
         bar: what it must reach, or None if it is for information.
         unit: of the figure and its bar.
@@ -93,7 +93,7 @@ class Finding:
         return self.measured <= self.bar if self.at_most else self.measured >= self.bar
 
     def cells(self) -> tuple[str, str, str, str]:
-        """What, measured, bar, met or not."""
+        """The quantity, its figure, its bar, and whether it is met."""
         sign = "<=" if self.at_most else ">="
         bar = "" if self.bar is None else f"{sign} {self.bar:.3g} {self.unit}"
         verdict = {True: "[green]met", False: "[bold red]missed", None: ""}[self.met]
@@ -101,11 +101,11 @@ class Finding:
 
 
 class UnmeasuredError(Exception):
-    """A figure rests on a case that has no time."""
+    """A figure depends on a case that has no time."""
 
 
 class Measured:
-    """What eager and a backend did, as the rows of the table ask for it."""
+    """The measurements of eager and a backend, for the rows of the table."""
 
     def __init__(self, report: Report) -> None:
         self.results = Results(report)
@@ -119,15 +119,15 @@ class Measured:
         return found
 
     def eager(self, case: Case) -> float:
-        """Seconds of eager's."""
+        """Seconds of one call of eager."""
         return self.seconds(case, self.results.baseline)
 
     def ratio(self, case: Case) -> float:
-        """Times as fast as eager."""
+        """The speed-up over eager."""
         return self.eager(case) / self.seconds(case)
 
     def share_of_peak(self, case: Case) -> float:
-        """Of the machine's multiply-adds."""
+        """The share of the machine's peak of multiply-adds."""
         machine = self.results.report.machine
         found = roofline.share_of_peak(case, self.seconds(case), machine)
         if found is None:
@@ -135,7 +135,7 @@ class Measured:
         return found
 
     def memory(self, case: Case) -> float:
-        """Bytes that a call takes beyond what it is given, over those that eager's takes."""
+        """Memory that a call takes beyond its inputs, relative to eager's."""
         own, eager = (
             self.results.of(name, case) for name in (self._backend, self.results.baseline)
         )
@@ -163,7 +163,7 @@ def grid(m: Measured, cases: Sequence[Case]) -> Findings:
 
 
 def compute(m: Measured, cases: Sequence[Case]) -> Findings:
-    """The share of the machine's peak where that is what limits."""
+    """The share of the machine's peak in compute-bound shapes."""
     for case in cases:
         what = f"{case.mode} ({shape(case)}), share of the multiply-add peak"
         bar = 85.0 if case.mode == "forward" else 75.0
@@ -185,7 +185,7 @@ def step(m: Measured, cases: Sequence[Case]) -> Findings:
 
 
 def anywhere(m: Measured, cases: Sequence[Case]) -> Findings:
-    """At how many random shapes eager is faster."""
+    """The number of random shapes at which eager is faster."""
     for mode in BOTH:
         ratios = [m.ratio(case) for case in _of(cases, mode=mode)]
         what = f"{mode}: slower than eager, of {len(ratios)} random shapes"
@@ -209,9 +209,9 @@ def packed(m: Measured, cases: Sequence[Case]) -> Findings:
 
 
 def variants(m: Measured, cases: Sequence[Case]) -> Findings:
-    """Other kinds of nn.RNN against the plain one at the same shapes: at most 20% less gained.
+    """Other kinds of nn.RNN against the plain one at the same shapes: at most 20% less speed-up.
 
-    Half as many elements fit into a vector of float64: it is held against half of float32's speed.
+    A vector holds half as many float64 elements, so float64 is compared with half float32's speed.
     """
 
     def share(case: Case, plain: Case) -> float:
@@ -234,7 +234,7 @@ def memory(m: Measured, cases: Sequence[Case]) -> Findings:
 
 
 def start(m: Measured, cases: Sequence[Case]) -> Findings:
-    """A process from its start to its first gradients, with nothing compiled and with all."""
+    """A process from its start to its first gradients, with an empty and a filled cache."""
     for case, bar in zip(cases, (3.0, 0.5), strict=True):
         beyond = m.seconds(case) - m.eager(case)
         what = f"first training call beyond eager's, {case.group.partition(', ')[2]}"
@@ -258,7 +258,7 @@ def growth(m: Measured, cases: Sequence[Case]) -> Findings:
         yield Finding(f"{mode}: {edge}, spread of time per work", cliff, 30.0, "%", at_most=True)
 
 
-#: From numbers of threads, and whether few will do, to cases.
+#: Maps the numbers of threads, and whether the run is quick, to cases.
 Cases = Callable[[tuple[int, ...], bool], tuple[Case, ...]]
 
 
@@ -267,8 +267,8 @@ class Row(NamedTuple):
 
     Attributes:
         title: what it is about.
-        judge: from what was measured and the row's cases to figures.
-        cases: what is measured for it.
+        judge: computes figures from the measurements of the row's cases.
+        cases: the cases to measure.
     """
 
     title: str
@@ -277,7 +277,7 @@ class Row(NamedTuple):
 
 
 def _shapes(shapes: Sequence[tuple[int, int, int, int]], *modes: Mode) -> Cases:
-    """Cases of shapes, the first one alone of a quick run."""
+    """Cases of shapes; a quick run has the first one only."""
     return lambda threads, quick: each(shapes[: 1 if quick else None], modes, threads)
 
 
@@ -331,7 +331,7 @@ ROWS = {
 
 
 def judged(row: Row, measured: Measured, cases: Sequence[Case]) -> list[Finding]:
-    """The figures of a row, those that could be measured."""
+    """The figures of a row that could be measured."""
     found = []
     try:
         for finding in row.judge(measured, cases):
@@ -342,7 +342,7 @@ def judged(row: Row, measured: Measured, cases: Sequence[Case]) -> list[Finding]
 
 
 def show(console: Console, name: str, cases: Sequence[Case], measured: Measured) -> None:
-    """Print what a row measured; of random shapes the worst."""
+    """Print the measurements of a row; of random shapes, the worst."""
     headings = ("T, B, I, H", "mode", "eager", "backend", "ratio", "of peak", "limit", "bound by")
     table = Table(*headings, title=f"{name}: {ROWS[name].title}", title_justify="left")
     lines = []
@@ -365,7 +365,7 @@ def show(console: Console, name: str, cases: Sequence[Case], measured: Measured)
 
 
 def machine(report: Report) -> Table:
-    """The most that the machine can do."""
+    """The machine's peaks."""
     table = Table(
         title=f"machine: {report.machine.cpu}, {report.machine.isa}", title_justify="left"
     )
@@ -382,7 +382,7 @@ def machine(report: Report) -> Table:
 
 
 def bars(found: dict[str, list[Finding]]) -> Table:
-    """What was measured next to what must be reached."""
+    """The figures next to their bars."""
     table = Table("row", "what", title="against the bars", title_justify="left")
     for heading in ("measured", "bar"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -5,13 +5,13 @@
 
 Both run the same 300 configurations on `numba` and `tvm`, in a few seconds once kernels are cached:
 outputs and all gradients, dense and packed, with and without gradients, step by step, over sizes
-that meet every plan. The first writes a SHA-256 of each to FILE; the second compares, and names the
-tensors that differ. Code from before the change is recorded by having it first on the path
-(`PYTHONPATH`); both say which package they ran.
+that use every plan. The first writes a SHA-256 of each to FILE; the second compares, and names the
+tensors that differ. To record code from before the change, put it first on the path (`PYTHONPATH`);
+both commands print which package they ran.
 
-Bits depend on the instruction set. A file holds one record for each host, that is machine, vector
-unit and `RNNJIT_ISA`: `record` replaces its own host's, and `check` refuses to judge on a host of
-which there is none.
+Bits depend on the instruction set. A file holds one record for each host, which is machine, vector
+unit and `RNNJIT_ISA`: `record` replaces that of its own host, and `check` fails on a host without a
+record.
 
 Exit status: 0, or 1 if something differs, or 2 if there is nothing to compare with.
 """
@@ -41,7 +41,7 @@ import rnnjit
 V = TypeVar("V")
 BACKENDS = ("numba", "tvm")
 COUNT = 300
-#: Digits of a tensor's own hash that are kept, to name it where the hash of all differs.
+#: Digits of each tensor's hash that are kept, to name the tensors that differ.
 _DIGITS = 4
 _PACKAGES = ("torch", "numba", "llvmlite", "apache-tvm")
 
@@ -52,8 +52,8 @@ class Configuration:
 
     Attributes:
         index: of the configuration, and the seed of its values.
-        call: "training" and "inference" make the call twice, since the second takes a shorter way;
-            "stream" goes step by step.
+        call: "training" and "inference" make the call twice, since the second takes the fast path;
+            "stream" runs step by step.
         T, B, I, H: steps, sequences, input features, hidden features.
         layers, directions: how many.
         dtype: name of torch's dtype.
@@ -64,8 +64,8 @@ class Configuration:
         differing: whether the lengths of packed sequences differ.
         h0: whether an initial state is given.
         threads: torch's thread count.
-        through: what the gradients come from, "y", "h_n" or "both".
-        frozen: the beginnings of the names of what needs no gradient.
+        through: the outputs that gradients come from, "y", "h_n" or "both".
+        frozen: prefixes of the names of tensors that need no gradient.
     """
 
     index: int
@@ -117,17 +117,17 @@ _SIZES = [
 
 
 class Draw:
-    """Numbers at random that are the same everywhere: `Random.random` alone promises that."""
+    """Random numbers that are the same everywhere, which only `Random.random` promises."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed).random
 
     def between(self, first: int, last: int) -> int:
-        """A whole number, both ends included."""
+        """An integer, both ends included."""
         return first + int(self._random() * (last + 1 - first))
 
     def shuffled(self, values: Sequence[V]) -> list[V]:
-        """The values as often as it takes to have enough of them, in any order."""
+        """The values, repeated until there are enough of them, in random order."""
         repeated = [values[i % len(values)] for i in range(COUNT)]
         return sorted(repeated, key=lambda _: self._random())
 
@@ -188,14 +188,14 @@ def _sizes(draw: Draw, kind: str) -> tuple[int, int, int, int]:
     features = (draw.between(1, 130), draw.between(1, 130))
     if kind == "sixteens":
         features = (16 * draw.between(1, 8), 16 * draw.between(1, 8))
-    if kind == "few rows":  # weights are read as they lie
+    if kind == "few rows":  # weights are read in place
         T = draw.between(1, 6)
         return T, draw.between(1, 6 // T), *features
     if kind == "one sequence":
         return draw.between(7, 70), 1, *features
     if kind == "wide":  # threads share the columns of a step
         return draw.between(2, 30), draw.between(1, 12), features[0], draw.between(150, 320)
-    if kind == "long":  # the backward pass goes by windows
+    if kind == "long":  # the backward pass runs in windows
         return draw.between(110, 250), draw.between(9, 20), draw.between(1, 40), draw.between(1, 70)
     if kind == "large":
         return draw.between(5, 24), 64, 16 * draw.between(4, 16), 256
@@ -203,7 +203,7 @@ def _sizes(draw: Draw, kind: str) -> tuple[int, int, int, int]:
 
 
 def results(config: Configuration, backend: str) -> dict[str, list[Tensor]]:
-    """What a configuration gives: by name, a tensor from each call; a gradient's name is its leaf.
+    """The results of a configuration: by name, a tensor of each call; gradients by their leaf's.
 
     Raises:
         UnsupportedError: the backend declines.
@@ -213,7 +213,7 @@ def results(config: Configuration, backend: str) -> dict[str, list[Tensor]]:
     dtype = getattr(torch, config.dtype)
 
     def uniform(*shape: int, most: float = 1.0) -> Tensor:
-        # Only what is exact on any processor: neither a normal distribution nor a fused operation.
+        # Exact on any processor, unlike a normal distribution or a fused operation.
         return (torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1) * most
 
     rnn = nn.RNN(
@@ -252,7 +252,7 @@ def results(config: Configuration, backend: str) -> dict[str, list[Tensor]]:
 def _call(
     config: Configuration, fast: nn.Module, x: Tensor, h0: Tensor | None, lengths: Tensor
 ) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A call without arguments, which gives the rows of y and h_n."""
+    """A function without arguments that returns the rows of y, and h_n."""
     if not config.form.startswith("packed"):
         return lambda: fast(x, h0)
     is_sorted = config.form == "packed"
@@ -269,7 +269,7 @@ def _call(
 
 
 def _streamed(stream: rnnjit.Stream, x: Tensor, h0: Tensor | None) -> dict[str, list[Tensor]]:
-    """The frames' outputs and the state behind the last."""
+    """The frames' outputs, and the state after the last."""
     if h0 is not None:
         stream.state = h0
     return {"y": [stream.step(frame) for frame in x], "h_n": [stream.state]}
@@ -302,7 +302,7 @@ def _trained(
 
 
 def line(found: dict[str, list[Tensor]]) -> str:
-    """What is kept of a configuration's results: the hash of all, the beginning of each one's."""
+    """The record of a configuration's results: the hash of all, the first digits of each one's."""
     each = []
     for tensors in found.values():
         digest = sha256()
@@ -338,13 +338,13 @@ def run_all(backend: str) -> Iterator[tuple[Configuration, list[str], str]]:
 
 
 def host() -> str:
-    """What bits depend on, as far as it is not in this project."""
+    """The properties of the host that bits depend on."""
     vectors = torch.backends.cpu.get_cpu_capability()
     return f"{platform.machine()}, {vectors}, RNNJIT_ISA={os.environ.get('RNNJIT_ISA', '')}"
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that make the code."""
+    """Versions of the packages that generate the code."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -355,7 +355,7 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    """Of the configurations: a record of others is of no use."""
+    """A hash of the configurations: a record of other ones cannot be used."""
     return sha256(repr(configurations()).encode()).hexdigest()
 
 

@@ -1,13 +1,13 @@
-"""A backend on a GPU, in one call: the kit, sanitizers, a step's time, and times against eager.
+"""A backend on a GPU, in one command: the kit, sanitizers, step times, and times against eager.
 
     python benchmarks/gpu.py [--json FILE] [--quick]
 
-Eager nn.RNN is cuDNN there; it is timed with TF32 off and on, and through torch.compile. All run
-the same call in one process and take their samples in turns, each a stretch of device time between
-two events; figures are medians. The time of one more step of a single sequence is given for every
-family of kernels: that of the grid-wide ones at H=64, with next to nothing to compute, is the grid
-barrier. Where values differ from eager's by more than sums in another order can, the row says so
-and gives no times. `--device cpu --backend numba` tries the script out where there is no GPU.
+On a GPU, eager nn.RNN is cuDNN; it is timed with TF32 off and on, and through torch.compile. All
+run the same call in one process and take samples in turns, each the device time between two events;
+figures are medians. The time of one more step of a single sequence is given for every family of
+kernels. For the grid-wide ones at H=64, which compute next to nothing, it is that of the grid
+barrier. If values differ from eager's by more than another order of summation explains, the row
+says so and gives no times. `--device cpu --backend numba` tries the script without a GPU.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ EXTENTS = ((100, 1), (100, 8), (100, 32), (100, 128), (1000, 1), (1000, 32))
 #: Where torch.compile is tried too: it takes a second for each shape.
 COMPILED = ((100, 8), (100, 32))
 QUICK = ((100, 1), (100, 32)), (64, 512)
-#: How far results may be apart, and gradients by the largest: both round sums in their own order
-#: over many steps.
+#: The largest allowed difference of results, and of gradients relative to the largest one: the
+#: order of summation differs, over many steps.
 CLOSE = {"float32": 1e-3, "float64": 1e-10, "bfloat16": 5e-2}
-#: Steps whose times give that of one more: of so many that the device takes longer than the host.
+#: Steps whose times give that of one more: so many that the device takes longer than the host.
 LONG = (2000, 6000)
 
 
@@ -101,7 +101,7 @@ def _torch_compiled(call: Call, passes: str) -> dict[str, Callable[[], None]]:
 
 
 def kit(family: str | None, options: argparse.Namespace) -> str:
-    """What the conformance kit says of the backend, or of one family of its kernels alone."""
+    """The conformance kit's verdict on the backend, or on one family of its kernels."""
     backend = options.backend if family is None else backends_by_family(options)[family]
     report = testing.run(backend, quick=options.quick)
     counts = f"{report.passed} passed, {report.failed} failed, {report.declined} declined"
@@ -122,7 +122,7 @@ def check(options: argparse.Namespace) -> dict[str, str]:
 
 
 def backends_by_family(options: argparse.Namespace) -> dict[str, str | Backend]:
-    """What to time steps of: each family of CUDA kernels alone, or the backend as it is."""
+    """The backends whose steps are timed: each family of CUDA kernels, or the backend as it is."""
     if options.backend != CudaBackend.name:
         return {options.backend: options.backend}
     found: dict[str, str | Backend] = {}
@@ -138,7 +138,7 @@ def has_room(family: str, H: int) -> bool:
     if family not in FAMILIES:
         return True
     if family == "step":
-        return HIDDEN[0] == H  # The host takes the same for all, and takes long.
+        return HIDDEN[0] == H  # The host's time is the same for all sizes, and long.
     layer, device = rnnjit.RNNSpec(H, H).layer(0), driver_launcher(0).properties
     return any(True for _ in candidates(layer, 1, "float32", "forward", device, (family,)))
 
@@ -165,7 +165,7 @@ def step_times(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def waits_for_the_device(options: argparse.Namespace) -> str:
-    """Whether a call makes the host wait: "no", or what torch says of it."""
+    """Whether a call makes the host wait: "no", or torch's message."""
     if options.device == "cpu":
         return "not run: there is no device"
     for packed in (False, True):

@@ -1,9 +1,9 @@
-"""What a layer takes on machines with more cores: a model fitted to times measured on this one.
+"""Times of a layer on machines with more cores, by a model fitted to times on this one.
 
     python benchmarks/predict.py [--report FILE] [--json FILE]
 
 Times of the numba backend over random shapes, on one thread and on all, give the costs of the model
-(see `scaling_model.py`); every third shape is held back, and says how far predictions are off. Then
+(see `scaling_model.py`). Every third shape is held back, to measure the error of predictions. Then
 it predicts machines of 8, 32 and 96 cores like this one's, and where more threads stop paying.
 """
 

@@ -1,11 +1,12 @@
-"""How long a layer takes on the Numba backend, by its plan and by what a machine can do.
+"""The time of a layer on the Numba backend, from its plan and the machine's peaks.
 
     t = call + team + packing + rows moved + input's product + T (step + meeting)
 
 A step is its multiply-adds or the weights that its register tiles read, whichever takes longer, and
-its activations. The plan says how many rows and columns the busiest thread has; the machine, how
-fast a thread multiplies and from which level of memory it reads. What is left open are a handful of
-costs and efficiencies, the same for every machine of a kind, which are fitted to measured times.
+its activations; `meeting` is the synchronisation of threads after it. The plan gives the rows and
+columns of the busiest thread. The machine gives a thread's rate of multiply-adds and the level of
+memory that it reads from. The remaining costs and efficiencies, a handful, are the same for every
+machine of a kind, and are fitted to measured times.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ MEMORY = {8: 62e9, 32: 230e9, 96: 345e9}
 _GROUP, _LAST = 8, 32 << 20
 _SIZE = 4  # float32
 _PACKED_ROWS = 8
-#: Sharpness of the passage from one bound to the other: of two equal ones, 19% more than each.
+#: Exponent of the smooth maximum of two bounds: for two equal ones it is 19% above each.
 _SHARPNESS = 4.0
 
 
 class Costs(NamedTuple):
-    """What is fitted; times in seconds.
+    """The fitted costs; times in seconds.
 
     Attributes:
         compute: share of a thread's peak that tiles reach.
         reading: share of a level's bandwidth that tiles reach.
         step: of a step, whatever its size.
         element: of an activation.
-        meeting: of two threads at a step's end, and of each one more.
+        meeting: of synchronising two threads after a step, and of each further thread.
         call: of a call.
         team: of starting a team.
         moving: of a byte of x or y.
@@ -69,7 +70,7 @@ def cut(case: Case, machine: Machine) -> Plan:
 
 
 def predict(costs: Costs, machine: Machine, case: Case) -> float:
-    """Seconds that a call takes, forward in evaluation mode or both ways.
+    """Seconds that a call takes, forward in evaluation mode, or forward and backward.
 
     Args:
         costs: as fitted.
@@ -99,7 +100,7 @@ def predict(costs: Costs, machine: Machine, case: Case) -> float:
     outside = product(T * B / sharing, I, H, 1) if chosen.hoist else 0.0
     if case.trains:
         stepping += product(rows, H, columns, T)
-        # The gradients of x, W_ih and W_hh: products over all rows, shared out evenly.
+        # The gradients of x, W_ih and W_hh: products over all rows, divided evenly.
         outside += 2 * product(T * B / active, I, H, 1) + product(T * B / active, H, H, 1)
     meeting = costs.meeting * T * passes * (chosen.parts - 1)
     # Forward each part packs what it reads; backward, all threads share the packing.
@@ -118,21 +119,21 @@ def predict(costs: Costs, machine: Machine, case: Case) -> float:
 
 
 def fit(times: Mapping[Case, float], machine: Machine) -> Costs:
-    """The costs that come nearest to some measured times, by their ratios."""
+    """The costs whose predictions are nearest to measured times, by their ratios."""
     start = np.log(np.array(Costs()))
     measured = np.log(list(times.values()))
 
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         costs = Costs(*np.exp(logs))
         predicted = [predict(costs, machine, case) for case in times]
-        # A weak pull to the start, for costs that no time shows.
+        # Weak regularisation towards the start, for costs that no time depends on.
         return np.concatenate([np.log(predicted) - measured, 0.02 * (logs - start)])
 
     return Costs(*np.exp(least_squares(residuals, start, loss="soft_l1", f_scale=0.2).x))
 
 
 def errors(costs: Costs, machine: Machine, times: Mapping[Case, float]) -> NDArray[np.float64]:
-    """How far predictions are off, relative to what was measured."""
+    """The errors of predictions, relative to the measured times."""
     return np.array([predict(costs, machine, case) / taken - 1 for case, taken in times.items()])
 
 
@@ -179,7 +180,7 @@ def _holding(size: float, levels: Sequence[Bandwidth]) -> Bandwidth:
 
 
 def _speedup(machine: Machine, threads: int) -> float:
-    """How many times faster some threads move memory than one."""
+    """The speed-up of moving memory on some threads over one."""
     rates = {level.threads: level.rate for level in machine.bandwidths if level.level == "memory"}
     known = max(team for team in rates if team <= threads)
     return rates[known] / rates[1]

@@ -2,7 +2,7 @@
 
 The classifier and the data are those of digits.py. Every process, a rank, has a copy of the model
 and reads its own share of each batch. DistributedDataParallel averages the gradients over gloo, so
-that all copies take the same steps. On one machine:
+that all copies take the same steps. Run it on one machine with
 
     torchrun --standalone --nproc-per-node 2 examples/ddp_digits.py
 
@@ -92,7 +92,7 @@ def accuracy_of(model: nn.Module, data: Data) -> float:
 
 
 def run(epochs: int) -> bool:
-    """Train both ways and compare; whether all is as it should be, on every rank."""
+    """Train both ways and compare; true on every rank if all checks pass."""
     data = load_data()
     torch.manual_seed(0)
     eager = Classifier()

@@ -41,7 +41,7 @@ WANTED_AGREEMENT = 1e-3
 
 
 class Classifier(nn.Module):
-    """An ordinary recurrent classifier: nothing in it knows of rnnjit."""
+    """An ordinary recurrent classifier, which knows nothing of rnnjit."""
 
     def __init__(self, hidden_size: int = 64) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Trained:
 
 
 def load_data() -> Data:
-    """A quarter of the images for the test, every digit in proportion."""
+    """The images, a quarter of them for the test, with every digit in proportion."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32) / 16
     labels = torch.tensor(digits.target)
@@ -163,7 +163,7 @@ def plot(eager: Trained, compiled: Trained, times: dict[str, Timing], file: Path
 
 
 def report(eager: Trained, compiled: Trained, times: dict[str, Timing], images: Tensor) -> float:
-    """Print what came out; the largest difference between the loss curves."""
+    """Print the results; return the largest difference between the loss curves."""
     pairs = list(zip(eager.losses, compiled.losses, strict=True))
     difference = max(abs(a - b) for a, b in pairs)
     print(rnnjit.explain(compiled.model, images))

@@ -1,20 +1,20 @@
 """A text, learnt letter by letter with truncated backpropagation through time.
 
-The text is the reference manual that Python brings with it (`pydoc_data.topics`, in English). It is
-cut into parallel streams that are read side by side, a stretch of letters at a time. The
-state goes on from stretch to stretch, its history does not:
+The text is the reference manual that comes with Python (`pydoc_data.topics`, in English). It is cut
+into parallel streams that form a batch and are read one stretch of letters at a time. The state is
+carried from stretch to stretch; its autograd history is not:
 
     y, h = rnn(letters, h.detach())
 
 so that a gradient reaches back to the beginning of its stretch, and memory stays bounded however
-long the text. Run it with
+long the text is. Run it with
 
     python examples/text.py
 
-It trains the same model twice, on PyTorch's own nn.RNN and compiled, and prints the loss in bits a
-letter as both go on, their largest difference, the time of a
-step, and what the trained network writes, letter by letter through a `rnnjit.Stream`. The exit
-status is 1 if the two trainings differ or the text has not been learnt.
+It trains the same model twice, on PyTorch's own nn.RNN and compiled. It prints both losses in bits
+per letter, their largest difference, the time of a step, and a text that the trained network
+writes, letter by letter through a `rnnjit.Stream`. The exit status is 1 if the two trainings differ
+or the text has not been learnt.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import rnnjit
 STREAMS, STRETCH = 32, 64
 LEARNING_RATE = 3e-3
 WANTED_AGREEMENT = 1e-2
-#: What the trained network goes on from.
+#: The beginning of the text that the trained network writes.
 SEED = "The "
 
 
@@ -44,7 +44,7 @@ class Text(NamedTuple):
     """A text as numbers.
 
     Attributes:
-        letters: every distinct one; their places are the numbers.
+        letters: every distinct one; its index is its number.
         numbers: the text, `[length]`.
     """
 
@@ -53,13 +53,13 @@ class Text(NamedTuple):
 
     @property
     def entropy(self) -> float:
-        """Bits a letter by the frequencies of letters alone."""
+        """Bits per letter by the frequencies of letters alone."""
         shares = self.numbers.bincount(minlength=len(self.letters)) / len(self.numbers)
         return float(-(shares * shares.log2().nan_to_num(neginf=0)).sum())
 
 
 class Writer(nn.Module):
-    """Says what letter comes next: an ordinary model, in which nothing knows of rnnjit."""
+    """Predicts the next letter: an ordinary model, which knows nothing of rnnjit."""
 
     def __init__(self, letters: int, hidden_size: int = 128) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def load_text() -> Text:
 
 
 def train(model: nn.Module, text: Text, steps: int) -> tuple[list[float], float]:
-    """Train for some stretches; the loss of each in bits a letter, and seconds of one."""
+    """Train on some stretches; the loss of each in bits per letter, and seconds per stretch."""
     streams = text.numbers[: len(text.numbers) // STREAMS * STREAMS].view(STREAMS, -1).t()
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     losses, h, start = [], None, perf_counter()
@@ -101,7 +101,7 @@ def train(model: nn.Module, text: Text, steps: int) -> tuple[list[float], float]
 
 
 def write(model: Writer, text: Text, length: int) -> str:
-    """What the model writes, each letter drawn from its distribution."""
+    """A text that the model writes, each letter drawn from its distribution."""
     generator = torch.Generator().manual_seed(0)
     stream, written = rnnjit.Stream(model.rnn), SEED
     with torch.no_grad():

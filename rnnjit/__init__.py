@@ -1,4 +1,4 @@
-"""rnnjit: compile the `nn.RNN` you already have, and get back a drop-in that runs faster.
+"""rnnjit: compile the `nn.RNN` you already have into a drop-in that runs faster.
 
 In use:
 
@@ -6,7 +6,7 @@ In use:
     fast = rnnjit.compile(model)    # an nn.RNN, or any module that contains some
     y, h = fast(x)                  # same arguments, same results, same gradients
 
-Every public name is loaded when it is first used.
+Each public name is imported on first use.
 """
 
 from importlib import import_module

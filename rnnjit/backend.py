@@ -1,4 +1,4 @@
-"""The contract between the core and a backend, and the layer's semantics in words.
+"""The contract between the core and a backend, and the semantics of a layer.
 
 A backend computes one layer, all its directions, over time-major rows (`rnnjit.spec.Rows`). For
 every row of a direction, in this order:
@@ -8,12 +8,12 @@ every row of a direction, in this order:
     out, s_1, ..., s_S = program(zx, zh, s_1, ..., s_S, p_1, ..., p_P)     pointwise, `rnnjit.cells`
     h = W_hr out                               where there is a projection: s_1, P wide
 
-For direction 0 the states before are those of the previous step of the same sequence, or `hx` at
-step 0. Direction 1 walks each sequence from its own last step to step 0 and starts at `hx` there.
+In direction 0, the previous states are those of the previous step of the same sequence, or `hx` at
+step 0. Direction 1 runs each sequence from its own last step, where it starts from `hx`, to step 0.
 `y` holds the outputs of all steps (projected if there is a projection), direction 0 in columns
 `[0, P)` and direction 1 in `[P, 2P)`, with P = H without a projection; `h_n` holds each direction's
 last computed states. Stacking, dropout, batch_first, unbatched input and the sorting of packed
-sequences are the core's work.
+sequences are done by the core.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
 
 class LayerOutput(NamedTuple):
-    """What a layer's forward pass gives.
+    """The result of a layer's forward pass.
 
     Attributes:
         y: `[N, D*P]`, newly allocated, contiguous.
-        h_n: of each state `[D, B, P or H]`, newly allocated, sharing no memory with `y`.
-        saved: whatever else the backward pass wants kept; `y` and the inputs are kept anyway.
+        h_n: the last value of each state, `[D, B, P or H]`, newly allocated, sharing no memory with
+            `y`.
+        saved: other tensors to keep for the backward pass; `y` and the inputs are kept anyway.
     """
 
     y: Tensor
@@ -44,12 +45,12 @@ class LayerOutput(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which gradients are wanted.
+    """Which gradients a backward pass must compute.
 
     Attributes:
-        x: of the input rows.
-        hx: of each initial state.
-        weights: of each weight, in the order in which the weights were given.
+        x: whether that of the input rows.
+        hx: for each initial state, whether its gradient.
+        weights: for each weight, in the order of the weights, whether its gradient.
     """
 
     x: bool
@@ -58,12 +59,12 @@ class Needs(NamedTuple):
 
 
 class LayerGrads(NamedTuple):
-    """What a layer's backward pass gives: a gradient, or None where none was needed.
+    """The result of a layer's backward pass: a gradient, or None where none is needed.
 
     Attributes:
         x: `[N, I]` or None.
         hx: for each state `[D, B, P or H]` or None.
-        weights: a gradient or None for each weight, in the order of the weights.
+        weights: for each weight, in the order of the weights, a gradient of its shape or None.
     """
 
     x: Tensor | None
@@ -85,9 +86,9 @@ class Program(NamedTuple):
     """A stack compiled ahead of time, see `Backend.build`.
 
     Attributes:
-        files: contents by name: code, and what is needed to call it.
-        machine: what it needs to run, for the backend to check and for people to read.
-        versions: of the compilers that took part.
+        files: file contents by name: the code, and what a caller needs (such as a C header).
+        machine: what it needs to run; the backend checks it on loading, and people read it.
+        versions: versions of the compilers that built it.
     """
 
     files: Mapping[str, bytes]
@@ -107,19 +108,19 @@ class Backend(ABC):
     An installed backend is found through the entry-point group `rnnjit.backends`, whose value is an
     instance. Importing the module that holds it must be cheap: import heavy libraries on first use.
 
-    What a backend takes it says as data: `devices`, `dtypes` and `operations`. A call to which they
-    do not apply never reaches it.
+    A backend declares what it supports as data: `devices`, `dtypes` and `operations`. Calls outside
+    of these never reach it.
 
     Class attributes:
-        name: how users ask for it; the entry point has the same name.
-        priority: `auto` tries backends from the highest to the lowest, last those that defer.
-        automatic: False if `auto` is to leave it out, so that it runs for those alone who name it.
-        devices: types of device that it runs on; None for every. The first is the one on which the
-            conformance kit holds it against eager, the CPU if there is none.
-        dtypes: that it computes in; None for every.
+        name: the name that users pass as `backend`; the entry point has the same name.
+        priority: `auto` tries backends from the highest to the lowest, and those that defer last.
+        automatic: False to keep `auto` from choosing it; it then runs only for users who name it.
+        devices: device types that it runs on; None for all. The conformance kit compares it with
+            eager on the first one, or on the CPU for None.
+        dtypes: dtypes that it computes in; None for all.
         operations: names of the operations of `rnnjit.cells` that it lowers; None for all.
-        differentiable: True if `forward` is made of differentiable torch operations, which the core
-            then lets autograd record; `backward` is never called.
+        differentiable: True if `forward` consists of differentiable torch operations. The core then
+            lets autograd record it and never calls `backward`.
     """
 
     name: ClassVar[str]
@@ -135,26 +136,26 @@ class Backend(ABC):
         return []
 
     def why_not_cell(self, cell: Cell) -> list[str]:
-        """Why this backend computes no layer of a cell whose operations it lowers (optional).
+        """Why this backend cannot compute a cell although it lowers its operations (optional).
 
-        The answer must depend on nothing but the cell.
+        The answer must depend only on the cell.
         """
         return []
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Why this backend declines the call for yet another reason; empty if it accepts.
+        """Why this backend declines the call; empty if it accepts.
 
-        The answer must depend on nothing but the arguments (and the machine), since it is cached.
-        It need not repeat what `missing`, `why_not_cell` and the class attributes say.
+        The answer is cached, so it must depend only on the arguments and the machine. It need not
+        repeat what `missing`, `why_not_cell` and the class attributes say.
         """
         return []
 
     def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Why `auto` had better leave a call that is accepted to others; empty if not (optional).
+        """Why `auto` should prefer other backends for a call that this one accepts (optional).
 
-        A backend says here where others are quicker. It runs such calls for those who name it,
-        where no other takes them, and where `rnnjit.tune` measured that it is the quickest after
-        all. The answer must depend on nothing but the arguments.
+        Empty if it should not. A backend gives reasons for the calls on which others are faster. It
+        still runs such a call if the user names it, if no other backend accepts the call, or if
+        `rnnjit.tune` measured that it is the fastest. The answer must depend only on the arguments.
         """
         return []
 
@@ -168,15 +169,15 @@ class Backend(ABC):
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
-        """Compute the layer. None of the inputs may be written to.
+        """Compute the layer. It must not write to its inputs.
 
         Args:
             layer: what the layer is.
             rows: how the rows of `x` are laid over time.
             x: `[N, I]`, contiguous.
             hx: each state `[D, B, P or H]` (`LayerSpec.state_sizes`), contiguous.
-            weights: for each direction those of `LayerSpec.weight_shapes`; any strides.
-            keep: whether a backward pass may follow, so that `saved` is worth filling.
+            weights: direction by direction, of the shapes `LayerSpec.weight_shapes`; any strides.
+            keep: whether a backward pass may follow; if not, `saved` may stay empty.
 
         All tensors have one dtype and one device.
         """
@@ -193,7 +194,7 @@ class Backend(ABC):
         grad_h_n: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
-        """Compute the gradients of `sum(y * grad_y)` plus `sum(h_n * grad_h_n)` of each state.
+        """Compute the gradients of `sum(y * grad_y)`, plus `sum(h_n * grad_h_n)` for each state.
 
         Args:
             layer: as given to `forward`.
@@ -201,33 +202,36 @@ class Backend(ABC):
             x: as given to `forward`.
             hx: as given to `forward`.
             weights: as given to `forward`.
-            output: what `forward` returned, but for `h_n`, in whose place are any tensors.
+            output: what `forward` returned, except that `h_n` may hold any tensors.
             grad_y: `[N, D*P]`, any strides, or None for zero.
             grad_h_n: for each state `[D, B, P or H]`, any strides, or None for zero.
             needs: which gradients to compute.
 
-        None of the inputs may be written to. Not called when `differentiable`.
+        It must not write to its inputs. Not called if `differentiable`.
+
+        Raises:
+            NotImplementedError: the backend does not override this method.
         """
         raise NotImplementedError(f"backend {self.name!r} has no backward pass")
 
     def __deepcopy__(self, memo: object) -> Backend:
-        # A module that holds a backend may be copied; the compiler behind it is one.
+        # Copies of a module that holds a backend share it: there is one compiler in a process.
         return self
 
     def shortcut(
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
-        """A function for calls like `problem`, which it has accepted, or None (optional).
+        """A function that runs a whole stack for calls like `problem`, or None (optional).
 
-        It serves dense calls without dropout, and exists to spend less time around the kernels than
-        `forward` does, layer by layer. It may rely on the shapes and dtypes of `problem`, and on
-        all tensors being contiguous. Where `problem` needs gradients, it must be differentiable by
-        autograd, twice too.
+        It serves dense calls without dropout, and has less overhead than calling `forward` layer by
+        layer. It may rely on the shapes and dtypes of `problem`, which the backend has accepted,
+        and on all tensors being contiguous. If `problem` needs gradients, autograd must be able to
+        differentiate it, twice as well.
 
         Args:
             spec: the whole stack.
-            problem: what the calls are.
-            y_shape: of y: `[T, B, D*P]`, or `[B, T, D*P]` where that is the same memory.
+            problem: the shapes, dtype and device of the calls.
+            y_shape: shape of y: `[T, B, D*P]`, or `[B, T, D*P]` if T or B is 1.
 
         Returns:
             A function of x (T*B*I elements), hx (each state `[L*D, B, P or H]`) and the weights of
@@ -236,20 +240,24 @@ class Backend(ABC):
         return None
 
     def stepper(self, spec: RNNSpec, dtype: torch.dtype, batch: int) -> Stepper | None:
-        """A function that runs one step of a stack into memory that the caller gives (optional).
+        """A function that runs one step of a stack into memory of the caller, or None (optional).
 
-        It serves one stream of calls, one at a time, and should allocate nothing; it may keep what
-        it needs from step to step, but not the weights. All tensors that it gets are contiguous.
+        It serves one stream of calls, one at a time, and should not allocate. It may keep buffers
+        from step to step, but not the weights. All its tensor arguments are contiguous.
 
         Args:
-            spec: the stack, of one direction.
-            dtype: of all tensors, which are on the backend's device; the backend has accepted it.
+            spec: the stack, unidirectional.
+            dtype: dtype of all tensors, which are on the backend's device.
             batch: B, at least 1.
+
+        Returns:
+            A function of x `[B, I]`, hx and h_n (each state `[L, B, P or H]`), y `[B, P]` and the
+            weights of all layers in nn.RNN's flat order. It writes h_n and y.
         """
         return None
 
     def targets(self) -> Sequence[str]:
-        """The names of what `build` can compile for, in this installation (optional)."""
+        """Names of the targets that `build` can compile for in this installation (optional)."""
         return ()
 
     def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
@@ -257,25 +265,29 @@ class Backend(ABC):
 
         Args:
             spec: the stack, without dropout.
-            dtype: of all tensors.
+            dtype: dtype of all tensors.
             target: one of `targets()`.
-            name: a C identifier, with which symbols and file names begin.
+            name: a C identifier, the prefix of symbols and file names.
+
+        Raises:
+            NotImplementedError: the backend has no targets.
         """
-        raise NotImplementedError(f"backend {self.name!r} builds for no target")
+        raise NotImplementedError(f"backend {self.name!r} has no targets to build for")
 
     def load(self, program: Program, spec: RNNSpec, dtype: torch.dtype, name: str) -> Runner:
-        """Load what `build` made, into this process (optional).
+        """Load a program that `build` made into this process (optional).
 
         Args:
-            program: its files have been checked to be those that `build` made.
+            program: the program; the caller has verified the checksums of its files.
             spec: as given to `build`.
             dtype: as given to `build`.
             name: as given to `build`.
 
         Raises:
-            ArtifactError: it is for another machine, or not to be called from Python.
+            ArtifactError: it is for another machine, or cannot be called from Python.
+            NotImplementedError: the backend has no targets.
         """
-        raise NotImplementedError(f"backend {self.name!r} loads no programs")
+        raise NotImplementedError(f"backend {self.name!r} cannot load programs")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"

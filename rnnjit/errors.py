@@ -1,4 +1,4 @@
-"""The exceptions and warnings of rnnjit's own."""
+"""The exceptions and warnings that rnnjit defines."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 class UnsupportedError(RuntimeError):
-    """A backend was asked for by name and declines; it is never replaced behind the caller's back.
+    """The backend that the caller named declines the call; rnnjit never replaces it silently.
 
     Attributes:
         backend: name of the backend that declined.
-        reasons: what `Backend.why_not` gave, each a sentence a person can act on.
+        reasons: why it declined (`Backend.why_not`), each a sentence that a person can act on.
     """
 
     def __init__(self, backend: str, reasons: Sequence[str]) -> None:
@@ -26,14 +26,14 @@ class UnsupportedError(RuntimeError):
 
 
 class BackendError(RuntimeError):
-    """A backend has broken its contract: what it returned, or did, is not what was asked for.
+    """A backend has broken its contract, by what it returned or by what it did.
 
     Attributes:
         backend: its name.
-        what: which result, or what else of it.
-        expected: what the contract says.
-        got: what came.
-        inputs_changed: whether it wrote to its inputs, so that no other backend can do better.
+        what: the result or the behaviour that is wrong.
+        expected: what the contract requires.
+        got: what the backend returned or did instead.
+        inputs_changed: whether it wrote to its inputs, so that no other backend can take over.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class BackendError(RuntimeError):
         return (
             f"backend {self.backend!r} broke its contract: {self.what}: expected {self.expected}, "
             f"got {self.got}. Report it to the backend's author; `rnnjit check {self.backend}` or "
-            "rnnjit.testing.run(backend) shows more. Another backend can be asked for by name."
+            "rnnjit.testing.run(backend) shows more. To use another backend, pass its name."
         )
 
 
 class RNNJitWarning(UserWarning):
-    """Something was left as it was, or done in a slower way, that the caller may want to know."""
+    """rnnjit left something unchanged, or took a slower path; the caller may want to know."""
 
 
 def described(error: Exception) -> str:
-    """An exception in a few words."""
+    """Format an exception as its type and message."""
     return f"{type(error).__name__}: {error}"

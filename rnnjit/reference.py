@@ -1,7 +1,7 @@
-"""The layer in plain differentiable torch: what every kernel is held against.
+"""The reference implementation of a layer, in plain differentiable torch operators.
 
-It runs wherever torch runs, in any dtype, under every transform torch has (double backward,
-forward-mode AD, `torch.func`), and is the answer where the compiled path has none.
+It runs wherever torch runs, in any dtype and under every torch transform (double backward,
+forward-mode AD, `torch.func`). Calls that the compiled path cannot serve run on it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DirectionWeights(NamedTuple):
         b_ih: `[G*H]`, or None.
         b_hh: `[G*H]`, or None.
         w_hr: `[P, H]`, or None.
-        parameters: the cell's, each `[H]`.
+        parameters: the parameters of the cell, each `[H]`.
     """
 
     w_ih: Tensor
@@ -41,7 +41,7 @@ class DirectionWeights(NamedTuple):
 
 
 def split_weights(layer: LayerSpec, weights: Sequence[Tensor], direction: int) -> DirectionWeights:
-    """The weights of one direction by what they are."""
+    """Pick the weights of one direction, by name, from the flat weights of a layer."""
     count = layer.weights_per_direction
     own = iter(weights[direction * count : (direction + 1) * count])
     w_ih, w_hh = next(own), next(own)
@@ -53,7 +53,11 @@ def split_weights(layer: LayerSpec, weights: Sequence[Tensor], direction: int) -
 def layer_forward(
     layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor]
 ) -> tuple[Tensor, States]:
-    """`(y [N, D*P], h_n)` of one layer; shapes as in `rnnjit.Backend.forward`."""
+    """Compute `(y [N, D*P], h_n)` of one layer; shapes as in `rnnjit.Backend.forward`.
+
+    Raises:
+        RuntimeError: `w_hh` is not a dense tensor.
+    """
     directions = []
     for d in range(layer.num_directions):
         own, states = split_weights(layer, weights, d), tuple(state[d] for state in hx)
@@ -72,11 +76,11 @@ def layer_backward(
     grad_h_n: tuple[Tensor | None, ...],
     needs: Needs,
 ) -> LayerGrads:
-    """The gradients by differentiating `layer_forward`; shapes as in `rnnjit.Backend.backward`.
+    """Compute the gradients by autograd; shapes as in `rnnjit.Backend.backward`.
 
-    In grad mode they are a graph of their own, for double backward. The inputs are aliased first:
-    one may depend on another (a weight computed from x, say), and only the direct share of each is
-    wanted here.
+    In grad mode the gradients carry a graph, for double backward. The inputs are aliased first:
+    one input may depend on another (a weight computed from x, say), and this function must return
+    only the direct gradient of each.
     """
     recorded = torch.is_grad_enabled()
     wanted, states = (needs.x, *needs.hx, *needs.weights), len(hx)
@@ -113,10 +117,10 @@ def _direction_forward(
     *,
     reverse: bool,
 ) -> tuple[Tensor, States]:
-    """One direction: the input's share of every pre-activation first, then step by step."""
+    """Run one direction: the input projection of all rows first, then step by step."""
     w_ih = weights.w_ih
     if w_ih.layout is not torch.strided:
-        w_ih = w_ih.to_dense(masked_grad=False)  # as eager has it
+        w_ih = w_ih.to_dense(masked_grad=False)  # as eager does
     if weights.w_hh.layout is not torch.strided:
         raise RuntimeError(
             f"weight_hh must be a dense tensor, got one of layout {weights.w_hh.layout}"
@@ -150,7 +154,7 @@ def _step(
     operand = states[0] if cell.operand is None else _evaluated(cell.operand, states)[0]
     zh = F.linear(operand, weights.w_hh, weights.b_hh)
     gates = len(cell.gates)
-    # A view of each gate is one more node to go back through.
+    # Each chunk is one more autograd node; a single gate needs none.
     parts = (zx, zh) if gates == 1 else (*zx.chunk(gates, -1), *zh.chunk(gates, -1))
     given = (*parts, *states, *weights.parameters)
     out, *after = _evaluated(cell.program, given)
@@ -161,14 +165,14 @@ def _step(
 
 
 def _evaluated(program: Program, given: Sequence[Tensor]) -> list[Tensor]:
-    """The values of a program all of whose outputs are there, as those of cells are."""
+    """Evaluate a cell's program, which has no output that is None."""
     return [value for value in evaluate_tensors(program, given) if value is not None]
 
 
 class ReferenceBackend(Backend):
-    """`layer_forward` as a backend: for torch's transforms, and to be held against in tests.
+    """`layer_forward` as a backend: for torch's transforms, and for tests to compare with.
 
-    It is not installed under a name: `auto` ends with `EagerBackend`, which is faster.
+    It is not registered under a name: the last choice of `auto` is `EagerBackend`, which is faster.
     """
 
     name = "reference"
@@ -185,11 +189,11 @@ class ReferenceBackend(Backend):
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
-        """The layer by `layer_forward`, which autograd records."""
+        """Run `layer_forward`, which autograd records."""
         return LayerOutput(*layer_forward(layer, rows, x, hx, weights))
 
 
-#: Torch's own layers, called `(x, hx, weights, bias, layers, dropout, train, bidirectional,
+#: Torch's own operators, called `(x, hx, weights, bias, layers, dropout, train, bidirectional,
 #: batch_first)`, or `(data, batch_sizes, hx, ...)` packed.
 _OPERATORS: dict[Cell, Callable[..., Any]] = {
     RNN_TANH: torch.rnn_tanh,
@@ -200,14 +204,14 @@ _OPERATORS: dict[Cell, Callable[..., Any]] = {
 
 
 def has_operator(cell: Cell) -> bool:
-    """Whether torch has an operator for whole layers of a cell."""
+    """Whether torch has an operator that computes whole layers of a cell."""
     return cell in _OPERATORS
 
 
 class EagerBackend(Backend):
-    """PyTorch's own layers (`torch.rnn_tanh`, `torch.lstm`, ...): always there, last in `auto`.
+    """PyTorch's own layers (`torch.rnn_tanh`, `torch.lstm`, ...): always available, last in `auto`.
 
-    It takes every dtype and device that eager takes. Cells that torch has no layer for go through
+    It takes every dtype and device that eager takes. Cells without a torch operator run through
     `layer_forward`.
     """
 
@@ -225,7 +229,7 @@ class EagerBackend(Backend):
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
-        """The layer by torch's own operator, which autograd records."""
+        """Call torch's own operator, which autograd records."""
         operator = _OPERATORS.get(layer.cell)
         if operator is None:
             return LayerOutput(*layer_forward(layer, rows, x, hx, weights))
@@ -241,7 +245,7 @@ class EagerBackend(Backend):
     def shortcut(
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
-        """The whole stack by one call of torch's operator."""
+        """Run the whole stack in one call of torch's operator."""
         operator = _OPERATORS.get(spec.cell)
         if operator is None:
             return None

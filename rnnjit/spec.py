@@ -1,4 +1,4 @@
-"""What a layer is (`RNNSpec`, `LayerSpec`) and what one call to it is (`Problem`, `Rows`)."""
+"""The configuration of layers (`LayerSpec`, `RNNSpec`) and of one call (`Problem`, `Rows`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LayerSpec:
     """One layer of a stack, all its directions: the unit that a backend computes.
 
     Attributes:
-        cell: what is computed at every step.
+        cell: the computation of one step.
         input_size: I, features of each input row.
         hidden_size: H, features of each gate.
         num_directions: D, 1 or 2; direction 1 runs from the last time step to the first.
@@ -38,7 +38,7 @@ class LayerSpec:
     proj_size: int = 0
 
     def __post_init__(self) -> None:
-        # Worked out once and not on each use: a call asks for both.
+        # Computed once, since every call uses both.
         output, parameters = self.proj_size or self.hidden_size, len(self.cell.parameters)
         sizes = (output, *[self.hidden_size] * (len(self.cell.states) - 1))
         count = 2 + (2 if self.bias else 0) + (1 if self.proj_size else 0) + parameters
@@ -46,7 +46,7 @@ class LayerSpec:
         object.__setattr__(self, "_weights_per_direction", count)
 
     def __hash__(self) -> int:
-        # Plans are looked up by the layer at every call.
+        # Cached, since every call looks up its plan by the layer.
         found: int | None = self.__dict__.get("_hash")
         if found is None:
             sizes = (self.input_size, self.hidden_size, self.num_directions, self.proj_size)
@@ -55,7 +55,7 @@ class LayerSpec:
         return found
 
     def __reduce__(self) -> tuple[type[LayerSpec], tuple[object, ...]]:
-        # Without the hash, which is another one in another process.
+        # Leaves out the cached hash, which differs between processes.
         return LayerSpec, tuple(getattr(self, field.name) for field in fields(self))
 
     @property
@@ -79,8 +79,8 @@ class LayerSpec:
     def weight_shapes(self) -> tuple[torch.Size, ...]:
         """The shape of each weight of a direction.
 
-        That is w_ih `[G*H, I]`, w_hh `[G*H, P or H]`, b_ih and b_hh `[G*H]` if there are biases,
-        w_hr `[P, H]` if there is a projection, then the cell's parameters, each `[H]`.
+        In this order: w_ih `[G*H, I]`, w_hh `[G*H, P or H]`, b_ih and b_hh `[G*H]` if there are
+        biases, w_hr `[P, H]` if there is a projection, then the cell's parameters, each `[H]`.
         """
         H, columns = self.hidden_size, len(self.cell.gates) * self.hidden_size
         shapes = [(columns, self.input_size), (columns, self.output_size)]
@@ -92,13 +92,13 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class RNNSpec:
-    """The configuration of a stack of recurrent layers, in the vocabulary of `nn.RNN`.
+    """The configuration of a stack of recurrent layers, with the names of `nn.RNN`'s arguments.
 
     Attributes:
         input_size: I, features of the input.
         hidden_size: H, features of each gate.
         num_layers: L, stacked layers.
-        cell: what every layer computes at every step.
+        cell: the computation of one step, the same in every layer.
         bias: whether every layer has `b_ih` and `b_hh`.
         batch_first: whether dense input and output are `[B, T, ...]` rather than `[T, B, ...]`.
         dropout: probability of the dropout between layers in training mode.
@@ -126,7 +126,7 @@ class RNNSpec:
         return 2 if self.bidirectional else 1
 
     def __post_init__(self) -> None:
-        # Worked out once and not on each use: a call to the module asks for all of it.
+        # Computed once, since every call of the module uses all of it.
         directions = self.num_directions
         below = directions * (self.proj_size or self.hidden_size)
         layers = tuple(
@@ -159,7 +159,7 @@ class RNNSpec:
         return shapes
 
     def layer(self, index: int) -> LayerSpec:
-        """The spec of layer `index`; layers after the first read the outputs of the one below."""
+        """The spec of layer `index`; layers after the first take the outputs of the layer below."""
         return self.layers[index]
 
     def state_shapes(self, batch: int) -> tuple[tuple[int, int, int], ...]:
@@ -170,17 +170,17 @@ class RNNSpec:
 
 
 class Problem(NamedTuple):
-    """What a backend may look at to accept or decline one call: no tensors, only facts.
+    """The properties of one call by which a backend accepts or declines it.
 
     Attributes:
-        dtype: of the input and every weight.
+        dtype: dtype of the input and every weight.
         device: device type, such as "cpu" or "cuda".
         T: time steps (the longest sequence's, if packed).
         B: batch size (the largest, if packed).
         N: rows, the sum of all sequence lengths; T*B when dense.
         packed: whether the rows are those of a PackedSequence.
         needs_grad: whether a backward pass may follow.
-        device_index: which device of its type; -1 for the CPU, and for the current one.
+        device_index: index of the device; -1 for the CPU, and for the current device.
     """
 
     dtype: torch.dtype
@@ -220,9 +220,9 @@ class Rows(NamedTuple):
 
 
 def integers(tensor: Tensor) -> list[int]:
-    """The numbers in a 1-D tensor of integers."""
+    """The elements of a 1-D integer tensor as Python ints."""
     if transforming():
-        # PyTorch 2.9 has no memory to read a list from inside a torch.func transform.
+        # In PyTorch 2.9, tolist() fails inside a torch.func transform.
         return [int(number) for number in tensor]
     numbers: list[int] = tensor.tolist()
     return numbers

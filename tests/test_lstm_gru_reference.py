@@ -1,7 +1,7 @@
-"""nn.LSTM and nn.GRU by the reference and by eager, in place of compiled kernels, against torch.
+"""Protects nn.LSTM and nn.GRU, which the reference and eager compute, against torch.
 
-Every call runs in float64. `recompute` goes through the contract's two halves, `reference` is
-recorded by autograd, `eager` calls torch's own layers.
+Every call runs in float64. `recompute` goes through the contract's `forward` and `backward`,
+`reference` is recorded by autograd, `eager` calls torch's own layers.
 """
 
 import copy

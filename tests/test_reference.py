@@ -1,4 +1,4 @@
-"""The reference: plain torch, so that it works wherever torch does."""
+"""Protects the reference: plain torch, so that it works wherever torch does."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What layers and stacks say of themselves: shapes, identity, copies."""
+"""Protects the specs of layers and stacks: shapes, identity, copies."""
 
 import copy
 import os

@@ -1,7 +1,7 @@
-"""Programs ahead of time: CUDA C++ source for a whole stack, for any compiler of it.
+"""Ahead-of-time programs: CUDA C++ source for a whole stack, for any CUDA compiler.
 
-The source is plain: one product over all rows, then a block for each sequence. It is meant to be
-read, changed and compiled anywhere; the kernels that `kernels` names are quicker.
+The source is simple: one product over all rows, then a block for each sequence. It is meant to be
+read, changed and compiled anywhere; the kernels of `kernels` are faster.
 """
 
 from __future__ import annotations

@@ -7,14 +7,18 @@ from importlib.util import find_spec
 
 import torch
 
+from rnnjit.runtime.packages import lacking
+
+#: The releases of numba-cuda that the kernels are written for.
+RELEASES = ">=0.30,<0.31"
 _INSTALL = "pip install 'rnnjit[cuda]'"
-#: What turns a kernel into machine code: two compilers and a linker of NVIDIA's.
+#: NVIDIA's two compilers and linker, which turn a kernel into machine code.
 LIBRARIES = ("nvvm", "nvrtc", "nvJitLink")
 LEAST_CAPABILITY = (8, 0)
 
 
 def missing() -> list[str]:
-    """Everything that this machine lacks, the packages, the GPU and the toolkit, and what helps."""
+    """The packages, GPU and libraries that this machine lacks, and what to do about each."""
     return [*_without_packages(), *_without_device()] or list(without_libraries(LIBRARIES))
 
 
@@ -51,14 +55,10 @@ def too_old(name: str, capability: tuple[int, int]) -> list[str]:
 
 
 def _without_packages() -> list[str]:
-    return [
-        f"{package} cannot be imported: {_INSTALL}"
-        for package, found in (
-            ("numba-cuda", find_spec("numba_cuda")),
-            ("cuda-pathfinder", find_spec("cuda") and find_spec("cuda.pathfinder")),
-        )
-        if found is None
-    ]
+    reasons = lacking("numba-cuda", "numba_cuda", RELEASES, _INSTALL)
+    if not (find_spec("cuda") and find_spec("cuda.pathfinder")):
+        reasons.append(f"cuda-pathfinder cannot be imported: {_INSTALL}")
+    return reasons
 
 
 def _without_device() -> list[str]:

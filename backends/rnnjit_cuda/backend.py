@@ -1,4 +1,4 @@
-"""The Numba CUDA backend: the layer by persistent kernels on torch's current stream.
+"""The Numba CUDA backend: layers by persistent kernels on torch's current stream.
 
 `launch` and what it needs are imported on first use, since it imports numba-cuda.
 """
@@ -33,7 +33,7 @@ DTYPES: dict[torch.dtype, DType] = {
 
 
 class CudaBackend(Backend):
-    """Elman layers on CUDA devices; one kernel a layer and pass where its weights fit on the chip.
+    """Elman layers on CUDA devices; one kernel per layer and pass if its weights fit on the chip.
 
     float32 and float64 are computed as such; bfloat16 and float16 with sums in float32.
 
@@ -49,11 +49,11 @@ class CudaBackend(Backend):
     families: ClassVar[tuple[Family, ...]] = FAMILIES
 
     def missing(self) -> list[str]:
-        """Names packages, a device and libraries that are not there."""
+        """Names the packages, device and libraries that are missing."""
         return availability.missing()
 
     def why_not_cell(self, cell: Cell) -> list[str]:
-        """Declines cells that are not Elman's."""
+        """Declines cells that are not Elman cells."""
         if cell.is_elman:
             return []
         return [
@@ -66,7 +66,7 @@ class CudaBackend(Backend):
         return self._device_reasons(problem.device_index) + _projection(spec)
 
     def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Where cuDNN, by PyTorch's own layer, is as quick."""
+        """Defers to cuDNN, through PyTorch's own layer, where that is as fast."""
         return cudnn_heuristics.reasons(spec, problem)
 
     def forward(
@@ -101,19 +101,19 @@ class CudaBackend(Backend):
         )
 
     def targets(self) -> Sequence[str]:
-        """CUDA source, for which neither a GPU nor a compiler of it is needed here."""
+        """CUDA source, which needs neither a GPU nor a CUDA compiler here."""
         return ("cuda",)
 
     def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
         """CUDA C++ source and a header.
 
         Raises:
-            ValueError: the stack is none of those that the source computes.
+            ValueError: the source does not support such a stack.
         """
         from rnnjit_cuda import artifact
 
         if reasons := self.why_not_cell(spec.cell) + _projection(spec):
-            raise ValueError(f"target {target!r} is for no such layers: {'; '.join(reasons)}")
+            raise ValueError(f"target {target!r} cannot compute these layers: {'; '.join(reasons)}")
         return artifact.build(spec, dtype, name)
 
     def load(self, program: Program, spec: RNNSpec, dtype: torch.dtype, name: str) -> Runner:

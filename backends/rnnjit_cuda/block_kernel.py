@@ -7,7 +7,7 @@ After Diamos et al. 2016, "Persistent RNNs: Stashing Recurrent Weights On-Chip":
 the chip for all steps. Here a block owns `rows` batch rows of one direction and all H hidden units,
 and holds the whole matrix, so that it runs its time loop alone. Launch blocks (ceil(B / rows), D).
 
-Dynamic shared memory, with Hp = `padded(H)`, everything from column H on zero:
+Dynamic shared memory, with Hp = `padded(H)` and zeros from column H on:
 
     reals    [rows][Hp]           x: h_{t-1} (forward) or dz_t (backward)
     reals    [splits][rows][Hp]   parts of the sums over k
@@ -20,7 +20,7 @@ parts and does the pointwise part. There are `groups = threads // Hp`, and `grou
 Global memory, owned by the caller and contiguous: y, grad_y and dz `[N, D*H]`, time-major; the rows
 of step t are offsets[t] to offsets[t + 1], and row b of each step belongs to sequence b. h0, h_n,
 grad_h_n and grad_h0 `[D, B, H]`; w_hh_0 and w_hh_1, one for each direction, `[H, H]` (both must be
-given); offsets int64 `[T + 1]`, not read where `packed` is 0: then every step has B rows. T >= 1,
+given); offsets int64 `[T + 1]`, not read if `packed` is 0: then every step has B rows. T >= 1,
 and step 0 has B rows.
 """
 
@@ -98,7 +98,7 @@ def forward(element: Element, cell: Pointwise, rows: int) -> tuple[Any, tuple[An
                     h = activation(share[i] + total[i])
                     x[row * across + column] = h
                     y[(start + first + row) * ld + d * H + column] = down(h)
-                # Of the next step: it comes while the product is made.
+                # Loads for the next step overlap with its product.
                 if row < last and first + row < size_next:
                     share[i] = up(y[(start_next + first + row) * ld + d * H + column])
             start, size = start_next, size_next
@@ -116,8 +116,8 @@ def backward(element: Element, cell: Pointwise, rows: int) -> tuple[Any, tuple[A
     """The backward kernel and its signature.
 
     `kernel(dz, grad_y, y, w_hh_0, w_hh_1, grad_h_n, grad_h0, offsets, T, B, H, packed, has_grad_y,
-    has_grad_h_n)`: dz and grad_h0 are written; grad_y and grad_h_n are zero, and not read, where
-    their flag is 0. Direction 0 walks from the last step to the first.
+    has_grad_h_n)`: dz and grad_h0 are written; grad_y and grad_h_n count as zero, and are not read,
+    if their flag is 0. Direction 0 walks from the last step to the first.
     """
     real, real_bytes = element.real, element.real.bitwidth // 8
     ratio = real_bytes // (element.store.bitwidth // 8)
@@ -152,7 +152,7 @@ def backward(element: Element, cell: Pointwise, rows: int) -> tuple[Any, tuple[A
         part, vector, begin, end = share_product(thread, across, splits)
         weights_at = rows * across * (1 + splits) * ratio
         fill(weights, weights_at, w_hh_0 if d == 0 else w_hh_1, H, 0, across)
-        # Weights behind column H are zero, and so must be what they are multiplied with.
+        # Weights from column H on are zero, and x must be too: 0 * NaN is NaN.
         for e in range(thread, rows * across, threads):
             if e % across >= H:
                 x[e] = zero
@@ -185,7 +185,7 @@ def backward(element: Element, cell: Pointwise, rows: int) -> tuple[Any, tuple[A
                     change = gradient(grad[i] + above[i], state[i])
                     x[row * across + column] = change
                     dz[(start + first + row) * ld + d * H + column] = down(change)
-                # Of the next step: they come while the product is made.
+                # Loads for the next step overlap with the product.
                 if row < last and first + row < size_next:
                     at = (start_next + first + row) * ld + d * H + column
                     state[i] = up(y[at])
@@ -209,9 +209,9 @@ def backward(element: Element, cell: Pointwise, rows: int) -> tuple[Any, tuple[A
 
 
 def _sharing(width: int) -> Any:
-    """Build `share_product(thread, across, splits)`: which part of the product a thread makes.
+    """Build `share_product(thread, across, splits)`: which part of the product a thread computes.
 
-    It returns the split, the first of `width` columns, and the range of k; the range is empty where
+    It returns the split, the first of `width` columns, and the range of k; the range is empty if
     there are more threads than parts.
     """
 
@@ -228,8 +228,9 @@ def _sharing(width: int) -> Any:
 def _multiplying(element: Element, rows: int) -> Any:
     """Build `multiply(x, weights, weights_at, across, splits, split, column, begin, end)`.
 
-    It writes the thread's part of the product. Per `width` of k it reads `width` vectors of the
-    weights, neighbours of its neighbours', and one of each row of x, the same as its neighbours.
+    It writes the thread's part of the product. For every `width` values of k it reads `width`
+    vectors of the weights, adjacent to those of neighbouring threads, and one vector of each row of
+    x, the same as they do.
     """
     real, width, load_weights = element.real, element.width, element.load
     zero = element.real(0)

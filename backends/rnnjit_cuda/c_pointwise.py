@@ -1,4 +1,4 @@
-"""The pointwise part of a cell as CUDA C++, written from `Cell.step`."""
+"""The pointwise part of a cell as CUDA C++, generated from `Cell.step`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from rnnjit.cells import OPERATIONS, Cell, Kind, evaluate
 
 _RAISED = "({0} < {1} ? {1} : {0})"
-#: What each operation is in C: `{0}`, `{1}`, ... are its arguments and then its constants, all of
-#: one type, and `{f}` ends the names of that type's functions. None uses fmin or fmax, which drop
+#: Each operation as a C expression: `{0}`, `{1}`, ... are its arguments and then its constants, all
+#: of one type, and `{f}` is the suffix of that type's functions. None uses fmin or fmax, which drop
 #: NaN; comparisons choose as torch does.
 _EXPRESSIONS = {
     "add": "{0} + {1}",
@@ -74,7 +74,7 @@ def activation(cell: Cell, dtype: torch.dtype) -> list[str]:
 
 
 def _constant(value: float) -> str:
-    """A number in C; repr has all its digits."""
+    """A number as a C expression; repr is exact."""
     if math.isnan(value):
         return "(real)NAN"
     if math.isinf(value):

@@ -3,8 +3,8 @@
     forward    h = activation(z)
     backward   dz = gradient(grad, h), where grad is the whole gradient of h
 
-They are written from `Cell.step` and `Cell.backward`, one assignment for each instruction, and call
-the operations below as device functions; the simulator calls the same functions as they are.
+They are generated from `Cell.step` and `Cell.backward`, one assignment for each instruction, and
+call the operations below as device functions; the simulator calls the same functions in Python.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def pointwise(
 
     Args:
         cell: what to lower.
-        real: the type of all numbers, which converts one to it.
-        library: has exp, log and so on: math, or numpy where a number out of range must not raise.
+        real: the type of all numbers; calling it converts a number.
+        library: has exp, log and so on: math, or numpy where results out of range must not raise.
         inlined: makes a device function of a Python function.
     """
     operations = {name: inlined(each) for name, each in scalar_operations(real, library).items()}
@@ -49,7 +49,7 @@ def pointwise(
     backward = inlined(_function(cell.backward, parameters, operations, real))
 
     def gradient(grad: Any, h: Any) -> Any:
-        # The kernel has added up both gradients: x + -0.0 is x for every x.
+        # `grad` is already the sum of both gradients: x + -0.0 is x for every x.
         return backward(h, minus_zero, grad)
 
     return Pointwise(inlined(activation), inlined(gradient))
@@ -61,9 +61,9 @@ def _function(
     operations: Mapping[str, Callable[..., Any]],
     real: Any,
 ) -> Any:
-    """The first output of a program as a function; 0 where it is None, since no gradient arrives.
+    """The first output of a program as a function, which returns 0 if the output is None.
 
-    The function's parameters, by their names: at least the inputs that the output depends on.
+    `parameters` names the function's parameters, at least the inputs that the output depends on.
     """
     lines = [f"def function({', '.join(parameters)}):"]
     space: dict[str, Any] = {"__name__": __name__, **operations}
@@ -87,7 +87,7 @@ def _function(
 
 
 def scalar_operations(real: Any, library: ModuleType) -> dict[str, Callable[..., Any]]:
-    """What each operation of `rnnjit.cells` computes, by its name; arguments as for `pointwise`.
+    """The operations of `rnnjit.cells` as functions, by name; arguments as for `pointwise`.
 
     None uses min or max, which drop NaN on a GPU; comparisons choose as torch does.
     """

@@ -14,10 +14,10 @@ padded, spread = inlined(_padded), inlined(_spread)
 
 
 def _bounds(offsets: Any, step: int, T: int, B: int, packed: int, onward: bool) -> tuple[int, int]:
-    """The first row and the number of rows of a walk's step; none from step T on.
+    """The first row and the number of rows of a walk's step; 0 rows from step T on.
 
-    The walk visits the time steps from 0 on if `onward`, else from T - 1 down. Where the batch is
-    not packed each has B rows, and `offsets` is not read.
+    The walk visits the time steps from 0 on if `onward`, else from T - 1 down. If `packed` is 0,
+    each step has B rows, and `offsets` is not read.
     """
     start, size = 0, 0
     if step < T:
@@ -34,14 +34,14 @@ bounds = inlined(_bounds)
 
 
 def filling(element: Element, transposed: bool) -> Any:
-    """Build `fill(weights, at, w, H, first, rows)`, by which a block copies a matrix for itself.
+    """Build `fill(weights, at, w, H, first, rows)`, by which a block copies a matrix.
 
     It writes M `[rows][padded(H)]`, with `spread` between rows, from `weights[at]` on, where
     M[r][c] = w[first + r, c], or w[c, first + r] if `transposed`; zero beyond `w` `[H, H]`.
 
     A warp moves 8 rows by 32 columns at a time: 8 loads a lane are in flight together, and a load
-    of the warp touches whole sectors of 32 bytes. If transposed, lanes lie along 8 rows and 4
-    columns: neighbours in `w`, and in different banks thanks to `spread`.
+    of the warp touches whole sectors of 32 bytes. If transposed, the lanes of a load cover 8 rows
+    and 4 columns, which are adjacent in `w` and, because of `spread`, in different banks.
     """
     zero, store = element.store(0), element.store
 

@@ -8,11 +8,14 @@ compiles, gives no shared memory beyond 48 KiB, and spends tens of microseconds 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 from rnnjit import cells
 from rnnjit.cells import Cell
 from rnnjit.runtime import object_cache
+from rnnjit_cuda.availability import LIBRARIES
 from rnnjit_cuda.kernels import KernelKey
 
 _ENTRY = re.compile(r"\.visible \.entry (\S+?)\(")
@@ -21,6 +24,8 @@ _ENVIRONMENT = re.compile(r"_ZN08NumbaEnv\w+")
 #: The one function that a cubin exports. numba's own names count up from compile to compile; they
 #: are replaced, so that one kernel is one sequence of bytes.
 ENTRY = "rnnjit_kernel"
+#: The distributions that take part, beside the toolkit's libraries.
+COMPILERS = ("cuda-core", "llvmlite", "numba", "numba-cuda")
 
 
 def ptx(key: KernelKey, capability: tuple[int, int]) -> str:
@@ -31,7 +36,13 @@ def ptx(key: KernelKey, capability: tuple[int, int]) -> str:
 
     made = source(key)
     text, _ = cuda.compile_ptx(
-        made.function, made.signature, cc=capability, launch_bounds=(made.most_threads, 1)
+        made.function,
+        made.signature,
+        # numba would otherwise take these from variables of the environment.
+        debug=False,
+        opt=True,
+        cc=capability,
+        launch_bounds=(made.most_threads, 1),
     )
     found = _ENTRY.search(text)
     assert found is not None, "numba gives every kernel an entry"
@@ -40,7 +51,7 @@ def ptx(key: KernelKey, capability: tuple[int, int]) -> str:
 
 def cubin(key: KernelKey, capability: tuple[int, int]) -> bytes:
     """Machine code of the kernel, from the disk cache or compiled now."""
-    name = _cache_key(key, capability)
+    name = key_of(key, capability)
     code: bytes | None = object_cache.fetch(name)
     if code is None:
         code = _link(ptx(key, capability), capability)
@@ -56,8 +67,22 @@ def _link(text: str, capability: tuple[int, int]) -> bytes:
     return bytes(Linker(ObjectCode.from_ptx(text.encode()), options=options).link("cubin").code)
 
 
-def _cache_key(key: KernelKey, capability: tuple[int, int]) -> str:
+def key_of(key: KernelKey, capability: tuple[int, int]) -> str:
     """Names all that machine code depends on: the sources, the compilers, the target."""
     fields = [each.digest if isinstance(each, Cell) else each for each in key]
-    versions = [version(name) for name in ("numba", "numba-cuda", "cuda-toolkit", "llvmlite")]
-    return object_cache.name_of(fields, capability, versions, files=(__file__, cells.__file__))
+    versions = [version(name) for name in COMPILERS]
+    facts = (fields, capability, versions, list(_toolkit()))
+    return object_cache.name_of(*facts, files=(__file__, cells.__file__))
+
+
+def _toolkit() -> Iterator[tuple[str, object]]:
+    """The files of the CUDA libraries at work, which may be the system's, of no distribution."""
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    for name in LIBRARIES:
+        path = load_nvidia_dynamic_lib(name).abs_path
+        if path is None:
+            yield name, None
+        else:
+            file = Path(path).stat()
+            yield path, (file.st_size, file.st_mtime_ns)

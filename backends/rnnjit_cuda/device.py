@@ -1,4 +1,4 @@
-"""What the planner asks of a GPU."""
+"""The limits of a GPU that the planner reads."""
 
 from __future__ import annotations
 

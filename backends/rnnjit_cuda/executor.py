@@ -1,4 +1,4 @@
-"""From a plan to what runs it."""
+"""From a plan to the recurrence that runs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnnjit_cuda.per_step import PerStep
 from rnnjit_cuda.persistent import Persistent
 from rnnjit_cuda.plan import Plan, plan
 
-#: Steps from which on it pays to copy W_hh for "stream", which takes as long as several steps.
+#: With fewer steps, "stream" does not pay: copying W_hh for it takes as long as several steps.
 _FEW = 8
 
 
@@ -25,7 +25,7 @@ def recurrence(
     launcher: Launcher,
     among: tuple[Family, ...],
 ) -> Recurrence:
-    """What runs the recurrences of a layer on a launcher's device; the rest as for `plan`."""
+    """The recurrence of a layer on a launcher's device; other arguments as for `plan`."""
     if rows.T < _FEW and "step" in among:
         among = tuple(name for name in among if name != "stream")
     chosen = _cached_plan(layer, rows.B, dtype, pass_, launcher.properties, among)

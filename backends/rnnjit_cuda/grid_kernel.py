@@ -4,13 +4,13 @@
     backward   dz_t = (g_t + grad_y_t) activation'(y_t),   g_{t-1} = dz_t W_hh
 
 After Diamos et al. 2016, "Persistent RNNs: Stashing Recurrent Weights On-Chip": a block owns
-`columns` hidden units of `slab` sequences in one direction, and holds their part of W_hh for all
-steps, or ("stream") reads it in each step, where there is no room for it. The state goes from block
-to block through global memory, which stays in the L2 cache: each step reads one buffer and writes
-the other. Warps of a block that read the same share it through the L1 cache, which the barrier
-empties. Launch blocks (ceil(H / columns), D, ceil(B / slab)) cooperatively, since those of a slab
-and direction wait for each other; `columns` is a multiple of `kernels.column_tile`, `slab` of
-`rows`.
+`columns` hidden units of `slab` sequences in one direction, and keeps their part of W_hh in shared
+memory for all steps, or ("stream") reads it in each step if shared memory is too small. Blocks
+exchange the state through global memory, which stays in the L2 cache: each step reads one buffer
+and writes the other. Warps of a block that read the same elements share them through the L1 cache,
+which the barrier invalidates. Launch blocks (ceil(H / columns), D, ceil(B / slab)) cooperatively,
+since those of a slab and direction wait for each other; `columns` is a multiple of
+`kernels.column_tile`, `slab` of `rows`.
 
 Dynamic shared memory, with Hp = `padded(H)`:
 
@@ -20,14 +20,15 @@ Dynamic shared memory, with Hp = `padded(H)`:
                                                        not for "stream"
 
 Each step computes sum_k x[b][k] M[c][k], `rows` sequences in each of the block's `teams` at a time.
-A warp of a team computes `tile` columns of them over one of the `splits` ranges of k, its lanes
-side by side along k; shuffles add up the lanes, and one thread for each sum adds up the splits and
-does the pointwise part. There are `groups = columns / tile`, and `groups * splits` warps in a team.
+A warp of a team computes `tile` columns of them over one of the `splits` ranges of k; its lanes
+read adjacent vectors along k. Shuffles add up the lanes, and one thread for each sum adds up the
+splits and does the pointwise part. There are `groups = columns / tile`, and `groups * splits` warps
+in a team.
 
-Global memory as in `block_kernel`, and two more buffers of the caller's: `exchange`, reals
+Global memory as in `block_kernel`, and two more buffers, which the caller owns: `exchange`, reals
 `[2, D, slabs, slab, Hp]`, uninitialised, aligned to 16 bytes, and `counters`, int64
 `[D, slabs, COUNTER_STRIDE]`, zero at launch. For "stream", w_hh_0 and w_hh_1 are M of all columns,
-`[x * columns, Hp]`, zero behind H and aligned to 16 bytes.
+`[x * columns, Hp]` for x blocks, zero from row and column H on, aligned to 16 bytes.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def forward(
         here = cuda.blockIdx.z * D + d
         source, target = here * slab * across, (cuda.gridDim.z * D + here) * slab * across
         own = small(min(slab, B - first))
-        # In both buffers: the sequences that begin later than others in direction 1 read either.
+        # In both buffers: in direction 1, sequences that begin later than others read either one.
         for e in range(thread, own * columns, threads):
             b, j = e // columns, low + e % columns
             if j < across:
@@ -118,7 +119,7 @@ def forward(
             top = small(0)
             while top < size:
                 mine, b = share, small(top + row)
-                # Of the next tiles: it comes while the product of these is made.
+                # The load for the next tiles overlaps with the product of these.
                 ahead, start_ahead, size_ahead = b + teams * rows, start, size
                 if top + teams * rows >= size:
                     ahead, start_ahead, size_ahead = row, start_next, size_next
@@ -161,11 +162,11 @@ def backward(
 
     `kernel(dz, grad_y, y, w_hh_0, w_hh_1, grad_h_n, grad_h0, exchange, counters, offsets, T, B, H,
     columns, splits, slab, packed, has_grad_y, has_grad_h_n)`: dz and grad_h0 are written; grad_y
-    and grad_h_n are zero, and not read, where their flag is 0. Direction 0 walks from the last step
-    to the first.
+    and grad_h_n count as zero, and are not read, if their flag is 0. Direction 0 walks from the
+    last step to the first.
 
-    A step's product is the gradient that the next step of the walk starts from, in the same thread:
-    it needs no memory.
+    A step's product is the gradient that the next step of the walk starts from. The same thread
+    uses it, and so it is not stored.
     """
     real, up, down = element.real, element.up, element.down
     tile = tile_columns(rows, element.width)
@@ -206,7 +207,7 @@ def backward(
         here = cuda.blockIdx.z * D + d
         source, target = here * slab * across, (cuda.gridDim.z * D + here) * slab * across
         own = small(min(slab, B - first))
-        # Weights behind column H are zero, and so must be what they are multiplied with.
+        # Weights from column H on are zero, and the state must be too: 0 * NaN is NaN.
         for e in range(thread, own * columns, threads):
             b, j = e // columns, low + e % columns
             if j >= H and j < across:
@@ -228,7 +229,7 @@ def backward(
             state = up(y[(start + row) * ld + d * H + column])
             if has_grad_y != 0:
                 above = up(grad_y[(start + row) * ld + d * H + column])
-        # This step of the walk takes `size` rows, the one before took `done`.
+        # This step of the walk has `size` rows, the previous one had `done`.
         while size > 0 or done > 0:
             if barriers > 0:
                 grid_barrier(counters, barriers)
@@ -239,7 +240,7 @@ def backward(
             top = small(0)
             while top < max(size, done):
                 h, grad, b = state, above, small(top + row)
-                # Of the next tiles: they come while the product of these is made.
+                # The loads for the next tiles overlap with the product of these.
                 ahead, start_ahead, size_ahead = b + teams * rows, start, size
                 if top + teams * rows >= max(size, done):
                     ahead, start_ahead, size_ahead = row, start_next, size_next

@@ -1,4 +1,4 @@
-"""What the grid-wide kernels are built from: how work is shared, the grid barrier, the products."""
+"""Building blocks of the grid-wide kernels: division of work, the grid barrier, the products."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from rnnjit_cuda.primitives import Element, arrive, arrived, inlined, load, smal
 
 
 def sharing(tile: int) -> Any:
-    """Build `share_work(columns, splits)`: which part of the products a thread's warp makes.
+    """Build `share_work(columns, splits)`: which part of the products a thread's warp computes.
 
-    It returns how many teams there are, the thread's team, split and group, and its place in the
-    team.
+    It returns the number of teams, the thread's team, split and group, and its place in the team.
     """
 
     def share_work(columns: int, splits: int) -> tuple[int, int, int, int, int]:
@@ -33,7 +32,7 @@ def sharing(tile: int) -> Any:
 def _grid_barrier(counters: Any, times: int) -> None:
     """Wait until all blocks of a slab and direction have reached their `times`-th barrier.
 
-    What they wrote before is seen after.
+    What they wrote before is visible afterwards.
     """
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
@@ -48,7 +47,7 @@ grid_barrier = inlined(_grid_barrier)
 
 
 def holding(element: Element, transposed: bool, resident: bool) -> Any:
-    """Build `hold(w, at, H, first, rows)`: the memory that M is in, copied there if `resident`."""
+    """Build `hold(w, at, H, first, rows)`: the memory of M, which is shared if `resident`."""
     fill, stored = filling(element, transposed), element.store
 
     def keep(w: Any, at: int, H: int, first: int, rows: int) -> Any:
@@ -63,7 +62,7 @@ def holding(element: Element, transposed: bool, resident: bool) -> Any:
 
 
 def placing(resident: bool) -> Any:
-    """Build `place_of(at, low, column, across)`: where a column of the block begins in M."""
+    """Build `place_of(at, low, column, across)`: the index in M of a column of the block."""
 
     def own(at: Any, low: Any, column: Any, across: Any) -> Any:
         return at + column * spread(across)
@@ -106,7 +105,7 @@ def multiplying(element: Element, rows: int, resident: bool) -> Any:
         for m in range(count):
             sums[m] = zero
         k = small((split * 32 + lane) * width)
-        # No range: by a step that is not a constant, it would divide.
+        # Not `range`, which would divide if its step is not a constant.
         while k < across:
             for i in range(rows):
                 load(x, i * width, exchange, x_at + i * across + k)
@@ -151,7 +150,7 @@ def _folding(count: int, stage: int) -> Any:
 
 
 def adding(element: Element) -> Any:
-    """Build `add_up(parts, at, sums, splits)`: the whole of the sum whose first part is there."""
+    """Build `add_up(parts, at, sums, splits)`: the total of the sum that begins at `parts[at]`."""
     zero = element.real(0)
 
     def add_up(parts: Any, at: int, sums: int, splits: int) -> Any:

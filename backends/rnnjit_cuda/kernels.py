@@ -1,4 +1,4 @@
-"""Every kernel that the planner may use: what it is called and what it needs.
+"""Every kernel that the planner may use: its name, its launch shape and its memory.
 
 Five families of kernels compute the same recurrences:
 
@@ -6,7 +6,7 @@ Five families of kernels compute the same recurrences:
     "block"     one launch for all steps; a block has all of W_hh in its shared memory
     "grid"      one launch for all steps; several blocks share W_hh, with a grid barrier each step
     "stream"    as "grid", but W_hh is read from global memory in each step
-    "step"      the pointwise part of one step, beside a matrix product of torch's
+    "step"      the pointwise part of one step; torch computes the matrix product
 
 This module is plain Python; its functions of integers, the layout of shared memory among them, are
 also compiled into the kernels.
@@ -23,7 +23,7 @@ Family = Literal["register", "block", "grid", "stream", "step"]
 Pass = Literal["forward", "backward"]
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 
-#: Bytes of a stored number, and of a number in arithmetic, in state and between blocks.
+#: Bytes of a stored number, and of a number in arithmetic, in the state and between blocks.
 _BYTES: dict[DType, tuple[int, int]] = {
     "float32": (4, 4),
     "float64": (8, 8),
@@ -33,9 +33,9 @@ _BYTES: dict[DType, tuple[int, int]] = {
 FAMILIES: tuple[Family, ...] = ("register", "block", "grid", "stream", "step")
 _PASSES: tuple[Pass, ...] = ("forward", "backward")
 _WARP = 32
-#: Threads from which more add little: two warps for each of a multiprocessor's schedulers.
+#: More threads than these gain little: two warps for each of a multiprocessor's schedulers.
 _ENOUGH_THREADS = 256
-#: int64 elements between the counters of two directions, so that they lie in lines of their own.
+#: int64 elements between the counters of two directions, so that each has its own cache lines.
 COUNTER_STRIDE = 32
 #: Threads that share the sum of a column, for "register".
 LANES = 4
@@ -47,9 +47,9 @@ class KernelKey(NamedTuple):
     """Names a kernel.
 
     Attributes:
-        family: how the work is shared among blocks.
+        family: how the work is divided between blocks.
         pass_: forward or backward recurrence.
-        dtype: of all tensors; sums are in float32, in float64 where that is the dtype.
+        dtype: of all tensors; sums are in float64 if that is the dtype, else in float32.
         cell: what it computes, an Elman cell.
         rows: batch rows that share one pass over the weights: those of a block ("block"), or of a
             tile ("grid", "stream"); 1 for the others.
@@ -86,7 +86,7 @@ def variants(cells: Sequence[Cell] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
 
 
 def row_choices(family: Family) -> tuple[int, ...]:
-    """The values of `KernelKey.rows` that a family has; registers bound them."""
+    """The values of `KernelKey.rows` that a family has; registers limit them."""
     if family in ("register", "step"):
         return (1,)
     if family == "stream":
@@ -95,7 +95,7 @@ def row_choices(family: Family) -> tuple[int, ...]:
 
 
 def most_threads(key: KernelKey) -> int:
-    """Most threads of a block: a multiprocessor's registers are divided by them."""
+    """The most threads of a block, which share a multiprocessor's registers."""
     if key.family == "register":
         return LANES * LANES * key.reach
     return 256 if key.dtype == "float64" or key.family in ("stream", "step") else 512
@@ -117,12 +117,12 @@ def column_tile(key: KernelKey) -> int:
 
 
 class Share(NamedTuple):
-    """What a block of "grid" or "stream" does.
+    """The share of the work of a block of "grid" or "stream".
 
     Attributes:
         columns: hidden columns of a block, a multiple of `column_tile`.
-        splits: ranges of k that a sum is divided into, each a warp's.
-        teams: tiles of batch rows that are worked on at once.
+        splits: ranges of k that a sum is divided into, each computed by one warp.
+        teams: tiles of batch rows that are computed at once.
         slab: batch rows of a block, a multiple of `KernelKey.rows`.
     """
 
@@ -133,10 +133,10 @@ class Share(NamedTuple):
 
 
 def share(key: KernelKey, H: int, columns: int, slab: int) -> Share:
-    """What a block of "grid" or "stream" with so many columns and rows does: as much as can be.
+    """The share of a block with `columns` columns and `slab` rows, with as many warps as possible.
 
     Raises:
-        ValueError: `columns` is not what `column_tile` asks for, or no block has so many threads.
+        ValueError: `columns` is not a multiple of `column_tile`, or needs too many warps.
     """
     tile, most = column_tile(key), most_threads(key) // _WARP
     if columns < 1 or columns % tile:
@@ -169,7 +169,7 @@ def threads(key: KernelKey, H: int, part: Share | None = None) -> int:
         count = _WARP * part.columns // column_tile(key) * part.splits * part.teams
     else:
         across = padded(H)
-        # Each thread of a column has two vectors of the sum at least.
+        # Each thread of a column has at least two vectors of the sum.
         groups = max(1, min(_ENOUGH_THREADS // across, across // (2 * vector * vector)))
         count = _up(groups * across, _WARP)
     if count > most:
@@ -232,23 +232,23 @@ def counter_elements(grid: tuple[int, int, int]) -> int:
 
 
 def padded(H: int) -> int:
-    """H up to whole vectors of any dtype."""
+    """H rounded up to whole vectors of any dtype."""
     return (H + 3) // 4 * 4
 
 
 def spread(across: int) -> int:
     """Elements from one row of weights in shared memory to the next, given the padded length.
 
-    An odd number of vectors: 8 rows lie in different banks where each is 4 elements wide.
+    It is an odd number of vectors of 4 elements, so that vectors of 8 rows are in different banks.
     """
     return (across // 4 | 1) * 4
 
 
 def tile_columns(rows: int, vector: int) -> int:
-    """`column_tile` by the rows of a tile and the width of a vector; registers bound it."""
+    """`column_tile` by the rows of a tile and the width of a vector; registers limit it."""
     return 4 if rows * vector > 16 or (vector == 2 and rows > 2) else 8
 
 
 def _up(count: int, unit: int) -> int:
-    """Count up to a multiple of `unit`."""
+    """`count` rounded up to a multiple of `unit`."""
     return -(-count // unit) * unit

@@ -105,7 +105,7 @@ class DriverLauncher(Launcher):
         stream = current_cuda_stream(self._index)
         extent = (*shape.grid, shape.threads, 1, 1, shape.shared, stream)
         where = addresses.buffer_info()[0]
-        # Asking costs less than switching, which is seldom needed.
+        # Checking the current device costs less than switching, which is seldom needed.
         here = torch.cuda.current_device() == self._index
         with nullcontext() if here else torch.cuda.device(self._index):
             if shape.cooperative:
@@ -114,15 +114,15 @@ class DriverLauncher(Launcher):
                 _checked(driver.cuLaunchKernel(function, *extent, where, 0))
 
     def _enter(self) -> None:
-        """Have torch make the device's context this thread's, which the driver asks for.
+        """Have torch make the device's context current in this thread, as the driver requires.
 
-        Autograd's threads have none before torch has started something from them.
+        Autograd's threads have no context before torch has launched something from them.
         """
         torch.zeros((), device=torch.device("cuda", self._index))
         self._threads.known = True
 
     def _load(self, key: KernelKey, shared: int, loaded: _Loaded | None) -> _Loaded:
-        """The kernel, loaded if it was not, with leave to use so much shared memory."""
+        """The kernel, loaded if necessary, and allowed to use `shared` bytes of shared memory."""
         from cuda.bindings import driver
 
         if loaded is None:
@@ -142,14 +142,14 @@ class SimulatedLauncher(Launcher):
     """Runs kernels in numba's simulator, on the memory of CPU tensors.
 
     Args:
-        properties: of the device that is played.
+        properties: of the device that is simulated.
     """
 
     def __init__(self, properties: DeviceProperties) -> None:
         self.properties = properties
 
     def __call__(self, key: KernelKey, shape: Shape, arguments: Sequence[Argument]) -> None:
-        """Run a kernel to its end."""
+        """Run a kernel to completion."""
         from numba import cuda
 
         from rnnjit_cuda.sources import source
@@ -173,7 +173,7 @@ def driver_launcher(index: int) -> Launcher:
 
 
 def _checked(result: Any) -> Any:
-    """The value that a driver call gave.
+    """The value that a driver call returned.
 
     Raises:
         torch.OutOfMemoryError: there is no memory left for the code or the stack of a kernel.
@@ -183,7 +183,7 @@ def _checked(result: Any) -> Any:
     if error.name == "CUDA_ERROR_OUT_OF_MEMORY":
         raise torch.OutOfMemoryError(
             "CUDA out of memory while a kernel was loaded or launched: torch.cuda.empty_cache() "
-            "gives back what torch holds and does not use"
+            "frees memory that torch holds but does not use"
         )
     if int(error):
         raise RuntimeError(f"the CUDA driver failed: {error.name}")

@@ -1,4 +1,4 @@
-"""What always works: for each step a matrix product of torch's and a pointwise kernel."""
+"""Recurrences of any size: for each step, torch's matrix product and a pointwise kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Step(NamedTuple):
     """The rows of one step.
 
     Attributes:
-        start, stop: its first row, and the one behind its last.
+        start, stop: its first row, and one past its last.
         size: how many there are.
     """
 
@@ -29,7 +29,7 @@ class Step(NamedTuple):
 
 
 class PerStep(Recurrence):
-    """Recurrences as one launch after the other; the host runs ahead and waits for nothing.
+    """Recurrences with launches for each step; the host never waits for the device.
 
     Args:
         plan: what to launch.

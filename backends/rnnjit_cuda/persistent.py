@@ -1,4 +1,4 @@
-"""Recurrences of one launch for all steps."""
+"""Recurrences with one launch for all steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Persistent(Recurrence):
     def backward(self, call: Backward) -> None:
         """One launch of a backward kernel."""
         weights = self._weights([w_hh.t() for w_hh in call.w_hh] if self._streams else call.w_hh)
-        # Where there is no gradient the kernel reads none, and takes any tensor.
+        # Without a gradient the kernel reads none, and any tensor serves as the argument.
         grad_y = call.y if call.grad_y is None else call.grad_y
         (grad_h0,), (given,) = call.grad_hx, call.grad_h_n
         grad_h_n = grad_h0 if given is None else given
@@ -44,7 +44,7 @@ class Persistent(Recurrence):
         return self._plan.key.family == "stream"
 
     def _weights(self, w_hh: list[Tensor]) -> list[Tensor]:
-        """The weights of both directions, padded for "stream" as its kernels read them."""
+        """The weights of both directions; for "stream", padded as its kernels read them."""
         part = self._plan.part
         if self._streams and part is not None:
             w_hh = [_panel(w, self._plan.grid[0] * part.columns) for w in w_hh]
@@ -61,7 +61,7 @@ class Persistent(Recurrence):
         if plan.part is not None:
             workspace = list(self._workspace(plan.part, call.layer.hidden_size, like))
             sizes += [plan.part.columns, plan.part.splits, plan.part.slab]
-        # Where there are no offsets the kernel reads none, and takes any tensor.
+        # Without offsets the kernel reads none, and any tensor serves as the argument.
         starts, packed = (like, 0) if call.starts is None else (call.starts, 1)
         shape = Shape(plan.grid, plan.threads, plan.shared, cooperative=bool(workspace))
         self._launcher(plan.key, shape, [*tensors, *workspace, starts, *sizes, packed, *flags])
@@ -76,7 +76,7 @@ class Persistent(Recurrence):
 
 
 def _panel(w: Tensor, columns: int) -> Tensor:
-    """`w` `[H, H]` with zeros behind, `[columns, padded(H)]`."""
+    """`w` `[H, H]` padded with zeros to `[columns, padded(H)]`."""
     H = w.shape[0]
     panel = w.new_zeros(columns, padded(H))
     panel[:H, :H] = w

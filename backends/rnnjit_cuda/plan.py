@@ -1,8 +1,8 @@
-"""Which kernel runs a recurrence, and with what extent: a small cost model, in one place.
+"""Which kernel runs a recurrence, and with which launch shape: a small cost model, in one place.
 
-It is plain arithmetic on what a device has (`DeviceProperties`), so that plans for a GPU can be
-looked at without one. Its constants were fitted to times on an H200; elsewhere they have to tell
-apart plans that differ by far more than they are wrong.
+It is plain arithmetic on the limits of a device (`DeviceProperties`), so that plans for a GPU can
+be inspected without one. Its constants were fitted to times on an H200. On other devices they only
+have to rank plans whose times differ by far more than the model's errors.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from rnnjit_cuda.kernels import (
 _ISSUE, _REGISTERS = 4, 65536
 #: Capabilities whose multiprocessors do float64 at half the rate of float32; others at a 64th.
 _FAST_DOUBLES = ((8, 0), (9, 0), (10, 0))
-#: Cycles of a step of the register kernels, which is a chain of one thing after the other;
-#: registers and warp instructions of a thread besides its weights and their multiply-adds.
+#: Cycles of a step of the register kernels, which is one chain of dependent operations; registers
+#: and warp instructions of a thread besides its weights and their multiply-adds.
 _REGISTER_STEP, _REGISTER_REST, _REGISTER_WORK = 500, 56, 120
 #: Bytes of shared memory that the system keeps of each block, and blocks that a multiprocessor
 #: holds at most: 16, 24 or 32.
 _RESERVED, _MOST_BLOCKS = 1024, 16
 #: Registers of a thread of the block-local kernels.
 _BLOCK_REGISTERS = 128
-#: Cycles of a step of the block-local kernels, and of each of its rows; what H adds to either; what
-#: another block on the same multiprocessor adds.
+#: Cycles of a step of the block-local kernels, and of each of its rows, each as a constant and a
+#: multiple of H; the part of these that another block on the same multiprocessor adds.
 _BLOCK_STEP, _BLOCK_ROW, _BLOCK_MORE = (900, 6.2), (630, 5.0), 0.35
-#: Cycles of the grid barrier, and what each block that comes to it adds.
+#: Cycles of the grid barrier: a constant, and for each block.
 _GRID_BARRIER, _GRID_BLOCK = 2360, 5.8
-#: Cycles of one tile of each team: in any case, for each turn of a warp over k, and for each row.
+#: Cycles of one tile of each team: a constant, for each iteration of a warp over k, for each row.
 _GRID_TILE, _GRID_TURN, _GRID_ROW = 1370, 310, 40
-#: Cycles of a multiply-add and of a sum's way from the lanes to one thread, by warp instructions.
+#: Cycles for each warp instruction of the products, and of adding up the lanes' and splits' sums.
 _GRID_PRODUCT, _GRID_SUM = 1.05, 2.6
 #: Bytes of state that a multiprocessor reads in a cycle.
 _STATE_RATE = 100
-#: Bytes of weights that it reads in a cycle while all others do, from the L2 cache or from memory.
+#: Bytes of weights that it reads in a cycle while all others read, from the L2 cache or memory.
 _WEIGHT_RATE = 20
 #: Cycles that the host takes to start the kernels of one step: 40 to 80 us.
 _LAUNCH_STEP = 120_000
-#: Float32 multiply-adds of a multiprocessor in a cycle, and the share that matrix products reach.
+#: Float32 multiply-adds of a multiprocessor in a cycle, and the part that matrix products reach.
 _RATE, _SHARE = 128, 0.6
 
 
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
         threads: of each block.
         shared: bytes of dynamic shared memory of each block.
         part: what a block does, for "grid" and "stream".
-        cycles: what the model expects of a step.
+        cycles: of a step, as the model predicts.
     """
 
     key: KernelKey
@@ -91,7 +91,7 @@ def plan(
     device: DeviceProperties,
     among: tuple[Family, ...] = FAMILIES,
 ) -> Plan:
-    """What the model expects to be quickest.
+    """The plan that the model predicts to be fastest.
 
     Args:
         layer: what the layer is.
@@ -99,7 +99,7 @@ def plan(
         dtype: of its tensors.
         pass_: which recurrence.
         device: what it runs on.
-        among: kernels to choose from; "step" is there besides, since the others have limits.
+        among: families to choose from; "step" is also used if none of these can run the layer.
     """
     found = list(candidates(layer, B, dtype, pass_, device, among))
     if "step" in among or not found:
@@ -129,7 +129,7 @@ def candidates(
 def _register(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
 ) -> Iterator[Plan]:
-    """By the register kernel with the least registers, if the layer is small enough."""
+    """A plan for the register kernel with the fewest registers, if the layer is small enough."""
     H, D = layer.hidden_size, layer.num_directions
     reach = next((reach for reach in REACHES if LANES * reach >= H), None)
     if reach is None:
@@ -146,7 +146,7 @@ def _register(
 def _block(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
 ) -> Iterator[Plan]:
-    """By the block-local kernels whose matrix fits into a block's shared memory."""
+    """Plans for the block-local kernels whose matrix fits into a block's shared memory."""
     H, D = layer.hidden_size, layer.num_directions
     for count in row_choices("block"):
         key = KernelKey("block", pass_, dtype, layer.cell, count)
@@ -165,7 +165,7 @@ def _block(
 
 
 def _room(size: int, shared: int, registers: int, device: DeviceProperties) -> int:
-    """Blocks of so many threads that a multiprocessor holds at once.
+    """Blocks that a multiprocessor holds at once.
 
     Args:
         size: threads of a block.
@@ -179,10 +179,10 @@ def _room(size: int, shared: int, registers: int, device: DeviceProperties) -> i
 
 
 def _waves(blocks: int, room: int, device: DeviceProperties) -> tuple[int, int]:
-    """In how many goes the blocks run, where a multiprocessor has room for some, and how many do.
+    """The waves in which the blocks run, if a multiprocessor has room for `room` of them.
 
     Returns:
-        The goes, and the most blocks that a multiprocessor runs beside each other.
+        The number of waves, and the most blocks that a multiprocessor runs at once.
     """
     each = -(-blocks // device.multiprocessors)
     return -(-each // room), min(each, room)
@@ -191,21 +191,21 @@ def _waves(blocks: int, room: int, device: DeviceProperties) -> tuple[int, int]:
 def _grid(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
 ) -> Iterator[Plan]:
-    """By the grid-wide kernels, all blocks running at once, one a multiprocessor."""
+    """Plans for the grid-wide kernels: all blocks run at once, one on each multiprocessor."""
     return _cooperative("grid", layer, B, dtype, pass_, device)
 
 
 def _stream(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
 ) -> Iterator[Plan]:
-    """By the grid-wide kernels that read the weights in each step."""
+    """Plans for the grid-wide kernels that read the weights in each step."""
     return _cooperative("stream", layer, B, dtype, pass_, device)
 
 
 def _cooperative(
     family: Family, layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
 ) -> Iterator[Plan]:
-    """By kernels with a grid barrier, of so many columns and slabs that all blocks fit at once."""
+    """Plans for kernels with a grid barrier, whose columns and slabs let all blocks run at once."""
     H, D = layer.hidden_size, layer.num_directions
     for count in row_choices(family):
         key = KernelKey(family, pass_, dtype, layer.cell, count)
@@ -224,7 +224,7 @@ def _cooperative(
 
 
 def _slab_counts(tiles: int, most: int) -> Iterator[int]:
-    """Into how many slabs a batch of so many tiles may be cut: 1, 2, 3, 4, 6, 8, 12, ..."""
+    """The numbers of slabs that `tiles` tiles may be cut into: 1, 2, 3, 4, 6, 8, 12, ..."""
     count = 1
     while count <= min(tiles, most):
         yield count
@@ -234,7 +234,7 @@ def _slab_counts(tiles: int, most: int) -> Iterator[int]:
 
 
 def _cooperative_cycles(key: KernelKey, H: int, part: Share, device: DeviceProperties) -> float:
-    """What the model expects of a step of the kernels with a grid barrier."""
+    """The predicted cycles of a step of the kernels with a grid barrier."""
     tile, vector, slow = column_tile(key), width(key), _slowness(key.dtype, device)
     groups, tiles = part.columns // tile, part.slab // key.rows
     rounds = -(-tiles // part.teams)
@@ -252,7 +252,7 @@ def _cooperative_cycles(key: KernelKey, H: int, part: Share, device: DevicePrope
 
 
 def _step(layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties) -> Plan:
-    """What always works: torch's matrix product, then a pointwise kernel, for each step."""
+    """The plan for any layer: torch's matrix product and a pointwise kernel in each step."""
     H, D = layer.hidden_size, layer.num_directions
     key = KernelKey("step", pass_, dtype, layer.cell)
     slow = 1 if device.capability in _FAST_DOUBLES else _slowness(dtype, device)
@@ -262,7 +262,7 @@ def _step(layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DevicePro
 
 
 def _slowness(dtype: DType, device: DeviceProperties) -> float:
-    """Cycles of a multiply-add by those of one in float32."""
+    """Cycles of a multiply-add, relative to those in float32."""
     if dtype != "float64":
         return 1
     return 2 if device.capability in _FAST_DOUBLES else 64

@@ -1,14 +1,14 @@
-"""What numba-cuda lacks: vectors, memory that blocks share, counters, and 16-bit floats.
+"""Primitives that numba-cuda lacks: vectors, counters that blocks share, and 16-bit floats.
 
-Each primitive is a numba intrinsic and, where NUMBA_ENABLE_CUDASIM=1, a plain Python function of
-the same name, so that one kernel source serves the GPU and the simulator. None goes through numba's
-dispatcher, which asks for the current device: kernels compile where there is none.
+Each primitive is a numba intrinsic or, if NUMBA_ENABLE_CUDASIM=1, a plain Python function of the
+same name, so that one kernel source serves the GPU and the simulator. None goes through numba's
+dispatcher, which queries the current device, so that kernels compile without one.
 
 `memory` is a `CPointer` or a shared array (in the simulator, a flat numpy array), `values` a local
 array that lives in registers; every index counts elements. A vector is 16 bytes of `values`' type:
 4 float32 or 2 float64. Vectors in memory must be aligned to their size.
 
-bfloat16 and float16 lie in memory as uint16, and arithmetic on them is in float32.
+bfloat16 and float16 are stored as uint16, and arithmetic on them is in float32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numba.core import config
 
 #: Whether kernels run in numba-cuda's simulator in this process.
 SIMULATED = bool(config.ENABLE_CUDASIM)
-#: The module of exp, log and so on. Python's own raise where the result is out of range.
+#: The module of exp, log and so on. Python's own functions raise if a result is out of range.
 library = np if SIMULATED else math
 
 _I16, _I32 = ir.IntType(16), ir.IntType(32)
@@ -39,7 +39,7 @@ class Element:
 
     Attributes:
         store: numba type in memory.
-        real: numba type of arithmetic, state and what blocks exchange.
+        real: numba type of arithmetic, of the state and of numbers that blocks exchange.
         width: elements of `real` in a vector.
         up: `(stored) -> real`.
         down: `(real) -> stored`, rounded to nearest, ties to even.
@@ -55,7 +55,7 @@ class Element:
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """A device function that is inlined where it is called (and asks for no device)."""
+    """A device function that is inlined where it is called, and needs no device to compile."""
     return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
 
 
@@ -174,7 +174,7 @@ def _load_float16_twin(values: Any, at: int, memory: Any, index: int) -> None:
 
 
 def _aligned(index: int, width: int) -> int:
-    """The index of a vector, which the GPU wants aligned."""
+    """The index of a vector, which a GPU requires to be aligned."""
     if index % width:
         raise IndexError(f"a vector of {width} elements at element {index} is not aligned")
     return index
@@ -248,7 +248,7 @@ def _build_arrived() -> Any:
 
 
 def _arrived_twin(counters: Any, index: int) -> int:
-    # The threads of the simulator take turns: who waits must let the others run.
+    # The threads of the simulator take turns: a waiting thread must let the others run.
     cuda.nanosleep(0)
     return int(counters[index])
 
@@ -309,7 +309,7 @@ def _float16_down_twin(value: Any) -> Any:
 
 
 def _same(value: Any) -> Any:
-    """The number itself, which is stored as it is computed with."""
+    """The number itself: its stored type is that of arithmetic."""
     return value
 
 
@@ -319,12 +319,13 @@ load = _primitive(_load_twin, lambda: _moving(_emit_load))
 store = _primitive(_store_twin, lambda: _moving(_emit_store))
 #: `small(value)`: an integer of 32 bits, which takes one register; numba's integers take two.
 small = _primitive(_small_twin, _build_small)
-#: `prefetch(memory, index)`: has the L2 cache fetch what will be read there.
+#: `prefetch(memory, index)`: loads an element into the L2 cache.
 prefetch = _primitive(_prefetch_twin, _build_prefetch)
-#: `arrive(counters, index)`: adds 1 to an int64 counter, behind all that the block wrote before.
+#: `arrive(counters, index)`: adds 1 to an int64 counter, after everything that the block wrote
+#: before (release).
 arrive = _primitive(_arrive_twin, _build_arrive)
-#: `arrived(counters, index)`: the counter; what was written before it was added to is seen after,
-#: by the block's other threads too after a barrier with the one that asks.
+#: `arrived(counters, index)`: the counter (acquire). What other blocks wrote before their arrivals
+#: is visible afterwards; to the block's other threads, after a barrier with the one that reads it.
 arrived = _primitive(_arrived_twin, _build_arrived)
 
 

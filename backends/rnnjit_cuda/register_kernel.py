@@ -1,4 +1,4 @@
-"""The kernels of the smallest layers: a block has all of W_hh in its threads' registers.
+"""The kernels for the smallest layers: a block has all of W_hh in its threads' registers.
 
     forward    h_t = activation(z_t + W_hh h_{t-1})
     backward   dz_t = (g_t + grad_y_t) activation'(y_t),   g_{t-1} = dz_t W_hh
@@ -8,16 +8,16 @@ the chip for all steps. A block owns one sequence of one direction and all H hid
 it runs its time loop alone, with one barrier a step. Launch blocks (B, D) of `LANES` threads for
 each hidden unit.
 
-Each step computes sum_k x[k] M[k][j]. The `LANES` threads of column j lie side by side in a warp;
-lane s holds M[k][j] for every k whose group of four is s among `LANES` groups, `reach` of them in
-all, so that H <= LANES * reach. The lanes' sums are added up by shuffles, and then each lane knows
-the whole and does the pointwise part; the first writes it.
+Each step computes sum_k x[k] M[k][j], with M[k][j] = W_hh[j][k] (forward) or W_hh[k][j] (backward).
+The `LANES` threads of column j are adjacent lanes of a warp. Lane s holds M[k][j] for every k with
+k // 4 % LANES = s, `reach` values in all, so that H <= LANES * reach. Shuffles add up the lanes'
+sums. Then each lane has the total and does the pointwise part, and the first one writes the result.
 
-Dynamic shared memory, everything from column H on zero:
+Dynamic shared memory, with zeros from column H on:
 
-    reals   [2][LANES * reach]   x: h_{t-1} (forward) or dz_t (backward), read and written in turns
+    reals   [2][LANES * reach]   x: h_{t-1} (forward) or dz_t (backward); two buffers in alternation
 
-Global memory as in `block_kernel`. What a step reads of it is asked for `AHEAD` steps before.
+Global memory as in `block_kernel`. A step's loads from it are issued `AHEAD` steps before.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from rnnjit_cuda.kernels import LANES, REACHES
 from rnnjit_cuda.primitives import Element, inlined, load, prefetch, small
 
 #: A step takes a few hundred cycles, and a load from the L2 cache as many. More steps gain nothing:
-#: waiting for one load is waiting for the others that are under way.
+#: a thread that waits for one load waits for all that are in flight.
 AHEAD = 2
-#: Steps before a load at which the L2 cache is told of it, and elements of y from which on it is:
-#: fewer may still lie there. Steps of the largest reach take so long that it does not pay.
+#: Steps between a prefetch into the L2 cache and its load, and elements of y from which on there
+#: are prefetches: a smaller y may still be in the cache. With the largest reach, steps take so long
+#: that prefetching does not pay.
 DEEP, FAR = 6, 1 << 22
 _EVERYONE = 0xFFFFFFFF
 
@@ -82,7 +83,7 @@ def forward(element: Element, cell: Pointwise, reach: int) -> tuple[Any, tuple[A
             share[u] = zero
             if own and u < length:
                 share[u] = up(y[place_of(offsets, u, length, B, row, packed, onward) * ld + at])
-        # Where the step before was written, and where what is asked for next lies.
+        # The place of the step to be written next, and that of the step to be loaded next.
         done = place_of(offsets, 0, length, B, row, packed, onward) * ld + at
         far = done + AHEAD * stride
         distant = short and packed == 0 and T * B * ld > FAR and own and lane == 0
@@ -93,7 +94,7 @@ def forward(element: Element, cell: Pointwise, reach: int) -> tuple[Any, tuple[A
                 step = small(base + u)
                 if step < length:
                     total = multiply(x, u % 2 * wide, weights, lane)
-                    # What the step before left to do is done while the sums are added up.
+                    # The rest of the previous step overlaps with adding up the sums.
                     if step > 0:
                         ahead = small(step + AHEAD - 1)
                         if packed != 0:
@@ -124,8 +125,8 @@ def backward(element: Element, cell: Pointwise, reach: int) -> tuple[Any, tuple[
     """The backward kernel and its signature.
 
     `kernel(dz, grad_y, y, w_hh_0, w_hh_1, grad_h_n, grad_h0, offsets, T, B, H, packed, has_grad_y,
-    has_grad_h_n)`: dz and grad_h0 are written; grad_y and grad_h_n are zero, and not read, where
-    their flag is 0. Direction 0 walks from the last step to the first.
+    has_grad_h_n)`: dz and grad_h0 are written; grad_y and grad_h_n count as zero, and are not read,
+    if their flag is 0. Direction 0 walks from the last step to the first.
     """
     real, up, down, gradient = element.real, element.up, element.down, cell.gradient
     zero, wide, short = element.real(0), LANES * reach, reach < REACHES[-1]
@@ -179,8 +180,8 @@ def backward(element: Element, cell: Pointwise, reach: int) -> tuple[Any, tuple[
                 step = small(base + u)
                 if step < length:
                     change = gradient(grad + above[u], state[u])
-                    # Before the barrier, so that loads come while the product is made; without a
-                    # condition, so that they are not put off (what else they read is not used).
+                    # Loads are issued before the barrier, to overlap with the product, and without
+                    # a condition, so that they are not delayed (excess values are not used).
                     ahead = small(step + AHEAD)
                     if packed != 0:
                         now = place_of(offsets, step, length, B, row, 1, onward) * ld + at
@@ -209,7 +210,7 @@ def backward(element: Element, cell: Pointwise, reach: int) -> tuple[Any, tuple[
 
 
 def _steps_of(offsets: Any, row: int, T: int, packed: int) -> int:
-    """How many steps a sequence has: the steps that have more than `row` rows, the first ones."""
+    """The number of steps of a sequence, which are the first ones with more than `row` rows."""
     low, high = 0, T
     if packed != 0:
         while low < high:
@@ -252,7 +253,7 @@ def _taking(element: Element, reach: int, transposed: bool) -> Any:
 
 
 def _multiplying(element: Element, reach: int) -> Any:
-    """Build `multiply(x, x_at, weights, lane)`: the whole sum of a column, in each of its lanes.
+    """Build `multiply(x, x_at, weights, lane)`: the total of a column, in each of its lanes.
 
     All threads of a warp must take part.
     """

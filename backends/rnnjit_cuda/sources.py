@@ -19,7 +19,7 @@ _MODULES: dict[Family, Any] = {
 
 
 class Source(NamedTuple):
-    """A kernel, ready to be compiled.
+    """A kernel that is ready to be compiled.
 
     Attributes:
         function: plain Python, which the simulator runs too.

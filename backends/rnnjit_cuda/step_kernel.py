@@ -1,9 +1,10 @@
-"""The pointwise part of one time step, beside a matrix product of torch's.
+"""The pointwise part of one time step; torch computes the matrix product.
 
     forward    h = activation(z), in place
     backward   dz = (g + grad_y) activation'(y)
 
-A thread owns a column; blocks in y take every so-manieth row. Any grid is right.
+A thread owns a column; each of the n blocks in y takes every n-th row. Any grid is valid. The
+caller owns all memory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def backward(element: Element, cell: Pointwise, _rows: int) -> tuple[Any, tuple[
 
     `kernel(dz, grad, grad_y, y, rows, H, ld, has_grad_y)`: dz `[rows, H]` is written. dz, grad_y
     and y have `ld` elements between rows, grad `[rows, H]` is contiguous; all have the stored
-    dtype. grad_y is zero, and not read, where `has_grad_y` is 0.
+    dtype. grad_y counts as zero, and is not read, if `has_grad_y` is 0.
     """
     up, down, gradient = element.up, element.down, cell.gradient
 

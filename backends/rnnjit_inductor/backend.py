@@ -1,4 +1,4 @@
-"""The Inductor backend: the layer through chunks of steps that torch's own compiler compiled."""
+"""The Inductor backend: layers as chunks of time steps, compiled by torch's own compiler."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Planner = Callable[[LayerSpec, Rows, torch.dtype, str, int, bool], Plan | None]
 
 
 class InductorBackend(Backend):
-    """Layers of cells with one state on whatever Inductor serves.
+    """Computes layers of cells with one state, on every device that Inductor serves.
 
     Args:
-        planned: chooses how a call is cut (see `rnnjit_inductor.plan.plan`).
+        planned: chooses what is compiled for a call (see `rnnjit_inductor.plan.plan`).
     """
 
     name = "inductor"
@@ -47,11 +47,11 @@ class InductorBackend(Backend):
         self._planned = planned
 
     def missing(self) -> list[str]:
-        """Says if torch's compiler does not run here, or lacks what this backend calls."""
+        """Says if torch's compiler does not run here, or lacks functions that are needed."""
         return unsupported()
 
     def why_not_cell(self, cell: Cell) -> list[str]:
-        """Declines cells with several states, and gates whose zx and zh do not meet in a sum."""
+        """Declines cells with several states, or gates that use more than the sum of zx and zh."""
         reasons = why_not_cell(cell)
         if len(cell.states) > 1:
             reasons.append(
@@ -72,7 +72,7 @@ class InductorBackend(Backend):
         return lacking(problem.device)
 
     def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Wherever it was never timed."""
+        """Defers on devices where it has not been measured."""
         if problem.device == "cpu":
             return []
         return [f"it has not been measured on {problem.device} devices"]
@@ -115,7 +115,7 @@ class InductorBackend(Backend):
     def shortcut(
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
-        """Torch's own operator for a whole stack, where nothing is compiled for the call."""
+        """Torch's own operator for a whole stack, if nothing is compiled for the call."""
         rows = Rows(problem.T, problem.B, problem.N)
         keep = problem.needs_grad
         if self._is_whole(spec.layer(0), rows, problem.dtype, problem.device, keep):

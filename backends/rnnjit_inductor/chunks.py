@@ -1,4 +1,4 @@
-"""Recurrences by compiled chunks; of a dense batch, steps that fill no chunk are not compiled."""
+"""Recurrences as compiled chunks; steps of a dense batch that fill no chunk are not compiled."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Chunks(Recurrence):
         read, gates = [layout.lay(rows) for rows in given.read], list(given.dz.chunk(G, 1))
         written = [layout.room(dz) for dz in gates]
         grad_y = _zeros_like(written[0]) if given.grad_y is None else layout.lay(given.grad_y)
-        # Packed sequences end in any chunk, so that each row's g is kept.
+        # A packed sequence may end in any chunk, and so g is kept for every row.
         kept = None
         if has_share(cell) and isinstance(layout, PackedLayout):
             kept = torch.empty_like(gates[0], memory_format=torch.contiguous_format)
@@ -119,14 +119,14 @@ class Chunks(Recurrence):
         return padded.view(R, size // R, U, -1, L)
 
     def _true(self, state: Tensor, like: Tensor) -> Tensor:
-        """What of a chunk's state is no padding, `[B, H]`."""
+        """A chunk's state without padding, `[B, H]`."""
         batch, H = like.shape
         return state.flatten(2).flatten(0, 1)[:batch, :H]
 
     def _blocks(
         self, layout: Layout, read: list[Tensor], written: list[Tensor]
     ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """`[K, R, q, U, P, L]` of each chunk's rows, of what is read and of what is written."""
+        """`[K, R, q, U, P, L]` of each chunk's rows, of the tensors read and of those written."""
         steps, (R, U, L), _ = self._plan
         for start, size in layout.chunks:
             own, shape = slice(start, start + steps * size), (steps, R, size // R, U, -1, L)
@@ -137,17 +137,17 @@ class Chunks(Recurrence):
 
 
 def _ends(rows: Rows, layout: PackedLayout, from_last: bool) -> slice | Tensor:
-    """Where the rows are in which a walk over a packed batch ends."""
+    """The rows at which a walk over a packed batch ends."""
     return slice(0, rows.B) if from_last else last_rows(rows, layout.starts)
 
 
 def _first_rows(state: Tensor, block: Tensor) -> Tensor:
-    """The state `[R, q, U, P, L]` of those rows that are still in a chunk's block."""
+    """The state `[R, q, U, P, L]` of the rows that a chunk's block still has."""
     if state.shape[1] == block.shape[2]:
         return state
     return state.flatten(0, 1)[: block.shape[1] * block.shape[2]].view(block.shape[1:])
 
 
 def _zeros_like(laid: Tensor) -> Tensor:
-    """Zeros of a shape in the memory of one row."""
+    """Zeros of the same shape, expanded from a single row."""
     return laid.new_zeros((1, laid.shape[1])).expand(laid.shape)

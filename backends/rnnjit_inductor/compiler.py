@@ -1,13 +1,12 @@
 """From a chunk's function to machine code: traced once with symbolic sizes, compiled by Inductor.
 
 Inductor is called directly, by `torch._inductor.standalone_compile`, and not through
-`torch.compile`. What comes back is a plain function. It has no guards, so that a call costs 7 us
-and not 24; it cannot be recompiled, does not count towards the caller's limit of recompilations,
-and is neither reset nor switched off together with the caller's own compiled functions. Settings
-are patched for the one compilation. Inductor's cache on disk serves it as it serves
-`torch.compile`.
+`torch.compile`. The result is a plain function without guards, so that a call costs 7 us instead of
+24. It is never recompiled, does not count towards the caller's limit of recompilations, and is
+neither reset nor disabled together with the caller's own compiled functions. Settings are patched
+for this compilation only. Inductor's cache on disk is used, as by `torch.compile`.
 
-torch._inductor is imported on the first compilation: that takes seconds.
+torch._inductor is imported on the first compilation, which takes seconds.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from rnnjit_inductor.plan import MATRIX, Plan
 Compiled = Callable[..., tuple[Tensor, ...]]
 
 _COMPILED: dict[Key, Compiled] = {}
-# Sizes that the code is traced with. They decide nothing but where a loop is worth several threads.
+# Size hints for tracing. They only decide which loops are worth several threads.
 _BATCH, _PANELS = 16, 8
 _STRIDE = 1_000
 
 
 class Key(NamedTuple):
-    """All that compiled code depends on; not T, B, I, H, nor the sizes of a packed batch.
+    """All that compiled code depends on: not on T, B, I, H or the sizes of a packed batch.
 
     Attributes:
         pass_: which recurrence.
@@ -82,13 +81,13 @@ def _compile(key: Key) -> Compiled:
     product = matrix_product if tile == MATRIX else tile_product(tile)
     make = forward_chunk if key.pass_ == "forward" else backward_chunk
     with torch.no_grad(), warnings.catch_warnings():
-        # Of what torch uses itself: nothing that the caller could change.
+        # Those of torch's own code, which the caller cannot change.
         warnings.simplefilter("ignore", DeprecationWarning)
         from torch.fx.experimental.proxy_tensor import make_fx
 
         mode, arguments = _symbolic(key)
         chunk = make(key.cell, steps, product)
-        # A lambda, since a graph keeps a function's annotations, and Inductor's cache no strings.
+        # A lambda, since a graph keeps annotations, and Inductor's cache takes no strings.
         graph = make_fx(lambda *tensors: chunk(*tensors))(*arguments)
         return torch_private.compile_graph(graph, arguments, mode, _settings(key))
 
@@ -102,21 +101,21 @@ def _settings(key: Key) -> dict[str, Any]:
             "cpp.threads": key.plan.threads,
             # A product and a sum become one multiply-add, as in every GEMM.
             "cpp.enable_floating_point_contract_flag": "fast",
-            # What a product reads is computed before it, and not anew for each vector of columns.
+            # A product's operands are computed before it, and not anew for each vector of columns.
             "realize_reads_threshold": 1,
         }
     return settings
 
 
 def _symbolic(key: Key) -> tuple[Any, list[Any]]:
-    """Tensors without memory whose sizes and strides are symbols, and the mode they live in."""
+    """Fake tensors with symbolic sizes and strides, and the mode that they belong to."""
     mode = torch_private.symbolic_mode()
 
     def symbol(hint: int) -> int:
         return torch_private.symbolic_size(mode, hint)
 
     def empty(shape: tuple[int, ...], *rows: int) -> Tensor:
-        """Contiguous, but for the strides of steps and rows where they are given."""
+        """A contiguous tensor, except for the strides of steps and rows if they are given."""
         result = torch.empty(shape, dtype=key.dtype, device=key.device)
         if not rows:
             return result
@@ -126,7 +125,7 @@ def _symbolic(key: Key) -> tuple[Any, list[Any]]:
     steps, (R, U, L), _ = key.plan
     q, P, H = symbol(_BATCH), symbol(_PANELS), symbol(_PANELS * U * L - 1)
     G = len(key.cell.gates)
-    # The backward pass reads what its program does, with y's gradient but without the state's.
+    # The backward chunk reads all inputs of its program but the state's gradient as blocks.
     blocks = G if key.pass_ == "forward" else len(key.cell.backward.inputs) - 1
     strides = [(symbol(_STRIDE), symbol(_STRIDE)) for _ in range(blocks)]
     state = (R, q, U, P, L)

@@ -3,8 +3,9 @@
     forward    h = step(z_t + h W_hh^T, h)                                for t = 0 ... K - 1
     backward   dz_t, d_t = backward(g + grad_y_t, ...),  g = d_t + dz_t W_hh  for t = K - 1 ... 0
 
-with the cell's own programs for what is pointwise. Every gate has tensors of its own, and so has
-its part of W_hh: z = (z_1 .. z_G), W_hh = (W_1 .. W_G).
+`step` and `backward` are the cell's own programs. Every gate has its own tensor of z and of W_hh:
+z = (z_1 .. z_G), W_hh = (W_1 .. W_G). g is the gradient of h_t, and d_t the part of the gradient of
+h_{t-1} that bypasses the product.
 
 On the CPU, Inductor makes one C++ function of a whole chunk, products included, if they are written
 as sums over k of products that broadcast:
@@ -14,9 +15,10 @@ as sums over k of products that broadcast:
 A loop over k then adds a vector of L columns, times one element of a row. R rows are written as R
 reductions that read the same vector, or U panels as U that read the same element, so that Inductor
 fuses them into one loop with as many accumulators: a register tile, as in Goto and van de Geijn,
-"Anatomy of High-Performance Matrix Multiplication", 2008. They read one tensor with all rows of the
-step before, which keeps it from fusing different steps of different rows instead. The sum goes over
-the H true features alone, so that a NaN in a column of padding reaches nothing.
+"Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008. All reductions read one
+tensor with all rows of the previous step; otherwise Inductor would fuse different steps of
+different rows instead. The sum runs over the H true features only, so that a NaN in a padding
+column has no effect.
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ def backward_chunk(cell: Cell, steps: int, product: Product) -> Callable[..., tu
     """A function of what the cell's backward program reads, grad_y, g and G panels.
 
     The blocks that are read and grad_y are `[K, R, q, U, P, L]`, g is `[R, q, U, P, L]`. It returns
-    each gate's dz `[K, R, q, U, P, L]`, and the g of the step before the chunk, or those before
-    each of its steps `[K, R, q, U, P, L]` if `has_share(cell)`.
+    each gate's dz `[K, R, q, U, P, L]`, and the g of the state before the chunk; if
+    `has_share(cell)`, the g of the state before each of its steps `[K, R, q, U, P, L]`.
     """
     G = len(cell.gates)
 
@@ -81,7 +83,7 @@ def backward_chunk(cell: Cell, steps: int, product: Product) -> Callable[..., tu
 
 
 def has_share(cell: Cell) -> bool:
-    """Whether a gradient reaches the state before a step past the product, too."""
+    """Whether a part of the previous state's gradient bypasses the product."""
     return cell.backward.outputs[-1] is not None
 
 

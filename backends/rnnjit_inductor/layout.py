@@ -1,13 +1,15 @@
-"""How rows are laid out for compiled chunks, which know neither packed rows nor odd sizes.
+"""The layout of rows for compiled chunks, which handle neither packed rows nor odd sizes.
 
-A walk goes over the steps of all sequences at once, each from its own beginning: its first step, or
-its last one. Step s of a walk has the rows of the sequences that are longer than s, the first ones.
-A chunk is K steps of a walk with the same number of rows, that of its first step rounded up: the
-rows of sequences that have ended, and the columns behind the H features, hold numbers of no
-meaning that nothing reads. So there are no masks, and every walk looks the same to the compiler.
+A walk goes over the steps of all sequences at once. Each sequence starts at its own beginning: its
+first step, or its last step if the walk goes back in time. Step s of a walk has the rows of the
+sequences that are longer than s, which come first in the batch. A chunk is K steps of a walk, all
+with the number of rows of the first of them, rounded up. The rows of sequences that have ended, and
+the columns after the H features, are padding: their values are meaningless, and nothing reads them.
+So there are no masks, and every walk looks the same to the compiler.
 
-The backward chunk goes through its memory from the last step to the first, so that a walk in the
-direction of time, or against it where the pass is backward, finds a dense batch as it lies.
+The backward chunk goes through its memory from the last step to the first. So a dense batch that
+needs no padding is not copied if a forward walk goes in the direction of time, or a backward walk
+against it.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ class Chunk(NamedTuple):
 
 
 class DenseLayout:
-    """Where the steps of a dense batch are; those behind the last whole chunk belong to none.
+    """The chunks of a dense batch; the steps after the last whole chunk belong to none.
 
     Args:
-        rows: how the rows are laid over time.
+        rows: how the rows are divided into time steps.
         from_last: whether the walk goes from the last step to the first.
         descending: whether chunks go through their memory from the last step to the first.
         features: H.
@@ -66,7 +68,7 @@ class DenseLayout:
         self._as_it_lies = not self._flip and size == rows.B and columns == features
 
     def lay(self, rows: Tensor) -> Tensor:
-        """Rows `[N, H]` as chunks take them, `[M, columns]`: a view where they lie so already."""
+        """Rows `[N, H]` as chunks take them, `[M, columns]`: a view if they are laid out so."""
         if self._as_it_lies:
             return self.room(rows)
         laid = rows.new_zeros(self._shape)
@@ -88,7 +90,7 @@ class DenseLayout:
         self._block(rows).copy_(block.flip(0) if self._flip else block)
 
     def _true(self, laid: Tensor, rows: Tensor) -> Tensor:
-        """What of the chunks is no padding, `[steps, B, H]`."""
+        """The chunks without padding, `[steps, B, H]`."""
         return laid[:, : self._batch, : rows.shape[1]]
 
     def _block(self, rows: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class DenseLayout:
 
 
 class PackedLayout:
-    """Where packed rows are, every one of them in a chunk; as `DenseLayout`."""
+    """The chunks of a packed batch, which hold all of its rows; methods as in `DenseLayout`."""
 
     def __init__(
         self,
@@ -138,7 +140,7 @@ Layout = DenseLayout | PackedLayout
 
 
 def last_rows(rows: Rows, starts: Tensor) -> Tensor:
-    """int64 `[B]`: where the last row of each sequence of a packed batch is."""
+    """int64 `[B]`: the last row of each sequence of a packed batch."""
     lengths = _lengths(rows, starts)
     return starts[(lengths - 1).clamp(min=0)] + torch.arange(rows.B, device=starts.device)
 
@@ -152,7 +154,7 @@ def _lengths(rows: Rows, starts: Tensor) -> Tensor:
 def _places(
     rows: Rows, starts: Tensor, chunks: list[Chunk], from_last: bool, descending: bool, steps: int
 ) -> Tensor:
-    """int64 `[N]`: where each row is laid."""
+    """int64 `[N]`: the place of each row in the chunks' memory."""
     device = starts.device
     times = torch.arange(rows.T, device=device)
     time = torch.repeat_interleave(times, starts.diff(), output_size=rows.N)

@@ -1,6 +1,6 @@
-"""How a call is cut: what is compiled for it and what is not, in one place.
+"""What is compiled for a call and what is not, in one place.
 
-Times as fast as eager, forward / forward+backward, measured on one thread of an AMD EPYC of the
+Speed-up over eager, forward / forward+backward, measured on one thread of an AMD EPYC of the
 Zen 4 generation (torch 2.13, float32 tanh), by form of the product (R rows, U panels) and steps K:
 
     T, B, I, H          R=4, K=8      R=4, K=16     U=4, K=16     U=4, K=32     K=1
@@ -13,13 +13,13 @@ Zen 4 generation (torch 2.13, float32 tanh), by form of the product (R rows, U p
     1000, 16, 64, 128   1.55 / 1.67   1.74 / 1.73   1.34 / 1.48   1.34 / 1.56   1.02 / 1.41
 
 K=1 compiles nothing: the forward pass is torch's own operator, the backward pass that of `steps`.
-So it is R=4 from two sequences on and U=4 for one; and K=16, since 32 steps win little and
-leave more steps to do without. Matrix products of torch's own within a chunk
-are no quicker than outside of one on a CPU (2.62 ms against 2.53 ms for the steps of the fourth
-shape): they are for other devices, where this has not been measured.
+The plan is therefore R=4 for two sequences and more, U=4 for one, and K=16: 32 steps gain little
+and leave more steps uncompiled. On a CPU, torch's own matrix product is no faster within a chunk
+than outside of one (2.62 ms against 2.53 ms for the steps of the fourth shape). It is used on other
+devices, where this has not been measured.
 
-Cells that torch has no operator for have not been measured either. A step of theirs would take
-several of torch's operators, so they are compiled wherever that can be done.
+Cells that torch has no operator for have not been measured either. Each of their steps would take
+several of torch's operators, so they are compiled wherever possible.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from rnnjit.reference import has_operator
 STEPS = 16
 #: Columns of a panel: a vector register of AVX-512 float32, and a multiple of every narrower one.
 LANES = 16
-#: Multiply-adds of a step from which on several threads share a chunk: they meet twice a step. An
-#: estimate of the time that takes, not measured.
+#: From this many multiply-adds per step on, several threads share a chunk. They synchronise twice a
+#: step; this is an estimate of the time that takes, not measured.
 THREAD_WORK = 2**18
-#: Steps, and hidden features of a single sequence, from which on a dense forward pass alone wins
-#: over torch's own operator for it. Measured on two threads: 0.98 times as fast as eager for
-#: (28, 64, 28, 128), 0.95 for (100, 1, 64, 64), 1.09 for (100, 1, 128, 256).
+#: From this many steps on, and hidden features if there is one sequence, a compiled dense forward
+#: pass alone is faster than torch's own operator. Measured on two threads: 0.98 times as fast as
+#: eager for (28, 64, 28, 128), 0.95 for (100, 1, 64, 64), 1.09 for (100, 1, 128, 256).
 _FORWARD_STEPS, _FORWARD_FEATURES = 32, 128
 
 
 class Tile(NamedTuple):
-    """How a compiled product is held in registers; one of R and U is 1.
+    """The register tile of a compiled product; one of R and U is 1.
 
     Attributes:
         rows: R, rows that are multiplied at once.
@@ -58,19 +58,19 @@ class Tile(NamedTuple):
     lanes: int = LANES
 
     def padded(self, features: int) -> int:
-        """The next number of features that is whole panels, shared evenly by U."""
+        """`features` rounded up to a multiple of U panels."""
         return _up(features, self.columns * self.lanes)
 
     def padded_rows(self, batch: int) -> int:
-        """The next number of rows that R divides."""
+        """`batch` rounded up to a multiple of R."""
         return _up(batch, self.rows)
 
 
-#: For two sequences and more: every vector of weights that is read serves four of them.
+#: For two sequences and more: every vector of weights that is read serves four rows.
 ROWS = Tile(4, 1)
-#: For one sequence: four independent sums, since one would wait for each multiply-add to end.
+#: For one sequence: four independent sums, which hide the latency of a multiply-add.
 ONE_ROW = Tile(1, 4)
-#: No tile but torch's own matrix product, which knows tiles of its own.
+#: No tile: torch's own matrix product, which has its own tiles.
 MATRIX = Tile(1, 1, 1)
 
 
@@ -91,15 +91,15 @@ class Plan(NamedTuple):
 def plan(
     layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str, threads: int, keep: bool
 ) -> Plan | None:
-    """What is compiled for a call, or None where steps of torch's own operators are quicker.
+    """What is compiled for a call, or None if torch's own operators are faster.
 
     Args:
         layer: what the layer is.
-        rows: how its rows are laid over time.
+        rows: how its rows are divided into time steps.
         dtype: of its tensors.
         device: type of the device.
         threads: the most that may be used.
-        keep: whether a backward pass may follow, in which there is more to win.
+        keep: whether a backward pass may follow, which gains more from being compiled.
     """
     if rows.T < STEPS or not rows.N:
         return None

@@ -1,4 +1,4 @@
-"""The operations of a cell's programs as torch's, traced for Inductor or run step by step."""
+"""A cell's programs in torch's operations, traced for Inductor or run step by step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ OPERATIONS = frozenset([*TORCH_OPERATIONS, "constant"])
 def evaluate_like(like: Tensor, program: Program, inputs: Sequence[Tensor]) -> list[Tensor | None]:
     """The outputs of a program on tensors of the dtype and on the device of `like`.
 
-    Shapes are looked at nowhere, so that they may be symbols.
+    It reads no shapes, and so they may be symbolic.
     """
     return list(evaluate(program, inputs, TORCH_OPERATIONS, lambda value: _scalar(like, value)))
 
 
 def step_of(cell: Cell, saves: bool) -> Program:
-    """A cell's step without the new state, which is `out`: outputs out and then the saved values.
+    """A cell's step without the new state, which equals `out`: outputs out, then the saved values.
 
     Args:
         cell: of one state.
@@ -37,25 +37,25 @@ def step_of(cell: Cell, saves: bool) -> Program:
 
 
 def read_by_backward(cell: Cell, named: Callable[[str], Tensor]) -> list[Tensor]:
-    """The inputs of a cell's backward program but the last two, `grad_out` and the state's.
+    """The inputs of a cell's backward program except the last two, which are gradients.
 
     Args:
         cell: of one state, which is its output.
-        named: gives saved_0, saved_1, ..., out and the state before, by its name.
+        named: maps a name to its tensor: saved_0, saved_1, ..., out, and the previous state's name.
     """
     return [named(name) for name in cell.backward.inputs[:-2]]
 
 
 class Pointwise:
-    """A program run on tensors, whose first outputs are written to memory that is given.
+    """A program run on tensors; its first outputs are written to memory that the caller gives.
 
-    The program is walked over once; what is left to do at each step are torch's operators.
+    The program is traversed once, here; each call only runs torch's operators.
 
     Args:
         program: what to run.
-        like: a tensor of the dtype and on the device of all.
+        like: a tensor with the dtype and device of all.
         written: how many of the outputs are written.
-        absent: names of inputs that are zero, and that nothing but `add` takes.
+        absent: names of inputs that are zero; only `add` may take them.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Pointwise:
     def __call__(
         self, inputs: Sequence[Tensor | None], into: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """Write outputs, zeros where the program has none, and return those that are not written.
+        """Write the first outputs, zeros for those that the program lacks, and return the others.
 
         Args:
             inputs: in the program's order; anything for those that are absent or not used. One may
                 be the memory of an output if only the last operation uses it.
-            into: where to write.
+            into: memory for the outputs that are written.
         """
         values: list[Any] = list(inputs)
         for function, arguments, constants, target in self._calls:
@@ -164,7 +164,7 @@ _OUT = (
     *("add", "sub", "mul", "div", "neg", "exp", "log", "log1p", "expm1", "sqrt", "tanh"),
     *("sigmoid", "abs", "sign", "minimum", "maximum", "clamp", "where"),
 )
-#: By an operation's function: one that writes to `out`. Of other operations results are copied.
+#: The variant of an operation that writes to `out`. Results of other operations are copied.
 _WRITING: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     **{TORCH_OPERATIONS[name]: TORCH_OPERATIONS[name] for name in _OUT},
     TORCH_OPERATIONS["relu"]: _relu_into,

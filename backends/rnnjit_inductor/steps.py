@@ -1,10 +1,11 @@
 """Steps that are not compiled: a product and the cell's pointwise operations, in place.
 
     forward    z_t = z_t + h_{t-1} W_hh^T,  then the cell's step
-    backward   g = g + grad_y_t,  dz_t and the cell's share d_t from g,  g = d_t + dz_t W_hh
+    backward   g = g + grad_y_t,  (dz_t, d_t) = the cell's backward step of g,  g = d_t + dz_t W_hh
 
-Both walk over packed rows in either direction; where the next step has more rows, sequences begin
-or end there.
+g is the gradient of h_t, and d_t the part of the gradient of h_{t-1} that bypasses the product.
+Both passes walk over packed rows in either direction; if the next step has more rows, sequences
+begin or end there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class ForwardRows(NamedTuple):
     Attributes:
         z: `[N, G*H]`, overwritten.
         y: `[N, H]`, written; z itself for an Elman cell.
-        saved: `[N, H]` for each saved value, written; empty if none is wanted.
+        saved: `[N, H]` for each saved value, written; empty if none is needed.
     """
 
     z: Tensor
@@ -50,7 +51,7 @@ class BackwardRows(NamedTuple):
     """A direction's rows in a backward walk.
 
     Attributes:
-        read: `[N, H]` of each input of the cell's backward program but the gradients.
+        read: `[N, H]` of each input of the cell's backward program except the gradients.
         grad_y: `[N, H]`, or None for zeros.
         dz: `[N, G*H]`, written.
     """
@@ -132,7 +133,7 @@ def walk_forward(
         sizes: rows of each step.
         from_last: whether to walk from the last step to the first.
         w_t: `[H, G*H]`, W_hh transposed.
-        h0: `[B, H]`, where sequences start.
+        h0: `[B, H]`, the initial states.
         h_n: written.
     """
     z, y, saved = given
@@ -166,7 +167,7 @@ def walk_backward(
     w_hh: Tensor,
     state: Tensor,
 ) -> None:
-    """Write dz, and to `state` the gradients by the initial states.
+    """Write dz, and to `state` the gradients of the initial states.
 
     Args:
         cell: what a step computes.
@@ -174,11 +175,11 @@ def walk_backward(
         sizes: rows of each step.
         from_last: whether to walk from the last step to the first.
         w_hh: `[G*H, H]`.
-        state: `[B, H]`; holds the gradients by the last states.
+        state: `[B, H]`; on entry, the gradients of the last states.
     """
     read, grad_y, dz = given
     gates = _gates(dz, state.shape[1])
-    # The gradient by y is added to the state's in place, and once: `out` is the state.
+    # `out` is the state, so the gradient of y is added to that of the state, in place.
     step = Pointwise(cell.backward, dz, len(gates), absent=["grad_out"])
     optional = () if grad_y is None else (grad_y,)
     stop = len(read) + len(gates)

@@ -1,4 +1,4 @@
-"""Layers of which nothing is compiled, dense and on the CPU: torch's own operator for all steps."""
+"""Dense layers on the CPU for which nothing is compiled: torch's own operator for all steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rnnjit.reference import BACKEND as EAGER
 def whole_forward(
     layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor], keep: bool
 ) -> LayerOutput:
-    """`Backend.forward`, in memory of its own."""
+    """`Backend.forward`; the results are copies that share no memory."""
     output = EAGER.forward(layer, rows, x, hx, weights, keep)
     return LayerOutput(output.y.clone(), tuple(state.clone() for state in output.h_n))
 
@@ -30,7 +30,7 @@ def whole_backward(
     grad_h_n: tuple[Tensor | None, ...],
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward`: the forward pass anew, recorded, and autograd back through it."""
+    """`Backend.backward`: runs the forward pass again, recorded, and differentiates it."""
     wanted, states = (needs.x, *needs.hx, *needs.weights), len(hx)
     inputs = [
         tensor.detach().requires_grad_(need)

@@ -1,4 +1,7 @@
-"""What a kernel is told: the fields of its argument block (see `rnnjit.codegen.argument_block`)."""
+"""The fields of the kernels' argument blocks (see `rnnjit.codegen.argument_block`).
+
+Every field is an int64: a number, a flag, or the address of memory that the caller owns.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ class ForwardArguments(NamedTuple):
         T, B, N, I, H, D: steps, batch, rows, input and hidden features, directions.
         sizes: address of the batch sizes, int64 `[T]`; 0 if dense.
         slices, slice_rows, stride: how the batch is divided, see `rnnjit.codegen.row_slices`.
-        parts: that the hidden columns of one slice are divided into, each computed by a thread.
+        parts: number of parts of one slice's hidden columns, each computed by one thread.
         tail: steps of fewer rows than this are divided by their hidden columns between all threads.
         hoist: whether the input projection of all steps is computed before the first.
-        direct: whether weights are read as they lie; then only the bias is packed.
+        direct: whether weights are read in place; then only the bias is packed.
         x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
         w_ih_0 ... b_hh_1: the weights of each direction.
         scratch: for each direction, the packed weights and then the bias.
@@ -61,20 +64,21 @@ class ForwardArguments(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Arguments of the backward kernel; not named here are those of `ForwardArguments`.
+    """Arguments of the backward kernel; fields not listed here are as in `ForwardArguments`.
 
     Attributes:
         grad_y, grad_h_n: `[N, D*H]`, `[D, B, H]`, or 0.
-        dz_buffer: room for dz, the gradients of the pre-activations: `[D, N, H]`, or a window of
+        dz_buffer: memory for dz, the gradients of the pre-activations: `[D, N, H]`, or a window of
             these (see `backward`).
         dz: where dz of row 0 is, or would be if the window reached that far: set by the kernel.
-        window: rows of the steps that are computed before the window moves.
+        window: number of rows that are computed before the window moves.
         grad_x, grad_h0: `[N, I]`, `[D, B, H]`, written, or 0.
         grad_w_ih, grad_w_hh, grad_b: `[D, H, I]`, `[D, H, H]`, `[D, H]`, written, or 0.
         scratch: for each direction W_hh's and W_ih's packed transposes and a row of zeros.
         packed_column, packed: bytes of one packed column vector, and of one direction.
-        before: int64 `[D, N]`, written: where the state before each row's step is; 0 if no dW_hh.
-        reduction, reduction_size: where the blocks of the reductions are, and bytes per task.
+        before: int64 `[D, N]`, written: the address of the state before each row's step; 0 if dW_hh
+            is not needed.
+        reduction, reduction_size: memory for the reductions' packed blocks, and its bytes per task.
     """
 
     T: int
@@ -117,5 +121,5 @@ class BackwardArguments(NamedTuple):
 
 
 def area_bytes(threads: int) -> int:
-    """Bytes of an area that threads synchronise by: a line for all, and one for each."""
+    """Bytes of an area by which threads synchronise: a cache line for all, and one for each."""
     return LINE * (1 + threads)

@@ -1,4 +1,4 @@
-"""Programs ahead of time: built for any target, loaded where they fit."""
+"""Ahead-of-time programs: compiled for any target, loaded on machines that can run them."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def _linked(code: bytes, function: str) -> Linked:
     """The code of an object file.
 
     Raises:
-        ArtifactError: it is no object file, one for another kind of machine, on either of which
-            LLVM's loader would crash, or one without the function.
+        ArtifactError: it is not an object file for this kind of machine, on which LLVM's loader
+            would crash, or it lacks the function.
     """
     module, machine = llvm.parse_assembly(""), target_machine(host_isa(), jit=False)
-    # Format, kind and processor stand in the first bytes: of ELF in 20, of Mach-O in 8.
+    # The first bytes hold format, kind and processor: 20 bytes in ELF, 8 in Mach-O.
     own = machine.emit_object(module)[:20]
     kind = len(own) if own.startswith(b"\x7fELF") else 8
     if code[:kind] != own[:kind]:

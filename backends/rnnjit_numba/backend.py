@@ -13,7 +13,7 @@ from rnnjit import RNNSpec
 from rnnjit.backend import Program, Runner, Stepper
 from rnnjit.codegen.backend import CPUBackend
 from rnnjit.runtime.compile_once import imported
-from rnnjit.runtime.packages import lacking
+from rnnjit.runtime.packages import lacking, needed
 from rnnjit_numba import private
 
 
@@ -26,10 +26,11 @@ class NumbaBackend(CPUBackend):
 
     def missing(self) -> list[str]:
         """Names what has to be installed."""
+        # Each release of numba goes with one of llvmlite.
+        fitting = needed("llvmlite", of="numba") or private.RELEASES["llvmlite"]
         found = [
-            reason
-            for package, release in private.RELEASES.items()
-            for reason in lacking(package, package, release)
+            *lacking("numba", "numba", private.RELEASES["numba"], private.INSTALL),
+            *lacking("llvmlite", "llvmlite", fitting, private.INSTALL),
         ]
         return found or private.missing()
 

@@ -1,20 +1,21 @@
 """The backward kernel: all gradients of one layer, all directions, in one call.
 
-With g_t the gradient that reaches h_t from y, from h_n and from the step after it, each direction
-runs against its own order (Werbos, "Backpropagation through time", Proc. IEEE 78(10), 1990):
+Each direction runs through its steps in reverse order (Werbos, "Backpropagation through time",
+Proc. IEEE 78(10), 1990). Where g_t is the gradient that reaches h_t from y, h_n and the next step:
 
     dz_t = g_t * f'(z_t)        g_{t-1} = grad_y_{t-1} + W_hh^T dz_t
 
-with f' the derivative of the cell's step, which follows from h_t = y_t, so that nothing but y was
-kept. Only this recurrence is done step by step; the other gradients are one reduction each over all
-rows (see `reductions`).
+f' is the derivative of the cell's step, computed from h_t = y_t, so that the forward pass saves
+nothing but y. Only this recurrence runs step by step; the other gradients are one reduction each
+over all rows (see `reductions`).
 
-dz is held for a window of steps, whose reductions are done while it lies in the caches, before the
-window moves on to the steps before. Rows that are still needed move with it: those of the last
-step computed, and those of a block of the reductions that is not complete.
+dz is stored for one window of steps at a time. The window's reductions are done while dz is in the
+caches; then the window moves to earlier steps. Rows that are still needed move with it: those of
+the last step computed, and those of an incomplete block of the reductions.
 
-Each function takes the address of a `BackwardArguments` first, then direction `d`, and column
-vectors `first` to `last` of the hidden features.
+The first arguments of each function are the address of a `BackwardArguments`, which has the shapes,
+the direction `d`, and a range of column vectors of the hidden features, from `first` up to but not
+including `last`. Addresses and distances are in bytes; the caller owns all memory.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _add_pack_task(context: CodegenContext) -> Any:
 def _add_recur_task(context: CodegenContext, common: CommonFunctions, propagate: Any) -> Any:
     """A task's part of the recurrence from step `stop` down to step `start`.
 
-    `row_stop` is the row behind the last of these steps.
+    `row_stop` is one past the last row of these steps.
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     read_int, recur = memory.read_int(), _add_recur(context, common, propagate)
@@ -134,7 +135,7 @@ def _add_recur_task(context: CodegenContext, common: CommonFunctions, propagate:
 
 
 def _add_move(context: CodegenContext, common: CommonFunctions) -> Any:
-    """Move the first `kept` rows of the window `rows` rows up: a task's columns."""
+    """Move a task's columns of the first `kept` rows of the window up by `rows` rows."""
     unpack, copy_rows = memory.unpack_arguments(BackwardArguments), common.copy_rows
     lanes, size = context.lanes.count, context.lanes.itemsize
 
@@ -143,7 +144,7 @@ def _add_move(context: CodegenContext, common: CommonFunctions) -> Any:
         ld = a.H * size
         vectors = (a.H + lanes - 1) // lanes
         first, last = vectors * task // tasks, vectors * (task + 1) // tasks
-        # From the last row to the first, since the two places may overlap.
+        # From the last row to the first, since source and destination may overlap.
         source = a.dz_buffer + (kept - 1) * ld
         copy_rows(source + rows * ld, -ld, source, -ld, kept, first, last, a.H)
 
@@ -151,9 +152,10 @@ def _add_move(context: CodegenContext, common: CommonFunctions) -> Any:
 
 
 def _add_pack_back(context: CodegenContext) -> Any:
-    """Pack columns of W_hh, then of W_ih, as column vectors `[H][lanes]`, and zeros behind all.
+    """Pack columns of W_hh, then of W_ih, as column vectors `[H][lanes]`, then zeros.
 
-    `first` and `last` count through the column vectors of both; the zeros come with the first.
+    `first` and `last` number the column vectors of both matrices; a call with `first` 0 also writes
+    the zeros.
     """
     unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(context.lanes)
     minimum, maximum = memory.minimum(), memory.maximum()
@@ -190,11 +192,11 @@ def _add_pack_back(context: CodegenContext) -> Any:
 def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any) -> Any:
     """The time loop over batch rows `low`, `low + stride`, ... below `high`: dz.
 
-    It takes direction 0 from step `stop` down to `start`, and direction 1 through all steps, which
-    these then are; `row_stop` is the row behind the last of them.
+    Direction 0 runs from step `stop` down to `start`. Direction 1 runs through all steps, and so
+    `start` is 0 and `stop` is T. `row_stop` is one past the last row of these steps.
 
-    With more `parts` than one, as many threads compute the hidden columns, and each step is a phase
-    (see `work_stealing`) of `area`; `own` is this thread's part.
+    If `parts` > 1, that many threads divide the hidden columns, and each step is a phase of `area`
+    (see `work_stealing`); `own` is this thread's part.
     """
     unpack, minimum, first_from = (
         memory.unpack_arguments(BackwardArguments),
@@ -237,10 +239,10 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
             if d == 0:
                 row -= now
             top = minimum(high, now)
-            # Rows that go on in the step computed just before get its gradient through W_hh, the
-            # others (whose last state this is) get that of h_n.
+            # Rows that continue in the step computed just before get its gradient through W_hh. For
+            # the other rows this is the last state, and they get the gradient of h_n.
             fresh = first_from(low, stride, minimum(top, size_after))
-            # The states that the step started from: those of `previous` rows, else h0.
+            # The states before the step: y for the first `previous` rows, h0 for the others.
             previous, row_previous = 0, row + now
             if d == 0 and t > 0:
                 previous = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t - 1))
@@ -305,7 +307,10 @@ def _add_initial(context: CodegenContext, propagate: Any) -> Any:
 
 
 def _add_record_previous(context: CodegenContext) -> Any:
-    """Write where the states before rows `low` to `top` of a step are: y to `linked`, then h0."""
+    """Write the addresses of the states before rows `low` to `top` of a step.
+
+    The states before rows below `linked` are in y, the others in h0.
+    """
     unpack, write_int = memory.unpack_arguments(BackwardArguments), memory.write_int()
     first_from = memory.first_from()
     size = context.lanes.itemsize
@@ -359,7 +364,7 @@ def _add_propagate(context: CodegenContext, common: CommonFunctions) -> Any:
 
 
 def _add_step(context: CodegenContext) -> Any:
-    """Dz = (dz + grad_y) * f'(z), in place on `rows` rows from `row` on."""
+    """Compute dz = (dz + grad_y) * f'(z) in place, on `rows` rows from `row` on."""
     unpack = memory.unpack_arguments(BackwardArguments)
     step_backward = pointwise.step_backward(context.lanes, context.cell)
     lanes, vector_bytes, size = (

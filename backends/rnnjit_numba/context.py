@@ -1,4 +1,4 @@
-"""What the kernels of one cell and element type on one vector unit have in common."""
+"""Code that the kernels of one cell, element type and vector unit share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rnnjit_numba.tile_shapes import tile_shapes
 from rnnjit_numba.tiles import FOLD, TileSet
 from rnnjit_numba.work_stealing import add_next_task
 
-#: What happens to a block after the matrix part: nothing, or the cell's step.
+#: The epilogue of a block, after its matrix part: nothing, or the cell's step.
 NOTHING, STEP = 0, 1
 
 
@@ -36,7 +36,7 @@ class CodegenContext:
     symbols: SymbolTable = field(init=False)
 
     def __post_init__(self) -> None:
-        # Apart for each library that may come to lie in one program.
+        # Distinct for each library that may be linked into one program.
         suffix = f"f{self.lanes.bits}_{self.cell.digest[:12]}"
         object.__setattr__(self, "symbols", SymbolTable(suffix))
 
@@ -75,7 +75,7 @@ def _add_affine(context: CodegenContext) -> Any:
 
     It cuts the block into register tiles: rows by the largest tile that fits, columns as evenly as
     the tile's width allows. Every step of the forward and backward recurrence, the hoisted input
-    projection and grad_x are this function. Its arguments are those of the tile (see
+    projection and grad_x are computed by this function. Its arguments are those of the tile (see
     `TileSet.affine`), for `rows` rows, column vectors `first` to `last` of `columns` columns, and
     the epilogue, `NOTHING` or `STEP`.
     """
@@ -83,8 +83,8 @@ def _add_affine(context: CodegenContext) -> Any:
     step = pointwise.step(context.lanes, context.cell)
     shapes = context.shapes
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
-    # A row alone costs as much as two, since all weights are read for it: 3 + 2 rows cost less than
-    # 4 + 1.
+    # A single row costs as much as two, since all weights are read for it: 3 + 2 rows cost less
+    # than 4 + 1.
     thirds = 1 if 3 in dict(shapes) else 0
 
     def affine(
@@ -114,7 +114,7 @@ def _add_affine(context: CodegenContext) -> Any:
                 stop -= tile_rows
             v = first if stop > done else last
             while v < last:
-                # As even as can be, of the widths for which there is a tile.
+                # As even as possible, among the widths for which there is a tile.
                 tiles = (last - v + widest - 1) // widest
                 width = (last - v + tiles - 1) // tiles
                 if width < widest and width > 2:

@@ -1,9 +1,9 @@
 """Direct tiles: a few rows times a matrix that is not packed.
 
 Packing pays when a matrix is used for many rows. For a streaming step it would cost more than the
-step: so these tiles read the matrix as it lies. The forward one takes a square block at a time and
-turns it over in registers. Their sums have the order of the packed tiles' (see `tiles`), bit for
-bit.
+step itself, so these tiles read the row-major matrix in place. The forward tile loads one square
+block at a time and transposes it in registers. Terms are summed in the order of the packed tiles
+(see `tiles`), and so results are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _block(
     rows_of_a: list[Any],
     rows_of_w: list[Any],
 ) -> Any:
-    """`sums` after the terms from `start` on that fill a square block of w, zeros beyond k."""
+    """`sums` plus the terms of the square block of w that begins at `start`; zeros beyond k."""
     offset = builder.mul(start, I64(lanes.itemsize))
     inside = lanes.mask(builder, builder.sub(k, start))
     none = ir.Constant(inside.type, None)
@@ -153,7 +153,7 @@ def _emit_transposed(
     out: Any,
     ld_out_tail: Any,
 ) -> None:
-    """Code of the transposed tile for one shape; the last vector alone may be ragged."""
+    """Code of the transposed tile for one shape; only the last vector may be partial."""
     ld_out, tail = builder.ashr(ld_out_tail, I64(8)), builder.and_(ld_out_tail, I64(255))
     mask = lanes.mask(builder, tail)
 

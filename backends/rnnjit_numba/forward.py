@@ -2,15 +2,17 @@
 
     h_t = f(W_ih x_t + b_ih + b_hh + W_hh h_{t-1})
 
-with f the cell's step. The batch is cut into slices, so that threads run the whole time loop
-without waiting for each other. Where there are too few rows for that, each thread computes a part
-of the hidden columns of a slice (`parts`), and they synchronise after each step; so they do at the
-end of a packed batch, where few sequences go on (`tail`). No thread waits for one that has not
-begun (see `work_stealing`). Weights are packed once per call into column vectors `[V][K][lanes]`,
-from which the register tiles stream. No plan changes any bit of a result.
+f is the cell's step. The batch is cut into slices, so that threads run the whole time loop without
+waiting for each other. If there are too few rows for that, each thread computes a part of the
+hidden columns of a slice (`parts`), and the threads synchronise after each step. They also do so at
+the end of a packed batch, where few sequences continue (`tail`). No thread waits for one that has
+not begun (see `work_stealing`). Weights are packed once per call into column vectors
+`[V][K][lanes]`, from which the register tiles stream. Results are the same, bit for bit, whatever
+the plan.
 
-Each function takes the address of a `ForwardArguments` first, then direction `d`, and column
-vectors `first` to `last` of the hidden features.
+The first arguments of each function are the address of a `ForwardArguments`, which has the shapes,
+the direction `d`, and a range of column vectors of the hidden features, from `first` up to but not
+including `last`. Addresses and distances are in bytes; the caller owns all memory.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def add_forward(context: CodegenContext, common: CommonFunctions) -> None:
 
 
 def _add_by_columns(context: CodegenContext, common: CommonFunctions, recur: Any) -> Any:
-    """The whole of a call cut by hidden columns, or whose weights are not packed."""
+    """A whole call that is divided by hidden columns, or whose weights are not packed."""
     unpack, next_task = memory.unpack_arguments(ForwardArguments), common.next_task
 
     def by_columns(arguments: int, thread: int, threads: int) -> None:
@@ -115,13 +117,14 @@ def _add_slices(context: CodegenContext, recur: Any) -> Any:
 def _add_recur(context: CodegenContext, common: CommonFunctions, prepare: Any) -> Any:
     """The time loop over batch rows `low`, `low + stride`, ... below `high`.
 
-    It takes direction 0 from step `start` to `stop`, and direction 1 through all steps, which these
-    then are. `row` is the first row of the steps, or the one behind the last for direction 1.
-    `hoisted` says whether y holds the input projection already, and `unready` is 1 where weights
-    are yet to be packed, and y to be filled so.
+    Direction 0 runs from step `start` to `stop`. Direction 1 runs through all steps from the last
+    to the first, and so `start` is 0 and `stop` is T. `row` is the first row of these steps, or one
+    past their last row for direction 1. `hoisted` is 1 if the steps begin with the input projection
+    in y. If `unready` is 1, the first step calls `prepare`, which packs the weights and writes that
+    projection.
 
-    With more `parts` than one, as many threads compute the hidden columns, and each step is a phase
-    (see `work_stealing`) of `area`; `own` is this thread's part.
+    If `parts` > 1, that many threads divide the hidden columns, and each step is a phase of `area`
+    (see `work_stealing`); `own` is this thread's part.
     """
     unpack, minimum, first_from = (
         memory.unpack_arguments(ForwardArguments),
@@ -199,7 +202,7 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, prepare: Any) -
 
 
 def _add_step(context: CodegenContext, common: CommonFunctions) -> Any:
-    """One time step of `rows` rows from `row` on, `stride` apart; their states before it at `h`."""
+    """One time step of `rows` rows from `row` on, `stride` apart; `h` has their previous states."""
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
     step_direct = _add_step_direct(context)
     lanes, size = context.lanes.count, context.lanes.itemsize
@@ -237,7 +240,7 @@ def _add_step(context: CodegenContext, common: CommonFunctions) -> Any:
 
 
 def _add_step_direct(context: CodegenContext) -> Any:
-    """One time step of `rows` rows at `x`, whose weights are read as they lie."""
+    """One time step of `rows` rows at `x`, with weights read in place."""
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
     tile, step = direct(context.lanes), pointwise.step(context.lanes, context.cell)
     lanes, vector_bytes, size = (

@@ -42,7 +42,7 @@ define void @{name}_team(ptr %arguments) {{
 
 
 class KernelModule(NamedTuple):
-    """A part of a kernel library, which calls the functions of parts before it.
+    """A part of a kernel library, which may call the functions of earlier parts.
 
     Attributes:
         text: LLVM IR, not optimised.
@@ -54,14 +54,14 @@ class KernelModule(NamedTuple):
 
 
 def kernel_modules(isa: Isa, bits: int, cell: Cell) -> Iterator[KernelModule]:
-    """The kernels of a cell for elements of `bits` bits: lowered when the next one is asked for.
+    """The kernels of a cell for elements of `bits` bits; each is lowered when it is requested.
 
     Together they define, for each kernel, `<kernel>_alone(arguments)` for a single thread and
     `<kernel>_team(arguments)` to be run by every thread of an OpenMP team; `arguments` is the
     address of the kernel's argument block (see `arguments`).
     """
     context = CodegenContext.of(isa, bits, cell)
-    # What LLVM takes longest over comes first, so that it can begin early.
+    # The modules that take LLVM longest come first, so that it can begin early.
     common = add_common(context)
     yield _lowered(context)
     add_backward(context, common)
@@ -71,7 +71,7 @@ def kernel_modules(isa: Isa, bits: int, cell: Cell) -> Iterator[KernelModule]:
 
 
 def _lowered(context: CodegenContext, kernel: str | None = None) -> KernelModule:
-    """The functions added since the module before: a kernel, or functions for other modules."""
+    """The functions added since the last module: a kernel, or functions for other modules."""
     functions = context.symbols.take()
     module = ir.Module(kernel or "common")
     for symbol, function in functions.items():

@@ -17,7 +17,7 @@ from rnnjit.runtime.compile_once import CompileOnce, apart
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
 from rnnjit_numba.object_code import object_code, target_machine
 
-#: Bytes of a length in a file of parts.
+#: Bytes of the length before each part in a cached file.
 _LENGTH = 8
 _ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
 _SYNC = [fields._fields.index("sync") for fields in (ForwardArguments, BackwardArguments)]
@@ -41,7 +41,7 @@ class Library:
         engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
         for code in parts:
             reference = llvm.object_file.ObjectFileRef.from_data(code)
-            # LLVM would crash over what it could not read.
+            # LLVM would crash on code that it could not read.
             if not reference:
                 raise ValueError("a part of a library is not object code")
             engine.add_object_file(reference)
@@ -55,7 +55,7 @@ class Library:
 
 @CompileOnce
 def library(kind: Kind) -> Library:
-    """The kernels of a kind on this machine, cached or compiled now."""
+    """The kernels of a kind on this machine, from the cache or compiled now."""
     isa = host_isa()
     return cached(
         cache_key(isa, kind, ("llvmlite", "numba"), __file__),
@@ -67,7 +67,7 @@ def library(kind: Kind) -> Library:
 def compile_kernels(isa: Isa, kind: Kind) -> list[bytes]:
     """Object code of the kernels of a kind, for any instruction set.
 
-    A part is optimised on another thread while numba lowers the next one on this.
+    Another thread optimises a part while numba lowers the next one on this thread.
     """
     with _no_collection():
         from rnnjit_numba.kernel_modules import kernel_modules
@@ -77,14 +77,14 @@ def compile_kernels(isa: Isa, kind: Kind) -> list[bytes]:
             for module in kernel_modules(isa, *kind):
                 jobs.append(apart(object_code, module.text, isa, module.symbols))
         finally:
-            # No thread is in LLVM when this returns, whatever failed.
+            # Even after a failure, no thread is in LLVM when this returns.
             wait(jobs)
         return [job.result() for job in jobs]
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """No garbage collection: most of its time would be spent on objects that numba keeps."""
+    """Disable garbage collection: most of its time would go to objects that numba keeps."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -95,7 +95,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _joined(parts: Sequence[bytes]) -> bytes:
-    """Parts of a library as one file: each behind its length."""
+    """The parts of a library as one file: the length of each, then its content."""
     return b"".join(len(part).to_bytes(_LENGTH, "little") + part for part in parts)
 
 

@@ -1,4 +1,4 @@
-"""Moving data between layouts and between threads: the rest of the kernels' building blocks."""
+"""Intrinsics that move data between layouts and between threads."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def transpose(lanes: Lanes) -> Any:
     """Intrinsic `transpose(to, source, ld, rows, columns)`: one square block of `count` rows.
 
     Reads `rows x columns` elements of a row-major matrix, its rows `ld` bytes apart, and writes
-    `count` full vectors: vector k holds column k, zeros where the block ends.
+    `count` full vectors: vector k holds column k, and zeros beyond the block.
     """
     name = f"rnnjit_transpose_{lanes.suffix}"
 
@@ -158,7 +158,7 @@ def _exchange(builder: Any, lanes: Lanes, a: Any, b: Any, distance: int) -> tupl
 
 
 def column_sum(lanes: Lanes) -> Any:
-    """Intrinsic `column_sum(to, source, ld, rows, count)`: the sum of rows, `count` lanes."""
+    """Intrinsic `column_sum(to, source, ld, rows, count)`: the sum of rows, on `count` lanes."""
 
     def body(builder: Any, to: Any, source: Any, ld: Any, rows: Any, count: Any) -> None:
         mask = lanes.mask(builder, count)
@@ -179,7 +179,7 @@ def column_sum(lanes: Lanes) -> Any:
 def load_acquire() -> Any:
     """Intrinsic `load_acquire(address)`: an int64 that another thread may set.
 
-    What that thread wrote before it is visible from then on.
+    That thread's earlier writes are visible from then on.
     """
 
     def emit(builder: Any, address: Any) -> Any:
@@ -214,7 +214,7 @@ def increment_if_equal() -> Any:
 
 
 def yield_processor() -> Any:
-    """Intrinsic `yield_processor()`: let another thread have this processor, if one wants it."""
+    """Intrinsic `yield_processor()`: let another runnable thread have this processor."""
 
     def emit(builder: Any) -> None:
         builder.call(declared(builder.module, ir.FunctionType(I32, []), "sched_yield"), [])

@@ -1,9 +1,9 @@
-"""numba as it lowers kernels: no more of it than functions of int64 values need.
+"""A minimal numba target, which lowers kernel functions of int64 values to LLVM IR.
 
-numba's own CPU target loads every type that it knows, optimises each function apart and looks at
-arrays, closures and object mode on the way, which takes longer than the kernels themselves. So
-kernels have a target of their own, by the mechanism that numba has for further hardware, with a
-pipeline of the passes that they need. What numba lowers is collected in one LLVM module.
+numba's own CPU target loads every type that it knows, optimises each function separately and also
+handles arrays, closures and object mode, which takes longer than compiling the kernels themselves.
+Kernels therefore have their own target, registered as numba registers new hardware, whose pipeline
+has only the passes that they need. All functions are lowered into one LLVM module.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PASSES = (
 def lower(function: Callable[..., int | None], symbol: str, module: Any) -> None:
     """Add to an LLVM module the function `symbol(i64, ...)`, which does what `function` does.
 
-    An application's own functions may be compiled by other threads: numba's lock keeps them apart.
+    Holds numba's compiler lock: other threads may be compiling the application's own functions.
     """
     arity = len(inspect.signature(function).parameters)
     flags = NUMBA.Flags()
@@ -64,7 +64,7 @@ def lower(function: Callable[..., int | None], symbol: str, module: Any) -> None
 
 
 def _enter(module: Any, symbol: str, lowered: Any, *, returns: bool) -> None:
-    """Define `symbol` as a function that calls one of numba's, which returns a status besides."""
+    """Define `symbol`, a wrapper of numba's `lowered`, which also returns a status."""
     lowered.attributes.add("alwaysinline")
     result, exception, *rest = lowered.args
     function = module.globals.get(symbol)
@@ -85,18 +85,18 @@ class _Kernels(NUMBA.Generic):  # type: ignore[misc, name-defined]  # numba is n
 
 
 class _TypingContext(NUMBA.BaseContext):  # type: ignore[misc, name-defined]  # numba is not typed
-    """Types what numba has built in, and intrinsics; remembers what it found."""
+    """Types numba's built-in functions and intrinsics; caches the signatures found."""
 
     def __init__(self) -> None:
         self._found: dict[Any, Any] = {}
         super().__init__()
 
     def forget(self) -> None:
-        """Look at the declarations again, which there may be more of."""
+        """Clear the cached signatures: intrinsics may have been declared since."""
         self._found.clear()
 
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
-        """The signature of a call; a function makes the same few over and over."""
+        """The signature of a call, cached: functions repeat the same few calls."""
         if kws:
             return super().resolve_function_type(func, args, kws)
         key = func, tuple(args)
@@ -110,7 +110,7 @@ class _TargetContext(NUMBA.CPUContext):  # type: ignore[misc, name-defined]  # n
     """Lowers integers, ranges, tuples and intrinsics."""
 
     def load_additional_registries(self) -> None:
-        """Import what numba's builtin registry is to hold: modules that register themselves."""
+        """Import the modules that register themselves in numba's builtin registry."""
         for name in ("builtins", "numbers", "rangeobj", "tupleobj"):
             getattr(NUMBA, name)
 
@@ -140,10 +140,9 @@ _NEVER_LOADED = "a module that only collects functions is never linked nor loade
 
 
 class _Collected(NUMBA.CodeLibrary):  # type: ignore[misc, name-defined]  # numba is not typed
-    """Has numba put all that it lowers into one LLVM module, and do no more with it.
+    """Collects all that numba lowers in one LLVM module, which numba neither links nor loads.
 
-    The methods that raise are asked of every library; numba calls them where it links and loads
-    one, which it never does with this.
+    The methods that raise are part of the interface; numba calls them to link or load a library.
     """
 
     def __init__(self, codegen: Any, module: Any) -> None:

@@ -13,7 +13,7 @@ def target_machine(isa: Isa, *, jit: bool = True) -> llvm.TargetMachine:
 
     Args:
         isa: what to generate for.
-        jit: whether the code is loaded where it was made, or else linked by any linker.
+        jit: whether the code is loaded into this process; if not, any linker can link it.
     """
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -30,9 +30,9 @@ def target_machine(isa: Isa, *, jit: bool = True) -> llvm.TargetMachine:
 
 
 def optimised(text: str, isa: Isa, symbols: tuple[str, ...]) -> llvm.ModuleRef:
-    """Parse LLVM IR, hide all but the functions in `symbols`, and optimise the whole at once.
+    """Parse LLVM IR, hide all but the functions in `symbols`, and optimise it as a whole.
 
-    Threads may do so at the same time: the module has a context of its own.
+    It is thread-safe: each module has its own LLVM context.
     """
     module = llvm.parse_assembly(text, llvm.create_context())
     module.triple = isa.triple
@@ -41,11 +41,11 @@ def optimised(text: str, isa: Isa, symbols: tuple[str, ...]) -> llvm.ModuleRef:
     for function in module.functions:
         if not function.is_declaration and function.name not in symbols:
             function.linkage = llvm.Linkage.internal
-    # What numba would keep a function's Python globals in; nothing is in it.
+    # Variables in which numba would keep a function's Python globals; kernels have none.
     for variable in module.global_variables:
         variable.linkage = llvm.Linkage.internal
     options = llvm.create_pipeline_tuning_options(speed_level=2)
-    # Tiles are unrolled as far as registers go; more would only take longer to compile.
+    # Tiles are unrolled as far as registers allow; more would only take longer to compile.
     options.loop_unrolling = False
     builder = llvm.create_pass_builder(machine, options)
     passes = builder.getModulePassManager()
@@ -54,5 +54,5 @@ def optimised(text: str, isa: Isa, symbols: tuple[str, ...]) -> llvm.ModuleRef:
 
 
 def object_code(text: str, isa: Isa, symbols: tuple[str, ...], *, jit: bool = True) -> bytes:
-    """The object file of LLVM IR, optimised, with the symbols `symbols`; see `target_machine`."""
+    """The object file of optimised LLVM IR, exporting `symbols`; for `jit` see `target_machine`."""
     return private.emit_object(target_machine(isa, jit=jit), optimised(text, isa, symbols))

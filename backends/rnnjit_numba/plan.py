@@ -1,6 +1,6 @@
 """How a call is divided between threads: a small cost model, in one place.
 
-No plan changes any bit of a result, so that plans are about time alone.
+Results are the same, bit for bit, whatever the plan, which affects time alone.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from typing import NamedTuple
 from rnnjit.codegen.row_slices import one_slice, row_slices, worth_threads
 from rnnjit.spec import LayerSpec, Rows
 
-#: Rows that a reduction over all rows takes at a time; fixed, so that its rounding is.
+#: Rows that a reduction over all rows sums at a time; fixed, so that its rounding is fixed.
 REDUCTION_ROWS = 192
 
 #: Rows that a pass over all rows takes at a time, so that they stay in a core's own cache.
 ROW_BLOCK = 64
 
-#: Multiply-adds that a thread does in the time that synchronising with one more takes.
+#: The cost of synchronising with one more thread, in multiply-adds of a thread.
 _SYNC_WORK = 16_000
-#: Rows whose multiply-adds take as long as reading the weights for them: fewer take no less time.
+#: Up to this many rows, a step is bound by reading the weights: fewer rows take no less time.
 _READING_ROWS = 3
-#: Rows of all steps up to which packing the weights costs more than it saves.
+#: Up to this many rows over all steps, packing the weights costs more than it saves.
 FEW_ROWS = 6
 #: Rows that fill the largest register tile.
 TILE_ROWS = 8
-#: Rows, and batches, whose gradients are summed before the backward pass goes on to the next.
+#: A window of the backward pass (see `window`) has at least this many rows, and this many batches.
 _WINDOW_ROWS, _WINDOW_BATCHES = 768, 4
 
 
@@ -34,13 +34,13 @@ class Plan(NamedTuple):
     Attributes:
         threads: size of the team.
         slices, slice_rows, stride: of the batch, see `rnnjit.codegen.row_slices.RowSlices`.
-        parts: that the hidden features of one slice are divided into, one for a thread; they
-            synchronise after each step. What is left of the team does nothing: a smaller team would
-            end others of torch's threads.
+        parts: number of parts of one slice's hidden features, one for each thread; these threads
+            synchronise after each step. Other threads of the team do nothing: a smaller team would
+            end some of torch's threads.
         hoist: whether the input projection of all steps is computed before the first step.
-        direct: whether weights are read as they lie, since packing would not pay.
-        tail: steps of fewer rows than this, those at the end of a packed batch, are run as if
-            `parts` were all threads.
+        direct: whether weights are read in place, since packing would not pay.
+        tail: steps of fewer rows than this, at the end of a packed batch, are divided by hidden
+            features between all threads.
     """
 
     threads: int
@@ -58,7 +58,7 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
 
     Args:
         layer: what the layer is.
-        rows: how many rows it has and how they are laid over time.
+        rows: how many rows it has and how they are divided into time steps.
         threads: the most that may be used.
         vectors: how many vectors hold the hidden features of a row.
     """
@@ -88,16 +88,16 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
 
 
 def _step_work(batch: int, H: int, parts: int) -> float:
-    """Multiply-adds that take as long as a step whose columns `parts` threads compute.
+    """The cost, in multiply-adds, of a step whose columns `parts` threads compute.
 
-    That is the state's product alone. They synchronise by a word of memory that they increment one
-    after the other.
+    It counts the product with the state alone. The cost of synchronising grows with the threads,
+    which increment one word of memory in turn.
     """
     return max(batch, _READING_ROWS) * H * H / parts + _SYNC_WORK * (parts - 1)
 
 
 def _tail(H: int, threads: int) -> int:
-    """The rows of a step from which on it is better not divided by columns between all threads."""
+    """The fewest rows of a step for which dividing its columns between all threads does not pay."""
     alone = _READING_ROWS * H * H
     return next((n for n in range(2 * threads) if _step_work(n, H, threads) >= alone), 2 * threads)
 
@@ -105,8 +105,9 @@ def _tail(H: int, threads: int) -> int:
 def window(layer: LayerSpec, rows: Rows) -> tuple[int, int]:
     """How many rows of dz a backward pass computes before it sums them, and how many it holds.
 
-    What is left of the rows of the last step, and of those of a reduction's block, is held beside
-    a window. Two directions walk the rows from both ends, and so their window is all rows.
+    Besides a window it holds the rows of the last step computed, and those of an incomplete block
+    of the reductions. Two directions traverse the rows from opposite ends, and so their window is
+    all rows.
     """
     batch = max(rows.B, 1)
     size = max(_WINDOW_ROWS, _WINDOW_BATCHES * batch)

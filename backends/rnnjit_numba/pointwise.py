@@ -28,8 +28,8 @@ def step(lanes: Lanes, cell: Cell) -> Any:
 def step_backward(lanes: Lanes, cell: Cell) -> Any:
     """Intrinsic `step_backward(dz, grad_y, h, count)`, on `count` lanes at each address.
 
-    Computes dz = (dz + grad_y) * f'(z), the derivative expressed by h = f(z). `grad_y` may be 0: no
-    gradient but the one that `dz` holds already.
+    Computes dz = (dz + grad_y) * f'(z), the derivative expressed by h = f(z). On entry `dz` holds
+    the gradient from the next step. `grad_y` may be 0, for a gradient of zeros.
     """
 
     def emit(builder: Any, dz: Any, grad_y: Any, h: Any, count: Any) -> None:

@@ -1,8 +1,9 @@
-"""What the forward kernel does before the first step: packed weights, projected input.
+"""Preparation of the forward kernel: packs the weights and projects the input.
 
 Weights are packed once per call into column vectors `[V][K][lanes]`, from which the register tiles
-stream. Each function takes the address of a `ForwardArguments` first, then direction `d`, and
-column vectors `first` to `last` of the hidden features.
+stream. The first arguments of each function are the address of a `ForwardArguments`, the direction
+`d`, and a range of column vectors of the hidden features, from `first` up to but not including
+`last`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from rnnjit_numba.plan import ROW_BLOCK
 
 
 class Preparation(NamedTuple):
-    """The functions before the first step.
+    """The functions that run before the first step.
 
     Attributes:
         pack: packs weights.
-        pack_bias: adds biases up.
+        pack_bias: writes the sum of the biases.
         project: writes the input projection of some rows into y.
-        prepare: all of these for some columns, as far as the plan asks for it.
+        prepare: all of these for some columns; only the bias if weights are read in place.
     """
 
     pack: Any
@@ -32,14 +33,14 @@ class Preparation(NamedTuple):
 
 
 def add_preparation(context: CodegenContext, common: CommonFunctions) -> Preparation:
-    """Add the functions before the first step to the symbols."""
+    """Add the functions that run before the first step to the symbols."""
     pack, pack_bias = _add_pack(context), _add_pack_bias(context)
     project = _add_project(context, common)
     return Preparation(pack, pack_bias, project, _add_prepare(context, pack, pack_bias, project))
 
 
 def _add_prepare(context: CodegenContext, pack: Any, pack_bias: Any, project: Any) -> Any:
-    """All that some columns need before the first step: packed, if at all, and projected."""
+    """Prepare some columns: write the bias and, if weights are packed, pack and project."""
     unpack = memory.unpack_arguments(ForwardArguments)
 
     def prepare(arguments: int, d: int, first: int, last: int) -> None:
@@ -53,7 +54,11 @@ def _add_prepare(context: CodegenContext, pack: Any, pack_bias: Any, project: An
 
 
 def _add_pack(context: CodegenContext) -> Any:
-    """Pack W_ih and W_hh, one after the other in each column vector."""
+    """Pack W_ih and W_hh, one after the other in each column vector.
+
+    Column vector v holds rows `v * lanes` on of W_ih as `[I][lanes]`, then those of W_hh as
+    `[H][lanes]`; I and H are padded with zeros to multiples of `lanes`.
+    """
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
     transpose = memory.transpose(context.lanes)
     lanes, vector_bytes, size = (
@@ -81,7 +86,7 @@ def _add_pack(context: CodegenContext) -> Any:
 
 
 def _add_pack_bias(context: CodegenContext) -> Any:
-    """Write b_ih + b_hh, or zeros, behind the packed weights."""
+    """Write b_ih + b_hh, or zeros, after the packed weights."""
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
     copy, add = memory.copy(context.lanes), memory.add(context.lanes)
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
@@ -101,7 +106,7 @@ def _add_pack_bias(context: CodegenContext) -> Any:
 
 
 def _add_project(context: CodegenContext, common: CommonFunctions) -> Any:
-    """Write the input projection of rows `start` to `stop` into y."""
+    """Write the input projection, W_ih x + b_ih + b_hh, of rows `start` to `stop` into y."""
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
     lanes, size, minimum = context.lanes.count, context.lanes.itemsize, memory.minimum()
 

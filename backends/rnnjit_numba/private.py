@@ -16,8 +16,12 @@ from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
 
-#: The releases whose internals these are: what the kernels are written for.
-RELEASES: Mapping[str, str] = MappingProxyType({"numba": "0.68", "llvmlite": "0.50"})
+#: The releases that have these internals: what the kernels are written for.
+RELEASES: Mapping[str, str] = MappingProxyType(
+    {"numba": ">=0.62,<0.69", "llvmlite": ">=0.45,<0.51"}
+)
+#: What installs one of them; numba takes the llvmlite that it goes with.
+INSTALL = f"pip install 'numba{RELEASES['numba']}'"
 
 _NO_KERNELS = "nothing can be compiled: the backend is missing, and says so"
 _LOCKED = "llvmlite's public method does it, which lets one thread at a time into LLVM"
@@ -160,5 +164,5 @@ def _without_lock(name: str) -> Any:
 def _gone(path: str) -> str:
     return (
         f"numba {version('numba')} lacks {path}, which kernels are compiled with: "
-        f"install another release {RELEASES['numba']}.*"
+        f"install another of numba{RELEASES['numba']}"
     )

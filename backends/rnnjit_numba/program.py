@@ -1,11 +1,11 @@
-"""A whole stack as one object file, for any processor that LLVM knows: a program without Python.
+"""A whole stack as one object file for any processor of LLVM's: a program without Python.
 
     int NAME_forward(int64_t T, int64_t B, const int64_t *batch_sizes, const real *x,
                      const real *h0, const void *weights, real *y, real *h_n, void *scratch)
 
-Sizes of layers, and where their weights are in the block, are constants of the program. It runs on
-the caller's thread alone, keeps nothing between calls and allocates nothing (see `scratch`).
-It returns 0, or 1 where T < 1 or batch sizes are negative, grow, or do not begin with B.
+The sizes of the layers and the offsets of their weights are constants of the program. It runs on
+the calling thread alone, keeps no state between calls and allocates nothing (see `scratch`). It
+returns 0, or 1 if T < 1 or the batch sizes are negative, increase, or do not begin with B.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rnnjit_numba.simd import I32, I64, load
 
 
 def text(spec: RNNSpec, isa: Isa, bits: int, symbol: str) -> str:
-    """LLVM IR of the program, not optimised; `symbol` is the only function meant for others."""
+    """LLVM IR of the program, not optimised; `symbol` is the only public function."""
     context = CodegenContext.of(isa, bits, spec.cell)
     common = add_common(context)
     add_forward(context, common)
@@ -44,7 +44,7 @@ def text(spec: RNNSpec, isa: Isa, bits: int, symbol: str) -> str:
 
 
 def _add_count(context: CodegenContext) -> None:
-    """Write the number of rows, or -1 where sizes make no sense, to an address."""
+    """Write the number of rows, or -1 if the sizes are invalid, to an address."""
     read_int, write_int = memory.read_int(), memory.write_int()
 
     def count(T: int, B: int, sizes: int, to: int) -> None:
@@ -79,9 +79,9 @@ def _add_zeros(context: CodegenContext, common: CommonFunctions, spec: RNNSpec) 
 def _define_entry(
     module: Any, context: CodegenContext, spec: RNNSpec, isa: Isa, symbol: str
 ) -> None:
-    """Define the program's one public function: every layer's arguments, and a call of its kernel.
+    """Define the program's one public function, which calls the kernel for each layer.
 
-    It is built here, instruction by instruction, since it is the same few stores for each layer.
+    It is emitted instruction by instruction: a few stores of arguments, and a call, per layer.
     """
     pointer = ir.PointerType()
     function = ir.Function(module, ir.FunctionType(I32, [I64, I64, *[pointer] * 7]), symbol)

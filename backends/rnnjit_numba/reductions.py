@@ -3,12 +3,12 @@
     dW_ih = sum_n dz_n x_n^T      dW_hh = sum_n dz_n h'_n^T      db = sum_n dz_n
     grad_x_n = sum over directions of W_ih^T dz_n
 
-h'_n is the state before row n's step. Rows are taken in blocks of `REDUCTION_ROWS`, at places that
-depend on nothing but N; each block is packed so that the outer-product tile streams through it, and
-the blocks' sums are added from the last to the first, the order in which dz is computed. A task
-is columns of the results, so that the sums are the same whatever the number of threads.
+h'_n is the state before row n's step. Rows are summed in blocks of `REDUCTION_ROWS`, whose bounds
+depend on N alone. Each block is packed so that the outer-product tile streams through it. The sums
+of the blocks are added from the last to the first, the order in which dz is computed. Tasks divide
+the columns of the results, never the rows, so the sums do not depend on the number of threads.
 
-Each function takes the address of a `BackwardArguments` first.
+The first argument of each function is the address of a `BackwardArguments`, which has the shapes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK
 
 
 def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
-    """A task's part of grad_x of rows `low` to `high`, and of the sums of some blocks.
+    """A task's part of grad_x and of the sums over rows.
 
-    These are the blocks `first` to `last` of `REDUCTION_ROWS` rows.
+    It computes grad_x of rows `low` to `high`, and sums blocks `first` to `last`, each of
+    `REDUCTION_ROWS` rows.
     """
     unpack, minimum, maximum = (
         memory.unpack_arguments(BackwardArguments),
@@ -151,7 +152,7 @@ def _add_reduce_block(context: CodegenContext) -> Any:
 
 
 def _add_pack_dz(context: CodegenContext) -> Any:
-    """Pack a block of dz as `[groups][REDUCTION_ROWS][tile rows]`, zeros behind the last column."""
+    """Pack a block of dz as `[groups][REDUCTION_ROWS][tile rows]`, zeros after the last column."""
     unpack, minimum, maximum = (
         memory.unpack_arguments(BackwardArguments),
         memory.minimum(),
@@ -160,7 +161,7 @@ def _add_pack_dz(context: CodegenContext) -> Any:
     size = context.lanes.itemsize
     tile_rows, _ = context.shapes[0]
     piece = min(context.lanes.count, tile_rows)
-    # Vectors of just the piece's width need no mask where they are written.
+    # A vector that is exactly as wide as a piece is stored without a mask.
     copy = memory.copy(replace(context.lanes, count=piece))
 
     def pack_dz(arguments: int, d: int, to: int, row: int, rows: int) -> None:
@@ -178,7 +179,10 @@ def _add_pack_dz(context: CodegenContext) -> Any:
 
 
 def _add_pack_operand(context: CodegenContext) -> Any:
-    """Pack `width` column vectors from `v` on of a block of x, or of the states before each row."""
+    """Pack `width` column vectors from `v` on of a block of x, or of the states before each row.
+
+    The layout is `[REDUCTION_ROWS][width][lanes]`; `states` chooses the states.
+    """
     unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(context.lanes)
     read_int, minimum = memory.read_int(), memory.minimum()
     lanes, vector_bytes, size = (
@@ -207,7 +211,7 @@ def _add_pack_operand(context: CodegenContext) -> Any:
 def _add_product(context: CodegenContext) -> Any:
     """Add the product of a packed block of dz and a packed operand to a block of columns at `to`.
 
-    With `keep` 0 it replaces what the result holds.
+    With `keep` 0 it overwrites the result.
     """
     outer, minimum = context.tiles.outer(), memory.minimum()
     lanes, size = context.lanes.count, context.lanes.itemsize
@@ -235,9 +239,9 @@ def _add_product(context: CodegenContext) -> Any:
 
 
 def _add_sums(context: CodegenContext) -> Any:
-    """Add the column sums of a block of dz to db; `result` is room for a vector.
+    """Add the column sums of a block of dz to db; `result` is memory for one vector.
 
-    With `keep` 0 they replace what db holds.
+    With `keep` 0 they overwrite db.
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     column_sum, add, copy = (

@@ -20,7 +20,7 @@ from rnnjit_numba.library import library
 from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
 from rnnjit_numba.tile_shapes import tile_shapes
 
-#: Bytes of scratch memory from which on it is allocated rather than part of the argument block.
+#: From this many bytes on, scratch memory is allocated; less is part of the argument block.
 _LARGE = 4096
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
 _B = BackwardArguments(*range(len(BackwardArguments._fields)))
@@ -30,7 +30,7 @@ FIELDS = ForwardFields(_F.x, _F.sizes, _F.scratch)
 def forward(
     layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
 ) -> LayerOutput:
-    """`Backend.forward` of the one state."""
+    """`Backend.forward` for cells with one state."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
     recipe = forward_recipe(x.element_size(), layer, T, B, N, threads)
@@ -58,7 +58,7 @@ def backward(
     grad_h_n: Tensor | None,
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward` of the one state."""
+    """`Backend.backward` for cells with one state."""
     T, B, N, sizes = rows
     I, H, D = layer.input_size, layer.hidden_size, layer.num_directions
     threads = most_threads(torch.get_num_threads())
@@ -105,7 +105,7 @@ def _wanted(needed: tuple[bool, ...], count: int) -> tuple[bool, bool, bool]:
 def _by_direction(
     grads: Sequence[Tensor | None], needed: tuple[bool, ...], directions: int
 ) -> tuple[Tensor | None, ...]:
-    """The gradient of each weight that needs one; b_hh gets a copy of what b_ih gets."""
+    """The gradient of each weight that needs one; b_hh gets a copy of the gradient of b_ih."""
     found: list[Tensor | None] = []
     for d in range(directions):
         for i, grad in enumerate(grads):
@@ -146,7 +146,7 @@ def forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads:
 
 @lru_cache(maxsize=1024)
 def backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
-    """As `forward_recipe`, of the backward kernel: `parts` are dz, `before` and the reductions."""
+    """As `forward_recipe`, backward; `parts` are the offsets of dz, `before` and the reductions."""
     kernels, D = library(Kind(8 * size, layer.cell)), layer.num_directions
     lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
     wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
@@ -175,7 +175,7 @@ def backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads
 
 
 def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, int]:
-    """The sizes that both kernels are told."""
+    """The arguments that both kernels take."""
     return {
         "T": T,
         "B": B,
@@ -192,7 +192,7 @@ def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, i
 
 
 def _sync_words(layer: LayerSpec, threads: int) -> int:
-    """Words to synchronise by: an area of the team, one for each direction, and to align them."""
+    """Words for synchronisation: an area for the team, one per direction, and their alignment."""
     if threads == 1:
         return 0
     return (area_bytes(threads) * (1 + layer.num_directions) + LINE) // 8
@@ -204,5 +204,5 @@ def _aligned(size: int) -> int:
 
 
 def _result(like: Tensor, shape: tuple[int, ...], rows: int) -> Tensor:
-    """Room for a gradient; zeros where there are no rows to sum."""
+    """Memory for a gradient; zeros if there are no rows to sum."""
     return like.new_empty(shape) if rows else like.new_zeros(shape)

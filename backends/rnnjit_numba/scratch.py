@@ -1,6 +1,6 @@
-"""The scratch memory of a program (see `program`), in this order.
+"""The layout of a program's scratch memory (see `program`), which the caller allocates.
 
-the argument block of the forward kernel, behind a word in which rows are counted
+the number of rows, one word, then the argument block of the forward kernel
 packed weights                 of the layer that is running, all directions
 zeros [D, B, H]                the initial state where none is given
 rows [N, D*H]                  of every second layer before the last; the others are in y
@@ -15,7 +15,7 @@ from rnnjit.codegen import Isa
 from rnnjit.codegen.kernel import LINE
 from rnnjit_numba.arguments import ForwardArguments
 
-#: Bytes of the counted rows and the argument block.
+#: Bytes of the number of rows and the argument block, in whole cache lines.
 BLOCK = -(-8 * (1 + len(ForwardArguments._fields)) // LINE) * LINE
 
 
@@ -34,11 +34,11 @@ class Scratch(NamedTuple):
 
 
 def scratch(spec: RNNSpec, isa: Isa, bits: int) -> Scratch:
-    """What calls of a stack's program take."""
+    """The scratch memory that a call of a stack's program takes."""
     size, width = bits // 8, spec.num_directions * spec.hidden_size
     packed = max(packed_bytes(spec, index, isa, size) for index in range(spec.num_layers))
     between = width * size if spec.num_layers > 1 else 0
-    # Each of the parts may begin up to a line later than the one before ends.
+    # Alignment may leave up to a cache line unused before each part.
     fixed = BLOCK + spec.num_directions * packed + 3 * LINE
     return Scratch(fixed, width * size, between)
 

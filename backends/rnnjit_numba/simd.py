@@ -65,7 +65,7 @@ class Lanes:
 
     @property
     def suffix(self) -> str:
-        """How LLVM names overloads for this vector type."""
+        """The suffix of LLVM's overloaded intrinsics for this vector type."""
         return f"v{self.count}f{self.bits}"
 
     def constant(self, value: float) -> Any:
@@ -82,7 +82,7 @@ class Lanes:
         return builder.call(declared(builder.module, signature, f"llvm.{name}.{self.suffix}"), args)
 
     def multiply_add(self, builder: Any, a: Any, b: Any, c: Any) -> Any:
-        """A * b + c: rounded once where the target can, else in the fastest way it has."""
+        """Compute a * b + c: rounded once if the target has FMA, else in the fastest way it has."""
         return self.call(builder, "fma" if self.fma else "fmuladd", a, b, c)
 
     def broadcast(self, builder: Any, scalar: Any) -> Any:
@@ -137,9 +137,9 @@ def declared(module: Any, signature: Any, name: str) -> Any:
 
 
 def define(module: Any, name: str, arguments: int, body: Callable[..., None]) -> Any:
-    """The function `name(i64, ...)` of a module, given its body by `body(builder, *args)` once.
+    """The function `name(i64, ...)` of a module, whose body `body(builder, *args)` emits once.
 
-    It is a function of its own, never inlined twice, and shared by all that link with it.
+    It is never inlined, and modules that are linked together share one copy.
     """
     function = module.globals.get(name)
     if function is None:
@@ -157,9 +157,9 @@ def define(module: Any, name: str, arguments: int, body: Callable[..., None]) ->
 def loop(
     builder: Any, trips: Any, block: Any, step: Callable[..., Any], *, at_least_once: bool = False
 ) -> Any:
-    """A block of vectors after `trips` rounds of `block = step(index, block)`.
+    """A block of vectors after `trips` iterations of `block = step(index, block)`.
 
-    The vectors, lists of lists, are carried from round to round in registers.
+    The block, a list of rows of vectors, stays in registers from one iteration to the next.
     """
     before = builder.block
     head = builder.append_basic_block("k")
@@ -211,7 +211,7 @@ def emitting(arguments: int, emit: Callable[..., Any], *, returns: bool = False)
 
         return signature, codegen
 
-    # numba binds an intrinsic's arguments by its signature and takes no star.
+    # numba binds an intrinsic's arguments by its signature, which may not have *args.
     names = ["context", *(f"a{i}" for i in range(arguments))]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind) for name in names]

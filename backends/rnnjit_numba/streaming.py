@@ -1,7 +1,7 @@
-"""One step after the other of a stack, over argument blocks that are filled once.
+"""Streaming: one time step of a stack per call, over argument blocks that are filled once.
 
-A stepper belongs to one stream: it keeps the blocks, the memory between layers and the packed
-weights' room from step to step, and so it allocates nothing. Weights themselves are read anew.
+A stepper belongs to one stream. It reuses the argument blocks, the buffers between layers and the
+memory for packed weights, and so a step allocates nothing. Every step reads the weights anew.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class _Layer(NamedTuple):
     Attributes:
         recipe: how its step is computed.
         block: its argument block.
-        zeros: what the memory by which threads synchronise holds at first.
+        zeros: the initial content of the memory by which threads synchronise.
         y: the layer's output, for all but the last.
         scratch: kept alive for the block, which holds its address.
-        first, last: where its weights are among all.
+        first, last: the range of its weights among those of all layers.
         offset: of its state among the states of all layers, in bytes.
     """
 

@@ -1,8 +1,8 @@
-"""Kernel functions that are compiled apart and linked by LLVM.
+"""Kernel functions that numba lowers separately and LLVM links.
 
-numba compiles a function that calls another by compiling, optimising and loading the other first,
-which takes most of its time. Kernels here know their types: int64 throughout. So each function is
-lowered alone and calls the others by symbol; LLVM optimises a part of the library at once.
+numba compiles the functions that a function calls first, and also optimises and loads them, which
+takes most of its time. All values in these kernels are int64, so each function can be lowered alone
+and call the others by symbol. LLVM then optimises a part of the library as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SymbolTable:
 
     Attributes:
         suffix: ends every symbol, so that those of several libraries differ.
-        functions: the Python function behind each symbol, of those not taken yet.
+        functions: the Python function of each symbol that `take` has not returned yet.
     """
 
     def __init__(self, suffix: str) -> None:
@@ -38,7 +38,7 @@ class SymbolTable:
         return taken
 
     def add(self, function: Callable[..., int | None]) -> Any:
-        """Take in a function of int64 values; the result stands for it in other functions."""
+        """Add a function of int64 values; the result is the intrinsic by which others call it."""
         symbol = self.symbol(function.__name__)
         arity, returns = len(inspect.signature(function).parameters), returns_int(function)
         self.functions[symbol] = function

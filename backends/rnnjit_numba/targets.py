@@ -1,4 +1,4 @@
-"""The processors that programs are built for ahead of time, and which of them this one can run."""
+"""The targets that programs are compiled for ahead of time, and which of them run here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rnnjit.codegen import Isa, isa_named
 from rnnjit.codegen.host import host_isa
 
 _LINUX = "unknown-linux-gnu"
-# The levels of the x86-64 psABI, in LLVM's words.
+# The levels of the x86-64 psABI, in LLVM's feature names.
 _V3 = (
     *("avx", "avx2", "bmi", "bmi2", "cx16", "f16c", "fma", "lzcnt", "movbe", "popcnt"),
     *("sse3", "sse4.1", "sse4.2", "ssse3"),
@@ -31,8 +31,8 @@ class Target(NamedTuple):
 
 
 def _riscv64() -> Isa:
-    # Without the vector extension, which few boards have: one element is as wide as a vector gets,
-    # and of the 32 registers a tile may use half, as with 16.
+    # Without the vector extension, which few boards have: a vector is as wide as one float64, and
+    # a tile may use 16 of the 32 registers.
     return Isa(
         "scalar",
         vector_bytes=8,

@@ -1,14 +1,15 @@
-"""Work stealing: the threads of a team take over what others have not begun.
+"""Work stealing: the threads of a team take over tasks that others have not begun.
 
 The threads of a team go through the same phases in the same order. Each phase has a task for every
 thread, and begins when all tasks of the one before are done. A thread does its own task first, and
 then steals those that others have not begun: the operating system may have given a thread's core to
 another program for milliseconds, a thousand times as long as a step of a recurrence takes. A thread
-that comes late finds its tasks claimed and skips the phases that are over. So a thread is waited
-for only while it is in the middle of a task. (Blumofe and Leiserson, "Scheduling multithreaded
-computations by work stealing", J. ACM 46(5), 1999, steal for balance; here it is for absence.)
+that comes late finds its tasks claimed and skips the phases that are over. So the team waits for a
+thread only while that thread is in the middle of a task. (Blumofe and Leiserson, "Scheduling
+multithreaded computations by work stealing", J. ACM 46(5), 1999, steal to balance the load; here
+threads steal because others may not be running.)
 
-What a task is depends on its number alone, and so results do not depend on who does it.
+A task's work depends on its number alone, and so results do not depend on which thread does it.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from rnnjit.codegen.kernel import LINE
 from rnnjit_numba import memory
 from rnnjit_numba.symbol_table import SymbolTable
 
-#: Looks at the others' progress before a thread steals a task, about a microsecond: they have begun
-#: by then if they run at all, and their tasks' data are in the caches of their cores.
+#: Polls of the others' progress before a thread steals a task, about a microsecond: by then threads
+#: that run have begun, and the data of their tasks are in the caches of their cores.
 _SPINS_BEFORE_STEALING = 2000
-#: Looks before a waiting thread yields: it may be waiting for one that wants its core.
+#: Polls before a waiting thread yields its core: the thread that it waits for may need it.
 _SPINS_BEFORE_YIELDING = 2000
 
 
 def add_next_task(symbols: SymbolTable) -> Any:
-    """The function by which a thread finds what to do next in a phase.
+    """Add the function by which a thread claims its next task in a phase.
 
     `next_task(area, own, tasks, phase, finished, last)` is the number of a task that this thread
     has claimed and must do now, or -1 if there is none and the phase is over.
 
     * `area` is the memory by which threads synchronise (see `ForwardArguments.sync`): a cache line
       with the number of tasks done so far, and then a line for each task: in how many phases it was
-      claimed, and whether its thread has found others absent, after which it steals at once.
-    * `own` is the task that is this thread's own, of `tasks`. No two threads have the same.
+      claimed, and whether its thread stole when it last tried, after which it steals at once.
+    * `own` is this thread's own task, of `tasks`. No two threads have the same.
     * `phase` counts the phases from 0.
-    * `finished` is the task that it has just done, -1 when it begins with the phase.
-    * `last` is 1 in a phase that no other follows: then -1 means that all tasks were claimed.
+    * `finished` is the task that this thread has just done, or -1 in its first call of the phase.
+    * `last` is 1 in the last phase, which does not wait: -1 then means that all tasks are claimed.
     """
     load_acquire, claim = memory.load_acquire(), memory.increment_if_equal()
     atomic_increment, yield_processor = memory.atomic_increment(), memory.yield_processor()

@@ -1,4 +1,7 @@
-"""What a kernel is told: the fields of its argument block (see `rnnjit.codegen.argument_block`)."""
+"""The fields of the kernels' argument blocks (see `rnnjit.codegen.argument_block`).
+
+Every field is an int64: a number, a flag, or the address of memory that the caller owns.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ class ForwardArguments(NamedTuple):
 
     Attributes:
         T, B, N, I, H, D: steps, batch, rows, input and hidden features, directions.
-        starts: address of the first row of every step and of the one behind, int64 `[T + 1]`; 0
-            if dense.
+        starts: address of the first row of every step, then N, int64 `[T + 1]`; 0 if dense.
         slices, slice_rows, stride: how the batch is divided, see `rnnjit.codegen.row_slices`.
         hoist: whether the input projection of all steps is computed before the first.
         x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
@@ -49,18 +51,19 @@ class ForwardArguments(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Arguments of the backward kernel; not named here are those of `ForwardArguments`.
+    """Arguments of the backward kernel; fields not listed here are as in `ForwardArguments`.
 
     Attributes:
         grad_y, grad_h_n: `[N, D*H]`, `[D, B, H]`, or 0.
         dz: `[N, D*H]`, written: the gradients of the pre-activations.
-        before: int64 `[D, N]`, written: addresses of the states that each row's step started from.
+        before: int64 `[D, N]`, written: the address of the state before each row's step; 0 if dW_hh
+            is not needed.
         grad_x, grad_h0: `[N, I]`, `[D, B, H]`, written, or 0.
         grad_w_ih_0 ... grad_b_1: of each direction's weights, and of the sum of its biases;
             written, or 0.
         scratch: for each direction W_hh's and W_ih's packed transposes, then a row of zeros.
         panel, packed: elements of one panel of weights, and of one direction's scratch.
-        windows, window: where the threads' windows of packed rows are, and elements of each.
+        windows, window: memory for each thread's window of packed rows, and elements of each.
     """
 
     T: int

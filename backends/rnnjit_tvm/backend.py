@@ -9,9 +9,10 @@ from rnnjit.codegen.backend import CPUBackend
 from rnnjit.runtime.packages import lacking
 
 #: The release of TVM whose TensorIR the kernels are written in; others have other builders.
-_RELEASE = "0.27"
-#: The release of llvmlite, which loads the object code.
-_LOADER = "0.50"
+RELEASES = ">=0.27,<0.28"
+#: The releases of llvmlite, which loads the object code.
+LOADERS = ">=0.45,<0.51"
+_INSTALL = "pip install 'rnnjit[tvm]'"
 
 
 class TvmBackend(CPUBackend):
@@ -24,8 +25,8 @@ class TvmBackend(CPUBackend):
     def missing(self) -> list[str]:
         """Names what has to be installed."""
         return [
-            *lacking("apache-tvm", "tvm", _RELEASE, "pip install 'rnnjit[tvm]'"),
-            *lacking("llvmlite", "llvmlite", _LOADER),
+            *lacking("apache-tvm", "tvm", RELEASES, _INSTALL),
+            *lacking("llvmlite", "llvmlite", LOADERS, _INSTALL),
         ]
 
 

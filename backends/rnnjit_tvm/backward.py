@@ -2,8 +2,10 @@
 
     dz_t = (g_t + grad_y_t) f'(z_t),   g_{t-1} = dz_t W_hh
 
-where f' is expressed by y_t = f(z_t), g_t is grad_h_n in a sequence's last step, and g before its
-first step is grad_h0. All other gradients are reductions over the rows of dz, see `reductions`.
+f' is expressed by y_t = f(z_t). In a sequence's last step g_t is grad_h_n; the g before its first
+step is grad_h0 (Werbos, "Backpropagation through time", Proc. IEEE 78(10), 1990). All other
+gradients are reductions over the rows of dz (see `reductions`). For shapes see `BackwardArguments`;
+distances of rows are in elements, and the caller owns all memory.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from rnnjit_tvm.time_loop import (
     slice_of,
 )
 
-#: The backward kernel's phases; a barrier of its threads follows each.
+#: The backward kernel's phases; its threads synchronise after each.
 PHASES = ["backward_pack", "backward_recur", "backward_reduce"]
 
 
 def add_backward(module: Module) -> None:
-    """The phases of the backward kernel but the last, and its entries."""
+    """Add the phases of the backward kernel except the last, and its entries."""
     _add_pack(module)
     _add_remember(module)
     _add_recur(module)
@@ -37,12 +39,12 @@ def add_backward(module: Module) -> None:
 
 
 def zeros_at(a: BackwardArguments) -> Any:
-    """Where in the scratch the row of zeros is."""
+    """The index of the row of zeros in the scratch memory."""
     return a.D * a.packed
 
 
 def _add_pack(module: Module) -> None:
-    """Pack W_hh of every direction, W_ih where grad_x is wanted, and a row of zeros."""
+    """Pack W_hh of every direction, W_ih if grad_x is needed, and a row of zeros."""
     lanes = module.lanes
 
     def body(block: Any, thread: Any, threads: Any) -> None:
@@ -69,10 +71,10 @@ def _add_pack(module: Module) -> None:
 
 
 def _add_remember(module: Module) -> None:
-    """PrimFunc `remember(before, stride, state, distance, rows)`: notes where states are.
+    """PrimFunc `remember(before, stride, state, distance, rows)`: records addresses of states.
 
-    `before` gets `rows` addresses, `stride` elements apart, of states that are `distance` bytes
-    apart from `state` on.
+    It writes `rows` addresses to `before`, `stride` elements apart: `state`, `state + distance`,
+    ... in bytes.
     """
 
     def body(before: Any, stride: Any, state: Any, distance: Any, rows: Any) -> None:
@@ -97,7 +99,7 @@ def _add_recur(module: Module) -> None:
 
 
 def _step(module: Module, a: BackwardArguments, part: Slice, steps: Steps, s: Any) -> None:
-    """The s-th step that a slice takes: its rows of dz, and of grad_h0 where it is their first."""
+    """The s-th step of a slice: its rows of dz, and of grad_h0 where sequences begin."""
     lanes, d, H = module.lanes, part.d, a.H
     dz = pointer(a.dz, lanes.dtype)
     t = T.bind(T.Select(d == 0, a.T - 1 - s, s))
@@ -129,7 +131,7 @@ def _step(module: Module, a: BackwardArguments, part: Slice, steps: Steps, s: An
 def _states_before(
     lanes: Lanes, a: BackwardArguments, part: Slice, row: Any, earlier: Any, begun: Any, rows: Any
 ) -> None:
-    """Note the states before a step: of the step's first `begun` rows in y, of others in h0."""
+    """Record the states before a step: y for its first `begun` rows, h0 for the others."""
     before, size, d = pointer(a.before, "int64"), lanes.bits // 8, part.d
     ld, at = T.bind(a.D * a.H), T.bind(d * a.N + row)
     state = a.y + (earlier * ld + d * a.H) * size
@@ -156,7 +158,7 @@ def _through(
 def _last_states(
     lanes: Lanes, a: BackwardArguments, part: Slice, row: Any, first: Any, rows: Any
 ) -> None:
-    """Dz of rows whose last state this step has: as yet, the gradient of h_n."""
+    """Write the gradient of h_n to dz, for rows that this step is the last of."""
     size, d, H = lanes.bits // 8, part.d, a.H
     b = part.row(first)
     given = T.bind(a.grad_h_n + (d * a.B + b) * H * size)
@@ -167,7 +169,7 @@ def _last_states(
 
 
 def _pointwise(lanes: Lanes, a: BackwardArguments, part: Slice, here: Any, rows: Any) -> None:
-    """Dz = (dz + grad_y) f'(z), in place."""
+    """Compute dz = (dz + grad_y) f'(z) in place."""
     ld = T.bind(a.D * a.H * part.stride)
     given = T.bind(a.grad_y + here * (lanes.bits // 8))
     grad, ld_grad = _or_zeros(lanes, a, a.grad_y, given, ld)
@@ -178,7 +180,7 @@ def _pointwise(lanes: Lanes, a: BackwardArguments, part: Slice, here: Any, rows:
 def _or_zeros(
     lanes: Lanes, a: BackwardArguments, tensor: Any, given: Any, ld: Any
 ) -> tuple[Any, Any]:
-    """A pointer and a row distance: those given, or where the tensor is absent, of zeros."""
+    """The given pointer and distance of rows, or those of zeros if the tensor is absent."""
     present = tensor != integer(0)
     zeros = a.scratch + zeros_at(a) * (lanes.bits // 8)
     source = T.bind(T.Select(present, given, zeros))

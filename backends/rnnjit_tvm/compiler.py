@@ -1,12 +1,13 @@
-"""From TensorIR to object code: all of this backend that imports tvm.
+"""From TensorIR to object code: tvm is imported only from here on.
 
-TVM is used as a compiler alone. None of its run time takes part in a call: the object code asks
-for no symbol of it, so that no thread pool is started and no processor affinity is changed.
+TVM serves as a compiler alone. Its runtime takes no part in a call: the object code refers to none
+of its symbols, and so no thread pool is started and no processor affinity is changed.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
 
-#: What tvm reads when it is imported; the pool's are a safeguard, should anything start one.
+#: Read by tvm when it is imported. Those of the thread pool are a safeguard, should it be started.
 _ENVIRONMENT = {
     "TVM_BIND_THREADS": "0",
     "TVM_THREAD_POOL_SPIN_COUNT": "0",
@@ -33,7 +34,7 @@ def compile_kernels(isa: Isa, bits: int, cell: Cell) -> bytes:
 
 
 def assembly(isa: Isa, bits: int, cell: Cell) -> str:
-    """The same as `compile_kernels`, as assembly to be read."""
+    """The kernels of `compile_kernels` as assembly, for reading."""
     with _environment():
         from rnnjit_tvm.kernels import kernels
 
@@ -42,7 +43,7 @@ def assembly(isa: Isa, bits: int, cell: Cell) -> str:
 
 
 def _built(functions: dict[str, Any], isa: Isa) -> Any:
-    """A module of TVM's: PrimFuncs lowered and optimised, without an interface of TVM's own."""
+    """A TVM module: PrimFuncs lowered and optimised, without TVM's calling convention."""
     import tvm
     from tvm import tirx
 
@@ -51,12 +52,26 @@ def _built(functions: dict[str, Any], isa: Isa) -> Any:
             "kind": "llvm",
             "mtriple": isa.triple,
             "mcpu": isa.cpu,
-            "mattr": list(isa.features),
+            "mattr": _features(isa),
         }
     )
     bind = tirx.transform.BindTarget(target.with_host(target))
     module = bind(tvm.IRModule(functions))
     return tvm.get_global_func("target.build.llvm")(module, target)
+
+
+def _features(isa: Isa) -> list[str]:
+    """Those of an instruction set's features that TVM's LLVM knows.
+
+    They are named by llvmlite's LLVM, which may be of another release. TVM's ignores a name that
+    it does not know, but prints a line about it, for every function.
+    """
+    import tvm
+
+    if isa.triple.partition("-")[0] != platform.machine():
+        return list(isa.features)
+    known = {str(name) for name in tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()}
+    return [feature for feature in isa.features if feature[1:] in known]
 
 
 def _object_code(functions: dict[str, Any], isa: Isa) -> bytes:
@@ -69,7 +84,7 @@ def _object_code(functions: dict[str, Any], isa: Isa) -> bytes:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Sets what tvm is to find in its environment, for the time being."""
+    """Set tvm's environment variables, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     try:

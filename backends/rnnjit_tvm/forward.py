@@ -1,6 +1,8 @@
 """The forward kernel: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), step by step.
 
-The input projection W_ih x_t + b may be computed for all steps at once, before the first.
+The input projection W_ih x_t + b may be computed for all steps at once, before the first
+(`hoist`). For shapes see `ForwardArguments`; distances of rows are in elements, and the caller owns
+all memory.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from rnnjit_tvm.time_loop import (
     slice_of,
 )
 
-#: Rows that the hoisted product takes at a time, so that they stay in a core's own cache.
+#: Rows that the hoisted projection computes at a time, so that they stay in a core's own cache.
 _ROW_BLOCK = 64
-#: The forward kernel's phases; a barrier of its threads follows each.
+#: The forward kernel's phases; its threads synchronise after each.
 PHASES = ["forward_pack", "forward_project", "forward_recur"]
 
 
 def add_forward(module: Module) -> None:
-    """The phases of the forward kernel, and its entries."""
+    """Add the phases of the forward kernel, and its entries."""
     _add_pack(module)
     _add_project(module)
     _add_recur(module)
@@ -66,7 +68,7 @@ def _add_pack(module: Module) -> None:
 
 
 def _add_project(module: Module) -> None:
-    """The input projection of all rows, where it is hoisted: y = x W_ih^T + b."""
+    """The input projection of all rows, if it is hoisted: y = x W_ih^T + b."""
     lanes = module.lanes
 
     def body(block: Any, thread: Any, threads: Any) -> None:
@@ -109,7 +111,7 @@ def _add_recur(module: Module) -> None:
 
 
 def _step(module: Module, a: ForwardArguments, part: Slice, steps: Steps, s: Any) -> None:
-    """The s-th step that a slice takes: its rows of y, and of h_n where it is their last."""
+    """The s-th step of a slice: its rows of y, and of h_n where sequences end."""
     dtype, d, H = module.lanes.dtype, part.d, a.H
     y, h_n, h0 = (pointer(each, dtype) for each in (a.y, a.h_n, a.h0))
     t = T.bind(T.Select(d == 0, s, a.T - 1 - s))
@@ -146,7 +148,7 @@ def _affine(
     states: Any,
     ld_states: Any,
 ) -> None:
-    """Y = x W_ih^T + b + h W_hh^T for `rows` of a slice's rows, from row `row` of all."""
+    """Compute y = x W_ih^T + b + h W_hh^T for `rows` rows of a slice, from row `row` on."""
     lanes, stride = module.lanes, part.stride
     scratch, y = pointer(a.scratch, lanes.dtype), pointer(a.y, lanes.dtype)
     base, ld = T.bind(part.d * a.packed), T.bind(a.D * a.H)

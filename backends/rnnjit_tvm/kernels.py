@@ -18,7 +18,7 @@ from rnnjit_tvm.time_loop import add_copy
 
 
 def kernels(isa: Isa, bits: int, cell: Cell) -> dict[str, Any]:
-    """A cell's PrimFuncs for elements of `bits` bits by name, those that they call included."""
+    """A cell's PrimFuncs for elements of `bits` bits, by name, with those that they call."""
     module = Module(Lanes(bits, isa.lanes(bits // 8), isa.fma))
     add_copy(module)
     add_packing(module)

@@ -1,6 +1,6 @@
 """The compiled kernels of one cell and element type, ready to be called.
 
-Object code is loaded by llvmlite rather than by TVM's run time, and kept in
+Object code is loaded by llvmlite rather than by TVM's runtime, and cached in
 `rnnjit.runtime.object_cache`: a process that finds it there does not import tvm.
 """
 
@@ -42,7 +42,7 @@ class Library:
 
 @CompileOnce
 def library(kind: Kind) -> Library:
-    """The kernels of a kind on this machine, cached or compiled now."""
+    """The kernels of a kind on this machine, from the cache or compiled now."""
     isa = host_isa()
 
     def compile_code() -> bytes:

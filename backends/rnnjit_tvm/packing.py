@@ -1,7 +1,8 @@
-"""Weights as the tiles read them: panels of one vector of columns each.
+"""Packed weights: panels `[k][lanes]` of one vector of columns each, as the tiles read them.
 
-Packing is done anew for each call, so that no weight is ever stale. Lanes beyond the last column
-are zeros: nothing reads their sums, but what lies in fresh memory could be slow to multiply.
+Weights are packed anew for each call, so that no weight is ever stale. Lanes beyond the last column
+are zeros: nothing reads their sums, but uninitialised memory may hold values that are slow to
+multiply.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def add_packing(module: Module) -> None:
 def _add_pack_transposed(module: Module) -> None:
     """`pack_transposed(w, panel, ld, k, count)`: panel[i, l] = w[l, i] for l below `count`.
 
-    Squares of as many rows as there are lanes are transposed in registers, what is left of k and
-    narrower panels element by element.
+    Square blocks of `lanes` rows are transposed in registers; the rest of k and narrower panels
+    are copied element by element.
     """
     lanes = module.lanes
 
@@ -46,7 +47,7 @@ def _add_pack_transposed(module: Module) -> None:
 
 
 def _transposed(rows: list[Any]) -> list[Any]:
-    """The columns of a square of vectors, by exchanging blocks of 1, 2, 4, ... lanes.
+    """The columns of a square block of vectors, by exchanging blocks of 1, 2, 4, ... lanes.
 
     Eklundh, "A fast computer method for matrix transposing", IEEE Trans. Computers C-21(7), 1972.
     """

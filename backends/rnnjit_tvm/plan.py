@@ -1,4 +1,4 @@
-"""How a call is divided between threads, and what goes step by step: a small cost model."""
+"""How a call is divided between threads, and whether the input projection is hoisted."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 from rnnjit.codegen.row_slices import one_slice, row_slices, worth_threads
 from rnnjit.spec import LayerSpec, Rows
 
-#: Rows that a reduction over all rows takes at a time; fixed, so that its rounding is.
+#: Rows that a reduction over all rows sums at a time; fixed, so that its rounding is fixed.
 REDUCTION_ROWS = 192
 
-#: Rows that fill the highest register tile.
+#: Rows that fill the register tile with the most rows.
 _TILE_ROWS = 8
 
 
@@ -36,7 +36,7 @@ def plan(layer: LayerSpec, rows: Rows, threads: int) -> Plan:
 
     Args:
         layer: what the layer is.
-        rows: how many rows it has and how they are laid over time.
+        rows: how many rows it has and how they are divided into time steps.
         threads: the most that may be used.
     """
     if threads == 1 or not worth_threads(layer, rows):

@@ -52,8 +52,8 @@ def _add_activate(module: Module, cell: Cell) -> None:
 def _add_activate_gradient(module: Module, cell: Cell) -> None:
     """`activate_gradient(dz, h, grad, ld, ld_grad, rows, columns)`: the gradient of z, in place.
 
-    Before, dz holds the gradient of the new state. `grad` is that of `out`, and h is `out`. `ld`
-    is the distance of rows of dz and h, `ld_grad` that of rows of grad.
+    On entry dz holds the gradient of the new state. `grad` is the gradient of `out`, and h is
+    `out`. Rows of dz and h are `ld` elements apart, rows of grad `ld_grad`.
     """
     lanes = module.lanes
 
@@ -65,7 +65,7 @@ def _add_activate_gradient(module: Module, cell: Cell) -> None:
 
     def body(dz: Any, h: Any, grad: Any, ld: Any, ld_grad: Any, rows: Any, columns: Any) -> None:
         with loop(integer(0), rows) as r:
-            # Where a row of grad is, seen from the same row of dz.
+            # The offset of a row of grad from the same row of dz.
             ahead = T.bind(r * (ld_grad - ld))
 
             def whole(index: Any) -> None:
@@ -90,7 +90,7 @@ def _vectors(
     whole: Callable[[Any], None],
     part: Callable[[Any, Any], None],
 ) -> None:
-    """Call `whole` for each full vector of a row, and `part` for what is left of it."""
+    """Call `whole` for each full vector of a row, and `part` for the rest of it."""
     full = T.bind(T.truncdiv(columns, integer(lanes.count)))
     with loop(integer(0), full) as v:
         whole(T.bind(start + v * lanes.count))
@@ -106,7 +106,7 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
         ">": operator.gt,
         ">=": operator.ge,
         "==": tvm.tirx.EQ,
-        # TensorIR's own NE does not hold of NaN.
+        # TensorIR's own NE is false for NaN.
         "!=": lambda x, y: tvm.tirx.Not(tvm.tirx.EQ(x, y)),
     }
 )
@@ -116,8 +116,9 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
 class _Vectors:
     """`rnnjit.codegen.pointwise.Vectors` in TensorIR.
 
-    Numbers and integers are bound: TensorIR's expressions are trees, in which what is used twice
-    would be computed twice. Conditions cannot be, and are compared anew where they are used.
+    Numbers and integers are bound to variables: TensorIR's expressions are trees, and so a value
+    that is used twice would be computed twice. Conditions cannot be bound and are computed anew at
+    each use.
 
     Attributes:
         lanes: the vectors.
@@ -145,7 +146,7 @@ class _Vectors:
         return T.bind(x / y)
 
     def neg(self, x: Any) -> Any:
-        # Of 0 it is -0, which 0 - x would not be.
+        # -0.0 - x is -0 for x = 0, where 0 - x would be +0.
         return T.bind(self.lanes.constant(-0.0) - x)
 
     def multiply_add(self, x: Any, y: Any, z: Any) -> Any:

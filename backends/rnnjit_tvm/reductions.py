@@ -1,9 +1,10 @@
-"""What follows from the gradients of the pre-activations of all rows.
+"""The gradients that are one reduction each over all rows of dz.
 
     dX = dZ W_ih   dW_ih = dZ^T X   dW_hh = dZ^T H_before   db = sum_n dz_n
 
-Each is one reduction over all rows, in windows of `REDUCTION_ROWS` rows that stay in a core's own
-cache. Windows begin at fixed places, so that results have the same bits for any number of threads.
+Row n of H_before is the state before row n's step. Rows are summed in windows of `REDUCTION_ROWS`,
+which stay in a core's own cache. The bounds of the windows are fixed, and so results are the same,
+bit for bit, for any number of threads. For shapes see `BackwardArguments`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from rnnjit_tvm.plan import REDUCTION_ROWS
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, pointer, when
 from rnnjit_tvm.time_loop import backward_arguments, of_direction, partition
 
-#: Rows of grad_x that are computed at a time, and what a thread's rows of other gradients fill.
+#: Rows of grad_x that are computed at a time; a thread's rows of other gradients are multiples of
+#: the second.
 _ROW_BLOCK, _TILE = 64, 8
-#: Rows that a sum adds up before they are added to the total.
+#: Rows in a chain of additions before it is added to the total.
 _CHAIN = 16
 
 
@@ -28,7 +30,7 @@ def add_reductions(module: Module, widest: int) -> None:
 
     Args:
         module: what to add it to.
-        widest: vectors beside each other in the highest tile, which a window is cut for.
+        widest: most vectors of the tile with the most rows; the width of a window.
     """
     _add_gather(module)
     _add_sum_rows(module)
@@ -38,7 +40,7 @@ def add_reductions(module: Module, widest: int) -> None:
 
 
 def _add_reduce(module: Module) -> None:
-    """One thread's part of every gradient that is wanted."""
+    """One thread's part of every gradient that is needed."""
     lanes, size = module.lanes, module.lanes.bits // 8
 
     def body(block: Any, thread: Any, threads: Any) -> None:
@@ -99,9 +101,9 @@ def _add_inputs(module: Module) -> None:
 def _add_outer(module: Module, widest: int) -> None:
     """PrimFunc `outer`: one thread's rows of `out = dz^T s`, with `out` `[H, columns]`.
 
-    `outer(dz, window, zeros, out, rows_at, s, columns, ld, N, H, thread, threads)`, `zeros`, `out`
-    and `s` being addresses: the rows of s are at the addresses at address `rows_at`, or where that
-    is 0, behind each other.
+    `outer(dz, window, zeros, out, rows_at, s, columns, ld, N, H, thread, threads)`, where
+    `zeros`, `out` and `s` are addresses. `rows_at` is the address of an array of the addresses of
+    the rows of s; if it is 0, s is contiguous.
     """
     lanes, size = module.lanes, module.lanes.bits // 8
 
@@ -158,7 +160,7 @@ def _fill(lanes: Lanes, window: Any, source: tuple[Any, ...], vectors: Any) -> N
 def _add_gather(module: Module) -> None:
     """PrimFunc `gather(panel, rows_at, offset, k, count)`: panel[i, l] = row i [l].
 
-    Row i is `offset` bytes behind the i-th address at address `rows_at`.
+    Row i is `offset` bytes after the i-th address in the array at `rows_at`.
     """
     lanes = module.lanes
 
@@ -173,7 +175,7 @@ def _add_gather(module: Module) -> None:
 
 
 def _add_sum_rows(module: Module) -> None:
-    """PrimFunc `sum_rows(x, out, ld, rows, count)`: the sum of rows of up to a vector."""
+    """PrimFunc `sum_rows(x, out, ld, rows, count)`: the sum of rows, on `count` lanes."""
     lanes = module.lanes
 
     def body(x: Any, out: Any, ld: Any, rows: Any, count: Any) -> None:

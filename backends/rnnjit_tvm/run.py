@@ -29,7 +29,7 @@ _FIELDS = ForwardFields(_F.x, _F.starts, _F.scratch)
 def forward(
     layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
 ) -> LayerOutput:
-    """`Backend.forward` of the one state."""
+    """`Backend.forward` for cells with one state."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
     recipe = _forward_recipe(x.element_size(), layer, T, B, N, threads)
@@ -58,7 +58,7 @@ def backward(
     grad_h_n: Tensor | None,
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward` of the one state."""
+    """`Backend.backward` for cells with one state."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
     recipe = _backward_recipe(x.element_size(), layer, T, B, N, threads)
@@ -95,9 +95,9 @@ def backward(
 def _allocate(
     layer: LayerSpec, N: int, weights: Sequence[Tensor], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Memory for the gradients of the weights; that of b_ih stands for both biases'."""
+    """Memory for the gradients of the weights; both biases share that of b_ih."""
     count = layer.weights_per_direction
-    # Where there are no rows, nothing is written to them.
+    # Without rows, the kernel writes nothing to them.
     allocate = torch.empty if N else torch.zeros
     found: list[Tensor | None] = []
     for i, weight in enumerate(weights):
@@ -113,7 +113,7 @@ def _allocate(
 def _by_weight(
     grads: list[Tensor | None], needed: tuple[bool, ...], count: int
 ) -> tuple[Tensor | None, ...]:
-    """The gradient of each weight that needs one; b_hh gets a copy of what b_ih gets."""
+    """The gradient of each weight that needs one; b_hh gets a copy of the gradient of b_ih."""
     found: list[Tensor | None] = []
     for i, need in enumerate(needed):
         of_b_hh = i % count == 3
@@ -158,7 +158,7 @@ def _backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, thread
 
 
 def _problem(layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> dict[str, int]:
-    """The sizes that both kernels are told."""
+    """The arguments that both kernels take."""
     T, B, N = rows
     return {
         "T": T,

@@ -1,9 +1,9 @@
-"""Writing PrimFuncs of TensorIR: scalars, vectors, memory behind pointers.
+"""Building PrimFuncs of TensorIR: scalars, vectors, memory at addresses.
 
-PrimFuncs are built by TVM's IR builder rather than parsed from TVMScript, so that they are
-composed of Python functions and no source file need be at hand. Their calling convention is C's:
-parameters are pointers and int64 values, nothing is returned, and they call each other by symbol.
-So what TVM compiles needs neither its runtime nor its thread pool.
+PrimFuncs are built by TVM's IR builder rather than parsed from TVMScript, so that they can be
+composed of Python functions and need no source file. They use C's calling convention: parameters
+are pointers and int64 values, nothing is returned, and they call each other by symbol. The compiled
+code therefore needs neither TVM's runtime nor its thread pool. The caller owns all memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-#: Buffers stand for memory whose size the kernels know and TVM need not.
+#: A size for buffers, which stand for memory whose true size only the kernels know.
 _SIZE = 1 << 48
 
 
@@ -47,7 +47,7 @@ class Lanes:
 
     @property
     def integer(self) -> str:
-        """TVM's name of the type of vectors of integers as wide as the elements."""
+        """TVM's name of the vector type of integers as wide as the elements."""
         return f"int{self.bits}x{self.count}"
 
     def constant(self, value: float) -> Any:
@@ -86,7 +86,7 @@ class Lanes:
         return T.call_llvm_pure_intrin(self.vector, f"llvm.{name}", *args)
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        """A * b + c, rounded once where the machine can."""
+        """Compute a * b + c, rounded once if the target has FMA."""
         return self.call("fma", a, b, c) if self.fma else a * b + c
 
     def vectors(self, count: Any) -> Any:
@@ -146,14 +146,14 @@ class Module:
 
 
 def memory(handle: Any, dtype: str) -> Any:
-    """What a pointer points to, as a buffer; nothing is assumed of its alignment."""
+    """The memory at a pointer, as a buffer aligned to one element."""
     size = tvm.tirx.const(_SIZE, "int64")
     align = tvm.DataType(dtype).bits // 8
     return T.decl_buffer((size,), dtype, data=handle, align=align, layout=None)
 
 
 def local(count: int, dtype: str) -> Any:
-    """A small array of a function's own; LLVM keeps it in registers where it can."""
+    """A small local array; LLVM keeps it in registers where it can."""
     return T.alloc_buffer((count,), dtype, scope="local", layout=None)
 
 

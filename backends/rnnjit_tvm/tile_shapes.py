@@ -1,4 +1,4 @@
-"""The register tiles that a vector unit gets."""
+"""The shapes of the register tiles for a vector unit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from rnnjit.codegen import Isa
 
 
 def tile_shapes(isa: Isa) -> tuple[tuple[int, int], ...]:
-    """Register tiles, largest first: (rows, most vectors beside each other).
+    """Register tiles, largest first: (rows, most adjacent vectors).
 
     Rows are powers of two, each half of the one before, down to 1. A tile's accumulators fit into
-    the registers beside a vector of weights for each column and one broadcast; two multiply-adds a
-    cycle at four cycles' latency want at least eight accumulators.
+    the registers together with its vectors of weights and one broadcast. Two multiply-adds per
+    cycle, with a latency of four cycles, need at least eight accumulators.
     """
     if isa.registers >= 32:
         return ((8, 3), (4, 6), (2, 8), (1, 8))

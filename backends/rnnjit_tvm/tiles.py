@@ -6,7 +6,7 @@ Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008
 
 Each output element is summed in one order, whatever the tile's shape: chains of `FOLD`
 multiply-adds in the order of k, each chain added to the total before it. How rows and columns are
-cut into tiles, or shared out between threads, changes no bit of a result. The chains keep the
+cut into tiles, or divided between threads, changes no bit of a result. The chains keep the
 rounding error of n terms near that of sqrt(n * FOLD) rather than n (Higham, "The accuracy of
 floating point summation", SIAM J. Sci. Comput. 14(4), 1993), as in a BLAS that cuts k into blocks.
 """
@@ -41,14 +41,13 @@ def add_tiles(module: Module, shapes: tuple[tuple[int, int], ...]) -> None:
 
     `block(init, a, b, w, out, ld_init, ld_a, step_a, k_a, ld_b, k_b, panel, ld_out, rows, columns)`
     with a `[rows, k_a]`, b `[rows, k_b]`, out and init `[rows, columns]`, whose rows are `ld_...`
-    elements apart (0 for one row that stands for all). Columns of a are `step_a` elements apart, so
-    that it may be a transposed matrix; elsewhere they are neighbours. `w` holds the weights as
-    panels of one vector of columns each, `panel` elements apart: `[k_a + k_b, lanes]`, W_a's rows
-    first.
+    elements apart (0 if one row serves for all). Columns of a are `step_a` elements apart, so that
+    it may be a transposed matrix; those of the others are adjacent. `w` holds the weights as panels
+    of one vector of columns each, `panel` elements apart: `[k_a + k_b, lanes]`, W_a's rows first.
 
     Args:
         module: what to add it to.
-        shapes: the tiles, as in `host.tiles`.
+        shapes: the tiles, as from `rnnjit_tvm.tile_shapes.tile_shapes`.
     """
     for rows, widest in shapes:
         for vectors in range(1, widest + 1):
@@ -101,7 +100,7 @@ def _product(
     Args:
         lanes: the vectors.
         shape: rows and vectors of the tile.
-        sums: the tile's totals, and room for its chains.
+        sums: the tile's totals, and memory for its chains.
         operand: memory, distance of rows, distance of columns, and k.
         weights: memory, distance of panels, and the first of the panels' rows.
     """
@@ -138,8 +137,8 @@ def _set(lanes: Lanes, array: Any, index: int, value: Any) -> None:
 def _add_rows(module: Module, rows: int, widest: int) -> None:
     """PrimFunc `rows_<rows>`: `blocks` times that many rows, all columns.
 
-    Columns are cut into tiles of nearly equal width. Rows are the inner loop, so that a tile's
-    panels are read from the nearest cache for all but the first of them.
+    Columns are cut into tiles of nearly equal width. Rows are the inner loop, so that all but the
+    first read a tile's panels from the nearest cache.
     """
     lanes = module.lanes
 
@@ -170,14 +169,14 @@ def _add_rows(module: Module, rows: int, widest: int) -> None:
 
 
 def _add_block(module: Module, heights: list[int]) -> None:
-    """PrimFunc `block`: rows by the highest tile, and what is left by the lower ones."""
+    """PrimFunc `block`: rows by the tile with the most rows, and the rest by smaller tiles."""
 
     def body(init: Any, a: Any, b: Any, w: Any, out: Any, *sizes: Any) -> None:
         ld_init, ld_a, _, _, ld_b, _, _, ld_out, rows, columns = sizes
         for height in heights:
             count, row = T.truncdiv(rows, integer(height)), integer(0)
             if height != heights[0]:
-                # Lower tiles take the bits of what is left over, the highest first.
+                # Tiles have powers of two rows: each smaller one takes a bit of the remainder.
                 count = T.truncmod(count, integer(2))
                 row = T.truncdiv(rows, integer(2 * height)) * (2 * height)
             count, row = T.bind(count), T.bind(row)

@@ -1,7 +1,7 @@
-"""Steps, rows and the parts of threads: what both passes' time loops have in common.
+"""Steps, rows and threads' shares of the work: code that both passes' time loops share.
 
-A slice of the batch is rows `low`, `low + stride`, ... below `high`. Rows of a batch are
-independent, so that slices need no barrier between steps.
+A slice of the batch is rows `low`, `low + stride`, ... below `high`. The sequences of a batch are
+independent, and so slices need no barrier between steps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def of_direction(a: Arguments, d: Any, name: str) -> Any:
 
 
 class Steps:
-    """Where the rows of each step are.
+    """The rows of each step.
 
     Args:
         a: the arguments of either pass.
@@ -59,7 +59,7 @@ class Steps:
         return T.bind(T.if_then_else(self._a.starts != 0, self._starts[t], t * self._a.B))
 
     def size(self, t: Any) -> Any:
-        """The rows of step t, which may be -1 or T: none."""
+        """The number of rows of step t; 0 for steps -1 and T."""
         last = T.bind(self._a.T - 1)
         clamped = least(most(t, integer(0)), last)
         size = T.bind(self.start(clamped + 1) - self.start(clamped))
@@ -92,7 +92,7 @@ class Slice(NamedTuple):
 
 
 def slice_of(a: Arguments, unit: Any) -> Slice:
-    """The slice that is `unit`'s among those of all directions."""
+    """Slice `unit` of those of all directions."""
     d = T.bind(T.truncdiv(unit, a.slices))
     index = T.bind(unit - d * a.slices)
     strided = T.bind(a.stride > 1)

@@ -1,1 +1,1 @@
-"""What `gpu.py` measures with: a device's own clock, and NVIDIA's sanitizers."""
+"""Tools of `gpu.py`: timing by the device's own clock, and NVIDIA's sanitizers."""

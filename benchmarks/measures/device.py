@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from rnnjit.runtime.timing import interleave, sample
 
 PASSES = ("forward", "forward_backward")
-#: Seconds that a sample lasts at least, and that all of one candidate may take in the long run.
+#: The least seconds of a sample, and about the most of all samples of one candidate.
 _SAMPLE, _ENOUGH = 2e-3, 0.2
 
 
@@ -47,17 +47,17 @@ class Call:
         return y.data if isinstance(y, PackedSequence) else y
 
     def gradients(self, module: nn.Module) -> tuple[Tensor, ...]:
-        """Those of x and of every weight."""
+        """The gradients of x and of every weight."""
         inputs = (self.leaf, *module.parameters())
         return torch.autograd.grad(self.forward(module), inputs, self.grad)
 
     def apart(self, one: nn.Module, other: nn.Module) -> float:
-        """The largest difference of two modules' gradients, each by the largest of its kind."""
+        """The largest difference of two modules' gradients, relative to each tensor's largest."""
         pairs = zip(self.gradients(one), self.gradients(other), strict=True)
         return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
 
     def run(self, module: nn.Module, passes: str) -> Callable[[], None]:
-        """What is timed."""
+        """The function that is timed."""
 
         def forward() -> None:
             with torch.no_grad():
@@ -72,7 +72,7 @@ class Call:
 def medians(
     candidates: dict[str, Callable[[], None]], rounds: int, device: str
 ) -> dict[str, float]:
-    """The median time of each, taken in turns, by the device's own clock."""
+    """The median time of each candidate, sampled in turns, by the device's own clock."""
     clock = sample if device == "cpu" else _device_sample
     for call in candidates.values():
         call()
@@ -83,7 +83,7 @@ def medians(
 
 
 def _device_sample(call: Callable[[], object], calls: int) -> float:
-    """Device time of one of `calls` calls in a row."""
+    """Mean device time of one of `calls` calls in a row."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(calls):
@@ -95,7 +95,7 @@ def _device_sample(call: Callable[[], object], calls: int) -> float:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether torch's products and cuDNN may round float32 to TF32."""
+    """Allow or forbid torch's products and cuDNN to round float32 to TF32."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:

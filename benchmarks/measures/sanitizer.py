@@ -12,23 +12,23 @@ from cuda.pathfinder import find_nvidia_binary_utility
 from rnnjit_cuda.compiler import ENTRY
 
 TOOLS = ("memcheck", "racecheck")
-#: Exit status that the sanitizer is told to give for what it finds.
+#: Exit status that the sanitizer is told to return for errors.
 _FOUND = 9
-#: Seconds for one tool; memory of shared kernels is followed access by access.
+#: Seconds for one tool: it checks every access to shared memory.
 _PATIENCE = 300
-#: Of the project's kernels alone, and not of what a library asks the driver in vain.
+#: Check the project's kernels only, and ignore failed driver calls of libraries.
 _OPTIONS = (
     f"--error-exitcode={_FOUND}",
     "--target-processes=all",
     "--report-api-errors=no",
     f"--kernel-name=kernel_substring={ENTRY}",
 )
-#: Each tensor in memory of its own, so that none borders on another.
+#: Allocate each tensor separately, so that none is adjacent to another.
 _APART = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def verdict(tool: str, backend: str) -> str:
-    """What a tool says of `rnnjit check BACKEND --quick`: "clean", or what else happened."""
+    """A tool's verdict on `rnnjit check BACKEND --quick`: "clean", or what else happened."""
     path = find_nvidia_binary_utility("compute-sanitizer") or shutil.which("compute-sanitizer")
     if path is None:
         return "not run: compute-sanitizer is not there (pip install nvidia-cuda-sanitizer-api)"

@@ -1,4 +1,4 @@
-"""What is run by whom, and what is written of the machine."""
+"""The cases and contestants of the suites, and the facts of the machine that results contain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _enabled(config: pytest.Config) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every case by eager and every backend for CPUs; each suite's first where nothing is timed."""
+    """Every case on eager and every CPU backend; only each suite's first if nothing is timed."""
     enabled = _enabled(metafunc.config)
     taking = [each for each in contestants() if each.kind != "peer" and _runs_here(each.name)]
     if "cache" in metafunc.fixturenames:
@@ -44,19 +44,19 @@ def _runs_here(name: str) -> bool:
 
 
 def name_of(case: Case) -> str:
-    """A case in a test's id."""
+    """The name of a case in a test's id."""
     kind = f"{case.dtype}{'-packed' if case.packed else ''}"
     return f"{case.mode}-T{case.T}-B{case.B}-I{case.I}-H{case.H}-{kind}"
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """A call whose values are wrong is not timed: that is one failure and not two."""
+    """Ignore unused benchmark fixtures: a call with wrong values is not timed, and fails once."""
     item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"))
 
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Any:
-    """Contestants set threads and autograd for a process of their own."""
+    """Restore the number of threads and autograd's mode, which contestants set."""
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
     yield
     torch.set_num_threads(threads)
@@ -65,7 +65,7 @@ def _as_before() -> Any:
 
 @pytest.fixture(scope="session")
 def machine(pytestconfig: pytest.Config) -> Machine | None:
-    """What this machine does at most; None where nothing is timed."""
+    """The peaks of the machine; None if nothing is timed."""
     if not _enabled(pytestconfig):
         return None
     pytestconfig.stash[_MEASURED] = measured = measure_machine(
@@ -75,7 +75,7 @@ def machine(pytestconfig: pytest.Config) -> Machine | None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """The versions at work and the peaks, but not the machine's name in its network."""
+    """Write the versions in use and the peaks, but not the machine's host name."""
     for name in ("node", "release"):
         machine_info.pop(name, None)
     here = environment()
@@ -87,13 +87,13 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict) -> None:
-    """The commit, whatever the folder and the branch are called where it was measured."""
+    """Write the commit, but not the names of the folder and the branch."""
     commit_info["project"] = "rnnjit"
     commit_info.pop("branch", None)
 
 
 def pytest_benchmark_update_json(output_json: dict) -> None:
-    """Quantiles are kept, and not thousands of single times; the case is in `extra_info`."""
+    """Keep quantiles instead of thousands of single times; the case is in `extra_info`."""
     for each in output_json["benchmarks"]:
         each["stats"].pop("data", None)
         each["params"] = {"contestant": each["extra_info"]["backend"]}

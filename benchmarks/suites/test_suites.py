@@ -1,10 +1,10 @@
-"""pytest-benchmark suites: every mode of a call, by eager nn.RNN and every backend.
+"""pytest-benchmark suites: every mode of a call, on eager nn.RNN and every backend.
 
     make bench
 
 measures all of them. Without `--benchmark-enable` each mode runs once, on its first case, as a test
-of the suites themselves. Results are judged by the gate of `rnnjit bench` before anything is timed;
-no time is ever judged.
+of the suites themselves. The correctness gate of `rnnjit bench` judges results before anything is
+timed; times are never asserted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rnnjit.bench.trial import ARRAYS, Trial
 from rnnjit.runtime.timing import calibrate
 
 _THREADS = (torch.get_num_threads(),)
-#: The first case of every suite: quickly done, so that it is run as a test too.
+#: The first case of every suite: fast, since it is run as a test too.
 _SMALL = (5, 32, 10, 20)
 _SHAPES = (_SMALL, *(shape for shape in GRID if shape != _SMALL))
 _FEW = (_SMALL, (100, 1, 128, 256), (100, 32, 128, 256), (100, 64, 512, 512), (1000, 16, 64, 128))
@@ -44,12 +44,12 @@ SUITES = (
     each(STREAMING, ("streaming",), _THREADS),
 )
 _PLAN = Plan(rounds=15, sample=0.005)
-#: Seconds of a process from which on it is run once only.
+#: A process that takes at least these seconds is run only once.
 _LONG = 15
 
 
 def test_call(benchmark: Any, machine: Machine | None, case: Case, contestant: Contestant) -> None:
-    """One call, as `rnnjit.bench.records.Mode` says what it does."""
+    """One call of a mode, see `rnnjit.bench.records.Mode`."""
     if why := contestant.declines(case):
         pytest.skip(f"{contestant.name} declines it: {why}")
     gate, drawn = _judged(case)
@@ -83,7 +83,7 @@ def test_cold_start(
     (case,) = each([(20, 8, 64, 128)], ("cold training",), _THREADS)
     gate, drawn = _judged(case)
     arrays.save(tmp_path / ARRAYS, drawn)
-    # The contestant's for the session: once filled, it stays so.
+    # One cache for each contestant and session: once filled, it stays so.
     filled = tmp_path_factory.getbasetemp() / f"cache-of-{contestant.name}"
     new = (tmp_path / f"cache-{number}" for number in count())
 
@@ -94,7 +94,7 @@ def test_cold_start(
         assert trial.right, trial.result.reason
         return seconds
 
-    # The first fills the cache, and brings every file into memory.
+    # The first start fills the cache, and reads every file into memory.
     rounds = _PLAN.starts if start() < _LONG else 1
     benchmark.group = f"{case.mode}, {cache} cache"
     _describe(benchmark, case, contestant, cache=cache)
@@ -108,7 +108,7 @@ def _judged(case: Case) -> tuple[CorrectnessGate, arrays.Arrays]:
 
 
 def _describe(benchmark: Any, case: Case, contestant: Contestant, **more: Any) -> None:
-    """Note what is called, before it runs, which is when it counts."""
+    """Record the case, before the benchmark runs."""
     fields = ("mode", "T", "B", "I", "H", "dtype", "packed", "threads")
     benchmark.extra_info.update(
         backend=contestant.name, **{name: getattr(case, name) for name in fields}, **more

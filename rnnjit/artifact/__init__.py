@@ -1,12 +1,12 @@
-"""Stacks compiled ahead of time: a directory that holds code, weights and a manifest.
+"""Stacks compiled ahead of time: an artifact is a directory with code, weights and a manifest.
 
-    manifest.json      what it is: layers, shapes, dtype, target, versions, checksums (`manifest`)
-    manifest.sha256    the manifest's own checksum, as `sha256sum -c` reads it
-    weights.bin        all weights (`weights`)
-    NAME.h, NAME.o     a C header, and the object file or source that it belongs to
+    manifest.json      layers, shapes, dtype, target, versions and checksums (see `manifest`)
+    manifest.sha256    the checksum of the manifest, in the format of `sha256sum -c`
+    weights.bin        all weights (see `weights`)
+    NAME.h, NAME.o     a C header, and its object file or source
 
-An artifact's code is executable content: load only what you trust. Its checksums tell damage, not
-malice. There are no pickles in it.
+An artifact contains executable code: load only artifacts that you trust. The checksums detect
+damage, but not tampering. There are no pickles in it.
 """
 
 from rnnjit.artifact.export import export_artifact, targets

@@ -1,4 +1,4 @@
-"""`rnnjit.export_artifact`: a stack and its weights, compiled for some machine, as a directory."""
+"""`rnnjit.export_artifact`: compiles a stack for a target machine and writes it to a directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def targets() -> dict[str, str]:
-    """What artifacts can be exported for: each target, and the backend that builds for it.
+    """The targets of `export_artifact`: for each name, the backend that builds for it.
 
     Example:
         >>> targets()["aarch64"]
@@ -52,25 +52,28 @@ def export_artifact(
 ) -> Path:
     """Write a stack and its weights, compiled ahead of time, into a directory.
 
-    What is written computes the forward pass in evaluation mode, without Python and without
-    PyTorch: `NAME.h` says how to call it from C, and `rnnjit.load_artifact` calls one that was made
-    for this machine.
+    The artifact computes the forward pass in evaluation mode, without Python and without PyTorch.
+    `NAME.h` documents how to call it from C. `rnnjit.load_artifact` runs an artifact for this
+    machine from Python.
 
     Args:
         module: an nn.RNN or a compiled one, float32 or float64.
-        path: the directory; it must not exist, or be empty, or hold an artifact and `overwrite`.
-        target: one of `rnnjit.targets()`: "native" is this machine with all that it has.
-        name: with which C symbols and files begin, so that a program can link several.
-        overwrite: replace the artifact that is there.
+        path: the directory. It must be empty or not exist; with `overwrite` it may hold an
+            artifact.
+        target: one of `rnnjit.targets()`; "native" is this machine with all its vector features.
+        name: prefix of C symbols and file names, so that a program can link several artifacts.
+        overwrite: whether to replace an existing artifact.
 
     Returns:
         The directory.
 
     Raises:
-        TypeError: `module` is no nn.RNN, or of a cell that is not built for `target`, or `path` is
-            no path.
-        ValueError: `target` or `name` is none, or the weights are of another dtype or on meta.
-        FileExistsError: `path` is something else than what may be replaced.
+        TypeError: `module` is not an nn.RNN, the backend cannot build its cell for `target`, or
+            `path` is not a path.
+        ValueError: `target` is unknown, `name` is not a C identifier, `path` contains a null
+            character, or the weights have another dtype or are on the meta device.
+        RuntimeError: a weight of `module` does not fit its configuration.
+        FileExistsError: `path` is a file, or a directory that must not be replaced.
     """
     spec, weights = _stack(module)
     dtype = weights[0].dtype
@@ -157,7 +160,7 @@ def _check_place(place: Path, overwrite: bool) -> None:
 
 
 def _write(place: Path, content: Mapping[str, bytes]) -> None:
-    """Write all files beside the directory first, so that it never holds a part of them."""
+    """Write all files to a temporary directory and rename it, so that readers never see a part."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as made:
         fresh = Path(made) / "fresh"

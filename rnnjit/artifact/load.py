@@ -1,4 +1,4 @@
-"""`rnnjit.load_artifact`: calls an artifact that was made for this machine, from Python."""
+"""`rnnjit.load_artifact`: runs an artifact for this machine from Python."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from rnnjit.frontend.arguments import Result, prepare, restore
 class Artifact:
     """A stack that was compiled ahead of time; made by `load_artifact`.
 
-    It takes and gives what the exported nn.RNN does in evaluation mode, on the CPU, and may be
-    called by several threads at once. It has no backward pass.
+    It has the arguments and results of the exported nn.RNN in evaluation mode, on the CPU. Several
+    threads may call it at once. It has no backward pass.
 
     Attributes:
-        manifest: what it is.
+        manifest: the description of the artifact.
     """
 
     def __init__(self, manifest: Manifest, weights: bytes, run: Runner) -> None:
         self.manifest = manifest
         self._spec = manifest.rnn_spec
         self._block = torch.frombuffer(bytearray(weights), dtype=torch.uint8)
-        # Of the dtype and device that arguments must have; its values are not looked at.
+        # Has the dtype and device that arguments must have; it stands for a weight in `prepare`.
         self._like = torch.empty(0, dtype=getattr(torch, manifest.dtype))
         self._run = run
 
@@ -46,8 +46,15 @@ class Artifact:
             input: `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]` unbatched, or packed.
             hx: initial state `[L*D, B, H]`, or `[L*D, H]` if unbatched; zeros if None.
 
+        Returns:
+            The outputs of the last layer at every step (`[T, B, D*H]`, or in the input's form) and
+            the last state of every layer and direction, in the form of `hx`.
+
         Raises:
-            RuntimeError: an argument requires a gradient, which artifacts do not give.
+            AttributeError: an argument is not a tensor.
+            ValueError: wrong rank, or a dtype other than the artifact's.
+            RuntimeError: any other wrong shape, dtype or device, or an argument requires a
+                gradient.
         """
         prepared = prepare(self._spec, self._like, input, hx)
         x, hx = prepared.x, prepared.hx
@@ -68,15 +75,15 @@ class Artifact:
 def load_artifact(path: str | Path) -> Artifact:
     """Load an artifact that `export_artifact` made for this machine.
 
-    All its files are checked against the checksums of its manifest before any code is loaded.
-    Neither numba nor PyTorch's own layer is used, and nothing is compiled.
+    All files are checked against the checksums in the manifest before any code is loaded. Loading
+    needs neither numba nor a compiler.
 
     Args:
         path: the directory.
 
     Raises:
-        TypeError: `path` is no path.
-        ArtifactError: it is no artifact, is damaged, is for another machine, or needs a backend
+        TypeError: `path` is not a path.
+        ArtifactError: it is not an artifact, is damaged, is for another machine, or needs a backend
             that is not installed.
     """
     place = files.as_path(path)

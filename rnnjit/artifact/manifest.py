@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what it is, and what its files must be."""
+"""The manifest of an artifact: its description, and the checksums of its files."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MANIFEST, CHECKSUM, WEIGHTS = "manifest.json", "manifest.sha256", "weights.bin"
 
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
-#: A C identifier, which names files and symbols.
+#: A C identifier, the prefix of file names and symbols.
 _Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 _Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-#: A file in the artifact's own directory.
+#: The name of a file in the artifact's directory; no path separators.
 _FileName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_][A-Za-z0-9_.]*$")]
 
 
 class ArtifactError(ValueError):
-    """A directory is no artifact, is damaged, or is not for this machine, as the message says."""
+    """A directory is not an artifact, is damaged, or is for another machine; see the message."""
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a file must be.
+    """The size and checksum of a file.
 
     Attributes:
         bytes: its size.
@@ -41,11 +41,11 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a weight lies in the file of weights.
+    """The position of a weight in the file of weights.
 
     Attributes:
-        name: nn.RNN's own.
-        shape: row-major.
+        name: its name in nn.RNN.
+        shape: its shape; the elements are in row-major order.
         offset: bytes before its first element.
     """
 
@@ -58,7 +58,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The fields of `rnnjit.RNNSpec`, with the limits that torch's layers have.
 
     Attributes:
-        cell: what is computed at every step, as `Cell.text`.
+        cell: the cell, as `Cell.text`.
     """
 
     input_size: _Positive
@@ -73,26 +73,26 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, spec: RNNSpec) -> Spec:
-        """The fields of a stack."""
+        """Convert an `RNNSpec`."""
         own = {name: getattr(spec, name) for name in cls.__struct_fields__}
         return cls(**{**own, "cell": spec.cell.text})
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What an artifact is.
+    """The description of an artifact.
 
     Attributes:
-        format: of the artifact, `FORMAT`.
-        name: with which its symbols and files begin.
-        backend: which backend built it.
-        target: what it was built for, as it was asked for.
-        machine: what it needs, in the backend's words.
-        spec: the stack; dropout is none, since artifacts are for evaluation.
-        dtype: of all tensors.
-        shapes: of the arguments and results of a call, in letters.
-        weights: where each weight is, in nn.RNN's flat order.
-        versions: of rnnjit, PyTorch and what else took part.
-        files: all others, by name.
+        format: version of the format, `FORMAT`.
+        name: prefix of its symbols and files.
+        backend: the backend that built it.
+        target: the `target` that it was exported for.
+        machine: its requirements, as `Program.machine`.
+        spec: the stack, with dropout 0, since artifacts run in evaluation mode.
+        dtype: dtype of all tensors.
+        shapes: symbolic shapes of the arguments and results of a call, such as "[T, B, 16]".
+        weights: the position of each weight, in nn.RNN's flat order.
+        versions: versions of rnnjit, PyTorch and the compilers.
+        files: size and checksum of all other files, by name.
     """
 
     format: int
@@ -109,17 +109,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def rnn_spec(self) -> RNNSpec:
-        """The stack, in the core's own terms."""
+        """The stack as an `RNNSpec`."""
         fields = msgspec.structs.asdict(self.spec)
         return RNNSpec(**{**fields, "cell": Cell.parse(self.spec.cell)})
 
 
 def as_path(path: object) -> Path:
-    """The argument `path` of a public function.
+    """Convert the argument `path` of a public function.
 
     Raises:
         TypeError: it is neither a string nor a path.
-        ValueError: no path may have it.
+        ValueError: it contains a null character.
     """
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
@@ -129,25 +129,25 @@ def as_path(path: object) -> Path:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as JSON that a person can read."""
+    """Encode a manifest as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 
 def checksum_line(content: bytes) -> bytes:
-    """What the checksum file of a manifest with this content holds."""
+    """The content of the checksum file for a manifest with this content."""
     return f"{digest(content)}  {MANIFEST}\n".encode()
 
 
 def digest(content: bytes) -> str:
-    """SHA-256 of some bytes, in hexadecimal."""
+    """The SHA-256 digest of `content`, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of an artifact, checked against its checksum.
+    """Read the manifest of an artifact and check it against its checksum.
 
     Raises:
-        ArtifactError: there is none, it is damaged, or it is of another format.
+        ArtifactError: there is none, it is damaged, or it has another format.
     """
     content = _content(directory, MANIFEST)
     if _content(directory, CHECKSUM) != checksum_line(content):
@@ -169,10 +169,10 @@ def read(directory: Path) -> Manifest:
 
 
 def read_file(directory: Path, manifest: Manifest, name: str) -> bytes:
-    """The content of one of an artifact's files, checked.
+    """Read a file of an artifact and check it against its checksum.
 
     Raises:
-        ArtifactError: it is not there, or is damaged.
+        ArtifactError: it is missing or damaged.
     """
     expected = manifest.files.get(name)
     if expected is None:
@@ -188,7 +188,7 @@ def read_file(directory: Path, manifest: Manifest, name: str) -> bytes:
 
 
 class _Format(msgspec.Struct):
-    """As much of a manifest as every format has."""
+    """The part of a manifest that all formats have in common."""
 
     format: int
 

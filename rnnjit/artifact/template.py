@@ -1,4 +1,4 @@
-"""C files of artifacts, made from templates that backends ship."""
+"""Fills the templates, shipped by backends, for the C files of artifacts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REAL = {torch.float32: "float", torch.float64: "double"}
 
 
 def shapes(spec: RNNSpec) -> dict[str, str]:
-    """The shapes of a call's tensors, T and B being free, as C has them: time first.
+    """The symbolic shapes of a call's tensors in C, time first; T and B are variable.
 
     Example:
         >>> shapes(RNNSpec(8, 16, num_layers=2))["h0"]
@@ -28,18 +28,21 @@ def shapes(spec: RNNSpec) -> dict[str, str]:
 def fill(
     package: str, file: str, spec: RNNSpec, dtype: torch.dtype, name: str, **others: object
 ) -> bytes:
-    """The template `file` of a package, with what every artifact's C files speak of put in.
+    """Fill the template `file` of a package with the values that all C files of artifacts share.
 
     Args:
         package: import package that ships the template, a `string.Template`.
-        file: its name there.
+        file: file name of the template in the package.
         spec: the stack.
-        dtype: of all tensors.
-        name: with which C symbols and file names begin.
-        **others: further values of the template.
+        dtype: dtype of all tensors.
+        name: prefix of C symbols and file names.
+        **others: further values for the template.
+
+    Returns:
+        The filled template, as UTF-8.
 
     Raises:
-        KeyError: the template asks for a value that is not there.
+        KeyError: the template has a placeholder without a value.
     """
     template = Template(files(package).joinpath(file).read_text(encoding="utf-8"))
     values: dict[str, object] = {

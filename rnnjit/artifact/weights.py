@@ -1,4 +1,4 @@
-"""How the weights of a stack lie in an artifact: one block of bytes, for every target the same."""
+"""The layout of a stack's weights in an artifact: one block of bytes, the same for all targets."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from rnnjit.spec import RNNSpec
 
-#: Each weight begins at a multiple of this many bytes: a cache line, and no vector is wider.
+#: Each weight begins at a multiple of this many bytes: a cache line; no vector is wider.
 ALIGNMENT = 64
 
 
 class Place(NamedTuple):
-    """Where a weight is.
+    """The position of a weight.
 
     Attributes:
-        name: nn.RNN's own, such as "weight_ih_l0_reverse".
-        shape: of the matrix or vector, row-major.
+        name: its name in nn.RNN, such as "weight_ih_l0_reverse".
+        shape: its shape; the elements are in row-major order.
         offset: bytes before its first element.
     """
 
@@ -30,10 +30,10 @@ class Place(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where all weights are.
+    """The positions of all weights.
 
     Attributes:
-        places: one for each weight, in nn.RNN's flat order.
+        places: the position of each weight, in nn.RNN's flat order.
         size: bytes of the block.
     """
 
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
 
 def layout(spec: RNNSpec, itemsize: int) -> Layout:
-    """The layout of a stack whose elements take `itemsize` bytes each."""
+    """The layout for a stack with elements of `itemsize` bytes."""
     places, end = [], 0
     for name, shape in zip(_names(spec), spec.weight_shapes, strict=True):
         places.append(Place(name, tuple(shape), end))
@@ -51,7 +51,7 @@ def layout(spec: RNNSpec, itemsize: int) -> Layout:
 
 
 def pack(spec: RNNSpec, weights: Sequence[Tensor]) -> bytes:
-    """The block that holds `weights` (nn.RNN's flat order, one dtype), little-endian."""
+    """Make the block of `weights` (nn.RNN's flat order, one dtype), little-endian."""
     itemsize = weights[0].itemsize
     where = layout(spec, itemsize)
     block = torch.zeros(where.size, dtype=torch.uint8)

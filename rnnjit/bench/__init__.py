@@ -1,4 +1,4 @@
-"""`rnnjit bench`: eager PyTorch, backends and peers, each in its own process, timed in turns."""
+"""`rnnjit bench`: times eager PyTorch, backends and peers, interleaved, each in its own process."""
 
 from rnnjit.runtime.timing import Timing, interleave
 

@@ -1,4 +1,4 @@
-"""The numbers of a case: drawn, and handed from process to process as .npz files."""
+"""The arrays of a case: draws them, and passes them between processes as .npz files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rnnjit.bench.records import Case
 
 Array = NDArray[np.floating]
 
-#: Steps of which the results are judged when streaming: a state that is not carried on shows.
+#: Steps whose results are checked when streaming, so that a state that is not passed on shows.
 FRAMES = 8
 
 _WEIGHT = "weight of "
 
 
 class Arrays(NamedTuple):
-    """The numbers of a case, in its dtype; nothing of them may be written to.
+    """The arrays of a case, in its dtype; they must not be written to.
 
     Attributes:
-        x: `[T, B, I]`; zeros behind the end of a sequence. When streaming T is `FRAMES`.
+        x: `[T, B, I]`; zeros after the end of a sequence. When streaming, T is `FRAMES`.
         h0: `[L*D, B, H]`.
-        lengths: int64 `[B]`, never growing, the first of them T; None if all are T.
+        lengths: int64 `[B]`, in descending order, the first is T; None if all are T.
         weights: by nn.RNN's names, `weight_ih_l0` and so on.
-        grad_y: `[T, B, D*H]`, zeros behind the end of a sequence.
+        grad_y: `[T, B, D*H]`, zeros after the end of a sequence.
         grad_h_n: `[L*D, B, H]`.
     """
 
@@ -42,9 +42,10 @@ class Arrays(NamedTuple):
 
 
 def draw(case: Case) -> Arrays:
-    """The numbers of a case, the same at every call: drawn in float64 and rounded.
+    """Draw the arrays of a case, in float64 and rounded; every call gives the same arrays.
 
-    Inputs, states and gradients are standard normal, weights uniform as nn.RNN begins with.
+    Inputs, states and gradients are standard normal; weights are uniform, as nn.RNN initialises
+    them.
     """
     generator = _generator(case, 0)
     steps = FRAMES if case.mode == "streaming" else case.T
@@ -68,7 +69,7 @@ def draw(case: Case) -> Arrays:
 
 
 def lengths_of(case: Case) -> NDArray[np.int64]:
-    """The sequences' lengths `[B]`: T, or if packed uniform from 1 to T, the longest first."""
+    """The lengths of the sequences, int64 `[B]`: T, or if packed, uniform in 1 to T and sorted."""
     if not case.packed:
         return np.full(case.B, case.T)
     lengths = _generator(case, 1).integers(1, case.T, case.B, endpoint=True)
@@ -82,7 +83,7 @@ def _generator(case: Case, stream: int) -> np.random.Generator:
 
 
 def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight by nn.RNN's name, in its order."""
+    """The shape of every weight, by nn.RNN's names and in its order."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(case.layers):
         inputs = case.H * case.directions if layer else case.I
@@ -95,12 +96,12 @@ def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
 
 
 def suffixes(case: Case, layer: int) -> list[str]:
-    """What the names of a layer's weights end with, a suffix for each direction."""
+    """The suffixes of the names of a layer's weights, one for each direction."""
     return [f"l{layer}", f"l{layer}_reverse"] if case.bidirectional else [f"l{layer}"]
 
 
 def save(path: Path, arrays: Arrays) -> None:
-    """Write the numbers of a case."""
+    """Write the arrays of a case."""
     lengths = {} if arrays.lengths is None else {"lengths": arrays.lengths}
     weights = {_WEIGHT + name: weight for name, weight in arrays.weights.items()}
     rest = arrays._asdict()
@@ -109,10 +110,10 @@ def save(path: Path, arrays: Arrays) -> None:
 
 
 def load(path: Path) -> Arrays:
-    """What `save` wrote.
+    """Read the arrays that `save` wrote.
 
     Raises:
-        OSError, ValueError, KeyError: it is no such file.
+        OSError, ValueError, KeyError: the file is missing, or is not such a file.
     """
     found = load_results(path)
     weights = {
@@ -133,15 +134,15 @@ def load(path: Path) -> Arrays:
 
 def save_results(path: Path, results: Mapping[str, NDArray[np.generic]]) -> None:
     """Write arrays by name."""
-    with path.open("wb") as file:  # a name without .npz is left as it is
+    with path.open("wb") as file:  # given a path, np.savez may append .npz
         np.savez(file, **results)  # type: ignore[arg-type]  # its other arguments have no such names
 
 
 def load_results(path: Path) -> dict[str, Array]:
-    """What `save_results` wrote.
+    """Read the arrays that `save_results` wrote, by name.
 
     Raises:
-        OSError, ValueError: it is no such file, or it holds objects.
+        OSError, ValueError: the file is missing, is not such a file, or contains Python objects.
     """
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}

@@ -1,4 +1,4 @@
-"""The calls that are timed: presets, suites and the engine's table take their cases from here."""
+"""The cases of benchmarks, shared by the presets and the suites in `benchmarks/`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Shape(NamedTuple):
     H: int
 
 
-#: Shapes bound by the machine's multiply-adds.
+#: Shapes that are bound by the rate of multiply-adds.
 COMPUTE_BOUND = (Shape(100, 64, 512, 512), Shape(20, 128, 1024, 1024))
-#: From single steps to large batches: the shapes of the README's table.
+#: From single steps to large batches: the shapes of the tables in docs/benchmarks.md.
 GRID = (
     Shape(1, 1, 32, 64),
     Shape(5, 32, 10, 20),
@@ -34,7 +34,7 @@ GRID = (
     Shape(1000, 16, 64, 128),
     Shape(28, 64, 28, 128),
 )
-#: One frame a call.
+#: One frame per call.
 STREAMING = (
     Shape(1, 1, 32, 64),
     Shape(1, 1, 64, 128),
@@ -44,7 +44,7 @@ STREAMING = (
     Shape(1, 32, 128, 256),
 )
 BOTH: tuple[Mode, ...] = ("forward", "training")
-#: Groups of cold starts: compiled code is found nowhere, or where the process before left it.
+#: Groups of cold starts: without compiled code on disk, or with that of a previous process.
 EMPTY_CACHE, FILLED_CACHE = "cold start, empty cache", "cold start, filled cache"
 
 
@@ -58,9 +58,9 @@ def each(
 
     Args:
         shapes: T, B, I and H.
-        modes: what a call does.
-        threads: numbers of threads.
-        **rest: fields that all cases have in common.
+        modes: the modes.
+        threads: the numbers of threads.
+        **rest: further fields of `Case`, the same for all.
     """
     return tuple(
         Case(T=T, B=B, I=I, H=H, mode=mode, threads=count, **rest)
@@ -71,13 +71,13 @@ def each(
 def random_shapes(
     least: Shape, most: Shape, most_products: float, seed: int = 0
 ) -> Iterator[Shape]:
-    """Shapes without end, spread evenly over the orders of magnitude of each size.
+    """Yield random shapes endlessly; each size is distributed log-uniformly.
 
     Args:
-        least: the smallest of each size.
-        most: the largest of each size.
-        most_products: multiply-adds of a forward pass; shapes that have more are left out.
-        seed: the same shapes for the same one.
+        least: the smallest value of each size.
+        most: the largest value of each size.
+        most_products: most multiply-adds of a forward pass; shapes with more are skipped.
+        seed: seed of the random numbers.
     """
     generator = random.Random(seed)
     while True:

@@ -1,4 +1,4 @@
-"""The correctness gate: no time is kept of a contestant whose values or gradients are wrong."""
+"""The correctness gate: a contestant with wrong values or gradients gets no time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rnnjit.testing.tolerances import errors_of, largest
 
 
 class Judgement(NamedTuple):
-    """What the gate found.
+    """The result of the gate.
 
     Attributes:
         wrong: what is wrong, "" if nothing is.
-        error: largest absolute difference from eager in float64; None where it cannot be taken.
+        error: largest absolute difference from eager in float64; None if it cannot be computed.
     """
 
     wrong: str
@@ -31,9 +31,9 @@ class Judgement(NamedTuple):
 
 
 class CorrectnessGate:
-    """Judges results of one case by the conformance kit's rule and tolerances.
+    """Checks the results of one case with the conformance kit's comparison and tolerances.
 
-    The truth is nn.RNN run in float64 by this process, from the same numbers.
+    The reference is nn.RNN, run in float64 by this process on the same arrays.
 
     Attributes:
         eager_error: eager's own largest error in the case's dtype.
@@ -45,7 +45,7 @@ class CorrectnessGate:
         self.eager_error = max(expected.own for expected in own if expected is not None)
 
     def judge(self, results: Mapping[str, Array]) -> Judgement:
-        """Hold the results of a contestant against eager's, see `Ready.results`."""
+        """Compare the results of a contestant with eager's; `results` is as in `Ready.results`."""
         got: Values = {}
         for name in self._standard.names:
             key = name.replace("the gradient of", "grad")
@@ -69,7 +69,7 @@ class CorrectnessGate:
 
 
 def _call(case: records.Case, arrays: Arrays) -> Call:
-    """The kit's call with the numbers of a benchmark's case."""
+    """Convert a benchmark case and its arrays to a call of the conformance kit."""
     lengths = None if arrays.lengths is None else tuple(arrays.lengths.tolist())
     kit = Case("bench", lengths=lengths, dtype=getattr(torch, case.dtype), training=case.trains)
     x, h0 = (torch.tensor(array).requires_grad_(case.trains) for array in (arrays.x, arrays.h0))
@@ -78,7 +78,7 @@ def _call(case: records.Case, arrays: Arrays) -> Call:
 
 
 def _procedure(module: nn.Module, call: Call) -> Values:
-    """What eager gives, laid out as `Ready.results`."""
+    """Run eager; the results are laid out as in `Ready.results`."""
     with torch.set_grad_enabled(call.case.training):
         output, h_n = module(*call.arguments())
         y = output

@@ -1,7 +1,8 @@
 """`rnnjit.bench.worker` for contestants that are not rnnjit's, isolated from rnnjit and torch.
 
-A peer's first call is to take as long, and its process to be as large, as if rnnjit were not there.
-Run as a file, this puts empty packages in the place of rnnjit's, through which modules are found.
+rnnjit must not add to the first-call time or the memory of a peer. Run as a file, this module
+replaces rnnjit's packages by empty ones with the same search path, so that submodules can be
+imported without running the `__init__` modules of rnnjit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     """Run the worker on the arguments of the process."""
-    # Python puts the folder of the file that it runs there.
+    # Python adds the directory of the script to the path.
     sys.path[:] = [place for place in sys.path if Path(place).resolve() != HERE]
     places = {
         "rnnjit": HERE.parent,

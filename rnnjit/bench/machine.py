@@ -1,4 +1,4 @@
-"""The machine of a benchmark: what it is, and what it was measured to do at most."""
+"""Describes and measures the machine of a benchmark."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from rnnjit.bench.records import Bandwidth, Machine, Peak
 from rnnjit.tools.environment import environment
 
-#: What is assumed of the bytes of each cache where the system does not say.
+#: Bytes of each cache level, if the system does not tell them.
 _CACHES = {1: 32 << 10, 2: 1 << 20, 3: 32 << 20}
 _BITS = {"float32": 32, "float64": 64}
 _FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def measure_machine(threads: Iterable[int], *, quick: bool = False) -> Machine:
-    """Describe this machine and measure its peaks; a second or two when quick, else ten.
+    """Describe this machine and measure its peaks, which takes about 10 s, or 1 to 2 s if `quick`.
 
-    Without llvmlite, which compiles the loops that measure, there are no peaks.
+    Without llvmlite, which compiles the measuring loops, there are no peaks.
 
     Args:
-        threads: each number of threads that peaks are wanted for.
-        quick: take fewer and shorter samples.
+        threads: the numbers of threads for which to measure peaks.
+        quick: whether to take fewer and shorter samples.
     """
     here = environment()
     isa = ""
@@ -59,7 +59,7 @@ def measure_machine(threads: Iterable[int], *, quick: bool = False) -> Machine:
 
 
 def buffers(threads: int) -> dict[str, int]:
-    """Bytes for each thread that lie in each level: a half of it, or four times the last cache."""
+    """Buffer bytes per thread for each level: half of a cache; for memory, four times the L3."""
     sizes = {**_CACHES, **cache_sizes()}
     wanted = {
         "L1": sizes[1] // 2,
@@ -71,13 +71,13 @@ def buffers(threads: int) -> dict[str, int]:
 
 
 def capacity(level: str, threads: int) -> int:
-    """Bytes of a level that one of some threads may fill; 0 for memory, which has no end here."""
+    """Bytes of a level per thread; 0 for memory, which is taken as unlimited."""
     sizes = {**_CACHES, **cache_sizes()}
     return {"L1": sizes[1], "L2": sizes[2], "L3": sizes[3] // threads}.get(level, 0)
 
 
 def cache_sizes(folder: Path = _FOLDER) -> dict[int, int]:
-    """Bytes of the caches for data, by level, as far as the system says."""
+    """Bytes of the data caches by level, as far as the system tells them."""
     found = {}
     for index in folder.glob("index*"):
         kind, level, size = (

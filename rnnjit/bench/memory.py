@@ -1,4 +1,4 @@
-"""By how much this process grows while something is done."""
+"""Measures the memory growth of this process during a call."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def growth(make: Callable[[], Callable[[], object]]) -> int | None:
-    """Bytes that this process is larger by at most, during a call, than before all was made ready.
+    """Measure the peak memory during a call, in bytes above the memory before its preparation.
 
     Args:
-        make: makes all ready, its first call done, and gives the call.
+        make: prepares the call, runs it once, and returns it.
 
     Returns:
-        The growth, never below 0, or None where the system does not tell (only Linux does).
+        The growth, at least 0, or None if the system does not tell it (only Linux does).
     """
     if not _STATUS.exists():
         return None
@@ -25,7 +25,7 @@ def growth(make: Callable[[], Callable[[], object]]) -> int | None:
     before = _kilobytes("VmRSS")
     call = make()
     try:
-        _RESET.write_text("5")  # the peak so far is forgotten: the first call may have compiled
+        _RESET.write_text("5")  # resets the peak, since the first call may have compiled
     except OSError:
         return None
     call()
@@ -34,7 +34,7 @@ def growth(make: Callable[[], Callable[[], object]]) -> int | None:
 
 
 def _trim_heap() -> None:
-    """What is free but still held by the C library goes back to the system, where it can."""
+    """Return free memory that the C library still holds to the system, if it supports that."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,7 +1,7 @@
-"""What the machine can do at most: its multiply-adds, and what it reads from each level of memory.
+"""Measures the machine's peaks: multiply-add rate, and read bandwidth of each level of memory.
 
-Two loops in LLVM IR, over vectors of the machine's own width: one multiplies and adds in registers
-alone, the other reads a buffer over and over.
+It runs two loops in LLVM IR on vectors of the machine's width: one only multiplies and adds in
+registers, the other reads a buffer repeatedly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from rnnjit.codegen import Isa
 from rnnjit.codegen.host import host_isa
 
 _ELEMENTS = {32: "float", 64: "double"}
-#: Each chain is a vector that starts from `%data` and is stored to `%out`: none can be dropped.
+#: Each chain is a vector that is loaded from `%data` and stored to `%out`, so that the compiler
+#: cannot remove it.
 _LOOP = """
 define void @{name}(i64 %count, ptr %data, i64 %mask, ptr %out) {{
 entry:
@@ -57,7 +58,13 @@ _AFTER = """%o{k} = getelementptr {vector}, ptr %out, i64 {k}
 
 
 def fma_peak(bits: int, threads: int, *, quick: bool = False) -> float:
-    """Operations a second of multiply-adds in registers, two each, on some threads at once."""
+    """Measure the floating-point operations per second of multiply-adds (two each) in registers.
+
+    Args:
+        bits: width of an element, 32 or 64.
+        threads: number of threads that run at the same time.
+        quick: whether to take fewer and shorter samples.
+    """
     isa = host_isa()
     chains = isa.registers * 3 // 4
     lanes = isa.lanes(bits // 8)
@@ -66,14 +73,20 @@ def fma_peak(bits: int, threads: int, *, quick: bool = False) -> float:
 
 
 def bandwidth(size: int, threads: int, *, quick: bool = False) -> float:
-    """Bytes a second that some threads read, each in a buffer of `size` bytes, a power of two."""
+    """Measure the bytes per second that threads read, each from its own buffer.
+
+    Args:
+        size: bytes of a buffer, a power of two.
+        threads: number of threads that run at the same time.
+        quick: whether to take fewer and shorter samples.
+    """
     isa = host_isa()
     seconds = _fastest("read", 32, [_buffer(size) for _ in range(threads)], quick)
     return threads * isa.registers // 2 * isa.vector_bytes / seconds
 
 
 def _fastest(name: str, bits: int, data: list[torch.Tensor], quick: bool) -> float:
-    """Seconds that a turn of a loop takes at best, on as many threads as there are buffers."""
+    """The least seconds of an iteration of a loop, with one thread for each buffer."""
     loop, mask = _loops(host_isa(), bits)[name], data[0].nbytes - 1
     room = [_buffer(4096) for _ in data]
 
@@ -88,9 +101,9 @@ def _fastest(name: str, bits: int, data: list[torch.Tensor], quick: bool) -> flo
 
 
 def _together(calls: list[Callable[[], None]]) -> float:
-    """Seconds from the first start to the last end; ctypes releases the interpreter's lock."""
+    """Seconds from the first start to the last end; ctypes releases the GIL during calls."""
     barrier = Barrier(len(calls))
-    # The system may well start short-lived threads on the same processor.
+    # Threads are pinned, since the system may start short-lived threads on the same processor.
     pin = getattr(os, "sched_setaffinity", None)
     processors = sorted(os.sched_getaffinity(0)) if pin else []
 
@@ -110,7 +123,7 @@ def _together(calls: list[Callable[[], None]]) -> float:
 
 @cache
 def _loops(isa: Isa, bits: int) -> dict[str, Any]:
-    """The two loops, compiled: functions of (turns, data, mask of its places, out)."""
+    """Compile the two loops: functions of (iterations, data, mask of byte offsets, out)."""
     loops = {"fma": (_FMA, isa.registers * 3 // 4), "read": (_READ, isa.registers // 2)}
     text = "\n".join(_text(isa, bits, name, *loop) for name, loop in loops.items())
     llvm.initialize_native_target()
@@ -126,7 +139,7 @@ def _loops(isa: Isa, bits: int) -> dict[str, Any]:
 
 
 def _text(isa: Isa, bits: int, name: str, step: str, chains: int) -> str:
-    """One loop in LLVM IR, a turn of which steps every chain once."""
+    """One loop in LLVM IR; each iteration advances every chain once."""
     lanes, element = isa.lanes(bits // 8), _ELEMENTS[bits]
     words = {
         "vector": f"<{lanes} x {element}>",
@@ -146,5 +159,5 @@ def _text(isa: Isa, bits: int, name: str, step: str, chains: int) -> str:
 
 
 def _buffer(size: int) -> torch.Tensor:
-    """Ones: pages that were never written to would all be the same page of zeros."""
+    """A buffer of ones: pages that were never written all map to one page of zeros."""
     return torch.ones(size // 4)

@@ -1,4 +1,4 @@
-"""How a benchmark measures: how often, and how long."""
+"""The plan of a benchmark: numbers of samples, durations and limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rnnjit.bench.contestants.base import Contestant
 from rnnjit.bench.records import Case
 
-_START = 2.5  # seconds until a process has imported its libraries, about
+_START = 2.5  # about how many seconds a process takes to import its libraries
 _JUDGING = 0.1
 
 
@@ -17,15 +17,15 @@ class Plan:
     """How a benchmark measures.
 
     Attributes:
-        rounds: samples of each contestant, taken in turns.
-        sample: seconds that a sample lasts at least.
-        pause: seconds between two samples, in which threads that spin go to sleep: those of
-            onnxruntime spin for 40 ms, OpenMP's for 10, others not at all.
-        most: seconds of samples after which a contestant has had enough rounds, if it has had 3.
-        starts: processes that a cold start is measured on.
-        longest: seconds that getting ready may take, about: who needs more is left out.
-        memory: whether processes' growth is measured.
-        timeout: seconds that a process may take to answer.
+        rounds: interleaved samples of each contestant.
+        sample: least seconds of a sample.
+        pause: seconds between two samples, in which spinning threads go to sleep: onnxruntime's
+            spin for 40 ms, OpenMP's for 10 ms, others not at all.
+        most: seconds of samples after which a contestant gets no more rounds, if it has had 3.
+        starts: number of processes in which a cold start is measured.
+        longest: most seconds of set-up, estimated; contestants that need more are left out.
+        memory: whether to measure the growth of processes.
+        timeout: most seconds for a process to reply.
     """
 
     rounds: int = 15
@@ -38,24 +38,24 @@ class Plan:
     timeout: float = 300.0
 
     def preparing(self, contestant: Contestant, case: Case) -> float:
-        """About how many seconds the work before the rounds takes."""
+        """The expected seconds of set-up before the rounds."""
         if case.cold:
             return self.starts * (_START + contestant.setup_seconds(case))
         return contestant.setup_seconds(case) * (1.3 if self.memory else 1.0) + 2 * self.sample
 
     def leaves_out(self, contestant: Contestant, case: Case) -> str:
-        """Why there is no time for a contestant; "" if there is."""
+        """Why the plan leaves a contestant out of a case; "" if it does not."""
         needed = contestant.setup_seconds(case)
         if needed <= self.longest:
             return ""
         return f"getting ready takes about {needed:.3g} s: this plan allows {self.longest:.3g}"
 
     def round(self, trials: int) -> float:
-        """About how many seconds one round of so many takes."""
+        """The expected seconds of a round of `trials` samples."""
         return trials * (self.pause + 1.5 * self.sample)
 
     def seconds(self, cases: Sequence[Case], contestants: Sequence[Contestant]) -> float:
-        """About how many seconds all cases take."""
+        """The expected seconds of all cases."""
         found = 0.0
         for case in cases:
             taking = [
@@ -73,5 +73,5 @@ class Plan:
 def _declines(contestant: Contestant, case: Case) -> bool:
     try:
         return bool(contestant.declines(case))
-    except Exception:  # noqa: BLE001 - it will fail where that is a result
+    except Exception:  # noqa: BLE001 - when the case is measured, it fails as a result
         return True

@@ -1,4 +1,4 @@
-"""Presets of `rnnjit bench`, each a function from numbers of threads to cases."""
+"""The presets of `rnnjit bench`: the cases that each measures, and how."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PACKED = ((50, 16, 32, 64), (100, 32, 64, 128), (200, 32, 128, 256), (1000, 16,
 
 
 class Preset(NamedTuple):
-    """A choice of cases.
+    """A named set of cases.
 
     Attributes:
         about: what it measures, in a few words.
-        cases: from the numbers of threads, fewest first, to what is measured.
-        plan: how it is measured.
-        threads: from the processors to the numbers of threads, where none are asked for.
+        cases: a function from the numbers of threads, fewest first, to the cases.
+        plan: how it measures.
+        threads: a function from the number of processors to the default numbers of threads.
     """
 
     about: str
@@ -74,7 +74,7 @@ def _full(threads: Sequence[int]) -> tuple[Case, ...]:
 
 
 def _scaling(threads: Sequence[int]) -> tuple[Case, ...]:
-    """One size is changed at a time, and last the number of threads."""
+    """Sweeps over T, B, H and the number of threads, one at a time."""
     sweeps: dict[str, Sequence[tuple[int, int, int, int]]] = {
         "T": [(T, 16, 128, 128) for T in (4, 16, 64, 256, 1024)],
         "B": [(100, B, 128, 128) for B in (1, 4, 16, 64, 256)],
@@ -97,7 +97,7 @@ PRESETS = {
         Plan(rounds=5, sample=0.01, memory=False, timeout=60, longest=12),
     ),
     "full": Preset(
-        "the README's shapes on one and on all threads, and one of everything else",
+        "the shapes of docs/benchmarks.md on one and all threads, and one of everything else",
         _full,
         threads=lambda cpus: tuple(sorted({1, cpus})),
     ),

@@ -1,4 +1,4 @@
-"""The process of a contestant, as the benchmark sees it: started, asked, and ended if it hangs."""
+"""Runs the process of a contestant: starts it, sends it commands, and kills it if it hangs."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_N
 
 
 class WorkerError(Exception):
-    """A process failed to answer; the message says why. Whatever it held is lost."""
+    """A command to the process failed; the message says why."""
 
 
-class Refusal(Exception):  # noqa: N818 - it is no error of the contestant's
+class Refusal(Exception):  # noqa: N818 - not an error of the contestant
     """The contestant declines the case; the message says why."""
 
 
 class Worker:
-    """A process with one contestant, on a number of threads.
+    """A process that runs one contestant on a given number of threads.
 
     Args:
-        contestant: what runs in it.
-        threads: that its libraries may use.
-        environment: variables beyond those of this process.
+        contestant: the contestant.
+        threads: the number of threads that its libraries may use.
+        environment: environment variables to add to those of this process.
     """
 
     def __init__(
         self, contestant: Contestant, threads: int, environment: Mapping[str, str] | None = None
     ) -> None:
-        # A backend is started as its users start it; everything else knows nothing of rnnjit.
+        # A backend runs with rnnjit, as for its users; peers must not import rnnjit.
         run = (
             ["-m", "rnnjit.bench.worker"]
             if contestant.kind == "backend"
@@ -56,14 +56,14 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=_environment(threads) | dict(environment or {}),
-            # Ctrl-C is for the benchmark, which ends the processes itself.
+            # Ctrl-C must reach only the benchmark, which ends the processes itself.
             start_new_session=True,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin = self._process.stdin
         self._stdout = self._process.stdout
-        self._end = ""  # why it cannot be asked any more
+        self._end = ""  # why it takes no more commands
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -72,13 +72,13 @@ class Worker:
         """Send a command and wait for its reply.
 
         Args:
-            command: what to do.
-            timeout: seconds to wait at most.
+            command: the command.
+            timeout: most seconds to wait.
 
         Raises:
             Refusal: the contestant declines.
-            WorkerError: it raised, or its process died, said something else or nothing in time;
-                in all cases but the first, the process is over.
+            WorkerError: it raised; or its process died, gave an invalid reply or timed out, and is
+                over.
         """
         if self._end:
             raise WorkerError(self._end)
@@ -92,7 +92,7 @@ class Worker:
         try:
             reply = msgspec.json.decode(line, type=protocol.Reply)
         except msgspec.DecodeError:
-            raise self._ended(f"an answer that is none: {line[:80]!r}") from None
+            raise self._ended(f"an invalid reply: {line[:80]!r}") from None
         if isinstance(reply, protocol.Done):
             return reply.value
         if isinstance(reply, protocol.Declined):
@@ -101,11 +101,11 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it still takes commands."""
         return not self._end
 
     def close(self) -> None:
-        """Let it end by itself, for a moment."""
+        """Let it exit by itself, and kill it after a second."""
         with contextlib.suppress(OSError):
             self._stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -113,7 +113,7 @@ class Worker:
         self.kill()
 
     def kill(self) -> None:
-        """End it and what it started."""
+        """Kill the process and its children."""
         if hasattr(os, "killpg"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -127,7 +127,7 @@ class Worker:
                 file.close()
 
     def _write(self, line: bytes) -> None:
-        with contextlib.suppress(OSError):  # it is dead, as the end of its output will say
+        with contextlib.suppress(OSError):  # it has died, as the reader will report
             self._stdin.write(line)
             self._stdin.flush()
 
@@ -142,7 +142,7 @@ class Worker:
         return WorkerError(reason)
 
     def _stderr_tail(self) -> str:
-        """How it died, and what it wrote to standard error at last."""
+        """How it died, and its last lines on standard error."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
         code = self._process.returncode
@@ -159,7 +159,7 @@ class Worker:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The variables of this process, the number of threads, and where modules are found."""
+    """The environment of this process, with the number of threads and the module search path."""
     places = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
     pools = dict.fromkeys(_POOLS, str(threads))
     return {**os.environ, **pools, "PYTHONPATH": places}

@@ -1,6 +1,6 @@
-"""What a benchmark and the process of a contestant say to each other: a line of JSON each.
+"""The protocol between a benchmark and the process of a contestant: one line of JSON per message.
 
-Every command gets one reply. A command that fails gets `Failed`, and the process goes on.
+Every command gets one reply. A command that fails gets `Failed`, and the process continues.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepare(Message, frozen=True):
-    """Make a case ready and call it once: the seconds of that call, or `Declined`.
+    """Prepare a case and call it once. Reply: the seconds of that call, or `Declined`.
 
     Attributes:
-        case: what to call.
-        arrays: path of its numbers, as `rnnjit.bench.arrays.save` writes them.
+        case: the case.
+        arrays: path of the file with its arrays, see `rnnjit.bench.arrays.save`.
     """
 
     case: Case
@@ -27,44 +27,44 @@ class Prepare(Message, frozen=True):
 
 
 class Results(Message, frozen=True):
-    """Write the results of the case to a .npz file: nothing to say."""
+    """Write the results of the case to a .npz file at `path`. Reply: no value."""
 
     path: str
 
 
 class Calibrate(Message, frozen=True):
-    """How many calls last so many seconds."""
+    """Find how many calls take `least` seconds. Reply: the number of calls."""
 
     least: float
 
 
 class Sample(Message, frozen=True):
-    """Time so many calls, after one that is not timed: the seconds of one call."""
+    """Time `calls` calls, after one untimed call. Reply: the mean seconds of one call."""
 
     calls: int
 
 
 class Memory(Message, frozen=True):
-    """Make the case ready anew: the bytes that the process grows by, None if it is not known."""
+    """Prepare the case again. Reply: the bytes that the process grows by, None if unknown."""
 
 
 Command = Prepare | Results | Calibrate | Sample | Memory
 
 
 class Done(Message, frozen=True):
-    """What was asked for."""
+    """The command succeeded; its result, if it has one."""
 
     value: float | None = None
 
 
 class Declined(Message, frozen=True):
-    """Why the contestant does not offer such a call."""
+    """The contestant does not support such a call, for this reason."""
 
     reason: str
 
 
 class Failed(Message, frozen=True):
-    """What was raised."""
+    """The command raised this error."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""What a benchmark measures and what it found, as data, and as JSON on disk.
+"""The cases, measurements and reports of benchmarks, as data and as JSON on disk.
 
 Times are seconds, sizes are bytes, rates are per second, unless a name says otherwise.
 """
@@ -10,27 +10,27 @@ from typing import Literal
 
 import msgspec
 
-#: Changes when files of before can no longer be read.
+#: The version of the file format; it changes when older files can no longer be read.
 FORMAT = 1
 
-#: forward        evaluation mode, no gradients, a whole sequence a call
+#: forward        evaluation mode, no gradients, a whole sequence per call
 #: training       forward, then backward to x, h0 and every weight
-#: backward       that backward pass alone, again and again from one forward pass
-#: streaming      one step of one frame a call, the state going on from call to call
-#: cold start     the first forward call of a new process, compilation and loading included
-#: cold training  the same of a training call
+#: backward       only that backward pass, repeatedly from one forward pass
+#: streaming      one step of one frame per call; the state is passed from call to call
+#: cold start     the first forward call of a new process, with compilation and loading
+#: cold training  the first training call of a new process
 Mode = Literal["forward", "training", "backward", "streaming", "cold start", "cold training"]
 
 #: right      its values, and in training its gradients, are within the conformance kit's tolerances
 #: wrong      they are not: no time is kept
-#: declined   it does not offer such a call
+#: declined   it does not support such a call
 #: failed     it raised, crashed or ran out of time
 #: absent     it is not installed here
 Verdict = Literal["right", "wrong", "declined", "failed", "absent"]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part of a report; a file with fields that are not known is refused."""
+    """A part of a report; decoding rejects unknown fields."""
 
 
 class Case(Record, frozen=True):
@@ -39,13 +39,13 @@ class Case(Record, frozen=True):
     Attributes:
         T, B, I, H: steps (1 when streaming), sequences, input and hidden features.
         layers: L.
-        bidirectional: D is 2.
+        bidirectional: whether D is 2.
         nonlinearity: "tanh" or "relu".
-        packed: sequences of lengths between 1 and T, the longest first.
+        packed: whether the sequences have lengths between 1 and T, the longest first.
         dtype: "float32" or "float64".
-        mode: what one call does.
-        threads: that a contestant may use.
-        group: what the case belongs to in a preset: "grid", "T", "B", "H", "threads", ...
+        mode: what one call computes.
+        threads: the number of threads that a contestant may use.
+        group: the group of the case in its preset: "grid", "T", "B", "H", "threads", ...
     """
 
     T: int
@@ -78,20 +78,20 @@ class Case(Record, frozen=True):
 
 
 class Measurement(Record, frozen=True):
-    """What one contestant did with one case.
+    """The result of one contestant in one case.
 
     Attributes:
         contestant: its name; `eager` is the baseline.
-        case: what was called.
+        case: the case.
         verdict: whether it is right, and if not, why there is no time.
         reason: the verdict in words, "" if right.
-        p20, p50, p80: seconds of one call: the samples that 20, 50 and 80% are below.
-        samples: how many samples there are.
-        calls: how many calls a sample is the mean of.
+        p20, p50, p80: seconds of one call: the 20th, 50th and 80th percentile of the samples.
+        samples: the number of samples.
+        calls: the number of calls of which a sample is the mean.
         error: largest absolute difference from eager in float64, of values and gradients.
-        eager_error: eager's own.
+        eager_error: the same for eager in the dtype of the case.
         first_call: seconds of the first call of its process, which may compile.
-        memory: bytes that its process grew by at most during the calls, beyond before the first.
+        memory: largest growth of its process in bytes during a call, see `rnnjit.bench.memory`.
     """
 
     contestant: str
@@ -110,13 +110,13 @@ class Measurement(Record, frozen=True):
 
 
 class ContestantInfo(Record, frozen=True):
-    """Who takes part.
+    """A contestant of a report.
 
     Attributes:
         name: as in `Measurement.contestant`.
         kind: "baseline", "backend" (of rnnjit), or "peer".
-        title: how people know it, such as "onnxruntime".
-        versions: of the packages that it is made of.
+        title: its name in tables and plots, such as "onnxruntime".
+        versions: versions of its packages.
         absent: why it does not take part, with what to install; "" if it does.
     """
 
@@ -128,12 +128,12 @@ class ContestantInfo(Record, frozen=True):
 
 
 class Peak(Record, frozen=True):
-    """The most multiply-adds that this machine does.
+    """The peak rate of multiply-adds of this machine.
 
     Attributes:
         dtype: "float32" or "float64".
-        threads: at work at the same time.
-        flops: floating-point operations a second, two for a multiply-add.
+        threads: number of threads.
+        flops: floating-point operations per second, two for a multiply-add.
     """
 
     dtype: str
@@ -142,13 +142,13 @@ class Peak(Record, frozen=True):
 
 
 class Bandwidth(Record, frozen=True):
-    """How fast this machine reads what lies in one level of its memory.
+    """The read bandwidth of one level of this machine's memory.
 
     Attributes:
         level: "L1", "L2", "L3" or "memory".
-        threads: at work at the same time, each on memory of its own.
-        capacity: bytes of the level that one thread may fill, 0 for memory.
-        rate: bytes a second, of all threads together.
+        threads: number of threads, each with its own buffer.
+        capacity: bytes of the level per thread, 0 for memory.
+        rate: bytes per second, of all threads together.
     """
 
     level: str
@@ -158,15 +158,15 @@ class Bandwidth(Record, frozen=True):
 
 
 class Machine(Record, frozen=True):
-    """The machine, and what it was measured to do at most, in the run of the report.
+    """The machine of a report, and its measured peaks.
 
     Attributes:
         cpu: the processor's name.
         system: operating system and machine type.
-        cpus: logical processors that the processes might run on.
-        isa: vector instructions that the kernels were generated for.
-        peaks: of multiply-adds, by dtype and threads.
-        bandwidths: by level and threads.
+        cpus: logical processors that the processes may run on.
+        isa: instruction set that the kernels are generated for; "" if unknown.
+        peaks: peak rates of multiply-adds, by dtype and threads.
+        bandwidths: read bandwidths, by level and threads.
     """
 
     cpu: str
@@ -182,15 +182,16 @@ class Report(Record, frozen=True):
 
     Attributes:
         format: `FORMAT`.
-        preset: its name.
-        created: when it began, in ISO 8601 with the offset from UTC.
-        commit: of the working tree that ran, "" if it is not one; "+" behind it if it was changed.
-        versions: of rnnjit, Python and the packages at work.
-        machine: where it ran.
-        contestants: who took part and who was absent.
-        measurements: in the order in which they were finished.
-        complete: False if it was interrupted.
-        command: that makes such a report again, "" if it was made otherwise.
+        preset: name of the preset.
+        created: start time, in ISO 8601 with the offset from UTC.
+        commit: commit of the working tree of rnnjit, "" if there is none; a "+" is appended if the
+            tree has uncommitted changes.
+        versions: versions of rnnjit, Python and the packages.
+        machine: the machine.
+        contestants: all contestants, absent ones included.
+        measurements: in the order in which they finished.
+        complete: False if the run was interrupted.
+        command: the command that repeats the run, "" if there is none.
     """
 
     preset: str
@@ -206,16 +207,16 @@ class Report(Record, frozen=True):
 
 
 def encode(report: Report) -> bytes:
-    """A report as JSON that people can read, too."""
+    """Encode a report as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n"
 
 
 def read(path: Path) -> Report:
-    """The report in a file.
+    """Read the report in a file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds no report, or one of another format; the message says so.
+        ValueError: it holds no report, or one of another format.
     """
     content = path.read_bytes()
     try:

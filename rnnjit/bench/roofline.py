@@ -1,10 +1,10 @@
 """What bounds a call on a machine: the roofline (Williams, Waterman, Patterson, CACM 2009).
 
-No implementation can do a call faster than the machine multiplies and adds, nor faster than it
-reads what has to be read: W_hh at every step, from the nearest level of memory that holds it, and
-the rows of x and y once. Which of these takes longest bounds the call, as far as the call comes
-near. Where it does not, time goes into the steps themselves (starting kernels, meeting threads), or
-into the call as a whole, before and behind its steps: Python.
+No implementation can be faster than the machine's multiply-adds, or faster than its reads of the
+data: W_hh at every step, from the nearest level of memory that holds it, and the rows of x and y
+once. The one that takes longest bounds the call, if the call comes near this limit. If it does not,
+the time is spent on overhead: in each step (kernel launches, thread synchronisation), or once per
+call, before and after the steps (Python).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 from rnnjit.bench.arrays import lengths_of
 from rnnjit.bench.records import Bandwidth, Case, Machine
 
-#: From this share of what the machine can do on, the machine is what bounds a call.
+#: The share of the machine's limit from which on the machine bounds a call.
 _NEAR = 0.4
-#: The share of a call's time from which on the call as a whole bounds it.
+#: The share of a call's time from which on the overhead per call bounds it.
 _MOSTLY = 0.5
 
 
 class Work(NamedTuple):
-    """What a call has to do at least.
+    """The least work of a call.
 
     Attributes:
-        flops: operations, two for each multiply-add.
-        weights: bytes of the recurrent weights, which are read at every step.
-        steps: how often they are read: steps, passes and layers.
+        flops: floating-point operations, two for each multiply-add.
+        weights: bytes of the recurrent weights, which every step reads.
+        steps: how often the weights are read: steps times passes times layers.
         rows: bytes of the rows of inputs, outputs and gradients, each read or written once.
     """
 
@@ -40,10 +40,10 @@ class Work(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """How near a call comes to what the machine can do, and what holds it there.
+    """How near a call comes to the machine's limit, and what bounds it.
 
     Attributes:
-        share: of the machine's limit: 1 is as fast as can be.
+        share: the limit divided by the time of the call; 1 is as fast as possible.
         name: "compute", a level of memory, "steps" or "Python".
         limit: seconds that the call would take at the machine's limit.
     """
@@ -54,9 +54,9 @@ class Bound(NamedTuple):
 
 
 def work(case: Case) -> Work:
-    """What a call has to do at least; a backward pass does twice what a forward pass does."""
+    """The least work of a call; a backward pass does twice the work of a forward pass."""
     size, directions, H = np.dtype(case.dtype).itemsize, case.directions, case.H
-    # Forward passes that have as many operations, and passes over the steps.
+    # The work in forward passes, and the number of passes over the steps.
     passes, sweeps = (2, 1) if case.mode == "backward" else (3, 2) if case.trains else (1, 1)
     rows = float(lengths_of(case).sum())
     flops = moved = 0.0
@@ -69,9 +69,9 @@ def work(case: Case) -> Work:
 
 
 def limits(case: Case, machine: Machine) -> dict[str, float]:
-    """Seconds that a call takes at least, by what it needs: "compute", and levels of memory.
+    """The least seconds of a call for each resource: "compute", and levels of memory.
 
-    Empty where the machine was not measured for the case's dtype and threads.
+    Empty if the machine was not measured for the case's dtype and threads.
     """
     needed = work(case)
     peak = next(
@@ -90,14 +90,14 @@ def limits(case: Case, machine: Machine) -> dict[str, float]:
 def bound(
     case: Case, seconds: float, machine: Machine, overhead: float | None = None
 ) -> Bound | None:
-    """What bounds a call that took some time, or None if the machine was not measured for it.
+    """What bounds a call, or None if the machine was not measured for it.
 
     Args:
         case: the call.
-        seconds: that it took.
-        machine: where.
-        overhead: seconds that the same contestant takes for a call with next to nothing to do, see
-            `overheads`; unknown if None.
+        seconds: the time of the call.
+        machine: the machine.
+        overhead: overhead per call of the same contestant in seconds, see `overheads`; None if
+            unknown.
     """
     found = limits(case, machine)
     if not found:
@@ -111,9 +111,10 @@ def bound(
 
 
 def overheads(times: Mapping[Case, float], machine: Machine) -> dict[tuple[str, str, int], float]:
-    """What calls cost beside their work: the least of (time - limit), by mode, dtype and threads.
+    """The overhead per call of one contestant in seconds: min(time - limit) over its cases.
 
-    It is an upper bound, from the calls of one contestant that come nearest to doing nothing.
+    It is an upper bound, which the smallest cases determine. The keys are those of `overhead_key`:
+    mode, dtype and threads.
     """
     found: dict[tuple[str, str, int], float] = {}
     for case, seconds in times.items():
@@ -124,12 +125,12 @@ def overheads(times: Mapping[Case, float], machine: Machine) -> dict[tuple[str, 
 
 
 def overhead_key(case: Case) -> tuple[str, str, int]:
-    """Where `overheads` has the overhead of a case."""
+    """The key of a case in `overheads`."""
     return case.mode, case.dtype, case.threads
 
 
 def _holding(size: float, levels: Sequence[Bandwidth]) -> Bandwidth:
-    """The nearest level that holds `size` bytes of each thread, or else the farthest."""
+    """The nearest level that holds `size` bytes per thread, or else the farthest."""
     holding = [level for level in levels if level.capacity >= size]
     if holding:
         return min(holding, key=lambda level: level.capacity)
@@ -137,6 +138,6 @@ def _holding(size: float, levels: Sequence[Bandwidth]) -> Bandwidth:
 
 
 def share_of_peak(case: Case, seconds: float, machine: Machine) -> float | None:
-    """How much of the machine's multiply-adds a call does; None if it was not measured for it."""
+    """The share of the machine's peak rate that a call reaches; None if it was not measured."""
     found = limits(case, machine)
     return found["compute"] / seconds if found else None

@@ -1,4 +1,4 @@
-"""One run of a benchmark, from who is there to the report."""
+"""Runs a benchmark: finds the contestants, measures, and makes the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rnnjit.tools.environment import environment
 
 
 def info(contestant: Contestant) -> ContestantInfo:
-    """What a report says of a contestant: also whether it can take part here."""
+    """Describe a contestant for a report, with the reason if it is absent here."""
     try:
         absent = contestant.absent()
         versions = {} if absent else contestant.versions()
@@ -33,7 +33,7 @@ def info(contestant: Contestant) -> ContestantInfo:
 
 
 def present(contestants: Sequence[Contestant]) -> list[Contestant]:
-    """Those that can take part here."""
+    """The contestants that can run here."""
     return [each for each in contestants if not info(each).absent]
 
 
@@ -48,16 +48,16 @@ def run(
 ) -> Report:
     """Measure cases on all contestants that are not absent.
 
-    Ctrl-C (KeyboardInterrupt) ends it: what was measured by then is in the report.
+    Ctrl-C (KeyboardInterrupt) ends it; the report then holds the measurements so far.
 
     Args:
-        preset: the name that the report gets.
-        cases: what to measure.
-        contestants: who takes part; absent ones are in the report, with the reason.
+        preset: the name of the preset in the report.
+        cases: the cases to measure.
+        contestants: the contestants; absent ones are in the report, with the reason.
         plan: how to measure.
-        machine: where.
-        progress: told of every step.
-        command: that asked for it, for the report.
+        machine: the machine.
+        progress: called after every step.
+        command: the command line to record in the report.
     """
     created = datetime.now().astimezone().isoformat(timespec="seconds")
     asked = tuple(map(info, contestants))
@@ -82,9 +82,9 @@ def run(
 
 
 def commit(package: Path) -> str:
-    """The commit of the working tree that a package is part of, "" if it is of none.
+    """The commit of the working tree that contains a package, "" if there is none.
 
-    A "+" behind it says that the tree was changed since.
+    A "+" is appended if the tree has uncommitted changes.
     """
 
     def git(*arguments: str) -> str:
@@ -94,7 +94,7 @@ def commit(package: Path) -> str:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # a .venv may lie in somebody's tree
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails inside a .venv
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Runs cases on contestants: judged first, then timed in turns, each in a process of its own."""
+"""Runs cases on contestants, each in its own process: first checked, then timed, interleaved."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from rnnjit.bench.records import Case, Measurement
 from rnnjit.bench.trial import ARRAYS, Trial
 from rnnjit.runtime.object_cache import DIRECTORY_VARIABLE
 
-#: Told what is going on, and how many of the seconds that `Plan` foresaw are over with it.
+#: Called with the step that has finished, and the seconds that `Plan` expected for it.
 Progress = Callable[[str, float], None]
 _FEWEST_ROUNDS = 3
 
 
 class Runner:
-    """Measures cases one after the other; processes live on while the number of threads stays.
+    """Measures cases one after the other; reuses the processes while the thread count is the same.
 
-    A context manager: at its end all processes are over.
+    A context manager, which ends all processes on exit.
 
     Args:
-        contestants: who takes part.
-        plan: how it is measured.
-        progress: told of every step.
+        contestants: the contestants.
+        plan: how to measure.
+        progress: called after every step.
 
     Attributes:
-        measurements: of all cases so far; of a case that was interrupted, what its rounds gave.
+        measurements: those of all cases so far; an interrupted case has those of its finished
+            rounds.
     """
 
     def __init__(
@@ -56,14 +57,14 @@ class Runner:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, where: TracebackType | None
     ) -> None:
-        if kind is not None:  # who is at work would not hear that it is over
+        if kind is not None:  # a busy process would not notice that its input ended
             for worker in self._workers.values():
                 worker.kill()
         self._end_workers()
         self._temporary.cleanup()
 
     def measure(self, cases: Iterable[Case]) -> None:
-        """Measure cases, and add what comes out to `measurements`."""
+        """Measure cases, and append the results to `measurements`."""
         for case in cases:
             trials = [Trial(each, case, self._plan.timeout) for each in self._contestants]
             for trial in trials:
@@ -83,7 +84,7 @@ class Runner:
                 self.measurements += [trial.measurement() for trial in finished]
 
     def _prepare(self, trials: Sequence[Trial], gate: CorrectnessGate) -> None:
-        """Have every contestant make its first call, and see how many calls make a sample."""
+        """Make the first call of every contestant, and find the number of calls in a sample."""
         for trial in trials:
             if not trial.right:
                 continue
@@ -94,7 +95,7 @@ class Runner:
             self._progress(f"{trial.contestant.name} is ready", expected)
 
     def _sample(self, trials: Sequence[Trial]) -> None:
-        """Take the samples of a case, in turns, then see how much memory a call takes."""
+        """Take the interleaved samples of a case, then measure the memory of a call."""
         plan = self._plan
         for at in range(plan.rounds):
             for trial in trials:
@@ -107,7 +108,7 @@ class Runner:
             trial.measure_memory(self._workers[trial.contestant.name])
 
     def _start(self, trials: Sequence[Trial], gate: CorrectnessGate) -> None:
-        """Take the samples of a cold start, each a new process from its start to its first call."""
+        """Take the samples of a cold start, each from a process's start to its first result."""
         plan = self._plan
         filled = any(trial.case.group == FILLED_CACHE for trial in trials)
         with TemporaryDirectory(dir=self._folder) as caches:
@@ -125,7 +126,7 @@ class Runner:
                     self._progress(f"{name} starts", expected)
 
     def _worker(self, trial: Trial) -> Worker:
-        """The contestant's process, a new one if it died or had another number of threads."""
+        """The contestant's process; a new one if it died or had another number of threads."""
         if trial.case.threads != self._threads:
             self._end_workers()
             self._threads = trial.case.threads
@@ -141,13 +142,13 @@ class Runner:
 
 
 def start_once(trial: Trial, folder: Path, gate: CorrectnessGate, cache: Path) -> float:
-    """Seconds from the start of a new process to the end of its first call, which is judged.
+    """Measure the seconds from the start of a new process to the end of its first call.
 
     Args:
-        trial: whose process it is.
-        folder: as `Trial.prepare` takes it.
-        gate: the judge.
-        cache: a folder for compiled code, made if it is not there.
+        trial: the trial.
+        folder: as in `Trial.prepare`.
+        gate: checks the results.
+        cache: a directory for compiled code, created if it does not exist.
     """
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     places = {DIRECTORY_VARIABLE: str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}

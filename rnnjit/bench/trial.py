@@ -1,4 +1,4 @@
-"""A trial: one contestant in one case, while it is being measured."""
+"""A trial: the measurement of one contestant in one case."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from rnnjit.bench.process import Refusal, Worker, WorkerError
 from rnnjit.bench.records import Case, Measurement, Verdict
 from rnnjit.runtime.timing import Timing
 
-#: The file in which the process of a contestant finds the numbers of the case.
+#: The file from which the process of a contestant reads the arrays of the case.
 ARRAYS = "arrays.npz"
 
 
 @dataclass
 class Trial:
-    """One contestant in one case: all that is said to its process is said here.
+    """One contestant in one case; it sends all commands to the contestant's process.
 
     Attributes:
-        contestant: who.
-        case: what.
-        timeout: seconds that it may take for an answer.
-        result: what is known so far, without times.
-        calls: of a sample.
-        samples: seconds of one call.
+        contestant: the contestant.
+        case: the case.
+        timeout: most seconds for a reply.
+        result: the measurement so far, without times.
+        calls: the number of calls in a sample.
+        samples: for each sample, the mean seconds of a call.
     """
 
     contestant: Contestant
@@ -44,15 +44,15 @@ class Trial:
 
     @property
     def right(self) -> bool:
-        """Whether there is nothing against it so far."""
+        """Whether the verdict is "right" so far."""
         return self.result.verdict == "right"
 
     def decline(self, reason: str) -> None:
-        """It takes no part in the case."""
+        """Record that the contestant declines the case."""
         self._lose("declined", reason)
 
     def ask(self, worker: Worker, command: protocol.Command) -> float | None:
-        """The reply of its process; None where there is none, and then the verdict says why."""
+        """Send a command and return the reply; None without one, and then the verdict says why."""
         if not self.right:
             return None
         try:
@@ -64,12 +64,12 @@ class Trial:
         return None
 
     def prepare(self, worker: Worker, folder: Path, gate: CorrectnessGate) -> float:
-        """Have it make its first call, and judge it: a time only for what is right.
+        """Make the first call, and check its results.
 
         Args:
-            worker: its process.
-            folder: holds the numbers of the case as `ARRAYS`; results go there, too.
-            gate: the judge.
+            worker: the process.
+            folder: the directory with the file `ARRAYS`; results are written there, too.
+            gate: checks the results.
 
         Returns:
             `perf_counter()` at the end of the first call.
@@ -91,7 +91,7 @@ class Trial:
         return moment
 
     def calibrate(self, worker: Worker, least: float) -> None:
-        """Find how many calls make a sample of so many seconds."""
+        """Find the number of calls in a sample of `least` seconds."""
         self.calls = int(self.ask(worker, protocol.Calibrate(least)) or 0)
 
     def sample(self, worker: Worker) -> None:
@@ -100,12 +100,12 @@ class Trial:
         self.samples += [] if taken is None else [taken]
 
     def measure_memory(self, worker: Worker) -> None:
-        """See how much memory a call takes."""
+        """Measure the memory growth of a call."""
         grown = self.ask(worker, protocol.Memory())
         self._note(memory=None if grown is None else int(grown))
 
     def measurement(self) -> Measurement:
-        """What came out; times only of what is right."""
+        """The result, with times only if it is right."""
         if not self.right:
             return structs.replace(self.result, first_call=None, memory=None)
         times = Timing.of(self.samples, self.calls)

@@ -1,6 +1,7 @@
 """The process of one contestant: `python -m rnnjit.bench.worker NAME`.
 
-Commands come on standard input, replies go to standard output, see `rnnjit.bench.protocol`.
+It reads commands from standard input and writes replies to standard output, see
+`rnnjit.bench.protocol`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rnnjit.runtime.timing import calibrate, sample
 
 
 class Session:
-    """The state of the process: the contestant, and the case that is ready."""
+    """The state of the process: the contestant, and the prepared case."""
 
     def __init__(self, contestant: Contestant) -> None:
         self._contestant = contestant
@@ -31,10 +32,10 @@ class Session:
         self._ready: Ready | None = None
 
     def answer(self, command: protocol.Command) -> protocol.Reply:
-        """Do what a command says."""
+        """Execute a command."""
         match command:
             case protocol.Prepare(case, arrays):
-                self._ready = None  # what the case before held is given back first
+                self._ready = None  # frees the memory of the previous case first
                 if reason := self._contestant.declines(case):
                     return protocol.Declined(reason)
                 self._case = case, load(Path(arrays))
@@ -54,7 +55,7 @@ class Session:
                 return protocol.Done(self._memory())
 
     def _memory(self) -> int | None:
-        """Of a second preparation, since the first also loaded libraries."""
+        """The growth during a second preparation, since the first one also loads libraries."""
         if self._case is None:
             raise RuntimeError("no case is ready")
         self._ready = None
@@ -75,7 +76,7 @@ class Session:
 
 def main() -> None:
     """Answer commands until standard input ends."""
-    # Whatever a library prints goes to standard error: this is for replies alone.
+    # Redirects the output of libraries to standard error: only replies may go to standard output.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     decoder = msgspec.json.Decoder(protocol.Command)

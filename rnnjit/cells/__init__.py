@@ -1,9 +1,8 @@
 """Cells as data: the pointwise part of a recurrent layer as a small program, and its derivative.
 
-A `Cell` is a value. Backends lower the operations of its programs with `evaluate` and know no cell
-by name; what identifies a cell is the digest of its canonical text. Evaluators are modules of
-their own, `torch_evaluator` and `numpy_evaluator`, and what a cell's function is written with is
-in `builder`.
+A `Cell` is immutable, and the digest of its canonical text identifies it. Backends lower the
+operations of its programs with `evaluate` and do not depend on the names of cells. `builder` has
+the functions that cells are written with; `torch_evaluator` and `numpy_evaluator` run programs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""The backward pass of a step: what the forward pass stores for it, and the program that reads it.
+"""The backward pass of a step: its program, and the values that the forward pass must save for it.
 
-Of a step's values the states before, the outputs (`out` and the new states) and the parameters are
-stored anyway, or were given: they are free. What else the gradient needs is either stored by the
-forward pass or computed again from what is stored (Griewank & Walther, Evaluating Derivatives,
-2nd ed. 2008, chapter 12). The values that the derivative's formulas refer to are the candidates;
-each is dropped if the forward instructions give it from free values and the other candidates. If
-more remain than there are accumulators, the accumulators are stored instead.
+Some values of a step are available without saving: the previous states, the outputs (`out` and the
+new states) and the parameters. All other values that the gradient needs are either saved by the
+forward pass or recomputed from available ones (Griewank & Walther, Evaluating Derivatives, 2nd ed.
+2008, chapter 12). Candidates for saving are the values that the derivative's formulas use. A
+candidate is dropped if the forward instructions can recompute it from available values and the
+other candidates. If more candidates remain than there are accumulators, the accumulators are saved
+instead.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class Backward:
     """The gradient of a step.
 
     Attributes:
-        saved: numbers of the step's values that the forward pass stores, ordered by the last
-            accumulator that each depends on: where there is one for each accumulator, it can
-            take its accumulator's place in memory.
-        program: the gradients of the step's inputs, in their order.
+        saved: numbers of the step's values that the forward pass saves, ordered by the last
+            accumulator that each depends on. If there is one for each accumulator, it can be stored
+            in the memory of that accumulator.
+        program: computes the gradients of the step's inputs, in their order.
     """
 
     saved: tuple[int, ...]
@@ -35,17 +36,17 @@ class Backward:
 
 
 def plan_backward(step: Program, accumulators: int, outputs: Sequence[str]) -> Backward:
-    """Derives the backward pass of a step.
+    """Derive the backward pass of a step.
 
     Args:
-        step: its first inputs are the accumulators, the others states and parameters.
-        accumulators: how many they are.
-        outputs: names of its outputs, `out` and then the new states, as inputs of the program.
+        step: the step; its first inputs are the accumulators, then come states and parameters.
+        accumulators: the number of accumulators.
+        outputs: names of the step's outputs (`out` and then the new states) in the new program.
 
     Returns:
-        A plan whose program has the inputs saved_0, saved_1, ..., then those of `outputs`, states
-        and parameters that it uses, and then grad_NAME for each NAME in `outputs`. Where `out` is
-        a new state, its gradient is the state's + `out`'s.
+        The plan. The inputs of its program are saved_0, saved_1, ..., then those `outputs`, states
+        and parameters that it uses, then grad_NAME for each NAME in `outputs`. If `out` is also a
+        new state, its gradient is that of the state plus that of `out`.
     """
     gradients = [f"grad_{name}" for name in outputs]
     builder = Builder([*step.inputs, *gradients])
@@ -63,7 +64,7 @@ def plan_backward(step: Program, accumulators: int, outputs: Sequence[str]) -> B
 
     candidates = {n for n in forward if n not in names and graph.can_be_stored(n)}
     used = graph.reached(needed, candidates | names.keys()) & candidates
-    # No order matters: what a value follows from comes before it, so there is no circle.
+    # The order does not matter: values depend only on earlier values, so there are no cycles.
     saved = {n for n in used if not graph.gives(n, (used - {n}) | names.keys())}
     if len(saved) > accumulators:
         saved = graph.reached(needed, names) & set(range(accumulators))
@@ -77,20 +78,20 @@ def plan_backward(step: Program, accumulators: int, outputs: Sequence[str]) -> B
 
 
 def _reversed(numbers: Sequence[int | None], names: Sequence[str]) -> list[tuple[int, str]]:
-    """Last first, so that in a dict a value with several names has the first."""
+    """Pairs from last to first, so that a dict keeps the first of several names of a value."""
     pairs = list(zip(numbers, names, strict=True))
     return [(number, name) for number, name in reversed(pairs) if number is not None]
 
 
 class _Graph:
-    """What depends on what among the values of a builder, by their numbers."""
+    """The dependencies between the values of a builder, by their numbers."""
 
     def __init__(self, builder: Builder) -> None:
         self._instructions: list[Instruction | None] = [None] * len(builder.inputs)
         self._instructions += builder.instructions
 
     def can_be_stored(self, number: int) -> bool:
-        """Whether it is a number that is not the same everywhere."""
+        """Whether a value can be saved: it is a number, and not a constant."""
         instruction = self._instructions[number]
         if instruction is None:
             return True
@@ -102,7 +103,7 @@ class _Graph:
         return () if instruction is None else instruction.arguments
 
     def reached(self, numbers: Iterable[int], ends: Collection[int]) -> set[int]:
-        """These values and those that they are computed from, not looking behind the ends."""
+        """These values and all that they depend on; the search stops at `ends`."""
         found: set[int] = set()
         waiting = list(numbers)
         while waiting:
@@ -118,14 +119,14 @@ class _Graph:
         return {n for n in self.reached([number], ()) if self._instructions[n] is None}
 
     def gives(self, number: int, known: Collection[int]) -> bool:
-        """Whether a value follows from known ones, constants included."""
+        """Whether a value can be computed from known values and constants."""
         reached = self.reached([number], known)
         return all(n in known or self._instructions[n] is not None for n in reached)
 
     def rebuilt(
         self, inputs: Sequence[str], names: dict[int, str], outputs: Iterable[Value | None]
     ) -> Program:
-        """A program for these outputs, with inputs in place of the values that have names."""
+        """A program for these outputs, in which the values in `names` are inputs."""
         builder = Builder(inputs)
         by_name = dict(zip(inputs, builder.inputs, strict=True))
         values: dict[int, Value] = {}

@@ -1,4 +1,4 @@
-"""Programs written as Python functions: operators on traced values append instructions.
+"""Traces Python functions to programs: operators on traced values append instructions.
 
 >>> trace(lambda h, z: sigmoid(z) * h, ["h", "z"])
 Program.parse('(h, z) %2 = sigmoid(%1); %3 = mul(%2, %0); return %3')
@@ -14,15 +14,15 @@ from rnnjit.cells.program import Instruction, Program, result_kind
 
 
 class Builder:
-    """A program under construction. What was appended before is not appended again.
+    """A program under construction. An instruction that exists already is reused.
 
     Attributes:
         inputs: the values of the inputs.
-        instructions: what was appended so far.
+        instructions: the instructions so far.
     """
 
     def __init__(self, inputs: Sequence[str]) -> None:
-        """Begins a program with inputs of these names."""
+        """Start a program with inputs of these names."""
         self._names = tuple(inputs)
         self._kinds = [Kind.NUMBER] * len(self._names)
         self._computed: dict[str, Value] = {}
@@ -32,7 +32,7 @@ class Builder:
     def append(
         self, operation: str, arguments: Iterable[Value | float], constants: Iterable[float] = ()
     ) -> Value:
-        """The value of an operation; Python numbers among its arguments become constants."""
+        """Append an operation and return its value; Python numbers become constants."""
         instruction = Instruction(
             operation,
             tuple(self._number(argument, operation) for argument in arguments),
@@ -47,12 +47,12 @@ class Builder:
         return value
 
     def replay(self, instruction: Instruction, values: Sequence[Value]) -> Value:
-        """Appends an instruction of another program, whose values are these here."""
+        """Append an instruction of another program; `values` are that program's values here."""
         arguments = [values[number] for number in instruction.arguments]
         return self.append(instruction.operation, arguments, instruction.constants)
 
     def finish(self, outputs: Iterable[Value | float | None]) -> Program:
-        """The program with these outputs."""
+        """Return the program with these outputs."""
         numbers = [None if each is None else self._number(each, "output") for each in outputs]
         return Program(self._names, tuple(self.instructions), tuple(numbers))
 
@@ -61,14 +61,14 @@ class Builder:
             if argument.builder is not self:
                 raise ValueError(f"{operation}: expected values of one program, got another's")
             return argument.number
-        # A bool is an int, but where a condition is meant nothing else would be noticed.
+        # A bool is an int, but here it is most likely a condition that was not traced.
         if isinstance(argument, bool) or not isinstance(argument, (int, float)):
             raise TypeError(f"{operation}: expected a traced value or a number, got {argument!r}")
         return self.append("constant", (), (argument,)).number
 
 
 class Value:
-    """A value of a program under construction. Arithmetic and comparisons append to it."""
+    """A value of a program under construction; arithmetic and comparisons append instructions."""
 
     __slots__ = ("builder", "number")
 
@@ -137,15 +137,15 @@ def trace(
     function: Callable[..., Value | float | Sequence[Value | float | None] | None],
     inputs: Sequence[str],
 ) -> Program:
-    """The program that a function computes on its positional arguments.
+    """Trace a function to a program.
 
     Args:
-        function: takes one `Value` per input, returns one output or a tuple or list of them.
-        inputs: their names.
+        function: takes one `Value` per input, returns one output or a tuple or list of outputs.
+        inputs: names of the inputs.
 
     Raises:
-        ValueError, TypeError: as for `Program`; TypeError also where Python asks whether a traced
-            value is true.
+        ValueError: as for `Program`.
+        TypeError: as for `Program`, or the function uses a traced value as a bool.
     """
     builder = Builder(inputs)
     outputs = function(*builder.inputs)

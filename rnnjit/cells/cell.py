@@ -1,14 +1,14 @@
-"""What a recurrent layer computes: a `Cell`, a value that is its program and nothing else.
+"""The `Cell`: the computation of one step of a recurrent layer, as a program.
 
 A layer's direction computes, for every row, in this order
 
     zx = W_ih x_t + b_ih              G gates of H columns
     zh = W_hh a_{t-1} + b_hh          G gates of H columns; a: the recurrent operand
     out, s_1' .. s_S' = program(zx, zh, s_1 .. s_S, p_1 .. p_P)
-    h' = W_hr out                     only where nn.LSTM has a proj_size; outside of the program
+    h' = W_hr out                     only if nn.LSTM has a proj_size; not part of the program
 
 with states s [H], parameters p [H], and a program that is pointwise over the H hidden units. The
-operand is a pointwise function of the states before, by default the first state itself.
+operand is a pointwise function of the previous states, by default the first state itself.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True)
 class Accumulator:
-    """A sum of products that a step's pointwise part begins with.
+    """An accumulated matrix product that is an input of a step's pointwise part.
 
     Attributes:
-        name: the step's input: z_G for a sum, zx_G and zh_G for the parts of gate number G.
+        name: the input of the step: z_G for a sum, zx_G and zh_G for the parts of gate number G.
         gate: the gate's number.
         part: "sum" for zx + zh, "input" for zx, "hidden" for zh.
     """
@@ -49,31 +49,32 @@ class Accumulator:
 
     @property
     def has_input(self) -> bool:
-        """Whether W_ih x + b_ih is in it."""
+        """Whether it includes W_ih x + b_ih."""
         return self.part != "hidden"
 
     @property
     def has_hidden(self) -> bool:
-        """Whether W_hh a + b_hh is in it."""
+        """Whether it includes W_hh a + b_hh."""
         return self.part != "input"
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A recurrent cell. Cells are equal, and hash alike, if their texts are.
+    """A recurrent cell. Two cells are equal if their `text` is.
 
     Attributes:
-        name: for people; no part of the identity.
-        gates: names of the gates, for people too; the programs count gates from 0.
-        states: names of the states; the first is h, what y holds unless `out` differs from it.
-        parameters: names of vectors [H] that are learnt, beside weights and biases.
-        program: inputs zx_0 .. zx_{G-1}, zh_0 .. zh_{G-1}, states, parameters; outputs `out` and
-            the new states.
-        operand: inputs are the states; its output is the recurrent operand. None: the first state.
+        name: for display only, not part of the identity.
+        gates: names of the gates, for display only; the programs number gates from 0.
+        states: names of the states. The first is h; y holds h unless `out` is another value.
+        parameters: names of learnt vectors [H] other than weights and biases.
+        program: its inputs are zx_0 .. zx_{G-1}, zh_0 .. zh_{G-1}, states and parameters; its
+            outputs are `out` and the new states.
+        operand: its inputs are the states, its output is the recurrent operand; None for the first
+            state.
 
     Raises:
-        ValueError: the program's inputs or outputs are others, there is no gate or no state, or a
-            name is taken by what a cell's programs name themselves.
+        ValueError: a program has wrong inputs or outputs, there is no gate or no state, or a name
+            is reserved for the cell's programs.
     """
 
     name: str
@@ -110,16 +111,19 @@ class Cell:
         parameters: Sequence[str] = (),
         operand: Callable[..., Value] | None = None,
     ) -> Cell:
-        """The cell that a Python function computes.
+        """Trace a Python function to a cell.
 
         Args:
             function: takes zx and zh, tuples with one `Value` per gate, and then states and
                 parameters, each a `Value`; returns `out` and the new states.
-            name: the cell's.
-            gates: the gates' names.
-            states: the states' names.
-            parameters: the parameters' names.
-            operand: takes the states, returns the recurrent operand.
+            name: name of the cell.
+            gates: names of the gates.
+            states: names of the states.
+            parameters: names of the parameters.
+            operand: a function from the states to the recurrent operand; None for the first state.
+
+        Raises:
+            ValueError, TypeError: as for `Cell` and `rnnjit.cells.trace`.
         """
         count = len(gates)
         _check_names(name, count, states, parameters)
@@ -133,16 +137,16 @@ class Cell:
 
     @staticmethod
     def parse(text: str) -> Cell:
-        """The cell whose `text` this is: a built-in one itself, else one without names.
+        """The cell with this `text`: the built-in cell if there is one, else one without names.
 
         Raises:
-            ValueError, TypeError: the text is none of a cell's.
+            ValueError, TypeError: this is not the text of a cell.
         """
         return _parse(text)
 
     @cached_property
     def text(self) -> str:
-        """What the cell computes, in a canonical form that `parse` reads."""
+        """The cell in a canonical form that `parse` reads."""
         return (
             f"cell 1\ngates {len(self.gates)}\n{' '.join(['states', *self.states])}\n"
             f"{' '.join(['parameters', *self.parameters])}\nprogram {self.program.text}\n"
@@ -174,9 +178,9 @@ class Cell:
 
     @cached_property
     def accumulators(self) -> tuple[Accumulator, ...]:
-        """What is accumulated, gate by gate: one sum where zx and zh meet only in it, else both.
+        """The accumulators, gate by gate: one if the program uses only zx + zh, else two.
 
-        GRU's n needs zx and zh apart, and has two: an input part and then a hidden one.
+        GRU's gate n uses zx and zh separately, so it has two: the input part, then the hidden part.
         """
         found: list[Accumulator] = []
         for gate in range(len(self.gates)):
@@ -189,11 +193,11 @@ class Cell:
 
     @cached_property
     def step(self) -> Program:
-        """The forward step: inputs accumulators, states, parameters; outputs out, new states."""
+        """The forward step: from accumulators, states and parameters to `out` and new states."""
         names = [accumulator.name for accumulator in self.accumulators]
         builder = Builder([*names, *self.states, *self.parameters])
         by_name = dict(zip([*names, *self.states, *self.parameters], builder.inputs, strict=True))
-        # None: parts of a sum, which nothing else refers to.
+        # None for the parts of a sum, which nothing else uses.
         values = [by_name.get(name) for name in self.program.inputs]
         first = len(values)
         for number, instruction in enumerate(self.program.instructions, first):
@@ -209,12 +213,12 @@ class Cell:
 
     @cached_property
     def saved(self) -> tuple[int, ...]:
-        """Numbers of the step's values that are stored for the backward pass, beside states."""
+        """Numbers of the step's values that are saved for the backward pass, besides states."""
         return self._backward.saved
 
     @cached_property
     def step_saving(self) -> Program:
-        """The step with the saved values as further outputs."""
+        """The step with the saved values as additional outputs."""
         step = self.step
         return Program(step.inputs, step.instructions, step.outputs + self.saved)
 
@@ -224,26 +228,26 @@ class Cell:
 
         Its inputs are, in this order:
 
-        * saved_0, saved_1, ...: the values that `step_saving` gives after out and the new states;
-        * out, new_STATE: of the step's outputs those that are used, as `out` where both are one;
-        * STATE, PARAMETER: those that are used;
-        * grad_out and grad_new_STATE: always all.
+        * saved_0, saved_1, ...: the outputs of `step_saving` after out and the new states;
+        * out, new_STATE: the outputs of the step that it uses; `out` if a new state is the same;
+        * STATE, PARAMETER: those that it uses;
+        * grad_out and grad_new_STATE: always all of them.
 
-        An output is None where no gradient arrives. The states' gradients lack what comes through
-        the operand.
+        An output is None if no gradient reaches it. The gradients of the states do not include the
+        gradient through the operand.
         """
         return self._backward.program
 
     @cached_property
     def operand_backward(self) -> Program | None:
-        """The gradients of the states from the operand's: inputs states and grad_operand."""
+        """From the states and grad_operand to the gradients of the states."""
         if self.operand is None:
             return None
         return derivative(self.operand, ["grad_operand"])
 
     @cached_property
     def operations(self) -> frozenset[str]:
-        """Names of all operations that a backend lowers for this cell, forward and backward."""
+        """Names of all operations that a backend must lower for this cell, forward and backward."""
         programs = [self.step_saving, self.backward, self.operand, self.operand_backward]
         return frozenset(
             instruction.operation
@@ -260,10 +264,10 @@ class Cell:
 
     @cached_property
     def is_elman(self) -> bool:
-        """Whether it is h' = f(W_ih x + b_ih + W_hh h + b_hh), and f's derivative follows from h'.
+        """Whether h' = f(W_ih x + b_ih + W_hh h + b_hh), with a derivative of f that h' determines.
 
-        That is Elman's network (Finding Structure in Time, 1990) and nn.RNN: one accumulator, one
-        state, which y holds, and nothing stored for the backward pass but y.
+        This is Elman's network (Finding Structure in Time, 1990) and nn.RNN: one accumulator, one
+        state, which y holds, and only y is saved for the backward pass.
         """
         return (
             len(self.accumulators) == len(self.states) == 1
@@ -277,7 +281,7 @@ class Cell:
 
     @cached_property
     def _sums(self) -> Mapping[int, int]:
-        """By the number of an `add` in the program that is a gate's zx + zh: the gate's number."""
+        """Maps the number of each `add` that is a gate's zx + zh to the number of the gate."""
         program, G = self.program, len(self.gates)
         uses = [number for each in program.instructions for number in each.arguments]
         uses += [number for number in program.outputs if number is not None]
@@ -300,7 +304,7 @@ _BUILT_IN: dict[str, Cell] = {}
 
 
 def built_in(cell: Cell) -> Cell:
-    """Makes a cell known to `Cell.parse`, with its names."""
+    """Register a cell so that `Cell.parse` returns it, with its names."""
     _BUILT_IN[cell.text] = cell
     return cell
 
@@ -329,7 +333,7 @@ def _inputs(gates: int, states: Sequence[str], parameters: Sequence[str]) -> tup
 
 
 def _check_names(name: str, gates: int, states: Sequence[str], parameters: Sequence[str]) -> None:
-    """Refuses too few of them, and names that this cell's programs have for other things."""
+    """Reject missing gates or states, and names that are reserved for the cell's programs."""
     if not gates or not states:
         raise ValueError(
             f"cell {name}: expected at least one gate and one state, "
@@ -356,5 +360,5 @@ def _check_outputs(name: str, what: str, program: Program, count: int) -> None:
 
 def _present(value: Value | None) -> Value:
     if value is None:
-        raise AssertionError("a part of a sum is used apart from it")
+        raise AssertionError("a part of a sum is used outside of the sum")
     return value

@@ -1,10 +1,10 @@
 """The derivative of a program, as a program.
 
 Reverse mode (Griewank & Walther, Evaluating Derivatives, 2nd ed. 2008, section 3.2): the
-instructions are visited last to first, and each adds its share to the gradients of its arguments:
-for y = f(.., x, ..) that is dL/dx += dL/dy * df/dx. The formulas and their conventions where f has
-no derivative are those of torch's derivatives.yaml, in the order of its operations, with the
-incoming gradient as the first factor. A value that no gradient reaches has None, not zeros.
+instructions are visited from last to first, and each adds to the gradients of its arguments: for
+y = f(.., x, ..) it adds dL/dx += dL/dy * df/dx. The formulas, their order of operations and their
+conventions where f has no derivative are those of torch's derivatives.yaml, with the incoming
+gradient as the first factor. The gradient of a value is None, not zero, if no gradient reaches it.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rnnjit.cells.builder import Builder, Value, exp, sigmoid, sign, where
 from rnnjit.cells.program import Instruction, Program
 
-#: The gradients of an instruction's arguments: a function of its gradient, the arguments, the
-#: result and the constants.
+#: Computes the gradients of an instruction's arguments from the gradient of its result, the
+#: arguments, the result and the constants.
 _Rule = Callable[[Value, Sequence[Value], Value, Sequence[float]], tuple[Value | None, ...]]
 
 
 def derivative(program: Program, gradients: Sequence[str]) -> Program:
-    """The gradients of a program's inputs.
+    """Derive the program that computes the gradients of a program's inputs.
 
         >>> derivative(Program.parse("(a, b) %2 = mul(%0, %1); return %2"), ["grad"])
         Program.parse('(a, b, grad) %3 = mul(%2, %1); %4 = mul(%2, %0); return %3, %4')
 
     Args:
-        program: what to differentiate.
-        gradients: one name per output, for the inputs that take the outputs' gradients.
+        program: the program to differentiate.
+        gradients: for each output, the name of the new input that holds its gradient.
 
     Returns:
         A program with the inputs `program.inputs + gradients`, and one output per input of
         `program`.
 
     Raises:
-        ValueError: not one name per output.
-        NotImplementedError: the program has operations that occur in derivatives only.
+        ValueError: the number of names is not the number of outputs.
+        NotImplementedError: the program has operations that only derivatives may have.
     """
     if len(gradients) != len(program.outputs):
         raise ValueError(f"expected {len(program.outputs)} gradients, got {len(gradients)}")
@@ -52,7 +52,7 @@ def derivative(program: Program, gradients: Sequence[str]) -> Program:
 
 
 def replay(builder: Builder, program: Program, inputs: Sequence[Value]) -> list[Value]:
-    """Appends a program's instructions; its values by their numbers in the program."""
+    """Append a program's instructions; return its values, by their numbers in the program."""
     values = list(inputs)
     for instruction in program.instructions:
         values.append(builder.replay(instruction, values))
@@ -65,16 +65,16 @@ def backpropagate(
     values: Sequence[Value],
     seeds: Iterable[tuple[int, Value]],
 ) -> list[Value | None]:
-    """Appends the gradients of all values of a program.
+    """Append the gradients of all values of a program.
 
     Args:
-        builder: what to append to.
-        program: what to differentiate.
+        builder: the builder to append to.
+        program: the program to differentiate.
         values: its values in the builder, by their numbers in the program.
-        seeds: numbers of values with their incoming gradients, which are added in this order.
+        seeds: pairs of a value's number and its incoming gradient, which are added in this order.
 
     Returns:
-        By the values' numbers, their gradients; None where none arrives.
+        The gradient of each value, by its number; None if no gradient reaches it.
     """
     found: list[Value | None] = [None] * len(values)
 
@@ -103,19 +103,19 @@ def _rule(instruction: Instruction) -> _Rule:
         return _RULES[instruction.operation]
     except KeyError:
         raise NotImplementedError(
-            f"{instruction.operation} is an operation of derivatives, and is not differentiated"
+            f"{instruction.operation} occurs only in derivatives, and cannot be differentiated"
         ) from None
 
 
 def _unary(rule: Callable[[Value, Value, Value], Value]) -> _Rule:
-    """The rule of an operation with one argument, from its gradient, argument and result."""
+    """The rule of a unary operation; `rule` takes its gradient, argument and result."""
     return lambda grad, arguments, result, constants: (rule(grad, arguments[0], result),)
 
 
 def _binary(
     left: Callable[[Value, Value, Value], Value], right: Callable[[Value, Value, Value], Value]
 ) -> _Rule:
-    """The rule of an operation with two arguments, from its gradient and the arguments."""
+    """The rule of a binary operation; `left` and `right` take its gradient and arguments."""
     return lambda grad, arguments, result, constants: (
         left(grad, arguments[0], arguments[1]),
         right(grad, arguments[0], arguments[1]),
@@ -130,7 +130,7 @@ def _by_result(operation: str) -> _Rule:
 
 
 def _extremum(loses: Callable[[Value, Value], Value]) -> _Rule:
-    """Of minimum and maximum; `loses(x, y)` is the condition that y is taken, and not x."""
+    """The rule of minimum and maximum; `loses(x, y)` is the condition that the result is y."""
 
     def share(grad: Value, x: Value, y: Value) -> Value:
         return where(loses(x, y), 0.0, where(x == y, grad / 2, grad))

@@ -1,6 +1,6 @@
 """nn.GRU's cell: Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, 2014.
 
-As cuDNN and torch have it, with the reset gate applied after the product with W_hn:
+As in cuDNN and torch, the reset gate is applied after the product with W_hn:
 
     r = sigmoid(zx_r + zh_r)    z = sigmoid(zx_z + zh_z)    n = tanh(zx_n + r * zh_n)
     h' = (h - n) * z + n

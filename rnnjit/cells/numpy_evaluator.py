@@ -1,4 +1,4 @@
-"""Programs on float64 arrays, written apart from torch: a second opinion for tests."""
+"""Evaluates programs on float64 arrays, independently of torch, for tests."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnnjit.cells.program import Program, evaluate
 
-#: Of numbers (float64) or of conditions (bool).
+#: An array of numbers (float64) or of conditions (bool).
 _Array = NDArray[Any]
 
 
 def evaluate_arrays(
     program: Program, inputs: Sequence[ArrayLike]
 ) -> tuple[NDArray[np.float64] | None, ...]:
-    """Evaluates a program on arrays that broadcast, in float64.
+    """Evaluate a program on arrays that broadcast, in float64.
 
     Returns:
-        One array per output, all of the shape that the inputs broadcast to; None where the program
-        has none.
+        One float64 array per output, of the broadcast shape of all inputs; None for an output that
+        is None.
+
+    Raises:
+        ValueError: too few or too many inputs, or they do not broadcast.
     """
     arrays: list[_Array] = [np.asarray(each, np.float64) for each in inputs]
     with np.errstate(all="ignore"):  # infinities and NaN are values here
@@ -38,7 +41,7 @@ def _sign(x: _Array) -> _Array:
     return _where(np.isnan(x), 0.0, np.sign(x))
 
 
-#: The function of each operation; constants of an operation follow the arrays.
+#: The function of each operation: it takes the arrays, then the constants.
 NUMPY_OPERATIONS: Mapping[str, Callable[..., _Array]] = {
     "add": np.add,
     "sub": np.subtract,

@@ -1,19 +1,19 @@
-"""The operations of a program: how many arguments of which kind each takes, and what it gives.
+"""The operations of programs: their arguments, their constants and the kind of their result.
 
-Every operation is pointwise and means what torch's function of that name means, NaN, infinities
-and signed zeros included. In particular:
+Every operation is pointwise and computes what torch's function of the same name computes, also for
+NaN, infinities and signed zeros. In particular:
 
 * `softplus(x)` has torch's default threshold: x > 20 ? x : log1p(exp(x));
 * `sign` of NaN is 0, `minimum`, `maximum`, `clamp` and `relu` of NaN are NaN;
-* `clamp(x, low, high)` is min(max(x, low), high), and -inf and inf stand for no bound;
+* `clamp(x, low, high)` is min(max(x, low), high); -inf and inf mean that there is no bound;
 * `detach` is the identity, and stops gradients.
 
-Three operations occur in derivatives only. Backends lower them with the formula whose rounding
-they want; torch's are
+Three operations occur only in derivatives. Backends may lower them with formulas that round
+differently; torch's formulas are
 
     tanh_backward(grad, result)    = grad * (1 - result * result)
     sigmoid_backward(grad, result) = grad * (1 - result) * result
-    relu_backward(grad, result)    = result <= 0 ? 0 : grad       so that a NaN passes the gradient
+    relu_backward(grad, result)    = result <= 0 ? 0 : grad       NaN results pass the gradient
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from types import MappingProxyType
 
 
 class Kind(enum.Enum):
-    """What a value is: a number of the layer's dtype, or a condition, which `where` takes."""
+    """The kind of a value: a number of the layer's dtype, or a condition for `where`."""
 
     NUMBER = "number"
     CONDITION = "condition"
@@ -33,12 +33,12 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Operation:
-    """How an operation is called.
+    """The signature of an operation.
 
     Attributes:
         arguments: the kind of each argument.
         result: the kind of the result.
-        constants: names of the constants that are fixed in the program, given after the arguments.
+        constants: names of its constants, which are fixed in the program and follow the arguments.
     """
 
     arguments: tuple[Kind, ...]

@@ -1,11 +1,11 @@
-"""Pointwise programs: straight-line lists of operations on values, and the walk over one.
+"""Pointwise programs: straight-line lists of operations on values, and their evaluation.
 
-A program's values are numbered: its inputs come first, then each instruction's result (static
-single assignment; Cytron et al. 1991). A program is canonical from its construction on: what is
-computed twice is shared, what no output needs is gone, and the order is that in which a walk from
-the outputs, first to last, finishes the instructions. Nothing else is rewritten: no operands are
-swapped, nothing is reassociated and no constant is folded, so that a program computes the bits
-that were written. Two programs are equal if and only if their texts are.
+The values of a program are numbered: first its inputs, then the result of each instruction (static
+single assignment; Cytron et al. 1991). The constructor makes a program canonical: common
+subexpressions are shared, dead instructions are removed, and the instructions are in the order of a
+depth-first traversal from the outputs, first to last. Nothing else is rewritten: operands are not
+swapped, nothing is reassociated and no constant is folded, so that the results are bit-identical to
+those of the program as written. Two programs are equal if and only if their texts are.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _INSTRUCTION = re.compile(r" %(?P<number>\d+) = (?P<operation>\w+)\((?P<argument
 
 @dataclass(frozen=True)
 class Instruction:
-    """One operation: `str` of it is exact, and equal for what computes the same.
+    """One operation. Its `str` is exact, and the same for instructions that are the same.
 
     Attributes:
         operation: a key of `OPERATIONS`.
-        arguments: numbers of the values that it takes.
-        constants: what is fixed in the program, such as `clamp`'s bounds.
+        arguments: numbers of its argument values.
+        constants: constants that are fixed in the program, such as `clamp`'s bounds.
     """
 
     operation: str
@@ -40,26 +40,26 @@ class Instruction:
     constants: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        # repr gives the shortest decimal that reads as the same float, and the sign of zero.
+        # repr gives the shortest decimal that parses to the same float, and keeps the sign of zero.
         given = [f"%{number}" for number in self.arguments] + [repr(c) for c in self.constants]
         return f"{self.operation}({', '.join(given)})"
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A pointwise function of named inputs, canonical as soon as it is made.
+    """A pointwise function of named inputs; the constructor makes it canonical.
 
         >>> Program(("a", "b"), (Instruction("mul", (0, 1)), Instruction("tanh", (2,))), (3, None))
         Program.parse('(a, b) %2 = mul(%0, %1); %3 = tanh(%2); return %3, none')
 
     Attributes:
-        inputs: the inputs' names, all different and identifiers. All are numbers.
+        inputs: names of the inputs, distinct ASCII identifiers. All inputs are numbers.
         instructions: instruction k computes value `len(inputs) + k`.
-        outputs: numbers of values, or None where there is nothing: no gradient.
+        outputs: numbers of values; None for an output without a value (no gradient).
 
     Raises:
-        ValueError: an unknown operation, a wrong number of arguments or constants, a value that
-            is not there yet, names that are no identifiers or not all different.
+        ValueError: an unknown operation, a wrong number of arguments or constants, a value that is
+            used before it is computed, or input names that are not distinct ASCII identifiers.
         TypeError: a condition where a number is expected, or the reverse.
     """
 
@@ -89,10 +89,10 @@ class Program:
 
     @staticmethod
     def parse(text: str) -> Program:
-        """The program whose `text` this is.
+        """Parse the `text` of a program.
 
         Raises:
-            ValueError: the text is none of a program's; or as for `Program`.
+            ValueError: this is not the text of a program; or as for `Program`.
             TypeError: as for `Program`.
         """
         match = _TEXT.fullmatch(text)
@@ -120,7 +120,11 @@ class Program:
         return frozenset(name for k, name in enumerate(self.inputs) if k in numbers)
 
     def without_inputs(self, names: Iterable[str]) -> Program:
-        """The same program without these inputs, none of which it uses."""
+        """The same program without these inputs.
+
+        Raises:
+            ValueError: the program uses one of them.
+        """
         dropped = set(names)
         if needed := sorted(dropped & self.used):
             raise ValueError(f"expected inputs that are not used, got {', '.join(needed)}")
@@ -151,7 +155,7 @@ def evaluate(
     operations: Mapping[str, Callable[..., V]],
     constant: Callable[[float], V],
 ) -> tuple[V | None, ...]:
-    """Walks over a program, once per value. Every backend lowers with this and a table of its own.
+    """Evaluate or lower a program; each backend passes its own table of operations.
 
         >>> import operator
         >>> program = Program.parse("(a, b) %2 = constant(2.0); %3 = mul(%2, %0); return %3, %1")
@@ -159,14 +163,14 @@ def evaluate(
         (6.0, 4.0)
 
     Args:
-        program: what to evaluate.
+        program: the program.
         inputs: one lowered value per input, in the order of `program.inputs`.
-        operations: by operation name, the function of the lowered arguments; an operation's
-            constants (`slope`; `low`, `high`) follow them as Python floats.
+        operations: for each operation name, a function of the lowered arguments, followed by the
+            operation's constants (`slope`; `low`, `high`) as Python floats.
         constant: lowers a constant.
 
     Returns:
-        One lowered value per output, None where the program has none.
+        One lowered value per output, None for an output that is None.
 
     Raises:
         ValueError: too few or too many inputs.
@@ -191,7 +195,11 @@ def evaluate(
 
 
 def result_kind(instruction: Instruction, kinds: Sequence[Kind]) -> Kind:
-    """Checks an instruction against the kinds of the values before it; what kind it gives."""
+    """Check an instruction against the kinds of the earlier values; return the kind of its result.
+
+    Raises:
+        ValueError, TypeError: as for `Program`.
+    """
     name = instruction.operation
     if name not in OPERATIONS:
         raise ValueError(f"unknown operation {name!r}: expected one of {', '.join(OPERATIONS)}")
@@ -244,8 +252,8 @@ def _renumbered(
 def _canonical(
     first: int, instructions: Sequence[Instruction], outputs: Sequence[int | None]
 ) -> tuple[tuple[Instruction, ...], tuple[int | None, ...]]:
-    """Shares equal instructions, then keeps those that outputs need, in the order of a walk."""
-    # What each value is replaced by: the first one that is computed in the same way.
+    """Share equal instructions; keep those that outputs need, in depth-first order."""
+    # For each value the first value with the same instruction, which replaces it.
     shared = list(range(first))
     computed: dict[str, int] = {}
     rewritten: dict[int, Instruction] = {}
@@ -255,7 +263,7 @@ def _canonical(
 
     numbers = {k: k for k in range(first)}
     kept: list[Instruction] = []
-    # A stack instead of recursion: a program may be longer than Python's stack is deep.
+    # An explicit stack, since long programs would exceed Python's recursion limit.
     waiting = [shared[number] for number in reversed(outputs) if number is not None]
     while waiting:
         number = waiting[-1]

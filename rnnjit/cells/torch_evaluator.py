@@ -1,4 +1,4 @@
-"""Programs on tensors, by torch's own operators: differentiable any number of times."""
+"""Evaluates programs on tensors with torch operators, differentiable any number of times."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from rnnjit.cells.program import Program, evaluate
 
 
 def evaluate_tensors(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """Evaluates a program on tensors.
+    """Evaluate a program on tensors.
 
     Args:
-        program: it has at least one input.
-        inputs: one tensor per input, all of one dtype and on one device; those that it reads
-            broadcast.
+        program: a program with at least one input.
+        inputs: one tensor per input, all of one dtype and on one device; those that the program
+            uses must broadcast.
 
     Returns:
-        One tensor per output, all of the shape that the inputs broadcast to; None where the program
-        has none. An output that is an input may share its memory.
+        One tensor per output, of the broadcast shape of the inputs that the program uses; None for
+        an output that is None. An output that is an input may share its memory.
+
+    Raises:
+        ValueError: too few or too many inputs.
     """
 
     def constant(value: float) -> Tensor:
@@ -47,7 +50,7 @@ def _relu_backward(grad: Tensor, result: Tensor) -> Tensor:
     return found
 
 
-#: The function of each operation; constants of an operation follow the tensors.
+#: The function of each operation: it takes the tensors, then the constants.
 TORCH_OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "add": torch.add,
     "sub": torch.sub,

@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, or None for those of the process.
 
     Returns:
-        The exit status: 0 if all is well, 1 if a backend or the cache failed, 130 after Ctrl-C,
-        141 if the reader of the output went away.
+        The exit status: 0 on success, 1 if a backend or the cache failed, 130 after Ctrl-C, 141 if
+        the reader closed the output pipe.
 
     Raises:
-        SystemExit: with status 2 for arguments that make no sense, after one line on stderr that
-            says so, and with status 0 after `--help` and `--version`.
+        SystemExit: with status 2 for invalid arguments, after one line on stderr that explains the
+            error, and with status 0 after `--help` and `--version`.
     """
     parser = build_parser()
     try:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # What the interpreter still flushes at exit must not meet the broken pipe again.
+        # At exit the interpreter flushes stdout, which must not go to the broken pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     return status

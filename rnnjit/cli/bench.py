@@ -1,4 +1,4 @@
-"""`rnnjit bench`: every backend and every peer that is installed, judged and timed in turns."""
+"""`rnnjit bench`: checks and times every installed backend and peer, interleaved."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def add(commands: Commands[Parser]) -> None:
     presets = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
     parser = commands.add_parser(
         "bench",
-        help="how fast every backend and every installed peer is, against eager PyTorch",
+        help="time every backend and every installed peer against eager PyTorch",
         description="Time eager PyTorch, every backend, and onnxruntime, OpenVINO, JAX and "
         "torch.compile where they are installed (pip install 'rnnjit[bench]'): each in a process "
-        "of its own, all on as many threads, in turns. What is not right gets no time.",
+        "of its own, on the same number of threads, interleaved. Wrong results get no time.",
     )
     parser.add_argument("--preset", choices=PRESETS, default="quick", help=presets)
     parser.add_argument(
         "--contestants",
         type=_names,
         metavar="A,B",
-        help="only these; eager, which ratios are to, takes part anyway. "
+        help="only these and eager, the baseline of the ratios. "
         "package.module:CLASS is one of your own",
     )
     parser.add_argument("--threads", type=_threads, metavar="N,M", help="default: the preset's")
     parser.add_argument("--rounds", type=positive, metavar="N", help="samples of each time")
-    for kind, what in (("json", "all; - for stdout"), ("csv", "a row a time"), ("html", "a page")):
+    for kind, what in (("json", "all; - for stdout"), ("csv", "a table"), ("html", "a page")):
         parser.add_argument(f"--{kind}", type=output_file, metavar="FILE", help=f"write {what}")
-    parser.add_argument("--against", metavar="OLD.json", help="show what changed since")
+    parser.add_argument("--against", metavar="OLD.json", help="show the changes since that run")
     parser.add_argument(
         "--fail-slower",
         type=_factor,
         metavar="X",
         help="exit with 1 if a backend's ratio to eager is X times lower than in --against, "
-        "or has no time any more",
+        "or it no longer has a time",
     )
     parser.set_defaults(run=run)
 
@@ -64,18 +64,19 @@ def run(arguments: Namespace) -> int:
 
 
 def conclude(report: Report, old: Report | None, arguments: Namespace) -> int:
-    """Print what was found.
+    """Print the tables.
 
     Args:
-        report: what was measured.
-        old: what it is compared with, or None.
-        arguments: of the command; `json`, `against` and `fail_slower` count.
+        report: the measurements.
+        old: the report to compare with, or None.
+        arguments: the arguments of the command; it uses `json`, `against` and `fail_slower`.
 
     Returns:
-        The exit status: 1 if a backend of rnnjit is wrong, failed, or is slower than it may be.
+        The exit status: 1 if a backend of rnnjit is wrong, failed, or is slower than allowed, 130
+        if the report is incomplete.
 
     Raises:
-        UsageError: nothing of the two can be compared, but it was to fail on that.
+        UsageError: `fail_slower` is given, but the reports have no backend and case in common.
     """
     from rnnjit.bench.report import regression
     from rnnjit.cli import bench_tables
@@ -131,13 +132,13 @@ def measure(
     """Measure the machine and cases, with a progress bar.
 
     Args:
-        name: that the report gets as its preset's.
-        cases: what to measure.
-        contestants: who takes part.
+        name: name of the preset in the report.
+        cases: the cases to measure.
+        contestants: the contestants; absent ones get no times.
         plan: how to measure.
-        threads: numbers of threads that the machine's peaks are wanted for.
-        quick: whether rough peaks will do.
-        command: for the report.
+        threads: the numbers of threads for which to measure the machine's peaks.
+        quick: whether rough peaks suffice.
+        command: the command line to record in the report.
     """
     from rnnjit.bench.machine import measure_machine
     from rnnjit.bench.run import present
@@ -151,14 +152,14 @@ def measure(
         machine = measure_machine(threads, quick=quick)
 
         def progress(what: str, seconds: float) -> None:
-            # Drawn between two samples, and at no other time.
+            # Drawn only between two samples, so that drawing does not disturb them.
             bar.update(task, description=what, advance=seconds, refresh=True)
 
         return run_cases(name, cases, contestants, plan, machine, progress, command)
 
 
 def _command(arguments: Namespace) -> str:
-    """The command that measures the same again."""
+    """The command that repeats this measurement."""
     words = ["rnnjit", "bench", "--preset", arguments.preset]
     for option in ("contestants", "threads"):
         if (chosen := getattr(arguments, option)) is not None:
@@ -169,7 +170,7 @@ def _command(arguments: Namespace) -> str:
 
 
 def _chosen(names: Sequence[str] | None) -> list[Contestant]:
-    """All contestants, or eager and those that were asked for, in the order of the list."""
+    """All contestants, or eager and those that the user named, in the order of all contestants."""
     from rnnjit.bench.contestants import contestants, find
 
     known = {each.name: each for each in contestants()}
@@ -194,7 +195,7 @@ def _old(arguments: Namespace) -> Report | None:
 
     if arguments.against is None:
         if arguments.fail_slower is not None:
-            raise UsageError("--fail-slower is of use only with --against")
+            raise UsageError("--fail-slower needs --against")
         return None
     try:
         return read(Path(arguments.against))
@@ -205,13 +206,13 @@ def _old(arguments: Namespace) -> Report | None:
 
 
 def _check_outputs(arguments: Namespace) -> None:
-    """Find out before minutes of work what could not be written after them."""
+    """Check before the measurement that the output files can be written."""
     for kind in ("csv", "html"):
         if getattr(arguments, kind) == "-":
             raise UsageError(f"--{kind} takes a file: only --json goes to standard output")
     if arguments.html is not None:
         try:
-            import rnnjit.bench.report.html  # noqa: F401 - it draws, with what the extra brings
+            import rnnjit.bench.report.html  # noqa: F401 - needs the packages of the extra
         except ImportError as error:
             raise UsageError(f"--html: {error}: pip install 'rnnjit[bench]'") from None
 

@@ -1,4 +1,4 @@
-"""A benchmark's report, and what changed since another one, as tables for people."""
+"""Prints the tables of a benchmark report, and the changes since another report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUIET = ("declined", "none")
 
 
 def print_report(out: Console, report: Report) -> None:
-    """Print all tables, means, who has no time and why, and who is absent."""
+    """Print all tables and means, and which contestants have no time or are absent, and why."""
     results = Results(report)
     means = {str(part): found for part, found in findings.means(results).items()}
     for table in (*tables.shape_tables(results), *tables.sweep_tables(results)):
@@ -61,7 +61,7 @@ def _table(table: tables.Table, means: Sequence[findings.Mean]) -> Table:
 
 
 def _mean(mean: findings.Mean | None) -> Text:
-    """The mean, and of how many cases if not of all."""
+    """The mean, and the number of its cases if they are not all cases."""
     if mean is None or mean.ratio is None:
         return Text("")
     of = "" if mean.cases == mean.asked else f"\n{mean.cases} of {mean.asked}"
@@ -75,7 +75,7 @@ def _style(kind: str) -> str:
 def print_changes(
     out: Console, old: Report, new: Report, changes: Sequence[Change], slower: Sequence[Change]
 ) -> None:
-    """Print every case before and after, and what is slower than may be."""
+    """Print every case before and after, and the cases that are slower than allowed."""
     out.print(Text(f"Against {old.created}, {old.commit[:12] or 'no commit'}", "bold"))
     if (old.machine.cpu, old.machine.cpus) != (new.machine.cpu, new.machine.cpus):
         out.print(Text(f"That was on another machine: {old.machine.cpu}", "yellow"))

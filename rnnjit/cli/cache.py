@@ -1,4 +1,4 @@
-"""`rnnjit cache`: the compiled kernels on disk."""
+"""`rnnjit cache`: lists or removes the compiled kernels and measurements on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rnnjit.runtime.private_directory import Entry
 
 _KINDS = {
     "o": "compiled kernels (.o)",
-    "tuned": "what rnnjit.tune measured (.tuned)",
+    "tuned": "measurements of rnnjit.tune (.tuned)",
     "tmp": "left behind by killed processes (.tmp)",
 }
 
@@ -26,17 +26,17 @@ def add(commands: Commands[Parser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "cache",
-        help="what is kept on disk, compiled kernels and measurements, and how to be rid of it",
+        help="list or remove the compiled kernels and measurements on disk",
         description="Show the directory of compiled kernels and measurements, and how many files "
         f"of each kind are in it. {object_cache.DIRECTORY_VARIABLE} names another directory. The "
-        "exit status is 1 if the directory cannot be used, or not be emptied.",
+        "exit status is 1 if the directory cannot be used or emptied.",
     )
     parser.add_argument("--clear", action="store_true", help="remove these files, and no others")
     parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:
-    """Print what is kept, or what was removed."""
+    """Print the files that are kept, or that were removed."""
     place = None
     try:
         place = object_cache.directory()
@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _table(entries: Iterable[Entry], heading: str) -> Table:
-    """A line for every kind of file, and one for all."""
+    """A row for every kind of file, and a row for the total."""
     sizes: defaultdict[str, list[int]] = defaultdict(list)
     for entry in entries:
         sizes[entry.name.rpartition(".")[2]].append(entry.size)

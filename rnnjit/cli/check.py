@@ -17,7 +17,7 @@ def add(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "check",
         help="run the conformance kit on one backend",
-        description="Hold one backend against eager PyTorch in every case of the conformance kit. "
+        description="Compare one backend with eager PyTorch in every case of the conformance kit. "
         "The exit status is 1 if a check fails.",
     )
     parser.add_argument("name", metavar="NAME", help="an installed backend, see rnnjit info")
@@ -30,7 +30,7 @@ def add(commands: Commands[Parser]) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Run the kit and print the summary and every failure."""
+    """Run the kit; print every failure and a summary."""
     name: str = arguments.name
     try:
         backend = resolve(name)

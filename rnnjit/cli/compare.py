@@ -1,4 +1,4 @@
-"""`rnnjit compare`: every backend against eager PyTorch, on a configuration or a saved model."""
+"""`rnnjit compare`: compares every backend with eager PyTorch."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def add(commands: Commands[Parser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "compare",
-        help="how exact and how fast every backend is, against eager PyTorch",
+        help="compare the errors and times of every backend with eager PyTorch",
         description="Run one nn.RNN, or every nn.RNN of a saved model, through eager PyTorch and "
-        "every backend, on random input: largest errors against a float64 run, times, and who "
-        "auto picks.",
+        "every backend, on random input: largest errors against a float64 run, times, and the "
+        "backend that auto picks.",
     )
     _add_module(parser)
     call = parser.add_argument_group("the call")
@@ -74,7 +74,7 @@ def add(commands: Commands[Parser]) -> None:
 
 
 def _add_module(parser: Parser) -> None:
-    """Flags of the configuration: None where not given, since a saved model brings its own."""
+    """Flags of the configuration; None if not given, since a saved model has its own values."""
     group = parser.add_argument_group("a module drawn at random")
     for flag, short in (("--input-size", "--I"), ("--hidden-size", "--H"), ("--num-layers", "--L")):
         default = _CONFIGURATION[flag[2:].replace("-", "_")]
@@ -109,7 +109,7 @@ def run(arguments: Namespace) -> int:
     try:
         compared = _compare_all(_modules(arguments), arguments)
     except (RuntimeError, MemoryError) as error:
-        # A backend's own failure is a result; what is left is a size that does not fit.
+        # A failure of a backend is part of the results, so this is a size that does not fit memory.
         raise UsageError(f"this call cannot be made: {first_line(error)}") from None
     if arguments.json != "-":
         out = console()
@@ -123,13 +123,13 @@ def run(arguments: Namespace) -> int:
 
 
 def _modules(arguments: Namespace) -> dict[str, nn.RNNBase]:
-    """What to compare, by name: from the file, or one drawn from the configuration's flags."""
+    """The modules to compare, by name: from the file, or a random one from the flags."""
     given = {key: getattr(arguments, key) for key in _CONFIGURATION}
     given = {key: value for key, value in given.items() if value is not None}
     if arguments.model is not None:
         if given:
             flags = ", ".join(_flag(key) for key in given)
-            raise UsageError(f"{flags} cannot be given with --model, which brings its own")
+            raise UsageError(f"{flags} cannot be given with --model, which has its own values")
         return models.read(
             arguments.model,
             nonlinearity=arguments.nonlinearity,
@@ -137,7 +137,7 @@ def _modules(arguments: Namespace) -> dict[str, nn.RNNBase]:
             say=partial(say, "compare"),
         )
     if arguments.trust:
-        raise UsageError("--trust is of use only with --model")
+        raise UsageError("--trust needs --model")
     spec = RNNSpec(**_CONFIGURATION | given)
     if arguments.nonlinearity is not None:
         spec = replace(spec, cell=CELL_OF_NONLINEARITY[arguments.nonlinearity])
@@ -175,7 +175,7 @@ def _compare_all(rnns: dict[str, nn.RNNBase], arguments: Namespace) -> dict[str,
 
 
 def _as_data(name: str, comparison: Comparison) -> dict[str, Any]:
-    """A comparison as plain data: times in seconds, cells and dtypes by name."""
+    """Convert a comparison to plain data: times in seconds, cells and dtypes by name."""
     spec, problem = comparison.spec, comparison.problem
     fields = {key: getattr(spec, key) for key in spec.__dataclass_fields__}
     return {

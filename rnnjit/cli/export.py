@@ -1,4 +1,4 @@
-"""`rnnjit export`: the RNNs of a saved model, compiled ahead of time."""
+"""`rnnjit export`: compiles the RNNs of a saved model ahead of time."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def add(commands: Commands[Parser]) -> None:
         metavar="NAME",
         help="one of %(choices)s; default: native",
     )
-    parser.add_argument("--name", default="rnn", help="with which C symbols and files begin")
+    parser.add_argument("--name", default="rnn", help="prefix of C symbols and file names")
     parser.add_argument("--overwrite", action="store_true", help="replace an artifact in DIR")
     parser.add_argument(
         "--nonlinearity",
         choices=CELL_OF_NONLINEARITY,
-        help="of a state_dict, which does not say it",
+        help="nonlinearity of a state_dict, which does not record it",
     )
     parser.add_argument(
         "--trust",
@@ -48,7 +48,7 @@ def add(commands: Commands[Parser]) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Export every RNN of the model, and say where it is."""
+    """Export every RNN of the model, and print where it is."""
     rnns = models.read(
         arguments.model,
         nonlinearity=arguments.nonlinearity,
@@ -73,7 +73,7 @@ def run(arguments: Namespace) -> int:
 
 
 class _Targets:
-    """The targets; the backends, which import compilers, are asked when one is looked up."""
+    """The names of the targets, looked up lazily, since the backends then import compilers."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(targets())

@@ -1,4 +1,4 @@
-"""`rnnjit info`: what this machine is and has."""
+"""`rnnjit info`: describes this machine, its packages and its backends."""
 
 from __future__ import annotations
 

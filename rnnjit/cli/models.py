@@ -1,7 +1,8 @@
-"""Finds the nn.RNNs in a file that `torch.save` wrote, trusting no more of it than is named.
+"""Finds the nn.RNNs in a file that `torch.save` wrote, without running untrusted code.
 
-Files are read with `weights_only=True`: only the classes on a list of ours may be built. A file
-that names others is refused, or read with exactly those added once the user says so.
+Files are read with `weights_only=True`: only allowed classes may be constructed, those of PyTorch's
+layers and of rnnjit. A file that names other classes is refused, unless the user passes `--trust`;
+then exactly these classes are allowed too.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rnnjit.frontend.class_rewrite import empty
 from rnnjit.frontend.compiled_layer import CompiledRNN
 from rnnjit.spec import RNNSpec
 
-#: The nonlinearity of a state_dict, which does not name it.
+#: The nonlinearity assumed for a state_dict, which does not record it.
 _ASSUMED = "tanh"
 _FIRST_WEIGHT = re.compile(r"(?P<prefix>(?:.*\.)?)weight_hh_l0")
 
@@ -42,24 +43,24 @@ _FIRST_WEIGHT = re.compile(r"(?P<prefix>(?:.*\.)?)weight_hh_l0")
 def read(
     file: str, *, nonlinearity: str | None, trust: bool, say: Callable[[str], None]
 ) -> dict[str, nn.RNNBase]:
-    """Every distinct nn.RNN in a file that `torch.save` wrote, as `load` and `find_rnns` say."""
+    """Every distinct nn.RNN in a file of `torch.save`, by path; see `load` and `find_rnns`."""
     content = load(file, trust=trust, say=say)
     return find_rnns(file, content, nonlinearity=nonlinearity, say=say)
 
 
 def load(file: str, *, trust: bool, say: Callable[[str], None]) -> Any:
-    """What `torch.save` put into a file, on the CPU.
+    """Load a file that `torch.save` wrote, onto the CPU.
 
     Args:
         file: path of the file.
-        trust: go on where the file names classes other than PyTorch's and rnnjit's own.
-        say: gets the line that names those classes, before they are imported.
+        trust: whether to import classes in the file that are not PyTorch's or rnnjit's.
+        say: called with a line that names those classes, before they are imported.
 
     Raises:
-        UsageError: there is no such file, it cannot be read, or it would have to be trusted.
+        UsageError: there is no such file, it cannot be read, or it needs `trust`.
     """
     with warnings.catch_warnings(), safe_globals(_harmless()):
-        warnings.simplefilter("ignore")  # torch's own, on the formats of old files
+        warnings.simplefilter("ignore")  # torch warns about old file formats
         try:
             foreign = _foreign_globals(file)
             if foreign:
@@ -77,17 +78,18 @@ def load(file: str, *, trust: bool, say: Callable[[str], None]) -> Any:
 def find_rnns(
     file: str, content: Any, *, nonlinearity: str | None, say: Callable[[str], None]
 ) -> dict[str, nn.RNNBase]:
-    """Every distinct nn.RNN in what a file held, rebuilt with its weights, by its path.
+    """Rebuild every distinct nn.RNN in the content of a file, with its weights; by path.
 
     Args:
         file: path of the file, for messages.
         content: a module, a state_dict, or a dict that holds some.
-        nonlinearity: as torch names it, for the RNNs of a state_dict, which does not say it; None
-            for the one that torch takes by default.
-        say: gets the line that tells of this assumption.
+        nonlinearity: "tanh" or "relu", for the RNNs of a state_dict, which does not record it; None
+            for torch's default.
+        say: called with a line that states this assumption.
 
     Raises:
-        UsageError: there is none, one cannot be rebuilt, or `nonlinearity` has no use.
+        UsageError: there is none, one cannot be rebuilt, or `nonlinearity` is given although no
+            RNN comes from a state_dict.
     """
     found: dict[str, nn.RNNBase] = {}
     others: Counter[str] = Counter()
@@ -114,9 +116,9 @@ def find_rnns(
 
 
 def _harmless() -> list[Any]:
-    """What a saved model may name beyond tensors: PyTorch's layers, and ours."""
+    """The classes that a saved model may name: PyTorch's layers, and ours."""
     layers = [getattr(nn.modules, name) for name in nn.modules.__all__]
-    # Part of every nn.MultiheadAttention, and in no list of PyTorch's.
+    # Part of every nn.MultiheadAttention, but not in `nn.modules.__all__`.
     layers.append(nn.modules.linear.NonDynamicallyQuantizableLinear)
     return [*layers, CompiledRNN, empty]
 
@@ -126,7 +128,7 @@ def _foreign_globals(file: str) -> list[str]:
     try:
         return sorted(get_unsafe_globals_in_checkpoint(file))
     except ValueError:
-        # Not a zip file: an old torch.save, of which torch.load itself refuses what is not allowed.
+        # Not a zip file: an old format, in which torch.load itself rejects other classes.
         return []
 
 
@@ -146,7 +148,7 @@ def _ask(file: str, foreign: list[str], trust: bool, say: Callable[[str], None])
 
 
 def _import(file: str, name: str) -> Any:
-    """The class or function behind a dotted name, as pickle would look it up."""
+    """Import the class or function of a dotted name, as pickle does."""
     module, _, attribute = name.rpartition(".")
     with _working_folder_importable():
         try:
@@ -157,7 +159,7 @@ def _import(file: str, name: str) -> Any:
 
 @contextlib.contextmanager
 def _working_folder_importable() -> Iterator[None]:
-    """A user's own classes mostly lie where the user is."""
+    """Make modules in the working directory importable, where users mostly have their classes."""
     before = sys.path[:]
     sys.path.append(os.getcwd())
     try:
@@ -194,7 +196,7 @@ def _parts(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _of_module(module: nn.Module, others: Counter[str]) -> Iterator[tuple[str, nn.RNNBase]]:
-    """Every nn.RNN in a module that `rnnjit.compile` would compile; counts the other layers."""
+    """Every nn.RNN in a module that `rnnjit.compile` compiles; counts other recurrent layers."""
     for name, child in module.named_modules():
         plain = isinstance(child, nn.RNN) and type(child).forward is nn.RNN.forward
         plain &= "forward" not in vars(child)
@@ -208,7 +210,7 @@ def _of_module(module: nn.Module, others: Counter[str]) -> Iterator[tuple[str, n
 def _of_state(
     state: dict[str, Tensor], nonlinearity: str | None
 ) -> Iterator[tuple[str, nn.RNNBase]]:
-    """Every nn.RNN whose weights are in a state_dict; LSTM and GRU have taller weights."""
+    """Every nn.RNN whose weights are in a state_dict; LSTM and GRU weights have more rows."""
     for key in state:
         match = _FIRST_WEIGHT.fullmatch(key)
         if match is None or state[key].dim() != 2 or state[key].shape[0] != state[key].shape[1]:
@@ -229,7 +231,7 @@ def _of_state(
 
 
 def _rebuild(spec: RNNSpec, weights: dict[str, Tensor]) -> nn.RNNBase:
-    """A plain, trainable nn.RNN: no hooks and no methods of the file's own."""
+    """Construct a plain, trainable nn.RNN, without hooks or methods from the file."""
     rnn = torch_module(spec, next(iter(weights.values())).dtype)
     rnn.load_state_dict(weights)
     return rnn

@@ -1,4 +1,4 @@
-"""What the commands print with: consoles, the progress bar, JSON."""
+"""Output of the commands: consoles, progress bars, JSON."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _WIDTH_OF_FILES = 120
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to `main`, which gives it a status of its own."""
+        """Raise it to `main`, which has an exit status for it."""
         raise BrokenPipeError
 
 
 def console() -> Console:
-    """Standard output; wide enough for the tables where it is no terminal."""
+    """A console on standard output; wide enough for the tables if it is not a terminal."""
     found = _Console(highlight=False)
     if not found.is_terminal and found.width < _WIDTH_OF_FILES:
         found.width = _WIDTH_OF_FILES
@@ -39,7 +39,7 @@ def console() -> Console:
 
 
 def progress() -> Progress:
-    """A progress bar on standard error, where that is a terminal; gone when it is done."""
+    """A progress bar on standard error, if that is a terminal; it disappears when it is done."""
     errors = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -53,7 +53,7 @@ def progress() -> Progress:
 
 
 def timed_progress() -> Progress:
-    """A progress bar with the time left, as `progress`, that is drawn only when it is told to."""
+    """A progress bar like `progress`, with the time left; it is drawn only on explicit refresh."""
     errors = Console(stderr=True)
     return Progress(
         BarColumn(),
@@ -69,7 +69,7 @@ def timed_progress() -> Progress:
 
 
 def say(command: str, line: str) -> None:
-    """Write a line about what a command does to standard error."""
+    """Write a status line of a command to standard error."""
     sys.stderr.write(f"rnnjit {command}: {line}\n")
 
 
@@ -98,7 +98,7 @@ def write_text(text: str, file: str) -> None:
 
 
 def _strict(data: Any) -> Any:
-    """The same data with NaN and infinities, which JSON does not have, as strings."""
+    """Convert NaN and infinities, which JSON does not have, to strings."""
     if isinstance(data, dict):
         return {key: _strict(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):

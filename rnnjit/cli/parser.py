@@ -1,4 +1,4 @@
-"""Parsing of arguments: one clear line on stderr for those that make no sense."""
+"""Parses arguments, and reports invalid ones in one line on stderr."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LARGEST = 2**31 - 1
-"""No size or count may be larger; what fits into memory is smaller still."""
+"""The largest size or count; sizes that fit into memory are smaller."""
 
 
 class UsageError(Exception):
-    """The arguments ask for what cannot be done; the message is one that the user can act on."""
+    """The arguments cannot be carried out; the message says what the user can change."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says in one line what is wrong, and accepts no abbreviations."""
+    """An argument parser that reports errors in one line, and accepts no abbreviations."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs, allow_abbrev=False)
@@ -26,22 +26,22 @@ class Parser(argparse.ArgumentParser):
 
 
 Commands = argparse._SubParsersAction
-"""What `add_subparsers` returns; argparse gives it no public name."""
+"""The type that `add_subparsers` returns; argparse has no public name for it."""
 
 
 def one_line(text: object) -> str:
-    """Any text on a single line."""
+    """Put a text on a single line."""
     return " ".join(str(text).split())
 
 
 def first_line(error: Exception) -> str:
-    """An exception's message without the C++ frames that PyTorch adds to some."""
+    """The first line of an exception's message; PyTorch appends C++ frames to some messages."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0]
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 to `LARGEST`."""
+    """Parse a whole number from 1 to `LARGEST`."""
     try:
         number = int(text)
     except ValueError:
@@ -54,7 +54,7 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A whole number from 0 to `LARGEST`."""
+    """Parse a whole number from 0 to `LARGEST`."""
     if not text.isdecimal() or int(text) > LARGEST:
         raise argparse.ArgumentTypeError(
             f"expected a whole number from 0 to {LARGEST}, got {text!r}"
@@ -63,7 +63,7 @@ def seed(text: str) -> int:
 
 
 def probability(text: str) -> float:
-    """A number between 0 and 1."""
+    """Parse a number between 0 and 1."""
     try:
         number = float(text)
     except ValueError:
@@ -74,7 +74,7 @@ def probability(text: str) -> float:
 
 
 def output_file(text: str) -> str:
-    """A file that can be written, or "-" for standard output: found out before hours of work."""
+    """Check before the work starts that a file can be written; "-" is standard output."""
     path = Path(text)
     if text != "-" and path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder, not a file")

@@ -1,12 +1,12 @@
-"""For backends that generate code for a CPU: what does not depend on the compiler they write for.
+"""Code generation for CPU backends: the parts that do not depend on the backend's compiler.
 
-* `isa` and `host`: vector units, and this machine's;
-* `pointwise` and `elementary`: the operations of cells on vectors, exp and tanh among them;
-* `elman`: which cells the kernels of nn.RNN compute;
+* `isa` and `host`: instruction sets, and that of this machine;
+* `pointwise` and `elementary`: vector code for the operations of cells, with exp and tanh;
+* `elman`: which cells the kernels of nn.RNN can compute;
 * `row_slices`: how threads divide a batch;
 * `argument_block`, `forward_call` and `kernel`: from tensors to a call of a compiled kernel.
 
-What is here decides object code: a backend's cache key has to cover it (`kernel.cache_key`).
+Object code depends on this package, so a backend's cache key must cover it (`kernel.cache_key`).
 """
 
 from rnnjit.codegen.isa import ISA_VARIABLE, Isa, isa_named, isa_of

@@ -20,10 +20,10 @@ class CPUBackend(Backend):
     """Layers of one gate and one state on the CPU: one compiled kernel per layer and pass.
 
     Class attributes:
-        run_module: name of the module that allocates, plans and calls the kernels, imported on
-            first use. It has `forward(layer, rows, x, h0, weights)`, `backward(layer, rows, x, h0,
-            weights, y, grad_y, grad_h_n, needs)` and `shortcut(itemsize, layers, rows, y_shape)`,
-            as in `rnnjit.Backend`, of the one state.
+        run_module: name of the module that plans and calls the kernels, imported on first use. It
+            has `forward(layer, rows, x, h0, weights)`, `backward(layer, rows, x, h0, weights, y,
+            grad_y, grad_h_n, needs)` and `shortcut(itemsize, layers, rows, y_shape)`, as in
+            `rnnjit.Backend` but for a single state.
     """
 
     devices = ("cpu",)
@@ -32,7 +32,7 @@ class CPUBackend(Backend):
     run_module: ClassVar[str]
 
     def why_not_cell(self, cell: Cell) -> list[str]:
-        """Declines cells of another form than nn.RNN's."""
+        """Declines cells that do not have the form of nn.RNN's."""
         return why_not_elman(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
@@ -75,7 +75,7 @@ class CPUBackend(Backend):
     def shortcut(
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
-        """One call of the forward kernel per layer, with nothing but allocations around them."""
+        """One call of the forward kernel per layer, with no overhead except allocations."""
         if problem.needs_grad:
             return None
         run: Any = imported(self.run_module)

@@ -1,4 +1,4 @@
-"""The constants of exp and tanh, accurate to the last bits, for vectors of either element width.
+"""The method and the constants for exp and tanh, accurate to a few units in the last place.
 
 exp(y) is reduced to |r| <= ln(2)/2 by y = n ln(2) + r, so that exp(y) = 2^n (1 + p), where p is the
 Taylor polynomial of exp(r) - 1 (Muller, "Elementary Functions", 3rd ed., sections 5 and 11):
@@ -9,8 +9,8 @@ Taylor polynomial of exp(r) - 1 (Muller, "Elementary Functions", 3rd ed., sectio
     tanh(x) = sign(x) (1 - 2 / (e + 2))   where e > 2.
 
 The error of exp is below 1.1 units in the last place. That of tanh is below 2.5 units, and below 1
-where tanh is above 1/2: there gradients have a factor 1 - tanh^2, which grows such errors by
-tanh / (1 - tanh^2). `rnnjit.codegen.pointwise` has the code.
+where tanh is above 1/2: there gradients have a factor 1 - tanh^2, which magnifies the error of tanh
+by about tanh / (1 - tanh^2). `rnnjit.codegen.pointwise` has the code.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Constants:
-    """What exp and tanh need for one element width.
+    """The constants of exp and tanh for one element width.
 
     Attributes:
-        degree: of the polynomial for exp(r) - 1.
-        tanh_saturation: beyond it, tanh rounds to 1.
-        exp_low, exp_high: at the first exp rounds to 0, at the second it overflows.
-        mantissa_bits: of the format, without the implicit one.
-        bias: of the exponent.
-        ln2_high: ln(2) with so few bits that multiples by such n as occur are exact.
+        degree: degree of the polynomial for exp(r) - 1.
+        tanh_saturation: tanh rounds to 1 from this argument on.
+        exp_low, exp_high: exp rounds to 0 at the first, and overflows at the second.
+        mantissa_bits: bits of the mantissa, without the implicit one.
+        bias: bias of the exponent.
+        ln2_high: ln(2) with so few bits that n * ln2_high is exact for every n that occurs.
     """
 
     degree: int
@@ -44,7 +44,7 @@ class Constants:
 
     @property
     def ln2_low(self) -> float:
-        """ln(2) - ln2_high, to 30 further digits."""
+        """ln(2) - ln2_high, with a correction for the rounding of `math.log(2.0)`."""
         return (math.log(2.0) - self.ln2_high) + 2.3190468138462996e-17
 
     @property

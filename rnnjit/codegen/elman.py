@@ -1,4 +1,4 @@
-"""Which cells the kernels of nn.RNN compute: those with the same data flow, in words."""
+"""Decides whether the kernels of nn.RNN can compute a cell, and gives the reasons if not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rnnjit.cells import Cell
 def why_not_elman(cell: Cell) -> list[str]:
     """Why a cell is not h' = f(W_ih x + b_ih + W_hh h + b_hh); empty if it is.
 
-    f is any pointwise function whose derivative follows from its result, see `Cell.is_elman`.
+    f is any pointwise function whose result determines its derivative, see `Cell.is_elman`.
     """
     reasons = []
     if len(cell.gates) > 1:
@@ -29,7 +29,7 @@ def why_not_elman(cell: Cell) -> list[str]:
 
 
 def _difference(cell: Cell) -> str:
-    """What a cell of one gate and one state has that the form has not."""
+    """How a cell with one gate and one state differs from that form."""
     if len(cell.accumulators) > 1:
         return "W_ih x and W_hh h are used apart"
     if cell.out_state is None:

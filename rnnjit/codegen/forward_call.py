@@ -1,4 +1,4 @@
-"""From tensors to a forward kernel's argument block, for one layer and for a stack."""
+"""Calls forward kernels: fills their argument blocks from tensors, for a layer or a stack."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rnnjit.spec import LayerSpec
 
 
 class Recipe(NamedTuple):
-    """All of a kernel's call that does not depend on its tensors.
+    """The parts of a kernel's call that do not depend on its tensors.
 
     Attributes:
-        kernel: what to call.
-        threads: size of the team.
-        block: the argument block with every size filled in, and memory behind the arguments; copied
+        kernel: the kernel.
+        threads: size of the thread team.
+        block: the argument block with all sizes filled in, followed by working memory. It is copied
             for each call, since kernels write to that memory.
         scratch: elements of scratch memory.
-        inside: where in the block the scratch is, in bytes; 0 if it is allocated for each call.
-        sync_words: int64 words of the block by which threads synchronise: zero at first.
-        parts: where in the scratch its further parts begin, in bytes.
+        inside: byte offset of the scratch in the block; 0 if it is allocated for each call.
+        sync_words: int64 words of the block that threads synchronise on; initially zero.
+        parts: byte offsets of further parts in the scratch.
     """
 
     kernel: Kernel
@@ -39,12 +39,13 @@ class Recipe(NamedTuple):
 
 
 class ForwardFields(NamedTuple):
-    """Where a forward kernel's block has the addresses that change with every call.
+    """The indices of the addresses in a forward kernel's block that change with every call.
 
     Attributes:
-        x: index of the first of x, h0, y, h_n and the weights, see `argument_block.pointers`.
-        rows: index of what says where rows are, if they are packed.
-        scratch: index of the scratch memory.
+        x: index of the address of x; h0, y, h_n and the weights follow, see
+            `argument_block.pointers`.
+        rows: index of the address of the row table of a packed batch.
+        scratch: index of the address of the scratch memory.
     """
 
     x: int
@@ -64,13 +65,13 @@ def forward(
     """Allocate the outputs of a layer, and call its kernel.
 
     Args:
-        recipe: how the kernel is called.
-        fields: of its argument block.
-        layer: what the layer is.
+        recipe: how to call the kernel.
+        fields: the indices of its argument block.
+        layer: the configuration of the layer.
         x: `[N, I]`, contiguous.
         h0: `[D, B, H]`, contiguous.
-        weights: for each direction w_ih, w_hh and then maybe b_ih, b_hh; any strides.
-        rows: the table that says where rows are; None if dense.
+        weights: for each direction w_ih, w_hh and, with biases, b_ih, b_hh; any strides.
+        rows: the row table of a packed batch; None if dense.
     """
     y = x.new_empty((x.shape[0], layer.num_directions * layer.hidden_size))
     h_n = torch.empty_like(h0)
@@ -89,7 +90,7 @@ def forward(
 
 
 def scratch_address(recipe: Recipe, block: array[int], scratch: Tensor | None) -> int:
-    """Where the scratch memory is: behind a block's arguments if none was allocated."""
+    """The address of the scratch memory: inside the block if no tensor was allocated."""
     if scratch is None:
         return block.buffer_info()[0] + recipe.inside
     return scratch.data_ptr()
@@ -103,15 +104,15 @@ def shortcut(
     itemsize: int,
     y_shape: tuple[int, int, int],
 ) -> Shortcut:
-    """`Backend.shortcut`: the layers' kernels, with nothing but allocations around them.
+    """`Backend.shortcut`: calls the kernel of each layer, with no overhead except allocations.
 
     Args:
-        recipes: how each layer's kernel is called.
-        fields: of its argument block.
-        layers: of the stack.
-        B: sequences of the batch.
+        recipes: how to call the kernel of each layer.
+        fields: the indices of its argument block.
+        layers: the layers of the stack.
+        B: batch size.
         itemsize: bytes of an element.
-        y_shape: of y.
+        y_shape: shape of y, as in `Backend.shortcut`.
     """
     first = layers[0]
     state = first.num_directions * B * first.hidden_size * itemsize
@@ -119,7 +120,7 @@ def shortcut(
     for i, (recipe, layer) in enumerate(zip(recipes, layers, strict=True)):
         count = layer.num_directions * layer.weights_per_direction
         stack.append((recipe, i * state, i * count, (i + 1) * count))
-    # empty_like is the quickest way to allocate, where y has the state's shape.
+    # empty_like is the fastest way to allocate, but needs a y of the state's shape.
     like_state = y_shape == (1, B, first.hidden_size) and len(layers) == 1
     write = pointers(first.bias, first.num_directions).pack_into
     at, scratch_field, empty_like = 8 * fields.x, fields.scratch, torch.empty_like

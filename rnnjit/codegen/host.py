@@ -1,4 +1,4 @@
-"""The vector unit of this machine. It imports llvmlite, and nothing that is light imports it."""
+"""The instruction set of this machine; a module of its own, since it imports llvmlite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def host_isa() -> Isa:
     """The instruction set of this machine, capped by the environment variable RNNJIT_ISA.
 
     Raises:
-        ValueError: RNNJIT_ISA names an instruction set that is unknown, or not this machine's.
+        ValueError: RNNJIT_ISA names an instruction set that is unknown or that this machine lacks.
     """
     features = llvm.get_host_cpu_features()
     return isa_of(llvm.get_host_cpu_name(), features, llvm.get_process_triple())

@@ -1,4 +1,4 @@
-"""A machine's vector unit, as far as code generation cares."""
+"""Instruction sets: the properties of a vector unit that code generation depends on."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ ISA_VARIABLE = "RNNJIT_ISA"
 
 @dataclass(frozen=True)
 class Isa:
-    """What kernels are generated for.
+    """The instruction set that kernels are generated for.
 
     Attributes:
-        name: "avx512", "avx2", "neon", "plain", or what else a backend makes up.
+        name: "avx512", "avx2", "neon", "plain", or a name that a backend defines.
         vector_bytes: width of a vector register.
         registers: how many vector registers there are.
         fma: whether a fused multiply-add is one instruction.
         cpu: LLVM's name of the processor.
-        features: LLVM's names of what it has and has not, each behind its + or -.
+        features: LLVM's names of its features, each with + (present) or - (absent) in front.
         triple: LLVM's target triple.
-        abi: LLVM's name of the calling convention, where a triple has several.
+        abi: LLVM's name of the calling convention, if the triple has several.
     """
 
     name: str
@@ -56,11 +56,11 @@ def isa_of(cpu: str, features: Mapping[str, bool], triple: str) -> Isa:
 
     Args:
         cpu: LLVM's name of the processor.
-        features: what it has and has not, by LLVM's names.
+        features: for each feature, by LLVM's name, whether the processor has it.
         triple: LLVM's target triple.
 
     Raises:
-        ValueError: RNNJIT_ISA names an instruction set that is unknown, or not this machine's.
+        ValueError: RNNJIT_ISA names an instruction set that is unknown or that this machine lacks.
     """
     if platform.machine().lower() in ("aarch64", "arm64"):
         possible = ["neon", "plain"]
@@ -78,9 +78,9 @@ def isa_of(cpu: str, features: Mapping[str, bool], triple: str) -> Isa:
 
 
 def isa_named(name: str, cpu: str, features: tuple[str, ...], triple: str) -> Isa:
-    """An instruction set for a processor that need not be this machine's.
+    """An instruction set by name, for a processor that may be another one than this machine's.
 
     Raises:
-        KeyError: `name` is none of "avx512", "avx2", "neon" and "plain".
+        KeyError: `name` is not one of "avx512", "avx2", "neon" and "plain".
     """
     return Isa(name, *_BY_NAME[name], cpu, features, triple)

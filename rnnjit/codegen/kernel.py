@@ -83,7 +83,7 @@ def team_symbols() -> dict[str, int]:
 
 
 def cache_key(isa: Isa, kind: Kind, compilers: Sequence[str], file: str) -> str:
-    """Names all that object code depends on: machine, kind, compilers and sources.
+    """Names all that object code depends on: machine, kind, compilers, sources, Python.
 
     Args:
         isa: what it is compiled for.

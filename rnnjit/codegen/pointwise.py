@@ -1,10 +1,11 @@
-"""The operations of a cell's program as code on one vector, for any way of writing vectors.
+"""Lowers the operations of a cell's program to vector code, for any compiler.
 
-A backend implements `Vectors` by the compiler that it writes for, and lowers a program with
-`lower`. What each operation means, NaN, infinities and signed zeros included, is said in
-`rnnjit.cells.operations`; `rnnjit.codegen.elementary` says how exp and tanh are computed.
+A backend implements `Vectors` with its compiler, and lowers a program with `lower`.
+`rnnjit.cells.operations` defines the operations, also for NaN, infinities and signed zeros;
+`rnnjit.codegen.elementary` explains the method for exp and tanh.
 
-Operations that need log are not lowered, and neither is expm1: exp(r) - 1 is accurate near 0 alone.
+Operations that need log are not lowered, and neither is expm1: the polynomial for exp(r) - 1 is
+accurate only near 0.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from rnnjit.codegen.elementary import CONSTANTS
 
 
 class Vectors(Protocol):
-    """Code on vectors of one floating-point type, and on integers as wide and conditions.
+    """Emits code on vectors of one floating-point type, integers of the same width, and masks.
 
-    Values are whatever stands for a vector in a compiler's code; each method emits an instruction
-    and gives its result.
+    A value is the compiler's object for a vector; each method emits an instruction and returns its
+    result.
     """
 
     @property
     def bits(self) -> int:
-        """Of an element, 32 or 64."""
+        """The width of an element, 32 or 64."""
         ...
 
     def constant(self, value: float) -> Any:
@@ -36,7 +37,7 @@ class Vectors(Protocol):
         ...
 
     def add(self, x: Any, y: Any) -> Any:
-        """The sum of two vectors of numbers; as the next three, rounded once."""
+        """The sum of two vectors of numbers, rounded once, like the next three."""
         ...
 
     def sub(self, x: Any, y: Any) -> Any:
@@ -52,31 +53,31 @@ class Vectors(Protocol):
         ...
 
     def neg(self, x: Any) -> Any:
-        """The opposite; of 0 it is -0."""
+        """The negation; of 0 it is -0."""
         ...
 
     def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
-        """The sum x * y + z, rounded once where the machine can."""
+        """The sum x * y + z, rounded once if the machine has a fused multiply-add."""
         ...
 
     def call(self, name: str, *values: Any) -> Any:
-        """LLVM's function `llvm.<name>` of vectors of numbers: fabs, sqrt or copysign."""
+        """LLVM's intrinsic `llvm.<name>` on vectors of numbers: fabs, sqrt or copysign."""
         ...
 
     def compare(self, symbol: str, x: Any, y: Any) -> Any:
-        """The condition x < y, or what else the symbol says; of NaN only != holds."""
+        """The mask of a comparison such as "<"; with NaN only "!=" holds."""
         ...
 
     def select(self, condition: Any, x: Any, y: Any) -> Any:
-        """The number x where a condition holds, else y; both are computed."""
+        """The number x where the mask is true, else y."""
         ...
 
     def bits_of(self, x: Any) -> Any:
-        """The bits of numbers, as integers."""
+        """Numbers reinterpreted as integers, bit by bit."""
         ...
 
     def from_bits(self, n: Any) -> Any:
-        """The numbers whose bits integers are."""
+        """Integers reinterpreted as numbers, bit by bit."""
         ...
 
     def integer_constant(self, value: int) -> Any:
@@ -96,20 +97,23 @@ class Vectors(Protocol):
         ...
 
     def shift_right(self, n: Any, count: int) -> Any:
-        """Signed integers over 2^count, rounded down."""
+        """Signed integers divided by 2^count, rounded down."""
         ...
 
 
 def lower(program: Program, v: Vectors, inputs: Mapping[str, Any]) -> tuple[Any | None, ...]:
-    """Emits a program.
+    """Emit the code of a program.
 
     Args:
-        program: what to emit.
-        v: emits it.
-        inputs: a vector for each input that the program uses, by its name.
+        program: the program.
+        v: emits the instructions.
+        inputs: by name, a vector for each input that the program uses.
 
     Returns:
-        A vector for each output, None where the program has none.
+        A vector for each output, None for an output that is None.
+
+    Raises:
+        NotImplementedError: the program has an operation that is not in `OPERATIONS`.
     """
     table = {name: partial(emit, v) for name, emit in _EMITTERS.items()}
     values = [inputs.get(name) for name in program.inputs]
@@ -117,7 +121,7 @@ def lower(program: Program, v: Vectors, inputs: Mapping[str, Any]) -> tuple[Any 
 
 
 def _reduced_exp(v: Vectors, y: Any) -> tuple[Any, Any]:
-    """Numbers m and p with exp(y) = 2^n (1 + p), n being the integer in the low bits of m."""
+    """Numbers m and p with exp(y) = 2^n (1 + p), where the low bits of m hold the integer n."""
     k = CONSTANTS[v.bits]
     shift = v.constant(k.round_shift)
     shifted = v.multiply_add(y, v.constant(1.0 / math.log(2.0)), shift)
@@ -131,7 +135,7 @@ def _reduced_exp(v: Vectors, y: Any) -> tuple[Any, Any]:
 
 
 def _power_of_two(v: Vectors, n: Any) -> Any:
-    """2^n for integers n, of which only the low bits count, within the range of exponents."""
+    """2^n for integers n in the range of normal exponents; the high bits of n are ignored."""
     k = CONSTANTS[v.bits]
     return v.from_bits(v.shift_left(v.integer_add(n, v.integer_constant(k.bias)), k.mantissa_bits))
 
@@ -151,8 +155,8 @@ def _exp(v: Vectors, x: Any) -> Any:
     k = CONSTANTS[v.bits]
     shifted, p = _reduced_exp(v, _clamp(v, x, k.exp_low, k.exp_high))
     n = v.integer_sub(v.bits_of(shifted), v.bits_of(v.constant(k.round_shift)))
-    # 2^n may be too large or too small for a normal number. Powers of its halves are not, and only
-    # the second multiplication rounds.
+    # 2^n may be outside the range of normal numbers. So n is split into two halves, whose powers
+    # are in range; only the second multiplication rounds.
     half = v.shift_right(n, 1)
     value = v.add(p, v.constant(1.0))
     for part in (half, v.integer_sub(n, half)):
@@ -192,12 +196,12 @@ def _maximum(v: Vectors, x: Any, y: Any) -> Any:
 
 
 def _extremum(v: Vectors, symbol: str, x: Any, y: Any) -> Any:
-    # A comparison with NaN does not hold, which gives y.
+    # If y is NaN, the comparison is false, which selects y.
     return v.select(v.compare("!=", x, x), x, v.select(v.compare(symbol, x, y), x, y))
 
 
 def _at_least(v: Vectors, x: Any, low: float) -> Any:
-    # Where the comparison does not hold x is kept, so that NaN stays NaN.
+    # If the comparison is false, x is kept, so that NaN stays NaN.
     bound = v.constant(low)
     return v.select(v.compare("<", x, bound), bound, x)
 
@@ -224,7 +228,7 @@ def _relu_backward(v: Vectors, grad: Any, result: Any) -> Any:
     return v.select(v.compare("<=", result, zero), zero, grad)
 
 
-#: By the operation's name: a function of `Vectors`, the arguments and then the constants.
+#: For each operation name, a function of `Vectors`, the arguments and then the constants.
 _EMITTERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "add": lambda v, x, y: v.add(x, y),
@@ -258,5 +262,5 @@ _EMITTERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     }
 )
 
-#: Names of the operations that `lower` knows.
+#: Names of the operations that `lower` supports.
 OPERATIONS = frozenset(_EMITTERS) | {"constant"}

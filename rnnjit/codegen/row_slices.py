@@ -1,6 +1,6 @@
-"""How threads divide the rows of a batch, in whole sequences: no row depends on another.
+"""How threads divide a batch: by sequences, which are independent of each other.
 
-No division changes any bit of a result, so that it is about time alone.
+The division affects only the time: results are bit-identical for every division.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from rnnjit.spec import LayerSpec, Rows
 
 #: Multiply-adds below which a second thread costs more than it saves.
 THREAD_WORK = 100_000
-#: Hidden features from which on rows next to each other share no cache line worth mentioning.
+#: Hidden features from which on false sharing between adjacent rows is negligible.
 STRIDED_FEATURES = 64
 
 
 class RowSlices(NamedTuple):
-    """A batch in slices, each of which runs the whole time loop on its own.
+    """A batch divided into slices; each slice runs the whole time loop independently.
 
     Attributes:
-        slices: how many there are.
-        slice_rows: rows in each slice but the last.
-        stride: distance of a slice's rows: 1, or `slices` where every slice has every such row.
+        slices: the number of slices.
+        slice_rows: sequences in each slice except the last.
+        stride: distance between the sequences of a slice: 1 for adjacent ones, or `slices`.
     """
 
     slices: int
@@ -30,7 +30,7 @@ class RowSlices(NamedTuple):
 
 
 def worth_threads(layer: LayerSpec, rows: Rows) -> bool:
-    """Whether a layer has work enough for a second thread."""
+    """Whether a layer has enough work for a second thread."""
     work = rows.N * layer.num_directions * layer.hidden_size
     return work * (layer.input_size + layer.hidden_size) >= THREAD_WORK
 
@@ -41,11 +41,11 @@ def one_slice(rows: Rows) -> RowSlices:
 
 
 def row_slices(layer: LayerSpec, rows: Rows, threads: int) -> RowSlices:
-    """The batch divided between threads, each direction between its part of them."""
+    """Divide the batch between threads; each direction gets an equal part of the threads."""
     batch = max(rows.B, 1)
     slice_rows = -(-batch // -(-threads // layer.num_directions))
     slices = -(-batch // slice_rows)
-    # Sequences come in the order of their lengths: dealt out in turn, every step is divided evenly.
+    # Packed sequences are sorted by length: a stride divides every step evenly.
     packed = rows.T * batch > rows.N
     stride = slices if packed and layer.hidden_size >= STRIDED_FEATURES else 1
     return RowSlices(slices, slice_rows, stride)

@@ -1,1 +1,1 @@
-"""Which backend runs a call: registry, choice, fallback where one fails, the fast path."""
+"""Selects the backend for a call: registry, choice, fallback on errors, fast path."""

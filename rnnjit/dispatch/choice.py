@@ -1,4 +1,4 @@
-"""Chooses a backend for a call, and can say why."""
+"""Chooses the backend for a call, and gives the reasons."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _STRIDED = torch.strided
 
 
 class Verdict(NamedTuple):
-    """What one backend says to one call.
+    """The answer of one backend to one call.
 
     Attributes:
-        backend: that was asked.
-        reasons: why it declines; none means that it accepts.
-        defers: why `auto` leaves the call to others although it accepts.
+        backend: the backend.
+        reasons: why it declines; empty if it accepts.
+        defers: why `auto` prefers other backends although this one accepts.
     """
 
     backend: Backend
@@ -43,10 +43,13 @@ class Verdict(NamedTuple):
 
 
 def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
-    """Hold a call against what a backend declares, then ask it.
+    """Check a call against the declarations of a backend, then ask the backend.
 
-    A backend is not asked about calls on devices, in dtypes or of cells that it does not declare,
-    nor, on a machine on which it cannot run, about any.
+    `Backend.why_not` is called only if the backend declares the device, the dtype and the cell of
+    the call, and can run on this machine.
+
+    Raises:
+        BackendError: `why_not` returned something other than reasons.
     """
     reasons: Any = (
         _undeclared(backend, problem)
@@ -58,7 +61,7 @@ def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
 
 
 def _undeclared(backend: Backend, problem: Problem) -> list[str]:
-    """Why a backend's devices and dtypes exclude a call."""
+    """Why the devices and dtypes that a backend declares exclude a call."""
     devices, dtypes = backend.devices, backend.dtypes
     if devices is not None and problem.device not in devices:
         return [f"the tensors are on {problem.device}: only {' and '.join(devices)} is supported"]
@@ -69,7 +72,7 @@ def _undeclared(backend: Backend, problem: Problem) -> list[str]:
 
 
 def why_not_cell(backend: Backend, cell: Cell) -> list[str]:
-    """Why a backend computes no layers of a cell; empty if it does."""
+    """Why a backend cannot compute layers of a cell; empty if it can."""
     if backend.operations is not None:
         unknown = sorted(cell.operations - backend.operations)
         if unknown:
@@ -80,7 +83,7 @@ def why_not_cell(backend: Backend, cell: Cell) -> list[str]:
 
 
 def _listed(backend: Backend, what: str, reasons: Any) -> tuple[str, ...]:
-    """The reasons that a backend gave as a list, a tuple, or one string."""
+    """Convert the reasons of a backend, a list, tuple or string, to a tuple."""
     if not isinstance(reasons, (list, tuple, str)):
         raise BackendError(backend.name, what, "a list of reasons", type(reasons).__name__)
     if isinstance(reasons, str):
@@ -89,7 +92,7 @@ def _listed(backend: Backend, what: str, reasons: Any) -> tuple[str, ...]:
 
 
 def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
-    """What `auto` makes of a backend: one that has failed, or fails to answer, declines."""
+    """The verdict that `auto` uses: a backend that has failed, or raises when asked, declines."""
     if failed := FAILURES.reason(backend):
         return Verdict(backend, (f"{failed}, so that 'auto' leaves it out",))
     try:
@@ -102,11 +105,11 @@ def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdi
 
 
 def candidates(measured: Mapping[str, float]) -> list[Backend]:
-    """Every installed backend, in the order of `auto` for a call.
+    """Every installed backend, in the order in which `auto` tries them for a call.
 
     Args:
-        measured: the seconds that `rnnjit.tune` measured for such calls. Those come first, the
-            fastest before the others; the rest follow by priority.
+        measured: seconds by backend that `rnnjit.tune` measured for such calls. The backends in it
+            come first, the fastest first; the others follow by priority.
     """
     known = backends()
     first = [known[name] for name in sorted(measured, key=measured.__getitem__) if name in known]
@@ -120,9 +123,10 @@ def verdicts(spec: RNNSpec, problem: Problem) -> list[Verdict]:
 
 
 def willing(spec: RNNSpec, problem: Problem, *, traced: bool = False) -> Iterator[Backend]:
-    """The backends that `auto` may give a call to, in its order; last those that defer.
+    """Yield the backends that `auto` may choose for a call, in its order, those that defer last.
 
-    In a traced call none does: there PyTorch's own layer is gone back through step by step.
+    In a traced call no backend defers: there the backward pass of the eager backend is the
+    reference, which runs step by step and is slow.
     """
     measured, later = tuning_db.fetch(spec, problem), []
     for backend in candidates(measured):
@@ -139,16 +143,16 @@ def willing(spec: RNNSpec, problem: Problem, *, traced: bool = False) -> Iterato
 def choose(
     spec: RNNSpec, problem: Problem, wanted: Backend | None, *, traced: bool = False
 ) -> Backend:
-    """The backend that runs the call.
+    """Choose the backend that runs the call.
 
     Args:
-        spec: what the layer is.
-        problem: what the call is.
+        spec: the configuration of the stack.
+        problem: the properties of the call.
         wanted: the backend that the user named, or None for "auto".
         traced: whether the call is part of a graph that torch traced.
 
     Raises:
-        UnsupportedError: `wanted` declines. It is never replaced by another.
+        UnsupportedError: `wanted` declines, or for "auto" every backend does.
     """
     if wanted is not None:
         reasons = verdict(wanted, spec, problem).reasons
@@ -161,21 +165,22 @@ def choose(
 
 
 def fallback_for(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Fallback:
-    """What is done where the backend of a call raises.
+    """The policy for the case that the backend of a call raises.
 
     Args:
-        spec: what the layer is.
-        problem: what the call is.
+        spec: the configuration of the stack.
+        problem: the properties of the call.
         wanted: the backend that the user named, or None for "auto".
     """
     return RAISE if wanted is not None else Fallback(lambda: willing(spec, problem))
 
 
 def special_context(x: Tensor, *tensors: Tensor) -> str | None:
-    """Why no backend's compiled code may see these tensors now, or None if it may.
+    """Why compiled code must not access these tensors in the current context, or None if it may.
 
-    Such a call goes through torch's own operators, whatever backend was named: it is not another
-    backend answering in its place but torch transforming the layer's definition.
+    Such a call runs on torch's own operators even if the user named a backend: here torch
+    transforms the operators of the layer (by `torch.func`, autocast and the like), and it cannot
+    transform compiled code.
     """
     autocast = any_autocast() and torch.is_autocast_enabled(x.device.type)
     if UNSEEN and not autocast:
@@ -193,10 +198,10 @@ def special_context(x: Tensor, *tensors: Tensor) -> str | None:
 
 
 def special_tensor(*tensors: Tensor) -> str | None:
-    """Why compiled code may not read these tensors' memory, or None if it may."""
+    """Why compiled code must not read the memory of these tensors, or None if it may."""
     for tensor in tensors:
         if type(tensor) not in _PLAIN_TYPES:
-            return f"a tensor is a {type(tensor).__name__}, a subclass with behaviour of its own"
+            return f"a tensor is a {type(tensor).__name__}, a subclass that may override operators"
         if tensor.layout is not _STRIDED or tensor.is_neg() or tensor.is_conj():
-            return "a tensor's memory does not hold its values as they are (lazy or not strided)"
+            return "a tensor is not strided, or is a lazy negation or conjugation of its memory"
     return None

@@ -1,9 +1,9 @@
-"""What is done where a backend raises: under `auto` the next one that accepts the call answers.
+"""Fallback on errors: if a backend raises, `auto` runs the call on the next one that accepts it.
 
-A backend that has raised, and whose work another one then did, is left out by `auto` for the rest
-of the process, in every module: a toolchain that is gone is gone for all. If every backend raises,
-the last error comes through and none is left out: the cause is in the call then. A backend that is
-asked for by name is never replaced, and so raises its own error.
+If another backend succeeds, `auto` no longer uses the one that raised, in any module of this
+process: the usual cause is a missing toolchain, which affects all modules. If every backend raises,
+the last error propagates and all stay in use, since then the cause is the call. A backend that the
+user named is never replaced; its error propagates.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ Found = TypeVar("Found")
 
 
 class Generation:
-    """Counts what makes earlier choices of a backend wrong; who remembers a choice compares it.
+    """A counter of the events that invalidate cached choices of a backend.
+
+    A cache stores the value with its choices and drops them when the value has changed.
 
     Attributes:
-        now: changes with every measurement that was made, and every backend that has failed.
+        now: the current value; every measurement by `tune` and every failed backend changes it.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,7 @@ class Generation:
         self.now = next(self._numbers)
 
     def advance(self) -> None:
-        """Choices are to be made anew from now on."""
+        """Invalidate all cached choices."""
         self.now = next(self._numbers)
 
 
@@ -44,22 +46,22 @@ class Failures:
     """The backends that have failed in this process."""
 
     def __init__(self) -> None:
-        # By identity, for what equality a backend has is its own affair; each is kept, lest its
-        # identity be given to another.
+        # Keyed by id, since a backend may define its own equality. The backend is stored as well:
+        # its id must not be reused for another object.
         self._found: dict[int, tuple[Backend, str]] = {}
 
     def reason(self, backend: Backend) -> str:
-        """Why `auto` leaves a backend out, or "" if it has not failed."""
+        """Why `auto` no longer uses a backend, or "" if it has not failed."""
         found = self._found.get(id(backend))
         return found[1] if found is not None else ""
 
     def note(self, backend: Backend, error: Exception, instead: str) -> None:
-        """Leave a backend out from now on; warns, the first time.
+        """Exclude a backend from `auto` from now on, with an `RNNJitWarning` the first time.
 
         Args:
-            backend: what raised.
-            error: what it raised.
-            instead: what did its work, in words.
+            backend: the backend that raised.
+            error: the exception.
+            instead: what ran the call instead, for the warning.
         """
         if self.reason(backend):
             return
@@ -78,10 +80,10 @@ FAILURES = Failures()
 
 
 def replaceable(error: Exception) -> bool:
-    """Whether another backend may do better.
+    """Whether another backend may succeed after this error.
 
-    Not where the machine's memory is at its end, nor where the inputs are no longer what they were,
-    nor where a signal handler of the caller's raised, for instance a time limit's.
+    It cannot after running out of memory, if the inputs were overwritten, or if a signal handler of
+    the caller raised the error, for example on a time limit.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return False
@@ -89,15 +91,15 @@ def replaceable(error: Exception) -> bool:
         return False
     if getattr(error, "rnnjit_from_outside", False):  # see `rnnjit.runtime.compile_once`
         return False
-    return "can't allocate memory" not in str(error)  # torch's own words, in a RuntimeError
+    return "can't allocate memory" not in str(error)  # torch's message, in a RuntimeError
 
 
 class Fallback:
-    """The one policy for errors of backends, for calls of one kind.
+    """The policy for errors of a backend, for calls of one kind.
 
     Args:
-        others: the backends that `auto` may take instead, in its order; None where a backend was
-            asked for by name, or where torch's own operators run: errors then are raised.
+        others: gives the backends that `auto` may use instead, in its order. None if the user named
+            a backend, or if torch's own operators run: errors then propagate.
     """
 
     def __init__(self, others: Callable[[], Iterator[Backend]] | None = None) -> None:
@@ -105,14 +107,14 @@ class Fallback:
 
     @property
     def active(self) -> bool:
-        """Whether another backend may answer at all."""
+        """Whether another backend may take over."""
         return self._others is not None
 
     def run(self, backend: Backend, work: Callable[[Backend], Found]) -> Found:
-        """What `work` returns for `backend`, or for the first of the others that does not raise.
+        """Return `work(backend)`, or that of the first other backend that does not raise.
 
         Raises:
-            Exception: what the last backend raised.
+            Exception: the error of the last backend.
         """
         if self._others is None:
             return work(backend)
@@ -124,15 +126,15 @@ class Fallback:
     def instead(
         self, backend: Backend, error: Exception, work: Callable[[Backend], Found]
     ) -> Found:
-        """Have other backends do what one has failed to do.
+        """Run the work on other backends after one has raised.
 
         Args:
-            backend: what raised.
-            error: what it raised; it is being handled.
-            work: does the work by another backend.
+            backend: the backend that raised.
+            error: its exception, which is being handled.
+            work: runs the work on a backend.
 
         Raises:
-            Exception: what the last backend raised, or `error` if there is no other.
+            Exception: the error of the last backend, or `error` if there is no other.
         """
         failed = [(backend, error)]
         for other in self._others() if self._others else ():
@@ -153,18 +155,19 @@ class Fallback:
     def or_else(
         self, backend: Backend, work: Callable[[], Found], other: Callable[[], Found], instead: str
     ) -> Found:
-        """What `work` returns, or `other` where it raises: for work that no other backend can do.
+        """Return `work()`, or `other()` if it raises: for work that no other backend can take over.
 
-        A backward pass is of this kind: what a forward pass saved is its own backend's.
+        The backward pass is an example: only the backend of the forward pass can read the tensors
+        that it saved.
 
         Args:
-            backend: whose work it is.
-            work: does it.
-            other: does it in another way.
-            instead: that way, in words.
+            backend: the backend that `work` uses.
+            work: the computation.
+            other: the same computation by other means.
+            instead: what `other` uses, for the warning.
 
         Raises:
-            Exception: what `work` raised, if nothing may replace it, or what `other` raised.
+            Exception: the error of `work` if it is not `replaceable`, or that of `other`.
         """
         if self._others is None:
             return work()
@@ -178,5 +181,5 @@ class Fallback:
             return found
 
 
-#: Where a backend's error is raised as it is.
+#: The policy without a fallback: errors propagate.
 RAISE = Fallback()

@@ -1,9 +1,9 @@
-"""The guarded fast path of calls like one before: dense, with gradients or without.
+"""The guarded fast path for repeated dense calls, with or without gradients.
 
-A streaming step takes a few microseconds, and so little may be spent on checking it. A `FastPath`
-remembers what the checks of a first call found, for tensors and surroundings that torch's own
-guards, those of its compiler, compare anew at every call; whatever is unlike takes the full path,
-which checks all and words every error.
+A streaming step takes a few microseconds, so its checks must be cheap. A `FastPath` caches the
+results of the checks of a first call. At every further call, the guards of torch's compiler compare
+the tensors and the global state with those of the first call. A call that differs takes the full
+path, which makes all checks and raises all errors.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class FastPath:
     """Calls of one module with one kind of input and state.
 
     Attributes:
-        run: computes them.
-        weights_of: from the module's parameters to its weights, in nn.RNN's order.
-        shapes: of each state.
-        tensors: whether x, the states and the weights are as they were, see `tensor_guards`.
-        surroundings: whether grad mode, autocast, torch's thread count and the like are.
+        run: computes the calls.
+        weights_of: gets the weights from the module's parameters, in nn.RNN's order.
+        shapes: the shape of each state.
+        tensors: checks that x, the states and the weights match, see `tensor_guards`.
+        surroundings: checks that grad mode, autocast, torch's thread count and the like match.
     """
 
     __slots__ = ("run", "shapes", "surroundings", "tensors", "weights_of")
@@ -50,25 +50,25 @@ class FastPath:
         self.tensors = tensor_guards((x, *hx, *weights))
 
     def __deepcopy__(self, memo: object) -> FastPath:
-        # It holds nothing of the module that it is called with, so that a copy may share it.
+        # It holds no reference to a module, so that copies of the module can share it.
         return self
 
     def __call__(self, module: nn.Module, x: Tensor, hx: Any) -> tuple[Tensor, States] | None:
-        """The result `(y, h_n)`, or None if this call is of another kind.
+        """Return `(y, h_n)`, or None if this call does not match.
 
         Args:
-            module: whose call it is.
+            module: the module that is called.
             x: the input in the caller's form.
             hx: the initial state in the caller's form: None, a tensor, or a tuple of several.
         """
-        # Dual tensors of forward-mode differentiation are the one thing that guards do not see.
+        # The guards do not detect dual tensors of forward-mode differentiation.
         if forward_mode() or not self.surroundings.check():
             return None
         if hx is None:
             try:
                 hx = tuple([x.new_zeros(shape) for shape in self.shapes])
             except RuntimeError:
-                return None  # a kind of numbers that has no zeros
+                return None  # a dtype without zeros
         else:
             if len(self.shapes) == 1:
                 hx = (hx,)
@@ -76,7 +76,7 @@ class FastPath:
                 return None
             for state in hx:
                 if getattr(state, "is_nested", True):
-                    return None  # The guards would end the process, asking it for strides.
+                    return None  # The guards crash on strides of nested tensors.
         try:
             weights = self.weights_of(parameters_of(module))
         except KeyError:

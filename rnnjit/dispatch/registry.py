@@ -13,12 +13,12 @@ from rnnjit.reference import BACKEND as EAGER
 
 GROUP = "rnnjit.backends"
 
-# Backends given as objects: a graph holds names only, and lives as long as the process may run it.
+# Backends given as objects, kept for the whole process: traced graphs refer to them by key.
 _UNINSTALLED: dict[str, Backend] = {}
 
 
 class BrokenBackend(Backend):
-    """Stands where an installed backend could not be loaded, and says why."""
+    """A placeholder for an installed backend that could not be loaded, with the reason."""
 
     devices = None
 
@@ -27,16 +27,16 @@ class BrokenBackend(Backend):
         self._reason = reason
 
     def missing(self) -> list[str]:
-        """The failure met while loading the entry point."""
+        """The error that loading the entry point raised."""
         return [self._reason]
 
     def forward(self, *args: object, **kwargs: object) -> LayerOutput:
-        """Never called: every problem is declined."""
+        """Never called, since `missing` declines every call."""
         raise RuntimeError(self._reason)
 
 
 def load(entry_point: EntryPoint) -> Backend:
-    """The backend behind an entry point, or a `BrokenBackend` that names what went wrong."""
+    """Load the backend of an entry point; a `BrokenBackend` with the reason if that fails."""
     name, value = entry_point.name, entry_point.value
     try:
         backend = entry_point.load()
@@ -67,7 +67,7 @@ def _installed() -> MappingProxyType[str, Backend]:
 def backends() -> MappingProxyType[str, Backend]:
     """Every installed backend by name, in the order in which `auto` tries them.
 
-    Being listed does not mean being usable here: `Backend.missing` says what is lacking.
+    A listed backend may still be unable to run on this machine: `Backend.missing` says why.
 
     Example:
         >>> "eager" in backends()
@@ -77,7 +77,7 @@ def backends() -> MappingProxyType[str, Backend]:
 
 
 def lacking(backend: Backend) -> tuple[str, ...]:
-    """What `Backend.missing` says, for people to read: an answer that fails is one too."""
+    """The reasons of `Backend.missing` for display; an exception becomes a reason as well."""
     try:
         return tuple(backend.missing())
     except Exception as error:  # noqa: BLE001 - a third party's code may fail in any way
@@ -85,7 +85,7 @@ def lacking(backend: Backend) -> tuple[str, ...]:
 
 
 def resolve(backend: str | Backend) -> Backend | None:
-    """The backend meant by an argument: an instance, a name, or None for "auto".
+    """Resolve a `backend` argument, an instance or a name; None for "auto".
 
     Raises:
         TypeError: it is neither a string nor a `Backend`.
@@ -110,7 +110,7 @@ def resolve(backend: str | Backend) -> Backend | None:
 
 
 def key_of(backend: str | Backend) -> str:
-    """The name under which a traced graph finds a backend again, by `by_key`."""
+    """The key by which a traced graph refers to a backend, for `by_key`."""
     if isinstance(backend, str):
         return backend
     if backends().get(backend.name) is backend:
@@ -121,5 +121,5 @@ def key_of(backend: str | Backend) -> str:
 
 
 def by_key(key: str) -> Backend | None:
-    """What `resolve` gives for the backend of which `key_of` made `key`."""
+    """The backend for a key of `key_of`; None for "auto"."""
     return _UNINSTALLED.get(key) or resolve(key)

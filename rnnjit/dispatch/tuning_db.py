@@ -7,6 +7,7 @@ order of backends changes slowly, and a user's batches vary.
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from rnnjit.dispatch.fallback import GENERATION
 from rnnjit.runtime import object_cache
-from rnnjit.runtime.host import host
+from rnnjit.runtime.host import host, version_of
 from rnnjit.spec import Problem, RNNSpec
 
 _KIND = "tuned"
@@ -57,7 +58,8 @@ def keep(spec: RNNSpec, problem: Problem, seconds: dict[str, float]) -> None:
 def _what(spec: RNNSpec, problem: Problem) -> str:
     sizes = [(n - 1).bit_length() if n else -1 for n in (problem.T, problem.B)]
     kind = (problem.dtype, problem.packed, problem.needs_grad, torch.get_num_threads())
-    return repr((host(), _device(problem), replace(spec, dropout=0.0), sizes, kind))
+    stack = replace(spec, dropout=0.0)
+    return repr((host(), sys.implementation.cache_tag, _device(problem), stack, sizes, kind))
 
 
 def _key(what: str) -> str:
@@ -71,7 +73,9 @@ def _device_name(kind: str, index: int) -> str:
     return str(naming(index)) if naming is not None and index >= 0 else ""
 
 
-def _device(problem: Problem) -> tuple[str, str]:
+def _device(problem: Problem) -> tuple[str | None, ...]:
+    """A device's type and name, and what compiles for it beside what `host` names."""
     if problem.device == "cpu":
-        return problem.device, ""
-    return problem.device, _device_name(problem.device, problem.device_index)
+        return (problem.device,)
+    name = _device_name(problem.device, problem.device_index)
+    return problem.device, name, version_of("numba-cuda")

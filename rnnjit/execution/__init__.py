@@ -1,1 +1,1 @@
-"""Runs a call on a backend: the stack of layers, autograd, the operators that torch traces."""
+"""Runs a call on a backend: the stack of layers, autograd, and the operators for tracing."""

@@ -1,4 +1,4 @@
-"""The autograd node of the eager-mode path: one backend's layer, forward and backward."""
+"""The autograd function for eager mode: one layer on one backend, forward and backward."""
 
 from __future__ import annotations
 
@@ -29,11 +29,25 @@ def run_layer(
     last: bool,
     fallback: Fallback = RAISE,
 ) -> tuple[Tensor, States]:
-    """`(y, h_n)` of one layer by `backend`, recorded for autograd where a gradient is needed.
+    """Run one layer on `backend`, recorded for autograd if a gradient is needed.
 
-    `x` may be `[T, B, I]` too; where it is recorded y then has that form as well, since each
-    reshaping outside would be recorded on its own. `last` says that the caller will see y, and not
-    only the layer above; `fallback`, what is done where the backward pass raises.
+    Args:
+        backend: computes the layer.
+        layer: the configuration of the layer.
+        rows: how the rows of `x` are laid over time.
+        x: `[N, I]`, or `[T, B, I]` for a dense batch.
+        hx: each state `[D, B, P or H]`.
+        weights: the weights of the layer, in nn.RNN's flat order.
+        needs_grad: whether a backward pass may follow.
+        last: whether the user gets y, and not only the next layer.
+        fallback: the policy if the backward pass raises.
+
+    Returns:
+        y `[N, D*P]` and h_n, each state `[D, B, P or H]`. If `x` is 3-D and the call is recorded, y
+        is `[T, B, D*P]`, since autograd would record every reshape outside as a further node.
+
+    Raises:
+        BackendError: the backend broke its contract.
     """
     if backend.differentiable or not needs_grad:
         flat = _flat(x)
@@ -46,10 +60,11 @@ def run_layer(
 
 
 class _RNNLayer(torch.autograd.Function):
-    """Calls the backend both ways; a backward pass that is itself recorded uses the reference.
+    """Runs forward and backward on the backend; a recorded backward pass runs on the reference.
 
-    The backward pass needs y, but eager lets its caller overwrite y before it, be it through
-    `y.data` or numpy, which leave no trace. So a y that the caller sees is kept as a copy.
+    The backward pass needs y, but users may overwrite the y that they get (eager allows it), and
+    autograd does not notice writes through `y.data` or numpy. So a y that the user gets is saved as
+    a copy.
     """
 
     @staticmethod
@@ -74,7 +89,7 @@ class _RNNLayer(torch.autograd.Function):
         kept = output.y.clone() if last else output.y.detach()
         ctx.save_for_backward(x, *tensors, kept, *output.saved)
         if x.dim() == 3:
-            # Not a view: autograd forbids changing a view that was made in here.
+            # Resized in place, since autograd forbids in-place changes of a view created here.
             output.y.resize_(rows.T, rows.B, output.y.shape[1])
         return output.y, *output.h_n
 
@@ -114,7 +129,7 @@ class _RNNLayer(torch.autograd.Function):
 
 
 def _flat(x: Tensor) -> Tensor:
-    """`[N, ...]` of rows that may be `[T, B, ...]`."""
+    """Flatten rows `[T, B, ...]` to `[N, ...]`; rows `[N, ...]` stay as they are."""
     if x.dim() == 2:
         return x
     steps, batch, features = x.shape
@@ -122,9 +137,10 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _needs_torch(*given: Tensor | None) -> bool:
-    """Whether only torch's own operators can do this backward pass.
+    """Whether this backward pass must run on torch's own operators.
 
-    It may be recorded (double backward), vectorised (`is_grads_batched`) or given a subclass.
+    It must if it is recorded (double backward), vectorised (`is_grads_batched`), or gets a tensor
+    subclass.
     """
     if torch.is_grad_enabled() or transforming():
         return True

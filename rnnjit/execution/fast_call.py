@@ -1,4 +1,4 @@
-"""What the fast path runs: a whole stack on one backend, without the checks of a first call."""
+"""The function that a fast path runs: a whole stack on one backend, without argument checks."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def fast_call(
     weights: tuple[Tensor, ...],
     fallback: Fallback,
 ) -> Shortcut | None:
-    """How a backend computes calls like this one, or None if they must take the full path.
+    """Make the function that computes calls like this one, or None if they need the full path.
 
     Args:
-        backend: has accepted `problem`.
-        spec: of the stack.
-        problem: what the call is.
-        training: whether dropout is on.
+        backend: the backend, which has accepted `problem`.
+        spec: the configuration of the stack.
+        problem: the properties of the call.
+        training: whether the module is in training mode.
         x: the input in the caller's form.
         hx: each state `[L*D, B, P or H]`.
-        weights: of all layers.
-        fallback: what is done where the backend raises.
+        weights: the weights of all layers, in nn.RNN's flat order.
+        fallback: the policy if the backend raises.
     """
     if not HAS_GUARDS or not (x.is_cpu or x.is_cuda) or x.dim() != 3 or x.numel() == 0:
         return None
@@ -66,7 +66,7 @@ def _own(
     y_shape: tuple[int, int, int],
     fallback: Fallback,
 ) -> Shortcut | None:
-    """A backend's shortcut, whose first result is checked: the others are of calls like it."""
+    """A backend's shortcut; only its first result is checked, since later calls are alike."""
     run = backend.shortcut(spec, problem, y_shape)
     if run is None:
         return None
@@ -99,7 +99,7 @@ def _time_major(
     y_shape: tuple[int, int, int],
     fallback: Fallback,
 ) -> Shortcut | None:
-    """A backend's shortcut for batch-first calls, between two transpositions."""
+    """A backend's time-major shortcut for batch-first calls, with x and y transposed."""
     run = _own(backend, replace(spec, batch_first=False), problem, y_shape, fallback)
     if run is None:
         return None
@@ -114,7 +114,7 @@ def _time_major(
 def _layer_by_layer(
     backend: Backend, spec: RNNSpec, problem: Problem, training: bool, fallback: Fallback
 ) -> Shortcut:
-    """The stack as the full path runs it, without its checks."""
+    """Run the stack layer by layer as the full path does, without the argument checks."""
     rows = Rows(problem.T, problem.B, problem.N)
     features = spec.num_directions * (spec.proj_size or spec.hidden_size)
     needs_grad, batch_first = problem.needs_grad, spec.batch_first

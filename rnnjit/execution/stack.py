@@ -1,4 +1,4 @@
-"""Layers upon layers: what nn.RNN does around its layers, whichever backend computes them."""
+"""Runs a stack of layers, with the parts that are the same for every backend, such as dropout."""
 
 from __future__ import annotations
 
@@ -33,27 +33,30 @@ def run_stack(
     fallback: Fallback = RAISE,
     run: LayerRun = run_layer,
 ) -> tuple[Tensor, States]:
-    """Run every layer on the rows that the one below gave, with dropout between them.
+    """Run every layer on the outputs of the layer below, with dropout between layers.
 
-    Dropout draws from torch's generator in the shape and order in which eager does, so that one
-    seed gives both the same masks.
+    Dropout draws from torch's generator in the same shapes and order as eager, so that the same
+    seed gives the same masks.
 
     Args:
         backend: computes each layer.
-        spec: of the stack.
+        spec: the configuration of the stack.
         rows: how the rows of `x` are laid over time.
-        x: `[N, I]`, or `[T, B, I]` of a dense batch.
+        x: `[N, I]`, or `[T, B, I]` for a dense batch.
         hx: each state `[L*D, B, P or H]`.
-        weights: of all layers, in nn.RNN's flat order.
-        training: whether dropout is on.
+        weights: the weights of all layers, in nn.RNN's flat order.
+        training: whether the module is in training mode, in which dropout is on.
         needs_grad: whether a backward pass may follow.
-        fallback: what is done where the backend raises. It answers layer by layer, so that no layer
-            runs twice and dropout draws what it would have drawn.
-        run: runs a layer, as `run_layer` does.
+        fallback: the policy if the backend raises. It applies layer by layer, so that no layer runs
+            twice and the dropout masks do not change.
+        run: runs a layer, as `run_layer` does; ignored if `fallback` is active.
 
     Returns:
         y `[N, D*P]` or `[T, B, D*P]` of the last layer, and the states h_n of all layers, each
         `[L*D, B, P or H]`.
+
+    Raises:
+        BackendError: the backend broke its contract, and no other may run the layer.
     """
     profiled = profiling()
     if fallback.active:
@@ -78,7 +81,7 @@ def run_stack(
 
 
 def _with_fallback(fallback: Fallback) -> LayerRun:
-    """`run_layer` under a policy for errors."""
+    """`run_layer` with a fallback policy."""
 
     def run(
         backend: Backend,
@@ -101,11 +104,11 @@ def _with_fallback(fallback: Fallback) -> LayerRun:
 def profiling() -> bool:
     """Whether one of torch's profilers is running, in any thread.
 
-    Never while torch.compile traces: its graphs name the layers by their operator.
+    False while torch.compile traces: in its graphs the operator already names the layer.
     """
     return not torch.compiler.is_compiling() and profiler_runs()
 
 
 def layer_range(backend: Backend, index: int) -> AbstractContextManager[object]:
-    """A range called `rnnjit: layer 0 on numba`, say, around a layer's forward pass."""
+    """A profiler range such as `rnnjit: layer 0 on numba`, for a layer's forward pass."""
     return profiler.record_function(f"rnnjit: layer {index} on {backend.name}")

@@ -1,13 +1,14 @@
-"""The layer as `torch.library` operators: what torch.compile and torch.export put in their graphs.
+"""The layer as `torch.library` operators, for the graphs of torch.compile and torch.export.
 
-A graph holds one node for the whole sequence, whatever its length. The node names the backend that
-was asked for, and the choice falls when it runs, from the sizes that it then meets:
+A graph holds one node for the whole sequence, whatever its length. The node holds the name of the
+backend that the user asked for ("auto" included). The backend is chosen when the node runs, for the
+actual sizes:
 
     rnnjit::layer           x, hx, weights -> y, h_n
-    rnnjit::layer_backward  what the forward pass met, and the gradients -> those that are needed
+    rnnjit::layer_backward  x, hx, weights, y, h_n and their gradients -> the gradients needed
 
-Eager mode does not come here: an `autograd.Function` costs a fifth of an operator's call. This
-module is imported when something is traced, since torch.library brings torch's compiler with it.
+Eager mode does not use these operators: an `autograd.Function` has a fifth of their overhead. This
+module is imported only when something is traced, since torch.library imports torch's compiler.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from rnnjit.reference import layer_backward
 from rnnjit.runtime.torch_private import autograd_allowed
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
-# Backends whose forward pass saves more than y. A graph does not carry it: they run forward anew.
+# Backends whose forward pass saves more than y. A graph does not hold it, so they rerun forward.
 _SAVING: set[str] = set()
 
 
 class TracedBackend(Backend):
-    """Puts `rnnjit::layer` into the graph that is being traced; the choice falls when it runs."""
+    """Adds `rnnjit::layer` to the graph being traced; the node chooses a backend when it runs."""
 
     name = "traced"
     devices = None
@@ -53,7 +54,7 @@ class TracedBackend(Backend):
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
-        """The layer as one node."""
+        """Call the operator, which becomes one node of the graph."""
         y, *h_n = torch.ops.rnnjit.layer(
             *(x, rows.batch_sizes, rows.T, list(hx), list(weights)),
             *(layer.cell.text, layer.hidden_size, layer.bias, layer.proj_size, keep, self.key),
@@ -65,7 +66,7 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-# Calls a function outside the graph that is being traced, which breaks there.
+# Calls a function outside of the graph being traced, with a graph break.
 untraced: Callable[..., Any] = torch.compiler.disable(  # type: ignore[no-untyped-call]  # torch has no types here
     _call, reason="the sizes of a packed batch are not known while tracing"
 )
@@ -85,26 +86,27 @@ def layer_op(
     needs_grad: bool,
     backend: str,
 ) -> list[Tensor]:
-    """One layer over rows; see `rnnjit.Backend.forward`.
+    """Compute one layer; see `rnnjit.Backend.forward`.
 
     Args:
         x: `[N, I]`.
         batch_sizes: int64 `[T]` of a packed batch, or None for a dense one.
         steps: T.
         hx: each state `[D, B, P or H]`.
-        weights: of every direction, in nn.RNN's order.
-        cell: what is computed at every step, as `Cell.text`.
+        weights: the weights of every direction, in nn.RNN's order.
+        cell: the cell, as `Cell.text`.
         hidden_size: H.
-        bias: whether there are biases among the weights.
+        bias: whether the weights include biases.
         proj_size: P, or 0.
         needs_grad: whether a backward pass may follow.
-        backend: key of the one that was asked for.
+        backend: key of the backend that the user asked for, see `key_of`.
 
     Returns:
         y `[N, D*P]`, then each state of h_n `[D, B, P or H]`, all contiguous.
 
     Raises:
-        UnsupportedError: the backend that was asked for by name declines the call.
+        UnsupportedError: the backend that the user named declines the call.
+        BackendError: the backend broke its contract, and no other may run the call.
     """
     layer = _layer(x, hx, cell, hidden_size, bias, proj_size)
     rows, chosen = _meet(layer, x, batch_sizes, steps, hx, needs_grad, backend)
@@ -158,26 +160,26 @@ def layer_backward_op(
     proj_size: int,
     backend: str,
 ) -> list[Tensor]:
-    """The gradients of one layer; see `rnnjit.Backend.backward`.
+    """Compute the gradients of one layer; see `rnnjit.Backend.backward`.
 
     Args:
-        x: as given to `rnnjit::layer`, like what is not listed here.
-        batch_sizes: see there.
-        steps: see there.
-        hx: see there.
-        weights: see there.
-        outputs: what it returned.
+        x: as in `rnnjit::layer`.
+        batch_sizes: as in `rnnjit::layer`.
+        steps: as in `rnnjit::layer`.
+        hx: as in `rnnjit::layer`.
+        weights: as in `rnnjit::layer`.
+        outputs: the outputs of `rnnjit::layer`.
         grads: the gradients of those outputs that have one.
-        given: which outputs have one.
-        needs: which gradients are wanted: of x, of each state, then of each weight.
-        cell: see there.
-        hidden_size: see there.
-        bias: see there.
-        proj_size: see there.
-        backend: see there.
+        given: for each output, whether it has a gradient.
+        needs: whether to compute the gradient of x, of each state, and of each weight.
+        cell: as in `rnnjit::layer`.
+        hidden_size: as in `rnnjit::layer`.
+        bias: as in `rnnjit::layer`.
+        proj_size: as in `rnnjit::layer`.
+        backend: as in `rnnjit::layer`.
 
     Returns:
-        The gradients that are wanted, in the order of `needs`.
+        The gradients that are needed, in the order of `needs`; none shares memory with an input.
     """
     layer = _layer(x, hx, cell, hidden_size, bias, proj_size)
     rows, chosen = _meet(layer, x, batch_sizes, steps, hx, True, backend)
@@ -203,7 +205,7 @@ def layer_backward_op(
         check_grads(by, x, states, weights, wanted, found)
         return found
 
-    # Below an operator torch switches autograd off, but a backend may use it in its backward pass.
+    # Inside an operator torch disables autograd, but a backend may use it in its backward pass.
     with torch.no_grad(), autograd_allowed(required=by.differentiable):
         policy = RAISE if by.differentiable else chosen.fallback
         result = policy.or_else(by, compiled, reference, "the reference")
@@ -265,7 +267,7 @@ register_autograd(layer_op, _backward, setup_context=_save)
 
 
 class _Chosen(NamedTuple):
-    """The backend that takes a call, and what is done where it raises."""
+    """The backend chosen for a call, and the policy if it raises."""
 
     backend: Backend
     fallback: Fallback
@@ -288,7 +290,7 @@ def _meet(
     needs_grad: bool,
     key: str,
 ) -> tuple[Rows, _Chosen]:
-    """What an operator was given, in the core's terms, and the backend that takes it."""
+    """The rows of an operator's arguments, and the backend chosen for them."""
     rows = Rows(steps, hx[0].shape[1], x.shape[0], batch_sizes)
     packed = batch_sizes is not None
     where, index = x.device.type, x.get_device()
@@ -312,9 +314,10 @@ def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int) -> _C
 
 
 def _apart(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """The outputs, contiguous and none in the memory of another or of an input.
+    """Make the outputs contiguous, and copy those that share memory with an input or each other.
 
-    The two biases of a direction have one gradient, which a backend need not compute twice.
+    A custom operator must not return such tensors, but the two biases of a direction have the same
+    gradient, and a backend may return one tensor for both.
     """
     taken = {tensor.untyped_storage().data_ptr() for tensor in inputs}
     apart = []

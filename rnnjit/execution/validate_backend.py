@@ -1,7 +1,8 @@
-"""Validates what a backend returns against its contract: a wrong shape is never handed on.
+"""Validates the results of a backend against its contract, before the core uses them.
 
-Kernels of the layer above, and autograd, trust shapes, and a missing gradient would be no gradient.
-Only what is cheap is looked at in every call; `rnnjit.testing` looks at values and memory too.
+The kernels of the next layer and autograd rely on the shapes, and autograd would take a missing
+gradient for zero. Every call makes only cheap checks; `rnnjit.testing` checks values and memory
+too.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ def check_output(
     """Check what `Backend.forward` returned.
 
     Args:
-        backend: whose it is.
-        layer: as given to it.
-        rows: as given to it.
-        x: of the dtype and device that the results must have.
-        output: what it returned.
+        backend: the backend.
+        layer: as given to the backend.
+        rows: as given to the backend.
+        x: the input; the results must have its dtype and device.
+        output: the result of the backend.
 
     Raises:
-        BackendError: it is no LayerOutput, or y or h_n is not what the contract says.
+        BackendError: it is not a LayerOutput, or y or h_n violates the contract.
     """
     D, B, sizes, dtype = layer.num_directions, rows.B, layer.state_sizes, x.dtype
     device = x.device
@@ -60,7 +61,7 @@ def check_output(
         raise BackendError(backend.name, "forward", "a LayerOutput", type(output).__name__)
     _check(backend, "y", output.y, (rows.N, D * sizes[0]), x)
     _check_states(backend, output.h_n, [(D, rows.B, size) for size in sizes], x)
-    # Tensors of a transform are asked for their shapes alone.
+    # Under a transform, tensors do not have meaningful strides.
     if not output.y.is_contiguous() and not transforming():
         strides = f"one of strides {output.y.stride()}"
         raise BackendError(backend.name, "y", "a contiguous Tensor", strides)
@@ -76,7 +77,7 @@ def check_stack_output(
     """Check what a backend's shortcut returned; see `Backend.shortcut`.
 
     Raises:
-        BackendError: it is no pair, or y or h_n is not what the contract says.
+        BackendError: it is not a pair, or y or h_n violates the contract.
     """
     if not isinstance(result, tuple) or len(result) != 2:
         raise BackendError(backend.name, "its shortcut", "a pair (y, h_n)", type(result).__name__)
@@ -95,16 +96,15 @@ def check_grads(
     """Check what `Backend.backward` returned.
 
     Args:
-        backend: whose it is.
-        x: as given to it, like what is not listed here.
-        hx: see there.
-        weights: see there.
-        needs: see there.
-        grads: what it returned.
+        backend: the backend.
+        x: as given to the backend.
+        hx: as given to the backend.
+        weights: as given to the backend.
+        needs: as given to the backend.
+        grads: the result of the backend.
 
     Raises:
-        BackendError: it is no LayerGrads, or a gradient that is needed is not what the contract
-            says.
+        BackendError: it is not a LayerGrads, or a gradient that is needed violates the contract.
     """
     if not isinstance(grads, LayerGrads):
         raise BackendError(backend.name, "backward", "LayerGrads", type(grads).__name__)
@@ -113,7 +113,7 @@ def check_grads(
     dtype, index = x.dtype, -1
     found, inputs = (grads.x, *grads.hx, *grads.weights), (x, *hx, *weights)
     for grad, of, needed in zip(found, inputs, (needs.x, *needs.hx, *needs.weights), strict=True):
-        # Autograd itself looks at the device.
+        # Autograd itself checks the device.
         if needed and (
             type(grad) is not Tensor or grad.shape != of.shape or grad.dtype is not dtype
         ):
@@ -123,7 +123,7 @@ def check_grads(
 
 
 def _name_of_input(index: int, states: int) -> str:
-    """How an input is called: x is -1, the states follow, then the weights."""
+    """The name of an input by its index: -1 is x, then come the states, then the weights."""
     if index < 0:
         return "x"
     return f"hx[{index}]" if index < states else f"weights[{index - states}]"
@@ -137,10 +137,16 @@ def _check_count(backend: Backend, name: str, found: Any, count: int) -> None:
 
 
 def check_untouched(backend: Backend, x: Tensor, hx: States, before: int) -> None:
-    """Check that a backend wrote to neither x nor hx, as far as torch can tell.
+    """Check that a backend wrote to neither x nor hx, as far as torch's version counters show.
+
+    Args:
+        backend: the backend.
+        x: as given to the backend.
+        hx: as given to the backend.
+        before: `versions(x, hx)` before the call.
 
     Raises:
-        BackendError: it did, and what it was given is lost; `before` is another `versions`.
+        BackendError: it wrote to them, so that the inputs are lost.
     """
     if versions(x, hx) != before:
         raise BackendError(
@@ -152,7 +158,7 @@ def check_untouched(backend: Backend, x: Tensor, hx: States, before: int) -> Non
 def _check_states(
     backend: Backend, h_n: Any, shapes: Sequence[tuple[int, ...]], like: Tensor
 ) -> None:
-    """The states that a backend returned: a tuple of tensors, one of each shape."""
+    """Check the states that a backend returned: a tuple of tensors of these shapes."""
     if not isinstance(h_n, tuple) or len(h_n) != len(shapes):
         got = f"{len(h_n)} of them" if isinstance(h_n, tuple) else type(h_n).__name__
         raise BackendError(backend.name, "h_n", f"a tuple of {len(shapes)} states", got)
@@ -161,7 +167,7 @@ def _check_states(
 
 
 def _check(backend: Backend, name: str, value: Any, shape: tuple[int, ...], like: Tensor) -> None:
-    """One tensor; under autocast torch's own operators choose the dtype."""
+    """Check one tensor; under autocast torch's own operators choose the dtype."""
     if (
         type(value) is Tensor
         and value.shape == shape

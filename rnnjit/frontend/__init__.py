@@ -1,1 +1,1 @@
-"""From a user's module to a call: what `rnnjit.compile` makes, and how it reads arguments."""
+"""`rnnjit.compile`, the compiled modules that it makes, and how they read their arguments."""

@@ -1,4 +1,4 @@
-"""From the arguments of a call to rows, and back: the checks are nn.RNN's, with its exceptions."""
+"""Converts the arguments of a call to rows and results back, with the checks of nn.RNN."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnnjit.frontend.packed import check_batch_sizes, check_order, permute_state
 from rnnjit.runtime.torch_private import any_autocast
 from rnnjit.spec import RNNSpec, Rows
 
-#: What a layer returns: y in the form of the input, and its last state, or a tuple of them.
+#: What a layer returns: y in the form of the input, and the last state or a tuple of states.
 Result = tuple[Tensor | PackedSequence, Tensor | States]
 
 _SPARSE = frozenset(
@@ -22,13 +22,13 @@ _SPARSE = frozenset(
 
 
 class Prepared(NamedTuple):
-    """A call in the core's own terms.
+    """The checked arguments of a call, laid out as rows.
 
     Attributes:
-        x: contiguous rows, `[N, I]`, or `[T, B, I]` of a dense batch.
+        x: contiguous rows, `[N, I]`, or `[T, B, I]` for a dense batch.
         hx: each state `[L*D, B, P or H]`, in the order of the rows, or None for zeros.
         rows: how the rows are laid over time.
-        packed: the PackedSequence that was given, if one was.
+        packed: the PackedSequence that the caller gave, or None.
         batched: False for a single sequence given without a batch dimension.
     """
 
@@ -43,20 +43,20 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
     """Check the arguments of a call as nn.RNN does, and lay them out as rows.
 
     Args:
-        spec: what the module is.
-        weight: the module's first, whose dtype and device the arguments must have.
+        spec: the configuration of the module.
+        weight: the module's first weight; the arguments must have its dtype and device.
         x: a Tensor `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]`, or a PackedSequence.
-        hx: the initial state `[L*D, B, H]` (`[L*D, H]` if unbatched), a tuple of states where the
-            cell has several, or None for zeros.
+        hx: the initial state `[L*D, B, H]` (`[L*D, H]` if unbatched), a tuple of states if the cell
+            has several, or None for zeros.
 
     Raises:
-        AttributeError: an argument is no tensor.
+        AttributeError: an argument is not a tensor.
         ValueError: wrong rank, or a dtype other than the weights'.
-        RuntimeError: any other wrong shape, dtype or device; NotImplementedError, which is one, for
-            kinds of tensor that torch itself has no operators for.
+        RuntimeError: any other wrong shape, dtype or device. It is the subclass NotImplementedError
+            for kinds of tensor that torch itself has no operators for.
         IndexError: a PackedSequence without time steps.
-        TypeError: a PackedSequence whose `batch_sizes` are no integers, or `batch_first` is none
-            of True and False.
+        TypeError: the `batch_sizes` of a PackedSequence are not integers, or `batch_first` is not a
+            bool.
     """
     packed = x if isinstance(x, PackedSequence) else None
     if packed is not None:
@@ -90,12 +90,12 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
 
 
 def as_states(spec: RNNSpec, hx: Any) -> States | None:
-    """The initial states that were given in the caller's form, or None.
+    """Convert `hx` from the form of nn.RNN's argument to a tuple of states, or None.
 
     Raises:
-        AttributeError: one is no tensor.
-        TypeError: the cell has several states, and they are not in a tuple or list.
-        RuntimeError: there are too few or too many.
+        AttributeError: a state is not a tensor.
+        TypeError: the cell has several states, and `hx` is not a tuple or list.
+        RuntimeError: there are too few or too many states.
     """
     if hx is None:
         return None
@@ -115,12 +115,12 @@ def as_states(spec: RNNSpec, hx: Any) -> States | None:
 
 
 def as_hx(states: States) -> Tensor | States:
-    """States in the caller's form: the tensor itself where there is one."""
+    """Convert states to the form of nn.RNN's results: one tensor, or a tuple of several."""
     return states[0] if len(states) == 1 else states
 
 
 def _named(states: Any) -> list[tuple[str, Any]]:
-    """Initial states by how the caller would call them."""
+    """The initial states, each with the name that error messages use."""
     if states is None:
         return []
     if len(states) == 1:
@@ -129,7 +129,7 @@ def _named(states: Any) -> list[tuple[str, Any]]:
 
 
 def initial_states(spec: RNNSpec, prepared: Prepared) -> States:
-    """The states that a call starts from, each `[L*D, B, P or H]`: what was given, or zeros."""
+    """The states that a call starts from, each `[L*D, B, P or H]`; zeros if none were given."""
     if prepared.hx is not None:
         return prepared.hx
     return tuple([prepared.x.new_zeros(shape) for shape in spec.state_shapes(prepared.rows.B)])
@@ -158,7 +158,7 @@ def _prepare_packed(spec: RNNSpec, weight: Tensor, packed: PackedSequence, hx: A
 
 
 def restore(spec: RNNSpec, prepared: Prepared, y: Tensor, h_n: States) -> Result:
-    """Give y (`[N, D*P]` or `[T, B, D*P]`) and the states h_n the form the input came in."""
+    """Convert y (`[N, D*P]` or `[T, B, D*P]`) and the states h_n to the form of the input."""
     packed, rows = prepared.packed, prepared.rows
     if packed is not None:
         if packed.unsorted_indices is not None:
@@ -177,12 +177,12 @@ def restore(spec: RNNSpec, prepared: Prepared, y: Tensor, h_n: States) -> Result
 def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) -> None:
     """Check that a module's weights fit each other and its configuration.
 
-    Weights may be replaced at any time, and kernels trust their shapes.
+    Users may replace weights at any time, and kernels do not check shapes.
 
     Raises:
-        TypeError: a weight is no tensor.
-        RuntimeError: a weight has another shape, dtype or device than the layer needs, or there
-            are too few or too many.
+        TypeError: a weight is not a tensor.
+        RuntimeError: a weight has a wrong shape, dtype or device, or there are too few or too many
+            weights.
     """
     shapes = spec.weight_shapes
     if len(weights) != len(shapes):
@@ -229,7 +229,7 @@ def _check_input(
         raise AttributeError(f"weight_ih_l0 must be a Tensor, got {type(weight).__name__}")
     dtype = weight.dtype
     if x.dtype is not dtype and not any_autocast():
-        if x.is_quantized and not given_state:  # Eager fails to make up a state of such numbers.
+        if x.is_quantized and not given_state:  # Eager cannot create zeros of this dtype.
             raise NotImplementedError(f"input must not be quantised, got {x.dtype}: dequantize it")
         raise ValueError(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "  # torch's words
@@ -281,7 +281,7 @@ def _expect_tensor(name: str, value: Any) -> None:
 
 
 def _dense(name: str, tensor: Tensor) -> Tensor:
-    """A tensor as a strided one: eager takes sparse states, and sparse data of packed input."""
+    """Convert sparse tensors to strided ones: eager takes sparse states and packed data."""
     if tensor.layout is torch.strided and not tensor.is_nested:
         return tensor
     if tensor.layout in _SPARSE:

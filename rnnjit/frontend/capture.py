@@ -1,4 +1,4 @@
-"""From a live module of torch's to its `RNNSpec` and the weights it has at this moment."""
+"""Reads the `RNNSpec` and the current weights of a torch module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnnjit.spec import RNNSpec
 
 #: The cell of an nn.RNN, by its `mode`.
 _CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU}
-#: The cell of torch's other layers, which look at no `mode`.
+#: The cells of torch's other layers, which ignore `mode`.
 _CELL_OF_CLASS: tuple[tuple[type[nn.Module], Cell], ...] = ((nn.LSTM, LSTM), (nn.GRU, GRU))
 #: The cell of an nn.RNNCell, by torch's `nonlinearity`.
 CELL_OF_NONLINEARITY = {"tanh": RNN_TANH, "relu": RNN_RELU}
@@ -26,23 +26,23 @@ _TORCH_LAYERS: dict[Cell, Callable[..., nn.RNNBase]] = {
     LSTM: nn.LSTM,
     GRU: nn.GRU,
 }
-#: The types of a configuration that torch takes as it is: `dropout` may be an int.
+#: The field types of a configuration that needs no conversion: `dropout` may be an int.
 _USUAL = frozenset({(int, int, int, Cell, bool, bool, kind, bool, int) for kind in (float, int)})
 _SPECS_KEPT = 1024
 _SPECS: dict[tuple[Any, ...], RNNSpec] = {}
 
 
 def capture(module: nn.Module) -> RNNSpec:
-    """The configuration of an nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell, compiled or not, as it is now.
+    """Read the current configuration of an nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell, compiled or not.
 
-    Read anew at every call, since `module.dropout = 0` and the like are common; equal
+    Every call reads it again, since assignments such as `module.dropout = 0` are common. Equal
     configurations share one object.
 
     Raises:
         AttributeError: an attribute of the module was deleted.
-        AssertionError: `mode` is none that nn.RNN knows.
-        TypeError: the module is none of these, or torch takes no such attribute.
-        RuntimeError: `input_size` is no whole number, or `nonlinearity` of a cell is unknown.
+        AssertionError: nn.RNN does not know the `mode`.
+        TypeError: the module is none of these, or an attribute has a type that torch does not take.
+        RuntimeError: `input_size` is not a whole number, or a cell's `nonlinearity` is unknown.
     """
     d = module.__dict__
     try:
@@ -67,7 +67,7 @@ def cell_of(module: Any) -> Cell:
     """The cell of an nn.RNN, nn.LSTM or nn.GRU, compiled or not.
 
     Raises:
-        AssertionError: `mode` is none that nn.RNN knows.
+        AssertionError: nn.RNN does not know the `mode`.
     """
     cls = type(module)
     torch_class = getattr(cls, "_torch_class", cls)
@@ -81,7 +81,7 @@ def cell_of(module: Any) -> Cell:
 
 
 def _capture_slowly(module: Any) -> RNNSpec:
-    """`capture` of a cell, and of a module whose attributes have to be looked at one by one."""
+    """`capture` for a cell, and for a module whose attributes need individual checks."""
     kind = type(module).__name__
     if isinstance(module, nn.RNNCellBase) and not isinstance(module, (nn.LSTMCell, nn.GRUCell)):
         return _capture_cell(module)
@@ -102,7 +102,7 @@ def _capture_slowly(module: Any) -> RNNSpec:
             _size("num_layers", module.num_layers),
             cell,
             module.bias,
-            # `prepare` refuses the text, and only for dense input: for packed eager takes anything.
+            # `prepare` rejects the string for dense input; eager ignores it for packed input.
             batch_first if type(batch_first) is bool else repr(batch_first),
             float(dropout),
             module.bidirectional,
@@ -122,7 +122,7 @@ def _capture_cell(cell: Any) -> RNNSpec:
 
 
 def _shared(fields: tuple[Any, ...]) -> RNNSpec:
-    """The one object for these fields of an `RNNSpec`."""
+    """The cached `RNNSpec` with these fields."""
     spec = _SPECS.get(fields)
     if spec is None:
         if len(_SPECS) >= _SPECS_KEPT:
@@ -139,7 +139,7 @@ def _size(name: str, value: Any) -> int:
 
 
 def _input_size(value: Any) -> int:
-    """Eager compares it with the input's features and needs no type of it."""
+    """`input_size` as an int; eager takes any type whose value equals the input's features."""
     try:
         size = index(value.__int__())
     except (AttributeError, TypeError, ValueError):
@@ -150,10 +150,10 @@ def _input_size(value: Any) -> int:
 
 
 def torch_module(spec: RNNSpec, dtype: torch.dtype) -> nn.RNNBase:
-    """A module of torch's own with this configuration, with weights of its own.
+    """Construct a torch module with this configuration and new weights.
 
     Raises:
-        ValueError: torch has no layer of the cell.
+        ValueError: torch has no layer for the cell.
     """
     make = _TORCH_LAYERS.get(spec.cell)
     if make is None:
@@ -168,15 +168,15 @@ def torch_module(spec: RNNSpec, dtype: torch.dtype) -> nn.RNNBase:
         dtype=dtype,
         **({"proj_size": spec.proj_size} if spec.proj_size else {}),
     )
-    module.dropout = spec.dropout  # torch warns of one that is given with a single layer
+    module.dropout = spec.dropout  # torch warns if it constructs one layer with dropout
     return module
 
 
 def weights_of(module: nn.Module) -> tuple[Tensor, ...]:
-    """The weights of this moment, in nn.RNN's flat order.
+    """The current weights, in nn.RNN's flat order.
 
-    Looked up at every call: they may have been replaced by assignment, `functional_call`, a
-    parametrization or pruning, none of which leaves a trace that could be cached on.
+    Every call looks them up: assignment, `functional_call`, parametrizations and pruning replace
+    weights without a change that a cache could detect.
     """
     parameters = parameters_of(module)
     names = weight_names(module)
@@ -187,7 +187,7 @@ def weights_of(module: nn.Module) -> tuple[Tensor, ...]:
 
 
 def weight_names(module: Any) -> list[str]:
-    """Of the weights, in nn.RNN's flat order."""
+    """The names of the weights, in nn.RNN's flat order."""
     if isinstance(module, nn.RNNCellBase):
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return list(kinds if module.bias else kinds[:2])

@@ -1,4 +1,4 @@
-"""The classes of compiled modules: torch's own, or subclasses of them built again."""
+"""The classes of compiled modules, for torch's classes and for users' subclasses of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_cell import CompiledRNNCell
 from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
 
-#: What takes the place of torch's classes.
+#: The compiled class for each of torch's classes.
 _STAND_INS: dict[type[nn.Module], type[CompiledBase]] = {
     nn.RNN: CompiledRNN,
     nn.RNNCell: CompiledRNNCell,
@@ -24,16 +24,17 @@ REPLACED = tuple(_STAND_INS)
 
 
 def empty(source: type[nn.Module]) -> CompiledBase:
-    """An instance of the compiled class of `source` without any state, for pickles to fill."""
+    """Create an empty instance of the compiled class of `source`, for unpickling."""
     cls = compiled_class(source)
     return cls.__new__(cls)
 
 
 def compiled_class(source: type[nn.Module]) -> type[CompiledBase]:
-    """The class that a compiled instance of `source` has: `source` with CompiledRNN for nn.RNN.
+    """The class of a compiled instance of `source`.
 
-    A subclass of nn.RNN or nn.RNNCell (or a parametrized one) is built again over its stand-in, so
-    that its methods, properties and overrides go on working on an object that is no nn.RNN.
+    For a subclass of nn.RNN and the like (or a parametrized class) this is a new class with the
+    same attributes, derived from the compiled class instead. Its methods, properties and overrides
+    keep working, although its instances are not instances of nn.RNN.
     """
     if source in _STAND_INS:
         return _STAND_INS[source]
@@ -45,7 +46,7 @@ def compiled_class(source: type[nn.Module]) -> type[CompiledBase]:
 
 @lru_cache(maxsize=256)
 def _rebuild(source: Any, names: tuple[str, ...]) -> type[CompiledBase]:
-    """`source` over CompiledRNN; `names` are its attributes, which parametrizing adds to."""
+    """Rebuild `source` on its compiled base; the cache key `names` changes on parametrization."""
     bases = tuple(
         compiled_class(base) if issubclass(base, REPLACED) else base for base in source.__bases__
     )
@@ -66,12 +67,12 @@ def _rebuild(source: Any, names: tuple[str, ...]) -> type[CompiledBase]:
 def _reduce(
     self: CompiledBase,
 ) -> tuple[Callable[..., Any], tuple[type[nn.Module]], dict[str, Any]]:
-    """For pickles: a class made here cannot be found by its name, but its source can."""
+    """`__reduce__`: pickle finds the source class by name, but not a class created here."""
     return empty, (self._source_class,), self.__getstate__()
 
 
 def _rebind(value: Any, own_class: CellType) -> Any:
-    """A class attribute whose zero-argument `super()` starts from another class."""
+    """Copy a class attribute so that its zero-argument `super()` refers to the new class."""
     if isinstance(value, (staticmethod, classmethod)):
         return type(value)(_rebind(value.__func__, own_class))
     if isinstance(value, property):

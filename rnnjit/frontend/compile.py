@@ -1,4 +1,4 @@
-"""`rnnjit.compile`: the walk that puts compiled modules in the place of torch's."""
+"""`rnnjit.compile`: replaces torch's recurrent modules inside a model by compiled ones."""
 
 from __future__ import annotations
 
@@ -52,29 +52,30 @@ def compile(  # noqa: A001 - as below
 def compile(  # noqa: A001 - the name users know from torch.compile
     module: ModuleT, *, backend: str | Backend = "auto", inplace: bool = False
 ) -> ModuleT | CompiledBase:
-    """Put a compiled stand-in in the place of every recurrent module in `module`.
+    """Replace every recurrent module in `module` by a compiled drop-in.
 
     The result shares its Parameters and buffers with `module`: optimizers made before or after see
     both, training one trains the other, and `.to()` on one converts the Parameters of both.
-    Everything else of the model is copied, so that the original stays as it is and runs eager.
+    Everything else of the model is copied, so that the original does not change and runs eager.
 
     Args:
         module: an nn.RNN or nn.RNNCell, or any module that contains some, in submodules or in plain
-            lists, tuples and dicts. One that stands in several places is compiled once and stays
-            shared. nn.LSTM and nn.GRU stay as they are where no compiled backend computes them, and
-            are compiled for `backend="eager"`. Subclasses that have a `forward` of their own stay
-            as they are (with a warning). A module that is compiled already is compiled anew, for
+            lists, tuples and dicts. A module that occurs several times is compiled once and stays
+            shared. nn.LSTM and nn.GRU stay as they are if no compiled backend computes them, and
+            are compiled for `backend="eager"`. Subclasses that override `forward` stay as they are,
+            with an `RNNJitWarning`. A module that is already compiled is compiled again, for
             `backend`.
-        backend: "auto" (the fastest backend that accepts the call, as far as was measured), the
-            name of an installed backend (see `rnnjit.backends`), or a `Backend`. A backend that is
-            named is never replaced by another: a call that it declines raises `UnsupportedError`.
+        backend: "auto" (the first backend in order of priority that accepts the call, or the
+            fastest one that `rnnjit.tune` measured), the name of an installed backend (see
+            `rnnjit.backends`), or a `Backend`. A backend that is named is never replaced by
+            another: a call that it declines raises `UnsupportedError`.
         inplace: change `module` itself rather than a copy of its structure, and return it.
 
     Returns:
-        `module` itself if `inplace`, else a copy of its structure over the same tensors.
+        `module` itself if `inplace`, else a copy of its structure that shares the tensors.
 
     Raises:
-        TypeError: `module` is no module or cannot be copied, or `backend` is of the wrong type.
+        TypeError: `module` is not a module or cannot be copied, or `backend` is of the wrong type.
         ValueError: `module` contains nothing to compile, or no such backend is installed.
 
     Example:
@@ -106,17 +107,17 @@ def compile(  # noqa: A001 - the name users know from torch.compile
 
 
 def copy_sharing_parameters(module: ModuleT) -> ModuleT:
-    """A copy of `module` with buffers of its own, and whose Parameters are those of `module`."""
+    """Copy a module and its buffers; the copy shares the Parameters of `module`."""
     buffers = {id(buffer) for buffer in module.buffers()}
     shared = {id(t): t for t in _shared_tensors(module) if id(t) not in buffers}
     return copy.deepcopy(module, shared)
 
 
 def reachable_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every distinct module in `module` with its path, as `named_modules` but also in containers.
+    """Yield `(path, module)` for every distinct module in `module`.
 
-    A list, tuple or dict that is a plain attribute keeps its modules from `named_modules`; they
-    run all the same.
+    Unlike `named_modules`, this also finds modules in lists, tuples and dicts that are plain
+    attributes.
     """
     seen: set[int] = set()
     pending: list[tuple[str, Any]] = [("", module)]
@@ -141,18 +142,18 @@ def reachable_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def overrides_forward(rnn: nn.Module) -> bool:
-    """Whether an RNN has a `forward` of its own, which nothing but itself can compute."""
+    """Whether an RNN overrides `forward`, so that a compiled class cannot replace it."""
     own: Any = type(rnn).forward
     return own not in [each.forward for each in REPLACED] or "forward" in vars(rnn)
 
 
 def why_left(module: nn.Module, wanted: Backend | None) -> str:
-    """Why `compile` leaves a recurrent module as it is, or "" if it does not.
+    """Why `compile` leaves a recurrent module as it is, or "" if it compiles it.
 
     Args:
         module: an nn.RNNBase or nn.RNNCellBase.
-        wanted: the backend that is asked for, or None for "auto", which wraps no layer of torch's
-            to run torch's layer.
+        wanted: the backend that the user named, or None for "auto". "auto" leaves a layer alone if
+            only the eager backend could compute it.
     """
     if isinstance(module, CompiledBase):
         return ""
@@ -164,13 +165,13 @@ def why_left(module: nn.Module, wanted: Backend | None) -> str:
 
 
 def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
-    """Why no backend that may be asked computes such a layer, or "" if one does."""
+    """Why none of the possible backends computes such a layer, or "" if one does."""
     if not isinstance(module, nn.RNNBase):
         return ""
     try:
         cell = cell_of(module)
     except (AssertionError, AttributeError):
-        return ""  # the call raises it
+        return ""  # the call raises this error
     if wanted is not None:
         lacks = why_not_cell(wanted, cell)
         return f"backend {wanted.name!r} computes no {cell.name} layers" if lacks else ""
@@ -180,17 +181,17 @@ def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
 
 
 def _may_compute(backend: Backend, cell: Cell) -> bool:
-    """Whether `auto` has a use for a backend in layers of a cell."""
+    """Whether `auto` may choose a backend other than eager for layers of this cell."""
     if backend is EAGER or not backend.automatic:
         return False
     try:
         return not why_not_cell(backend, cell)
     except Exception:  # noqa: BLE001 - a third party's code may fail in any way
-        return True  # the call asks again, and then `auto` leaves it out and `explain` says why
+        return True  # each call asks again; `auto` then skips it, and `explain` says why
 
 
 def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
-    """Every distinct RNN to replace; warns of those that must be left alone."""
+    """Every distinct RNN to replace; warns about those that override `forward`."""
     found: list[nn.Module] = []
     left: list[str] = []
     reasons: dict[str, None] = {}
@@ -232,7 +233,7 @@ def _become_compiled(rnn: nn.Module, state: dict[str, Any], backend: str | Backe
 
 
 def _shared_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Every tensor that a module holds as parameter, buffer, plain attribute or flat weight."""
+    """Every tensor that a module holds as a parameter, buffer, plain attribute or flat weight."""
     for _, child in reachable_modules(module):
         held: list[dict[str, Any]] = [vars(child)]
         held += [parameters_of(child), buffers_of(child)]

@@ -1,4 +1,4 @@
-"""What compiled modules have in common: who runs a call, and what is remembered of it."""
+"""What compiled modules have in common: the choice of a backend for a call, and its cache."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rnnjit.runtime.torch_private import profiler_runs, scripting, transforming_
 from rnnjit.spec import Problem, RNNSpec
 
 _CHOICES_KEPT = 512
-#: Fast paths kept for one shape of input: with gradients or without, and the like.
+#: Fast paths kept for one shape of input: with and without gradients, for example.
 _KINDS_KEPT = 4
-#: Attributes whose assignment makes remembered fast paths wrong.
+#: Attributes whose assignment invalidates the cached fast paths.
 _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "nonlinearity", "training"})
 _REFERENCE = ReferenceBackend()
 _EAGER = EagerBackend()
@@ -33,11 +33,11 @@ _Choices = dict[tuple[RNNSpec, Problem], tuple[Backend, Fallback]]
 
 
 class CompiledBase(nn.Module):
-    """A mixin for modules that stand in for one of torch's; the other base is torch's.
+    """A mixin for modules that replace one of torch's; the other base class is torch's.
 
     Attributes:
-        _source_class: the class that the module was made from.
-        _torch_class: torch's own class that it stands in for.
+        _source_class: the class of the module that it was compiled from.
+        _torch_class: the torch class that it replaces.
     """
 
     _source_class: type[nn.Module]
@@ -49,7 +49,12 @@ class CompiledBase(nn.Module):
 
     @property
     def backend(self) -> str | Backend:
-        """What was asked for; assigning takes effect from the next call on."""
+        """The `backend` argument of `compile`; assignment takes effect at the next call.
+
+        Raises:
+            TypeError: (assigning) neither a string nor a `Backend`.
+            ValueError: (assigning) no installed backend has that name.
+        """
         return self._backend
 
     @backend.setter
@@ -60,7 +65,7 @@ class CompiledBase(nn.Module):
         self._forget_choices()
 
     def _forget_choices(self) -> None:
-        """Choose backends anew from the next call on."""
+        """Drop the cached choices: the next call chooses again."""
         generation = GENERATION.now
         self._choices: _Choices = {}
         self._fast_paths: dict[torch.Size, tuple[FastPath, ...]] = {}
@@ -69,16 +74,16 @@ class CompiledBase(nn.Module):
     def _call(self, x: Any, hx: Any) -> Result | None:
         """The result of a call in a layer's form, or None if torch's own layer has to run it.
 
-        Other threads may call too, and may change the configuration or the backend meanwhile. What
-        is found in a call is remembered in the dictionaries that were there before it looked: a
-        change replaces them.
+        Other threads may call too, or change the configuration or the backend at the same time. A
+        change replaces the dictionaries that hold the cached choices. A call stores its choice in
+        the dictionaries that it read at the start, so that an outdated choice is never used.
         """
         if FORK.forked and torch.get_num_threads() > 1:
             with one_thread():
                 return self._call(x, hx)
         if self._generation != GENERATION.now:
             self._forget_choices()
-        # A fast path may compute a whole stack by one call, which has no ranges for its layers.
+        # No fast path under a profiler: it may run a whole stack in one call, without layer ranges.
         profiled, paths, choices = profiler_runs(), self._fast_paths, self._choices
         if type(x) is Tensor and not profiled:
             found = self._by_fast_path(paths, x, hx)
@@ -110,7 +115,7 @@ class CompiledBase(nn.Module):
     def _by_fast_path(
         self, paths: dict[torch.Size, tuple[FastPath, ...]], x: Tensor, hx: Any
     ) -> Result | None:
-        """The result of a call like one before, or None if it is not."""
+        """The result of a call that matches a cached fast path, or None if none matches."""
         try:
             known = paths.get(x.shape)
         except RuntimeError:  # a nested tensor, which has no shape
@@ -126,9 +131,9 @@ class CompiledBase(nn.Module):
     def _traced_call(self, spec: RNNSpec, x: Tensor, hx: Any) -> Result | None:
         """What torch.compile and torch.export trace: one operator for each layer.
 
-        It is `_call` without the caches, through which nothing could be traced.
+        It is `_call` without the caches, which cannot be traced.
         """
-        # Here, since torch.library brings the whole of torch's compiler with it.
+        # Imported here, since torch.library imports the whole of torch's compiler.
         from rnnjit.execution.torch_ops import TracedBackend
 
         weights = tuple([getattr(self, name) for name in weight_names(self)])
@@ -141,7 +146,7 @@ class CompiledBase(nn.Module):
         if transforming_while_traced():
             backend = _REFERENCE
         if torch.onnx.is_in_onnx_export():
-            backend = _EAGER  # of whose operators ONNX has its own; it has none of ours
+            backend = _EAGER  # ONNX has torch's recurrent operators, but not ours
         y, h_n = run_stack(
             backend, spec, prepared.rows, prepared.x, states, weights, self.training, recorded
         )

@@ -1,4 +1,4 @@
-"""`CompiledRNNCell`: the module that stands in for an nn.RNNCell, sharing its Parameters."""
+"""`CompiledRNNCell`: the module that replaces an nn.RNNCell and shares its Parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.lowering import as_sequence
 from rnnjit.spec import RNNSpec
 
-# It asks of its module what every RNNCellBase has.
+# It uses only attributes that every RNNCellBase has.
 _eager_forward = cast("Callable[..., Tensor]", nn.RNNCell.forward)
 
 
@@ -44,17 +44,20 @@ class CompiledRNNCell(CompiledBase, nn.RNNCellBase):
         input: Tensor,  # noqa: A002 - nn.RNNCell's own name
         hx: Tensor | None = None,
     ) -> Tensor:
-        """One step; arguments, results and exceptions are those of `nn.RNNCell.forward`.
+        """Compute one step; arguments, results and exceptions are those of `nn.RNNCell.forward`.
 
         Args:
             input: `[B, I]`, or `[I]` unbatched.
-            hx: the state before, `[B, H]` or `[H]`; zeros if None.
+            hx: the previous state, `[B, H]` or `[H]`; zeros if None.
 
         Returns:
-            The state after, `[B, H]` or `[H]`.
+            The new state, `[B, H]` or `[H]`.
 
         Raises:
-            UnsupportedError: the backend that was asked for by name declines the call.
+            AttributeError: `input` or `hx` is not a Tensor.
+            ValueError: `input` or `hx` is not 1-D or 2-D.
+            RuntimeError: any other wrong shape, dtype or device.
+            UnsupportedError: the backend that the user named declines the call.
         """
         _check("input", input)
         if hx is not None:
@@ -72,7 +75,7 @@ class CompiledRNNCell(CompiledBase, nn.RNNCellBase):
             else:
                 result = self._call(x, h0)
         except ValueError as error:
-            # nn.RNN calls a wrong dtype a ValueError, a cell does not.
+            # For a wrong dtype nn.RNN raises ValueError, but nn.RNNCell RuntimeError.
             raise RuntimeError(str(error)) from None
         except AttributeError:
             if getattr(self, "weight_ih", input) is None:

@@ -1,4 +1,4 @@
-"""The modules that stand in for an nn.RNN, nn.LSTM or nn.GRU, sharing its Parameters."""
+"""The modules that replace an nn.RNN, nn.LSTM or nn.GRU and share its Parameters."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class CompiledLayer(CompiledBase, nn.RNNBase):
     """A stack of recurrent layers whose forward and backward passes run on rnnjit's backends.
 
     Made by `rnnjit.compile`, never directly. It has the Parameters, the `state_dict`, the hooks
-    and the representation of the module that it was made from. It derives from `nn.RNNBase`, not
-    from that module's class, at which torch.compile breaks the graph.
+    and the `repr` of the module that it was made from. It derives from `nn.RNNBase` and not from
+    nn.RNN, nn.LSTM or nn.GRU, since torch.compile breaks the graph at those classes.
     """
 
     def forward(
@@ -37,16 +37,22 @@ class CompiledLayer(CompiledBase, nn.RNNBase):
             input: `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]` unbatched, or packed.
             hx: initial state `[L*D, B, H]`, or `[L*D, H]` if unbatched; zeros if None. nn.LSTM has
                 two, h and c, in a tuple.
-            reset: where the state is zeroed before a step, boolean, of the shape of a dense `input`
-                without its features. Each sequence then is what it would be if it were cut there
-                and its parts were run one by one, gradients included.
+            reset: boolean, of the shape of a dense `input` without its last dimension; True zeroes
+                the state before that step. The results and gradients are those of cutting each
+                sequence at these steps and running its parts separately.
 
         Returns:
             The outputs of the last layer at every step (`[T, B, D*H]`, or in the input's form) and
             the last state of every layer and direction, in the form of `hx`.
 
         Raises:
-            UnsupportedError: the backend that was asked for by name declines the call.
+            AttributeError: `input` or `hx` is not a tensor.
+            ValueError: `input` has a wrong rank or dtype, or `reset` a wrong shape.
+            RuntimeError: any other wrong shape, dtype or device.
+            IndexError: a PackedSequence without time steps.
+            TypeError: `reset` is not a boolean Tensor, or is given with packed input.
+            UnsupportedError: the backend that the user named declines the call.
+            BackendError: a backend broke its contract, and no other may run the call.
         """
         if reset is not None:
             return self._with_resets(input, hx, reset)
@@ -56,14 +62,14 @@ class CompiledLayer(CompiledBase, nn.RNNBase):
         return self._eager_forward(input, hx) if result is None else result
 
     def _eager_forward(self, x: Any, hx: Any) -> Result:
-        """Torch's own forward pass; where torch rewrites the layer it is the layer."""
+        """Torch's own forward pass, for calls in which torch itself transforms the layer."""
         own: Any = self._torch_class
         return cast("Result", own.forward(self, x, hx))
 
     def _traced(self, x: Tensor | PackedSequence, hx: Any) -> Result:
         """What torch.compile and torch.export trace.
 
-        Packed input breaks the graph: how many rows a step has is not known while tracing.
+        Packed input breaks the graph: the number of rows in a step is unknown while tracing.
         """
         if isinstance(x, PackedSequence):
             from rnnjit.execution.torch_ops import untraced
@@ -88,7 +94,7 @@ class CompiledLayer(CompiledBase, nn.RNNBase):
         if torch.compiler.is_compiling():
             from rnnjit.execution.torch_ops import untraced
 
-            # How long the stretches are is not known while tracing.
+            # The lengths of the segments between resets are unknown while tracing.
             result: Result = untraced(self._with_resets, x, hx, reset)
             return result
         spec = capture(self)
@@ -134,7 +140,7 @@ class CompiledLSTM(CompiledLayer):
 
     _source_class: type[nn.Module] = nn.LSTM
     _torch_class: type[nn.Module] = nn.LSTM
-    # What nn.LSTM's own forward pass asks of itself and nn.RNNBase does not have.
+    # Methods that nn.LSTM's forward pass calls and nn.RNNBase lacks.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]  # as nn.LSTM does
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]  # as nn.LSTM does

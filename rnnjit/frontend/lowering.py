@@ -1,7 +1,7 @@
-"""From a module and the arguments of a call to what the core computes: the one lowering.
+"""Lowers a module and the arguments of a call to what the core computes.
 
-Compiled modules, streams and every tool lower calls here, so that what `explain` says, `tune`
-measures and `gradient_flow` follows is what a call does.
+Compiled modules and all tools lower calls here, so that `explain`, `tune` and `gradient_flow` work
+on exactly the computation of a call. `Stream` has fixed shapes and prepares its steps itself.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from rnnjit.spec import Problem, RNNSpec, Rows
 
 
 class Call(NamedTuple):
-    """One call in the core's own terms.
+    """One lowered call.
 
     Attributes:
-        spec: what the module is.
+        spec: the configuration of the module.
         prepared: the arguments, checked and laid out as rows.
         hx: the states that the call starts from, each `[L*D, B, P or H]`.
-        weights: of this moment, in nn.RNN's flat order.
-        problem: the facts that a backend decides upon.
-        special: why no backend's compiled code may see the tensors, or None if it may.
+        weights: the current weights, in nn.RNN's flat order.
+        problem: the properties by which a backend accepts or declines the call.
+        special: why compiled code must not access the tensors, or None if it may.
     """
 
     spec: RNNSpec
@@ -47,7 +47,7 @@ class Call(NamedTuple):
 
     @property
     def x(self) -> Tensor:
-        """The input as contiguous rows, `[N, I]`, or `[T, B, I]` of a dense batch."""
+        """The input as contiguous rows, `[N, I]`, or `[T, B, I]` for a dense batch."""
         return self.prepared.x
 
     @property
@@ -56,11 +56,11 @@ class Call(NamedTuple):
         return self.prepared.rows
 
     def restore(self, y: Tensor, h_n: States) -> Result:
-        """Results in the form that the input came in."""
+        """Convert results to the form of the input."""
         return restore(self.spec, self.prepared, y, h_n)
 
     def choose(self, wanted: Backend | None) -> tuple[Backend, Fallback]:
-        """The backend that runs the call, and what is done where it raises.
+        """Choose the backend that runs the call, and the fallback if it raises.
 
         Args:
             wanted: the backend that the user named, or None for "auto".
@@ -76,7 +76,7 @@ def lower(module: nn.Module, x: Any, hx: Any) -> Call:
     """Lower a call of a layer or of a cell, which is one step of a layer.
 
     Args:
-        module: one that `capture` takes.
+        module: a module that `capture` accepts.
         x: as in the module's `forward`.
         hx: as in the module's `forward`, or None.
 
@@ -90,7 +90,7 @@ def lower(module: nn.Module, x: Any, hx: Any) -> Call:
 
 
 def lower_sequence(module: nn.Module, x: Any, hx: Any) -> Call:
-    """As `lower`, with the arguments in the form of a layer's, for a cell too."""
+    """Like `lower`, but takes a layer's arguments, for a cell as well (see `as_sequence`)."""
     spec, weights = capture(module), weights_of(module)
     prepared = prepare(spec, weights[0], x, hx)
     check_weights(spec, weight_names(module), weights)
@@ -101,9 +101,9 @@ def lower_sequence(module: nn.Module, x: Any, hx: Any) -> Call:
 
 
 def as_sequence(x: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
-    """A cell's arguments in the form of a layer's: x `[1, B, I]`, hx `[1, B, H]`."""
+    """Convert a cell's arguments to those of a layer: x `[1, B, I]`, hx `[1, B, H]`."""
     if x.is_sparse:
-        x = x.to_dense(masked_grad=False)  # Eager takes it in a cell, and not in a layer.
+        x = x.to_dense(masked_grad=False)  # Eager cells take sparse input, eager layers do not.
     batched = x.dim() == 2
     x = x.unsqueeze(0) if batched else x[None, None]
     if hx is not None:
@@ -112,7 +112,7 @@ def as_sequence(x: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _problem(prepared: Prepared, hx: States, weights: tuple[Tensor, ...]) -> Problem:
-    """The facts of a call that a backend decides upon."""
+    """The properties of a call by which a backend accepts or declines it."""
     x, rows = prepared.x, prepared.rows
     packed, grad = prepared.packed is not None, needs_grad(x, hx, weights)
     where, index = x.device.type, x.get_device()

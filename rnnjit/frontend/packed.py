@@ -1,4 +1,4 @@
-"""The checks of what only a PackedSequence has: batch sizes, and the orders it was sorted by."""
+"""Checks the parts of a PackedSequence: its batch sizes and its permutations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rnnjit.spec import integers
 
 
 def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[int]:
-    """The batch sizes as plain integers, on which a few checks take less time than on tensors.
+    """Check the batch sizes and return them as Python ints, which are fast to check.
 
     Args:
         sizes: `batch_sizes` of a PackedSequence.
@@ -20,8 +20,8 @@ def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[in
 
     Raises:
         IndexError: there are no time steps.
-        TypeError: they are no Tensor, or no integers.
-        RuntimeError: any other that could not be rows of `data`.
+        TypeError: `sizes` is not a Tensor, or not of integers.
+        RuntimeError: `sizes` is not an int64 CPU tensor, grows, or does not fit `data`.
     """
     if not isinstance(sizes, Tensor):
         empty = isinstance(sizes, (list, tuple)) and not sizes
@@ -38,7 +38,7 @@ def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[in
     if sizes.numel() == 0:
         raise IndexError("input is a PackedSequence without time steps: its batch_sizes is empty")
     if sizes.dim() != 1 or sizes.dtype != torch.int64:
-        # Eager meets a wrong kind of number first where it makes up the missing state.
+        # Without a state eager fails earlier, with TypeError, when it creates the zeros.
         makes_zeros = not given_state and (sizes.dim() != 1 or sizes.is_floating_point())
         raise (TypeError if makes_zeros else RuntimeError)(
             f"input.batch_sizes must be 1-D and torch.int64, got {sizes.dim()}-D {sizes.dtype}"
@@ -58,11 +58,15 @@ def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[in
 
 
 def permute_state(hx: Tensor, order: Any) -> Tensor:
-    """The state `[L*D, B, H]` of sequences in another order, `[B]`."""
+    """Permute the sequences of a state `[L*D, B, H]` by `order` `[B]`.
+
+    Raises:
+        IndexError, RuntimeError, TypeError: what `index_select` raises, with a clearer message.
+    """
     try:
         return hx.index_select(1, order)
     except (IndexError, RuntimeError, TypeError) as error:
-        which = f"has {order.numel()} sequences" if isinstance(order, Tensor) else "is no Tensor"
+        which = f"has {order.numel()} sequences" if isinstance(order, Tensor) else "is not a Tensor"
         raise type(error)(
             f"hx of shape {list(hx.shape)} cannot be put in the order of input.sorted_indices, "
             f"which {which}: {error}"
@@ -70,7 +74,13 @@ def permute_state(hx: Tensor, order: Any) -> Tensor:
 
 
 def check_order(name: str, order: Any, batch: int, data: Tensor) -> None:
-    """Check one of a PackedSequence's orders, with the exceptions of `index_select` on it."""
+    """Check `sorted_indices` or `unsorted_indices`, with the exceptions of `index_select`.
+
+    Raises:
+        TypeError: it is neither a Tensor nor None.
+        IndexError: it is not 1-D and strided.
+        RuntimeError: it has a wrong dtype, length or device, or an element is out of range.
+    """
     if order is None:
         return
     if not isinstance(order, Tensor):
@@ -84,7 +94,7 @@ def check_order(name: str, order: Any, batch: int, data: Tensor) -> None:
             f"{name} must have an element for each of {batch} sequences, on {data.device}, got "
             f"{order.numel()} on {order.device}"
         )
-    # Elsewhere reading them would wait for the device, which checks them itself.
+    # On other devices reading the values would synchronise, and the device checks them itself.
     if order.is_cpu and batch:
         numbers = integers(order.view(batch))
         low, high = min(numbers), max(numbers)

@@ -1,7 +1,7 @@
-"""Resets in the middle of sequences: the state is zeroed before the steps where `reset` is set.
+"""Resets inside sequences: the state is zeroed before the steps where `reset` is True.
 
-Between resets nothing of a sequence reaches the rest of it, so that each stretch is a sequence of
-its own. The stretches of all sequences make one packed batch, which every backend takes.
+No state passes a reset, so the segments between resets ("stretches" in the code) are independent
+sequences. All of them together form one packed batch, which every backend accepts.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Run = Callable[[PackedSequence, States], tuple[PackedSequence, States]]
 
 
 class Stretches(NamedTuple):
-    """The stretches between resets, the longest first.
+    """The S segments between resets, the longest first.
 
     Attributes:
-        rows: for each packed row, its place among the rows `[T*B]`.
+        rows: int64 `[N]`, for each packed row its index among the `T*B` dense rows.
         batch_sizes: int64 `[longest]` on the CPU, as in a PackedSequence.
-        sequence: the sequence that each stretch is of, `[S]`.
-        first: which stretches go on from the caller's state, `[S]`, boolean.
-        ending: for each sequence the stretch that holds its last step, `[B]`.
-        beginning: for each sequence the stretch that holds its first step, `[B]`.
+        sequence: int64 `[S]`, the sequence that each segment belongs to.
+        first: boolean `[S]`, whether a segment starts from the caller's state.
+        ending: int64 `[B]`, for each sequence the segment that holds its last step.
+        beginning: int64 `[B]`, for each sequence the segment that holds its first step.
     """
 
     rows: Tensor
@@ -40,11 +40,11 @@ class Stretches(NamedTuple):
 
 
 def check(x: Any, reset: Any) -> None:
-    """Check `reset` against an input that is all right by itself.
+    """Check `reset` against a valid input.
 
     Raises:
-        TypeError: `reset` is no dense boolean Tensor, or x is packed.
-        ValueError: `reset` has not the shape of x without its features.
+        TypeError: `reset` is not a dense boolean Tensor, or x is packed.
+        ValueError: the shape of `reset` is not that of x without its last dimension.
         RuntimeError: `reset` is on another device.
     """
     if isinstance(x, PackedSequence):
@@ -67,19 +67,18 @@ def check(x: Any, reset: Any) -> None:
 def run(
     spec: RNNSpec, x: Tensor, hx: States | None, reset: Tensor, forward: Run
 ) -> tuple[Tensor, States]:
-    """A dense call with resets, by a packed one without.
+    """Run a dense call with resets as a packed call without resets.
 
     Args:
-        spec: of the module.
+        spec: the configuration of the module.
         x: `[T, B, I]`, `[B, T, I]` if batch_first, or `[T, I]`.
         hx: each state `[L*D, B, P or H]`, or None.
-        reset: as `check` wants it, set somewhere.
+        reset: boolean, of the shape of x without its last dimension; at least one element is True.
         forward: the module on packed input, with states.
 
     Returns:
-        y and h_n as without resets. A backward direction starts each stretch at its end: from `hx`
-        where that is the sequence's own, else from zeros.
-
+        y and h_n, of the same shapes as without resets. The backward direction starts each segment
+        at its last step: from `hx` if that is the last step of the sequence, else from zeros.
     """
     batched = x.dim() == 3
     if not batched:
@@ -99,11 +98,11 @@ def run(
 
 
 def stretches(reset: Tensor) -> Stretches:
-    """How `reset` (`[T, B]`, boolean) cuts B sequences of T steps, at least one of each."""
+    """Cut B >= 1 sequences of T >= 1 steps at the True elements of `reset`, boolean `[T, B]`."""
     T, B = reset.shape
     cuts = reset.clone()
     cuts[0] = True
-    # In the order of sequences, then steps.
+    # Ordered by sequence, then by step.
     sequence, start = cuts.t().nonzero(as_tuple=True)
     stop = torch.cat([start[1:], start.new_zeros(1)])
     length = torch.where(stop > 0, stop, T) - start
@@ -122,7 +121,7 @@ def stretches(reset: Tensor) -> Stretches:
 
 
 def _initial(spec: RNNSpec, x: Tensor, hx: States | None, parts: Stretches) -> States:
-    """The states `[L*D, S, P or H]` that each stretch starts from."""
+    """The states `[L*D, S, P or H]` that the segments start from."""
     if hx is None:
         shapes = spec.state_shapes(len(parts.sequence))
         return tuple([x.new_zeros(shape) for shape in shapes])
@@ -137,7 +136,7 @@ def _initial(spec: RNNSpec, x: Tensor, hx: States | None, parts: Stretches) -> S
 
 
 def _last(spec: RNNSpec, state: Tensor, parts: Stretches) -> Tensor:
-    """A state of h_n `[L*D, B, P or H]`: of the stretch in which each direction ends."""
+    """A state of h_n `[L*D, B, P or H]`, taken from the segment in which each direction ends."""
     forward = state.index_select(1, parts.ending)
     if spec.num_directions == 1:
         return forward

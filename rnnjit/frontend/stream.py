@@ -1,4 +1,4 @@
-"""`rnnjit.Stream`: a stacked RNN step by step, for input that arrives frame by frame."""
+"""`rnnjit.Stream`: runs a stacked RNN step by step, for input that arrives frame by frame."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from rnnjit.spec import Problem, Rows
 
 
 class Stream:
-    """The state of a batch of sequences, moved on by one step at a time, in evaluation mode.
+    """The state of a batch of sequences; `step` advances it by one step, in evaluation mode.
 
-    Where the backend can (numba), a step allocates nothing but its output, and y is bit for bit
-    what the whole sequence in one call gives; with other backends it is equal within their
-    rounding. Weights are read at every step: a module may go on training while its streams run. A
-    stream is for one thread at a time (`step` refuses a second), and records no gradients.
+    With the numba backend, a step allocates only its output, and y is bit-identical to the result
+    of one call on the whole sequence; with other backends it is equal up to rounding. Every step
+    reads the current weights: a module may be trained while its streams run. Only one thread at a
+    time may use a stream (`step` refuses a second), and a stream records no gradients.
 
     Args:
-        module: an nn.RNN or a compiled one, of one direction.
-        batch_size: B, sequences side by side.
-        backend: as in `rnnjit.compile`; None for that of a compiled module, or "auto".
+        module: an nn.RNN or a compiled one, unidirectional.
+        batch_size: B, the number of sequences.
+        backend: as in `rnnjit.compile`; None for the backend of a compiled module, else "auto".
 
     Raises:
-        TypeError: `module` is no nn.RNN, or `batch_size` no int.
-        ValueError: it is bidirectional, or `batch_size` is less than 1.
-        UnsupportedError: the backend that was named declines.
+        TypeError: `module` is not an nn.RNN, or `batch_size` is not an int.
+        ValueError: `module` is bidirectional, or `batch_size` is less than 1.
+        UnsupportedError: the backend that the user named declines.
 
     Example:
         >>> stream = Stream(torch.nn.RNN(8, 16, num_layers=2))
@@ -57,7 +57,7 @@ class Stream:
         spec = capture(module)
         if spec.bidirectional:
             raise ValueError(
-                "module must be of one direction: the other needs the end of a sequence first"
+                "module must be of one direction: a backward one needs the end of a sequence first"
             )
         if not isinstance(batch_size, int) or isinstance(batch_size, bool):
             raise TypeError(f"batch_size must be an int, got {type(batch_size).__name__}")
@@ -67,14 +67,14 @@ class Stream:
             backend = module.backend if isinstance(module, CompiledBase) else "auto"
         self._module, self._spec, self._wanted = module, spec, resolve(backend)
         self._batch = batch_size
-        # Who is amid a step, by process: blocks that a kernel reads are not to be filled meanwhile.
-        # What a forked child finds of its parent's is of no account.
+        # The running step: a second one must not overwrite buffers that a kernel still reads. The
+        # key is the process, so that a forked child ignores a step of its parent.
         self._amid: dict[int, object] = {}
         self._names = weight_names(module)
         self._weights_of = itemgetter(*self._names)
         weights = weights_of(module)
         shapes, like = spec.state_shapes(batch_size), weights[0].detach()
-        # The states before a step and, for what it writes, those after it.
+        # The current states, and the buffers to which a step writes the new ones.
         self._states: States = tuple([like.new_zeros(shape) for shape in shapes])
         self._spare: States = tuple([like.new_empty(shape) for shape in shapes])
         self._y_shape = (batch_size, spec.proj_size or spec.hidden_size)
@@ -89,11 +89,11 @@ class Stream:
     def state(self) -> Tensor | States:
         """A copy of the state, `[L, B, H]`; assigning a tensor of that shape sets it.
 
-        Where the cell has several states (nn.LSTM: h and c) it is a tuple of them.
+        If the cell has several states (nn.LSTM: h and c), it is a tuple of them.
 
         Raises:
-            TypeError: (assigning) no Tensor, or not as many as there are states.
-            ValueError: (assigning) another shape, or a dtype that does not convert to its own.
+            TypeError: (assigning) not a Tensor, or not a tuple with one Tensor for each state.
+            ValueError: (assigning) a wrong shape, or a dtype that cannot be converted.
         """
         with _one_thread_if_forked():
             return as_hx(tuple([state.clone() for state in self._states]))
@@ -114,8 +114,8 @@ class Stream:
         """Zero the state of all sequences, or of those that `which` (boolean, `[B]`) selects.
 
         Raises:
-            TypeError: `which` is no Tensor.
-            ValueError: `which` is of another shape or dtype, or on another device.
+            TypeError: `which` is not a Tensor.
+            ValueError: `which` has a wrong shape or dtype, or is on another device.
         """
         if which is None:
             with _one_thread_if_forked():
@@ -136,20 +136,20 @@ class Stream:
                 state[:, which] = 0
 
     def step(self, x: Tensor) -> Tensor:
-        """Move the state on by one frame.
+        """Advance the state by one frame.
 
         Args:
             x: `[B, I]`, of the weights' dtype and device.
 
         Returns:
-            The last layer's new state `[B, H]`, newly allocated.
+            The last layer's new output `[B, P or H]`, newly allocated.
 
         Raises:
-            AttributeError: x is no tensor.
-            TypeError: x or a weight is a tensor subclass, or autocast or a transform is in force.
-            ValueError: x is of another shape or dtype.
-            RuntimeError: x is on another device, a weight does not fit the module, or another
-                thread is amid a step of this stream.
+            AttributeError: x is not a tensor.
+            TypeError: x or a weight is a tensor subclass, or autocast or a transform is active.
+            ValueError: x has a wrong shape or dtype.
+            RuntimeError: x is on another device, a weight does not fit the module, the module's
+                configuration has changed, or another step of this stream is running.
         """
         if FORK.forked and torch.get_num_threads() > 1:
             with one_thread():
@@ -163,7 +163,7 @@ class Stream:
                 )
             return self._step(x)
         finally:
-            # Nothing is called here, so that no signal handler comes between.
+            # No function is called here, so that no signal handler can run in between.
             if process in amid and amid[process] is mine:
                 del amid[process]
 
@@ -174,7 +174,7 @@ class Stream:
         except KeyError:
             weights = weights_of(module)
         if (
-            getattr(x, "is_nested", True)  # of which the guards would end the process
+            getattr(x, "is_nested", True)  # torch's guards crash on nested tensors
             or not self._alike(x, *weights)
             or module.__dict__["mode"] is not self._mode
             or self._surroundings != (GENERATION.now, torch.get_num_threads(), FORK.forked)
@@ -208,7 +208,7 @@ class Stream:
         return y
 
     def _prepare(self, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Check a step that is unlike the one before, choose a backend for it and those like it."""
+        """Check a step that differs from the last one, and choose its backend."""
         spec = capture(self._module)
         if spec != self._spec:
             raise RuntimeError(
@@ -241,7 +241,7 @@ class Stream:
 
 
 def _check_state(value: Any, state: Tensor) -> None:
-    """Check a tensor that is to be copied to a stream's state."""
+    """Check a tensor that is to be copied into a stream's state."""
     if not isinstance(value, Tensor):
         raise TypeError(f"state must be a Tensor, got {type(value).__name__}")
     if value.shape != state.shape:

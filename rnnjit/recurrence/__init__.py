@@ -1,6 +1,6 @@
-"""For backends that bring the recurrence alone: everything else of a layer is a GEMM over all rows.
+"""For backends that implement only the recurrence; the rest of a layer is GEMMs over all rows.
 
-A backend's `forward` and `backward` hand a `Recurrence` to `layer_forward` and `layer_backward`.
+Such a backend passes its `Recurrence` to `layer_forward` and `layer_backward`.
 """
 
 from rnnjit.recurrence.base import Backward, Forward, Recurrence, why_not_cell

@@ -1,4 +1,4 @@
-"""What a recurrence computes: the part of a layer that goes step by step."""
+"""The interface of a recurrence: the part of a layer that runs step by step."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rnnjit.spec import LayerSpec, Rows
 
 
 class Forward(NamedTuple):
-    """A forward recurrence; all tensors but the weights are contiguous.
+    """The arguments of a forward recurrence; all tensors are contiguous.
 
     Attributes:
-        layer: what the layer is, without projection and parameters.
+        layer: the configuration of the layer, without projection and cell parameters.
         rows: how the rows are laid over time.
         starts: int64 `[T + 1]`, the first row of every step, on the device; None for a dense batch.
-        w_hh: `[G*H, H]`, contiguous, one for each direction.
-        b_hh: `[G*H]` for each direction, of those gates whose zh the cell reads apart from zx and
-            zero for the others; empty where there is none such.
+        w_hh: `[G*H, H]`, one for each direction.
+        b_hh: `[G*H]`, one for each direction: the bias of the gates whose zh the cell uses apart
+            from zx, zero for the other gates. Empty if there are no such gates or no biases.
         hx: each state `[D, B, H]`.
         z: `[N, D*G*H]`; holds x W_ih^T and the biases that are not in `b_hh`. May be overwritten.
-        y: `[N, D*H]`, written. For an Elman cell it is `z` itself, and is overwritten.
-        saved: `[N, D*H]` for each of `cell.saved`, written; empty where no backward pass follows.
+        y: `[N, D*H]`, written. For an Elman cell it is the same tensor as `z`.
+        saved: `[N, D*H]` for each of `cell.saved`, written; empty if no backward pass follows.
         h_n: each state `[D, B, H]`, written.
     """
 
@@ -42,15 +42,15 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """A backward recurrence; tensors as in `Forward`.
+    """The arguments of a backward recurrence; all tensors are contiguous.
 
     Attributes:
-        layer: what the layer is, without projection and parameters.
+        layer: the configuration of the layer, without projection and cell parameters.
         rows: how the rows are laid over time.
         starts: int64 `[T + 1]`, the first row of every step, on the device; None for a dense batch.
-        w_hh: `[G*H, H]`, contiguous, one for each direction.
+        w_hh: `[G*H, H]`, one for each direction.
         hx: each state `[D, B, H]`.
-        y: `[N, D*H]`.
+        y: `[N, D*H]`, the outputs of the forward pass.
         saved: `[N, D*H]` for each of `cell.saved`.
         grad_y: `[N, D*H]`, or None for zeros.
         grad_h_n: for each state `[D, B, H]`, or None for zeros.
@@ -72,7 +72,7 @@ class Backward(NamedTuple):
 
 
 class Recurrence(ABC):
-    """A way to compute recurrences, such as one kernel for all steps or one for each."""
+    """An implementation of recurrences, for example by one kernel for all steps or one per step."""
 
     @abstractmethod
     def forward(self, call: Forward) -> None:
@@ -84,10 +84,10 @@ class Recurrence(ABC):
 
 
 def why_not_cell(cell: Cell) -> list[str]:
-    """Why `layer_forward` and `layer_backward` compute no layers of a cell; empty if they do."""
+    """Why `layer_forward` and `layer_backward` cannot compute a cell; empty if they can."""
     reasons = []
     if cell.parameters:
-        reasons.append(f"cell {cell.name!r} has parameters beside its weights")
+        reasons.append(f"cell {cell.name!r} has parameters besides its weights")
     if cell.operand is not None:
         reasons.append(f"the recurrent operand of cell {cell.name!r} is not its first state")
     if cell.out_state != 0:

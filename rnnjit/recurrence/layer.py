@@ -4,11 +4,11 @@
     backward   dz_t, g_{t-1} = backward(g_t + grad_y_t, ...),   g_{t-1} += dz_t W_hh
                dX = dZ W_ih   dW_ih = dZ^T X   dW_hh = dZ^T H_before   db = sum_n dz_n
 
-Only the second column is done step by step, by a `Recurrence`; the other products are one GEMM
-each, in whatever precision torch has for matmul (TF32 only if allowed). For an Elman cell Z and y
-share their memory. Directions lie beside each other in columns, so that Z and dX are one GEMM for
-both. A gate whose zx and zh the cell reads apart has a gradient for each: the first is for x and
-b_ih, the second for h and b_hh.
+A `Recurrence` computes the second column step by step; the other products are one GEMM each, in the
+precision that torch is set to for matmul (TF32 only if allowed). For an Elman cell, Z and y share
+memory. The columns of the directions are adjacent, so that Z and dX are one GEMM for both
+directions. A gate whose zx and zh the cell uses separately has one gradient for each: that of zx
+is for x, W_ih and b_ih, that of zh for h, W_hh and b_hh.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rnnjit.recurrence.base import Backward, Forward, Recurrence
 from rnnjit.recurrence.rows import offsets, states_before
 from rnnjit.spec import LayerSpec, Rows
 
-#: Rows that are added up at a time, and the most elements of a result for which it is done so.
+#: Rows in a block of `_sum_of_products`, and the most elements of a result that it computes so.
 _BLOCK, _SMALL = 64, 1024
 
 
@@ -37,7 +37,7 @@ def layer_forward(
     weights: Sequence[Tensor],
     keep: bool,
 ) -> LayerOutput:
-    """`Backend.forward` by a recurrence, for cells of which `why_not_cell` has nothing to say."""
+    """`Backend.forward` by a recurrence, for cells that `why_not_cell` accepts."""
     cell = layer.cell
     w_ih, w_hh, bias, b_hh = _by_kind(layer, weights)
     projection = _beside(w_ih)
@@ -63,7 +63,7 @@ def layer_backward(
     grad_h_n: tuple[Tensor | None, ...],
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward` by a recurrence; `output` is what `layer_forward` gave."""
+    """`Backend.backward` by a recurrence; `output` is the result of `layer_forward`."""
     w_ih, w_hh, _, _ = _by_kind(layer, weights)
     starts, y = _starts(rows, x), output.y
     D, H, A = layer.num_directions, layer.hidden_size, len(layer.cell.accumulators)
@@ -92,7 +92,7 @@ def _weight_grads(
     dz: Tensor,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the weights that need one, each in memory of its own."""
+    """The gradients of the weights that need one; no two share memory."""
     H, count = layer.hidden_size, layer.weights_per_direction
     apart = not _is_sum(layer.cell)
     found: list[Tensor | None] = []
@@ -107,7 +107,7 @@ def _weight_grads(
         else:
             found.append(None)
         if want_b:
-            # Where dz_x is dz_h the gradients are one sum, each in memory of its own.
+            # If dz_x is dz_h, both biases have the same gradient, which must not share memory.
             b_ih, b_hh = want_b
             total = dz_x.sum(0) if b_ih or (b_hh and not apart) else None
             found.append(total if b_ih else None)
@@ -119,7 +119,7 @@ def _weight_grads(
 
 
 def _is_sum(cell: Cell) -> bool:
-    """Whether zx and zh of every gate meet only in their sum, so that dz is one for both."""
+    """Whether the cell uses zx and zh of every gate only in their sum, so that both share dz."""
     return len(cell.accumulators) == len(cell.gates)
 
 
@@ -136,7 +136,7 @@ def _of_hidden(layer: LayerSpec, dz: Tensor, direction: int) -> Tensor:
 def _columns(
     layer: LayerSpec, dz: Tensor, directions: Sequence[int], which: Sequence[bool]
 ) -> Tensor:
-    """The columns of some directions and accumulators; a view where they lie side by side."""
+    """The columns of some directions and accumulators; a view if they are adjacent."""
     width = len(which) * layer.hidden_size
     own = dz[:, directions[0] * width : (directions[-1] + 1) * width]
     if all(which):
@@ -147,20 +147,20 @@ def _columns(
 
 
 def _starts(rows: Rows, x: Tensor) -> Tensor | None:
-    """`offsets`, which those of a dense batch need not be asked for."""
+    """The `offsets` of packed rows; None for a dense batch, which does not need them."""
     return None if rows.batch_sizes is None else offsets(rows, x.device)
 
 
 def _beside(parts: list[Tensor]) -> Tensor:
-    """The directions' tensors one behind the other; not copied where there is one direction."""
+    """Concatenate the tensors of the directions; no copy if there is one direction."""
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _sum_of_products(dz_t: Tensor, of: Tensor) -> Tensor:
-    """`dz_t @ of`, small results in blocks of rows.
+    """Compute `dz_t @ of`, by blocks of rows if the result is small.
 
-    A GEMM adds up all rows one by one where there is little else to do, and so collects the error
-    of every addition; eager adds up a step's rows, and then the steps.
+    For a small result a GEMM adds all N rows in sequence, and the rounding errors accumulate. Eager
+    adds the rows of each step first and then the steps; blocks are similarly accurate.
     """
     H, N = dz_t.shape
     full = N // _BLOCK
@@ -177,7 +177,7 @@ def _by_kind(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """W_ih, W_hh (contiguous), the bias of Z and `Forward.b_hh`, one for each direction.
 
-    The biases are summed for gates whose zx and zh meet only in their sum.
+    For gates whose zx and zh occur only in their sum, the bias of Z is the sum of both biases.
     """
     count, H = layer.weights_per_direction, layer.hidden_size
     apart = [a.gate for a in layer.cell.accumulators if a.part == "hidden"]

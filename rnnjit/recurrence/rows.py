@@ -1,7 +1,7 @@
-"""How packed rows lie, as tensors on any device, without waiting for it.
+"""Index tensors for packed rows, on any device and without synchronising with it.
 
-Everything follows from the batch sizes, which the host has; sizes of results are known from the
-call, so that it never asks the device for a value.
+They follow from the batch sizes, which are on the host, and the sizes of all results are known from
+the call, so that no value has to be read back from the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def offsets(rows: Rows, device: torch.device) -> Tensor:
     """int64 `[T + 1]` on the device: the rows of step t are offsets[t] to offsets[t + 1]."""
     if rows.batch_sizes is None:
         return torch.arange(rows.T + 1, device=device) * rows.B
-    # Added up where the sizes are: one copy is all that the device is asked for.
+    # Summed on the CPU, where the sizes are, so that only one copy to the device is needed.
     starts = rows.batch_sizes.new_zeros(rows.T + 1)
     torch.cumsum(rows.batch_sizes, 0, out=starts[1:])
     return starts.to(device, non_blocking=True)
@@ -25,14 +25,14 @@ def offsets(rows: Rows, device: torch.device) -> Tensor:
 def states_before(
     rows: Rows, starts: Tensor | None, y: Tensor, h0: Tensor, direction: int
 ) -> Tensor:
-    """The states `[N, H]` that each row's step started from.
+    """The state before each row's step, `[N, H]`.
 
     Args:
         rows: how the rows are laid over time.
         starts: `offsets(rows, ...)`, or None for a dense batch.
         y: `[N, H]`, the states after each row's step, of one direction.
         h0: `[B, H]`, the state that each sequence starts from.
-        direction: 0, or 1 if sequences are walked from their last step to their first.
+        direction: 0, or 1 if sequences run from their last step to their first.
     """
     if starts is None:
         last = rows.N - rows.B
@@ -41,7 +41,7 @@ def states_before(
 
 
 def indices_before(rows: Rows, starts: Tensor, direction: int) -> Tensor:
-    """For each row, where the state before it is in the B initial states followed by all rows.
+    """For each row, the index of its previous state: int64 `[N]`, into h0 followed by all rows.
 
     Args:
         rows: how the rows are laid over time.

@@ -1,1 +1,1 @@
-"""What compiled code needs of the process: threads, compilation once, the object cache, linking."""
+"""Process-wide services for compiled code: threads, compile-once, object cache, linking."""

@@ -1,8 +1,8 @@
-"""What is made once in a process, such as loaded kernels: amid threads, signals and forks.
+"""Computes values once per process, such as loaded kernels; safe for threads, signals and forks.
 
-Compilers are neither to be run by two threads at once nor to be stopped half-way: an exception that
-Ctrl-C raises inside one leaves locks held and modules half imported, and a child that is forked
-meanwhile has the locks but not the thread that would let go of them.
+Two threads must not run a compiler at the same time, and a compilation must not be interrupted:
+KeyboardInterrupt inside a compiler leaves locks held and modules half imported. A child forked
+during a compilation inherits the held locks, but not the thread that would release them.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-#: Seconds after a fork until a Ctrl-C comes through that it made wait.
+#: Seconds after a fork at which a Ctrl-C that arrived during the wait is raised.
 _LATER = 0.02
 
 
 class Compiling:
-    """Whether something is being compiled in this process: one thing at a time.
+    """The process-wide lock for compilations; a context manager for the thread that compiles.
 
-    As a context it is held by the thread that compiles. A fork waits until it is free.
+    `os.fork` waits until it is free.
 
     Attributes:
-        lock: what is held.
+        lock: the lock.
     """
 
     def __init__(self) -> None:
@@ -56,11 +56,11 @@ class Compiling:
 
     @property
     def by_this_thread(self) -> bool:
-        """Whether the calling thread is the one that compiles."""
+        """Whether the calling thread holds the lock."""
         return self._owner == get_ident()
 
     def _wait(self) -> None:
-        """Before a fork: Ctrl-C does not end this waiting, but is not lost either."""
+        """Before a fork: acquire the lock; a Ctrl-C during the wait is raised after the fork."""
         while True:
             try:
                 self.lock.acquire()
@@ -73,7 +73,7 @@ class Compiling:
         self.lock.release()
         if self._interrupted:
             self._interrupted = False
-            # Later, for what is raised in here would be lost.
+            # Delayed, since Python discards exceptions raised inside a fork handler.
             late = Timer(_LATER, interrupt_main)
             late.daemon = True
             late.start()
@@ -86,11 +86,11 @@ COMPILING = Compiling()
 
 
 class CompileOnce(Generic[K, V]):
-    """A decorator: the function's result is made once for each argument, and then kept.
+    """A decorator that calls a function once for each argument and caches the result.
 
-    It is made on a thread of its own, where no signal handler runs. Whoever calls waits for it;
-    Ctrl-C ends the waiting but not the work, which the next call finds done. A process ends when
-    the work does. A function that raises is called anew by the next call.
+    The function runs on a separate thread, where no signal handler runs, and callers wait for it.
+    Ctrl-C ends the wait but not the computation, whose result the next call returns. The process
+    does not exit before the computation ends. If the function raises, the next call tries again.
 
     Attributes:
         made: the results, by argument.
@@ -116,7 +116,7 @@ class CompileOnce(Generic[K, V]):
         """The result for an argument.
 
         Raises:
-            Exception: whatever the function raises.
+            Exception: the error of the function.
         """
         if key not in self.made:
             if COMPILING.by_this_thread:
@@ -126,7 +126,7 @@ class CompileOnce(Generic[K, V]):
         return self.made[key]
 
     def _begun(self, key: K) -> Future[None]:
-        """The work on a result, begun if it was not: all that wait, wait for the same."""
+        """The pending computation for a key, started if necessary; all callers share it."""
         with self._lock:
             pending = self._pending.get(key)
             if pending is None or pending.done():
@@ -144,34 +144,35 @@ class CompileOnce(Generic[K, V]):
 
 @CompileOnce
 def imported(name: str) -> ModuleType:
-    """A module that takes long to import: a fork amid an import would leave its lock held."""
+    """Import a slow module as a compilation: a fork during the import would leave locks held."""
     return import_module(name)
 
 
 def apart(function: Callable[..., V], *args: Any, name: str = "") -> Future[V]:
-    """Call a function on a thread of its own, which the process waits for when it ends.
+    """Call a function on a new non-daemon thread, so that the process waits for it before it exits.
 
-    The thread is called "rnnjit: NAME". An executor would refuse where the main thread has ended
-    already and others go on. Where no thread can be started the caller's own has to do it.
+    The thread is called "rnnjit: NAME". This is not an executor, since an executor refuses work
+    after the main thread has ended, even if other threads still run. If no thread can be started,
+    the function runs on the calling thread.
     """
     future: Future[V] = Future()
 
     def run() -> None:
         try:
             future.set_result(function(*args))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised by the waiting
+        except BaseException as error:  # noqa: BLE001 - the waiting caller re-raises it
             future.set_exception(error)
 
     name = f"rnnjit: {name or getattr(function, '__name__', '')}"
     try:
-        Thread(target=run, name=name, daemon=False).start()  # a daemon's would be one, too
+        Thread(target=run, name=name, daemon=False).start()  # else inherited from a daemon thread
     except RuntimeError:
         run()
     return future
 
 
 def _wait_for(future: Future[None]) -> None:
-    """Wait, and mark what a signal handler raises meanwhile: it is no failure of what is made."""
+    """Wait for a result; mark an exception of a signal handler, which is not its failure."""
     try:
         future.result()
     except Exception as error:

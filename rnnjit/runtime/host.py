@@ -1,4 +1,4 @@
-"""What decides how fast kernels are on this machine: its processor, and the versions at work."""
+"""Describes this host: the processor and the package versions that kernel speed depends on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("rnnjit", "torch", "numpy", "numba", "llvmlite", "apache-tvm")
-"""The distributions whose versions decide what a kernel does."""
+"""The distributions whose versions affect kernels."""
 
 FEATURES = (
     "sse4_2",
@@ -34,7 +34,7 @@ FEATURES = (
 
 @cache
 def host() -> str:
-    """What decides how fast kernels are here: processor, processors, and the versions at work."""
+    """Identify the host for timings: processor, its features and count, and package versions."""
     name, flags = processor()
     features = " ".join(feature for feature in FEATURES if feature in flags)
     versions = " ".join(f"{package} {version_of(package)}" for package in PACKAGES)
@@ -44,7 +44,7 @@ def host() -> str:
 def version_of(package: str) -> str | None:
     """The version of an installed distribution, or None."""
     if package == "torch":
-        # Its distribution leaves out the build, such as +cpu.
+        # The version of the distribution lacks the build, such as +cpu.
         return str(torch.__version__)
     try:
         return version(package)
@@ -53,7 +53,7 @@ def version_of(package: str) -> str | None:
 
 
 def usable_cpus() -> int:
-    """Logical processors that this process may run on."""
+    """The number of logical processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

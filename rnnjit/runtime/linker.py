@@ -1,8 +1,8 @@
-"""Object code that was compiled before, linked into this process.
+"""Links object code into this process.
 
-Compilers other than a JIT have code reach its constants by distances of 32 bits. LLVM's older
-loader lays sections wherever there is room, which in a process that holds gigabytes may be further
-apart than that, and then aborts the process. JITLink lays all of them side by side.
+Ahead-of-time code addresses its constants by 32-bit offsets. LLVM's older loader (RuntimeDyld) may
+place sections further apart than that in a process that holds gigabytes, and then aborts the
+process. JITLink places all sections next to each other.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import llvmlite.binding as llvm
 
 
 class Linked:
-    """Functions of one object file; their code lives as long as this does.
+    """The functions of one object file; their code stays loaded as long as this object exists.
 
     Args:
         code: the object file, for this machine's format and processor.
-        functions: what it must define.
-        symbols: addresses of what it calls, by name.
+        functions: names of the functions that it must define.
+        symbols: addresses of the external functions that it calls, by name.
 
     Attributes:
-        addresses: of the functions, in their order.
+        addresses: of `functions`, in the same order.
 
     Raises:
-        ValueError: `code` is no object file, lacks a function, or calls what is not in `symbols`.
+        ValueError: `code` is not an object file, lacks a function, or calls a function that is not
+            in `symbols`.
     """
 
     def __init__(
         self, code: bytes, functions: Sequence[str], symbols: Mapping[str, int] | None = None
     ) -> None:
-        # LLVM would crash over what it could not read.
+        # Checked first, since LLVM crashes on unreadable input.
         if not llvm.object_file.ObjectFileRef.from_data(code):
-            raise ValueError("this is not object code")
+            raise ValueError("code is not an object file")
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         library = llvm.JITLibraryBuilder().add_object_img(code)

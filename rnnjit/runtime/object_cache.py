@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,11 +49,13 @@ def directory() -> Path:
 def name_of(*facts: object, files: Iterable[str]) -> str:
     """The key of object code that depends on some facts and on source files.
 
+    Any release of Python may have a bytecode of its own, which numba compiles: it takes part.
+
     Args:
         *facts: the target, versions of compilers, and the like, by their representations.
         files: one file of each package whose sources all take part.
     """
-    digest = hashlib.sha256(repr(facts).encode())
+    digest = hashlib.sha256(repr((sys.implementation.cache_tag, facts)).encode())
     for file in files:
         for source in sorted(Path(file).parent.glob("*.py")):
             digest.update(source.read_bytes())

@@ -1,8 +1,8 @@
-"""Running kernels on several threads: torch's own OpenMP threads.
+"""Runs kernels on torch's own OpenMP threads.
 
-A second thread pool beside torch's would fight it for the cores, since OpenMP threads spin for a
-while after work. So a kernel's team is made by the OpenMP runtime that torch loaded. All threads of
-a team exist before any of them starts, so that they may wait for each other.
+OpenMP threads spin for a while after their work, so a second thread pool would compete with torch's
+for the cores. Kernels therefore use a thread team of the OpenMP runtime that torch loaded. All
+threads of a team exist before any of them starts, so they can synchronise with each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class OpenMP:
     """The functions of the OpenMP runtime in this process.
 
     Attributes:
-        symbols: addresses of what kernels call, by name.
+        symbols: addresses of the functions that kernels call, by name.
+        parallel: `GOMP_parallel(function, argument, threads, flags)`, which runs a team.
     """
 
     def __init__(self, process: Any) -> None:
@@ -47,7 +48,11 @@ def openmp() -> OpenMP | None:
 
 
 class ForkGuard:
-    """Knows whether this process was forked, after which no OpenMP team can be made."""
+    """Detects whether this process is a forked child, which cannot create an OpenMP team.
+
+    Attributes:
+        forked: whether it is.
+    """
 
     def __init__(self) -> None:
         self.forked = False
@@ -62,14 +67,14 @@ FORK = ForkGuard()
 
 
 def most_threads(wanted: int) -> int:
-    """How many threads a kernel may use, of those wanted."""
+    """The number of threads that a kernel may use, at most `wanted`."""
     return 1 if no_team() else wanted
 
 
 def no_team() -> str:
-    """Why kernels run on one thread whatever torch's number of threads is, or "" if not."""
+    """Why kernels run on one thread regardless of torch's thread count, or "" if they need not."""
     if FORK.forked:
-        return "this process was forked, and has no OpenMP threads that survive that"
+        return "this process was forked, and OpenMP threads do not survive a fork"
     if openmp() is None:
         return "the OpenMP runtime of this PyTorch lacks GNU's interface (GOMP_parallel)"
     return ""
@@ -77,9 +82,9 @@ def no_team() -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch's own operators run on the calling thread.
+    """A context in which torch's own operators run on the calling thread only.
 
-    In a forked process they would wait for ever for threads that only its parent has.
+    In a forked child they would wait forever for threads that exist only in the parent.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

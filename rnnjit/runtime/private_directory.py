@@ -1,4 +1,4 @@
-"""A directory of the user's own, none of whose files anybody else can have put there."""
+"""A directory that only its owner can write to, so that its files can be trusted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-#: Without these a path is followed anew for every file: Windows, where nothing is checked either.
+#: Whether files can be opened relative to a directory handle; not on Windows, without checks.
 _BY_HANDLE = {os.open, os.rename, os.stat, os.unlink} <= os.supports_dir_fd
-#: Of a link nothing is read, and no pipe is waited for.
+#: Do not follow symbolic links, and do not block on pipes.
 _FLAGS = (
     getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)
@@ -22,27 +22,27 @@ _FLAGS = (
 
 
 class NotOwnError(OSError):
-    """Somebody else could have put something there; the message says why, and what helps."""
+    """Another user could have written the file or directory; the message says why."""
 
 
 class Entry(NamedTuple):
-    """A file of a folder: its name, and its size in bytes."""
+    """A file of a directory: its name, and its size in bytes."""
 
     name: str
     size: int
 
 
 class PrivateDirectory:
-    """An open directory that belongs to this user and that nobody else can write to.
+    """An open directory that this user owns and that nobody else can write to.
 
-    What is checked is what is used: files are opened in the directory that was looked at, even if
-    its path leads elsewhere by now. So it does not matter who can write to the directories above.
+    Files are opened relative to the handle that was checked, even if the path now leads to another
+    directory. So it does not matter who can write to the parent directories.
 
     Args:
-        path: of the directory; symbolic links on the way are followed.
+        path: of the directory; symbolic links in it are followed.
 
     Raises:
-        NotOwnError: it is another user's, or others can write to it.
+        NotOwnError: it belongs to another user, or others can write to it.
         OSError: it cannot be opened.
     """
 
@@ -69,22 +69,22 @@ class PrivateDirectory:
         self._close()
 
     def read(self, name: str) -> bytes:
-        """The content of a file.
+        """Read a file.
 
         Raises:
-            NotOwnError: it is another user's, or others can write to it.
-            OSError: it is no file, or cannot be read.
+            NotOwnError: it belongs to another user, or others can write to it.
+            OSError: it is not a regular file, or cannot be read.
         """
         handle = os.open(self._at(name), os.O_RDONLY | _FLAGS, dir_fd=self._handle)
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(f"{name} is no file")
+                raise OSError(f"{name} is not a regular file")
             _require_own(status)
             return file.read()
 
     def write(self, name: str, content: bytes) -> None:
-        """Make or replace a file, at once: others see the whole of it or nothing.
+        """Create or replace a file atomically: readers see all of it or nothing.
 
         Raises:
             OSError: it cannot be written; nothing is left behind.
@@ -106,7 +106,7 @@ class PrivateDirectory:
             raise
 
     def files(self) -> list[Entry]:
-        """All files, by name; no links, no directories."""
+        """All regular files, sorted by name; no links, no directories."""
         found = []
         for name in sorted(os.listdir(self._path if self._handle is None else self._handle)):
             try:

@@ -1,4 +1,4 @@
-"""The timing core: samples of one callable, and those of several taken in turns."""
+"""Times callables: samples of one, or interleaved samples of several."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from time import perf_counter_ns
 import numpy as np
 
 MIN_SAMPLE = 1e-3
-"""Seconds that a sample lasts at least, so that reading the clock does not count."""
+"""The least seconds of a sample, so that the cost of reading the clock is negligible."""
 
-#: `(call, calls)`: seconds that one of so many calls in a row takes, see `sample`.
+#: `(call, calls) -> seconds`: mean time of one of `calls` consecutive calls, see `sample`.
 Clock = Callable[[Callable[[], object], int], float]
 
 
@@ -23,11 +23,11 @@ class Timing:
     """How long one call takes, in seconds, over the samples of all rounds.
 
     Attributes:
-        median: the middle sample.
-        p20: the sample that 20% are below.
-        p80: the sample that 80% are below.
-        rounds: how many samples were taken.
-        calls: how many calls each sample is the mean of.
+        median: the median of the samples.
+        p20: the 20th percentile of the samples.
+        p80: the 80th percentile of the samples.
+        rounds: the number of samples.
+        calls: the number of calls of which each sample is the mean.
     """
 
     median: float
@@ -38,13 +38,13 @@ class Timing:
 
     @classmethod
     def of(cls, samples: Sequence[float], calls: int) -> Timing:
-        """The quantiles of samples, each of them the mean of so many calls."""
+        """The quantiles of samples, each the mean of `calls` calls."""
         p20, median, p80 = (float(value) for value in np.percentile(samples, [20, 50, 80]))
         return cls(median, p20, p80, len(samples), calls)
 
 
 def sample(call: Callable[[], object], calls: int) -> float:
-    """Seconds that one call takes, in the mean of `calls` calls in a row."""
+    """Measure the mean seconds of one of `calls` consecutive calls."""
     with _no_collection():
         start = perf_counter_ns()
         for _ in range(calls):
@@ -55,14 +55,14 @@ def sample(call: Callable[[], object], calls: int) -> float:
 def calibrate(
     call: Callable[[], object], min_sample: float = MIN_SAMPLE, clock: Clock = sample
 ) -> int:
-    """How many calls a sample of `min_sample` seconds needs; the first call may compile."""
+    """Find the number of calls in a sample of `min_sample` seconds; the first call may compile."""
     call()
     calls = 1
     while True:
         lasted = calls * clock(call, calls)
         if lasted >= min_sample:
             return calls
-        # Aims a little beyond, and never further than tenfold from a sample too short to trust.
+        # Aims 20% beyond, and at most tenfold, since a very short sample is unreliable.
         calls = math.ceil(calls * min(10.0, 1.2 * min_sample / max(lasted, 1e-9)))
 
 
@@ -76,15 +76,15 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time each candidate once in every round, A B A B, so that drift affects all of them alike.
 
-    Every candidate is first called, untimed, until it has compiled and the number of calls that
-    fills a sample is known. Each sample also begins with an untimed call, which brings its caches
-    back. The garbage collector is off during samples.
+    Every candidate is first called untimed, which compiles it and finds the number of calls in a
+    sample. Each sample also starts with an untimed call, which warms the caches. The garbage
+    collector is off during samples.
 
     Args:
-        candidates: what to time, by name; each is called without arguments.
+        candidates: the callables, by name; each is called without arguments.
         rounds: samples of each candidate, at least 1.
-        min_sample: seconds that a sample lasts at least.
-        clock: what takes a sample; another one than the CPU's for calls on other devices.
+        min_sample: least seconds of a sample.
+        clock: takes a sample; calls on other devices need a clock that synchronises.
         on_round: called after each round, for a progress bar.
 
     Returns:

@@ -1,8 +1,8 @@
 """Few rows in which every pair of facts is met: a covering array of strength two.
 
-Most faults need one fact, or two together, to show. A product of all facts tries each pair again and
-again; a covering array holds each at least once (Cohen, Dalal, Fredman and Patton, "The AETG system",
-IEEE TSE 23(7), 1997, whose greedy method this is, without its random choices).
+Most faults need one fact, or two together, to show. A product of all facts tries each pair many
+times; a covering array has each at least once. The method is the greedy one of Cohen, Dalal,
+Fredman and Patton, "The AETG system", IEEE TSE 23(7), 1997, without its random choices.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What tells users about their calls: explain, autotune, compare, gradient_flow, environment."""
+"""Tools that report on users' calls: explain, tune, compare, gradient_flow, environment."""

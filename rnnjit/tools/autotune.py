@@ -1,4 +1,4 @@
-"""`rnnjit.tune`: times the backends on a user's own calls, and has `auto` choose by that."""
+"""`rnnjit.tune`: times the backends on a user's own calls, so that `auto` takes the fastest."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from rnnjit.tools.observe import Seen, observe
 
 @dataclass(frozen=True)
 class TunedCall:
-    """What was measured for one RNN inside a module.
+    """The measurements for one RNN inside a module.
 
     Attributes:
         name: path of the RNN in the module, "" for the module itself.
-        problem: the facts of the call.
-        seconds: median time of one call by backend, the fastest first; with its backward pass where
+        problem: the properties of the call.
+        seconds: median seconds of one call by backend, the fastest first; with the backward pass if
             gradients are needed.
-        failures: what went wrong with a backend that accepted the call, by its name.
+        failures: errors of the backends that accepted the call but raised, by name.
         note: why nothing was measured, or "".
     """
 
@@ -53,7 +53,7 @@ class TunedCall:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` measured; printing it shows a line for each RNN.
+    """The measurements of `tune`; printing it shows a line for each RNN.
 
     Attributes:
         calls: one for each RNN that was called.
@@ -70,22 +70,23 @@ class Tuning:
 def tune(module: nn.Module, *inputs: Any, rounds: int = 7) -> Tuning:
     """Time every backend that `auto` may choose on the calls that `module(*inputs)` makes.
 
-    The result is kept on disk, beside compiled kernels, for this host, the stack, and calls with a
-    similar number of steps and sequences (up to the same power of two). From then on `auto` takes
-    the fastest that accepts a call, in this process and others, and `explain` shows the times.
+    The result is stored on disk, in the directory of compiled kernels. It applies to this host, the
+    configuration of the stack, and calls with similar numbers of steps and sequences (rounded up to
+    the same powers of two). From then on `auto` takes the fastest backend that accepts a call, in
+    this and other processes, and `explain` shows the times.
 
-    Calls are timed as they are made: in training or evaluation mode, with a backward pass if
-    gradients are needed there. Nothing of `module` changes, torch's random generators included.
+    Calls are timed as `module` makes them: in training or evaluation mode, with a backward pass if
+    they need gradients. Neither `module` nor torch's random generators change.
 
     Args:
         module: an nn.RNN, a compiled one, or any module that contains some.
-        *inputs: what the module is called with, as in real use.
-        rounds: samples of each time, taken in turns; the median counts.
+        *inputs: the arguments for `module`, as in real use.
+        rounds: interleaved samples of each time, of which the median is used.
 
     Raises:
-        TypeError: `module` is no module, or `rounds` no int.
+        TypeError: `module` is not a module, or `rounds` is not an int.
         ValueError: `module(*inputs)` calls no nn.RNN, or `rounds` is less than 1.
-        Exception: whatever `module(*inputs)` itself raises.
+        Exception: the error of `module(*inputs)` itself.
 
     Example:
         >>> measured = tune(torch.nn.RNN(2, 3), torch.zeros(4, 1, 2), rounds=1)
@@ -107,7 +108,7 @@ def tune(module: nn.Module, *inputs: Any, rounds: int = 7) -> Tuning:
 
 
 class _Call:
-    """A call that was seen, with copies of what it was given."""
+    """An observed call, with copies of its arguments."""
 
     def __init__(self, seen: Seen) -> None:
         self.name = seen.name
@@ -123,7 +124,7 @@ class _Call:
         ]
 
     def tune(self, rounds: int) -> TunedCall:
-        """Measure, and keep what was measured."""
+        """Measure, and store the measurements."""
         if self.special is not None:
             note = f"torch's own operators run it: {self.special}"
             return TunedCall(self.name, self.problem, {}, {}, note)
@@ -145,7 +146,7 @@ class _Call:
         return TunedCall(self.name, self.problem, seconds, failures)
 
     def _run(self, backend: Backend) -> Callable[[], object]:
-        """The call by one backend, forward or both ways."""
+        """The call on one backend, with its backward pass if gradients are needed."""
         module = compile_rnn(self.rnn, backend=backend)
 
         def forward() -> None:
@@ -168,14 +169,14 @@ def _data(value: Tensor | PackedSequence) -> Tensor:
 
 
 def _states(hx: Any) -> tuple[Tensor, ...]:
-    """The states of a call, none where none were given."""
+    """The states of a call; empty if none were given."""
     if hx is None:
         return ()
     return (hx,) if isinstance(hx, Tensor) else tuple(hx)
 
 
 def _leaf(value: Any) -> Any:
-    """A copy whose tensors are leaves of its own, and require gradients as those of the value."""
+    """A copy whose tensors are leaves, with the same requires_grad."""
     if value is None:
         return None
     if isinstance(value, PackedSequence):

@@ -1,4 +1,4 @@
-"""One call to a recurrent layer, with everything that a forward and a backward pass need."""
+"""One call to a recurrent layer: the inputs and the output gradients."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Call:
     Attributes:
         x: leaf `[T, B, I]` (`[B, T, I]` if batch_first), or the rows `[N, I]` of a packed batch.
         hx: leaves, each state `[L*D, B, P or H]`.
-        grad_y: gradient of the output, of the output's own shape.
-        grad_h_n: gradients of the last states, of their shapes.
+        grad_y: gradient of y, `[T, B, D*P]` (`[B, T, D*P]`), or `[N, D*P]` if packed.
+        grad_h_n: gradients of the last states, each `[L*D, B, P or H]`.
         steps: T, time steps of the longest sequence.
-        batch: B, sequences.
+        batch: B, the number of sequences.
         packed: the PackedSequence whose `data` is replaced by `x`, or None for a dense call.
     """
 
@@ -36,7 +36,7 @@ class Call:
     packed: PackedSequence | None = None
 
     def to(self, dtype: torch.dtype) -> Call:
-        """The same call in another dtype, its leaves new ones."""
+        """The same call in another dtype, with new leaves."""
         return replace(
             self,
             x=leaf(self.x.to(dtype)),
@@ -46,7 +46,7 @@ class Call:
         )
 
     def outputs(self, module: nn.Module) -> tuple[Tensor, ...]:
-        """The outputs of `module`, y (of a packed one its rows) and each last state."""
+        """The outputs of `module`: y (if packed, its rows) and each last state."""
         given: Tensor | PackedSequence = self.x
         if self.packed is not None:
             given = PackedSequence(self.x, *tuple(self.packed)[1:])
@@ -55,12 +55,12 @@ class Call:
         return (y, h_n) if isinstance(h_n, Tensor) else (y, *h_n)
 
     def gradients(self, module: nn.Module) -> tuple[Tensor, ...]:
-        """Gradients of `sum(y * grad_y) + sum(h_n * grad_h_n)` by x, hx and every weight."""
+        """Gradients of `sum(y * grad_y) + sum(h_n * grad_h_n)` for x, hx and every weight."""
         leaves = (self.x, *self.hx, *module.parameters())
         return torch.autograd.grad(self.outputs(module), leaves, (self.grad_y, *self.grad_h_n))
 
     def problem(self, *, needs_grad: bool) -> Problem:
-        """The facts of this call that a backend decides upon."""
+        """The properties of this call by which a backend accepts or declines it."""
         rows = self.steps * self.batch if self.packed is None else self.x.shape[0]
         return Problem(
             self.x.dtype,
@@ -83,15 +83,15 @@ def random_call(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Call:
-    """A call with standard normal inputs and output gradients; the same for the same arguments.
+    """Draw a call with standard normal inputs and output gradients; deterministic by its arguments.
 
     Args:
-        spec: the module that will be called.
+        spec: the configuration of the module to call.
         steps: T, at least 1.
         batch: B, at least 1.
         packed: pack sequences whose lengths are uniform in `[1, T]`, unsorted, one of them T.
-        dtype: of all tensors; values are drawn in float64 and rounded.
-        seed: of the random numbers; the global generator is not touched.
+        dtype: dtype of all tensors; values are drawn in float64 and rounded.
+        seed: seed of the random numbers; torch's global generator is not used.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""`rnnjit.compare`: every backend on a model's own calls, to be looked at in a notebook."""
+"""`rnnjit.compare`: compares every backend on a model's own calls, for use in a notebook."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _WIDTH = 110
 
 @dataclass(frozen=True, repr=False)
 class ComparedCalls:
-    """What `compare` measured; printing it, or ending a notebook's cell with it, shows a table.
+    """The measurements of `compare`; printing it, or displaying it in a notebook, shows a table.
 
     Attributes:
-        calls: for each nn.RNN that was called, by its path in the model ("" for the model itself),
-            every backend on that call.
+        calls: by the path of each nn.RNN in the model ("" for the model itself), the comparison of
+            all backends on its first call.
     """
 
     calls: Mapping[str, Comparison]
 
     def __repr__(self) -> str:
-        # Here, since rich takes longer to import than all of rnnjit.
+        # Imported here, since rich takes longer to import than all of rnnjit.
         from rich.console import Console
 
         from rnnjit.tools.comparison_tables import print_comparison
@@ -52,7 +52,7 @@ class ComparedCalls:
         return "".join(as_html(name, comparison) for name, comparison in self.calls.items())
 
     def plot(self) -> Figure:
-        """How many times faster than eager each backend is, a row of bars for each call.
+        """Plot how many times faster than eager each backend is, one bar chart for each call.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed (`pip install 'rnnjit[bench]'`).
@@ -90,20 +90,21 @@ class ComparedCalls:
 def compare(module: nn.Module, *inputs: Any, rounds: int = 15) -> ComparedCalls:
     """Run the calls that `module(*inputs)` makes to its RNNs on every installed backend.
 
-    Each call is made again, on copies of its input and weights: errors against a float64 run, and
-    times forward (evaluation mode, no gradients) and forward+backward (to x, hx and every weight),
-    taken in turns. Nothing of `module` changes, torch's random generators included.
+    Each call is repeated on copies of its input and weights. The results are the errors against a
+    float64 run and the interleaved times of forward (evaluation mode, no gradients) and
+    forward+backward (to x, hx and every weight). Neither `module` nor torch's random generators
+    change.
 
     Args:
         module: an nn.RNN or nn.RNNCell, a compiled one, or any module that contains some.
-        *inputs: what the module is called with.
-        rounds: samples of each time; the median counts.
+        *inputs: the arguments for `module`.
+        rounds: samples of each time, of which the median is used.
 
     Raises:
-        TypeError: `module` is no module.
+        TypeError: `module` is not a module.
         ValueError: `module(*inputs)` calls no nn.RNN, its tensors are not on the CPU, or `rounds`
             is less than 1.
-        Exception: whatever `module(*inputs)` itself raises.
+        Exception: the error of `module(*inputs)` itself.
 
     Example:
         >>> found = compare(torch.nn.RNN(2, 3), torch.zeros(4, 1, 2), rounds=1)
@@ -129,7 +130,7 @@ def compare(module: nn.Module, *inputs: Any, rounds: int = 15) -> ComparedCalls:
 
 
 def _copy(seen: Seen) -> tuple[nn.RNNBase, Call]:
-    """A call that was seen, as a layer of torch's own and a batched call to that."""
+    """Rebuild an observed call as a new torch layer and a batched call to it."""
     call = lower(seen.module, seen.input, seen.hx)
     if call.x.device.type != "cpu":
         raise ValueError(f"input must be on the CPU to be compared, got {call.x.device}")
@@ -139,7 +140,7 @@ def _copy(seen: Seen) -> tuple[nn.RNNBase, Call]:
         for own, weight in zip(weights_of(rnn), call.weights, strict=True):
             own.copy_(weight)
     T, B, _, sizes = call.rows
-    # Sequences go in the order of their lengths, states with them: each call has one order.
+    # The rows and states are sorted by length already, so this PackedSequence needs no indices.
     packed = None if sizes is None else PackedSequence(call.x, sizes)
     rows = call.x if packed is not None else call.x.view(T, B, spec.input_size)
     features = spec.num_directions * (spec.proj_size or spec.hidden_size)

@@ -1,4 +1,4 @@
-"""Every backend against eager PyTorch on one call: how exact, how fast, who declines."""
+"""Compares every backend with eager PyTorch on one call: errors, times, reasons to decline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rnnjit.tools.call import Call
 
 
 class PassTimes(NamedTuple):
-    """Times of one module.
+    """The times of one module.
 
     Attributes:
         forward: evaluation mode, no gradients recorded.
@@ -35,15 +35,15 @@ class PassTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What one backend did.
+    """The result of one backend.
 
     Attributes:
         name: of the backend, or "nn.RNN" and the like for the module itself.
         values_error: largest absolute difference of y and the last states from the float64 run.
-        gradients_error: the same of the gradients by x, hx and every weight.
-        times: how long the passes took, or None if it does not run the call.
+        gradients_error: the same for the gradients of x, hx and every weight.
+        times: the times of the passes, or None if it does not run the call.
         reasons: why it declines the call; empty if it accepts.
-        failure: the exception met while running the call, "" if there was none.
+        failure: the exception that the call raised, "" if it raised none.
     """
 
     name: str
@@ -59,9 +59,9 @@ class Comparison:
     """All backends on one call.
 
     Attributes:
-        spec: the module.
-        problem: the call, as a backend sees it when gradients are needed.
-        eager: the module itself, run by PyTorch.
+        spec: the configuration of the module.
+        problem: the properties of the call with gradients.
+        eager: the result of the module itself, run by PyTorch.
         results: one for each installed backend, in the order of `auto`.
         auto_forward: the backend that `auto` picks when no gradient is needed.
         auto_both: the backend that `auto` picks when gradients are needed.
@@ -75,7 +75,7 @@ class Comparison:
     auto_both: str
 
     def speedup(self, result: Result) -> tuple[float, float] | None:
-        """(forward, forward+backward): how many times faster than eager; None if it declined."""
+        """How many times faster than eager, (forward, forward+backward); None without times."""
         if result.times is None or self.eager.times is None:
             return None
         eager, times = self.eager.times, result.times
@@ -90,13 +90,13 @@ def compare_call(
 ) -> Comparison:
     """Run one call through eager PyTorch and every installed backend.
 
-    Errors are taken in evaluation mode, since dropout draws other masks in float64.
+    Errors are measured in evaluation mode, since dropout draws different masks in float64.
 
     Args:
-        rnn: the module, its weights of the call's dtype and all of them trainable.
-        call: what to call it with.
+        rnn: the module; its weights have the call's dtype and are all trainable.
+        call: the inputs and output gradients.
         rounds: samples of each time, see `interleave`.
-        on_step: called `steps(rounds)` times in all, for a progress bar.
+        on_step: called `steps(rounds)` times in total, for a progress bar.
     """
     spec, baseline = capture(rnn), f"nn.{type(rnn).__name__}"
     rnn.eval()
@@ -139,7 +139,7 @@ def pass_times(
     rounds: int = 15,
     on_round: Callable[[], None] | None = None,
 ) -> dict[str, PassTimes]:
-    """Interleaved times of the same call to several modules; leaves them in training mode."""
+    """Measure interleaved times of one call to several modules; leaves them in training mode."""
     found = []
     for training, run in ((False, Call.outputs), (True, Call.gradients)):
         for module in modules.values():
@@ -151,18 +151,18 @@ def pass_times(
 
 
 def largest_error(found: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
-    """Largest absolute difference; equal infinities and NaN in the same place count as none."""
+    """Largest absolute difference; equal infinities, and NaN in both, count as no difference."""
     errors = []
     for a, b in zip(found, exact, strict=True):
         a = a.double()
         same = (a == b) | (a.isnan() & b.isnan())
         errors.append(float((a - b).abs().masked_fill(same, 0.0).max()))
-    # max() of Python would drop a NaN that is not the first.
+    # Python's max() ignores a NaN that is not the first element.
     return float(torch.tensor(errors, dtype=torch.float64).max())
 
 
 def _everything(module: nn.Module, call: Call) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Values without gradients recorded, and gradients: the two passes that are timed."""
+    """The outputs of a call without autograd, and its gradients: the two passes that are timed."""
     with torch.no_grad():
         values = call.outputs(module)
     return values, call.gradients(module)

@@ -1,4 +1,4 @@
-"""A `Comparison` as a table: in a terminal, and as HTML."""
+"""Shows a `Comparison` as a table, in a terminal or as HTML."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _RATIOS = (3, 5)
 
 
 def print_comparison(out: Console, name: str, comparison: Comparison) -> None:
-    """Print the table of one RNN, the reasons of those that declined, and who `auto` picks.
+    """Print the table of one RNN, why backends declined or failed, and which one `auto` picks.
 
     Args:
-        out: where to.
-        name: path of the RNN in the saved model, "" if it is all there is.
-        comparison: what was measured.
+        out: the console.
+        name: path of the RNN in the model, "" for the model itself.
+        comparison: the measurements.
     """
     table = Table("")
     for heading in _HEADINGS:
@@ -67,7 +67,7 @@ def as_html(name: str, comparison: Comparison) -> str:
 
 
 def title(name: str, comparison: Comparison) -> str:
-    """What was called, on one line: path, module, sizes."""
+    """Describe the call on one line: path, module, sizes."""
     spec, problem = comparison.spec, comparison.problem
     extras = [f"{spec.num_layers} layers"] if spec.num_layers > 1 else []
     extras += ["bidirectional"] if spec.bidirectional else []

@@ -1,4 +1,4 @@
-"""What this machine is and has: versions, processor, threads, backends."""
+"""Describes this machine: versions, processor, threads, backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BackendStatus:
     """An installed backend.
 
     Attributes:
-        name: how users ask for it.
+        name: the name that users pass as `backend`.
         priority: `auto` tries backends from the highest to the lowest.
         missing: why it cannot run here, with what to install; empty if it can.
     """
@@ -30,17 +30,17 @@ class BackendStatus:
 
 @dataclass(frozen=True)
 class Environment:
-    """What measurements on this machine depend on.
+    """The properties of this machine that measurements depend on.
 
     Attributes:
         versions: of Python and `PACKAGES`; None for a package that is not installed.
         system: operating system and machine type.
-        cpu: the processor's name as it gives it, "" if the system does not say.
+        cpu: name of the processor, "" if the system does not tell it.
         capability: the vector instructions that PyTorch's kernels use, such as "AVX512".
-        features: those among the processor's features that matter here; empty if not known.
+        features: the processor's vector features; empty if unknown.
         cpus: logical processors that this process may run on.
         threads: `torch.get_num_threads()`, which backends follow.
-        teams: "" if compiled kernels can share a call between threads, else why they cannot.
+        teams: "" if compiled kernels can use several threads, else why they cannot.
         backends: every installed backend, in the order of `auto`.
     """
 
@@ -60,7 +60,7 @@ class Environment:
 
 
 def environment() -> Environment:
-    """Look at the machine, as it is now.
+    """Describe the machine in its current state.
 
     Example:
         >>> environment().versions["torch"] == torch.__version__

@@ -1,4 +1,4 @@
-"""`rnnjit.explain`: who runs a call, and why not the others."""
+"""`rnnjit.explain`: which backend runs a call, and why the others do not."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rnnjit.tools.observe import Seen, observe
 
 @dataclass(frozen=True)
 class CallReport:
-    """What one RNN inside a module does with the call it gets.
+    """How one RNN inside a module runs the call that it gets.
 
     Attributes:
         name: path of the RNN in the module, "" for the module itself.
-        kind: its representation, such as `RNN(8, 16)`.
-        problem: the facts of the call, or None if it was never called.
-        chosen: name of the backend that runs it, "torch" if torch's own operators do whatever the
-            backend, or None if none does.
-        note: why it is so, where the verdicts do not say it.
+        kind: its `repr`, such as `RNN(8, 16)`.
+        problem: the properties of the call, or None if the RNN was never called.
+        chosen: name of the backend that runs it; "torch" if it runs on torch's own operators for
+            any backend; None if no backend runs it.
+        note: the reason, if the verdicts do not give it.
         verdicts: each backend's answer, in the order in which they are asked.
-        seconds: what `rnnjit.tune` measured for such calls, by backend; empty if it did not.
+        seconds: seconds by backend that `rnnjit.tune` measured for such calls; may be empty.
     """
 
     name: str
@@ -65,7 +65,7 @@ class CallReport:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The reports of all RNNs in a module; printing it shows them.
+    """The reports on all RNNs in a module; printing it shows them.
 
     Attributes:
         calls: one report for each recurrent module, in the order of `named_modules`.
@@ -80,20 +80,20 @@ class Explanation:
 
 
 def explain(module: nn.Module, *inputs: Any) -> Explanation:
-    """Say, for every RNN in `module`, which backend runs the call `module(*inputs)` and why.
+    """Report, for every RNN in `module`, which backend runs the call `module(*inputs)` and why.
 
-    Works on a compiled module and on one that is not compiled yet (then it says what
-    `rnnjit.compile(module)` would do). A copy of the module, on torch's own layers, is run once, so
-    that neither the module nor torch's random generators change. Without inputs it says what each
-    backend lacks on this machine.
+    For a module that is not compiled, the report says what `rnnjit.compile(module)` would do. A
+    copy of the module runs once, on torch's own layers, so that neither the module nor torch's
+    random generators change. Without inputs the report says what each backend lacks on this
+    machine.
 
     Args:
         module: an nn.RNN, a compiled one, or any module that contains some.
-        *inputs: what the module would be called with.
+        *inputs: the arguments for `module`.
 
     Raises:
-        TypeError: `module` is no module.
-        Exception: whatever `module(*inputs)` itself raises.
+        TypeError: `module` is not a module.
+        Exception: the error of `module(*inputs)` itself.
 
     Example:
         >>> import torch
@@ -116,7 +116,7 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
 
 
 def _record_calls(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, CallReport]:
-    """The report of the first call to each RNN in `module(*inputs)`, made where it is called."""
+    """Report on the first call to each RNN in `module(*inputs)`, at the point of the call."""
     reports: dict[str, CallReport] = {}
 
     def record(seen: Seen) -> None:
@@ -156,7 +156,7 @@ def _report_call(seen: Seen) -> CallReport:
 
 
 def _kind(module: nn.Module) -> str:
-    """The representation without the submodules that a parametrized RNN has."""
+    """The `repr` without the submodules of a parametrized RNN."""
     return f"{repr(module).partition('(')[0]}({module.extra_repr()})"
 
 

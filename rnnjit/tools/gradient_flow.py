@@ -1,4 +1,4 @@
-"""`rnnjit.gradient_flow`: how much gradient reaches each state, and so what vanishes or explodes.
+"""`rnnjit.gradient_flow`: gradient norms at all states, to see gradients vanish or explode.
 
 See Pascanu, Mikolov, Bengio 2013, "On the difficulty of training recurrent neural networks".
 """
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GradientFlow:
-    """What `gradient_flow` found.
+    """The result of `gradient_flow`.
 
     Attributes:
-        norms: for each RNN that was called, by its path, `[L, D, T]`: the Euclidean norm of dL/dh_t
-            over the batch and the features of the state, of every layer, direction and step. Of an
-            RNN that is called several times, the first call.
+        norms: by the path of each RNN that was called, a tensor `[L, D, T]` of its dtype: for every
+            layer, direction and step the Euclidean norm of dL/dh_t over the batch and the features.
+            For an RNN that is called several times, these are the norms of its first call.
     """
 
     norms: dict[str, Tensor]
@@ -55,7 +55,13 @@ class GradientFlow:
         """Draw the norms over the steps, on a logarithmic scale.
 
         Args:
-            axes: matplotlib's, or None for new ones.
+            axes: matplotlib axes, or None for new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed (`pip install 'rnnjit[bench]'`).
         """
         from matplotlib import pyplot
 
@@ -74,19 +80,20 @@ class GradientFlow:
 def gradient_flow(
     module: nn.Module, *inputs: Any, loss: Callable[[Any], Tensor] | None = None
 ) -> GradientFlow:
-    """The norm of the gradient that reaches every state, in one forward and one backward pass.
+    """Compute the norm of the gradient at every state, in one forward and one backward pass.
 
-    A copy of the module runs over the same Parameters, in the mode that it is in and on the
-    backends that it would use; nothing of it changes, gradients included.
+    A copy of the module that shares its Parameters runs, in the same mode and on the same backends.
+    The module does not change, and neither do its gradients.
 
     Args:
         module: an nn.RNN, a compiled one, or any module that calls some.
-        *inputs: what it is called with.
-        loss: from what the module returns to a scalar; None for the sum of its (first) tensor.
+        *inputs: the arguments for `module`.
+        loss: a function from the module's result to a scalar Tensor; None for the sum of the
+            (first) tensor of the result.
 
     Raises:
-        TypeError: `module` is no module, an RNN in it is called with `reset`, or `loss` is no
-            function or returns no Tensor.
+        TypeError: `module` is not a module, an RNN in it is called with `reset`, or `loss` is not a
+            function or does not return a Tensor.
         ValueError: the module calls no nn.RNN, or none of them is part of the loss.
         RuntimeError: `loss` does not return one real number.
 
@@ -130,14 +137,14 @@ def gradient_flow(
 
 
 def _is_followed(module: nn.Module) -> TypeGuard[nn.RNNBase]:
-    """Whether a module is a layer that `rnnjit.compile` takes, of an Elman cell (see the probe)."""
+    """Whether `rnnjit.compile` compiles a module, and a `GradientProbe` can run its layers."""
     if not isinstance(module, nn.RNNBase) or why_left(module, None):
         return False
     return capture(module).cell.is_elman
 
 
 class _Arguments(NamedTuple):
-    """What a call to an RNN of the copy is given."""
+    """The arguments of a call to an RNN of the copy."""
 
     input: Any
     hx: Any = None
@@ -146,7 +153,7 @@ class _Arguments(NamedTuple):
 def _forward(
     rnn: nn.RNNBase, calls: list[list[GradientProbe]], *args: Any, reset: Any = None, **kwargs: Any
 ) -> Result:
-    """`nn.RNN.forward`, every layer of it with a probe."""
+    """`nn.RNN.forward` with a probe for every layer."""
     if reset is not None:
         raise TypeError("gradient_flow does not follow calls with reset: leave it out")
     call = lower(rnn, *_Arguments(*args, **kwargs))

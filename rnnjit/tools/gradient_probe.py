@@ -1,8 +1,8 @@
-"""A layer of an Elman cell that is run so that the gradient of every state can be had.
+"""Runs a layer of an Elman cell so that the gradient of every state can be computed.
 
-A backward pass computes dL/dz_t, the gradients of the pre-activations, and sums them up. They are
-had from it by one more input, zeros that are added to the pre-activations: its gradient is dL/dz_t.
-From that, with the gradient that reaches y_t from outside the layer,
+A backward pass computes dL/dz_t, the gradients of the pre-activations z_t, but returns only their
+sums. The probe adds zeros to the pre-activations as an additional input: the gradient of this input
+is dL/dz_t. With the gradient dL/dy_t from outside the layer follows
 
     dL/dh_t = dL/dy_t + dL/dz_{t+1} W_hh        (+ dL/dh_n at a sequence's last step)
 """
@@ -23,15 +23,15 @@ from rnnjit.spec import LayerSpec, Rows
 
 
 class GradientProbe:
-    """One layer of one call, with what its gradients are taken by.
+    """One layer of one call, with the tensors whose gradients `norms` needs.
 
     Attributes:
-        layer: what it is.
+        layer: the configuration of the layer.
         rows: how its rows are laid over time.
-        weights: its own.
-        zeros: `[N, D*H]`, added to the pre-activations.
-        y: `[N, D*H]`.
-        h_n: `[D, B, H]`.
+        weights: the weights of the layer, in nn.RNN's flat order.
+        zeros: `[N, D*H]` or `[T, B, D*H]`, added to the pre-activations.
+        y: `[N, D*H]` or `[T, B, D*H]`, the outputs.
+        h_n: `[D, B, H]`, the last states.
     """
 
     zeros: Tensor
@@ -44,7 +44,7 @@ class GradientProbe:
     def run(
         self, backend: Backend, x: Tensor, hx: States, last: bool, fallback: Fallback
     ) -> tuple[Tensor, States]:
-        """The layer on inputs that are wider by the zeros, run as `run_layer` would."""
+        """Run the layer as `run_layer` does, with the zeros concatenated to its input."""
         D, H = self.layer.num_directions, self.layer.hidden_size
         self.zeros = x.new_zeros((*x.shape[:-1], D * H)).requires_grad_()
         wide = self.layer.input_size + D * H
@@ -63,16 +63,16 @@ class GradientProbe:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What gradients have to be taken by, for `norms`."""
+        """The tensors whose gradients `norms` needs."""
         return self.zeros, self.y, self.h_n
 
     def norms(self, dz: Tensor, grad_y: Tensor, grad_h_n: Tensor) -> Tensor:
-        """The norm of dL/dh_t `[D, T]`, over the batch and the features.
+        """The norm of dL/dh_t over the batch and the features, `[D, T]`.
 
         Args:
-            dz: the gradient by `zeros`.
-            grad_y: by `y`, from outside the layer alone.
-            grad_h_n: by `h_n`.
+            dz: the gradient of `zeros`.
+            grad_y: the gradient of `y`, only from outside the layer.
+            grad_h_n: the gradient of `h_n`.
         """
         H, starts = self.layer.hidden_size, offsets(self.rows, dz.device)
         dz, grad_y = dz.reshape(self.rows.N, -1), grad_y.reshape(self.rows.N, -1)

@@ -1,4 +1,4 @@
-"""Watching the calls that a model makes to its RNNs."""
+"""Observes the calls that a model makes to its RNNs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rnnjit.reference import BACKEND as EAGER
 
 
 class Seen(NamedTuple):
-    """A call to an RNN inside a model, as it is made.
+    """An observed call to an RNN inside a model.
 
     Attributes:
         name: path of the RNN in the model, "" for the model itself.
-        module: the RNN, or a copy of it over the same Parameters.
-        wanted: the backend that it names, or None for "auto" and for one of torch's.
-        input: as in its `forward`.
-        hx: as in its `forward`.
+        module: a copy of the RNN that shares its Parameters.
+        wanted: the backend that the user named, or None for "auto" and for uncompiled modules.
+        input: as in `forward`.
+        hx: as in `forward`.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Seen(NamedTuple):
 
 
 def observe(module: nn.Module, inputs: tuple[Any, ...], see: Callable[[Seen], None]) -> None:
-    """Run `module(*inputs)` once and hand the first call to each RNN in it to `see`.
+    """Run `module(*inputs)` once and pass the first call to each RNN in it to `see`.
 
-    It is handed over where it is made: the model may turn gradients off or autocast on around an
-    RNN. A copy of the module runs, on torch's own layers, so that neither it nor torch's random
-    generators change.
+    `see` runs at the point of the call, since the model may disable gradients or enable autocast
+    around an RNN. A copy of the module runs, on torch's own layers, so that neither the module nor
+    torch's random generators change.
     """
     replica = copy_sharing_parameters(module)
     for name, child in reachable_modules(replica):
@@ -55,14 +55,14 @@ def observe(module: nn.Module, inputs: tuple[Any, ...], see: Callable[[Seen], No
 
 
 def wanted_by(module: nn.Module) -> Backend | None:
-    """The backend that a module names, or None for "auto" and for one of torch's."""
+    """The backend that the user named, or None for "auto" and for uncompiled modules."""
     return resolve(module.backend) if isinstance(module, CompiledBase) else None
 
 
 def _once(
     name: str, wanted: Backend | None, see: Callable[[Seen], None]
 ) -> Callable[[nn.Module, Any, Any], None]:
-    """A hook that hands over the first call that it meets."""
+    """A forward pre-hook that passes the first call to `see`."""
     pending = [see]
 
     def hook(rnn: nn.Module, args: Any, kwargs: Any) -> None:

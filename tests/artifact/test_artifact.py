@@ -1,4 +1,4 @@
-"""Artifacts in Python: what is written, what is loaded, and what is refused."""
+"""Protects artifacts in Python: the files, loading them, and clear refusals."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""CUDA source as an artifact: it compiles where nvcc is, and computes the right thing on a CPU."""
+"""Protects CUDA source artifacts: they compile with nvcc, and compute the right values on a CPU."""
 
 import re
 import subprocess

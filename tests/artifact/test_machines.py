@@ -1,4 +1,4 @@
-"""Artifacts without Python: in a C program, run here and on processors that qemu plays."""
+"""Protects artifacts without Python: C programs, run here and on processors that qemu emulates."""
 
 import subprocess
 

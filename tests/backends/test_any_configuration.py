@@ -1,4 +1,4 @@
-"""Configurations and strides drawn at random: every backend against eager.
+"""Protects every backend on random configurations and strides, against eager.
 
 `RNNJIT_FUZZ_EXAMPLES` says how many examples there are in all, here and in `test_any_values.py`.
 """

@@ -1,4 +1,4 @@
-"""Values and strides drawn at random, NaN, infinities and the like among them; see `judging`."""
+"""Protects every backend on random values and strides, with NaN and infinities; see `judging`."""
 
 import pytest
 from fuzz.configurations import small_cases

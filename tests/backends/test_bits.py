@@ -1,9 +1,9 @@
-"""What may not change a bit of a result.
+"""Protects reproducibility: what must not change a bit of a result.
 
 On `numba` and `tvm`: the number of threads, the other rows of the batch and a row's place among
-them, padding, strides, and the run, in this process or another one. That holds for both passes:
-the gradients of x and h0 go by rows, those of the weights are sums over all rows and hold still for
-threads, strides and runs.
+them, padding, strides, and the run, in this process or another one. That holds for y, the states
+and the gradients of x and h0. The gradients of the weights are sums over all rows, and so do not
+depend on threads, strides and runs.
 
 `inductor` and `eager` promise less: the same bits for the same call on as many threads. Their
 matrix products are torch's, whose order of summation depends on the size of the batch.

@@ -1,4 +1,4 @@
-"""Gradients against finite differences in float64, over every backend with its own backward."""
+"""Protects every backend's own backward pass, against finite differences in float64."""
 
 import pytest
 import torch

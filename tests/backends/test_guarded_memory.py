@@ -1,7 +1,7 @@
-"""Kernels never read or write out of bounds, and write to none of their inputs.
+"""Protects memory: kernels never read or write out of bounds, and write to none of their inputs.
 
-Each sweep is a process of its own, which an access out of bounds kills: see `guarded`. With
-RNNJIT_FUZZ_EXAMPLES set, each runs that many further cases.
+Each sweep runs in its own process, which an access out of bounds kills: see `guarded`. If
+RNNJIT_FUZZ_EXAMPLES is set, each runs that many further cases.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Half precision and autocast: values as exact as eager's, and explain says who computed them."""
+"""Protects half precision and autocast: as accurate as eager, and explain names the backend."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Nothing is left behind by calls, whatever their shapes."""
+"""Protects against leaks: calls of any shape leave nothing behind."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""However a weight is changed between two calls, the next call uses what it is then."""
+"""Protects against stale weights: however one changes between calls, the next call uses it."""
 
 import pytest
 import torch

@@ -1,7 +1,8 @@
-"""Numbers below the smallest normal one, and the choice of flushing them to zero.
+"""Protects subnormal numbers, and the choice to flush them to zero.
 
-`torch.set_flush_denormal` is about the thread that calls it: torch's own operators flush that
-thread's share of the work and not the other threads'. So do the backends, and change nothing.
+`torch.set_flush_denormal` affects only the thread that calls it: torch's own operators flush in
+that thread's share of the work, and not in those of other threads. Backends do the same, and do not
+change the setting.
 """
 
 import subprocess

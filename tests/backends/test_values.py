@@ -1,4 +1,4 @@
-"""Everything nn.RNN does, with eager's values: bitwise on its own operators, else in float64."""
+"""Protects the values of all of nn.RNN: eager's bits on eager's operators, else as in float64."""
 
 import itertools
 

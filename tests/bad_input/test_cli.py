@@ -1,4 +1,4 @@
-"""Command lines that make no sense, beside those of `test_cli.py`: one line, status 2, no file."""
+"""Protects the command line against invalid arguments: one line, status 2, no file."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What `rnnjit.compile` is given that it cannot take, and who asks for a backend wrongly."""
+"""Protects `rnnjit.compile` against modules, backends and arguments that it cannot take."""
 
 import warnings
 

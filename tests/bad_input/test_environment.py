@@ -1,4 +1,4 @@
-"""Environment variables that make no sense, in processes of their own."""
+"""Protects against invalid environment variables, each in its own process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Artifacts that cannot be exported or loaded: nothing is written, and the module goes on."""
+"""Protects against artifacts that cannot be exported or loaded: no file, and a usable module."""
 
 import pytest
 import torch

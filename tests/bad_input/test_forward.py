@@ -1,4 +1,4 @@
-"""Malformed dense calls: eager's exception, a clear message, and a module that goes on working."""
+"""Protects against malformed dense calls: eager's exception, a clear message, a usable module."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Modules whose weights and settings were spoilt after they were made, and put right again."""
+"""Protects modules whose weights or settings are made invalid, and then valid again."""
 
 import pytest
 import torch

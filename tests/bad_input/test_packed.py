@@ -1,4 +1,4 @@
-"""Malformed packed calls: whatever eager makes of them, no memory is read that is not theirs."""
+"""Protects against malformed packed calls: eager's outcome, and no read out of bounds."""
 
 import pytest
 import torch

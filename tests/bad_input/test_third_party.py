@@ -1,4 +1,4 @@
-"""Backends that break their contract: a clear error, and a module that goes on working."""
+"""Protects against backends that break their contract: a clear error, and a usable module."""
 
 import pickle
 

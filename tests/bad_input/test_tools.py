@@ -1,4 +1,4 @@
-"""Streams, resets, gradient flow and tuning with what they cannot take."""
+"""Protects streams, resets, gradient flow and tuning against invalid arguments."""
 
 import pytest
 import torch

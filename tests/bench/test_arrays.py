@@ -1,4 +1,4 @@
-"""The numbers of a case, and the files that they travel in."""
+"""Protects the arrays of a benchmark case, and the files that hold them."""
 
 import numpy as np
 import pytest

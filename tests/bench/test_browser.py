@@ -1,4 +1,4 @@
-"""The page of a report in a real browser: every plot is drawn, in both themes, on any screen."""
+"""Protects a report's page in a real browser: every plot, in both themes, on any screen."""
 
 import bench_report
 import numpy as np

@@ -1,4 +1,4 @@
-"""`rnnjit bench`: what it prints, writes, refuses, and its exit status."""
+"""Protects `rnnjit bench`: its output, its files, its refusals and its exit status."""
 
 import csv
 import json

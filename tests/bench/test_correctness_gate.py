@@ -1,4 +1,4 @@
-"""The gate lets through what is as exact as eager, and nothing else."""
+"""Protects the correctness gate: it passes results as accurate as eager's, and no others."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The CPU engine's table: figures from reports whose times are known, and a quick run."""
+"""Protects the CPU engine's table: figures from reports with known times, and a quick run."""
 
 import subprocess
 import sys
@@ -102,6 +102,7 @@ def run_script(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.full
 def test_a_quick_run_writes_a_report_that_is_judged_alike(tmp_path):
     flags = ("--quick", "--threads", "1", "--only", "grid,step,memory")
     file = tmp_path / "report.json"

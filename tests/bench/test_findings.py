@@ -1,4 +1,4 @@
-"""What a report says in a few words, of reports whose numbers are known."""
+"""Protects the summary of a report, for reports with known numbers."""
 
 import bench_report
 import pytest

@@ -1,4 +1,4 @@
-"""The HTML page of a report: whole, safe, and with all that was found."""
+"""Protects the HTML page of a report: complete, safe, and with all findings."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""The plots of reports whose numbers are known: what is drawn where, and the files."""
+"""Protects the plots of reports with known numbers: their content and their files."""
 
 import importlib
 import re

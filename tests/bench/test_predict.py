@@ -1,4 +1,4 @@
-"""The model of a layer's time: fitted to times that it made itself, it finds what made them."""
+"""Protects the scaling model: fitted to its own times, it finds the costs that made them."""
 
 import numpy as np
 import pytest

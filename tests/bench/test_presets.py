@@ -1,4 +1,4 @@
-"""What the presets measure, and how long that is meant to take."""
+"""Protects the presets: what they measure, and how long that is meant to take."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""The process of a contestant: commands, replies, and how it comes to its end."""
+"""Protects a contestant's process: commands, replies, and how it ends."""
 
 import os
 import subprocess

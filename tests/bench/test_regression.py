@@ -1,4 +1,4 @@
-"""Before and after: ratios to eager, each of its own run, of rnnjit's backends alone."""
+"""Protects the comparison of two reports: rnnjit's backends, by ratios to each run's eager."""
 
 import pytest
 from bench_report import CASE, OTHER

@@ -1,4 +1,4 @@
-"""What a call has to do at least, and what bounds it: by hand, on a made-up machine."""
+"""Protects the roofline: a call's least work and its bound, by hand, on an invented machine."""
 
 import pytest
 from bench_report import MACHINE

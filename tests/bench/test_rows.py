@@ -1,4 +1,4 @@
-"""Reports as rows: their ratios, shares and columns, and how runs are joined."""
+"""Protects the rows of a report: their ratios, shares and columns, and how runs are joined."""
 
 import csv
 

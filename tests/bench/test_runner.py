@@ -1,4 +1,4 @@
-"""Cases are judged and timed in turns; who is wrong or breaks has no time, and the others go on."""
+"""Protects the runner: wrong or failing contestants have no time, and the others go on."""
 
 import os
 from itertools import groupby

@@ -1,4 +1,4 @@
-"""The pytest-benchmark suites: the name of their file, and what is in it."""
+"""Protects the pytest-benchmark suites: the name of their results file, and its content."""
 
 import json
 import subprocess

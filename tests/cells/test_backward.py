@@ -1,4 +1,4 @@
-"""Protects steps and their backward programs, against autograd, and what they store."""
+"""Protects steps and their backward programs, against autograd, and their saved values."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Protects a cell's identity (text, digest, equality), and what is found out from its program."""
+"""Protects a cell's identity (text, digest, equality), and the properties found in its program."""
 
 import copy
 import pickle

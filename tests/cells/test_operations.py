@@ -1,4 +1,4 @@
-"""Protects what each operation means, and its derivative: torch's, at ties, zeros and NaN too."""
+"""Protects each operation's meaning and derivative: torch's, at ties, zeros and NaN too."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Protects the IR: canonical form, exact text, types checked when built, and the one walker."""
+"""Protects the IR: canonical form, exact text, types checked when built, and its evaluation."""
 
 import math
 import operator

@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes and refuses."""
+"""Protects the command line: its output, its files and its refusals."""
 
 import json
 import subprocess

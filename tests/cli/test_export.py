@@ -1,4 +1,4 @@
-"""`rnnjit export`: what it writes, and what it refuses in one line."""
+"""Protects `rnnjit export`: the files it writes, and its refusals in one line."""
 
 import json
 

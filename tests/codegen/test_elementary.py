@@ -1,4 +1,4 @@
-"""The CPU kernels' own exp, tanh and sigmoid, against wider arithmetic."""
+"""Protects the CPU kernels' own exp, tanh and sigmoid, against wider arithmetic."""
 
 import numpy as np
 import pytest

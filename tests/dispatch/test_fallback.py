@@ -1,4 +1,4 @@
-"""A backend that raises: `auto` goes on to the next with one warning; a name raises the error."""
+"""Protects fallback: `auto` goes on with one warning; a named backend raises its error."""
 
 import pytest
 import torch

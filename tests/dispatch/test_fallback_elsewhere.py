@@ -1,4 +1,4 @@
-"""A backend that raises in a stream, in a traced graph, in a probe, in copies of a module."""
+"""Protects fallback in streams, traced graphs, gradient flow and copies of a module."""
 
 import copy
 import pickle

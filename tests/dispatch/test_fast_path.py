@@ -1,4 +1,4 @@
-"""The short way through a call like one before gives what the long way gives, or is not taken."""
+"""Protects the fast path: it gives what the slow path gives, or is not taken."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Finding backends, asking them, choosing one; and what happens where that goes wrong."""
+"""Protects the registry: finding, querying and choosing backends, and errors in doing so."""
 
 import copy
 import pickle

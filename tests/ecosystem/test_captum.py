@@ -1,4 +1,4 @@
-"""captum's attributions of a compiled classifier, in evaluation mode, are those of an eager one."""
+"""Protects captum's attributions of a compiled classifier: those of an eager one."""
 
 import numpy as np
 import pytest

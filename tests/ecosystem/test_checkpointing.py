@@ -1,4 +1,4 @@
-"""Activation checkpointing in every form: the gradients of the run that keeps everything."""
+"""Protects activation checkpointing in every form: it gives the gradients of a run without it."""
 
 import copy
 from functools import partial

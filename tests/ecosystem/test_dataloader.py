@@ -1,4 +1,4 @@
-"""DataLoader workers, forked and spawned, run a compiled module that their parent has run."""
+"""Protects DataLoader workers, forked or spawned, with a module that their parent has run."""
 
 import copy
 import sys

@@ -1,4 +1,4 @@
-"""Two processes over gloo train as one process does on the whole batch, by eager."""
+"""Protects training in two gloo processes: as one eager process on the whole batch."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What people build on torch.func, over a model with a compiled layer in it: equal to eager's."""
+"""Protects uses of torch.func over a model with a compiled layer: equal to eager's."""
 
 import pytest
 import torch

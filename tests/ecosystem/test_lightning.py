@@ -1,4 +1,4 @@
-"""A Lightning Trainer fits, checkpoints, resumes and tests a compiled model as an eager one."""
+"""Protects Lightning: a Trainer fits, checkpoints, resumes and tests a model as an eager one."""
 
 import copy
 import warnings

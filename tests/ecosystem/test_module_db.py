@@ -1,7 +1,7 @@
-"""PyTorch's own samples of nn.RNN, run through what PyTorch's own tests ask of every module.
+"""Protects PyTorch's own samples of nn.RNN, in PyTorch's own tests of every module.
 
 The samples are those of `torch.testing._internal.common_modules.module_db`. nn.RNN itself goes
-through the same functions here, so that a compiled module passes as eager does, not more easily.
+through the same functions here: a compiled module must pass as eager does, not more easily.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""ONNX export of a compiled model writes PyTorch's own layer, and onnxruntime computes it."""
+"""Protects ONNX export of a compiled model: PyTorch's own layer, which onnxruntime computes."""
 
 import logging
 from collections import Counter

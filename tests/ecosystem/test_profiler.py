@@ -1,4 +1,4 @@
-"""torch.profiler shows one named range for each layer, and other calls pay nothing for it."""
+"""Protects torch.profiler: one named range for each layer, and no cost for other calls."""
 
 import pytest
 import torch

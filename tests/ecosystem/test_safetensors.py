@@ -1,4 +1,4 @@
-"""Checkpoints in safetensors pass between eager and compiled models, both ways."""
+"""Protects checkpoints in safetensors, from eager to compiled models and back."""
 
 import pytest
 import torch

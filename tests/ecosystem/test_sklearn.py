@@ -1,4 +1,4 @@
-"""A skorch classifier around a compiled model inside scikit-learn's own machinery."""
+"""Protects a skorch classifier around a compiled model, in scikit-learn's own tools."""
 
 import pickle
 import warnings

@@ -1,4 +1,4 @@
-"""Weights that are made, shared, masked, frozen or swapped by torch's own tools, in training."""
+"""Protects weights that torch's tools make, share, mask, freeze or swap, in training."""
 
 import warnings
 

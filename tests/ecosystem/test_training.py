@@ -1,4 +1,4 @@
-"""Ways to train that look into autograd: penalties, curvature, hooks, offloading."""
+"""Protects training that looks into autograd: penalties, curvature, hooks, offloading."""
 
 import copy
 from functools import partial

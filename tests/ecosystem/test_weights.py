@@ -1,4 +1,4 @@
-"""Weights clipped, averaged, swapped or given for one call, in training."""
+"""Protects weights that are clipped, averaged, swapped or given for one call, in training."""
 
 import warnings
 

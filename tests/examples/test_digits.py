@@ -1,4 +1,4 @@
-"""The example runs as a user runs it, and the command line takes the model that it writes."""
+"""Protects the digits example, as a user runs it, and the command line on the model it writes."""
 
 import json
 import re

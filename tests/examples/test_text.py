@@ -1,4 +1,4 @@
-"""The example of truncated backpropagation runs as a user runs it."""
+"""Protects the example of truncated backpropagation, as a user runs it."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The backward pass of the eager-mode path, in all the ways autograd may ask for it."""
+"""Protects the backward pass of the eager-mode path, in all the ways autograd may ask for it."""
 
 import itertools
 import threading

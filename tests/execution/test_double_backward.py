@@ -1,4 +1,4 @@
-"""Derivatives of derivatives, which the reference gives: equal to eager's."""
+"""Protects derivatives of derivatives, which the reference computes: equal to eager's."""
 
 import pytest
 import torch

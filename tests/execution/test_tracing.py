@@ -1,4 +1,4 @@
-"""The traced path: one operator for each layer under torch.compile and torch.export."""
+"""Protects the traced path: one operator for each layer in torch.compile and torch.export."""
 
 import copy
 import shutil

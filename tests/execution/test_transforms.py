@@ -1,4 +1,4 @@
-"""Where torch transforms the layer, torch's own operators compute it, whoever was asked for."""
+"""Protects torch's transforms: torch's own operators compute the layer, for any named backend."""
 
 import copy
 

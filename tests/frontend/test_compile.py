@@ -1,4 +1,4 @@
-"""`rnnjit.compile`: what it finds, what it shares and what it leaves alone."""
+"""Protects `rnnjit.compile`: what it finds, shares and leaves unchanged."""
 
 import pytest
 import torch

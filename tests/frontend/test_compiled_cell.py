@@ -1,4 +1,4 @@
-"""nn.RNNCell, compiled: one step of a layer, in every way that eager's cell is used."""
+"""Protects a compiled nn.RNNCell: one step of a layer, in every way that eager's cell is used."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""A compiled RNN is a module like any other: state, hooks, copies, conversions, surgery."""
+"""Protects a compiled RNN as a module: state, hooks, copies, conversions, surgery."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Resets in the middle of sequences, against sequences that are cut by hand and run by eager."""
+"""Protects resets within sequences, against eager on sequences that are cut by hand."""
 
 from itertools import pairwise
 

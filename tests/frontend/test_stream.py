@@ -1,4 +1,4 @@
-"""Streams: a stacked RNN frame by frame, against the whole sequence at once and against eager."""
+"""Protects streams: a stacked RNN frame by frame, against the whole sequence and against eager."""
 
 import copy
 

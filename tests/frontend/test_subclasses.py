@@ -1,4 +1,4 @@
-"""Subclasses of nn.RNN: compiled with all they have, unless they compute something else."""
+"""Protects subclasses of nn.RNN: compiled with all they have unless they override `forward`."""
 
 import warnings
 

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import pytest
 from dependencies import PROJECT, ROOT, link, required
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import rnnjit
+from rnnjit_cuda import availability
+from rnnjit_numba import private
+from rnnjit_tvm import backend as tvm
 
 BACKENDS = Path("backends")
 WHEEL = f"rnnjit-{rnnjit.__version__}-py3-none-any.whl"
@@ -116,15 +121,81 @@ def test_constraints_are_exact_and_are_what_is_installed():
         assert found.version in SpecifierSet(f"=={pins[name]}"), name
 
 
-def test_the_oldest_versions_are_stated_and_can_be_tested():
-    least = dict(re.match(r"(.+?)>=([\d.]+)", line).groups() for line in PROJECT["dependencies"])
-    said = re.search(r"Python (\S+)\+, torch ([\d.]+)\+", (ROOT / "README.md").read_text())
-    assert PROJECT["requires-python"] == f">={said[1]}"
-    assert least["torch"] == said[2]
-    # `make oldest` installs these.
-    lines = (ROOT / "oldest.txt").read_text().splitlines()
-    assert lines == [f"{name}=={version}.0" for name, version in sorted(least.items())]
-    assert f"OLDEST ?= python{said[1]}\n" in (ROOT / "Makefile").read_text()
+RANGES = {each.name: each for each in map(Requirement, PROJECT["dependencies"])}
+
+
+@pytest.fixture(scope="module")
+def environments():
+    """Exact versions that `make versions` tests, by environment and package; Python's too."""
+    found = {}
+    for path in (ROOT / "versions").glob("*.txt"):
+        first, *pins = path.read_text().splitlines()
+        assert pins == sorted(pins), path.name
+        matches = [re.fullmatch(r"([\w-]+)==([\d.]+(?:\.post\d+)?)", line) for line in pins]
+        found[path.stem] = {
+            "Python": re.fullmatch(r"# Python (\d\.\d+)", first)[1],
+            **{match[1]: match[2] for match in matches},
+        }
+    return found
+
+
+def test_each_environment_lies_in_the_ranges(environments):
+    for name, pins in environments.items():
+        assert pins.keys() >= RANGES.keys(), name
+        for package, needed in RANGES.items():
+            assert needed.specifier.contains(pins[package]), (name, package)
+
+
+def test_the_oldest_environment_has_what_the_ranges_begin_with(environments):
+    for package, needed in RANGES.items():
+        (least,) = (each.version for each in needed.specifier if each.operator == ">=")
+        assert Version(environments["oldest"][package]) == Version(least), package
+    assert PROJECT["requires-python"] == f">={environments['oldest']['Python']}"
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite"])
+def test_every_release_of_the_compilers_has_an_environment(package, environments):
+    tested = {Version(pins[package]).release[:2] for pins in environments.values()}
+    bounds = {each.operator: Version(each.version).release for each in RANGES[package].specifier}
+    assert tested == {(0, minor) for minor in range(bounds[">="][1], bounds["<"][1])}
+
+
+def test_every_python_that_is_stated_has_an_environment(environments):
+    stated = (each.rpartition(" :: ")[2] for each in PROJECT["classifiers"])
+    tested = {pins["Python"] for pins in environments.values()}
+    assert {each for each in stated if re.fullmatch(r"3\.\d+", each)} == tested
+
+
+def test_backends_take_the_releases_that_are_stated():
+    extras = PROJECT["optional-dependencies"]
+    stated = {
+        each.name: each for extra in ("tvm", "cuda") for each in map(Requirement, extras[extra])
+    }
+    for package, releases in (
+        *private.RELEASES.items(),
+        ("llvmlite", tvm.LOADERS),
+        ("apache-tvm", tvm.RELEASES),
+        ("numba-cuda", availability.RELEASES),
+    ):
+        assert (RANGES | stated)[package].specifier == SpecifierSet(releases), package
+
+
+def test_the_readme_has_the_environments(environments):
+    text = (ROOT / "README.md").read_text()
+    oldest = environments["oldest"]
+    least = re.search(r"Python (\d\.\d+)\+, torch (\d\.\d+)\+", text)
+    assert least.groups() == (oldest["Python"], oldest["torch"].removesuffix(".0"))
+    _, _, section = text.partition("\n## Versions\n")
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.partition("\n## ")[0].splitlines()
+        if line.startswith("|")
+    )
+    assert head == ["environment", "Python", "torch", "numba", "llvmlite", "tests"]
+    assert {row[0]: row[1:5] for row in rows} == {
+        name: [pins[each] for each in head[1:5]] for name, pins in environments.items()
+    }
+    assert all(re.fullmatch(r"[\d,]+ passed.*", row[5]) for row in rows)
 
 
 CALL = """
@@ -182,17 +253,18 @@ def test_without_a_compiler_eager_answers_and_says_why(plain):
     printed = plain()
     assert "-> eager" in printed
     for package in packages:
-        assert printed.count(f"{package} is not installed: pip install '{package}==") >= 2
+        assert printed.count(f"{package} is not installed: {private.INSTALL}") >= 2
 
 
 def test_another_release_of_the_compiler_is_not_used(plain):
     (info,) = plain.site.glob("numba-*.dist-info")
-    own = plain.site / "numba-0.67.1.dist-info"
+    own = plain.site / "numba-0.61.2.dist-info"
     shutil.copytree(info, own)
     info.unlink()
     text = (own / "METADATA").read_text()
-    (own / "METADATA").write_text(re.sub(r"(?m)^Version: .*", "Version: 0.67.1", text))
+    (own / "METADATA").write_text(re.sub(r"(?m)^Version: .*", "Version: 0.61.2", text))
     printed = plain()
     assert "-> eager" in printed
-    reason = "numba 0.67.1 is installed, 0.68 is needed: pip install 'numba==0.68.*'"
+    needed = private.RELEASES["numba"]
+    reason = f"numba 0.61.2 is installed, {needed} is needed: pip install 'numba{needed}'"
     assert printed.count(reason) == 2

@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, and describes everything that is public."""
+"""Protects the documentation: it builds without a warning, and describes all public names."""
 
 import subprocess
 import sys

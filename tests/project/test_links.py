@@ -1,4 +1,4 @@
-"""What the pages say of the project is there: links, files, commands; and their programs run."""
+"""Protects the pages: their links, files and commands exist, and their programs run."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The packages of rnnjit lie in layers: imports run downwards, and importing it loads little."""
+"""Protects the layers of packages: imports run downwards, and `import rnnjit` loads little."""
 
 import ast
 import subprocess

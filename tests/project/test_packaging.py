@@ -1,4 +1,4 @@
-"""The names of the backends agree everywhere, and importing the core stays cheap."""
+"""Protects the backends' names, which agree everywhere, and cheap imports of the core."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A client's type checkers read rnnjit's types: mypy and pyright, the latter as basedpyright."""
+"""Protects rnnjit's types, as a client's type checkers read them: mypy and basedpyright."""
 
 import re
 import subprocess

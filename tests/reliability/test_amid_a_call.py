@@ -1,4 +1,4 @@
-"""What other threads do amid a call, at the very moments where it matters."""
+"""Protects calls that other threads, signal handlers or forks interrupt at critical moments."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The end of a process while threads compute or compile: it comes, and without a message."""
+"""Protects the end of a process while threads compute or compile: it comes, without a message."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Use, then fork, then use in parent and child: by os.fork, amid other threads, by servers."""
+"""Protects use after a fork, in parent and child: by os.fork, beside other threads, by servers."""
 
 import sys
 

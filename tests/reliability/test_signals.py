@@ -1,4 +1,4 @@
-"""Ctrl-C in calls, compilers and measurements: the process and its caches stay usable."""
+"""Protects against Ctrl-C in calls, compilers and measurements: process and caches stay usable."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Threads of Python that call compiled layers at once: the same bits as alone, and no hang."""
+"""Protects concurrent calls from Python's threads: the same bits as alone, and no deadlock."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Whatever becomes of the cache, calls work, warn once at most, and run nobody else's code."""
+"""Protects against failures of the cache: calls work, warn once at most, run no foreign code."""
 
 import gc
 import os

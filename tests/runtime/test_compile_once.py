@@ -1,4 +1,4 @@
-"""What is made once: amid threads that ask at once, failures, signals and forks."""
+"""Protects compile-once: with concurrent requests, failures, signals and forks."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Kernels are loaded where memory is in pieces, and what cannot be linked is refused."""
+"""Protects the linker: it loads kernels into fragmented memory, and refuses what it cannot link."""
 
 import sys
 

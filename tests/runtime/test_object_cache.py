@@ -1,16 +1,28 @@
-"""The disk cache: what is kept, what is believed, and what the command `rnnjit cache` does."""
+"""Protects the disk cache: what it keeps and trusts, and the command `rnnjit cache`."""
 
 import ast
 import os
 import re
+import sys
 import threading
 
 import pytest
+import torch
 from folders import ROOT
 
+import rnnjit
+import rnnjit_numba.library
+import rnnjit_tvm.library
+from rnnjit.cells import RNN_TANH
 from rnnjit.cli import main
+from rnnjit.codegen import kernel
+from rnnjit.codegen.kernel import Kind
+from rnnjit.dispatch import tuning_db
 from rnnjit.runtime import object_cache
+from rnnjit_cuda import compiler as cuda_compiler
+from rnnjit_cuda.kernels import KernelKey
 
+LIBRARIES = {"numba": rnnjit_numba.library, "tvm": rnnjit_tvm.library}
 KEY, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 
 
@@ -97,6 +109,68 @@ def test_a_key_covers_facts_and_sources(tmp_path):
     assert object_cache.name_of("avx512", 32, files=(str(source),)) != first
     source.write_text("a = 2\n")
     assert object_cache.name_of("avx2", 32, files=(str(source),)) != first
+
+
+def test_a_key_covers_the_bytecode(tmp_path, monkeypatch):
+    first = object_cache.name_of("avx2", files=())
+    assert object_cache.name_of("avx2", files=()) == first
+    monkeypatch.setattr(sys.implementation, "cache_tag", "cpython-399")
+    assert object_cache.name_of("avx2", files=()) != first
+
+
+STEP = KernelKey("step", "forward", "float32", RNN_TANH)
+COMPILERS = {
+    "numba": ("llvmlite", "numba"),
+    "tvm": ("apache-tvm",),
+    "cuda": ("cuda-core", "llvmlite", "numba", "numba-cuda"),
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "package"), [(name, each) for name, some in COMPILERS.items() for each in some]
+)
+def test_a_key_covers_the_compilers(backend, package, monkeypatch):
+    def key(**versions):
+        for module in (kernel, cuda_compiler):
+            monkeypatch.setattr(module, "version", lambda name: versions.get(name, "1.0"))
+        if backend == "cuda":
+            return cuda_compiler.key_of(STEP, (8, 0))
+        return LIBRARIES[backend].library._make(Kind(32, RNN_TANH))
+
+    for library in LIBRARIES.values():
+        monkeypatch.setattr(library, "cached", lambda key, load, compile_code: key)
+    monkeypatch.setattr(cuda_compiler, "_toolkit", lambda: iter(()))
+    first = key()
+    assert key() == first
+    assert key(**{package: "1.1"}) != first
+
+
+def test_a_key_covers_the_libraries_of_the_cuda_toolkit(tmp_path, monkeypatch):
+    pathfinder = pytest.importorskip("cuda.pathfinder")
+    library = tmp_path / "libnvvm.so"
+    library.write_bytes(b"one")
+    place = type("Loaded", (), {"abs_path": str(library)})
+    monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", lambda name: place)
+    first = cuda_compiler.key_of(STEP, (8, 0))
+    assert cuda_compiler.key_of(STEP, (8, 0)) == first
+    library.write_bytes(b"another")
+    assert cuda_compiler.key_of(STEP, (8, 0)) != first
+
+
+@pytest.mark.parametrize("change", ["Python", "numba-cuda"])
+def test_a_measurement_holds_for_the_versions_that_it_was_made_with(change, place, monkeypatch):
+    spec = rnnjit.RNNSpec(2, 3)
+    here, there = (
+        rnnjit.Problem(torch.float32, device, 1, 1, 1, False, False) for device in ("cpu", "cuda")
+    )
+    for problem in (here, there):
+        tuning_db.keep(spec, problem, {"eager": 1.0})
+    if change == "Python":
+        monkeypatch.setattr(sys.implementation, "cache_tag", "cpython-399")
+    else:
+        monkeypatch.setattr(tuning_db, "version_of", lambda name: "0.1")
+    found = [bool(tuning_db.fetch(spec, problem)) for problem in (here, there)]
+    assert found == [change != "Python", False]
 
 
 def test_cache_command_lists_and_clears_what_is_ours(place, tmp_path, capsys):

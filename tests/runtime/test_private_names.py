@@ -1,4 +1,4 @@
-"""A torch that lacks one of the private names that rnnjit uses: right, or declined in words."""
+"""Protects use of a torch without a private name that rnnjit needs: correct or declined."""
 
 import ast
 import json

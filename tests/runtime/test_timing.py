@@ -1,4 +1,4 @@
-"""The timing core: turns, samples long enough, and nothing that disturbs them."""
+"""Protects the timing core: samples in turns, long enough, and undisturbed."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""How the kit itself works: who runs, what is skipped, how errors are judged."""
+"""Protects the kit itself: which checks run, which are skipped, and how errors are judged."""
 
 import ast
 import inspect

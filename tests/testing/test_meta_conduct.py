@@ -1,6 +1,6 @@
-"""Backends that compute rightly and misbehave in one way each must fail the kit.
+"""Protects the kit's strength: backends with right values that misbehave in one way must fail.
 
-Every defect must be caught by the quick subset already, and by the check that is meant to.
+The quick subset must catch every defect, by the check that is meant to.
 """
 
 import pytest

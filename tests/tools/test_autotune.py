@@ -1,4 +1,4 @@
-"""Choosing backends by measurement: what is timed, remembered, and chosen from then on."""
+"""Protects autotuning: what it measures, remembers, and chooses from then on."""
 
 import subprocess
 import sys

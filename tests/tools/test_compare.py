@@ -1,4 +1,4 @@
-"""`rnnjit.compare`: the calls of a model on every backend, as text, as HTML, as a plot."""
+"""Protects `rnnjit.compare`: the calls of a model on every backend, as text, HTML and plot."""
 
 import xml.etree.ElementTree as ET
 

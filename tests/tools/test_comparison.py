@@ -1,4 +1,4 @@
-"""One call on every backend: the call itself, errors, and what a comparison tells."""
+"""Protects the comparison of one call on every backend: the call, errors, and the findings."""
 
 import math
 

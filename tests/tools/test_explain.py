@@ -1,4 +1,4 @@
-"""`rnnjit.explain`: who runs a call and why, in words, without touching the module."""
+"""Protects `rnnjit.explain`: which backend runs a call and why, without changing the module."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The norm of the gradient of every state, against autograd on states that are kept."""
+"""Protects gradient flow: the gradient norm of every state, against autograd on kept states."""
 
 import copy
 

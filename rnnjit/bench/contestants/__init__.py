@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark, in the order in which tables name them."""
+"""The contestants of benchmarks, in the order of the tables."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _PEERS = (Unrolled, Onnxruntime, Openvino, JaxScan)
 
 
 def contestants() -> list[Contestant]:
-    """All that there are, also those that are absent here: eager, the backends, then the peers."""
+    """All contestants, absent ones included: eager, then the backends, then the peers."""
     return [Eager(), *installed(), *(peer() for peer in _PEERS)]
 
 
 def find(name: str) -> Contestant:
-    """A contestant by its name, or one of your own as "package.module:CLASS".
+    """Find a contestant by its name, or import one of the user's as "package.module:CLASS".
 
-    Peers and eager are found without importing rnnjit, any other name is taken for a backend's.
+    Peers and eager are found without importing rnnjit; any other name is taken as a backend's.
 
     Raises:
         ImportError, AttributeError: there is no such class.
-        TypeError: it is no subclass of `Contestant`.
+        TypeError: it is not a subclass of `Contestant`.
     """
     if ":" in name:
         module, _, attribute = name.partition(":")
@@ -43,7 +43,7 @@ def find(name: str) -> Contestant:
 
 
 def address(contestant: Contestant) -> str:
-    """What `find` finds the contestant by, in another process."""
+    """The name by which `find` finds the contestant in another process."""
     if isinstance(contestant, Compiled) or type(contestant) in (Eager, *_PEERS):
         return contestant.name
     return f"{type(contestant).__module__}:{type(contestant).__qualname__}"

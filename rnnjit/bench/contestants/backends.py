@@ -1,4 +1,4 @@
-"""The backends of rnnjit that are installed, each asked for by its name."""
+"""The installed backends of rnnjit as contestants, each used by its name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Compiled(Contestant):
         return "; ".join(lacking(backends()[self.name]))
 
     def versions(self) -> dict[str, str]:
-        """Of the distribution that brings the backend."""
+        """The version of the distribution that provides the backend."""
         from rnnjit.dispatch.registry import GROUP
 
         found = entry_points(group=GROUP, name=self.name)

@@ -1,4 +1,4 @@
-"""What takes part in a benchmark: something that computes an RNN, in a process of its own."""
+"""The interface of a contestant: an implementation of RNNs that runs in its own process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ StateT = TypeVar("StateT")
 
 
 class Ready(NamedTuple):
-    """A case that can be run.
+    """A prepared case.
 
     Attributes:
-        run: one call, as it is timed. When it returns the work is done. Streaming steps over the
-            first frame, from the state that the call before left; the other modes begin anew.
-        results: one call whose results are read out: "y" `[T, B, D*H]` (zeros behind the end of a
-            sequence), "h_n" `[L*D, B, H]`, and where the case trains "grad x", "grad h0" and "grad
-            NAME" of every weight. When streaming these are of all frames, step by step, from h0.
+        run: makes one call, as it is timed, and returns when the work is done. When streaming, the
+            call is one step on the first frame, from the state of the previous call; in the other
+            modes every call starts from h0.
+        results: makes one call and returns its results: "y" `[T, B, D*H]` (zeros after the end of a
+            sequence), "h_n" `[L*D, B, H]`, and if the case trains "grad x", "grad h0" and "grad
+            NAME" for every weight. When streaming, it steps through all frames, from h0.
     """
 
     run: Callable[[], object]
@@ -32,13 +33,13 @@ class Ready(NamedTuple):
 
 
 class Contestant(ABC):
-    """One way to compute an RNN. Importing its module imports nothing heavy.
+    """An implementation of RNNs. Importing its module must not import heavy libraries.
 
     Attributes:
-        name: in files and on the command line.
-        title: as people know it.
+        name: its name in files and on the command line.
+        title: its name in tables and plots.
         kind: "baseline", "backend" or "peer". Only the process of a backend imports rnnjit.
-        packages: distributions that it is made of, which are imported by the same names.
+        packages: the distributions that it needs; their import names are the same.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Contestant(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
 
     def absent(self) -> str:
-        """Why it cannot run here, with what to install; "" if it can. Imports nothing heavy."""
+        """Why it cannot run here, and what to install; "" if it can. Must not import libraries."""
         missing = [package for package in self.packages if find_spec(package) is None]
         if not missing:
             return ""
@@ -55,36 +56,36 @@ class Contestant(ABC):
         return f"{' and '.join(missing)} {verb} not installed: pip install 'rnnjit[bench]'"
 
     def versions(self) -> dict[str, str]:
-        """The versions of the packages that it is made of."""
+        """The versions of its packages."""
         return {package: version(package) for package in self.packages}
 
     def declines(self, case: Case) -> str:
-        """Why it does not offer such a call; "" if it does."""
+        """Why it does not support such a call; "" if it does."""
         if case.mode == "streaming" and case.bidirectional:
-            return "the other direction needs the end of a sequence first"
+            return "the backward direction needs the end of a sequence first"
         return ""
 
     @abstractmethod
     def prepare(self, case: Case, arrays: Arrays) -> Ready:
-        """Make everything ready but what a first call does by itself.
+        """Prepare a case, except for what a first call does (such as compilation).
 
-        It runs in a process that does nothing else, and so may set thread counts for good.
+        It runs in a process of its own, so it may change global settings such as thread counts.
         """
 
     def setup_seconds(self, case: Case) -> float:
-        """About how many seconds `prepare` and the first call take, for the time left."""
+        """The expected seconds of `prepare` and the first call, for progress and limits."""
         return 0.5
 
 
 def streaming(
     frames: Sequence[StateT], h0: StateT, step: Callable[[StateT, StateT], tuple[StateT, StateT]]
 ) -> Ready:
-    """A stream of calls of one step, of a contestant without torch.
+    """Prepare a streaming case for a contestant without torch.
 
     Args:
-        frames: each `[1, B, I]`, as `step` takes it.
-        h0: `[L, B, H]`, as `step` takes it.
-        step: gives y `[1, B, H]` and the state to pass to the next step.
+        frames: each `[1, B, I]`, of the type that `step` takes.
+        h0: `[L, B, H]`, of the type that `step` takes.
+        step: a function from a frame and a state to y `[1, B, H]` and the next state.
     """
     state, frame = h0, frames[0]
 

@@ -8,7 +8,7 @@ from rnnjit.bench.records import Case
 
 
 class Eager(Contestant):
-    """`nn.RNN` as it is; streaming passes the state from call to call."""
+    """Unchanged `nn.RNN`; streaming passes the state from call to call."""
 
     name = "eager"
     title = "PyTorch nn.RNN"

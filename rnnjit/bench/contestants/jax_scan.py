@@ -14,20 +14,20 @@ from rnnjit.bench.records import Case
 
 
 class JaxScan(Contestant):
-    """A jitted function; with `jax.vjp` in training, and a mask where the case is packed."""
+    """A jitted function, with `jax.vjp` in training, and a mask if the case is packed."""
 
     name = "jax"
     title = "JAX lax.scan"
     packages = ("jax", "jaxlib")
 
     def declines(self, case: Case) -> str:
-        """A backward pass alone, which has no function of its own."""
+        """Declines a separate backward pass, which is not a function of its own here."""
         if case.mode == "backward":
             return "it differentiates forward and backward passes as one function"
         return super().declines(case)
 
     def setup_seconds(self, case: Case) -> float:
-        """Mostly XLA's."""
+        """Mostly the compilation by XLA."""
         return 1.5
 
     def prepare(self, case: Case, arrays: Arrays) -> Ready:
@@ -68,7 +68,7 @@ class JaxScan(Contestant):
 
 
 def _forward(case: Case) -> Any:
-    """nn.RNN's `(y, h_n)` as a function of x, h0, the weights by name, and lengths or None."""
+    """A function of x, h0, the weights by name, and lengths or None, to nn.RNN's `(y, h_n)`."""
     import jax
     from jax import numpy as jnp
 
@@ -87,7 +87,7 @@ def _forward(case: Case) -> Any:
                 return after, after
             return jnp.where(runs, after, h), jnp.where(runs, after, 0)
 
-        # Backwards, a sequence stays at h0 until its own last step is reached.
+        # In reverse, the state of a sequence stays h0 until its own last step.
         return jax.lax.scan(step, h, (rows, running), reverse=suffix.endswith("reverse"))
 
     def forward(x: Any, h0: Any, weights: Any, lengths: Any) -> Any:
@@ -116,9 +116,9 @@ def _named(outputs: Any, gradients: Any = None) -> Mapping[str, Array]:
 
 
 def _use_processors(count: int) -> None:
-    """Let this process run on so many processors: XLA starts as many threads, and knows no option.
+    """Restrict this process to `count` processors: XLA has no option for its number of threads.
 
-    They are of as many cores as there are, before a second processor of one is taken.
+    Processors of different cores come first, then second hardware threads of the same cores.
     """
     if not hasattr(os, "sched_setaffinity"):
         return

@@ -1,4 +1,4 @@
-"""onnxruntime and OpenVINO, on one graph of ONNX's own `RNN` operators, one for each layer."""
+"""onnxruntime and OpenVINO, on a graph with one ONNX `RNN` operator for each layer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rnnjit.bench.arrays import Array, Arrays, suffixes
 from rnnjit.bench.contestants.base import Contestant, Ready, streaming
 from rnnjit.bench.records import Case
 
-#: From the model's inputs by name to y and h_n.
+#: A function from the model's inputs, by name, to y and h_n.
 Infer = Callable[[Mapping[str, Any]], tuple[Array, Array]]
 
-# The oldest that have all the operators: whatever reads ONNX reads them.
+# The oldest versions that have all operators, for the widest support by engines.
 _OPSET, _IR_VERSION = 14, 7
 
 
 class _Engine(Contestant):
-    """Runs the graph of a case, forward alone."""
+    """Runs the graph of a case, forward only."""
 
     def declines(self, case: Case) -> str:
-        """Training, and float64, which the operator is not written for."""
+        """Declines training, and float64, which the operator does not support."""
         if case.trains:
             return "it only infers: there is no backward pass"
         if case.dtype != "float32":
@@ -32,18 +32,18 @@ class _Engine(Contestant):
 
     @abstractmethod
     def load(self, model: bytes, threads: int, copy: bool) -> Infer:
-        """A model, ready to run.
+        """Load a model.
 
         Args:
-            model: serialised.
-            threads: that it may use.
-            copy: whether results must not be overwritten by the next call.
+            model: the serialised model.
+            threads: the number of threads that it may use.
+            copy: whether the results must stay valid after the next call.
         """
 
     def prepare(self, case: Case, arrays: Arrays) -> Ready:
         """The loaded model with its inputs."""
         stream = case.mode == "streaming"
-        # The next step may not read the state from where it writes it.
+        # A step must not write its state to the memory from which it reads it.
         infer = self.load(_model(case, arrays), case.threads, copy=stream)
         if stream:
             frames = list(arrays.x[:, None])
@@ -59,13 +59,13 @@ class _Engine(Contestant):
 
 
 class Onnxruntime(_Engine):
-    """An InferenceSession with its defaults, but for the number of threads."""
+    """An InferenceSession with default settings, except for the number of threads."""
 
     name = title = "onnxruntime"
     packages = ("onnx", "onnxruntime")
 
     def load(self, model: bytes, threads: int, copy: bool) -> Infer:
-        """A session, whose results are new in every call."""
+        """Create a session, which allocates new results in every call."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -77,14 +77,14 @@ class Onnxruntime(_Engine):
 
 
 class Openvino(_Engine):
-    """One inference request on the CPU, for low latency, computing in float32 throughout."""
+    """One inference request on the CPU, optimised for latency, computed in float32."""
 
     name = "openvino"
     title = "OpenVINO"
     packages = ("onnx", "openvino")
 
     def load(self, model: bytes, threads: int, copy: bool) -> Infer:
-        """A request, whose results are read where they are unless they are to be copied."""
+        """Create a request; without `copy` its results share the memory of the request."""
         import openvino
 
         settings = {
@@ -106,8 +106,9 @@ class Openvino(_Engine):
 def _model(case: Case, arrays: Arrays) -> bytes:
     """The serialised model of a call.
 
-    Its inputs are x `[T, B, I]`, h0 `[L*D, B, H]` and, of a packed case, lengths (int32 `[B]`); its
-    outputs y `[T, B, D*H]` and h_n `[L*D, B, H]`. Shapes are fixed, weights are in it.
+    Its inputs are x `[T, B, I]`, h0 `[L*D, B, H]` and, if the case is packed, lengths (int32
+    `[B]`); its outputs are y `[T, B, D*H]` and h_n `[L*D, B, H]`. Shapes are fixed, and the weights
+    are constants of the model.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -145,7 +146,7 @@ def _names(name: str, layers: int) -> list[str]:
 
 
 def _weights(case: Case, arrays: Arrays, layer: int) -> dict[str, Array]:
-    """A layer's constants: of every direction, stacked."""
+    """A layer's constants, with the directions stacked."""
 
     def stacked(*parts: str) -> Array:
         rows = [
@@ -162,7 +163,7 @@ def _weights(case: Case, arrays: Arrays, layer: int) -> dict[str, Array]:
 
 
 def _layer(case: Case, layer: int) -> Sequence[Any]:
-    """The operator, whose y is `[T, D, B, H]`, and what lays that out as `[T, B, D*H]`."""
+    """The RNN operator, whose y is `[T, D, B, H]`, and nodes that convert y to `[T, B, D*H]`."""
     from onnx import helper
 
     x = "x" if layer == 0 else f"y {layer - 1}"

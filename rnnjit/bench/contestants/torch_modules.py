@@ -1,4 +1,4 @@
-"""A module with nn.RNN's call, made ready to run a case: what torch's own and rnnjit's share."""
+"""Prepares cases for modules that are called like nn.RNN: torch's own and rnnjit's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rnnjit.bench.arrays import Array, Arrays
 from rnnjit.bench.contestants.base import Ready
 from rnnjit.bench.records import Case
 
-#: From the state to begin with, a function that steps over a frame `[B, I]` and gives y `[B, H]`,
-#: and one that gives the state `[L, B, H]`.
+#: A function from the initial state to two functions: one steps over a frame `[B, I]` and returns
+#: y `[B, H]`, the other returns the state `[L, B, H]`.
 Stream = Callable[[Tensor], tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]]
 
 
 def set_up(case: Case) -> None:
-    """Threads, and whether autograd records: for good, so that no call has to."""
+    """Set the thread count and the grad mode for the whole process, so that no call has to."""
     torch.set_num_threads(case.threads)
     torch.set_grad_enabled(case.trains)
 
@@ -39,13 +39,14 @@ def module_of(case: Case, arrays: Arrays) -> nn.RNN:
 
 
 def ready(case: Case, arrays: Arrays, module: nn.Module, stream: Stream | None = None) -> Ready:
-    """Make a case ready on a module that is called as nn.RNN is.
+    """Prepare a case on a module that is called like nn.RNN.
 
     Args:
-        case: what is called.
-        arrays: its numbers.
-        module: what computes it.
-        stream: steps frame by frame; by default calls of one step, the state passed on.
+        case: the case.
+        arrays: its arrays.
+        module: the module.
+        stream: for streaming cases; the default calls the module on single steps and passes the
+            state from call to call.
     """
     if case.mode == "streaming":
         return _streaming(arrays, stream or (lambda h0: _stream_by_calls(module, h0)))
@@ -56,7 +57,7 @@ def ready(case: Case, arrays: Arrays, module: nn.Module, stream: Stream | None =
 
 
 class _Call:
-    """A call of a whole sequence, its input packed beforehand if the case is."""
+    """A call on whole sequences; if the case is packed, the input is packed in advance."""
 
     def __init__(self, case: Case, arrays: Arrays, module: nn.Module) -> None:
         self._module, self._case = module, case
@@ -75,7 +76,7 @@ class _Call:
         self._grads = (grad_y, torch.tensor(arrays.grad_h_n))
 
     def outputs(self) -> tuple[Tensor, Tensor]:
-        """`(y, h_n)`; of a packed output, its rows."""
+        """Compute `(y, h_n)`; if the output is packed, y is its rows."""
         if self._packing is None:
             y, h_n = self._module(self._x, self._h0)
             return y, h_n
@@ -83,16 +84,16 @@ class _Call:
         return packed.data, h_n
 
     def gradients(self) -> tuple[Tensor, ...]:
-        """By x, h0 and every weight."""
+        """Compute the gradients of x, h0 and every weight."""
         return torch.autograd.grad(self.outputs(), self._leaves, self._grads)
 
     def backward(self) -> Callable[[], object]:
-        """The backward pass alone, from one forward pass whose graph is kept."""
+        """The backward pass only, repeatable, since the graph of one forward pass is kept."""
         outputs = self.outputs()
         return lambda: torch.autograd.grad(outputs, self._leaves, self._grads, retain_graph=True)
 
     def results(self) -> Mapping[str, Array]:
-        """The outputs, and the gradients of a case that trains, as `Ready.results` has them."""
+        """The outputs, and the gradients if the case trains, as in `Ready.results`."""
         y, h_n = self.outputs()
         found = {"y": self._padded(y), "h_n": h_n.detach().numpy()}
         if self._case.trains:

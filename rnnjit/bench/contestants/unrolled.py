@@ -1,4 +1,4 @@
-"""What `torch.compile` makes of an RNN that is written out, step by step, in plain torch."""
+"""`torch.compile` on an RNN that is unrolled step by step in plain torch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rnnjit.bench.records import Case
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-#: Steps, of all layers and directions, that are still compiled. The time to compile grows with
-#: them: with the backward pass from 17 s for 8 steps to 29 s for 128, where nothing is cached.
+#: The most steps, of all layers and directions, that it compiles. Compile time grows with the
+#: steps: with the backward pass and empty caches, from 17 s for 8 steps to 29 s for 128.
 MOST_STEPS = 128
 
 
 class Unrolled(Contestant):
-    """A loop over the steps, compiled by Inductor's defaults for the very shapes of the case."""
+    """A loop over the steps, compiled by Inductor with defaults for the exact shapes."""
 
     name = "unrolled"
     title = "torch.compile, unrolled"
     packages = ("torch",)
 
     def declines(self, case: Case) -> str:
-        """Calls that take minutes to compile, and packed ones."""
+        """Declines calls that take minutes to compile, and packed ones."""
         steps = _steps(case)
         if steps > MOST_STEPS:
             return f"compiling {steps} steps takes too long: {MOST_STEPS} are the most"
@@ -44,7 +44,7 @@ class Unrolled(Contestant):
         from rnnjit.bench.contestants import torch_modules
 
         torch_modules.set_up(case)
-        torch.compiler.reset()  # what was compiled before would count as a recompilation
+        torch.compiler.reset()  # else this would count as a recompilation of the previous case
         module = _module(case, arrays)
         module.compile(fullgraph=True, dynamic=False)
         return torch_modules.ready(case, arrays, module)
@@ -74,7 +74,7 @@ def _module(case: Case, arrays: Arrays) -> nn.Module:
 def _unrolled(
     case: Case, weights: Mapping[str, Tensor], x: Tensor, h0: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """nn.RNN's `(y, h_n)` of a dense call, the input's product taken for all steps at once."""
+    """nn.RNN's `(y, h_n)` of a dense call, with one input projection for all steps."""
     import torch
     from torch.nn.functional import linear
 

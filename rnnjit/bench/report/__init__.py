@@ -1,1 +1,1 @@
-"""What a report says: in numbers, in words, as tables, pictures and a page."""
+"""Presents a report: as rows, findings, tables, plots and an HTML page."""

@@ -1,4 +1,4 @@
-"""What a report says in a few words: means, where others are faster, who is missing and why."""
+"""The findings of a report: means, cases in which peers are faster, and cases without times."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Mean(NamedTuple):
     """The geometric mean of a contestant's ratios to eager.
 
     Attributes:
-        contestant: whose.
-        ratio: times as fast as eager; None if there is no time.
-        cases: that have a ratio, and so are in the mean.
-        asked: cases that it was asked to do.
+        contestant: the contestant.
+        ratio: times as fast as eager; None without any time.
+        cases: number of cases with a ratio, which are in the mean.
+        asked: number of cases that the contestant was given.
     """
 
     contestant: ContestantInfo
@@ -29,11 +29,11 @@ class Faster(NamedTuple):
     """A case in which a peer, or eager itself, is faster than every backend of rnnjit.
 
     Attributes:
-        case: in which.
-        contestant: who is fastest.
-        factor: times as fast as the best backend; None if no backend has a time.
-        backend: the best backend; None if no backend has a time.
-        clear: its samples lie below those of the backend: p80 of the one below p20 of the other.
+        case: the case.
+        contestant: the fastest contestant.
+        factor: times as fast as the fastest backend; None if no backend has a time.
+        backend: the fastest backend; None if no backend has a time.
+        clear: whether the contestant's p80 is below the backend's p20.
     """
 
     case: Case
@@ -44,11 +44,11 @@ class Faster(NamedTuple):
 
 
 class Exactness(NamedTuple):
-    """The largest error of a contestant's over cases of one mode and dtype, and eager's on them.
+    """The largest error of a contestant over cases of one mode and dtype, and eager's.
 
     Attributes:
-        error: largest absolute difference from eager in float64; None if none is known.
-        eager: eager's own, over the same cases.
+        error: largest absolute difference from eager in float64; None if unknown.
+        eager: the same for eager, over the same cases.
     """
 
     error: float | None
@@ -65,9 +65,9 @@ class Untimed(NamedTuple):
 
 
 def means(results: Results) -> dict[Slice, list[Mean]]:
-    """The geometric means of everyone but eager over the grid, or where there is none all shapes.
+    """The geometric means of all contestants but eager, over the grid, or all shapes without one.
 
-    A cold start is no ratio to put into a mean: compiling is not to be compared with not compiling.
+    Cold starts are excluded: their ratios would compare compiling with not compiling.
     """
     found = {}
     for part, cases in results.slices(results.shapes(cold=False)).items():
@@ -81,13 +81,13 @@ def means(results: Results) -> dict[Slice, list[Mean]]:
 
 
 def faster(results: Results) -> list[Faster]:
-    """Every case in which the fastest is no backend of rnnjit, the largest factor first."""
+    """Every case in which the fastest is not a backend of rnnjit, the largest factor first."""
     found = [f for case in results.cases if (f := _faster(results, case)) is not None]
     return sorted(found, key=lambda f: -(f.factor or float("inf")))
 
 
 def exactness(results: Results) -> dict[tuple[Mode, str], dict[str, Exactness]]:
-    """By mode and dtype, and then by contestant, of cases in which it is right or wrong alike."""
+    """Errors by (mode, dtype), then by contestant; cases with wrong results are included."""
     found: dict[tuple[Mode, str], dict[str, Exactness]] = {}
     for m in results.report.measurements:
         if m.error is None:
@@ -101,7 +101,7 @@ def exactness(results: Results) -> dict[tuple[Mode, str], dict[str, Exactness]]:
 
 
 def untimed(results: Results) -> list[Untimed]:
-    """Who has no time for what, and why, each reason once."""
+    """The contestants without times, with their cases, grouped by reason."""
     found: dict[tuple[str, Verdict, str], list[Case]] = {}
     for m in results.report.measurements:
         if m.verdict != "right":
@@ -113,7 +113,7 @@ def untimed(results: Results) -> list[Untimed]:
 
 
 def _largest(one: float | None, other: float | None) -> float | None:
-    """The larger one; NaN, which is no number to be smaller than another, before all others."""
+    """The larger one; NaN counts as larger than all numbers."""
     if one is None or other is None:
         return other if one is None else one
     return one if math.isnan(one) or one > other else other
@@ -147,6 +147,6 @@ def _faster(results: Results, case: Case) -> Faster | None:
     ahead, behind = results.of(first.name, case), results.of(backend.name, case)
     clear = False
     if ahead is not None and behind is not None:
-        # Without samples' spread there is nothing to doubt the medians by.
+        # Without percentiles the medians are compared.
         clear = (ahead.p80 or least) < (behind.p20 or own)
     return Faster(case, first, own / least, backend, clear)

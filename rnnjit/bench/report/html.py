@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: no network, no scripts to be read."""
+"""Renders a report as one self-contained HTML page: no network, readable without scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rnnjit.bench.report.results import Results, described, duration, size, time
 
 
 class Picture(NamedTuple):
-    """A plot as it stands in the page, and as files to save."""
+    """A plot as inline SVG, and as files to save."""
 
     key: str
     title: str
@@ -30,8 +30,8 @@ class Picture(NamedTuple):
 def write_html(report: Report, path: str | Path) -> None:
     """Write the page of a report: means, tables, plots, the machine, and what was not timed.
 
-    Colours follow the reader's choice of light or dark. What contestants and the machine say of
-    themselves is shown as text, whatever is in it.
+    Colours follow the reader's light or dark theme. All strings from contestants and the machine
+    are escaped.
 
     Raises:
         OSError: `path` cannot be written.

@@ -1,7 +1,7 @@
-"""Before and after: two reports, case by case.
+"""Compares two reports case by case, to find regressions.
 
-What is compared is the ratio to eager, each of its own run: where a machine is slower today, eager
-is, too. Only rnnjit's backends count.
+It compares ratios to eager within the same run, since a slower machine slows eager as well. Only
+rnnjit's backends are compared.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from rnnjit.bench.report.results import Results
 
 
 class Change(NamedTuple):
-    """A backend in a case that it was right in before.
+    """A backend in a case in which it was right before.
 
     Attributes:
-        backend: its name.
-        case: in which.
-        before: times as fast as eager.
-        after: the same now; None if it has no time any more.
-        verdict: of now.
-        reason: why there is no time.
+        backend: name of the backend.
+        case: the case.
+        before: times as fast as eager, in the old report.
+        after: the same in the new report; None if it has no time there.
+        verdict: the verdict in the new report.
+        reason: why there is no time in the new report.
     """
 
     backend: str
@@ -34,14 +34,14 @@ class Change(NamedTuple):
 
     @property
     def slower(self) -> float:
-        """How many times as long as before a call takes, by eager's measure."""
+        """How many times as long as before a call takes, relative to eager."""
         return float("inf") if self.after is None else self.before / self.after
 
 
 def changes(old: Report, new: Report) -> list[Change]:
-    """Every backend in every case that both reports asked it for, in the order of the new one.
+    """Every backend in every case that both reports contain, in the order of the new one.
 
-    One that had no time before is left out, and so is one that is absent now.
+    Backends that had no time in the old report or are absent in the new one are left out.
     """
     before, after = Results(old), Results(new)
     names = [each.name for each in new.contestants if each.kind == "backend" and not each.absent]
@@ -59,5 +59,5 @@ def changes(old: Report, new: Report) -> list[Change]:
 
 
 def slower(found: Sequence[Change], factor: float) -> list[Change]:
-    """Those that are slower by more than a factor, or wrong, failed or declined now."""
+    """The changes that are slower by more than `factor`, or have no time any more."""
     return [change for change in found if change.slower > factor]

@@ -1,4 +1,4 @@
-"""A report as questions are asked of it: who did what, and how it stands to eager."""
+"""Queries on a report: measurements by contestant and case, ratios to eager, sweeps."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from rnnjit.bench import roofline
 from rnnjit.bench.records import Case, ContestantInfo, Measurement, Mode, Report
 from rnnjit.bench.roofline import Bound
 
-#: Groups that may be sweeps: their cases differ in the field that they are named after.
+#: Groups that may be sweeps: their cases differ in the field of the same name.
 _SWEPT = ("T", "B", "I", "H", "layers", "threads")
 
 
 class Slice(NamedTuple):
-    """What cases must have in common for their ratios to be read side by side."""
+    """The properties that comparable cases have in common."""
 
     mode: Mode
     dtype: str
     threads: int
 
     def __str__(self) -> str:
-        """The same in words."""
+        """The slice in words."""
         return f"{self.mode}, {self.dtype}, {threads(self.threads)}"
 
 
 class Sweep(NamedTuple):
-    """Cases in which one thing grows, and nothing else but I with H where both are the same.
+    """Cases that differ in one field; a sweep over H may change I as well, if always I = H.
 
     Attributes:
-        field: of `Case`, that grows.
-        cases: two or more, the smallest first.
-        constant: what all of them have in common, in words.
+        field: the field of `Case` that varies.
+        cases: two or more cases, the smallest first.
+        constant: the other properties, in words.
     """
 
     field: str
@@ -46,11 +46,11 @@ class Results:
     """The measurements of a report, by contestant and case.
 
     Attributes:
-        report: all of it.
-        cases: without repetition, in the report's order.
+        report: the report.
+        cases: the distinct cases, in the report's order.
         contestants: those with measurements, in the report's order.
-        sweeps: by what grows in them, in the order of T, B, I, H, layers, threads.
-        baseline: the name of the contestant that ratios are to.
+        sweeps: the sweeps, in the order T, B, I, H, layers, threads.
+        baseline: the name of the contestant that ratios refer to.
     """
 
     def __init__(self, report: Report) -> None:
@@ -64,7 +64,7 @@ class Results:
         self.baseline = next((c.name for c in report.contestants if c.kind == "baseline"), "eager")
 
     def of(self, contestant: str, case: Case) -> Measurement | None:
-        """What a contestant did with a case; None if it was not asked."""
+        """The measurement of a contestant in a case; None if there is none."""
         return self._found.get((contestant, case))
 
     def seconds(self, contestant: str, case: Case) -> float | None:
@@ -80,7 +80,7 @@ class Results:
     def bound(self, measurement: Measurement) -> Bound | None:
         """How near the time comes to the machine's limit; None without a time or a limit.
 
-        A first call is compiled, loaded and warmed up: no limit says anything of it.
+        Cold starts have none, since compiling and loading dominate their time.
         """
         taken, case, machine = seconds(measurement), measurement.case, self.report.machine
         if taken is None or case.cold:
@@ -99,37 +99,37 @@ class Results:
         return self._known[contestant]
 
     def slices(self, cases: Iterable[Case]) -> dict[Slice, list[Case]]:
-        """The cases by what they must have in common to be compared."""
+        """Group cases into slices."""
         found: dict[Slice, list[Case]] = {}
         for case in cases:
             found.setdefault(Slice(case.mode, case.dtype, case.threads), []).append(case)
         return found
 
     def shapes(self, *, cold: bool = True) -> tuple[Case, ...]:
-        """The cases that stand for themselves, and not for a point of a sweep.
+        """The cases that are not part of a sweep.
 
         Args:
-            cold: whether cold starts are among them.
+            cold: whether to include cold starts.
         """
         swept = {case for sweep in self.sweeps for case in sweep.cases}
         found = (case for case in self.cases if case not in swept)
         return tuple(case for case in found if cold or not case.cold)
 
     def mean_ratio(self, contestant: str, cases: Iterable[Case]) -> tuple[float, int] | None:
-        """Geometric mean of the ratios to eager, and of how many cases; None without any."""
+        """Geometric mean of the ratios to eager, and the number of cases in it; None if empty."""
         ratios = [r for case in cases if (r := self.ratio(contestant, case)) is not None]
         if not ratios:
             return None
         return math.exp(sum(map(math.log, ratios)) / len(ratios)), len(ratios)
 
     def named(self, name: str) -> ContestantInfo:
-        """The contestant of a name."""
+        """The contestant with this name."""
         return next(c for c in self.report.contestants if c.name == name)
 
 
 def _sweeps(cases: Iterable[Case]) -> tuple[Sweep, ...]:
     swept = [case for case in cases if case.group in _SWEPT]
-    # Where I is H all along, it grows with it; that they meet by chance in one case is not enough.
+    # I varies with H only if I = H in all cases of a family, and not in one case by chance.
     unequal = {_family(case, square=True) for case in swept if case.I != case.H}
     families: dict[Case, list[Case]] = {}
     for case in swept:
@@ -148,7 +148,7 @@ def _sweeps(cases: Iterable[Case]) -> tuple[Sweep, ...]:
 
 
 def _family(case: Case, *, square: bool) -> Case:
-    """The case with 0 for what grows, and if H grows and it is `square`, for I too."""
+    """The case with its swept field set to 0; if H is swept and it is `square`, also I."""
     grown = [case.group, "I"] if square and case.group == "H" else [case.group]
     return msgspec.structs.replace(case, **dict.fromkeys(grown, 0))
 
@@ -162,7 +162,7 @@ def _constant(family: Case) -> str:
 
 
 def seconds(measurement: Measurement) -> float | None:
-    """Seconds of one call: the median, or of a cold start the first call; None without a time."""
+    """Seconds of one call: the median, or the first call of a cold start; None without a time."""
     if measurement.verdict != "right":
         return None
     if measurement.p50 is None and measurement.case.cold:
@@ -176,12 +176,12 @@ def shape(case: Case) -> str:
 
 
 def described(case: Case) -> str:
-    """The shape, and what else is not as usual."""
+    """The shape, and all options that are not the defaults."""
     return ", ".join([shape(case), *extras(case)])
 
 
 def extras(case: Case) -> list[str]:
-    """What a case has beside its sizes, if it is not as usual."""
+    """The options of a case that are not the defaults."""
     found = [f"{case.layers} layers"] if case.layers > 1 else []
     found += ["bidirectional"] if case.bidirectional else []
     found += [case.nonlinearity] if case.nonlinearity != "tanh" else []
@@ -189,7 +189,7 @@ def extras(case: Case) -> list[str]:
 
 
 def started(case: Case) -> str:
-    """From what a cold start starts: its group, which need not say again that it is one."""
+    """The cache state of a cold start: its group without the prefix "cold start"."""
     return case.group.removeprefix("cold start").removeprefix(", ") or "one call"
 
 
@@ -199,7 +199,7 @@ def threads(count: int) -> str:
 
 
 def duration(value: float) -> str:
-    """Seconds with three digits, in the unit that suits them."""
+    """Format seconds with three digits and a unit."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if float(f"{value / scale:.3g}") >= 1.0:
             return f"{value / scale:.3g} {unit}"
@@ -207,13 +207,13 @@ def duration(value: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """How many times as fast, with as many digits as mean something."""
+    """Format a ratio, with as many digits as are significant."""
     digits = 2 if ratio < 1.995 else 1 if ratio < 99.95 else 0
     return f"{ratio:.{digits}f}x"
 
 
 def size(count: float) -> str:
-    """Bytes, in the unit that suits them."""
+    """Format bytes with a binary unit."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
             return f"{count / scale:.3g} {unit}"

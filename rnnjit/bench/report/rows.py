@@ -1,4 +1,4 @@
-"""A report as one flat row for every measurement, so that those of many runs can be joined."""
+"""Converts a report to one flat row per measurement, so that many runs can be joined."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ Row = dict[str, Any]
 def rows(report: Report) -> list[Row]:
     """One row for each measurement, all with the same columns in the same order.
 
-    A row holds all that is needed to tell it from those of other runs: commit, created, preset,
-    versions (`version_torch` and so on; packages that a contestant alone is made of are None in
-    the rows of others) and the machine. Beside what was measured stand `ratio` (times as fast as
-    eager), `share_of_peak` (of the multiply-adds), `share_of_bound` (of what the
-    machine can do) and `bound` (what binds);
-    what is not known is None.
+    Each row also describes its run: commit, created, preset, machine, and versions
+    (`version_torch` and so on; a package of only some contestants is None in the rows of the
+    others). Derived columns are `ratio` (times as fast as eager), `share_of_peak` (of the peak rate
+    of multiply-adds), `share_of_bound` (of the machine's limit) and `bound` (what bounds the call).
+    Unknown values are None.
     """
     results = Results(report)
     own = {c.name: c.versions for c in report.contestants}
@@ -57,7 +56,7 @@ def write_csv(report: Report, path: str | Path) -> None:
 
 
 def as_csv(report: Report) -> str:
-    """What `write_csv` writes."""
+    """The text that `write_csv` writes."""
     file = io.StringIO()
     found = rows(report)
     writer = csv.DictWriter(file, found[0] if found else [], lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The tables of a page: a row for each case, a cell for each contestant."""
+"""The tables of a report: a row for each case, a cell for each contestant."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rnnjit.bench.report.results import (
 
 
 class Cell(NamedTuple):
-    """What one contestant did with one case.
+    """The result of one contestant in one case.
 
     Attributes:
-        main: the ratio to eager, or of eager its time, or why there is neither, in a word.
-        more: the time, where `main` is a ratio.
-        hint: spread, errors and memory, or the reason.
-        kind: "time", "slow" (slower than eager), "best" (nobody is faster), "none" or a verdict.
-        order: what rows are sorted by; None goes to the end.
+        main: the ratio to eager; for eager itself the time; without a time the verdict.
+        more: the time, if `main` is a ratio.
+        hint: percentiles, errors and memory, or the reason for the verdict.
+        kind: "time", "slow" (slower than eager), "best" (the fastest), "none" or a verdict.
+        order: the key by which readers sort rows; None sorts last.
     """
 
     main: str
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A case, the numbers to sort it by, and its cells in the order of the contestants."""
+    """A case: its label, further options, and its cells in the order of the contestants."""
 
     label: str
     more: str
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows that can be read side by side."""
+    """Comparable cases; `first` is the heading of the column of labels."""
 
     title: str
     first: str
@@ -56,7 +56,7 @@ class Table(NamedTuple):
 
 
 def shape_tables(results: Results) -> list[Table]:
-    """A table for each mode, dtype and number of threads, of every shape that is no sweep's."""
+    """A table for each mode, dtype and number of threads, without the cases of sweeps."""
     return [
         _table(results, str(part), "T, B, I, H", cases)
         for part, cases in results.slices(results.shapes()).items()
@@ -76,9 +76,9 @@ def sweep_tables(results: Results) -> list[Table]:
 def _table(
     results: Results, title: str, first: str, cases: Sequence[Case], field: str = ""
 ) -> Table:
-    """A table whose rows are named after `field`, or if there is none, after their shapes."""
+    """A table whose row labels are the values of `field`, or the shapes if it is empty."""
     asked = [c for c in results.contestants if any(results.of(c.name, case) for case in cases)]
-    # Eager last: the ratios to it are what is to be seen first.
+    # Eager comes last, since the ratios to it are more important than its times.
     contestants = tuple(sorted(asked, key=lambda c: c.kind == "baseline"))
     found = []
     for case in cases:
@@ -104,7 +104,7 @@ def _cell(results: Results, contestant: ContestantInfo, case: Case) -> Cell:
     best = taken == min(
         value for c in results.contestants if (value := results.seconds(c.name, case)) is not None
     )
-    # Compiling is not to be compared with not compiling: of a first call the time says more.
+    # A cold start shows times: its ratio to eager would compare compiling with not compiling.
     if contestant.kind == "baseline" or ratio is None or case.cold:
         kind = "best" if best else "time"
         return Cell(duration(taken), "", _hint(results, measurement), kind, taken)
@@ -113,7 +113,7 @@ def _cell(results: Results, contestant: ContestantInfo, case: Case) -> Cell:
 
 
 def _hint(results: Results, measurement: Measurement) -> str:
-    """What a measurement found beside its median."""
+    """The details of a measurement besides its median."""
     parts = []
     if measurement.p20 is not None and measurement.p80 is not None:
         parts.append(f"p20 {duration(measurement.p20)}, p80 {duration(measurement.p80)}")
@@ -135,7 +135,7 @@ def _hint(results: Results, measurement: Measurement) -> str:
 
 
 def setting(case: Case) -> str:
-    """Mode, dtype and threads; of a cold start its group too, which says from what."""
+    """Mode, dtype and threads; for a cold start also its group, which names the cache state."""
     mode = f"{case.mode}, {started(case)}" if case.cold else case.mode
     return f"{mode}, {case.dtype}, {threads(case.threads)}"
 

@@ -1,4 +1,4 @@
-"""The CUDA backend where there is no GPU: what it declines, and what it costs to have it."""
+"""Protects the CUDA backend without a GPU: what it declines, and what having it costs."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The CUDA backend on a GPU, as users meet it; `benchmarks/gpu.py` runs the kit on each family."""
+"""Protects the CUDA backend in use on a GPU; `benchmarks/gpu.py` runs the kit on each family."""
 
 import contextlib
 

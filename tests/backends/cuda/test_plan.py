@@ -1,4 +1,4 @@
-"""The CUDA planner, for GPUs that need not be there."""
+"""Protects the CUDA planner, for GPUs that need not be there."""
 
 import math
 

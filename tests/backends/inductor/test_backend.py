@@ -1,4 +1,4 @@
-"""The Inductor backend's manners: what it declines, what it costs, what it leaves alone."""
+"""Protects the Inductor backend's behaviour: what it declines, costs and leaves unchanged."""
 
 import subprocess
 import sys

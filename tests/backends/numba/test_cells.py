@@ -1,4 +1,4 @@
-"""The Numba backend computes cells that are values of a program's own, and names what it lacks."""
+"""Protects the Numba backend on user-defined cells, and its reasons to decline others."""
 
 import pytest
 import torch

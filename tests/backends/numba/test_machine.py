@@ -1,4 +1,4 @@
-"""The Numba backend and the machine: instruction sets, the disk cache, processes, plans."""
+"""Protects the Numba backend on its machine: instruction sets, disk cache, processes, plans."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""What the Numba backend promises about its numbers."""
+"""Protects the Numba backend's numbers: long sums, streams, and windows of the backward pass."""
 
 import pytest
 import torch

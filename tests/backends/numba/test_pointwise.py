@@ -1,4 +1,4 @@
-"""The operations of cells as the Numba backend lowers them, each alone, against torch's."""
+"""Protects each operation of cells, as the Numba backend lowers it, against torch's."""
 
 import ctypes
 import itertools

@@ -1,4 +1,4 @@
-"""Threads of the Numba backend's teams that come late, or never: the others do their work."""
+"""Protects work stealing: if a thread comes late, or never, the others do its work."""
 
 import ctypes
 import threading

@@ -1,4 +1,4 @@
-"""The TVM backend from outside: what it declines, what it costs, what it leaves alone."""
+"""Protects the TVM backend's behaviour: what it declines, costs and leaves unchanged."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The TVM backend and cells that no layer of torch's has: each operation, and whole layers."""
+"""Protects the TVM backend on cells that torch has no layer for: operations and whole layers."""
 
 import ctypes
 import math

@@ -1,4 +1,4 @@
-"""The TVM backend and the machine: instruction sets, object code, processes."""
+"""Protects the TVM backend on its machine: instruction sets, object code, processes."""
 
 import multiprocessing
 import os

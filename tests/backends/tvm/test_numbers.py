@@ -1,4 +1,4 @@
-"""The TVM backend's numbers: sums of many terms, and what may not change a bit."""
+"""Protects the TVM backend's numbers: long sums, and what must not change a bit."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""The pictures of a report, drawn by matplotlib: needs the extra `bench`.
+"""The plots of a report, drawn by matplotlib: needs the extra `bench`.
 
 Raises:
-    ImportError: on import, where matplotlib is not installed.
+    ImportError: on import, if matplotlib is not installed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Chapter(NamedTuple):
     """The plots of one kind.
 
     Attributes:
-        key: a word for it.
-        title: what they show.
-        plots: none where the report lacks what they are drawn from.
-        lacking: what the report lacks then.
+        key: an identifier.
+        title: the heading.
+        plots: the plots; empty if the report lacks the data.
+        lacking: the message for that case.
     """
 
     key: str
@@ -73,7 +73,7 @@ _ALL: tuple[tuple[str, str, Callable[[Results], Iterable[Plot]], str], ...] = (
 
 
 def chapters(report: Report) -> tuple[Chapter, ...]:
-    """All that can be drawn of a report; nothing is drawn before a plot is asked for it."""
+    """All plots of a report, by chapter; a plot is drawn only when it is rendered."""
     results = Results(report)
     return tuple(
         Chapter(key, title, tuple(plots(results)), lacking) for key, title, plots, lacking in _ALL
@@ -86,9 +86,9 @@ def write_plots(
     """Write each plot as `KEY.svg` and `KEY.png`, and with `-dark` for dark backgrounds.
 
     Args:
-        report: what is drawn.
-        folder: where to; made if it is not there.
-        only: beginnings of the keys of plots, such as "speedup"; None for all.
+        report: the report.
+        folder: the directory, created if it does not exist.
+        only: prefixes of the keys of plots, such as "speedup"; None for all.
 
     Returns:
         The files, in the order of the plots.

@@ -1,4 +1,4 @@
-"""Seconds of the first call of a new process."""
+"""Plots the seconds of the first call of a new process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PITCH = 22.0
 
 
 def plots(results: Results) -> Iterator[Plot]:
-    """A plot for each case of a cold start."""
+    """A plot for each cold start."""
     cases = [case for case in results.cases if case.cold]
     for number, case in enumerate(cases):
         if any(results.seconds(c.name, case) is not None for c in results.contestants):
@@ -26,7 +26,7 @@ def plots(results: Results) -> Iterator[Plot]:
 
 
 def figure(results: Results, case: Case, theme: Theme) -> Figure:
-    """A bar for each contestant, the quickest first, its time behind it."""
+    """Draw a bar for each contestant, the fastest first, labelled with its time."""
     looks = style.looks(results.report, theme)
     found = [
         (seconds, contestant)

@@ -1,4 +1,4 @@
-"""A plot as bytes: SVG for a page that follows its reader's theme, SVG and PNG files."""
+"""Renders plots: inline SVG for a page with themes, and SVG and PNG files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Plot:
     """One picture.
 
     Attributes:
-        key: names its files and its parts; letters, digits and hyphens.
-        title: what it shows, for those who cannot see it as well.
-        draw: makes the figure in the colours of a theme.
+        key: prefix of its files and ids; letters, digits and hyphens.
+        title: what it shows; also the text for screen readers.
+        draw: draws the figure in the colours of a theme.
     """
 
     key: str
@@ -38,12 +38,12 @@ class Plot:
         drawn, file = io.BytesIO(), io.BytesIO()
         with _settings(self.key):
             self.draw(theme).savefig(drawn, format="png")
-        # Few colours are in it, and so a palette takes a quarter of the bytes.
+        # A plot has few colours, so a palette reduces it to a quarter of the bytes.
         Image.open(drawn).convert("RGB").quantize(128).save(file, "png")
         return file.getvalue()
 
     def svg(self, theme: Theme = LIGHT) -> str:
-        """The plot as an SVG file of its own; the same for the same plot."""
+        """The plot as a standalone SVG file; deterministic."""
         file = io.StringIO()
         with _settings(self.key):
             metadata = {"Date": None, "Title": self.title, "Creator": "rnnjit"}
@@ -58,11 +58,11 @@ class Plot:
         The variables are `--surface`, `--ink`, `--muted`, `--grid`, `--baseline`, `--series-0`...
 
         Args:
-            svg: what `svg` gave, in the light theme.
+            svg: the result of `svg` in the light theme.
         """
-        # Metadata and the declarations of an XML file have no place in HTML.
+        # Removes the XML declarations and metadata, which are invalid in HTML.
         text = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-        # Every figure of matplotlib's has the same names for its groups; a page may have them once.
+        # All matplotlib figures use the same ids for groups, but ids must be unique in a page.
         text = re.sub(r'<g id="([\w.]+?)_\d+"', r'<g class="\1"', text)
         text = re.sub(r"<title>.*?</title>", "", text, flags=re.DOTALL)
         text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(self.title)}" ', 1)
@@ -78,7 +78,7 @@ def css_variables() -> dict[str, str]:
 
 
 def _settings(key: str) -> AbstractContextManager[None]:
-    """What the user's own settings of matplotlib may not change; identifiers differ by plot."""
+    """Fixed matplotlib settings, regardless of the user's; ids are specific to the plot."""
     own = {
         "svg.fonttype": "none",
         "text.parse_math": False,

@@ -1,4 +1,4 @@
-"""Operations a second against operations a byte, under what the machine does at most."""
+"""Roofline plots: operations per second against operations per byte, below the machine's peaks."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def plots(results: Results) -> Iterator[Plot]:
 
 
 def figure(results: Results, part: Slice, placed: dict[Case, float], theme: Theme) -> Figure:
-    """A mark for each case and contestant, below the roof that each level of memory gives.
+    """Draw a mark for each case and contestant, below the roofs of the levels of memory.
 
     Args:
-        results: all of them.
+        results: the results.
         part: the slice that the cases belong to.
-        placed: operations for each byte of the level that takes longest, by case.
+        placed: by case, the operations per byte of the level that takes longest.
         theme: the colours.
     """
     looks = style.looks(results.report, theme)
@@ -75,7 +75,7 @@ def figure(results: Results, part: Slice, placed: dict[Case, float], theme: Them
 
 
 def _roof(machine: Machine, case: Case, canvas: Canvas, theme: Theme) -> None:
-    """The peak, and the slope of every level, each with its name where it meets the peak."""
+    """Draw the peak and the slope of each level, with its name where it meets the peak."""
     axes = canvas.axes
     peak = _peak(case, machine)
     ends, heights = axes.get_xlim(), axes.get_ylim()
@@ -89,7 +89,7 @@ def _roof(machine: Machine, case: Case, canvas: Canvas, theme: Theme) -> None:
         size=style.TEXT - 1,
         color=theme.ink,
     )
-    # Operations a byte and bytes a second have a slope of one, which looks like this.
+    # On logarithmic axes the slope is 1; this is its angle on the canvas.
     rise = _HEIGHT / math.log(heights[1] / heights[0])
     angle = math.atan2(rise, canvas.width / math.log(ends[1] / ends[0]))
     for band in machine.bandwidths:
@@ -101,7 +101,7 @@ def _roof(machine: Machine, case: Case, canvas: Canvas, theme: Theme) -> None:
         axes.annotate(
             band.level,
             (meets, meets * band.rate),
-            # A little back along the slope, and below it, where the peak is not in the way.
+            # Offset back along the slope and below it, so that it does not overlap the peak.
             (2 * math.sin(angle) - 6 * math.cos(angle), -2 * math.cos(angle) - 6 * math.sin(angle)),
             textcoords="offset points",
             rotation=math.degrees(angle),
@@ -114,12 +114,12 @@ def _roof(machine: Machine, case: Case, canvas: Canvas, theme: Theme) -> None:
 
 
 def _peak(case: Case, machine: Machine) -> float:
-    """Operations a second at most, of a machine that was measured for the case."""
+    """The peak in operations per second; the machine must have been measured for the case."""
     return roofline.work(case).flops / roofline.limits(case, machine)["compute"]
 
 
 def _intensity(case: Case, machine: Machine) -> float | None:
-    """Operations for each byte of the level that takes longest; None if it was not measured."""
+    """Operations per byte of the level that takes longest; None if it was not measured."""
     levels = {k: v for k, v in roofline.limits(case, machine).items() if k != "compute"}
     if not levels:
         return None

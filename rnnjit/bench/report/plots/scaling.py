@@ -1,4 +1,4 @@
-"""Seconds of one call as one thing grows: T, B, I, H, layers or threads."""
+"""Plots the seconds of one call against T, B, I, H, layers or threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMES = {
 
 
 def plots(results: Results) -> Iterator[Plot]:
-    """A plot for each sweep of which anyone has a time."""
+    """A plot for each sweep with a time."""
     for number, sweep in enumerate(results.sweeps):
         if any(_line(results, c.name, sweep) for c in results.contestants):
             case = sweep.cases[0]
@@ -37,7 +37,7 @@ def plots(results: Results) -> Iterator[Plot]:
 
 
 def figure(results: Results, sweep: Sweep, theme: Theme) -> Figure:
-    """A line for each contestant, from p20 to p80 in a lighter shade, on logarithmic axes."""
+    """Draw a line for each contestant, with p20 to p80 shaded, on logarithmic axes."""
     looks = style.looks(results.report, theme)
     drawn = [c for c in results.contestants if _line(results, c.name, sweep)]
     made = style.canvas(
@@ -75,7 +75,7 @@ def figure(results: Results, sweep: Sweep, theme: Theme) -> Figure:
 
 
 def _line(results: Results, contestant: str, sweep: Sweep) -> list[tuple[int, float, float, float]]:
-    """(value, p20, p50, p80) wherever it has a time."""
+    """(value, p20, p50, p80) for each case with a time."""
     found = []
     for case in sweep.cases:
         measurement = results.of(contestant, case)

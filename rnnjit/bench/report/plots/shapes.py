@@ -16,23 +16,23 @@ from rnnjit.bench.report.plots.style import Theme
 from rnnjit.bench.report.results import Results, Slice, extras, shape, threads
 
 _PITCH = 22.0
-#: Of labels with two lines.
+#: The pitch for labels with two lines.
 _WIDE_PITCH = 30.0
-#: Marks that are nearer than this are put aside, so far from the middle of their row.
+#: Marks that are nearer than `_NEAR` are moved from the middle of their row, by these offsets.
 _NEAR = 6.0
 _ASIDE = (0.0, -4.5, 4.5, -8.5, 8.5)
-#: A process cannot grow by less than a page; no growth is drawn as one.
+#: A process grows by at least a page; no growth is drawn as one page.
 _PAGE = 4096
 _MIB = 2**20
 
-#: What is marked: values of contestants, by name, for each case; none of them empty.
+#: For each case, the values of contestants by name; never empty.
 Marks = dict[Case, dict[str, float]]
 #: The value of a contestant in a case, None for no mark.
 Value = Callable[[ContestantInfo, Case], float | None]
 
 
 def speedups(results: Results) -> Iterator[Plot]:
-    """How many times as fast as eager, which is a line at 1, each contestant is."""
+    """Speed-ups over eager, which is a line at 1, for each contestant."""
 
     def ratio(contestant: ContestantInfo, case: Case) -> float | None:
         baseline = contestant.kind == "baseline"
@@ -53,7 +53,7 @@ def speedups(results: Results) -> Iterator[Plot]:
 
 
 def memory(results: Results) -> Iterator[Plot]:
-    """By how much the process of each contestant grows during a call."""
+    """The growth of the process of each contestant during a call."""
 
     def mebibytes(contestant: ContestantInfo, case: Case) -> float | None:
         found = results.of(contestant.name, case)
@@ -75,7 +75,7 @@ def memory(results: Results) -> Iterator[Plot]:
 
 
 def _by_slice(results: Results, value: Value) -> Iterator[tuple[Slice, Marks]]:
-    """What is marked, for each mode, dtype and number of threads in which anything is."""
+    """The marks of each slice that has any."""
     for part, cases in results.slices(results.shapes(cold=False)).items():
         marks = {}
         for case in cases:
@@ -105,17 +105,17 @@ def _figure(
     xlabel: str,
     line: float | None = None,
 ) -> Figure:
-    """A row for each case, from above in their order, and a logarithmic axis of positive values.
+    """Draw a row for each case, from top to bottom, and a logarithmic axis of positive values.
 
     Args:
-        results: where the contestants come from.
+        results: the results, for their contestants.
         theme: the colours.
-        title: what is shown.
-        note: the unit, and what is better.
-        marks: the positions.
-        words: how a value is written.
-        xlabel: of the axis.
-        line: where eager stands, in every row.
+        title: the title.
+        note: the subtitle: the unit, and which direction is better.
+        marks: the values.
+        words: formats a value.
+        xlabel: label of the axis.
+        line: the value of eager, drawn as a vertical line; None for no line.
     """
     looks = style.looks(results.report, theme)
     shown = {name for points in marks.values() for name in points}
@@ -170,17 +170,17 @@ def _rows(axes: Axes, labels: list[str], theme: Theme) -> None:
 
 
 def _aside(points: Mapping[str, float], scale: float) -> dict[str, float]:
-    """How far each mark goes from the middle of its row, so that none lies upon another.
+    """The offset of each mark from the middle of its row, in points, to avoid overlaps.
 
     Args:
-        points: by name.
-        scale: width of the axis for a factor of e.
+        points: values by name.
+        scale: width of a factor of e on the axis, in points.
     """
     found: dict[str, float] = {}
     ends = [-math.inf] * len(_ASIDE)
     for name in sorted(points, key=lambda name: points[name]):
         at = scale * math.log(points[name])
-        # The first that is free, or else whichever has been free for longest.
+        # The first free lane, or else the one whose last mark is farthest away.
         free = (lane for lane, end in enumerate(ends) if at - end >= _NEAR)
         lane = next(free, ends.index(min(ends)))
         ends[lane] = at

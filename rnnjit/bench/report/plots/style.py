@@ -1,6 +1,6 @@
-"""How all plots look: the colours of both themes, sizes, and the canvas with its legend.
+"""The style of all plots: the colours of both themes, sizes, and the canvas with its legend.
 
-Lengths are points, 72 an inch.
+Lengths are in points, 72 per inch.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from matplotlib.ticker import NullLocator
 
 from rnnjit.bench.records import ContestantInfo, Report
 
-#: Of every plot: as wide as a telephone, so that its text is legible there.
+#: The width of every plot: that of a phone screen, so that its text is legible there.
 WIDTH = 400.0
 TEXT = 10.0
 _TITLE = 12.0
 _LINE = 15.0
-#: Width of a character in the mean, by the size of the text; a little more than that.
+#: Mean width of a character relative to the text size, rounded up.
 _CHARACTER = 0.6
 _RIGHT = 14.0
 
 
 class Theme(NamedTuple):
-    """Colours on one background, all of them different, as `#rrggbb` in lower case."""
+    """The colours for one background, all different, as `#rrggbb` in lower case."""
 
     surface: str
     ink: str
@@ -39,7 +39,7 @@ class Theme(NamedTuple):
     series: tuple[str, ...]
 
 
-# Neighbours in the series can be told apart by people who do not see red, green or blue.
+# Adjacent colours of the series are distinguishable with any form of colour blindness.
 LIGHT = Theme(
     "#ffffff",
     "#1c2024",
@@ -76,13 +76,13 @@ DARK = Theme(
 )
 THEMES = {"light": LIGHT, "dark": DARK}
 
-#: Of every power of ten at an axis; the first that are few enough are taken.
+#: Ticks within each power of ten; the first entry that gives few enough ticks is used.
 _DIGITS = ((1, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)), (1, (1.0, 2.0, 5.0)), (1, (1.0, 3.0)))
 _MARKERS = "oDsv^P*X<>ph"
 
 
 class Look(NamedTuple):
-    """How one contestant is drawn, in every plot alike."""
+    """The style of one contestant, the same in every plot."""
 
     colour: str
     marker: str
@@ -101,7 +101,7 @@ class Look(NamedTuple):
 
 
 def looks(report: Report, theme: Theme) -> dict[str, Look]:
-    """How each contestant looks, by its place in the report, whether it took part or not."""
+    """The style of each contestant, by its position in the report; absent ones included."""
     found = {}
     place = 0
     for contestant in report.contestants:
@@ -116,7 +116,7 @@ def looks(report: Report, theme: Theme) -> dict[str, Look]:
 
 
 def width(text: str, size: float = TEXT) -> float:
-    """About how wide a text is; longer rather than shorter."""
+    """An estimate of the width of a text, on the high side."""
     return len(text) * size * _CHARACTER
 
 
@@ -138,16 +138,16 @@ def canvas(
     left: float,
     xlabel: str,
 ) -> Canvas:
-    """Axes of the given height, as wide as there is room beside `left` for labels.
+    """Create a figure with axes of the given height, a title and a legend.
 
     Args:
-        theme: its colours.
-        title: what is shown.
-        note: under the title: unit, and what is better.
-        legend: who is drawn, and how.
-        height: of the axes.
-        left: room for the labels of the vertical axis.
-        xlabel: of the horizontal axis.
+        theme: the colours.
+        title: the title.
+        note: the subtitle: the unit, and which direction is better.
+        legend: the contestants in the legend, with their styles.
+        height: height of the axes.
+        left: space for the labels of the vertical axis.
+        xlabel: label of the horizontal axis.
     """
     columns = _columns([contestant.title for contestant, _ in legend])
     notes = textwrap.wrap(note, int((WIDTH - 12) / (0.55 * (TEXT - 1))))
@@ -175,13 +175,13 @@ def canvas(
 def logarithmic(
     axis: Axis, values: Sequence[float], words: Callable[[float], str], *, most: int = 7
 ) -> None:
-    """A logarithmic axis around `values`, with no more than `most` round numbers written at it.
+    """Make an axis logarithmic, with limits around `values` and at most `most` ticks.
 
     Args:
-        axis: of any scale.
-        values: positive, at least one.
-        words: how a number is written.
-        most: numbers at the axis.
+        axis: the axis.
+        values: positive values, at least one.
+        words: formats a tick.
+        most: the most ticks.
     """
     low, high = min(values) / 1.15, max(values) * 1.15
     if high / low < 3:
@@ -194,7 +194,7 @@ def logarithmic(
 
 
 def _round_numbers(low: float, high: float, most: int) -> list[float]:
-    """Numbers between: the more of every power of ten, or of fewer powers, the nearer they are."""
+    """Round numbers between `low` and `high`, at most `most`; denser for a smaller range."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for step, digits in (*_DIGITS, *((step, (1.0,)) for step in range(1, 20))):
         found = [

@@ -1,0 +1,20 @@
+"""Parameters of tests over products: any two values meet in `make test`, all in `make test-all`."""
+
+from itertools import product
+
+import pytest
+
+from rnnjit.testing.covering import covering
+
+
+def covered(*axes):
+    """A parameter for each combination; those beyond a covering array are marked `full`."""
+    rows = covering({str(i): list(map(str, range(len(axis)))) for i, axis in enumerate(axes)})
+    kept = {tuple(map(int, row.values())) for row in rows}
+    return [
+        pytest.param(
+            *(axis[index] for axis, index in zip(axes, row, strict=True)),
+            marks=() if row in kept else pytest.mark.full,
+        )
+        for row in product(*(range(len(axis)) for axis in axes))
+    ]
