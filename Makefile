@@ -28,7 +28,22 @@ fuzz: install
 mutants: install
 	$(BIN)/python tests/mutants/run.py
 
-include versions/matrix.mk
+# Environments of exact versions, one a file, whose first line names its Python: PyPI's PyTorch takes
+# several GB in each. `make version-oldest` runs one of them.
+versions: $(patsubst versions/%.txt,version-%,$(wildcard versions/*.txt))
+
+# Tests that need no other package.
+VERSION_TESTS := tests/backends/numba tests/backends/tvm tests/backends/inductor \
+	tests/backends/test_conformance.py tests/backends/test_values.py \
+	tests/bad_input tests/dispatch tests/execution tests/frontend tests/runtime \
+	tests/tools/test_autotune.py tests/tools/test_explain.py tests/tools/test_gradient_flow.py \
+	tests/test_lstm_gru_reference.py tests/test_reference.py tests/test_spec.py
+
+version-%: versions/%.txt
+	test -x build/$*/bin/python || $$(sed -n '1s/# Python /python/p' $<) -m venv build/$*
+	build/$*/bin/python -m pip install --quiet -c $< -e '.[tvm]' \
+		expecttest hypothesis pytest pytest-benchmark pytest-xdist
+	build/$*/bin/python -m pytest -n $${TEST_PROCESSES:-2} --dist worksteal $(VERSION_TESTS)
 
 demo: .venv/.installed-examples
 	$(BIN)/python examples/digits.py
