@@ -195,7 +195,7 @@ def _old(arguments: Namespace) -> Report | None:
 
     if arguments.against is None:
         if arguments.fail_slower is not None:
-            raise UsageError("--fail-slower needs --against")
+            raise UsageError("--fail-slower works only with --against")
         return None
     try:
         return read(Path(arguments.against))

@@ -137,7 +137,7 @@ def _modules(arguments: Namespace) -> dict[str, nn.RNNBase]:
             say=partial(say, "compare"),
         )
     if arguments.trust:
-        raise UsageError("--trust needs --model")
+        raise UsageError("--trust works only with --model")
     spec = RNNSpec(**_CONFIGURATION | given)
     if arguments.nonlinearity is not None:
         spec = replace(spec, cell=CELL_OF_NONLINEARITY[arguments.nonlinearity])

@@ -34,7 +34,7 @@ class Linked:
     ) -> None:
         # Checked first, since LLVM crashes on unreadable input.
         if not llvm.object_file.ObjectFileRef.from_data(code):
-            raise ValueError("code is not an object file")
+            raise ValueError("this is not object code")
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         library = llvm.JITLibraryBuilder().add_object_img(code)
