@@ -278,7 +278,9 @@ def test_a_class_of_the_users_own_is_named_and_imported_only_when_trusted(tmp_pa
     assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "imported").exists()
 
-    trusted = run("compare", "--model", "net.pt", "--trust", "--rounds", "1", cwd=tmp_path)
+    trusted = run(
+        "compare", "--model", "net.pt", "--trust", "--steps", "4", "--rounds", "1", cwd=tmp_path
+    )
     assert trusted.returncode == 0, trusted.stderr
     assert "trusting what 'net.pt' names: mymodel.Net" in trusted.stderr
     assert "rnn: RNN(3, 5)" in trusted.stdout

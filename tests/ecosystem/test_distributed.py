@@ -96,6 +96,7 @@ def test_two_processes_train_as_one_on_the_whole_batch(way, kinds, tmp_path):
             assert ranges == [f"rnnjit: layer {index} on {backend}" for index in range(2)]
 
 
+@pytest.mark.full
 def test_torchrun_trains_the_example():
     done = torchrun("--epochs", "15")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -89,6 +89,7 @@ def test_cross_validation(digits):
         np.testing.assert_allclose(*losses, rtol=1e-9)
 
 
+@pytest.mark.full
 def test_a_grid_search_in_worker_processes(digits):
     """Joblib pickles the estimators to processes of its own, and the best one back."""
     grid = {"neuralnetclassifier__module__bidirectional": [False, True]}

@@ -262,6 +262,7 @@ def test_export_with_dynamic_sizes(tmp_path):
         torch.testing.assert_close(loaded(x), model(x))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
 def test_a_package_compiled_ahead_of_time(tmp_path):

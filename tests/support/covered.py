@@ -1,8 +1,9 @@
-"""Parameters of tests over products: any two values meet in `make test`, all in `make test-all`."""
+"""Parameters of tests over products: some combinations in `make test`, all in `make test-all`."""
 
 from itertools import product
 
 import pytest
+import torch
 
 from rnnjit.testing.covering import covering
 
@@ -17,4 +18,13 @@ def covered(*axes):
             marks=() if row in kept else pytest.mark.full,
         )
         for row in product(*(range(len(axis)) for axis in axes))
+    ]
+
+
+def turns(values, dtypes=(torch.float32, torch.float64)):
+    """Each value with each dtype; but for one of them, which takes turns, these are `full`."""
+    return [
+        pytest.param(value, dtype, marks=() if (v + d) % len(dtypes) == 0 else pytest.mark.full)
+        for v, value in enumerate(values)
+        for d, dtype in enumerate(dtypes)
     ]

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from short_chunks import SHORT_CHUNKS
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -113,8 +114,9 @@ def step(module, x):
     (y.sum() + h_n.sum()).backward()
 
 
-def test_nothing_is_compiled_anew_for_other_sizes(monkeypatch):
-    step(rnnjit.compile(nn.RNN(3, 5), backend="inductor"), torch.randn(16, 4, 3))
+@pytest.mark.parametrize("backend", [SHORT_CHUNKS, pytest.param(BACKEND, marks=pytest.mark.full)])
+def test_nothing_is_compiled_anew_for_other_sizes(backend, monkeypatch):
+    step(rnnjit.compile(nn.RNN(3, 5), backend=backend), torch.randn(16, 4, 3))
     known = dict(compiler._COMPILED)
 
     def never(key):
@@ -122,8 +124,8 @@ def test_nothing_is_compiled_anew_for_other_sizes(monkeypatch):
 
     monkeypatch.setattr(compiler, "_compile", never)
     for T, B, I, H in ((16, 2, 1, 1), (17, 5, 3, 16), (64, 8, 7, 33), (33, 3, 2, 64)):
-        step(rnnjit.compile(nn.RNN(I, H), backend="inductor"), torch.randn(T, B, I))
-        bidirectional = rnnjit.compile(nn.RNN(I, H, bidirectional=True), backend="inductor")
+        step(rnnjit.compile(nn.RNN(I, H), backend=backend), torch.randn(T, B, I))
+        bidirectional = rnnjit.compile(nn.RNN(I, H, bidirectional=True), backend=backend)
         step(bidirectional, torch.randn(T, B, I))
         lengths = [max(1, T - 5 * b) for b in range(B)]
         step(bidirectional, pack_padded_sequence(torch.randn(T, B, I), lengths))
@@ -136,6 +138,7 @@ def test_a_short_call_compiles_nothing(monkeypatch):
     assert not compiler._COMPILED
 
 
+@pytest.mark.full
 def test_inside_a_compiled_model_and_whatever_becomes_of_it(monkeypatch):
     torch.manual_seed(0)
     eager = nn.Sequential(nn.Linear(4, 3), nn.RNN(3, 5)).double()

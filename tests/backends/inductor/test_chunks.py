@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from short_chunks import SHORT_CHUNKS
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -77,16 +78,8 @@ def both(module, x, h0):
     return [y, h_n, *torch.autograd.grad(loss, [x, h0, *module.parameters()])]
 
 
-def few_steps(layer, rows, dtype, device, threads, keep):
-    """The planner's choice but for the steps of a chunk, of which few are compiled sooner."""
-    if rows.T < 3:
-        return None
-    return Plan(3, ONE_ROW if rows.B == 1 else ROWS, 1)
-
-
-FEW_STEPS = InductorBackend(few_steps)
 WALKS = [
-    *((FEW_STEPS, T) for T in (3, 8)),
+    *((SHORT_CHUNKS, T) for T in (3, 8)),
     *(pytest.param("inductor", T, marks=pytest.mark.full) for T in (16, 37)),
 ]
 
@@ -105,7 +98,7 @@ def test_whole_chunks_and_what_is_left(backend, T, B, H, bidirectional):
 
 
 PACKED = [
-    *((FEW_STEPS, lengths) for lengths in ([8, 7, 6, 4, 2, 1], [3, 3], [7], [4] * 3 + [2] * 6)),
+    *((SHORT_CHUNKS, lengths) for lengths in ([8, 7, 6, 4, 2, 1], [3, 3], [7], [4] * 3 + [2] * 6)),
     pytest.param("inductor", [40, 33, 32, 17, 3, 1], marks=pytest.mark.full),
 ]
 
@@ -134,6 +127,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("two_threads")
 def test_two_threads():
     torch.manual_seed(0)
@@ -173,9 +167,17 @@ def pairs(zx, zh, h):
 PAIRS = Cell.trace(pairs, name="pairs", gates=["a", "b"], states=["h"])
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("cell", "compiled"),
+    [
+        (GATED, False),
+        (PAIRS, False),
+        (GATED, True),
+        pytest.param(PAIRS, True, marks=pytest.mark.full),
+    ],
+    ids=["gated", "pairs", "gated-compiled", "pairs-compiled"],
+)
 @pytest.mark.parametrize("sizes", [[3] * 5, [4, 3, 3, 2, 1]], ids=["dense", "packed"])
-@pytest.mark.parametrize("cell", [GATED, PAIRS], ids=["gated", "pairs"])
 def test_gradients_of_any_form(cell, sizes, compiled):
     torch.manual_seed(0)
     spec = rnnjit.RNNSpec(3, 5, cell=cell, bidirectional=True)
@@ -205,8 +207,11 @@ MORE = (
 )
 SHORT = [
     *((ROWS, case) for case in TANH + RELU),
-    *((ONE_ROW, case) for case in TANH),
-    *(pytest.param(MATRIX, case, marks=pytest.mark.full) for case in TANH),
+    *(
+        pytest.param(tile, case, marks=pytest.mark.full)
+        for tile in (ONE_ROW, MATRIX)
+        for case in TANH
+    ),
 ]
 
 

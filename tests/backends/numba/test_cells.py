@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covered import turns
 
 from rnnjit import LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
@@ -57,9 +58,10 @@ def close(found, expected, dtype):
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+@pytest.mark.parametrize(
+    ("cell", "dtype"), turns(CELLS), ids=lambda value: getattr(value, "name", str(value))
+)
 def test_cells_of_ones_own_agree_with_the_reference(cell, call, dtype):
     layer, rows, x, hx, weights, (grad_y, grad_h_n) = given(call, cell, dtype)
     needs = Needs(True, (True,), (True,) * len(weights))

@@ -104,6 +104,7 @@ def most(values):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.full
 def test_an_application_that_loaded_a_part_of_numba(tmp_path):
     # It has declared the overloads of tuples before the kernels' target is made.
     result = run(tmp_path, before="import numba.cpython.tupleobj\n")
