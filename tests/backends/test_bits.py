@@ -10,12 +10,15 @@ matrix products are torch's, whose order of summation depends on the size of the
 """
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from covered import in_turn
+from folders import SUPPORT
 from on_cpu import ON_CPU
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -165,14 +168,14 @@ def digest(backend, packed):
 PROGRAM = "from test_bits import digest; print(digest({!r}, {!r}).hexdigest())"
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
-@packings
+@pytest.mark.parametrize(("backend", "packed"), in_turn(ON_CPU, [False, True]))
 def test_runs_in_this_process_and_in_another(backend, packed, threads):
     here = {digest(backend, packed).hexdigest() for _ in range(3)}
     program = PROGRAM.format(backend, packed)
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(SUPPORT)},
         capture_output=True,
         text=True,
         check=False,

@@ -62,6 +62,14 @@ def test_gradients(function_and_inputs):
     assert gradcheck(function, inputs)
 
 
+# Second derivatives are the reference's, whatever the backend: one stands for all.
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(each, marks=() if each.name == "numba" else pytest.mark.full, id=each.name)
+        for each in BACKENDS
+    ],
+)
 def test_gradients_of_gradients(function_and_inputs):
     function, inputs = function_and_inputs
     assert gradgradcheck(function, inputs)

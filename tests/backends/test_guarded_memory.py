@@ -35,8 +35,11 @@ WAYS = {
 
 
 #: Backends, and instruction sets that they are swept on.
-SWEEPS = [("numba", isa) for isa in POSSIBLE]
-SWEEPS += [("tvm", isa) for isa in (POSSIBLE if MORE else POSSIBLE[:1])]
+SWEEPS = [
+    pytest.param(backend, isa, marks=() if isa == POSSIBLE[0] else pytest.mark.full)
+    for backend in ("numba", "tvm")
+    for isa in POSSIBLE
+]
 
 
 def start(output, *command, isa=POSSIBLE[0]):
@@ -56,29 +59,19 @@ def start(output, *command, isa=POSSIBLE[0]):
         )
 
 
-@pytest.fixture(scope="module")
-def sweeps(tmp_path_factory):
-    """Every sweep, started: (process, what it writes to)."""
-    running = {}
-    for backend, isa in SWEEPS:
-        if not rnnjit.backends()[backend].missing():
-            output = tmp_path_factory.mktemp("sweep") / "output"
-            command = ("-m", "guarded.sweep", backend, str(MORE))
-            running[backend, isa] = start(output, *command, isa=isa), output
-    yield running
-    for process, _ in running.values():
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.fuzz
 @pytest.mark.parametrize(("backend", "isa"), SWEEPS)
-def test_kernels_never_access_memory_out_of_bounds(backend, isa, sweeps):
+def test_kernels_never_access_memory_out_of_bounds(backend, isa, tmp_path):
     missing = rnnjit.backends()[backend].missing()
     if missing:
         pytest.skip("; ".join(missing))
-    process, output = sweeps[backend, isa]
-    status = process.wait(timeout=600 + MORE)
+    output = tmp_path / "output"
+    process = start(output, "-m", "guarded.sweep", backend, str(MORE), isa=isa)
+    try:
+        status = process.wait(timeout=600 + MORE)
+    finally:
+        process.kill()
+        process.wait()
     *before, last = output.read_text().splitlines()
     assert status == 0, "\n".join([f"exit status {status} after:", *before[-40:], last])
     assert last.startswith("covered: ")

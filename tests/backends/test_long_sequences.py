@@ -36,14 +36,11 @@ def case(nonlinearity, stack, packed, B):
     )
 
 
-#: Each of what a case is made of at least twice; `make fuzz` takes all combinations.
+#: Every fact of a case at least once; `make test-all` takes all combinations.
 FEW = [
     ("tanh", "one layer", "dense", 1),
     ("relu", "one layer", "packed", 16),
-    ("tanh", "one layer", "dense", 16),
-    ("relu", "two layers both ways", "dense", 16),
-    ("tanh", "two layers both ways", "packed", 16),
-    ("relu", "two layers both ways", "packed", 1),
+    ("tanh", "two layers both ways", "packed", 1),
 ]
 ALL = list(product(["tanh", "relu"], STACKS, ["dense", "packed"], [1, 16]))
 

@@ -17,6 +17,7 @@ WARM = 8_000
 ALLOWED = 500_000
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
 def test_twenty_thousand_calls_of_changing_shapes_hold_no_more_memory():
     # Compiled here and kept on disk: memory that a compiler gave back would hide what leaks.

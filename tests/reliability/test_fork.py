@@ -114,7 +114,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.full)]
+)
 def test_processes_that_multiprocessing_starts(method, tmp_path):
     file = tmp_path / "server.py"
     file.write_text("import faulthandler\nfrom crowds import *\n" + SERVER)

@@ -36,7 +36,10 @@ for n in range(40):
 """
 
 
-@pytest.mark.parametrize("backend", ["numba", "tvm"])
+BACKENDS = ["numba", pytest.param("tvm", marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_ctrl_c_anywhere_in_calls_and_steps(backend):
     assert_well(program(CALLS, backend))
 
@@ -99,7 +102,7 @@ assert len(list(object_cache.directory().glob("*.o"))) == 1
 """
 
 
-@pytest.mark.parametrize("backend", ["numba", "tvm"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_first_calls_at_once_with_nothing_compiled_amid_ctrl_c_and_a_fork(backend, tmp_path):
     """One thread is interrupted and then forks, while all wait for the same compilers."""
     assert_well(program(COLD, backend, RNNJIT_CACHE_DIR=str(tmp_path)))

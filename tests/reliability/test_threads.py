@@ -5,7 +5,8 @@ import sys
 import pytest
 from processes import assert_well, program
 
-BACKENDS = ["numba", "tvm"]
+# Both run on the same threads, by the same code.
+BACKENDS = ["numba", pytest.param("tvm", marks=pytest.mark.full)]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pins a process to a core")
 
 
@@ -109,7 +110,9 @@ for backend in ("numba", "tvm"):
 """
 
 
-@pytest.mark.parametrize("limit", ["OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS"])
+@pytest.mark.parametrize(
+    "limit", ["OMP_THREAD_LIMIT", pytest.param("OMP_MAX_ACTIVE_LEVELS", marks=pytest.mark.full)]
+)
 def test_openmp_grants_fewer_threads_than_asked_for(limit):
     assert_well(program(TEAMS, OMP_DYNAMIC="true", **{limit: "2" if "LIMIT" in limit else "0"}))
 
@@ -161,7 +164,10 @@ if sys.argv[1:] == ["workqueue"]:
 """
 
 
-@pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue", "nonsense"])
+@pytest.mark.parametrize(
+    "layer",
+    ["workqueue", *(pytest.param(n, marks=pytest.mark.full) for n in ("omp", "tbb", "nonsense"))],
+)
 def test_no_threading_layer_of_numbas_takes_part(layer):
     """Kernels run on torch's threads, also while the application runs loops on numba's own."""
     assert_well(program(LAYERS, layer, NUMBA_THREADING_LAYER=layer))

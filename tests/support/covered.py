@@ -3,7 +3,6 @@
 from itertools import product
 
 import pytest
-import torch
 
 from rnnjit.testing.covering import covering
 
@@ -21,10 +20,10 @@ def covered(*axes):
     ]
 
 
-def turns(values, dtypes=(torch.float32, torch.float64)):
-    """Each value with each dtype; but for one of them, which takes turns, these are `full`."""
+def in_turn(values, others):
+    """Each value with each of `others`: with one in `make test`, a different one each time."""
     return [
-        pytest.param(value, dtype, marks=() if (v + d) % len(dtypes) == 0 else pytest.mark.full)
+        pytest.param(value, other, marks=() if (v + o) % len(others) == 0 else pytest.mark.full)
         for v, value in enumerate(values)
-        for d, dtype in enumerate(dtypes)
+        for o, other in enumerate(others)
     ]

@@ -3,7 +3,7 @@
 import os
 
 VARIABLE = "RNNJIT_FUZZ_EXAMPLES"
-_DEFAULT = 300
+_DEFAULT = 50
 
 
 def thorough() -> bool:
