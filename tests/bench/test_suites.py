@@ -1,6 +1,7 @@
 """Protects the pytest-benchmark suites: the name of their results file, and its content."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -30,6 +31,8 @@ def test_the_file_of_results_says_what_was_run_where_but_names_no_host(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, *flags],
         cwd=ROOT,
+        # pytest-benchmark times nothing in a worker of pytest-xdist, which this is none of.
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")},
         capture_output=True,
         text=True,
         check=False,

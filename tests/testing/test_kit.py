@@ -23,6 +23,7 @@ from rnnjit.testing.poison import poisoned
 from rnnjit.testing.suite import device_of, pairs
 from rnnjit.testing.tolerances import TOLERANCES, Expected, judge
 
+HALF = {"tanh-bf16", "relu-bf16", "tanh-f16"}
 EPS = torch.finfo(torch.float32).eps
 
 
@@ -229,14 +230,16 @@ def test_what_is_wrong_with_the_second_state_alone_is_seen(how, caught_by, words
         CHECKS[caught_by].run(SecondState(how), case)
 
 
-def test_run_counts_and_reports_progress():
+def test_run_counts_and_reports_progress(monkeypatch):
+    few = [case for case in CASES if case.id in ("tanh", "packed", *HALF)]
+    monkeypatch.setattr("rnnjit.testing.suite.CASES", few)
     seen = []
     report = run(NoHalf(), on_result=seen.append)
     assert report.ok
     assert tuple(seen) == report.results
     assert report.passed + report.declined == count() == len(seen)
     declined = {result.case for result in seen if result.outcome == "declined"}
-    assert declined == {"tanh-bf16", "relu-bf16", "tanh-f16"}
+    assert declined == HALF
     said = {result.message for result in seen if result.case == "tanh-f16"} - {""}
     assert said == {"torch.float16 is not supported: only torch.float32, torch.float64 are"}
 
