@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from covered import in_turn
+from covered import in_full, in_turn
 from folders import SUPPORT
 from on_cpu import ON_CPU
 from torch import nn
@@ -168,7 +168,10 @@ def digest(backend, packed):
 PROGRAM = "from test_bits import digest; print(digest({!r}, {!r}).hexdigest())"
 
 
-@pytest.mark.parametrize(("backend", "packed"), in_turn(ON_CPU, [False, True]))
+@pytest.mark.parametrize(
+    ("backend", "packed"),
+    [*in_turn(EXACT, [False, True]), *in_full(sorted({*ON_CPU} - {*EXACT}), [False, True])],
+)
 def test_runs_in_this_process_and_in_another(backend, packed, threads):
     here = {digest(backend, packed).hexdigest() for _ in range(3)}
     program = PROGRAM.format(backend, packed)

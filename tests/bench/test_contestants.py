@@ -35,9 +35,10 @@ OFFERED = [
 ]
 
 
-# PyTorch takes most of a minute to compile unrolled steps.
+# PyTorch takes most of a minute to compile unrolled steps; tvm is offered as numba is.
+SLOW = ("unrolled", "tvm")
 RUN = [
-    pytest.param(each, names, marks=pytest.mark.full if each.name == "unrolled" else ())
+    pytest.param(each, names, marks=pytest.mark.full if each.name in SLOW else ())
     for each, names in OFFERED
 ]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from covered import in_turn
 
 import rnnjit
 from rnnjit import LayerSpec, Rows
@@ -83,10 +84,12 @@ def test_tanh_of_the_smallest_numbers(backend, dtype):
 
 
 @backends
-@dtypes
-@pytest.mark.parametrize(("name", "allowed"), [("exp", 1.1), ("sigmoid", 2.5)])
+@pytest.mark.parametrize(
+    ("dtype", "function"), in_turn(list(WIDE), [("exp", 1.1), ("sigmoid", 2.5)])
+)
 @pytest.mark.parametrize(("low", "high"), [(-1, 1), (-80, 80)])
-def test_exp_and_sigmoid_in_units_in_the_last_place(backend, dtype, name, allowed, low, high):
+def test_exp_and_sigmoid_in_units_in_the_last_place(backend, dtype, function, low, high):
+    name, allowed = function
     generator = torch.Generator().manual_seed(0)
     z = low + (high - low) * torch.rand(100_000, generator=generator, dtype=dtype)
     assert units_in_the_last_place(name, z, values(backend, CELLS[name], z)) < allowed

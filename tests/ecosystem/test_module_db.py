@@ -86,7 +86,7 @@ def test_packed_sequences(made):
     [
         (torch.autograd.gradcheck, True),
         (torch.autograd.gradcheck, False),
-        (torch.autograd.gradgradcheck, True),
+        pytest.param(torch.autograd.gradgradcheck, True, marks=pytest.mark.full),
     ],
     ids=["first-train", "first-eval", "second-train"],
 )

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from folders import ROOT
 
 SCRIPT = ROOT / "examples" / "text.py"
@@ -14,6 +15,7 @@ def run(*flags):
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
+@pytest.mark.full
 def test_both_trainings_agree_and_learn():
     done = run("--steps", "50", "--write", "30")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from folders import ROOT
 
 CLIENT = Path(__file__).parent / "typing_client"
+CACHE = ROOT / "build" / "test-cache" / "mypy"
 CHECKERS = {
-    "mypy": ("mypy", "--strict", "--no-incremental", "--config-file", ""),
+    "mypy": ("mypy", "--strict", "--cache-dir", str(CACHE), "--config-file", ""),
     "pyright": ("basedpyright", "--level", "error", "--pythonpath", sys.executable),
 }
 

@@ -81,7 +81,10 @@ else:
 """
 
 
-@pytest.mark.parametrize(("thread", "said"), [("daemon", ""), ("afterwards", "right")])
+@pytest.mark.parametrize(
+    ("thread", "said"),
+    [pytest.param("daemon", "", marks=pytest.mark.full), ("afterwards", "right")],
+)
 def test_kernels_that_are_being_compiled_at_the_end(thread, said, tmp_path):
     """The end waits for the compiler; what a daemon goes on to do is as in the test above."""
     done = program(COMPILING, thread, RNNJIT_CACHE_DIR=str(tmp_path))

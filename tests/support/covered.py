@@ -27,3 +27,8 @@ def in_turn(values, others):
         for v, value in enumerate(values)
         for o, other in enumerate(others)
     ]
+
+
+def in_full(*axes):
+    """All combinations, for `make test-all` alone."""
+    return [pytest.param(*values, marks=pytest.mark.full) for values in product(*axes)]

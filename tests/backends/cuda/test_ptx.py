@@ -16,7 +16,7 @@ from rnnjit_cuda.kernels import FAMILIES, KernelKey, variants
 SCRIPT = ROOT / "benchmarks" / "cuda_kernels.py"
 
 
-LARGEST = list(product(FAMILIES, ("forward", "backward"), ("float32", "float64")))
+LARGEST = list(product(FAMILIES, ("forward", "backward")))
 EXTENTS = [
     pytest.param(["--largest", "--arch", "90"], len(LARGEST), id="largest"),
     pytest.param(["--arch", "80", "90"], 2 * len(variants()), id="all", marks=pytest.mark.full),

@@ -172,7 +172,7 @@ PAIRS = Cell.trace(pairs, name="pairs", gates=["a", "b"], states=["h"])
     [
         (GATED, False),
         (PAIRS, False),
-        (GATED, True),
+        pytest.param(GATED, True, marks=pytest.mark.full),
         pytest.param(PAIRS, True, marks=pytest.mark.full),
     ],
     ids=["gated", "pairs", "gated-compiled", "pairs-compiled"],

@@ -90,7 +90,13 @@ assert "Flags" in BACKEND.missing()[0]
 """
 
 
-@pytest.mark.parametrize("program", [GONE, LATE], ids=["from the start", "when it compiles"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(GONE, id="from the start", marks=pytest.mark.full),
+        pytest.param(LATE, id="when it compiles"),
+    ],
+)
 def test_calls_in_a_process_without_a_name(program, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program],
