@@ -15,7 +15,7 @@ from typing import Any
 from llvmlite import ir
 from numba import jit, types
 
-from rnnjit_numba.private import NUMBA
+from rnnjit_numba.private import NUMBA, complete
 from rnnjit_numba.simd import I64, VOID
 from rnnjit_numba.symbol_table import returns_int
 
@@ -147,6 +147,7 @@ class _Collected(NUMBA.CodeLibrary):  # type: ignore[misc, name-defined]  # numb
 
     def __init__(self, codegen: Any, module: Any) -> None:
         super().__init__(codegen, module.name)
+        complete(self)
         self._module = module
 
     def create_ir_module(self, name: str) -> Any:

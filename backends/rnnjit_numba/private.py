@@ -123,6 +123,14 @@ class _Numba:
 NUMBA = _Numba()
 
 
+def complete(library: Any) -> None:
+    """Give a code library of our own what a pass looks for that `CodeLibrary` does not define.
+
+    numba 0.63 adds to a set of what is to run where numba's cache loads code, which is nothing.
+    """
+    library._reload_init = set()
+
+
 def run_passes(passes: Any, module: Any, builder: Any) -> None:
     """Optimise a module that has a context of its own: `passes.run(module, builder)`."""
     run = _without_lock("RunNewModulePassManager")

@@ -7,9 +7,10 @@ from chromium import PROGRAM, browser
 
 from rnnjit.bench.report.plots.style import THEMES, looks
 
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None, reason="there is no browser: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(PROGRAM is None, reason="there is no browser: apt-get install chromium"),
+]
 
 BOXES = """
 [...document.querySelectorAll("figure svg")].map((svg) => {

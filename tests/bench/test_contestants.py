@@ -35,10 +35,10 @@ OFFERED = [
 ]
 
 
-# PyTorch takes most of a minute to compile unrolled steps; tvm is offered as numba is.
-SLOW = ("unrolled", "tvm")
+# One of rnnjit's and one peer: each takes the time of a process, and of a compiler.
+FAST = ("numba", "jax")
 RUN = [
-    pytest.param(each, names, marks=pytest.mark.full if each.name in SLOW else ())
+    pytest.param(each, names, marks=() if each.name in FAST else pytest.mark.full)
     for each, names in OFFERED
 ]
 

@@ -32,7 +32,10 @@ def expected_items(rnn):
     return [Encoded(rnn)[index] for index in range(12)]
 
 
-@pytest.mark.parametrize(("method", "threads"), [("fork", 1), ("fork", 2), ("spawn", 2)])
+@pytest.mark.parametrize(
+    ("method", "threads"),
+    [("fork", 1), ("fork", 2), pytest.param("spawn", 2, marks=pytest.mark.full)],
+)
 def test_items_that_workers_compute(pair, method, threads):
     """A forked worker with two threads must do without the parent's, which it does not have.
 

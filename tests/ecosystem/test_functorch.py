@@ -103,6 +103,7 @@ def test_a_step_of_meta_learning_differentiates_through_training(models, data):
 
 
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr:UserWarning")  # torch's own
+@pytest.mark.full
 def test_a_gauss_newton_product_of_forward_and_reverse_mode(models, data):
     x, _ = data
 

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from covered import in_turn
 from torch import nn
 
 import rnnjit
@@ -65,8 +66,7 @@ def operators(file):
     return Counter(n.op_type for n in nodes if n.op_type in ("MatMul", "Tanh", "Relu", "RNN"))
 
 
-@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "torch.jit"])
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize(("config", "dynamo"), in_turn(CONFIGS, [True, False]), ids=str)
 def test_onnxruntime_agrees_and_the_graph_is_eagers(config, dynamo, tmp_path):
     eager = Tagger(**config).eval()
     fast = rnnjit.compile(eager)

@@ -77,6 +77,8 @@ def operator_arguments(backend, directions, batch_sizes, grad):
     return x, batch_sizes, steps, [h0], weights, *CELL, grad, key_of(backend)
 
 
+# By torch's own checks, which look at the gradients of tensors that they made.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("batch_sizes", [None, torch.tensor([3, 3, 1])], ids=["dense", "packed"])
 @pytest.mark.parametrize("backend", [*BACKENDS, Keeping()], ids=lambda b: b.name)
 def test_the_operators_pass_torchs_own_checks(backend, batch_sizes):

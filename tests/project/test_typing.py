@@ -16,7 +16,7 @@ CHECKERS = {
 }
 
 
-@pytest.fixture(scope="module", params=CHECKERS)
+@pytest.fixture(scope="module", params=["pyright", pytest.param("mypy", marks=pytest.mark.full)])
 def complaints(request, tmp_path_factory):
     """Each file's lines that a checker complains of, as of a project with settings of its own."""
     place = tmp_path_factory.mktemp(request.param)

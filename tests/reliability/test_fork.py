@@ -88,11 +88,12 @@ check()
 """
 
 
+@pytest.mark.full
 def test_an_artifact_in_a_child():
     assert_well(program(ARTIFACT))
 
 
-SERVER = """
+SERVER = r"""
 import multiprocessing
 
 def work(case):

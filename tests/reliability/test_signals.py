@@ -126,5 +126,6 @@ case.right(case.both(), exact=False)
 """
 
 
+@pytest.mark.full
 def test_ctrl_c_while_backends_are_measured():
     assert_well(program(TUNE))

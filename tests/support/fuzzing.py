@@ -3,7 +3,7 @@
 import os
 
 VARIABLE = "RNNJIT_FUZZ_EXAMPLES"
-_DEFAULT = 50
+_DEFAULT = 40
 
 
 def thorough() -> bool:

@@ -29,9 +29,10 @@ def test_it_says_that_there_is_no_device():
 
 def test_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("rnnjit_cuda.availability.find_spec", lambda name: None)
-    package, *others = BACKEND.missing()
-    assert package.startswith("numba-cuda cannot be imported")
-    assert "pip install 'rnnjit[cuda]'" in package
+    monkeypatch.setattr("rnnjit.runtime.packages._installed", lambda package, module: None)
+    numba_cuda, pathfinder, *others = BACKEND.missing()
+    assert numba_cuda == "numba-cuda is not installed: pip install 'rnnjit[cuda]'"
+    assert pathfinder == "cuda-pathfinder cannot be imported: pip install 'rnnjit[cuda]'"
     assert others
 
 

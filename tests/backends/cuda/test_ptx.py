@@ -6,6 +6,7 @@ import sys
 from itertools import product
 
 import pytest
+from covered import in_turn
 from cuda_cells import DECAY, EVERYTHING, SIGMOID
 from folders import ROOT
 
@@ -41,8 +42,11 @@ def test_sums_are_fused_and_tanh_is_not_approximate(dtype):
 
 
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
-@pytest.mark.parametrize("cell", [SIGMOID, DECAY, EVERYTHING], ids=lambda cell: cell.name)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize(
+    ("cell", "dtype"),
+    in_turn([SIGMOID, DECAY, EVERYTHING], ["float32", "float64", "float16"]),
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_a_cell_that_no_kernel_was_written_for_is_computed_in_its_dtype(cell, pass_, dtype):
     text = compiler.ptx(KernelKey("step", pass_, dtype, cell), (9, 0))
     assert (".f64" in text) == (dtype == "float64")

@@ -114,7 +114,8 @@ def step(module, x):
     (y.sum() + h_n.sum()).backward()
 
 
-@pytest.mark.parametrize("backend", [SHORT_CHUNKS, pytest.param(BACKEND, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("backend", [SHORT_CHUNKS, BACKEND])
 def test_nothing_is_compiled_anew_for_other_sizes(backend, monkeypatch):
     step(rnnjit.compile(nn.RNN(3, 5), backend=backend), torch.randn(16, 4, 3))
     known = dict(compiler._COMPILED)

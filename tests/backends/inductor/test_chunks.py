@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covered import in_full
 from short_chunks import SHORT_CHUNKS
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -85,7 +86,7 @@ WALKS = [
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(("B", "H"), [(1, 5), (1, 64), (3, 33), (8, 16), (5, 48)])
+@pytest.mark.parametrize(("B", "H"), [*in_full((1,), (5, 64)), (3, 33), (8, 16), (5, 48)])
 @pytest.mark.parametrize(("backend", "T"), WALKS)
 def test_whole_chunks_and_what_is_left(backend, T, B, H, bidirectional):
     torch.manual_seed(0)
@@ -206,7 +207,8 @@ MORE = (
     Case("packed-relu-h0", lengths=(6, 4, 4, 1), nonlinearity="relu", h0=True),
 )
 SHORT = [
-    *((ROWS, case) for case in TANH + RELU),
+    *((ROWS, case) for case in TANH),
+    *(pytest.param(ROWS, case, marks=pytest.mark.full) for case in RELU),
     *(
         pytest.param(tile, case, marks=pytest.mark.full)
         for tile in (ONE_ROW, MATRIX)

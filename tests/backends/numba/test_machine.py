@@ -91,6 +91,7 @@ def test_modules_define_what_they_call_of_each_other():
     assert {"forward_alone", "forward_team", "backward_alone", "backward_team"} <= defined
 
 
+@pytest.mark.full
 def test_the_applications_own_use_of_numba(tmp_path):
     own = """
 import numba, numpy
