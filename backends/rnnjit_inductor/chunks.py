@@ -1,4 +1,10 @@
-"""Recurrences as compiled chunks; steps of a dense batch that fill no chunk are not compiled."""
+"""Recurrences as compiled chunks; steps of a dense batch that fill no chunk are not compiled.
+
+A chunk sees a step's rows `[B, H]` as `[R, q, U, P, L]`: B, padded, is R * q (R rows share a
+register tile, q tiles); H, padded, is U * P * L (L lanes of a vector, U panels at once, P groups of
+them). K is the number of a chunk's steps; see `plan.Tile`. `lay` copies rows into that form, `room`
+makes memory of that form to write to, `unlay` copies it back.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,7 @@ from rnnjit_inductor.steps import backward_rows, forward_rows, walk_backward, wa
 
 
 class Chunks(Recurrence):
-    """Recurrences of calls that have rows, and at least as many steps as a chunk.
+    """Runs recurrences chunk by chunk: calls with one row and one whole chunk of steps at least.
 
     Args:
         plan: what is compiled.
@@ -67,6 +73,7 @@ class Chunks(Recurrence):
             h_n.copy_(given.y[_ends(call.rows, layout, from_last)])
 
     def _backward(self, call: Backward, run: Compiled, d: int) -> None:
+        # The backward pass walks each direction against its own order.
         cell, G, from_last = call.layer.cell, len(call.layer.cell.gates), d == 0
         grad_h0, grad_h_n = call.grad_hx[0][d], call.grad_h_n[0]
         given, w_hh = backward_rows(call, d), call.w_hh[d]
@@ -142,7 +149,7 @@ def _ends(rows: Rows, layout: PackedLayout, from_last: bool) -> slice | Tensor:
 
 
 def _first_rows(state: Tensor, block: Tensor) -> Tensor:
-    """The state `[R, q, U, P, L]` of the rows that a chunk's block still has."""
+    """The state of the sequences with rows in this chunk, the first ones: `[R, q, U, P, L]`."""
     if state.shape[1] == block.shape[2]:
         return state
     return state.flatten(0, 1)[: block.shape[1] * block.shape[2]].view(block.shape[1:])

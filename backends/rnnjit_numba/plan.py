@@ -20,11 +20,12 @@ ROW_BLOCK = 64
 _SYNC_WORK = 16_000
 #: Up to this many rows, a step is bound by reading the weights: fewer rows take no less time.
 _READING_ROWS = 3
-#: Up to this many rows over all steps, packing the weights costs more than it saves.
+#: Up to this many rows over all steps, copying the weights into tile order does not pay.
 FEW_ROWS = 6
 #: Rows that fill the largest register tile.
 TILE_ROWS = 8
-#: A window of the backward pass (see `window`) has at least this many rows, and this many batches.
+#: A window of the backward pass (see `window`) has at least this many rows, and at least the rows
+#: of this many steps of the whole batch.
 _WINDOW_ROWS, _WINDOW_BATCHES = 768, 4
 
 
@@ -32,13 +33,13 @@ class Plan(NamedTuple):
     """A division of one layer's work.
 
     Attributes:
-        threads: size of the team.
+        threads: size of the OpenMP team that runs the kernel.
         slices, slice_rows, stride: of the batch, see `rnnjit.codegen.row_slices.RowSlices`.
-        parts: number of parts of one slice's hidden features, one for each thread; these threads
-            synchronise after each step. Other threads of the team do nothing: a smaller team would
-            end some of torch's threads.
+        parts: into how many parts the hidden features of a slice are divided. One thread computes
+            each part, and they synchronise after each step. If there are fewer parts than threads,
+            the others idle: for a smaller team OpenMP would end some of torch's threads.
         hoist: whether the input projection of all steps is computed before the first step.
-        direct: whether weights are read in place, since packing would not pay.
+        direct: whether weights are read in place, since copying them into tile order would not pay.
         tail: steps of fewer rows than this, at the end of a packed batch, are divided by hidden
             features between all threads.
     """
@@ -69,6 +70,7 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     whole = one_slice(rows)
     if threads == 1 or not worth_threads(layer, rows):
         return Plan(1, *whole, 1, batch < TILE_ROWS, few)
+    # Costs are those of one time step, in multiply-adds of a thread. Of the input projection:
     inputs = batch * layer.input_size * H
 
     def by_columns(parts: int) -> float:
@@ -88,10 +90,10 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
 
 
 def _step_work(batch: int, H: int, parts: int) -> float:
-    """The cost, in multiply-adds, of a step whose columns `parts` threads compute.
+    """The cost, in multiply-adds, of a step whose hidden features `parts` threads divide.
 
-    It counts the product with the state alone. The cost of synchronising grows with the threads,
-    which increment one word of memory in turn.
+    It counts the product with the state alone, not the input projection. The cost of synchronising
+    grows with the threads, which increment one word of memory in turn.
     """
     return max(batch, _READING_ROWS) * H * H / parts + _SYNC_WORK * (parts - 1)
 
@@ -105,8 +107,9 @@ def _tail(H: int, threads: int) -> int:
 def window(layer: LayerSpec, rows: Rows) -> tuple[int, int]:
     """How many rows of dz a backward pass computes before it sums them, and how many it holds.
 
-    Besides a window it holds the rows of the last step computed, and those of an incomplete block
-    of the reductions. Two directions traverse the rows from opposite ends, and so their window is
+    dz is the gradient of the pre-activations. Besides a window it holds the last rows computed:
+    those of the last step, which the next needs, or those of an incomplete block of the reductions,
+    whichever are more. Two directions traverse the rows from opposite ends, and so their window is
     all rows.
     """
     batch = max(rows.B, 1)

@@ -185,15 +185,16 @@ def special_context(x: Tensor, *tensors: Tensor) -> str | None:
     autocast = any_autocast() and torch.is_autocast_enabled(x.device.type)
     if UNSEEN and not autocast:
         names = ", ".join(UNSEEN)
-        return f"torch {torch.__version__} lacks {names}, by which transforms and modes are seen"
+        lacking = f"torch {torch.__version__} lacks {names}"
+        return f"{lacking}, which rnnjit needs to detect transforms and modes"
     if transforming() and not UNSEEN:
-        return "a torch.func transform is in force"
+        return "a torch.func transform is active"
     if forward_mode() and not UNSEEN:
-        return "forward-mode automatic differentiation is in force"
+        return "forward-mode automatic differentiation is active"
     if autocast:
         return "autocast is enabled"
     if dispatch_mode():
-        return "a TorchDispatchMode is in force, which must see torch's operators"
+        return "a TorchDispatchMode is active, which must see torch's operators"
     return special_tensor(x, *tensors)
 
 

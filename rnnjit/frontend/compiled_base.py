@@ -33,7 +33,7 @@ _Choices = dict[tuple[RNNSpec, Problem], tuple[Backend, Fallback]]
 
 
 class CompiledBase(nn.Module):
-    """A mixin for modules that replace one of torch's; the other base class is torch's.
+    """A mixin for compiled modules; their other base is torch's own class, or that class's base.
 
     Attributes:
         _source_class: the class of the module that it was compiled from.
@@ -100,8 +100,15 @@ class CompiledBase(nn.Module):
         else:
             backend, fallback = _REFERENCE, RAISE
         y, h_n = run_stack(
-            *(backend, call.spec, call.rows, call.x, call.hx, call.weights, training),
-            *(call.problem.needs_grad, fallback),
+            backend,
+            call.spec,
+            call.rows,
+            call.x,
+            call.hx,
+            call.weights,
+            training,
+            call.problem.needs_grad,
+            fallback,
         )
         if call.special is None and not profiled and not isinstance(x, PackedSequence):
             run = fast_call(

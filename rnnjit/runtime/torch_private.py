@@ -17,7 +17,7 @@ from torch import Tensor, nn
 #: By name: what it is used for; what happens where torch lacks it.
 NAMES = {
     "torch._C._functorch.peek_interpreter_stack": (
-        "whether a torch.func transform is in force",
+        "whether a torch.func transform is active",
         "one is taken to be: every call runs on torch's own operators",
     ),
     "torch._C._functorch.is_legacy_batchedtensor": (
@@ -25,7 +25,7 @@ NAMES = {
         "it is taken to be: every backward pass is the reference's",
     ),
     "torch._C._are_functorch_transforms_active": (
-        "whether a transform is in force while torch.compile traces",
+        "whether a transform is active while torch.compile traces",
         "one is taken to be: the reference is traced",
     ),
     "torch._C._is_any_autocast_enabled": (
@@ -33,7 +33,7 @@ NAMES = {
         "the device types are asked one by one",
     ),
     "torch._C._len_torch_dispatch_stack": (
-        "whether a TorchDispatchMode is in force",
+        "whether a TorchDispatchMode is active",
         "one is taken to be: every call runs on torch's own operators",
     ),
     "torch._C._get_tracing_state": (
@@ -41,7 +41,7 @@ NAMES = {
         "torch.jit.is_tracing is asked",
     ),
     "torch.autograd.forward_ad._current_level": (
-        "whether forward-mode automatic differentiation is in force",
+        "whether forward-mode automatic differentiation is active",
         "it is taken to be: every call runs on torch's own operators",
     ),
     "torch.autograd.profiler._is_profiler_enabled": (
@@ -121,7 +121,7 @@ HAS_GUARDS = TensorGuards is not None and GlobalStateGuard is not None
 
 _forward_ad: Any = import_module("torch.autograd.forward_ad")
 _profiler: Any = import_module("torch.autograd.profiler")
-#: What this torch lacks of the names that tell whether a transform or a mode is in force.
+#: What this torch lacks of the names that tell whether a transform or a mode is active.
 UNSEEN = tuple(
     path
     for path in (
@@ -134,17 +134,17 @@ UNSEEN = tuple(
 
 
 def transforming() -> bool:
-    """Whether a torch.func transform is in force."""
+    """Whether a torch.func transform is active."""
     return _peek_interpreter_stack is None or _peek_interpreter_stack() is not None
 
 
 def transforming_while_traced() -> bool:
-    """Whether a torch.func transform is in force, for code that torch.compile traces."""
+    """Whether a torch.func transform is active, for code that torch.compile traces."""
     return _transforms_active is None or bool(_transforms_active())
 
 
 def forward_mode() -> bool:
-    """Whether forward-mode automatic differentiation is in force."""
+    """Whether forward-mode automatic differentiation is active."""
     try:
         return bool(_forward_ad._current_level >= 0)
     except AttributeError:
@@ -152,7 +152,7 @@ def forward_mode() -> bool:
 
 
 def dispatch_mode() -> bool:
-    """Whether a TorchDispatchMode is in force."""
+    """Whether a TorchDispatchMode is active."""
     return _len_torch_dispatch_stack is None or _len_torch_dispatch_stack() > 0
 
 

@@ -1,7 +1,8 @@
 """The cases of the kit: a quick subset, a covering array, and a product of a layer's options.
 
-Every pair of facts in `AXES` is met in some case of `CASES`. `product_cases` has every combination
-of fewer facts, for a run that may take minutes.
+Each axis of `AXES` is one option, such as the dtype, and has a few values. Any two values of
+different axes occur together in some case of `CASES`. `product_cases` combines all values of fewer
+axes, for a run that may take minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _F64 = torch.float64
 _UNEVEN = (3, 7, 1, 5, 7)
 _SORTED = (6, 4, 4, 1)
 _UNSORTED: Options = {"lengths": _UNEVEN, "enforce_sorted": False}
-#: Beyond one register tile of rows at its first steps, one row at its last.
+#: 19 sequences: more rows than a register tile in the first steps, one row in the last.
 _STAIRCASE = (*(9,) * 10, 5, 5, 5, *(2,) * 5, 1)
 
 #: What the covering array combines: for each axis its values, with the fields of `Case` that each
@@ -97,7 +98,7 @@ _QUICK = (
     Case("through-h_n", loss="h_n", h0=True, quick=True),
 )
 
-#: On these the checks beyond values, gradients and refusal are made, too.
+#: With those of `_QUICK` that are thorough: run with every check of `checks.CHECKS`.
 _THOROUGH = (
     Case(
         "packed-bidirectional-f64",
@@ -129,7 +130,7 @@ _ALONE = (
 
 
 def _combined(row: Mapping[str, str]) -> Case:
-    """The case of one value for each axis, called by those that are not an axis's first."""
+    """The case with one value for each axis; its id joins those that are not their axis's first."""
     options: dict[str, Any] = {}
     words = []
     for axis, value in row.items():
@@ -148,7 +149,7 @@ CASES: tuple[Case, ...] = (
 
 
 def product_cases() -> tuple[Case, ...]:
-    """Every combination of a layer's options and of the kinds of input; some 500 cases."""
+    """All combinations of a layer's options and kinds of input, but for `CASES`; some 500 cases."""
     chosen = {axis: list(AXES[axis]) for axis in ("cell", "dtype", "directions", "bias", "states")}
     chosen["layers"] = ["1-layer", "2-layers", "dropout"]
     chosen["call"] = ["dense", "batch-first", "unbatched", "packed", "packed-unsorted"]

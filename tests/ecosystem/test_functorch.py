@@ -219,4 +219,4 @@ def test_explain_names_the_transform(models, data):
 
     grad(watched)(data[0])
     assert seen[0].chosen == "torch"
-    assert "a torch.func transform is in force" in str(seen[0])
+    assert "a torch.func transform is active" in str(seen[0])

@@ -235,4 +235,4 @@ def test_explain_names_a_dispatch_mode():
     with FlopCounterMode(display=False):
         report = rnnjit.explain(fast, x).calls[0]
     assert report.chosen == "torch"
-    assert "a TorchDispatchMode is in force" in report.note
+    assert "a TorchDispatchMode is active" in report.note

@@ -151,6 +151,7 @@ def test_a_key_covers_the_libraries_of_the_cuda_toolkit(tmp_path, monkeypatch):
     library.write_bytes(b"one")
     place = type("Loaded", (), {"abs_path": str(library)})
     monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", lambda name: place)
+    monkeypatch.setattr(cuda_compiler, "version", lambda name: "1.0")
     first = cuda_compiler.key_of(STEP, (8, 0))
     assert cuda_compiler.key_of(STEP, (8, 0)) == first
     library.write_bytes(b"another")

@@ -17,7 +17,7 @@ from rnnjit.reference import EagerBackend
 from rnnjit.runtime import torch_private
 from rnnjit.testing import RecomputeBackend
 
-# What tells whether a transform or a mode is in force.
+# What tells whether a transform or a mode is active.
 SEEING = (
     "torch._C._functorch.peek_interpreter_stack",
     "torch.autograd.forward_ad._current_level",
@@ -55,7 +55,7 @@ def test_a_torch_without_it(found, name):
     assert "wrong" not in said, said["wrong"]
     if name in SEEING:
         assert said["chosen"] == "torch"
-        assert f"lacks {name}, by which transforms and modes are seen" in said["note"]
+        assert f"lacks {name}, which rnnjit needs to detect transforms and modes" in said["note"]
     else:
         assert said["chosen"] in rnnjit.backends()
     declines = {"inductor"} if name in torch_private._INDUCTOR else set()
@@ -116,8 +116,9 @@ def test_a_transform_is_named_where_it_is_seen(monkeypatch):
         assert choice.special_context(X) == "autocast is enabled"
         monkeypatch.setattr(choice, "UNSEEN", SEEING[:1])
         assert choice.special_context(X) == "autocast is enabled"
-    said = f"torch {torch.__version__} lacks {SEEING[0]}, by which transforms and modes are seen"
-    assert choice.special_context(X) == said
+    said = choice.special_context(X)
+    lacking = f"torch {torch.__version__} lacks {SEEING[0]}"
+    assert said == f"{lacking}, which rnnjit needs to detect transforms and modes"
     fast = rnnjit.compile(nn.RNN(3, 4), backend=EagerBackend())
     assert rnnjit.explain(fast, X).calls[0].note.endswith(said)
 
