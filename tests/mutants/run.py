@@ -44,7 +44,7 @@ def copy_to(folder: Path) -> None:
 
 
 def survives(mutant: dict[str, Any], folder: Path) -> tuple[bool, str]:
-    """Whether no test fails with the line broken, and the last line that pytest wrote."""
+    """Whether no test fails with the line broken, and the first that fails."""
     file = folder / mutant["file"]
     whole = file.read_text()
     file.write_text(whole.replace(mutant["old"], mutant["new"]))
@@ -67,7 +67,8 @@ def survives(mutant: dict[str, Any], folder: Path) -> tuple[bool, str]:
     # 1: tests failed. Anything else says nothing of the mutant, unless the process itself ended.
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     noticed = done.returncode == 1 or done.returncode < 0
-    return not noticed, (failed or done.stdout.splitlines()[-1:] or [f"{done.returncode}"])[0]
+    ended = f"the process of the tests ended with status {done.returncode}"
+    return not noticed, (failed or [ended])[0]
 
 
 def main() -> int:
