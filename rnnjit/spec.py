@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,11 @@ from torch import Tensor
 
 from rnnjit.cells import RNN_TANH, Cell
 from rnnjit.runtime.torch_private import transforming
+
+
+def _rnn_tanh() -> Cell:
+    """The default cell. As a plain default PyTorch 2.11 could not trace it."""
+    return RNN_TANH
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class RNNSpec:
     input_size: int
     hidden_size: int
     num_layers: int = 1
-    cell: Cell = RNN_TANH
+    cell: Cell = field(default_factory=_rnn_tanh)
     bias: bool = True
     batch_first: bool = False
     dropout: float = 0.0
