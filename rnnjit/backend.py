@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -119,6 +120,8 @@ class Backend(ABC):
             eager on the first one, or on the CPU for None.
         dtypes: dtypes that it computes in; None for all.
         operations: names of the operations of `rnnjit.cells` that it lowers; None for all.
+        sizes_matter: False if `why_not` and `defers` do not depend on T, B and N of the problem. It
+            is then asked once for all sizes: real batches seldom repeat a sum of lengths.
         differentiable: True if `forward` consists of differentiable torch operations. The core then
             lets autograd record it and never calls `backward`.
     """
@@ -129,6 +132,7 @@ class Backend(ABC):
     devices: ClassVar[tuple[str, ...] | None] = ("cpu",)
     dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
     operations: ClassVar[frozenset[str] | None] = None
+    sizes_matter: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
 
     def missing(self) -> list[str]:
@@ -158,6 +162,14 @@ class Backend(ABC):
         `rnnjit.tune` measured that it is the fastest. The answer must depend only on the arguments.
         """
         return []
+
+    def compile_seconds(self, spec: RNNSpec, problem: Problem) -> float:
+        """About how long the first call like this one compiles for, with empty caches (optional).
+
+        Tools that call every backend leave those of 10 seconds and more for the end, and say so
+        before they wait.
+        """
+        return 0.0
 
     @abstractmethod
     def forward(
@@ -213,6 +225,24 @@ class Backend(ABC):
             NotImplementedError: the backend does not override this method.
         """
         raise NotImplementedError(f"backend {self.name!r} has no backward pass")
+
+    def backward_reads(
+        self, layer: LayerSpec, rows: Rows, output: LayerOutput, needed: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """Which inputs `backward` reads the values of (optional; by default all of them).
+
+        The user may change the others in place between the two passes, as in eager.
+
+        Args:
+            layer: as given to `forward`.
+            rows: as given to `forward`.
+            output: what `forward` returned.
+            needed: for x, each state and each weight, whether its gradient is needed.
+
+        Returns:
+            For x, each state and each weight, whether `backward` reads it.
+        """
+        return (True,) * len(needed)
 
     def __deepcopy__(self, memo: object) -> Backend:
         # Copies of a module that holds a backend share it: there is one compiler in a process.
@@ -291,3 +321,28 @@ class Backend(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+
+@lru_cache(maxsize=1024)
+def values_read(
+    layer: LayerSpec, several_steps: bool, needed: tuple[bool, ...]
+) -> tuple[bool, ...]:
+    """The `Backend.backward_reads` of a backend that recomputes nothing of the forward pass.
+
+    Args:
+        layer: the configuration of the layer.
+        several_steps: whether T > 1: a gradient then passes through W_hh.
+        needed: for x, each state and each weight, whether its gradient is needed.
+
+    x is read for dW_ih, W_ih for dX, h_0 for dW_hh. The step itself may read the states, if the
+    cell is no Elman cell. Biases are never read.
+    """
+    states, count = len(layer.cell.states), layer.weights_per_direction
+    of_hx, of_weights = needed[1 : states + 1], needed[states + 1 :]
+    own = [True] * count
+    own[0], own[1] = needed[0], several_steps or any(of_hx)
+    if layer.bias:
+        own[2] = own[3] = False
+    read_hx = [not layer.cell.is_elman] * states
+    read_hx[0] |= any(of_weights[1::count])
+    return (any(of_weights[::count]), *read_hx, *own * layer.num_directions)

@@ -179,6 +179,7 @@ class ReferenceBackend(Backend):
     priority = -2000
     devices = None
     differentiable = True
+    sizes_matter = False
 
     def forward(
         self,
@@ -219,6 +220,7 @@ class EagerBackend(Backend):
     priority = -1000
     devices = None
     differentiable = True
+    sizes_matter = False
 
     def forward(
         self,

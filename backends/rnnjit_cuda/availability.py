@@ -7,11 +7,10 @@ from importlib.util import find_spec
 
 import torch
 
-from rnnjit.runtime.packages import lacking
+from rnnjit.runtime.packages import install, lacking
 
 #: The releases of numba-cuda that the kernels are written for.
 RELEASES = ">=0.30,<0.31"
-_INSTALL = "pip install 'rnnjit[cuda]'"
 #: NVIDIA's two compilers and linker, which turn a kernel into machine code.
 LIBRARIES = ("nvvm", "nvrtc", "nvJitLink")
 LEAST_CAPABILITY = (8, 0)
@@ -37,7 +36,7 @@ def without_libraries(names: tuple[str, ...]) -> tuple[str, ...]:
             load_nvidia_dynamic_lib(name)
         except RuntimeError as error:
             first = (str(error).splitlines() or [""])[0]
-            reasons.append(f"the CUDA library {name} cannot be loaded ({first}): {_INSTALL}")
+            reasons.append(f"the CUDA library {name} cannot be loaded ({first}): {install('cuda')}")
     return tuple(reasons)
 
 
@@ -55,9 +54,9 @@ def too_old(name: str, capability: tuple[int, int]) -> list[str]:
 
 
 def _without_packages() -> list[str]:
-    reasons = lacking("numba-cuda", "numba_cuda", RELEASES, _INSTALL)
+    reasons = lacking("numba-cuda", "numba_cuda", RELEASES, install("cuda"))
     if not (find_spec("cuda") and find_spec("cuda.pathfinder")):
-        reasons.append(f"cuda-pathfinder cannot be imported: {_INSTALL}")
+        reasons.append(f"cuda-pathfinder cannot be imported: {install('cuda')}")
     return reasons
 
 

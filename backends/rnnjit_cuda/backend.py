@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.artifact import ArtifactError
-from rnnjit.backend import Program, Runner, States
+from rnnjit.backend import Program, Runner, States, values_read
 from rnnjit.cells import Cell
 from rnnjit.recurrence import layer_backward, layer_forward
 from rnnjit_cuda import availability, cudnn_heuristics
@@ -81,6 +81,12 @@ class CudaBackend(Backend):
         """One GEMM over all rows, then the recurrence."""
         recurrence = self._recurrence(layer, rows, x, "forward")
         return layer_forward(recurrence, layer, rows, x, hx, weights, keep)
+
+    def backward_reads(
+        self, layer: LayerSpec, rows: Rows, output: LayerOutput, needed: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """See `rnnjit.backend.values_read`."""
+        return values_read(layer, rows.T > 1, needed)
 
     def backward(
         self,

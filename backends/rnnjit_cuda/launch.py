@@ -118,7 +118,7 @@ class DriverLauncher(Launcher):
 
         Autograd's threads have no context before torch has launched something from them.
         """
-        torch.zeros((), device=torch.device("cuda", self._index))
+        torch.zeros((), dtype=torch.int32, device=torch.device("cuda", self._index))
         self._threads.known = True
 
     def _load(self, key: KernelKey, shared: int, loaded: _Loaded | None) -> _Loaded:

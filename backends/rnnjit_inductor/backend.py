@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.backend import Shortcut, States
+from rnnjit.backend import Shortcut, States, values_read
 from rnnjit.cells import Cell
 from rnnjit.recurrence import layer_backward, layer_forward, why_not_cell
 from rnnjit.reference import BACKEND as EAGER
@@ -19,7 +19,7 @@ from rnnjit_inductor.plan import Plan, plan
 from rnnjit_inductor.pointwise import OPERATIONS
 from rnnjit_inductor.steps import Steps
 from rnnjit_inductor.toolchain import lacking, unsupported
-from rnnjit_inductor.whole import whole_backward, whole_forward
+from rnnjit_inductor.whole import was_whole, whole_backward, whole_forward
 
 if TYPE_CHECKING:
     from rnnjit.recurrence import Recurrence
@@ -42,6 +42,7 @@ class InductorBackend(Backend):
         *(torch.bfloat16, torch.float16),
     )
     operations = OPERATIONS
+    sizes_matter = False
 
     def __init__(self, planned: Planner = plan) -> None:
         self._planned = planned
@@ -77,6 +78,13 @@ class InductorBackend(Backend):
             return []
         return [f"it has not been measured on {problem.device} devices"]
 
+    def compile_seconds(self, spec: RNNSpec, problem: Problem) -> float:
+        """Half a minute for each pass, unless nothing is compiled for the call."""
+        rows, keep = Rows(problem.T, problem.B, problem.N), problem.needs_grad
+        if self._cut(spec.layer(0), rows, problem.dtype, problem.device, keep) is None:
+            return 0.0
+        return 60.0 if keep else 30.0
+
     def forward(
         self,
         layer: LayerSpec,
@@ -92,6 +100,14 @@ class InductorBackend(Backend):
         recurrence = self._recurrence(layer, rows, x, keep)
         return layer_forward(recurrence, layer, rows, x, hx, weights, keep)
 
+    def backward_reads(
+        self, layer: LayerSpec, rows: Rows, output: LayerOutput, needed: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """All inputs where torch's operator runs again, else what the recurrence reads."""
+        if was_whole(layer, output):
+            return (True,) * len(needed)
+        return values_read(layer, rows.T > 1, needed)
+
     def backward(
         self,
         layer: LayerSpec,
@@ -105,7 +121,9 @@ class InductorBackend(Backend):
         needs: Needs,
     ) -> LayerGrads:
         """The recurrence, then one GEMM over all rows for each gradient; or torch's autograd."""
-        if self._is_whole(layer, rows, x.dtype, x.device.type, True):
+        unknown = not output.saved and not layer.cell.saved  # from the graph of torch.compile
+        whole = unknown and self._is_whole(layer, rows, x.dtype, x.device.type, True)
+        if whole or was_whole(layer, output):
             return whole_backward(layer, rows, x, hx, weights, grad_y, grad_h_n, needs)
         recurrence = self._recurrence(layer, rows, x, True)
         return layer_backward(

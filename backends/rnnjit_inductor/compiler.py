@@ -20,14 +20,14 @@ from torch import Tensor
 
 from rnnjit.cells import Cell
 from rnnjit.runtime import torch_private
-from rnnjit.runtime.compile_once import COMPILING
+from rnnjit.runtime.compile_once import CompileOnce
 from rnnjit_inductor.graphs import backward_chunk, forward_chunk, matrix_product, tile_product
 from rnnjit_inductor.plan import MATRIX, Plan
+from rnnjit_inductor.toolchain import import_paths_quietly
 
 #: Called with a chunk's tensors, in the order of `rnnjit_inductor.graphs`.
 Compiled = Callable[..., tuple[Tensor, ...]]
 
-_COMPILED: dict[Key, Compiled] = {}
 # Size hints for tracing. They only decide which loops are worth several threads.
 _BATCH, _PANELS = 16, 8
 _STRIDE = 1_000
@@ -61,19 +61,18 @@ def compiled(key: Key) -> Compiled:
     Raises:
         CompilationError: Inductor failed.
     """
-    found = _COMPILED.get(key)
-    if found is not None:
-        return found
-    with COMPILING:
-        if key not in _COMPILED:
-            try:
-                _COMPILED[key] = _compile(key)
-            except Exception as error:
-                raise CompilationError(
-                    f"backend 'inductor' could not compile {key.cell.name} {key.pass_} steps for "
-                    f"{key.dtype} on {key.device}: {type(error).__name__}: {error}"
-                ) from error
-        return _COMPILED[key]
+    return _chunk(key)
+
+
+@CompileOnce
+def _chunk(key: Key) -> Compiled:
+    try:
+        return _compile(key)
+    except Exception as error:
+        raise CompilationError(
+            f"backend 'inductor' could not compile {key.cell.name} {key.pass_} steps for "
+            f"{key.dtype} on {key.device}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _compile(key: Key) -> Compiled:
@@ -83,6 +82,8 @@ def _compile(key: Key) -> Compiled:
     with torch.no_grad(), warnings.catch_warnings():
         # Those of torch's own code, which the caller cannot change.
         warnings.simplefilter("ignore", DeprecationWarning)
+        if key.device == "cpu":
+            import_paths_quietly()
         from torch.fx.experimental.proxy_tensor import make_fx
 
         mode, arguments = _symbolic(key)

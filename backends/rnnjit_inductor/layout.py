@@ -142,12 +142,13 @@ Layout = DenseLayout | PackedLayout
 def last_rows(rows: Rows, starts: Tensor) -> Tensor:
     """int64 `[B]`: the last row of each sequence of a packed batch."""
     lengths = _lengths(rows, starts)
-    return starts[(lengths - 1).clamp(min=0)] + torch.arange(rows.B, device=starts.device)
+    sequences = torch.arange(rows.B, dtype=torch.int64, device=starts.device)
+    return starts[(lengths - 1).clamp(min=0)] + sequences
 
 
 def _lengths(rows: Rows, starts: Tensor) -> Tensor:
     """int64 `[B]`: how many steps each sequence has."""
-    sequences = torch.arange(rows.B, device=starts.device)
+    sequences = torch.arange(rows.B, dtype=torch.int64, device=starts.device)
     return (starts.diff()[:, None] > sequences).sum(0)
 
 
@@ -156,12 +157,12 @@ def _places(
 ) -> Tensor:
     """int64 `[N]`: the place of each row in the chunks' memory."""
     device = starts.device
-    times = torch.arange(rows.T, device=device)
+    times = torch.arange(rows.T, dtype=torch.int64, device=device)
     time = torch.repeat_interleave(times, starts.diff(), output_size=rows.N)
-    sequence = torch.arange(rows.N, device=device) - starts[time]
+    sequence = torch.arange(rows.N, dtype=torch.int64, device=device) - starts[time]
     step = _lengths(rows, starts)[sequence] - 1 - time if from_last else time
-    begins = torch.tensor([chunk.start for chunk in chunks], device=device)
-    sizes = torch.tensor([chunk.size for chunk in chunks], device=device)
+    begins = torch.tensor([chunk.start for chunk in chunks], dtype=torch.int64, device=device)
+    sizes = torch.tensor([chunk.size for chunk in chunks], dtype=torch.int64, device=device)
     chunk, within = step // steps, step % steps
     if descending:
         within = steps - 1 - within

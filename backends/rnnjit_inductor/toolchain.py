@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -31,13 +33,39 @@ def lacking(device: str) -> list[str]:
         if find_spec("triton") is None:
             return [f"Inductor needs triton for {device}, which cannot be imported: install triton"]
         return []
-    names = _compilers()
-    if any(shutil.which(name) for name in names):
+    names = tuple(_compilers())
+    if _on_path(names, os.environ.get("PATH")):
         return []
     return [
         f"Inductor needs a C++ compiler, and {' or '.join(names)} is not on PATH: install one, or "
         "name one in the environment variable CXX"
     ]
+
+
+@cache
+def _on_path(names: tuple[str, ...], path: str | None) -> bool:
+    """Whether one of some programs is there; asked once, since every kind of call asks."""
+    return any(shutil.which(name, path=path) for name in names)
+
+
+def import_paths_quietly() -> None:
+    """Import the module of torch that knows where its headers are, before Inductor does.
+
+    On a machine with a CUDA toolkit and no GPU, it logs as it is imported that no CUDA runtime is
+    found. Inductor imports it to compile for the CPU, too, where there is nothing to be done.
+    """
+    name = "torch.utils.cpp_extension"
+    logger = logging.getLogger(name)
+    logger.addFilter(_nothing)
+    try:
+        import_module(name)
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    """A filter that passes no record on."""
+    return False
 
 
 def _compilers() -> list[str]:

@@ -15,9 +15,19 @@ from rnnjit.reference import BACKEND as EAGER
 def whole_forward(
     layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor], keep: bool
 ) -> LayerOutput:
-    """`Backend.forward`; the results are copies that share no memory."""
+    """`Backend.forward`; the results are copies that share no memory.
+
+    One tensor is saved beside the cell's own, see `was_whole`.
+    """
     output = EAGER.forward(layer, rows, x, hx, weights, keep)
-    return LayerOutput(output.y.clone(), tuple(state.clone() for state in output.h_n))
+    y, h_n = output.y.clone(), tuple(state.clone() for state in output.h_n)
+    saved = tuple(y.new_empty(0) for _ in range(1 + len(layer.cell.saved))) if keep else ()
+    return LayerOutput(y, h_n, saved)
+
+
+def was_whole(layer: LayerSpec, output: LayerOutput) -> bool:
+    """Whether `whole_forward` made an output: the number of threads may have changed since."""
+    return len(output.saved) > len(layer.cell.saved)
 
 
 def whole_backward(

@@ -73,7 +73,8 @@ class BackwardArguments(NamedTuple):
         dz: where dz of row 0 is, or would be if the window reached that far: set by the kernel.
         window: number of rows that are computed before the window moves.
         grad_x, grad_h0: `[N, I]`, `[D, B, H]`, written, or 0.
-        grad_w_ih, grad_w_hh, grad_b: `[D, H, I]`, `[D, H, H]`, `[D, H]`, written, or 0.
+        grad_w_ih_0 ... grad_b_1: of each direction's weights, and of the sum of its biases;
+            written, or 0 in both directions.
         scratch: for each direction W_hh's and W_ih's packed transposes and a row of zeros.
         packed_column, packed: bytes of one packed column vector, and of one direction.
         before: int64 `[D, N]`, written: the address of the state before each row's step; 0 if dW_hh
@@ -108,9 +109,12 @@ class BackwardArguments(NamedTuple):
     window: int
     grad_x: int
     grad_h0: int
-    grad_w_ih: int
-    grad_w_hh: int
-    grad_b: int
+    grad_w_ih_0: int
+    grad_w_hh_0: int
+    grad_b_0: int
+    grad_w_ih_1: int
+    grad_w_hh_1: int
+    grad_b_1: int
     scratch: int
     packed_column: int
     packed: int

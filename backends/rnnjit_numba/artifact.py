@@ -76,7 +76,7 @@ class _Forward:
         y = x.new_empty((N, self._width))
         h_n = x.new_empty((self._layers, B, self._hidden))
         fixed, per_sequence, per_row = self._needed
-        room = torch.empty(fixed + B * per_sequence + N * per_row, dtype=torch.uint8)
+        room = x.new_empty(fixed + B * per_sequence + N * per_row, dtype=torch.uint8)
         tensors = (sizes, x, h0, weights, y, h_n, room)
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         if self._function(T, B, *addresses):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rnnjit.codegen.row_slices import one_slice, row_slices, worth_threads
+from rnnjit.codegen.row_slices import one_slice, row_slices, worth_team
 from rnnjit.spec import LayerSpec, Rows
 
 #: Rows that a reduction over all rows sums at a time; fixed, so that its rounding is fixed.
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     tail: int = 0
 
 
-def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
+def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int, shared: int = 0) -> Plan:
     """The plan for a call.
 
     Args:
@@ -62,14 +62,26 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
         rows: how many rows it has and how they are divided into time steps.
         threads: the most that may be used.
         vectors: how many vectors hold the hidden features of a row.
+        shared: multiply-adds beside those of a forward pass, which all threads share evenly.
     """
+    batch = max(rows.B, 1)
+    alone = Plan(1, *one_slice(rows), 1, batch < TILE_ROWS, rows.T * batch <= FEW_ROWS)
+    if threads == 1:
+        return alone
+    cut, step = _team(layer, rows, threads, vectors)
+    own = layer.num_directions * _step_work(batch, layer.hidden_size, 1)
+    own += layer.num_directions * batch * layer.input_size * layer.hidden_size
+    saved = (own - step) * rows.N / batch + shared * (threads - 1) / threads
+    return cut if worth_team(saved) else alone
+
+
+def _team(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> tuple[Plan, float]:
+    """The best plan for several threads, and the cost of a step of the whole batch by it."""
     H, D = layer.hidden_size, layer.num_directions
     batch = max(rows.B, 1)
     most = max(1, min(threads // D, vectors))
     few = rows.T * batch <= FEW_ROWS
     whole = one_slice(rows)
-    if threads == 1 or not worth_threads(layer, rows):
-        return Plan(1, *whole, 1, batch < TILE_ROWS, few)
     # Costs are those of one time step, in multiply-adds of a thread. Of the input projection:
     inputs = batch * layer.input_size * H
 
@@ -78,15 +90,16 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
 
     parts = min(range(1, most + 1), key=by_columns)
     if few:
-        return Plan(threads, *whole, parts if rows.T > 1 else most, False, True)
+        parts = parts if rows.T > 1 else most
+        return Plan(threads, *whole, parts, False, True), by_columns(parts)
     cut = row_slices(layer, rows, threads)
     by_rows = _step_work(cut.slice_rows, H, 1) + inputs / -(-threads // D)
     hoist = cut.slice_rows < TILE_ROWS
     if hoist and by_columns(parts) < by_rows:
-        return Plan(threads, *whole, parts, True)
+        return Plan(threads, *whole, parts, True), by_columns(parts)
     packed = rows.T * batch > rows.N
     tail = _tail(H, threads) if packed and D == 1 and most == threads else 0
-    return Plan(threads, *cut, 1, hoist, tail=tail)
+    return Plan(threads, *cut, 1, hoist, tail=tail), by_rows
 
 
 def _step_work(batch: int, H: int, parts: int) -> float:

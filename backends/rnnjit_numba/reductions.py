@@ -43,11 +43,11 @@ def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
         a = unpack(arguments)
         if a.grad_x != 0:
             grad_x(arguments, task, tasks, low, high)
-        wide_i = (a.I + lanes - 1) // lanes if a.grad_w_ih != 0 else 0
-        wide_h = (a.H + lanes - 1) // lanes if a.grad_w_hh != 0 else 0
+        wide_i = (a.I + lanes - 1) // lanes if a.grad_w_ih_0 != 0 else 0
+        wide_h = (a.H + lanes - 1) // lanes if a.grad_w_hh_0 != 0 else 0
         chunks_i = (wide_i + widest - 1) // widest
         chunks_h = (wide_h + widest - 1) // widest
-        chunks = chunks_i + chunks_h + (1 if a.grad_b != 0 else 0)
+        chunks = chunks_i + chunks_h + (1 if a.grad_b_0 != 0 else 0)
         total = a.D * chunks
         start, stop = total * task // tasks, total * (task + 1) // tasks
         for d in range(a.D):
@@ -137,10 +137,10 @@ def _add_reduce_block(context: CodegenContext) -> Any:
                 pack_dz(arguments, d, dz_block, row, rows)
                 packed = 1
             columns, chunks, index = a.I, chunks_i, chunk
-            to = a.grad_w_ih + d * a.H * a.I * size
+            to = a.grad_w_ih_0 if d == 0 else a.grad_w_ih_1
             if chunk >= chunks_i:
                 columns, chunks, index = a.H, chunks_h, chunk - chunks_i
-                to = a.grad_w_hh + d * a.H * a.H * size
+                to = a.grad_w_hh_0 if d == 0 else a.grad_w_hh_1
             wide = (columns + lanes - 1) // lanes
             v, end = wide * index // chunks, wide * (index + 1) // chunks
             states = 1 if chunk >= chunks_i else 0
@@ -258,7 +258,7 @@ def _add_sums(context: CodegenContext) -> Any:
     def sums(arguments: int, d: int, result: int, row: int, rows: int, keep: int) -> None:
         a = unpack(arguments)
         dz = a.dz + (d * a.N + row) * a.H * size
-        grad_b = a.grad_b + d * a.H * size
+        grad_b = a.grad_b_0 if d == 0 else a.grad_b_1
         for v in range((a.H + lanes - 1) // lanes):
             at, count = v * vector_bytes, minimum(lanes, a.H - v * lanes)
             column_sum(result, dz + at, a.H * size, rows, count)

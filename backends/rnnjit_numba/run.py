@@ -14,6 +14,8 @@ from rnnjit.codegen import forward_call
 from rnnjit.codegen.argument_block import address_of, argument_block
 from rnnjit.codegen.forward_call import ForwardFields, Recipe
 from rnnjit.codegen.kernel import LINE, Kind
+from rnnjit.codegen.row_slices import alike, multiply_adds, shared_in_backward
+from rnnjit.runtime.late_threads import LateThreads, late_threads
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, area_bytes
 from rnnjit_numba.library import library
@@ -24,14 +26,14 @@ from rnnjit_numba.tile_shapes import tile_shapes
 _LARGE = 4096
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
 _B = BackwardArguments(*range(len(BackwardArguments._fields)))
-FIELDS = ForwardFields(_F.x, _F.sizes, _F.scratch)
+FIELDS = ForwardFields(_F.N, _F.x, _F.sizes, _F.scratch)
 
 
 def forward(
     layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
 ) -> LayerOutput:
     """`Backend.forward` for cells with one state."""
-    T, B, N, sizes = rows
+    T, B, N, sizes = rows if rows.batch_sizes is None else alike(rows)
     threads = most_threads(torch.get_num_threads())
     recipe = forward_recipe(x.element_size(), layer, T, B, N, threads)
     return forward_call.forward(recipe, FIELDS, layer, x, h0, weights, sizes)
@@ -67,13 +69,15 @@ def backward(
     grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
     held = [w.contiguous() for w in weights]
     count = layer.weights_per_direction
-    want_ih, want_hh, want_b = _wanted(needs.weights, count)
+    wanted = _wanted(needs.weights, count)
     grad_x = torch.empty_like(x) if needs.x else None
     grad_h0 = torch.empty_like(h0) if needs.hx[0] else None
-    lead = () if D == 1 else (D,)
-    grad_w_ih = _result(x, (*lead, H, I), N) if want_ih else None
-    grad_w_hh = _result(x, (*lead, H, H), N) if want_hh else None
-    grad_b = _result(x, (*lead, H), N) if want_b else None
+    shapes = ((H, I), (H, H), (H,))
+    grads = [
+        _result(x, shape, N) if want else None
+        for _ in range(D)
+        for want, shape in zip(wanted, shapes, strict=True)
+    ]
     scratch = x.new_empty(recipe.scratch)
     start = scratch.data_ptr()
     dz, before, reduction = recipe.parts
@@ -82,17 +86,16 @@ def backward(
     block[_B.x], block[_B.h0], block[_B.y] = x.data_ptr(), h0.data_ptr(), y.data_ptr()
     block[_B.grad_y], block[_B.grad_h_n] = address_of(grad_y), address_of(grad_h_n)
     block[_B.grad_x], block[_B.grad_h0] = address_of(grad_x), address_of(grad_h0)
-    block[_B.grad_w_ih], block[_B.grad_w_hh] = address_of(grad_w_ih), address_of(grad_w_hh)
-    block[_B.grad_b] = address_of(grad_b)
+    for i, grad in enumerate(grads):
+        block[_B.grad_w_ih_0 + i] = address_of(grad)
     block[_B.scratch], block[_B.dz_buffer] = start, start + dz
     block[_B.reduction] = start + reduction
-    block[_B.before] = start + before if want_hh else 0
+    block[_B.before] = start + before if wanted[1] else 0
     block[_B.w_ih_0], block[_B.w_hh_0] = held[0].data_ptr(), held[1].data_ptr()
     if D == 2:
         block[_B.w_ih_1], block[_B.w_hh_1] = held[count].data_ptr(), held[count + 1].data_ptr()
-    recipe.kernel(block, recipe.threads)
-    grads = (grad_w_ih, grad_w_hh, grad_b, grad_b)[:count]
-    return LayerGrads(grad_x, (grad_h0,), _by_direction(grads, needs.weights, D))
+    recipe.kernel(block, recipe.threads, recipe.late_threads)
+    return LayerGrads(grad_x, (grad_h0,), _by_weight(grads, needs.weights, count))
 
 
 @lru_cache(maxsize=256)
@@ -102,18 +105,24 @@ def _wanted(needed: tuple[bool, ...], count: int) -> tuple[bool, bool, bool]:
     return want_ih, want_hh, any(want_b)
 
 
-def _by_direction(
-    grads: Sequence[Tensor | None], needed: tuple[bool, ...], directions: int
+def _by_weight(
+    grads: Sequence[Tensor | None], needed: tuple[bool, ...], count: int
 ) -> tuple[Tensor | None, ...]:
-    """The gradient of each weight that needs one; b_hh gets a copy of the gradient of b_ih."""
+    """The gradient of each weight that needs one; no two share memory.
+
+    Args:
+        grads: for each direction dW_ih, dW_hh and db; b_ih and b_hh have the same gradient.
+        needed: for each of a layer's weights, whether it needs one.
+        count: weights of a direction.
+    """
     found: list[Tensor | None] = []
-    for d in range(directions):
-        for i, grad in enumerate(grads):
-            if grad is None or not needed[d * len(grads) + i]:
-                found.append(None)
-                continue
-            own = grad if directions == 1 else grad[d]
-            found.append(own.clone() if i == 3 else own)
+    for i, need in enumerate(needed):
+        d, kind = divmod(i, count)
+        grad = grads[3 * d + min(kind, 2)]
+        if not need or grad is None:
+            found.append(None)
+        else:
+            found.append(grad.clone() if kind == 3 and needed[i - 1] else grad)
     return tuple(found)
 
 
@@ -123,7 +132,8 @@ def forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads:
     kernels = library(Kind(8 * size, layer.cell))
     lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
     wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
-    cut = plan(layer, Rows(T, B, N), threads, wide_h)
+    rows = Rows(T, B, N)
+    cut = plan(layer, rows, threads, wide_h)
     packed_inputs = wide_i * lanes * vector
     packed_row = packed_inputs + wide_h * lanes * vector
     if cut.direct:
@@ -141,7 +151,8 @@ def forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads:
     names = ForwardArguments._fields
     inside = 8 * (len(names) + sync) if scratch < _LARGE else 0
     block = argument_block(names, fixed, sync + (scratch // 8 if inside else 0))
-    return Recipe(kernels.forward, cut.threads, block, scratch // size, inside, sync)
+    late = _late_threads("forward", size, layer, rows, cut.threads)
+    return Recipe(kernels.forward, cut.threads, block, scratch // size, inside, sync, (), late)
 
 
 @lru_cache(maxsize=1024)
@@ -151,7 +162,8 @@ def backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads
     lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
     wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
     rows = Rows(T, B, N)
-    cut, (window_rows, held_rows) = plan(layer, rows, threads, wide_h), window(layer, rows)
+    shared, (window_rows, held_rows) = shared_in_backward(layer, rows), window(layer, rows)
+    cut = plan(layer, rows, threads, wide_h, shared)
     packed_column = 0 if cut.direct else layer.hidden_size * vector
     packed = (wide_h + wide_i) * packed_column + max(wide_i, wide_h) * vector
     tile_rows, widest = tile_shapes(kernels.isa)[0]
@@ -171,7 +183,8 @@ def backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads
     before = _aligned(dz + D * held_rows * layer.hidden_size * size)
     own = _aligned(before + D * N * 8)
     scratch = (own + cut.threads * reduction) // size
-    return Recipe(kernels.backward, cut.threads, block, scratch, 0, sync, (dz, before, own))
+    late, parts = _late_threads("backward", size, layer, rows, cut.threads), (dz, before, own)
+    return Recipe(kernels.backward, cut.threads, block, scratch, 0, sync, parts, late)
 
 
 def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, int]:
@@ -189,6 +202,18 @@ def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, i
         "parts": cut.parts,
         "tail": cut.tail,
     }
+
+
+def _late_threads(
+    pass_: str, size: int, layer: LayerSpec, rows: Rows, threads: int
+) -> LateThreads | None:
+    """What is known of such calls on a team; None if they are planned for one thread."""
+    if threads == 1:
+        return None
+    work = multiply_adds(layer, rows)
+    if pass_ == "backward":
+        work += shared_in_backward(layer, rows)
+    return late_threads((__name__, pass_, size, layer, rows.B, threads), work)
 
 
 def _sync_words(layer: LayerSpec, threads: int) -> int:

@@ -64,7 +64,7 @@ def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Step
             write(block, at, source, before + offset, to, after + offset, *own)
             if zeros:
                 block[behind : behind + len(zeros)] = zeros
-            recipe.kernel(block, recipe.threads)
+            recipe.kernel(block, recipe.threads, recipe.late_threads)
             source = to
 
     return step
@@ -76,10 +76,12 @@ def _layer(
     layer, size = layers[index], dtype.itemsize
     recipe = forward_recipe(size, layer, 1, batch, batch, threads)
     block = recipe.block[:]
-    scratch = None if recipe.inside else torch.empty(recipe.scratch, dtype=dtype)
+    scratch = None
+    if not recipe.inside:
+        scratch = torch.empty(recipe.scratch, dtype=dtype, device="cpu")
     block[FIELDS.scratch] = scratch_address(recipe, block, scratch)
     last = index == len(layers) - 1
-    y = None if last else torch.empty(batch, layer.hidden_size, dtype=dtype)
+    y = None if last else torch.empty(batch, layer.hidden_size, dtype=dtype, device="cpu")
     count = layer.weights_per_direction
     offset = index * batch * layer.hidden_size * size
     zeros = array("q", [0] * recipe.sync_words)

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from rnnjit.codegen.backend import CPUBackend
-from rnnjit.runtime.packages import lacking
+from rnnjit.runtime.packages import install, lacking
 
 #: The release of TVM whose TensorIR the kernels are written in; others have other builders.
 RELEASES = ">=0.27,<0.28"
 #: The releases of llvmlite, which loads the object code.
 LOADERS = ">=0.45,<0.51"
-_INSTALL = "pip install 'rnnjit[tvm]'"
 
 
 class TvmBackend(CPUBackend):
@@ -25,8 +24,8 @@ class TvmBackend(CPUBackend):
     def missing(self) -> list[str]:
         """Names what has to be installed."""
         return [
-            *lacking("apache-tvm", "tvm", RELEASES, _INSTALL),
-            *lacking("llvmlite", "llvmlite", LOADERS, _INSTALL),
+            *lacking("apache-tvm", "tvm", RELEASES, install("tvm")),
+            *lacking("llvmlite", "llvmlite", LOADERS, f"pip install 'llvmlite{LOADERS}'"),
         ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rnnjit.codegen.row_slices import one_slice, row_slices, worth_threads
+from rnnjit.codegen.row_slices import RowSlices, one_slice, row_slices, worth_team
 from rnnjit.spec import LayerSpec, Rows
 
 #: Rows that a reduction over all rows sums at a time; fixed, so that its rounding is fixed.
@@ -31,16 +31,29 @@ class Plan(NamedTuple):
     hoist: bool
 
 
-def plan(layer: LayerSpec, rows: Rows, threads: int) -> Plan:
+def plan(layer: LayerSpec, rows: Rows, threads: int, shared: int = 0) -> Plan:
     """The plan for a call.
 
     Args:
         layer: what the layer is.
         rows: how many rows it has and how they are divided into time steps.
         threads: the most that may be used.
+        shared: multiply-adds beside those of a forward pass, which all threads share evenly.
     """
-    if threads == 1 or not worth_threads(layer, rows):
+    cut = row_slices(layer, rows, threads)
+    hoist = cut.slice_rows < _TILE_ROWS
+    if not worth_team(_saved(layer, rows, threads, cut, hoist, shared)):
         threads, cut = 1, one_slice(rows)
-    else:
-        cut = row_slices(layer, rows, threads)
     return Plan(threads, *cut, cut.slice_rows < _TILE_ROWS)
+
+
+def _saved(
+    layer: LayerSpec, rows: Rows, threads: int, cut: RowSlices, hoist: bool, shared: int
+) -> float:
+    """Multiply-adds that a team takes off the calling thread."""
+    all_threads = (threads - 1) / threads
+    units = layer.num_directions * cut.slices
+    by_slices = 1 - -(-units // threads) / units
+    work = rows.N * layer.num_directions * layer.hidden_size
+    projected = work * layer.input_size * (all_threads if hoist else by_slices)
+    return projected + work * layer.hidden_size * by_slices + shared * all_threads

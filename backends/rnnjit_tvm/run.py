@@ -14,7 +14,9 @@ from rnnjit.codegen import forward_call
 from rnnjit.codegen.argument_block import address_of, argument_block
 from rnnjit.codegen.forward_call import ForwardFields, Recipe
 from rnnjit.codegen.kernel import Kind
+from rnnjit.codegen.row_slices import alike, multiply_adds, shared_in_backward
 from rnnjit.recurrence.rows import offsets
+from rnnjit.runtime.late_threads import LateThreads, late_threads
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
 from rnnjit_tvm.library import library
@@ -23,14 +25,14 @@ from rnnjit_tvm.tile_shapes import tile_shapes
 
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
 _B = BackwardArguments(*range(len(BackwardArguments._fields)))
-_FIELDS = ForwardFields(_F.x, _F.starts, _F.scratch)
+_FIELDS = ForwardFields(_F.N, _F.x, _F.starts, _F.scratch)
 
 
 def forward(
     layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
 ) -> LayerOutput:
     """`Backend.forward` for cells with one state."""
-    T, B, N, sizes = rows
+    T, B, N, sizes = rows if rows.batch_sizes is None else alike(rows)
     threads = most_threads(torch.get_num_threads())
     recipe = _forward_recipe(x.element_size(), layer, T, B, N, threads)
     starts = None if sizes is None else offsets(rows, x.device)
@@ -69,7 +71,7 @@ def backward(
     starts = None if sizes is None else offsets(rows, x.device)
     dz, scratch = torch.empty_like(y), x.new_empty(recipe.scratch)
     contiguous = [w.contiguous() for w in weights]
-    grads = _allocate(layer, N, weights, needs.weights)
+    grads = _allocate(layer, x, weights, needs.weights)
     block = recipe.block[:]
     block[_B.starts], block[_B.scratch] = address_of(starts), scratch.data_ptr()
     block[_B.windows] = scratch.data_ptr() + recipe.parts[0]
@@ -86,19 +88,19 @@ def backward(
         for i, tensor in enumerate(grads[own : own + min(count, 3)]):
             block[grad + i] = address_of(tensor)
     if any(needs.weights[1::count]):
-        before = torch.empty((layer.num_directions, N), dtype=torch.int64)
+        before = x.new_empty((layer.num_directions, N), dtype=torch.int64)
         block[_B.before] = before.data_ptr()
-    recipe.kernel(block, recipe.threads)
+    recipe.kernel(block, recipe.threads, recipe.late_threads)
     return LayerGrads(grad_x, (grad_h0,), _by_weight(grads, needs.weights, count))
 
 
 def _allocate(
-    layer: LayerSpec, N: int, weights: Sequence[Tensor], needed: tuple[bool, ...]
+    layer: LayerSpec, x: Tensor, weights: Sequence[Tensor], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """Memory for the gradients of the weights; both biases share that of b_ih."""
     count = layer.weights_per_direction
     # Without rows, the kernel writes nothing to them.
-    allocate = torch.empty if N else torch.zeros
+    allocate = x.new_empty if len(x) else x.new_zeros
     found: list[Tensor | None] = []
     for i, weight in enumerate(weights):
         kind = i % count
@@ -106,7 +108,7 @@ def _allocate(
         if kind == 3 or not wanted:
             found.append(None)
         else:
-            found.append(allocate(weight.shape, dtype=weight.dtype))
+            found.append(allocate(weight.shape))
     return found
 
 
@@ -136,14 +138,17 @@ def _forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads
     fixed = _problem(layer, (T, B, N), cut)
     fixed |= {"hoist": int(cut.hoist), "panel": panel, "packed": packed}
     block = argument_block(ForwardArguments._fields, fixed)
-    return Recipe(kernels.forward, cut.threads, block, layer.num_directions * packed)
+    late = _late_threads("forward", size, layer, Rows(T, B, N), cut.threads)
+    scratch = layer.num_directions * packed
+    return Recipe(kernels.forward, cut.threads, block, scratch, late_threads=late)
 
 
 @lru_cache(maxsize=1024)
 def _backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     kernels = library(Kind(8 * size, layer.cell))
     lanes = kernels.isa.vector_bytes // size
-    cut = plan(layer, Rows(T, B, N), threads)
+    shared = shared_in_backward(layer, Rows(T, B, N))
+    cut = plan(layer, Rows(T, B, N), threads, shared)
     wide, inputs = -(-layer.hidden_size // lanes), -(-layer.input_size // lanes)
     panel = layer.hidden_size * lanes
     packed = (wide + inputs) * panel
@@ -154,7 +159,21 @@ def _backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, thread
     block = argument_block(BackwardArguments._fields, fixed)
     start = layer.num_directions * packed + zeros
     scratch = start + cut.threads * window
-    return Recipe(kernels.backward, cut.threads, block, scratch, parts=(start * size,))
+    late = _late_threads("backward", size, layer, Rows(T, B, N), cut.threads)
+    parts = (start * size,)
+    return Recipe(kernels.backward, cut.threads, block, scratch, parts=parts, late_threads=late)
+
+
+def _late_threads(
+    pass_: str, size: int, layer: LayerSpec, rows: Rows, threads: int
+) -> LateThreads | None:
+    """What is known of such calls on a team; None if they are planned for one thread."""
+    if threads == 1:
+        return None
+    work = multiply_adds(layer, rows)
+    if pass_ == "backward":
+        work += shared_in_backward(layer, rows)
+    return late_threads((__name__, pass_, size, layer, rows.B, threads), work)
 
 
 def _problem(layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> dict[str, int]:

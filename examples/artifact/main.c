@@ -4,8 +4,9 @@
  *     cc -O2 -Iartifact examples/artifact/main.c artifact/rnn.o -o run
  *     ./run artifact/weights.bin 5 2 < input > output
  *
- * Reads x [T, B, I] from standard input as raw numbers, and writes y [T, B, D*H] and then
- * h_n [L*D, B, H] to standard output.
+ * The arguments are the weights of the artifact, T steps and B sequences. Reads x [T, B, I] from
+ * standard input as raw numbers, and writes y [T, B, D*H] and then h_n [L*D, B, H] to standard
+ * output.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,10 +20,17 @@ static void *room(size_t bytes)
 
 int main(int argc, char **argv)
 {
-    FILE *file = argc == 4 ? fopen(argv[1], "rb") : NULL;
-    if (!file) {
-        fprintf(stderr, "usage: %s WEIGHTS T B < input > output\n", argv[0]);
+    if (argc != 4) {
+        fprintf(stderr, "usage: %s WEIGHTS T B < input > output\n"
+                        "  WEIGHTS  weights.bin of the artifact\n"
+                        "  T, B     steps and sequences: input is x [T, B, %d], %zu bytes a number\n",
+                argv[0], rnn_input_size, sizeof(rnn_real));
         return 2;
+    }
+    FILE *file = fopen(argv[1], "rb");
+    if (!file) {
+        perror(argv[1]);
+        return 1;
     }
     int64_t T = atoll(argv[2]), B = atoll(argv[3]), D = rnn_num_directions, H = rnn_hidden_size;
     size_t inputs = T * B * rnn_input_size, outputs = T * B * D * H;

@@ -32,7 +32,7 @@ class Artifact:
         self._spec = manifest.rnn_spec
         self._block = torch.frombuffer(bytearray(weights), dtype=torch.uint8)
         # Has the dtype and device that arguments must have; it stands for a weight in `prepare`.
-        self._like = torch.empty(0, dtype=getattr(torch, manifest.dtype))
+        self._like = torch.empty(0, dtype=getattr(torch, manifest.dtype), device="cpu")
         self._run = run
 
     def __call__(

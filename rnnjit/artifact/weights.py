@@ -54,7 +54,7 @@ def pack(spec: RNNSpec, weights: Sequence[Tensor]) -> bytes:
     """Make the block of `weights` (nn.RNN's flat order, one dtype), little-endian."""
     itemsize = weights[0].itemsize
     where = layout(spec, itemsize)
-    block = torch.zeros(where.size, dtype=torch.uint8)
+    block = torch.zeros(where.size, dtype=torch.uint8, device="cpu")
     for place, weight in zip(where.places, weights, strict=True):
         content = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         block[place.offset : place.offset + len(content)] = content

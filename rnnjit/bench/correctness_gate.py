@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_packed_sequence
 
 from rnnjit.bench import records
 from rnnjit.bench.arrays import Array, Arrays
-from rnnjit.bench.contestants.torch_modules import module_of
+from rnnjit.bench.contestants.torch_modules import module_of, tensor_of
 from rnnjit.testing.calls import Call, Values, gradients
 from rnnjit.testing.case import Case
 from rnnjit.testing.compare import Standard, compare
@@ -51,7 +51,7 @@ class CorrectnessGate:
             key = name.replace("the gradient of", "grad")
             if key not in results:
                 return Judgement(f"it gives no {key}", None)
-            got[name] = torch.tensor(results[key])
+            got[name] = tensor_of(results[key])
         try:
             compare(got, self._standard)
         except AssertionError as error:
@@ -72,8 +72,8 @@ def _call(case: records.Case, arrays: Arrays) -> Call:
     """Convert a benchmark case and its arrays to a call of the conformance kit."""
     lengths = None if arrays.lengths is None else tuple(arrays.lengths.tolist())
     kit = Case("bench", lengths=lengths, dtype=getattr(torch, case.dtype), training=case.trains)
-    x, h0 = (torch.tensor(array).requires_grad_(case.trains) for array in (arrays.x, arrays.h0))
-    grad_y, grad_h_n = torch.tensor(arrays.grad_y), torch.tensor(arrays.grad_h_n)
+    x, h0 = (tensor_of(array).requires_grad_(case.trains) for array in (arrays.x, arrays.h0))
+    grad_y, grad_h_n = tensor_of(arrays.grad_y), tensor_of(arrays.grad_h_n)
     return Call(kit, module_of(case, arrays), x, (h0,), grad_y, (grad_h_n,))
 
 

@@ -160,4 +160,4 @@ def _text(isa: Isa, bits: int, name: str, step: str, chains: int) -> str:
 
 def _buffer(size: int) -> torch.Tensor:
     """A buffer of ones: pages that were never written all map to one page of zeros."""
-    return torch.ones(size // 4)
+    return torch.ones(size // 4, dtype=torch.float32, device="cpu")

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from rnnjit.bench.presets import PRESETS
 from rnnjit.cli.output import console, say, timed_progress, write_text
-from rnnjit.cli.parser import Commands, Parser, UsageError, first_line, output_file, positive
+from rnnjit.cli.parser import (
+    Commands,
+    Parser,
+    UsageError,
+    comma_separated,
+    first_line,
+    output_file,
+    positive,
+)
 
 if TYPE_CHECKING:
     from rnnjit.bench.contestants.base import Contestant
@@ -28,13 +36,13 @@ def add(commands: Commands[Parser]) -> None:
         "bench",
         help="time every backend and every installed peer against eager PyTorch",
         description="Time eager PyTorch, every backend, and onnxruntime, OpenVINO, JAX and "
-        "torch.compile where they are installed (pip install 'rnnjit[bench]'): each in a process "
-        "of its own, on the same number of threads, interleaved. Wrong results get no time.",
+        "torch.compile where they are installed (pip install '.[bench]' in a clone): each in a "
+        "process of its own, on as many threads, interleaved. Wrong results get no time.",
     )
     parser.add_argument("--preset", choices=PRESETS, default="quick", help=presets)
     parser.add_argument(
         "--contestants",
-        type=_names,
+        type=comma_separated,
         metavar="A,B",
         help="only these and eager, the baseline of the ratios. "
         "package.module:CLASS is one of your own",
@@ -214,7 +222,7 @@ def _check_outputs(arguments: Namespace) -> None:
         try:
             import rnnjit.bench.report.html  # noqa: F401 - needs the packages of the extra
         except ImportError as error:
-            raise UsageError(f"--html: {error}: pip install 'rnnjit[bench]'") from None
+            raise UsageError(f"--html: {first_line(error)}") from None
 
 
 def _write(report: Report, arguments: Namespace) -> None:
@@ -232,10 +240,6 @@ def _write(report: Report, arguments: Namespace) -> None:
             write_html(report, arguments.html)
     except OSError as error:
         raise UsageError(f"{error.filename!r} cannot be written: {error.strerror}") from None
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
 
 
 def _threads(text: str) -> tuple[int, ...]:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from rnnjit.cli import models
-from rnnjit.cli.output import console, progress, say, write_json
+from rnnjit.cli.output import console, say, write_json
 from rnnjit.cli.parser import (
     Commands,
     Parser,
     UsageError,
+    comma_separated,
     first_line,
     output_file,
     positive,
@@ -28,6 +29,8 @@ from rnnjit.tools.call import random_call
 from rnnjit.tools.comparison import Comparison, Result, compare_call, steps
 from rnnjit.tools.comparison_tables import print_comparison
 from rnnjit.tools.environment import environment
+from rnnjit.tools.progress import Progress
+from rnnjit.tools.selection import selected
 
 _DTYPES = {
     "float32": torch.float32,
@@ -68,6 +71,12 @@ def add(commands: Commands[Parser]) -> None:
         "--rounds", type=positive, default=15, metavar="N", help="samples of each time"
     )
     measure.add_argument(
+        "--backends",
+        type=comma_separated,
+        metavar="A,B",
+        help="compare only these with eager PyTorch",
+    )
+    measure.add_argument(
         "--json", type=output_file, metavar="FILE", help="also write the results; - for stdout"
     )
     parser.set_defaults(run=run)
@@ -104,6 +113,10 @@ def _add_module(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Compare, print a table for each RNN, and write the JSON file."""
+    try:
+        selected(arguments.backends)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
@@ -152,10 +165,9 @@ def _modules(arguments: Namespace) -> dict[str, nn.RNNBase]:
 
 def _compare_all(rnns: dict[str, nn.RNNBase], arguments: Namespace) -> dict[str, Comparison]:
     compared = {}
-    with progress() as bar:
-        task = bar.add_task("comparing", total=len(rnns) * steps(arguments.rounds))
+    with Progress("rnnjit compare", option="--backends") as progress:
+        progress.expect(len(rnns) * steps(arguments.rounds, arguments.backends))
         for name, rnn in rnns.items():
-            bar.update(task, description=f"comparing {name}".rstrip())
             dtype = _DTYPES.get(arguments.dtype, next(rnn.parameters()).dtype)
             call = random_call(
                 capture(rnn),
@@ -169,7 +181,8 @@ def _compare_all(rnns: dict[str, nn.RNNBase], arguments: Namespace) -> dict[str,
                 rnn.to(dtype),
                 call,
                 rounds=arguments.rounds,
-                on_step=lambda: bar.advance(task),
+                names=arguments.backends,
+                progress=progress,
             )
     return compared
 

@@ -31,7 +31,7 @@ from rnnjit.frontend.capture import (
     weight_names,
     weights_of,
 )
-from rnnjit.frontend.class_rewrite import empty
+from rnnjit.frontend.compiled_class import empty
 from rnnjit.frontend.compiled_layer import CompiledRNN
 from rnnjit.spec import RNNSpec
 

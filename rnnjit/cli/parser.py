@@ -40,6 +40,11 @@ def first_line(error: Exception) -> str:
     return lines[0]
 
 
+def comma_separated(text: str) -> list[str]:
+    """Parse names separated by commas."""
+    return [name for name in text.split(",") if name]
+
+
 def positive(text: str) -> int:
     """Parse a whole number from 1 to `LARGEST`."""
     try:

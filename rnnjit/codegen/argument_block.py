@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import repeat
 from struct import Struct
 
 from torch import Tensor
@@ -22,7 +23,9 @@ def argument_block(fields: Sequence[str], values: Mapping[str, int], words: int 
         values: arguments by name.
         words: number of int64 words after the arguments.
     """
-    return array("q", [*(values.get(field, 0) for field in fields), *[0] * words])
+    block = array("q", map(values.get, fields, repeat(0)))
+    block.frombytes(bytes(8 * words))
+    return block
 
 
 def address_of(tensor: Tensor | None) -> int:

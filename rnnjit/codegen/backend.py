@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, Shortcut, States
+from rnnjit.backend import (
+    Backend,
+    LayerGrads,
+    LayerOutput,
+    Needs,
+    Shortcut,
+    States,
+    values_read,
+)
 from rnnjit.cells import Cell
 from rnnjit.codegen.elman import why_not_elman
 from rnnjit.codegen.pointwise import OPERATIONS
@@ -29,6 +37,7 @@ class CPUBackend(Backend):
     devices = ("cpu",)
     dtypes = (torch.float32, torch.float64)
     operations = OPERATIONS
+    sizes_matter = False
     run_module: ClassVar[str]
 
     def why_not_cell(self, cell: Cell) -> list[str]:
@@ -52,6 +61,12 @@ class CPUBackend(Backend):
         run: Any = imported(self.run_module)
         output: LayerOutput = run.forward(layer, rows, x, *hx, weights)
         return output
+
+    def backward_reads(
+        self, layer: LayerSpec, rows: Rows, output: LayerOutput, needed: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """See `rnnjit.backend.values_read`."""
+        return values_read(layer, rows.T > 1, needed)
 
     def backward(
         self,

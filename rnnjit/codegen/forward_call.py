@@ -12,6 +12,7 @@ from torch import Tensor
 from rnnjit.backend import LayerOutput, Shortcut, States
 from rnnjit.codegen.argument_block import pointers
 from rnnjit.codegen.kernel import Kernel
+from rnnjit.runtime.late_threads import LateThreads
 from rnnjit.spec import LayerSpec
 
 
@@ -27,6 +28,7 @@ class Recipe(NamedTuple):
         inside: byte offset of the scratch in the block; 0 if it is allocated for each call.
         sync_words: int64 words of the block that threads synchronise on; initially zero.
         parts: byte offsets of further parts in the scratch.
+        late_threads: what is known of calls of this size; None if it is planned for one thread.
     """
 
     kernel: Kernel
@@ -36,18 +38,21 @@ class Recipe(NamedTuple):
     inside: int = 0
     sync_words: int = 0
     parts: tuple[int, ...] = ()
+    late_threads: LateThreads | None = None
 
 
 class ForwardFields(NamedTuple):
-    """The indices of the addresses in a forward kernel's block that change with every call.
+    """The indices of what changes with every call in a forward kernel's block.
 
     Attributes:
+        N: index of the number of rows.
         x: index of the address of x; h0, y, h_n and the weights follow, see
             `argument_block.pointers`.
         rows: index of the address of the row table of a packed batch.
         scratch: index of the address of the scratch memory.
     """
 
+    N: int
     x: int
     rows: int
     scratch: int
@@ -65,7 +70,7 @@ def forward(
     """Allocate the outputs of a layer, and call its kernel.
 
     Args:
-        recipe: how to call the kernel.
+        recipe: how to call the kernel, for rows that are `row_slices.alike`.
         fields: the indices of its argument block.
         layer: the configuration of the layer.
         x: `[N, I]`, contiguous.
@@ -82,10 +87,10 @@ def forward(
         *[weight.data_ptr() for weight in held],
     )
     if rows is not None:
-        block[fields.rows] = rows.data_ptr()
+        block[fields.N], block[fields.rows] = x.shape[0], rows.data_ptr()
     scratch = None if recipe.inside else x.new_empty(recipe.scratch)
     block[fields.scratch] = scratch_address(recipe, block, scratch)
-    recipe.kernel(block, recipe.threads)
+    recipe.kernel(block, recipe.threads, recipe.late_threads)
     return LayerOutput(y, (h_n,))
 
 
@@ -140,11 +145,11 @@ def shortcut(
             )
             if recipe.inside:
                 block[scratch_field] = block.buffer_info()[0] + recipe.inside
-                recipe.kernel(block, recipe.threads)
+                recipe.kernel(block, recipe.threads, recipe.late_threads)
                 continue
             scratch = x.new_empty(recipe.scratch)
             block[scratch_field] = scratch.data_ptr()
-            recipe.kernel(block, recipe.threads)
+            recipe.kernel(block, recipe.threads, recipe.late_threads)
         return y, (h_n,)
 
     return run

@@ -7,12 +7,14 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from time import perf_counter_ns
 from typing import NamedTuple, TypeVar
 
 from rnnjit import cells
 from rnnjit.cells import Cell
 from rnnjit.codegen.isa import Isa
 from rnnjit.runtime import object_cache
+from rnnjit.runtime.late_threads import LateThreads
 from rnnjit.runtime.openmp import FORK, openmp
 
 L = TypeVar("L")
@@ -54,18 +56,32 @@ class Kernel:
         self._code, self._phases, self._sync = code, tuple(phases), sync
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
 
-    def __call__(self, block: array[int], threads: int) -> None:
+    def __call__(
+        self, block: array[int], threads: int, late_threads: LateThreads | None = None
+    ) -> None:
         """Run with an argument block; the interpreter's lock is released meanwhile.
 
         Args:
             block: the arguments and, where `sync` is one, zeroed memory to synchronise by.
             threads: size of the team.
+            late_threads: what is known of calls like this one, and is to learn from it; None if
+                they use the team in any case.
         """
         address, _ = block.buffer_info()
         # One thread can run any plan, and in a forked child there is no other.
         if threads == 1 or FORK.forked:
             self._alone(address)
             return
+        start = perf_counter_ns()
+        if late_threads is not None and late_threads.alone(start):
+            self._alone(address)
+            late_threads.ran_alone(perf_counter_ns() - start)
+            return
+        self._on_team(block, address, threads)
+        if late_threads is not None:
+            late_threads.ran_on_team(perf_counter_ns() - start)
+
+    def _on_team(self, block: array[int], address: int, threads: int) -> None:
         runtime = openmp()
         assert runtime is not None, "plans use one thread where there is no OpenMP"
         sync = self._sync

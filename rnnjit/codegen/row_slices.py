@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 from rnnjit.spec import LayerSpec, Rows
 
-#: Multiply-adds below which a second thread costs more than it saves.
-THREAD_WORK = 100_000
+#: Multiply-adds that other threads must take off the caller to be worth waking and waiting for.
+#: Waking threads that sleep, and the wait for them at the end, take some 20 to 50 us; in 40 of
+#: these a thread of a processor with wide vectors does about so many. A slower one needs longer for
+#: them, and so gains more where it uses a team, but uses one later than it might.
+THREAD_WORK = 1_500_000
 #: Hidden features from which on false sharing between adjacent rows is negligible.
 STRIDED_FEATURES = 64
 
@@ -29,15 +32,47 @@ class RowSlices(NamedTuple):
     stride: int
 
 
-def worth_threads(layer: LayerSpec, rows: Rows) -> bool:
-    """Whether a layer has enough work for a second thread."""
+def multiply_adds(layer: LayerSpec, rows: Rows) -> int:
+    """Those of a layer's forward pass."""
     work = rows.N * layer.num_directions * layer.hidden_size
-    return work * (layer.input_size + layer.hidden_size) >= THREAD_WORK
+    return work * (layer.input_size + layer.hidden_size)
+
+
+def worth_threads(layer: LayerSpec, rows: Rows) -> bool:
+    """Whether a layer has enough work for a second thread, which would do half of it at best."""
+    return multiply_adds(layer, rows) >= 2 * THREAD_WORK
+
+
+def worth_team(saved: float) -> bool:
+    """Whether a team is worth it that takes so many multiply-adds off the calling thread."""
+    return saved >= THREAD_WORK
+
+
+def shared_in_backward(layer: LayerSpec, rows: Rows) -> int:
+    """Multiply-adds of a backward pass that any number of threads share evenly.
+
+    They are those of grad_x, dW_ih and dW_hh, which are sums over all rows.
+    """
+    work = rows.N * layer.num_directions * layer.hidden_size
+    return work * (2 * layer.input_size + layer.hidden_size)
 
 
 def one_slice(rows: Rows) -> RowSlices:
     """The batch undivided."""
     return RowSlices(1, max(rows.B, 1), 1)
+
+
+def alike(rows: Rows) -> Rows:
+    """Packed rows for which the same plan is good: N rounded up, by an eighth at the most.
+
+    Real batches seldom repeat a sum of lengths, but their plans must not be made anew each time.
+    Dense rows are left as they are.
+    """
+    dense = rows.T * rows.B
+    if dense <= rows.N:
+        return rows
+    step = 1 << max(rows.N.bit_length() - 4, 0)
+    return rows._replace(N=min(-(-rows.N // step) * step, dense - 1))
 
 
 def row_slices(layer: LayerSpec, rows: Rows, threads: int) -> RowSlices:

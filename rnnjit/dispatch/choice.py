@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from torch.nn import Parameter
 from rnnjit.backend import Backend
 from rnnjit.cells import Cell
 from rnnjit.dispatch import tuning_db
+from rnnjit.dispatch.blame import from_outside
 from rnnjit.dispatch.fallback import FAILURES, RAISE, Fallback
+from rnnjit.dispatch.memory import Memory
 from rnnjit.dispatch.registry import backends
 from rnnjit.errors import BackendError, UnsupportedError, described
 from rnnjit.runtime.torch_private import (
@@ -26,6 +28,11 @@ from rnnjit.spec import Problem, RNNSpec
 
 _PLAIN_TYPES = frozenset({Tensor, Parameter})
 _STRIDED = torch.strided
+#: The reason of `special_context` for which torch's own layer runs, and not the reference.
+AUTOCAST = "autocast is enabled"
+#: By a backend's id, device, dtype and cell: the backend, so that no other gets its id, and why it
+#: declines every such call, whatever its sizes.
+_WHATEVER_SIZE: Memory[tuple[Hashable, ...], tuple[Backend, tuple[str, ...]]] = Memory(1024)
 
 
 class Verdict(NamedTuple):
@@ -42,22 +49,44 @@ class Verdict(NamedTuple):
     defers: tuple[str, ...] = ()
 
 
+class Choice(NamedTuple):
+    """The backend of a call.
+
+    Attributes:
+        backend: the backend.
+        sizes_matter: whether another may be chosen for a call that differs in T, B and N alone.
+    """
+
+    backend: Backend
+    sizes_matter: bool
+
+
 def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
     """Check a call against the declarations of a backend, then ask the backend.
 
     `Backend.why_not` is called only if the backend declares the device, the dtype and the cell of
-    the call, and can run on this machine.
+    the call, and can run on this machine; that is remembered until a backend fails or `tune` runs.
 
     Raises:
         BackendError: `why_not` returned something other than reasons.
     """
-    reasons: Any = (
-        _undeclared(backend, problem)
-        or why_not_cell(backend, spec.cell)
-        or backend.missing()
-        or backend.why_not(spec, problem)
-    )
-    return Verdict(backend, _listed(backend, "why_not", reasons))
+    reasons = _whatever_size(backend, spec.cell, problem)
+    return Verdict(backend, reasons or _listed(backend, backend.why_not(spec, problem)))
+
+
+def _whatever_size(backend: Backend, cell: Cell, problem: Problem) -> tuple[str, ...]:
+    """Why a backend declines every call with the device, dtype and cell of this one."""
+    answers = _WHATEVER_SIZE.answers()
+    key = _key(backend, cell, problem)
+    found = answers.get(key)
+    if found is None:
+        reasons = _undeclared(backend, problem) or why_not_cell(backend, cell) or backend.missing()
+        found = answers[key] = backend, _listed(backend, reasons)
+    return found[1]
+
+
+def _key(backend: Backend, cell: Cell, problem: Problem) -> tuple[Hashable, ...]:
+    return id(backend), problem.device, problem.dtype, cell
 
 
 def _undeclared(backend: Backend, problem: Problem) -> list[str]:
@@ -82,7 +111,7 @@ def why_not_cell(backend: Backend, cell: Cell) -> list[str]:
     return backend.why_not_cell(cell)
 
 
-def _listed(backend: Backend, what: str, reasons: Any) -> tuple[str, ...]:
+def _listed(backend: Backend, reasons: Any, what: str = "why_not") -> tuple[str, ...]:
     """Convert the reasons of a backend, a list, tuple or string, to a tuple."""
     if not isinstance(reasons, (list, tuple, str)):
         raise BackendError(backend.name, what, "a list of reasons", type(reasons).__name__)
@@ -99,8 +128,10 @@ def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdi
         found = verdict(backend, spec, problem)
         if found.reasons:
             return found
-        return found._replace(defers=_listed(backend, "defers", backend.defers(spec, problem)))
-    except Exception as error:  # noqa: BLE001 - a third party's code may fail in any way
+        return Verdict(backend, (), _listed(backend, backend.defers(spec, problem), "defers"))
+    except Exception as error:
+        if from_outside(error):
+            raise
         return Verdict(backend, (f"asked for its answer, it raised {described(error)}",))
 
 
@@ -109,16 +140,18 @@ def candidates(measured: Mapping[str, float]) -> list[Backend]:
 
     Args:
         measured: seconds by backend that `rnnjit.tune` measured for such calls. The backends in it
-            come first, the fastest first; the others follow by priority.
+            come first, in its order; the others follow by priority.
     """
     known = backends()
-    first = [known[name] for name in sorted(measured, key=measured.__getitem__) if name in known]
+    if not measured:
+        return list(known.values())
+    first = [known[name] for name in measured if name in known]
     return [*first, *(backend for backend in known.values() if backend not in first)]
 
 
 def verdicts(spec: RNNSpec, problem: Problem) -> list[Verdict]:
     """Ask every installed backend, in the order of `auto`."""
-    found = candidates(tuning_db.fetch(spec, problem))
+    found = candidates(tuning_db.recall(spec, problem))
     return [verdict_for_auto(backend, spec, problem) for backend in found]
 
 
@@ -128,16 +161,30 @@ def willing(spec: RNNSpec, problem: Problem, *, traced: bool = False) -> Iterato
     In a traced call no backend defers: there the backward pass of the eager backend is the
     reference, which runs step by step and is slow.
     """
-    measured, later = tuning_db.fetch(spec, problem), []
+    return (choice.backend for choice in _choices(spec, problem, traced))
+
+
+def _choices(spec: RNNSpec, problem: Problem, traced: bool) -> Iterator[Choice]:
+    """`willing`, with what the answers of the backends that were asked so far depend on."""
+    measured, later, sizes_matter = tuning_db.recall(spec, problem), [], False
     for backend in candidates(measured):
         found = verdict_for_auto(backend, spec, problem)
+        sizes_matter = sizes_matter or _sizes_matter(backend, spec, problem)
         if found.reasons or not backend.automatic:
             continue
         if found.defers and backend.name not in measured and not traced:
             later.append(backend)
         else:
-            yield backend
-    yield from later
+            yield Choice(backend, sizes_matter)
+    yield from (Choice(backend, sizes_matter) for backend in later)
+
+
+def _sizes_matter(backend: Backend, spec: RNNSpec, problem: Problem) -> bool:
+    """Whether a backend, which was asked, may answer calls of other sizes otherwise."""
+    if not backend.sizes_matter or FAILURES.reason(backend):
+        return False
+    held = _WHATEVER_SIZE.answers().get(_key(backend, spec.cell, problem))
+    return held is None or not held[1]
 
 
 def choose(
@@ -154,14 +201,26 @@ def choose(
     Raises:
         UnsupportedError: `wanted` declines, or for "auto" every backend does.
     """
+    return choose_for_sizes(spec, problem, wanted, traced=traced).backend
+
+
+def choose_for_sizes(
+    spec: RNNSpec, problem: Problem, wanted: Backend | None, *, traced: bool = False
+) -> Choice:
+    """As `choose`, and says whether the choice holds for other sizes of the same `kind_of`."""
     if wanted is not None:
         reasons = verdict(wanted, spec, problem).reasons
         if reasons:
             raise UnsupportedError(wanted.name, reasons)
-        return wanted
-    for backend in willing(spec, problem, traced=traced):
-        return backend
+        return Choice(wanted, wanted.sizes_matter)
+    for choice in _choices(spec, problem, traced):
+        return choice
     raise UnsupportedError("auto", ["every installed backend declined"])
+
+
+def kind_of(spec: RNNSpec, problem: Problem) -> tuple[Hashable, ...]:
+    """What a choice depends on if no backend's answer depends on the sizes of the call."""
+    return spec, tuning_db.class_of(problem), problem.device_index
 
 
 def fallback_for(spec: RNNSpec, problem: Problem, wanted: Backend | None) -> Fallback:
@@ -192,7 +251,7 @@ def special_context(x: Tensor, *tensors: Tensor) -> str | None:
     if forward_mode() and not UNSEEN:
         return "forward-mode automatic differentiation is active"
     if autocast:
-        return "autocast is enabled"
+        return AUTOCAST
     if dispatch_mode():
         return "a TorchDispatchMode is active, which must see torch's operators"
     return special_tensor(x, *tensors)

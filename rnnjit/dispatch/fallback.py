@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from rnnjit.backend import Backend
+from rnnjit.dispatch.blame import blamed
 from rnnjit.errors import BackendError, RNNJitWarning, described
 
 Found = TypeVar("Found")
@@ -82,14 +83,14 @@ FAILURES = Failures()
 def replaceable(error: Exception) -> bool:
     """Whether another backend may succeed after this error.
 
-    It cannot after running out of memory, if the inputs were overwritten, or if a signal handler of
-    the caller raised the error, for example on a time limit.
+    Only if it is the backend's own, see `blame`. Not after running out of memory, or if the inputs
+    were overwritten.
     """
+    if not blamed(error):
+        return False
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return False
     if isinstance(error, BackendError) and error.inputs_changed:
-        return False
-    if getattr(error, "rnnjit_from_outside", False):  # see `rnnjit.runtime.compile_once`
         return False
     return "can't allocate memory" not in str(error)  # torch's message, in a RuntimeError
 
@@ -120,7 +121,9 @@ class Fallback:
             return work(backend)
         try:
             return work(backend)
-        except Exception as error:  # noqa: BLE001 - a backend may fail in any way
+        except Exception as error:
+            if not blamed(error):
+                raise
             return self.instead(backend, error, work)
 
     def instead(

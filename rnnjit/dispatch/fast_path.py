@@ -17,6 +17,7 @@ from rnnjit.backend import Shortcut, States
 from rnnjit.runtime.torch_private import (
     GlobalStateGuard,
     forward_mode,
+    function_mode,
     parameters_of,
     tensor_guards,
 )
@@ -61,8 +62,8 @@ class FastPath:
             x: the input in the caller's form.
             hx: the initial state in the caller's form: None, a tensor, or a tuple of several.
         """
-        # The guards do not detect dual tensors of forward-mode differentiation.
-        if forward_mode() or not self.surroundings.check():
+        # The guards detect neither dual tensors of forward-mode differentiation nor these modes.
+        if forward_mode() or function_mode() or not self.surroundings.check():
             return None
         if hx is None:
             try:

@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
 from rnnjit.backend import Backend, LayerOutput
+from rnnjit.dispatch.blame import from_outside
 from rnnjit.errors import described
 from rnnjit.reference import BACKEND as EAGER
 
@@ -40,7 +41,9 @@ def load(entry_point: EntryPoint) -> Backend:
     name, value = entry_point.name, entry_point.value
     try:
         backend = entry_point.load()
-    except Exception as error:  # noqa: BLE001 - a third party's package may fail in any way
+    except Exception as error:
+        if from_outside(error):
+            raise
         return BrokenBackend(name, f"loading {value} failed: {described(error)}")
     if not isinstance(backend, Backend):
         found = type(backend).__name__
@@ -80,7 +83,9 @@ def lacking(backend: Backend) -> tuple[str, ...]:
     """The reasons of `Backend.missing` for display; an exception becomes a reason as well."""
     try:
         return tuple(backend.missing())
-    except Exception as error:  # noqa: BLE001 - a third party's code may fail in any way
+    except Exception as error:
+        if from_outside(error):
+            raise
         return (f"asked what it lacks, it raised {described(error)}",)
 
 

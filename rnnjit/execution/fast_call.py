@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from rnnjit.backend import Backend, Shortcut, States
+from rnnjit.dispatch.blame import blame
 from rnnjit.dispatch.fallback import FAILURES, RAISE, Fallback, replaceable
 from rnnjit.execution.stack import run_stack
 from rnnjit.execution.validate_backend import check_stack_output
@@ -38,7 +39,7 @@ def fast_call(
     """
     if not HAS_GUARDS or not (x.is_cpu or x.is_cuda) or x.dim() != 3 or x.numel() == 0:
         return None
-    contiguous = all(tensor.is_contiguous() for tensor in (x, *hx, *weights))
+    contiguous = all([tensor.is_contiguous() for tensor in (x, *hx, *weights)])  # noqa: C419 - faster
     dropout = spec.dropout and training and spec.num_layers > 1
     if contiguous and not dropout:
         features = spec.num_directions * (spec.proj_size or spec.hidden_size)
@@ -50,6 +51,7 @@ def fast_call(
                 shape = (x.shape[1], x.shape[0], features)
                 run = _time_major(backend, spec, problem, shape, fallback)
         except Exception as error:
+            blame(error, recorded=False)
             if not fallback.active or not replaceable(error):
                 raise
             FAILURES.note(backend, error, "its own forward pass")
@@ -81,6 +83,7 @@ def _own(
                 checked = True
             return result
         except Exception as error:
+            blame(error, recorded=problem.needs_grad)
             if not fallback.active:
                 raise
 

@@ -23,6 +23,7 @@ from torch.library import custom_op, register_autograd
 
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
 from rnnjit.cells import Cell
+from rnnjit.dispatch.blame import blame
 from rnnjit.dispatch.choice import choose, fallback_for
 from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
 from rnnjit.dispatch.registry import by_key
@@ -113,10 +114,14 @@ def layer_op(
     x, states = x.contiguous(), tuple(state.contiguous() for state in hx)
 
     def run(by: Backend) -> LayerOutput:
-        with torch.no_grad():
-            output = by.forward(layer, rows, x, states, weights, needs_grad)
-        check_output(by, layer, rows, x, output)
-        if output.saved:
+        try:
+            with torch.no_grad():
+                output = by.forward(layer, rows, x, states, weights, needs_grad)
+            check_output(by, layer, rows, x, output)
+        except Exception as error:
+            blame(error, recorded=False)
+            raise
+        if any(tensor.numel() for tensor in output.saved):
             _SAVING.add(by.name)
         return output
 
@@ -196,6 +201,13 @@ def layer_backward_op(
     def compiled() -> LayerGrads:
         if by.differentiable:
             return reference()
+        try:
+            return own()
+        except Exception as error:
+            blame(error, recorded=False)
+            raise
+
+    def own() -> LayerGrads:
         output = LayerOutput(outputs[0], tuple(outputs[1:]))
         if by.name in _SAVING:
             output = by.forward(layer, rows, x, states, weights, True)
@@ -295,11 +307,12 @@ def _meet(
     packed = batch_sizes is not None
     where, index = x.device.type, x.get_device()
     problem = Problem(x.dtype, where, steps, rows.B, rows.N, packed, needs_grad, index)
-    return rows, _choose(layer, problem, key, GENERATION.now)
+    return rows, _choose(layer, problem, key, GENERATION.now, torch.get_num_threads())
 
 
 @lru_cache(maxsize=512)
-def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int) -> _Chosen:
+def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int, threads: int) -> _Chosen:
+    # What `tune` measured holds for one generation and thread count.
     spec = RNNSpec(
         layer.input_size,
         layer.hidden_size,

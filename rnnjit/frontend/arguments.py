@@ -9,14 +9,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import States
-from rnnjit.frontend.packed import check_batch_sizes, check_order, permute_state
+from rnnjit.frontend.packed import check_batch_sizes, check_order, first_size, permute_state
 from rnnjit.runtime.torch_private import any_autocast
 from rnnjit.spec import RNNSpec, Rows
 
 #: What a layer returns: y in the form of the input, and the last state or a tuple of states.
 Result = tuple[Tensor | PackedSequence, Tensor | States]
 
-_SPARSE = frozenset(
+#: The layouts that `to_dense` converts, and that torch takes in some places.
+SPARSE = frozenset(
     {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
 )
 
@@ -40,7 +41,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
-    """Check the arguments of a call as nn.RNN does, and lay them out as rows.
+    """Check the arguments of a call as nn.RNN does, in its order, and lay them out as rows.
 
     Args:
         spec: the configuration of the module.
@@ -65,6 +66,8 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
     rank = x.dim()
     if rank not in (2, 3):
         raise ValueError(f"input must be 2-D (unbatched) or 3-D (batched), got {rank}-D: {_of(x)}")
+    if spec.batch_first is None:
+        raise AttributeError("the module has no attribute 'batch_first', which dense input needs")
     states = as_states(spec, hx)
     for name, state in _named(states):
         if state.dim() != rank:
@@ -74,17 +77,18 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
             )
     states = _dense_states(states)
     _check_input(spec, weight, x, given_state=states is not None)
+    unbatched = rank == 2
+    time_major = x.transpose(0, 1) if spec.batch_first and not unbatched else x
+    steps, batch = time_major.shape[0], 1 if unbatched else time_major.shape[1]
+    if states is not None and unbatched:
+        states = tuple([state.unsqueeze(1) for state in states])
+    _check_shapes(spec, states, batch, unbatched=unbatched)
     if type(spec.batch_first) is not bool:
         raise TypeError(f"batch_first must be a bool, got {spec.batch_first!r}")
-    if rank == 2:
-        time_major, steps, batch = x, x.shape[0], 1
-        states = None if states is None else tuple(state.unsqueeze(1) for state in states)
-    else:
-        time_major = x.transpose(0, 1) if spec.batch_first else x
-        steps, batch, _ = time_major.shape
+    _check_devices(weight, x, states)
     if steps == 0:
         raise RuntimeError(f"input must have at least one time step, got none: {_of(x)}")
-    _check_states(spec, weight, states, batch, unbatched=rank == 2)
+    _check_dtypes(weight, states)
     rows = Rows(steps, batch, steps * batch)
     return Prepared(time_major.contiguous(), states, rows, None, rank == 3)
 
@@ -136,25 +140,43 @@ def initial_states(spec: RNNSpec, prepared: Prepared) -> States:
 
 
 def _prepare_packed(spec: RNNSpec, weight: Tensor, packed: PackedSequence, hx: Any) -> Prepared:
-    data, sizes = packed.data, packed.batch_sizes
+    data, sizes, order = packed.data, packed.batch_sizes, packed.sorted_indices
     _expect_tensor("input.data", data)
-    states = as_states(spec, hx)
-    data = _dense("input.data", data)
-    counts = check_batch_sizes(sizes, data, given_state=states is not None)
+    data, given = _dense("input.data", data), hx is not None
+    try:
+        counts = check_batch_sizes(sizes, data, given_state=given)
+    except (RuntimeError, TypeError):
+        _packed_states(spec, weight, data, hx, order, first_size(sizes))
+        raise  # torch, too, comes to the sizes after the other arguments
     batch, total = counts[0], sum(counts)
-    order = packed.sorted_indices
-    states = _dense_states(states)
-    if states is not None and order is not None:
-        check_order("input.sorted_indices", order, batch, data)
-        states = tuple([permute_state(state, order) for state in states])
-    _check_input(spec, weight, data, rank=2, given_state=states is not None)
-    _check_states(spec, weight, states, batch, unbatched=False)
-    if states is None:
-        check_order("input.sorted_indices", order, batch, data)
+    states = _packed_states(spec, weight, data, hx, order, batch)
+    _check_dtypes(weight, states)
+    _check_devices(weight, data, states)
     check_order("input.unsorted_indices", packed.unsorted_indices, batch, data)
     # A copy, since the backward pass trusts these numbers long after they were checked.
     rows = Rows(len(counts), batch, total, sizes.clone(memory_format=torch.contiguous_format))
     return Prepared(data[:total].contiguous(), states, rows, packed, True)
+
+
+def _packed_states(
+    spec: RNNSpec, weight: Tensor, data: Tensor, hx: Any, order: Any, batch: int | None
+) -> States | None:
+    """Check the data and the states of a packed call, and put the states in its order.
+
+    The order is `sorted_indices`; the batch is None if it is unknown.
+    """
+    given = hx is not None
+    if not given or order is None:
+        _check_input(spec, weight, data, rank=2, given_state=given)
+    states = _dense_states(as_states(spec, hx))
+    if batch is None:
+        return states
+    check_order("input.sorted_indices", order, batch, data if states is None else states[0])
+    if states is not None and order is not None:
+        states = tuple([permute_state(state, order) for state in states])
+        _check_input(spec, weight, data, rank=2, given_state=given)
+    _check_shapes(spec, states, batch, unbatched=False)
+    return states
 
 
 def restore(spec: RNNSpec, prepared: Prepared, y: Tensor, h_n: States) -> Result:
@@ -193,8 +215,9 @@ def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) 
     try:
         dtype, device = weights[0].dtype, weights[0].device
         for index, weight in enumerate(weights):
-            if weight.is_nested:
-                raise _not_dense(names[index], weight)
+            strided = weight.layout is torch.strided and not weight.is_nested
+            if not strided and (weight.is_nested or names[index].startswith("weight_hh")):
+                raise _not_dense(names[index], weight)  # torch takes others
             if weight.shape != shapes[index] or weight.dtype is not dtype:
                 _explain_weight(spec, names[index], weight, shapes[index], names[0], dtype)
             if weight.device != device:
@@ -244,13 +267,9 @@ def _check_input(
             f"input must have input_size={spec.input_size} features in its last dimension, "
             f"got {x.shape[-1]}: {_of(x)}"
         )
-    if x.device != weight.device:
-        raise RuntimeError(f"input is on {x.device} but the weights are on {weight.device}")
 
 
-def _check_states(
-    spec: RNNSpec, weight: Tensor, states: States | None, batch: int, *, unbatched: bool
-) -> None:
+def _check_shapes(spec: RNNSpec, states: States | None, batch: int, *, unbatched: bool) -> None:
     if states is None:
         return
     for (name, hx), expected in zip(_named(states), spec.state_shapes(batch), strict=True):
@@ -262,10 +281,20 @@ def _check_states(
                 f"{name} must have shape {list(shown)} (num_layers * num_directions"
                 f"{'' if unbatched else ', batch'}, {features}), got {got}"
             )
+
+
+def _check_devices(weight: Tensor, x: Tensor, states: States | None) -> None:
+    for name, tensor in (("input", x), *_named(states)):
+        if tensor.device != weight.device:
+            raise RuntimeError(
+                f"{name} is on {tensor.device} but the weights are on {weight.device}"
+            )
+
+
+def _check_dtypes(weight: Tensor, states: States | None) -> None:
+    for name, hx in _named(states):
         if hx.dtype is not weight.dtype and not any_autocast():
             raise RuntimeError(f"{name} is {hx.dtype} but the weights are {weight.dtype}")
-        if hx.device != weight.device:
-            raise RuntimeError(f"{name} is on {hx.device} but the weights are on {weight.device}")
 
 
 def _dense_states(states: States | None) -> States | None:
@@ -284,7 +313,7 @@ def _dense(name: str, tensor: Tensor) -> Tensor:
     """Convert sparse tensors to strided ones: eager takes sparse states and packed data."""
     if tensor.layout is torch.strided and not tensor.is_nested:
         return tensor
-    if tensor.layout in _SPARSE:
+    if tensor.layout in SPARSE:
         return tensor.to_dense(masked_grad=False)
     raise _not_dense(name, tensor)
 

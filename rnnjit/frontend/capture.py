@@ -87,7 +87,7 @@ def _capture_slowly(module: Any) -> RNNSpec:
         return _capture_cell(module)
     if not isinstance(module, nn.RNNBase):
         raise TypeError(f"module must be a torch.nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell, got {kind}")
-    cell, dropout, batch_first = cell_of(module), module.dropout, module.batch_first
+    cell, dropout = cell_of(module), module.dropout
     if isinstance(module.num_layers, bool):
         raise TypeError(f"num_layers must be an int, got {module.num_layers}")
     for name in ("bias", "bidirectional", "training"):
@@ -98,27 +98,43 @@ def _capture_slowly(module: Any) -> RNNSpec:
     return _shared(
         (
             _input_size(module.input_size),
-            _size("hidden_size", module.hidden_size),
-            _size("num_layers", module.num_layers),
+            as_size("hidden_size", module.hidden_size),
+            as_size("num_layers", module.num_layers),
             cell,
             module.bias,
-            # `prepare` rejects the string for dense input; eager ignores it for packed input.
-            batch_first if type(batch_first) is bool else repr(batch_first),
+            _batch_first(module),
             float(dropout),
             module.bidirectional,
-            _size("proj_size", module.proj_size),
+            as_size("proj_size", module.proj_size),
         )
     )
 
 
+def _batch_first(module: Any) -> bool | str | None:
+    """`batch_first`, or what `prepare` rejects for dense input: packed input does without it."""
+    try:
+        value = module.batch_first
+    except AttributeError:
+        return None
+    return value if type(value) is bool else repr(value)
+
+
 def _capture_cell(cell: Any) -> RNNSpec:
-    """An nn.RNNCell as one step of a layer."""
-    nonlinearity = cell.nonlinearity
+    """An nn.RNNCell as one step of a layer; torch's cells take their sizes from the weights."""
+    nonlinearity, weight = cell.nonlinearity, cell.weight_ih
     if not isinstance(nonlinearity, str) or nonlinearity not in CELL_OF_NONLINEARITY:
         raise RuntimeError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-    input_size, hidden_size = _input_size(cell.input_size), _size("hidden_size", cell.hidden_size)
-    kind = CELL_OF_NONLINEARITY[nonlinearity]
-    return _shared((input_size, hidden_size, 1, kind, bool(cell.bias), False, 0.0, False, 0))
+    if isinstance(weight, Tensor) and not weight.is_nested and weight.dim() == 2:
+        hidden_size, input_size = weight.shape
+    else:
+        hidden_size = as_size("hidden_size", cell.hidden_size)
+        input_size = _input_size(cell.input_size)
+    kind, bias = CELL_OF_NONLINEARITY[nonlinearity], _has_biases(cell)
+    return _shared((input_size, hidden_size, 1, kind, bias, False, 0.0, False, 0))
+
+
+def _has_biases(cell: Any) -> bool:
+    return cell.bias_ih is not None or cell.bias_hh is not None
 
 
 def _shared(fields: tuple[Any, ...]) -> RNNSpec:
@@ -131,7 +147,12 @@ def _shared(fields: tuple[Any, ...]) -> RNNSpec:
     return spec
 
 
-def _size(name: str, value: Any) -> int:
+def as_size(name: str, value: Any) -> int:
+    """A size as an int.
+
+    Raises:
+        TypeError: it is none.
+    """
     try:
         return index(value)
     except TypeError:
@@ -150,7 +171,7 @@ def _input_size(value: Any) -> int:
 
 
 def torch_module(spec: RNNSpec, dtype: torch.dtype) -> nn.RNNBase:
-    """Construct a torch module with this configuration and new weights.
+    """Construct a torch module with this configuration and new weights, on the CPU.
 
     Raises:
         ValueError: torch has no layer for the cell.
@@ -166,6 +187,7 @@ def torch_module(spec: RNNSpec, dtype: torch.dtype) -> nn.RNNBase:
         batch_first=spec.batch_first,
         bidirectional=spec.bidirectional,
         dtype=dtype,
+        device="cpu",
         **({"proj_size": spec.proj_size} if spec.proj_size else {}),
     )
     module.dropout = spec.dropout  # torch warns if it constructs one layer with dropout
@@ -188,9 +210,10 @@ def weights_of(module: nn.Module) -> tuple[Tensor, ...]:
 
 def weight_names(module: Any) -> list[str]:
     """The names of the weights, in nn.RNN's flat order."""
-    if isinstance(module, nn.RNNCellBase):
+    # By the class itself, which is faster: a compiled module computes its `__class__`.
+    if issubclass(type(module), nn.RNNCellBase):
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return list(kinds if module.bias else kinds[:2])
+        return list(kinds if _has_biases(module) else kinds[:2])
     names = flat_weight_names(module)
     if names is not None:
         return names

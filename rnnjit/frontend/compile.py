@@ -12,21 +12,17 @@ from torch import Tensor, nn
 
 from rnnjit.backend import Backend
 from rnnjit.cells import Cell
+from rnnjit.dispatch.blame import from_outside
 from rnnjit.dispatch.choice import why_not_cell
 from rnnjit.dispatch.registry import backends, resolve
 from rnnjit.errors import RNNJitWarning
 from rnnjit.frontend.capture import cell_of
-from rnnjit.frontend.class_rewrite import REPLACED, compiled_class
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_cell import CompiledRNNCell
+from rnnjit.frontend.compiled_class import class_for, overridden, replaced
 from rnnjit.frontend.compiled_layer import CompiledRNN
 from rnnjit.reference import BACKEND as EAGER
-from rnnjit.runtime.torch_private import (
-    buffers_of,
-    children_of,
-    flat_weights_of,
-    parameters_of,
-)
+from rnnjit.runtime.torch_private import children_of, hold_flat_weights
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -62,9 +58,10 @@ def compile(  # noqa: A001 - the name users know from torch.compile
         module: an nn.RNN or nn.RNNCell, or any module that contains some, in submodules or in plain
             lists, tuples and dicts. A module that occurs several times is compiled once and stays
             shared. nn.LSTM and nn.GRU stay as they are if no compiled backend computes them, and
-            are compiled for `backend="eager"`. Subclasses that override `forward` stay as they are,
-            with an `RNNJitWarning`. A module that is already compiled is compiled again, for
-            `backend`.
+            are compiled for `backend="eager"`. What a subclass's `forward` calls by `super()` runs
+            compiled. A module stays eager, with an `RNNJitWarning`, if it overrides what torch's
+            `forward` uses, such as `permute_hidden`, or has a `forward` set on the instance. A
+            module that is already compiled is compiled again, for `backend`.
         backend: "auto" (the first backend in order of priority that accepts the call, or the
             fastest one that `rnnjit.tune` measured), the name of an installed backend (see
             `rnnjit.backends`), or a `Backend`. A backend that is named is never replaced by
@@ -98,6 +95,8 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     try:
         for rnn in rnns:
             _become_compiled(shells[id(rnn)], copy.deepcopy(vars(rnn), memo), backend)
+            for name, value in _slots(rnn).items():
+                setattr(shells[id(rnn)], name, copy.deepcopy(value, memo))
         return copy.deepcopy(module, memo)
     except Exception as error:
         raise TypeError(
@@ -119,32 +118,32 @@ def reachable_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     Unlike `named_modules`, this also finds modules in lists, tuples and dicts that are plain
     attributes.
     """
+    for path, value in _reachable(module):
+        if isinstance(value, nn.Module):
+            yield path, value
+
+
+def _reachable(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield `(path, value)` for every distinct module and tensor that a module holds."""
     seen: set[int] = set()
     pending: list[tuple[str, Any]] = [("", module)]
     while pending:
         path, value = pending.pop()
-        if id(value) in seen:
+        if not isinstance(value, (nn.Module, Tensor, list, tuple, dict)) or id(value) in seen:
             continue
+        seen.add(id(value))
         inside: list[tuple[str, Any]] = []
-        if isinstance(value, nn.Module):
-            seen.add(id(value))
+        if isinstance(value, (nn.Module, Tensor)):
             yield path, value
+        if isinstance(value, nn.Module):
             prefix = f"{path}." if path else ""
             inside = [(prefix + name, child) for name, child in children_of(value).items()]
             inside += [(prefix + name, v) for name, v in vars(value).items() if name != "_modules"]
         elif isinstance(value, (list, tuple)):
-            seen.add(id(value))
             inside = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
         elif isinstance(value, dict):
-            seen.add(id(value))
             inside = [(f"{path}[{key!r}]", item) for key, item in value.items()]
         pending += reversed(inside)
-
-
-def overrides_forward(rnn: nn.Module) -> bool:
-    """Whether an RNN overrides `forward`, so that a compiled class cannot replace it."""
-    own: Any = type(rnn).forward
-    return own not in [each.forward for each in REPLACED] or "forward" in vars(rnn)
 
 
 def why_left(module: nn.Module, wanted: Backend | None) -> str:
@@ -156,12 +155,14 @@ def why_left(module: nn.Module, wanted: Backend | None) -> str:
             only the eager backend could compute it.
     """
     if isinstance(module, CompiledBase):
-        return ""
-    if not isinstance(module, REPLACED):
+        assigned = module._weights_assigned
+        return "left eager: its _flat_weights were assigned" if assigned else ""
+    if not isinstance(module, replaced()):
         return "left eager: it is no nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell"
     if reason := _why_not_computed(module, wanted):
         return f"left eager: {reason}"
-    return "left eager: it overrides forward" if overrides_forward(module) else ""
+    name = overridden(module)
+    return f"left eager: it overrides {name}" if name else ""
 
 
 def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
@@ -186,28 +187,34 @@ def _may_compute(backend: Backend, cell: Cell) -> bool:
         return False
     try:
         return not why_not_cell(backend, cell)
-    except Exception:  # noqa: BLE001 - a third party's code may fail in any way
+    except Exception as error:
+        if from_outside(error):
+            raise
         return True  # each call asks again; `auto` then skips it, and `explain` says why
 
 
 def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
-    """Every distinct RNN to replace; warns about those that override `forward`."""
+    """Every distinct RNN to replace; warns about those that must stay eager."""
     found: list[nn.Module] = []
-    left: list[str] = []
+    left: dict[str, list[str]] = {}
     reasons: dict[str, None] = {}
     for path, child in reachable_modules(module):
         if isinstance(child, CompiledBase):
             found.append(child)
-        elif isinstance(child, REPLACED):
+        elif isinstance(child, replaced()):
             if reason := _why_not_computed(child, wanted):
                 reasons[reason] = None
-            elif overrides_forward(child):
-                left.append(type(child).__name__ + (f" at {path!r}" if path else ""))
+            elif name := overridden(child):
+                where = type(child).__name__ + (f" at {path!r}" if path else "")
+                left.setdefault(name, []).append(where)
             else:
                 found.append(child)
     if left:
-        verb = "overrides forward and is" if len(left) == 1 else "override forward and are"
-        warnings.warn(f"{', '.join(left)} {verb} left as before", RNNJitWarning, stacklevel=3)
+        parts = [
+            f"{', '.join(names)} {'overrides' if len(names) == 1 else 'override'} {name}"
+            for name, names in left.items()
+        ]
+        warnings.warn(f"left eager: {'; '.join(parts)}", RNNJitWarning, stacklevel=3)
     elif not found:
         scripted = any(isinstance(child, torch.jit.ScriptModule) for child in module.modules())
         advice = ". Compile the model that was scripted" if scripted else ""
@@ -221,23 +228,32 @@ def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
 
 
 def _shell(rnn: nn.Module) -> CompiledBase:
-    cls = compiled_class(type(rnn))
-    return cls.__new__(cls)
+    cls: Any = class_for(rnn)
+    shell: CompiledBase = cls.__new__(cls)
+    return shell
+
+
+def _slots(rnn: nn.Module) -> dict[str, Any]:
+    """The attributes that a class keeps in `__slots__`."""
+    found = {}
+    for cls in type(rnn).__mro__:
+        names = vars(cls).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if not name.startswith("__") and hasattr(rnn, name):
+                found[name] = getattr(rnn, name)
+    return found
 
 
 def _become_compiled(rnn: nn.Module, state: dict[str, Any], backend: str | Backend) -> None:
-    rnn.__class__ = compiled_class(type(rnn))
+    """Give a module a compiled class, the attributes in `state`, and a backend."""
+    if not isinstance(rnn, CompiledBase):
+        rnn.__class__ = class_for(rnn)
     rnn.__dict__ = state
     state.pop("backend", None)
+    hold_flat_weights(rnn)
     rnn.backend = backend  # type: ignore[assignment]  # a property of its new class
 
 
 def _shared_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Every tensor that a module holds as a parameter, buffer, plain attribute or flat weight."""
-    for _, child in reachable_modules(module):
-        held: list[dict[str, Any]] = [vars(child)]
-        held += [parameters_of(child), buffers_of(child)]
-        for values in held:
-            yield from (value for value in values.values() if isinstance(value, Tensor))
-        if isinstance(child, nn.RNNBase):
-            yield from (weight for weight in flat_weights_of(child) if isinstance(weight, Tensor))
+    """Every tensor that a module holds, also in lists, tuples and dicts, and as a flat weight."""
+    return (value for _, value in _reachable(module) if isinstance(value, Tensor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -9,18 +10,27 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import Backend
+from rnnjit.dispatch.choice import AUTOCAST, choose_for_sizes, fallback_for, kind_of
 from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
 from rnnjit.dispatch.fast_path import FastPath
 from rnnjit.dispatch.registry import key_of, resolve
 from rnnjit.execution.fast_call import fast_call
 from rnnjit.execution.stack import run_stack
-from rnnjit.frontend.arguments import Result, initial_states, prepare, restore
+from rnnjit.frontend.arguments import Result, as_hx, initial_states, prepare, restore
 from rnnjit.frontend.capture import weight_names
+from rnnjit.frontend.compiled_class import HasSourceClass
 from rnnjit.frontend.lowering import Call, lower_sequence, needs_grad
+from rnnjit.frontend.overrides import fx_node, overriding, scriptable, warn_unquantized
+from rnnjit.frontend.torch_errors import REFUSALS, refusal
 from rnnjit.reference import EagerBackend, ReferenceBackend
-from rnnjit.runtime.openmp import FORK, one_thread
-from rnnjit.runtime.torch_private import profiler_runs, scripting, transforming_while_traced
-from rnnjit.spec import Problem, RNNSpec
+from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
+from rnnjit.runtime.torch_private import (
+    flat_weights_assigned,
+    profiler_runs,
+    scripting,
+    transforming_while_traced,
+)
+from rnnjit.spec import RNNSpec
 
 _CHOICES_KEPT = 512
 #: Fast paths kept for one shape of input: with and without gradients, for example.
@@ -29,23 +39,29 @@ _KINDS_KEPT = 4
 _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "nonlinearity", "training"})
 _REFERENCE = ReferenceBackend()
 _EAGER = EagerBackend()
-_Choices = dict[tuple[RNNSpec, Problem], tuple[Backend, Fallback]]
+_Choices = dict[tuple[Hashable, ...], tuple[Backend, Fallback]]
 
 
-class CompiledBase(nn.Module):
+class CompiledBase(HasSourceClass):
     """A mixin for compiled modules; their other base is torch's own class, or that class's base.
 
     Attributes:
-        _source_class: the class of the module that it was compiled from.
-        _torch_class: the torch class that it replaces.
+        _weights_assigned: whether torch would use other weights than the module's parameters, so
+            that torch's own layer runs.
     """
 
-    _source_class: type[nn.Module]
-    _torch_class: type[nn.Module]
+    _weights_assigned = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        name = type(self).__name__
-        raise TypeError(f"{name} is not constructed: call rnnjit.compile(module)")
+        """Construct the module of torch and compile it for "auto"; for `type(fast)(...)`."""
+        own: Any = self._torch_class
+        if args and isinstance(args[0], nn.Module):
+            raise TypeError(
+                f"{type(self).__name__} takes the arguments of nn.{own.__name__}, got a module: call "
+                "rnnjit.compile(module)"
+            )
+        own.__init__(self, *args, **kwargs)
+        self.backend = "auto"
 
     @property
     def backend(self) -> str | Backend:
@@ -71,16 +87,21 @@ class CompiledBase(nn.Module):
         self._fast_paths: dict[torch.Size, tuple[FastPath, ...]] = {}
         self._generation = generation
 
-    def _call(self, x: Any, hx: Any) -> Result | None:
+    def _call(self, x: Any, hx: Any, given: tuple[Any, Any] | None = None) -> Result | None:
         """The result of a call in a layer's form, or None if torch's own layer has to run it.
 
         Other threads may call too, or change the configuration or the backend at the same time. A
         change replaces the dictionaries that hold the cached choices. A call stores its choice in
         the dictionaries that it read at the start, so that an outdated choice is never used.
+
+        Args:
+            x: the input in the form of a layer's.
+            hx: the initial state in the form of a layer's.
+            given: the arguments as the caller gave them, where these differ.
         """
-        if FORK.forked and torch.get_num_threads() > 1:
+        if FORK.forked and needs_one_thread():
             with one_thread():
-                return self._call(x, hx)
+                return self._call(x, hx, given)
         if self._generation != GENERATION.now:
             self._forget_choices()
         # No fast path under a profiler: it may run a whole stack in one call, without layer ranges.
@@ -89,35 +110,56 @@ class CompiledBase(nn.Module):
             found = self._by_fast_path(paths, x, hx)
             if found is not None:
                 return found
-        if scripting():
+        if scripting() or self._weights_assigned or overriding(self, x, hx):
             return None
-        training = self.training
-        call = lower_sequence(self, x, hx)
-        if call.special is None:
-            backend, fallback = self._choice(call, choices)
-        elif call.special.startswith("autocast"):
+        training = getattr(self, "training", False)  # torch's cells do without it
+        call = self._lowered(*(given or (x, hx)))
+        if call.special == AUTOCAST:
             return None
-        else:
-            backend, fallback = _REFERENCE, RAISE
-        y, h_n = run_stack(
-            backend,
-            call.spec,
-            call.rows,
-            call.x,
-            call.hx,
-            call.weights,
-            training,
-            call.problem.needs_grad,
-            fallback,
+        if call.special is not None:
+            return self._run(call, _REFERENCE, RAISE, training)
+        backend, fallback = self._choice(call, choices)
+        if profiled or isinstance(x, PackedSequence):
+            return self._run(call, backend, fallback, training)
+        run = fast_call(
+            *(backend, call.spec, call.problem, training, x, call.hx, call.weights, fallback)
         )
-        if call.special is None and not profiled and not isinstance(x, PackedSequence):
-            run = fast_call(
-                *(backend, call.spec, call.problem, training, x, call.hx, call.weights, fallback)
-            )
-            if run is not None:
-                path = FastPath(run, weight_names(self), x, call.hx, call.weights)
-                _remember(paths, path, x.shape)
+        if run is None:
+            return self._run(call, backend, fallback, training)
+        # The first call, too: what autograd saves must not differ between equal calls, since
+        # checkpointing compares it.
+        y, h_n = run(x, call.hx, call.weights)
+        _remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)
+        return y, as_hx(h_n)
+
+    def _lowered(self, x: Any, hx: Any) -> Call:
+        """`_lower`, whose errors get the types and the words of torch."""
+        try:
+            return self._lower(x, hx)
+        except REFUSALS as error:
+            ours = error
+        # Here, where neither our checks nor torch's are part of the traceback.
+        raise refusal(ours, self, x, hx) from None
+
+    def _lower(self, x: Any, hx: Any) -> Call:
+        """Lower a call with the arguments that the caller gave."""
+        return lower_sequence(self, x, hx)
+
+    def _run(self, call: Call, backend: Backend, fallback: Fallback, training: bool) -> Result:
+        """Run a lowered call layer by layer."""
+        y, h_n = run_stack(
+            *(backend, call.spec, call.rows, call.x, call.hx, call.weights, training),
+            *(call.problem.needs_grad, fallback),
+        )
         return call.restore(y, h_n)
+
+    def _eager_forward(self, x: Any, hx: Any) -> Any:
+        """Torch's own forward pass, for calls in which torch itself transforms the layer."""
+        node = fx_node(self, x, hx)
+        if node is not None:
+            return node
+        own: Any = self._torch_class
+        return own.forward(self, x, hx)
 
     def _by_fast_path(
         self, paths: dict[torch.Size, tuple[FastPath, ...]], x: Tensor, hx: Any
@@ -132,7 +174,7 @@ class CompiledBase(nn.Module):
         for path in known:
             if (found := path(self, x, hx)) is not None:
                 y, h_n = found
-                return y, h_n[0] if len(h_n) == 1 else h_n
+                return y, as_hx(h_n)
         return None
 
     def _traced_call(self, spec: RNNSpec, x: Tensor, hx: Any) -> Result | None:
@@ -149,33 +191,43 @@ class CompiledBase(nn.Module):
         prepared = prepare(spec, weights[0], x, hx)
         states = initial_states(spec, prepared)
         recorded = needs_grad(prepared.x, states, weights)
+        training = getattr(self, "training", False)
         backend: Backend = TracedBackend(self._key)
         if transforming_while_traced():
             backend = _REFERENCE
         if torch.onnx.is_in_onnx_export():
             backend = _EAGER  # ONNX has torch's recurrent operators, but not ours
         y, h_n = run_stack(
-            backend, spec, prepared.rows, prepared.x, states, weights, self.training, recorded
+            backend, spec, prepared.rows, prepared.x, states, weights, training, recorded
         )
         return restore(spec, prepared, y, h_n)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in _CONFIGURATION or (isinstance(value, Tensor) and value.is_nested):
-            self.__dict__["_fast_paths"] = {}
+        if name == "qconfig":
+            warn_unquantized(self._torch_class)
+        if name == "_flat_weights":
+            self.__dict__["_weights_assigned"] = flat_weights_assigned(self)
+        elif name not in _CONFIGURATION and not (isinstance(value, Tensor) and value.is_nested):
+            return
+        self.__dict__["_fast_paths"] = {}
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self.__dict__["_fast_paths"] = {}
 
     def _choice(self, call: Call, choices: _Choices) -> tuple[Backend, Fallback]:
-        found = choices.get((call.spec, call.problem))
+        spec, problem = call.spec, call.problem
+        kind = kind_of(spec, problem)
+        found = choices.get(kind) or choices.get((kind, problem))
         if found is None:
-            found = call.choose(resolve(self._backend))
+            wanted = resolve(self._backend)
+            backend, sizes_matter = choose_for_sizes(spec, problem, wanted)
+            found = backend, fallback_for(spec, problem, wanted)
             if len(choices) >= _CHOICES_KEPT:
                 choices.clear()
-            choices[call.spec, call.problem] = found
+            choices[(kind, problem) if sizes_matter else kind] = found
         return found
-
-    def _get_name(self) -> str:
-        name = self._torch_class.__name__
-        return type(self).__name__.replace(f"Compiled{name}", name)
 
     def __getstate__(self) -> dict[str, Any]:
         parent: Any = super()
@@ -185,7 +237,11 @@ class CompiledBase(nn.Module):
 
     def __setstate__(self, d: dict[str, Any]) -> None:
         super().__setstate__(d)  # type: ignore[no-untyped-call]  # torch has no types here
-        self._key = key_of(self._backend)
+        self.backend = d.get("_backend", "auto")
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles instead: the module of torch, with these Parameters."""
+        return scriptable(self, self._source_class)
 
 
 def _remember(

@@ -10,13 +10,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import States
 from rnnjit.frontend import resets
-from rnnjit.frontend.arguments import Result, as_hx, as_states, prepare
-from rnnjit.frontend.capture import capture, cell_of, weights_of
+from rnnjit.frontend.arguments import Result, as_hx, as_states
+from rnnjit.frontend.capture import cell_of
 from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.frontend.compiled_class import stands_for
+from rnnjit.frontend.overrides import fx_node
+from rnnjit.runtime.torch_private import FlatWeightRefs
 from rnnjit.spec import RNNSpec
 
 
-class CompiledLayer(CompiledBase, nn.RNNBase):
+class CompiledLayer(CompiledBase, FlatWeightRefs):
     """A stack of recurrent layers whose forward and backward passes run on rnnjit's backends.
 
     Made by `rnnjit.compile`, never directly. It has the Parameters, the `state_dict`, the hooks
@@ -28,7 +31,6 @@ class CompiledLayer(CompiledBase, nn.RNNBase):
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
         hx: Any = None,
-        *,
         reset: Tensor | None = None,
     ) -> Result:
         """Run the layer; arguments, results and exceptions are those of torch's own class.
@@ -61,17 +63,13 @@ class CompiledLayer(CompiledBase, nn.RNNBase):
         result = self._call(input, hx)
         return self._eager_forward(input, hx) if result is None else result
 
-    def _eager_forward(self, x: Any, hx: Any) -> Result:
-        """Torch's own forward pass, for calls in which torch itself transforms the layer."""
-        own: Any = self._torch_class
-        return cast("Result", own.forward(self, x, hx))
-
     def _traced(self, x: Tensor | PackedSequence, hx: Any) -> Result:
         """What torch.compile and torch.export trace.
 
         Packed input breaks the graph: the number of rows in a step is unknown while tracing.
         """
         if isinstance(x, PackedSequence):
+            _refuse_export("packed input")
             from rnnjit.execution.torch_ops import untraced
 
             broken: Result = untraced(self.forward, x, hx)
@@ -91,14 +89,18 @@ class CompiledLayer(CompiledBase, nn.RNNBase):
         return self._eager_forward(x, hx) if result is None else result
 
     def _with_resets(self, x: Any, hx: Any, reset: Any) -> Result:
+        node = fx_node(self, x, hx, reset)
+        if node is not None:
+            return cast("Result", node)
         if torch.compiler.is_compiling():
+            _refuse_export("reset=")
             from rnnjit.execution.torch_ops import untraced
 
             # The lengths of the segments between resets are unknown while tracing.
             result: Result = untraced(self._with_resets, x, hx, reset)
             return result
-        spec = capture(self)
-        prepared = prepare(spec, weights_of(self)[0], x, hx)
+        call = self._lowered(x, hx)
+        spec, prepared = call.spec, call.prepared
         resets.check(x, reset)
         if not reset.any():
             return self.forward(x, hx)
@@ -111,6 +113,16 @@ class CompiledLayer(CompiledBase, nn.RNNBase):
         return y, as_hx(h_n)
 
 
+def _refuse_export(what: str) -> None:
+    """Raise a RuntimeError if torch.export traces a call that its graph cannot hold."""
+    if torch.compiler.is_exporting():
+        raise RuntimeError(
+            f"torch.export cannot trace a compiled layer's call with {what}: export the model that "
+            "was not compiled, or give padded input"
+        )
+
+
+@stands_for(nn.RNN)
 class CompiledRNN(CompiledLayer):
     """A compiled `nn.RNN`, see `CompiledLayer`.
 
@@ -119,8 +131,6 @@ class CompiledRNN(CompiledLayer):
     """
 
     nonlinearity: str
-    _source_class: type[nn.Module] = nn.RNN
-    _torch_class: type[nn.Module] = nn.RNN
 
     if TYPE_CHECKING:
 
@@ -128,18 +138,16 @@ class CompiledRNN(CompiledLayer):
             self,
             input: Tensor | PackedSequence,  # noqa: A002 - torch's own name
             hx: Tensor | None = None,
-            *,
             reset: Tensor | None = None,
         ) -> tuple[Tensor | PackedSequence, Tensor]:
             """See `CompiledLayer.forward`; there is one state."""
             ...
 
 
+@stands_for(nn.LSTM)
 class CompiledLSTM(CompiledLayer):
     """A compiled `nn.LSTM`, see `CompiledLayer`."""
 
-    _source_class: type[nn.Module] = nn.LSTM
-    _torch_class: type[nn.Module] = nn.LSTM
     # Methods that nn.LSTM's forward pass calls and nn.RNNBase lacks.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]  # as nn.LSTM does
@@ -151,18 +159,15 @@ class CompiledLSTM(CompiledLayer):
             self,
             input: Tensor | PackedSequence,  # noqa: A002 - torch's own name
             hx: tuple[Tensor, Tensor] | None = None,
-            *,
             reset: Tensor | None = None,
         ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
             """See `CompiledLayer.forward`; the states are h and c."""
             ...
 
 
+@stands_for(nn.GRU)
 class CompiledGRU(CompiledLayer):
     """A compiled `nn.GRU`, see `CompiledLayer`."""
-
-    _source_class: type[nn.Module] = nn.GRU
-    _torch_class: type[nn.Module] = nn.GRU
 
     if TYPE_CHECKING:
 
@@ -170,7 +175,6 @@ class CompiledGRU(CompiledLayer):
             self,
             input: Tensor | PackedSequence,  # noqa: A002 - torch's own name
             hx: Tensor | None = None,
-            *,
             reset: Tensor | None = None,
         ) -> tuple[Tensor | PackedSequence, Tensor]:
             """See `CompiledLayer.forward`; there is one state."""

@@ -15,6 +15,7 @@ from rnnjit.backend import Backend, States
 from rnnjit.dispatch.choice import choose, fallback_for, special_context
 from rnnjit.dispatch.fallback import RAISE, Fallback
 from rnnjit.frontend.arguments import (
+    SPARSE,
     Prepared,
     Result,
     check_weights,
@@ -102,8 +103,10 @@ def lower_sequence(module: nn.Module, x: Any, hx: Any) -> Call:
 
 def as_sequence(x: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
     """Convert a cell's arguments to those of a layer: x `[1, B, I]`, hx `[1, B, H]`."""
-    if x.is_sparse:
+    if x.layout in SPARSE:
         x = x.to_dense(masked_grad=False)  # Eager cells take sparse input, eager layers do not.
+    if hx is not None and hx.layout in SPARSE:
+        hx = hx.to_dense(masked_grad=False)
     batched = x.dim() == 2
     x = x.unsqueeze(0) if batched else x[None, None]
     if hx is not None:

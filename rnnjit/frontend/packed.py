@@ -52,9 +52,31 @@ def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[in
     total = sum(counts)
     if data.dim() and total > data.shape[0]:
         raise RuntimeError(
+            f"{_beyond(counts, data.shape[0])} "
             f"input.batch_sizes adds up to {total} rows, but input.data has {data.shape[0]}"
         )
     return counts
+
+
+def first_size(sizes: Any) -> int | None:
+    """The number of sequences that `batch_sizes` begins with, or None if it holds none."""
+    try:
+        return int(sizes[0])
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def _beyond(counts: list[int], rows: int) -> str:
+    """Torch's sentence for the first step that ends beyond the data.
+
+    Torch is not asked for it: some of its kernels take such sizes, and read beyond the data.
+    """
+    start = 0
+    for count in counts:
+        if start + count > rows:
+            break
+        start += count
+    return f"start ({start}) + length ({count}) exceeds dimension size ({rows})."
 
 
 def permute_state(hx: Tensor, order: Any) -> Tensor:

@@ -141,9 +141,9 @@ def _last(spec: RNNSpec, state: Tensor, parts: Stretches) -> Tensor:
     if spec.num_directions == 1:
         return forward
     backward = state.index_select(1, parts.beginning)
-    directions = torch.arange(state.shape[0], device=state.device) % 2
+    directions = torch.arange(state.shape[0], dtype=torch.int64, device=state.device) % 2
     return torch.where((directions == 1)[:, None, None], backward, forward)
 
 
 def _counting(like: Tensor) -> Tensor:
-    return torch.arange(len(like), device=like.device)
+    return torch.arange(len(like), dtype=torch.int64, device=like.device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnjit.backend import Backend, States
+from rnnjit.dispatch.blame import blame
 from rnnjit.dispatch.choice import choose, fallback_for, special_context
 from rnnjit.dispatch.fallback import GENERATION, RAISE
 from rnnjit.dispatch.registry import resolve
@@ -20,7 +21,7 @@ from rnnjit.frontend.arguments import as_hx, check_weights
 from rnnjit.frontend.capture import capture, weight_names, weights_of
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.reference import ReferenceBackend
-from rnnjit.runtime.openmp import FORK, one_thread
+from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import HAS_GUARDS, UNSEEN, parameters_of, tensor_guards
 from rnnjit.spec import Problem, Rows
 
@@ -151,7 +152,7 @@ class Stream:
             RuntimeError: x is on another device, a weight does not fit the module, the module's
                 configuration has changed, or another step of this stream is running.
         """
-        if FORK.forked and torch.get_num_threads() > 1:
+        if FORK.forked and needs_one_thread():
             with one_thread():
                 return self.step(x)
         mine, amid, process = object(), self._amid, os.getpid()
@@ -183,10 +184,11 @@ class Stream:
         if self._stepper is None:
             return self._step_by_call(self._backend, x, weights)
         before, after = self._states, self._spare
-        y = torch.empty(self._y_shape, dtype=x.dtype)
+        y = torch.empty(self._y_shape, dtype=x.dtype, device=x.device)
         try:
             self._stepper(x, before, after, y, weights)
         except Exception as error:  # noqa: BLE001 - a backend may fail in any way
+            blame(error, recorded=False)
 
             def work(other: Backend) -> Tensor:
                 return self._step_by_call(other, x, weights)

@@ -142,8 +142,9 @@ def _columns(
     if all(which):
         return own
     parts = own.view(len(own), len(directions), len(which), layer.hidden_size)
-    kept = torch.tensor([k for k, keep in enumerate(which) if keep], device=dz.device)
-    return parts.index_select(2, kept).flatten(1)
+    kept = [k for k, keep in enumerate(which) if keep]
+    indices = torch.tensor(kept, dtype=torch.int64, device=dz.device)
+    return parts.index_select(2, indices).flatten(1)
 
 
 def _starts(rows: Rows, x: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from rnnjit.spec import Rows
 def offsets(rows: Rows, device: torch.device) -> Tensor:
     """int64 `[T + 1]` on the device: the rows of step t are offsets[t] to offsets[t + 1]."""
     if rows.batch_sizes is None:
-        return torch.arange(rows.T + 1, device=device) * rows.B
+        return torch.arange(rows.T + 1, dtype=torch.int64, device=device) * rows.B
     # Summed on the CPU, where the sizes are, so that only one copy to the device is needed.
     starts = rows.batch_sizes.new_zeros(rows.T + 1)
     torch.cumsum(rows.batch_sizes, 0, out=starts[1:])
@@ -49,9 +49,9 @@ def indices_before(rows: Rows, starts: Tensor, direction: int) -> Tensor:
         direction: as for `states_before`.
     """
     sizes = starts.diff()
-    steps = torch.arange(rows.T, device=starts.device)
+    steps = torch.arange(rows.T, dtype=torch.int64, device=starts.device)
     step = torch.repeat_interleave(steps, sizes, output_size=rows.N)
-    sequence = torch.arange(rows.N, device=starts.device) - starts[step]
+    sequence = torch.arange(rows.N, dtype=torch.int64, device=starts.device) - starts[step]
     if direction == 0:
         linked = step > 0
         before = starts[(step - 1).clamp(min=0)]

@@ -8,6 +8,7 @@ during a compilation inherits the held locks, but not the thread that would rele
 from __future__ import annotations
 
 import os
+import threading
 from _thread import interrupt_main
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -21,6 +22,9 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 #: Seconds after a fork at which a Ctrl-C that arrived during the wait is raised.
 _LATER = 0.02
+#: Bytes of the stack of a thread of our own. Compilers recurse: a main thread usually has half as
+#: much. The system provides a page when it is first used.
+_STACK = 16 << 20
 
 
 class Compiling:
@@ -83,6 +87,46 @@ class Compiling:
 
 
 COMPILING = Compiling()
+
+
+class _Start:
+    """Starts threads with a stack of `_STACK` bytes.
+
+    A thread gets the size that the process has at that moment, which is the user's to set: it is
+    changed for as long as a thread takes to start, by one thread at a time, and what the user sets
+    meanwhile is kept.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def with_stack(self, thread: Thread) -> None:
+        """Start a thread.
+
+        Raises:
+            RuntimeError: it cannot be started.
+        """
+        with self._lock:
+            try:
+                usual = threading.stack_size()
+                threading.stack_size(max(usual, _STACK))
+            except (RuntimeError, ValueError):  # this platform, or its limits, do not allow it
+                thread.start()
+                return
+            try:
+                thread.start()
+            finally:
+                found = threading.stack_size(usual)
+                if found != max(usual, _STACK):
+                    threading.stack_size(found)
+
+    def _renew(self) -> None:
+        self._lock = Lock()
+
+
+_START = _Start()
 
 
 class CompileOnce(Generic[K, V]):
@@ -152,8 +196,9 @@ def apart(function: Callable[..., V], *args: Any, name: str = "") -> Future[V]:
     """Call a function on a new non-daemon thread, so that the process waits for it before it exits.
 
     The thread is called "rnnjit: NAME". This is not an executor, since an executor refuses work
-    after the main thread has ended, even if other threads still run. If no thread can be started,
-    the function runs on the calling thread.
+    after the main thread has ended, even if other threads still run. The thread has a stack large
+    enough for a compiler, whatever `threading.stack_size` says. If no thread can be started, the
+    function runs on the calling thread.
     """
     future: Future[V] = Future()
 
@@ -164,8 +209,9 @@ def apart(function: Callable[..., V], *args: Any, name: str = "") -> Future[V]:
             future.set_exception(error)
 
     name = f"rnnjit: {name or getattr(function, '__name__', '')}"
+    thread = Thread(target=run, name=name, daemon=False)  # else inherited from a daemon thread
     try:
-        Thread(target=run, name=name, daemon=False).start()  # else inherited from a daemon thread
+        _START.with_stack(thread)
     except RuntimeError:
         run()
     return future
@@ -177,5 +223,5 @@ def _wait_for(future: Future[None]) -> None:
         future.result()
     except Exception as error:
         if not future.done() or error is not future.exception():
-            error.rnnjit_from_outside = True  # type: ignore[attr-defined]  # read by `dispatch.fallback`
+            error.rnnjit_from_outside = True  # type: ignore[attr-defined]  # read by `dispatch.blame`
         raise

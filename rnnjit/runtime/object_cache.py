@@ -3,6 +3,10 @@
 Cached files are executable content: they live in a directory of the user's own (mode 0700), which
 is not used when others can write to it. A file is believed only if its checksum fits. What cannot
 be read is compiled anew, and what cannot be kept costs a warning, once.
+
+The directory is bounded: what keeps a file removes those that were used least recently. Other
+processes may read and write meanwhile. One that finds a file gone compiles anew; a file that is
+open is read to its end.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import hashlib
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,10 +26,14 @@ from rnnjit.errors import RNNJitWarning
 from rnnjit.runtime.private_directory import Entry, NotOwnError, PrivateDirectory
 
 DIRECTORY_VARIABLE = "RNNJIT_CACHE_DIR"
+BOUND_VARIABLE = "RNNJIT_CACHE_MB"
+_MEGABYTES = 500
+#: Seconds after which a draft was left behind by a process that was killed: none is written longer.
+_DRAFT_SECONDS = 3600
 _CHECKSUM_BYTES = 32
 #: Names of files that are kept, and of their drafts.
 _OURS = re.compile(r"[0-9a-f]{32}\.[a-z]+(\.[0-9a-f]+\.tmp)?")
-#: Directories that a warning was given about.
+#: Directories, and the variable for the bound, that a warning was given about.
 _COMPLAINED: dict[str, object] = {}
 
 
@@ -44,6 +53,18 @@ def directory() -> Path:
     if not place.is_absolute():
         raise OSError(f"{str(place)!r} is no absolute path: is there a home directory?")
     return place
+
+
+def bound() -> int:
+    """The most bytes that are kept: RNNJIT_CACHE_MB in units of 10^6, or 500 MB.
+
+    Raises:
+        ValueError: the variable is not a whole number from 0 on.
+    """
+    given = os.environ.get(BOUND_VARIABLE, "").strip() or str(_MEGABYTES)
+    if not (given.isascii() and given.isdigit()):
+        raise ValueError(f"{BOUND_VARIABLE} must be a whole number of megabytes, got {given!r}")
+    return int(given) * 10**6
 
 
 def name_of(*facts: object, files: Iterable[str]) -> str:
@@ -76,6 +97,19 @@ def fetch(key: str, kind: str = "o") -> bytes | None:
     return code if _checksum(key, kind, code) == checksum else None
 
 
+def keys(kind: str) -> frozenset[str]:
+    """The keys under which something of a kind is kept; what it is may not be believed."""
+    try:
+        with PrivateDirectory(directory()) as folder:
+            names = folder.names()
+    except NotOwnError as error:
+        _complain(error)
+        return frozenset()
+    except OSError:
+        return frozenset()
+    return frozenset(name.removesuffix(f".{kind}") for name in names if name.endswith(f".{kind}"))
+
+
 def keep(key: str, code: bytes, kind: str = "o") -> None:
     """Keep object code, or other data, under a key; a warning, no more, where that cannot be."""
     try:
@@ -83,8 +117,25 @@ def keep(key: str, code: bytes, kind: str = "o") -> None:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         with PrivateDirectory(place) as folder:
             folder.write(f"{key}.{kind}", _checksum(key, kind, code) + code)
+            _prune(folder)
     except OSError as error:
         _complain(error)
+
+
+def _prune(folder: PrivateDirectory) -> None:
+    """Remove what was used least recently, and old drafts, until the directory is in its bounds."""
+    try:
+        most = bound()
+    except ValueError as error:
+        _warn_once(BOUND_VARIABLE, f"{error}; up to {_MEGABYTES} MB are kept")
+        most = _MEGABYTES * 10**6
+    oldest_draft = time.time_ns() - _DRAFT_SECONDS * 10**9
+    total = 0
+    for entry in sorted(_ours(folder), key=lambda entry: entry.used, reverse=True):
+        draft = entry.name.endswith(".tmp")
+        total += entry.size
+        if entry.used < oldest_draft if draft else total > most:
+            folder.remove(entry.name)
 
 
 def kept() -> list[Entry]:
@@ -94,7 +145,7 @@ def kept() -> list[Entry]:
         OSError: as `PrivateDirectory` does; FileNotFoundError if nothing was ever kept.
     """
     with PrivateDirectory(directory()) as folder:
-        return [entry for entry in folder.files() if _OURS.fullmatch(entry.name)]
+        return _ours(folder)
 
 
 def clear() -> list[Entry]:
@@ -104,10 +155,14 @@ def clear() -> list[Entry]:
         OSError: as for `kept`, or a file cannot be removed.
     """
     with PrivateDirectory(directory()) as folder:
-        found = [entry for entry in folder.files() if _OURS.fullmatch(entry.name)]
+        found = _ours(folder)
         for entry in found:
             folder.remove(entry.name)
     return found
+
+
+def _ours(folder: PrivateDirectory) -> list[Entry]:
+    return [entry for entry in folder.files() if _OURS.fullmatch(entry.name)]
 
 
 def _checksum(key: str, kind: str, code: bytes) -> bytes:
@@ -121,11 +176,14 @@ def _complain(error: OSError) -> None:
         place = str(directory())
     except OSError:
         place = "the user's cache directory"
+    _warn_once(
+        place,
+        f"compiled kernels and measurements cannot be cached in {place} "
+        f"({error.strerror or error}): set {DIRECTORY_VARIABLE} to a directory of your own",
+    )
+
+
+def _warn_once(about: str, message: str) -> None:
     mine = object()
-    if _COMPLAINED.setdefault(place, mine) is mine:
-        warnings.warn(
-            f"compiled kernels and measurements cannot be cached in {place} "
-            f"({error.strerror or error}): set {DIRECTORY_VARIABLE} to a directory of your own",
-            RNNJitWarning,
-            stacklevel=3,
-        )
+    if _COMPLAINED.setdefault(about, mine) is mine:
+        warnings.warn(message, RNNJitWarning, stacklevel=4)

@@ -7,6 +7,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
+_REQUIREMENT = re.compile(
+    r"(?P<what>[\w.-]+(?:\[[\w.,-]+\])?)\s*(?P<bounds>[^;]*);.*\bextra\s*==\s*['\"](?P<extra>\w+)"
+)
 _BOUND = re.compile(r"(>=|<)\s*(\d+(?:\.\d+)*)")
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 
@@ -26,6 +29,54 @@ def lacking(distribution: str, module: str, releases: str, install: str) -> list
     if not admits(releases, found):
         return [f"{distribution} {found} is installed, {releases} is needed: {install}"]
     return []
+
+
+def install(extra: str, *distributions: str) -> str:
+    """The command that installs what an extra of rnnjit holds.
+
+    It names the packages themselves, so that it works in any folder: pip would look for an extra of
+    rnnjit in a package index, where rnnjit is not.
+
+    Args:
+        extra: such as "bench".
+        *distributions: those of the extra's packages that are needed; none for all.
+
+    Example:
+        >>> install("bench", "matplotlib")
+        "pip install 'matplotlib>=3.9'"
+    """
+    wanted = [
+        f"'{what}{bounds}'"
+        for what, bounds in _extra(extra)
+        if not distributions or what.partition("[")[0] in distributions
+    ]
+    return " ".join(["pip install", *(wanted or distributions or (f"'.[{extra}]'",))])
+
+
+def absent(distribution: str, extra: str, purpose: str) -> ModuleNotFoundError:
+    """The error for a package that is not installed, with what to do about it.
+
+    Args:
+        distribution: the package's name, as it is installed by.
+        extra: the extra of rnnjit that holds it.
+        purpose: what needs it.
+    """
+    return ModuleNotFoundError(
+        f"{purpose} needs {distribution}, which is not installed: {install(extra, distribution)}"
+    )
+
+
+@cache
+def _extra(name: str) -> tuple[tuple[str, str], ...]:
+    """The packages of an extra of rnnjit, with the options of each, and their bounds."""
+    try:
+        lines = requires("rnnjit") or ()
+    except PackageNotFoundError:
+        return ()
+    found = [match for line in lines if (match := _REQUIREMENT.match(line))]
+    return tuple(
+        (match["what"], _sorted(match["bounds"])) for match in found if match["extra"] == name
+    )
 
 
 def admits(releases: str, version: str) -> bool:
@@ -66,8 +117,7 @@ def needed(distribution: str, of: str) -> str | None:
         return None
     for line in lines:
         if re.match(rf"{re.escape(distribution)}\b(?!-)", line):
-            bounds = sorted(_BOUND.findall(line.partition(";")[0]), reverse=True)
-            return ",".join(map("".join, bounds)) or None
+            return _sorted(line.partition(";")[0]) or None
     return None
 
 
@@ -78,6 +128,11 @@ def _installed(distribution: str, module: str) -> str | None:
         return version(distribution) if find_spec(module) is not None else None
     except PackageNotFoundError:
         return None
+
+
+def _sorted(bounds: str) -> str:
+    """Bounds as they are read: the lower one first, without spaces."""
+    return ",".join(map("".join, sorted(_BOUND.findall(bounds), reverse=True)))
 
 
 def _numbers(release: str) -> tuple[int, ...]:

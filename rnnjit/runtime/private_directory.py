@@ -26,10 +26,17 @@ class NotOwnError(OSError):
 
 
 class Entry(NamedTuple):
-    """A file of a directory: its name, and its size in bytes."""
+    """A file of a directory.
+
+    Attributes:
+        name: its name.
+        size: its size in bytes.
+        used: when it was written or `read` last, in nanoseconds since 1970.
+    """
 
     name: str
     size: int
+    used: int
 
 
 class PrivateDirectory:
@@ -69,7 +76,7 @@ class PrivateDirectory:
         self._close()
 
     def read(self, name: str) -> bytes:
-        """Read a file.
+        """Read a file, and note that it is used.
 
         Raises:
             NotOwnError: it belongs to another user, or others can write to it.
@@ -81,6 +88,8 @@ class PrivateDirectory:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(f"{name} is not a regular file")
             _require_own(status)
+            with suppress(OSError):  # a file system that cannot be written to
+                os.utime(handle if os.utime in os.supports_fd else self._at(name))
             return file.read()
 
     def write(self, name: str, content: bytes) -> None:
@@ -105,16 +114,24 @@ class PrivateDirectory:
             self.remove(draft)
             raise
 
+    def names(self) -> list[str]:
+        """The names of all that is in it, sorted.
+
+        Raises:
+            OSError: it cannot be listed.
+        """
+        return sorted(os.listdir(self._path if self._handle is None else self._handle))
+
     def files(self) -> list[Entry]:
         """All regular files, sorted by name; no links, no directories."""
         found = []
-        for name in sorted(os.listdir(self._path if self._handle is None else self._handle)):
+        for name in self.names():
             try:
                 status = os.stat(self._at(name), dir_fd=self._handle, follow_symlinks=False)
             except FileNotFoundError:
                 continue  # removed meanwhile
             if stat.S_ISREG(status.st_mode):
-                found.append(Entry(name, status.st_size))
+                found.append(Entry(name, status.st_size, status.st_mtime_ns))
         return found
 
     def remove(self, name: str) -> None:

@@ -6,6 +6,7 @@ public means, or is taken to be as the slower and safer way needs it to be.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -35,6 +36,19 @@ NAMES = {
     "torch._C._len_torch_dispatch_stack": (
         "whether a TorchDispatchMode is active",
         "one is taken to be: every call runs on torch's own operators",
+    ),
+    "torch._C._len_torch_function_stack": (
+        "whether a TorchFunctionMode is active",
+        "none is taken to be: such a mode does not see torch's layer",
+    ),
+    "torch._C._get_function_stack_at": ("as above", "as above"),
+    "torch.utils._device.DeviceContext": (
+        "a TorchFunctionMode that only sets a default device",
+        "it is taken for any other mode: torch's own layers run below it",
+    ),
+    "torch._C._autograd._top_saved_tensors_default_hooks": (
+        "whether the user's hooks run where autograd saves tensors",
+        "they are taken to: an error of a differentiable backend is never replaced",
     ),
     "torch._C._get_tracing_state": (
         "whether torch.jit.trace is at work",
@@ -77,6 +91,10 @@ NAMES = {
     "torch.fx.experimental.symbolic_shapes.DimDynamic": ("as above", "as above"),
     "torch.fx.experimental.symbolic_shapes.ShapeEnv": ("as above", "as above"),
     "torch.fx.experimental.symbolic_shapes.StatelessSymbolicContext": ("as above", "as above"),
+    "torch._guards.TracingContext.try_get": (
+        "whether torch.compile traces, so that a compiled module says that it is no nn.RNN",
+        "it is taken not to: torch.compile breaks the graph at compiled modules",
+    ),
     "torch._inductor.config": (
         "which C++ compilers Inductor tries",
         "the one in CXX, else the platform's own, is taken to be",
@@ -113,6 +131,10 @@ _transforms_active = find("torch._C._are_functorch_transforms_active")
 _is_any_autocast_enabled = find("torch._C._is_any_autocast_enabled")
 _len_torch_dispatch_stack = find("torch._C._len_torch_dispatch_stack")
 _get_tracing_state = find("torch._C._get_tracing_state")
+_len_function_stack = find("torch._C._len_torch_function_stack")
+_function_stack_at = find("torch._C._get_function_stack_at")
+_DeviceContext: Any = imported("torch.utils._device.DeviceContext")
+_top_hooks = find("torch._C._autograd._top_saved_tensors_default_hooks")
 _cuda_stream = find("torch._C._cuda_getCurrentRawStream")
 TensorGuards: Any = imported("torch._C._dynamo.guards.TensorGuards")
 GlobalStateGuard: Any = imported("torch._C._dynamo.guards.GlobalStateGuard")
@@ -156,6 +178,19 @@ def dispatch_mode() -> bool:
     return _len_torch_dispatch_stack is None or _len_torch_dispatch_stack() > 0
 
 
+def function_mode() -> bool:
+    """Whether a TorchFunctionMode is active that may change what torch's functions compute."""
+    if _len_function_stack is None or not _len_function_stack() or _function_stack_at is None:
+        return False
+    stack = map(_function_stack_at, range(_len_function_stack()))
+    return any(_DeviceContext is None or type(mode) is not _DeviceContext for mode in stack)
+
+
+def saved_tensor_hooks() -> bool:
+    """Whether default hooks for saved tensors are set, as by torch.utils.checkpoint."""
+    return _top_hooks is None or _top_hooks(False) is not None
+
+
 def any_autocast() -> bool:
     """Whether autocast is enabled for any type of device."""
     if _is_any_autocast_enabled is None:
@@ -168,6 +203,12 @@ def scripting() -> bool:
     if _get_tracing_state is None:
         return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]  # torch has no types here
     return _get_tracing_state() is not None
+
+
+def traced_by_dynamo() -> bool:
+    """Whether torch.compile is tracing, asked by code that runs while it does."""
+    context = find("torch._guards.TracingContext.try_get")
+    return context is not None and context() is not None
 
 
 def profiler_runs() -> bool:
@@ -239,6 +280,105 @@ def children_of(module: nn.Module) -> dict[str, Any]:
 def flat_weights_of(module: nn.Module) -> list[Any]:
     """The list of weights that an nn.RNNBase keeps beside its parameters."""
     return list(getattr(module, "_flat_weights", ()))
+
+
+#: What the forward pass of torch's layers uses and a subclass may override.
+LAYER_INTERNALS = (
+    "check_forward_args",
+    "check_hidden_size",
+    "check_input",
+    "get_expected_cell_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
+    "_init_flat_weights",
+    "_update_flat_weights",
+    "_weights_have_changed",
+)
+
+
+def flat_weights_assigned(module: nn.Module) -> bool:
+    """Whether somebody gave an nn.RNNBase a list of weights other than its parameters.
+
+    Torch's own forward pass uses that list, unless a parameter was replaced since it was made.
+    """
+    if hasattr(type(module), "_flat_weights"):
+        return True
+    own, found = parameters_of(module), False
+    refs = getattr(module, "_flat_weight_refs", ())
+    names, weights = flat_weight_names(module) or (), flat_weights_of(module)
+    for name, weight, ref in zip(names, weights, refs, strict=False):
+        if own.get(name) is not None:
+            if ref is not None and ref() is not own[name]:
+                return False
+            found |= weight is not own[name]
+    return found
+
+
+class FlatWeightRefs(nn.RNNBase):
+    """A base of compiled layers: refers to its weights strongly where torch does so weakly.
+
+    Where `torch.__future__.set_swap_module_params_on_conversion` is on, torch swaps the contents of
+    two tensors, and refuses if there is a weak reference to either. A compiled module shares its
+    Parameters with the original. The original can be converted, since only it refers to them
+    weakly. In the compiled module the data of the Parameters is assigned instead.
+    """
+
+    @property  # type: ignore[override]  # torch has an attribute
+    def _flat_weight_refs(self) -> list[Callable[[], Any] | None]:
+        try:
+            found: list[Callable[[], Any] | None] = self.__dict__["_flat_weight_refs"]
+        except KeyError:
+            raise AttributeError("_flat_weight_refs") from None
+        return found
+
+    @_flat_weight_refs.setter
+    def _flat_weight_refs(self, refs: list[Callable[[], Any] | None]) -> None:
+        self.__dict__["_flat_weight_refs"] = [ref and StrongRef(ref()) for ref in refs]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        future, held = torch.__future__, [w for w in parameters_of(self).values() if w is not None]
+        swaps = future.get_swap_module_params_on_conversion()
+        if not swaps or not any(map(weakref.getweakrefs, held)):
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        future.set_swap_module_params_on_conversion(False)
+        try:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
+        finally:
+            future.set_swap_module_params_on_conversion(True)
+
+
+def hold_flat_weights(module: nn.Module) -> None:
+    """Make a module with the attributes of another refer to its weights by `FlatWeightRefs`."""
+    if isinstance(module, FlatWeightRefs) and "_flat_weight_refs" in vars(module):
+        module._flat_weight_refs = vars(module)["_flat_weight_refs"]
+
+
+def refer_weakly(module: nn.Module) -> None:
+    """Make a torch module with the attributes of a compiled one refer to weights as torch does."""
+    refs = vars(module).get("_flat_weight_refs")
+    if refs is not None:
+        vars(module)["_flat_weight_refs"] = [ref and weakref.ref(ref()) for ref in refs]
+
+
+class StrongRef:
+    """Returns an object when it is called, as a weak reference does."""
+
+    def __init__(self, referent: Any) -> None:
+        self._referent = referent
+
+    def __call__(self) -> Any:
+        """The object."""
+        return self._referent
+
+
+def flat_weights_stay(module: nn.Module, weights: tuple[Any, ...]) -> bool:
+    """Whether torch's own layer would use these weights where they lie.
+
+    Others, that were assigned since, it would first move into one block of a device's memory.
+    """
+    referred = [ref and ref() for ref in getattr(module, "_flat_weight_refs", ())]
+    wanted = list(map(id, weights))
+    return list(map(id, flat_weights_of(module))) == wanted == list(map(id, referred))
 
 
 def flat_weight_names(module: Any) -> list[str] | None:
@@ -329,7 +469,8 @@ def symbolic_size(mode: Any, hint: int) -> int:
     """A size that is a symbol of a `symbolic_mode`; `hint` is a value that it may have."""
     symbolic = import_module("torch.fx.experimental.symbolic_shapes")
     context: Any = symbolic.StatelessSymbolicContext(dynamic_sizes=[symbolic.DimDynamic.DYNAMIC])
-    size: int = mode.from_tensor(torch.empty(hint), symbolic_context=context).shape[0]
+    real = torch.empty(hint, dtype=torch.float32, device="cpu")
+    size: int = mode.from_tensor(real, symbolic_context=context).shape[0]
     return size
 
 

@@ -70,10 +70,10 @@ class Call:
 
     def nearby(self, seed: int) -> Call:
         """The same call with every number changed at random, by less than a hundredth of itself."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
 
         def change(tensor: Tensor) -> Tensor:
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
             factor = 1 + (noise.to(tensor.device) - 0.5) / 64
             return (tensor.double() * factor).to(tensor.dtype)
 
@@ -105,11 +105,12 @@ def _leaf(like: Tensor, values: Tensor) -> Tensor:
 
 def build(case: Case) -> Call:
     """The tensors of a case; the same at every call."""
-    generator = torch.Generator().manual_seed(zlib.crc32(case.id.encode()))
+    generator = torch.Generator("cpu").manual_seed(zlib.crc32(case.id.encode()))
 
     def draw(shape: Sequence[int]) -> Tensor:
         # Drawn on the CPU, so that the values are the same on every device.
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(case.device)
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+        return values.to(case.device)
 
     with torch.random.fork_rng(devices=[]):
         module = _module(case, draw)

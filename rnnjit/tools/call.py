@@ -93,16 +93,19 @@ def random_call(
         dtype: dtype of all tensors; values are drawn in float64 and rounded.
         seed: seed of the random numbers; torch's global generator is not used.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return values.to(dtype)
 
     features = spec.num_directions * (spec.proj_size or spec.hidden_size)
     states = spec.state_shapes(batch)
     sequence = None
     if packed:
-        lengths = torch.randint(1, steps + 1, (batch,), generator=generator)
+        lengths = torch.randint(
+            *(1, steps + 1, (batch,)), generator=generator, dtype=torch.int64, device="cpu"
+        )
         lengths[-1] = steps
         padded = draw(steps, batch, spec.input_size)
         sequence = pack_padded_sequence(padded, lengths, enforce_sorted=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.frontend.capture import torch_module, weights_of
 from rnnjit.frontend.lowering import lower
+from rnnjit.runtime.packages import absent
 from rnnjit.tools.call import Call, leaf
-from rnnjit.tools.comparison import Comparison, compare_call
+from rnnjit.tools.comparison import Comparison, compare_call, steps
 from rnnjit.tools.observe import Seen, observe
+from rnnjit.tools.progress import Progress
+from rnnjit.tools.selection import selected
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +32,7 @@ class ComparedCalls:
 
     Attributes:
         calls: by the path of each nn.RNN in the model ("" for the model itself), the comparison of
-            all backends on its first call.
+            the backends on its first call.
     """
 
     calls: Mapping[str, Comparison]
@@ -55,9 +58,12 @@ class ComparedCalls:
         """Plot how many times faster than eager each backend is, one bar chart for each call.
 
         Raises:
-            ModuleNotFoundError: matplotlib is not installed (`pip install 'rnnjit[bench]'`).
+            ModuleNotFoundError: matplotlib is not installed; the message says what to do.
         """
-        from matplotlib.figure import Figure
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise absent("matplotlib", "bench", "a plot") from error
 
         from rnnjit.tools.comparison_tables import title
 
@@ -87,34 +93,40 @@ class ComparedCalls:
         return figure
 
 
-def compare(module: nn.Module, *inputs: Any, rounds: int = 15) -> ComparedCalls:
-    """Run the calls that `module(*inputs)` makes to its RNNs on every installed backend.
+def compare(
+    module: nn.Module, *inputs: Any, rounds: int = 15, backends: Iterable[str] | None = None
+) -> ComparedCalls:
+    """Run the calls that `module(*inputs)` makes to its RNNs on the installed backends.
 
     Each call is repeated on copies of its input and weights. The results are the errors against a
     float64 run and the interleaved times of forward (evaluation mode, no gradients) and
-    forward+backward (to x, hx and every weight). Neither `module` nor torch's random generators
-    change.
+    forward+backward (to x, hx and every weight), beside those of PyTorch's own layer, which is also
+    what the eager backend runs. Neither `module` nor torch's random generators change.
+
+    Backends that compile for long come last. Progress is shown on stderr as by `rnnjit.tune`.
 
     Args:
         module: an nn.RNN or nn.RNNCell, a compiled one, or any module that contains some.
         *inputs: the arguments for `module`.
-        rounds: samples of each time, of which the median is used.
+        rounds: samples of each time, of which the least is used.
+        backends: names of the backends to compare with PyTorch, or None for all.
 
     Raises:
-        TypeError: `module` is not a module.
-        ValueError: `module(*inputs)` calls no nn.RNN, its tensors are not on the CPU, or `rounds`
-            is less than 1.
+        TypeError: `module` is not a module, or `backends` is no list of names.
+        ValueError: `module(*inputs)` calls no nn.RNN, its tensors are not on the CPU, `rounds` is
+            less than 1, or `backends` is empty or names one that is not installed.
         Exception: the error of `module(*inputs)` itself.
 
     Example:
-        >>> found = compare(torch.nn.RNN(2, 3), torch.zeros(4, 1, 2), rounds=1)
-        >>> "eager" in repr(found)
-        True
+        >>> found = compare(torch.nn.RNN(2, 3), torch.zeros(4, 1, 2), rounds=1, backends=["numba"])
+        >>> len(found.calls[""].results)
+        1
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+    names = list(selected(backends))
     calls: dict[str, tuple[nn.RNNBase, Call]] = {}
 
     def record(seen: Seen) -> None:
@@ -123,9 +135,13 @@ def compare(module: nn.Module, *inputs: Any, rounds: int = 15) -> ComparedCalls:
     observe(module, inputs, record)
     if not calls:
         raise ValueError("module(*inputs) calls no nn.RNN: there is nothing to compare")
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.random.fork_rng(), torch.enable_grad(), Progress("rnnjit.compare") as progress:
+        progress.expect(len(calls) * steps(rounds, names))
         return ComparedCalls(
-            {name: compare_call(*call, rounds=rounds) for name, call in calls.items()}
+            {
+                name: compare_call(*call, rounds=rounds, names=names, progress=progress)
+                for name, call in calls.items()
+            }
         )
 
 

@@ -11,14 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rnnjit.dispatch.choice import choose
-from rnnjit.dispatch.registry import backends
+from rnnjit.backend import Backend
+from rnnjit.dispatch.blame import from_outside
+from rnnjit.dispatch.choice import choose, verdict_for_auto
 from rnnjit.errors import UnsupportedError, described
 from rnnjit.frontend.capture import capture
 from rnnjit.frontend.compile import compile as compile_rnn
+from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.timing import Timing, interleave
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.tools.call import Call
+from rnnjit.tools.progress import LONG, Progress, compile_seconds
+from rnnjit.tools.selection import selected
 
 
 class PassTimes(NamedTuple):
@@ -62,7 +66,8 @@ class Comparison:
         spec: the configuration of the module.
         problem: the properties of the call with gradients.
         eager: the result of the module itself, run by PyTorch.
-        results: one for each installed backend, in the order of `auto`.
+        results: one for each backend that took part, in the order of `auto`; none for `eager`,
+            which is PyTorch's own layer too.
         auto_forward: the backend that `auto` picks when no gradient is needed.
         auto_both: the backend that `auto` picks when gradients are needed.
     """
@@ -75,20 +80,36 @@ class Comparison:
     auto_both: str
 
     def speedup(self, result: Result) -> tuple[float, float] | None:
-        """How many times faster than eager, (forward, forward+backward); None without times."""
+        """How many times faster than eager, (forward, forward+backward); None without times.
+
+        The least samples are compared: what else runs on the machine only adds to a time.
+        """
         if result.times is None or self.eager.times is None:
             return None
         eager, times = self.eager.times, result.times
         return (
-            eager.forward.median / times.forward.median,
-            eager.both.median / times.both.median,
+            eager.forward.least / times.forward.least,
+            eager.both.least / times.both.least,
         )
+
+    def disturbed(self) -> list[str]:
+        """The rows whose least samples may not be what the call takes, see `Timing.settled`."""
+        return [
+            result.name
+            for result in (self.eager, *self.results)
+            if result.times is not None and not all(timing.settled for timing in result.times)
+        ]
 
 
 def compare_call(
-    rnn: nn.RNNBase, call: Call, *, rounds: int = 15, on_step: Callable[[], None] | None = None
+    rnn: nn.RNNBase,
+    call: Call,
+    *,
+    rounds: int = 15,
+    names: Iterable[str] | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
-    """Run one call through eager PyTorch and every installed backend.
+    """Run one call through eager PyTorch and the installed backends.
 
     Errors are measured in evaluation mode, since dropout draws different masks in float64.
 
@@ -96,27 +117,37 @@ def compare_call(
         rnn: the module; its weights have the call's dtype and are all trainable.
         call: the inputs and output gradients.
         rounds: samples of each time, see `interleave`.
-        on_step: called `steps(rounds)` times in total, for a progress bar.
+        names: the backends, or None for all.
+        progress: told of `steps(rounds, names)` steps.
+
+    Raises:
+        TypeError, ValueError: as `selected` does for `names`.
     """
+    progress = progress or Progress("compare")
     spec, baseline = capture(rnn), f"nn.{type(rnn).__name__}"
     rnn.eval()
     exact = _everything(copy.deepcopy(rnn).double(), call.to(torch.float64))
     eager = _checked(baseline, rnn, call, exact)
     modules: dict[str, nn.Module] = {baseline: rnn}
-    checked = []
-    for name, backend in backends().items():
-        module = compile_rnn(rnn, backend=backend)
-        result = _checked(name, module, call, exact)
-        checked.append(result)
-        if not result.reasons and not result.failure:
-            modules[name] = module
-    if on_step is not None:
-        on_step()
-    times = pass_times(modules, call, rounds=rounds, on_round=on_step)
-    eager, *results = (
-        replace(result, times=times.get(result.name)) for result in (eager, *checked)
-    )
     problem = call.problem(needs_grad=True)
+    chosen, checked = _compared(names), dict[str, Result]()
+    seconds = {name: compile_seconds(each, spec, problem) for name, each in chosen.items()}
+    for name in sorted(chosen, key=lambda name: seconds[name] >= LONG):
+        backend = chosen[name]
+        if not verdict_for_auto(backend, spec, problem).reasons:
+            progress.begin(backend, "checking", seconds[name])
+        module = compile_rnn(rnn, backend=backend)
+        checked[name] = _checked(name, module, call, exact)
+        if not checked[name].reasons and not checked[name].failure:
+            modules[name] = module
+        progress.step()
+    times = pass_times(
+        modules, call, rounds=rounds, on_round=lambda: progress.step(f"timing {baseline}")
+    )
+    eager, *results = (
+        replace(result, times=times.get(result.name))
+        for result in (eager, *(checked[name] for name in chosen))
+    )
     return Comparison(
         spec,
         problem,
@@ -127,9 +158,16 @@ def compare_call(
     )
 
 
-def steps(rounds: int) -> int:
+def steps(rounds: int, names: Iterable[str] | None = None) -> int:
     """How often `compare_call` reports progress."""
-    return 1 + 2 * rounds
+    return len(_compared(names)) + 2 * rounds
+
+
+def _compared(names: Iterable[str] | None) -> dict[str, Backend]:
+    """The backends to compare: PyTorch's own layer is the baseline, and no row beside it."""
+    found = selected(names)
+    found.pop(EAGER.name, None)
+    return found
 
 
 def pass_times(
@@ -158,7 +196,7 @@ def largest_error(found: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
         same = (a == b) | (a.isnan() & b.isnan())
         errors.append(float((a - b).abs().masked_fill(same, 0.0).max()))
     # Python's max() ignores a NaN that is not the first element.
-    return float(torch.tensor(errors, dtype=torch.float64).max())
+    return float(torch.tensor(errors, dtype=torch.float64, device="cpu").max())
 
 
 def _everything(module: nn.Module, call: Call) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -178,6 +216,8 @@ def _checked(
         values, gradients = _everything(module, call)
     except UnsupportedError as error:
         return Result(name, reasons=error.reasons)
-    except Exception as error:  # noqa: BLE001 - a third party's backend may fail in any way
+    except Exception as error:
+        if from_outside(error):
+            raise
         return Result(name, failure=described(error))
     return Result(name, largest_error(values, exact[0]), largest_error(gradients, exact[1]))

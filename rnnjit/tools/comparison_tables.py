@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.timing import Timing
 from rnnjit.tools.comparison import Comparison, Result
 
@@ -42,14 +43,9 @@ def print_comparison(out: Console, name: str, comparison: Comparison) -> None:
     for result in comparison.results:
         if result.times is None:
             out.print(Text(f"{result.name} {_state(result)}: {_why(result)}"))
-    forward, both = comparison.auto_forward, comparison.auto_both
-    with_them = "" if forward == both else f" without gradients and {both} with them"
-    out.print(Text(f"auto picks {forward}{with_them}."))
-    out.print(
-        "Errors: largest absolute difference from a float64 run; compare them with nn.RNN's own. "
-        "nn.RNN: PyTorch called directly; eager: the same through rnnjit. Times: median of "
-        "interleaved rounds.\n"
-    )
+    for line in _notes(comparison):
+        out.print(Text(line))
+    out.print()
 
 
 def as_html(name: str, comparison: Comparison) -> str:
@@ -64,7 +60,9 @@ def as_html(name: str, comparison: Comparison) -> str:
             cells = "".join(f"<td>{cell}</td>" for cell in _figures(comparison, result))
         body.append(f"<tr><th>{escape(result.name)}</th>{cells}</tr>")
     caption = f"<caption><b>{escape(title(name, comparison))}</b></caption>"
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    notes = f"<p>{'<br/>'.join(map(escape, _notes(comparison)))}</p>"
+    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return f"<table>{caption}{table}</table>{notes}"
 
 
 def title(name: str, comparison: Comparison) -> str:
@@ -79,6 +77,28 @@ def title(name: str, comparison: Comparison) -> str:
     rows = f" packed, {problem.N} rows" if problem.packed else ""
     call = f"T={problem.T} B={problem.B}{rows}, {str(problem.dtype).removeprefix('torch.')}"
     return f"{name + ': ' if name else ''}{module}; {call}"
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """What `auto` picks, what the columns are, and which times are not to be trusted."""
+    baseline = comparison.eager.name
+    forward, both = (
+        f"{name} (row {baseline})" if name == EAGER.name else name
+        for name in (comparison.auto_forward, comparison.auto_both)
+    )
+    with_them = "" if forward == both else f" without gradients and {both} with them"
+    notes = [
+        f"auto picks {forward}{with_them}.",
+        f"{baseline}: PyTorch's own layer, which the backend eager runs too. Errors: largest "
+        f"absolute difference from a float64 run; compare them with {baseline}'s own. Times: the "
+        "least of interleaved samples.",
+    ]
+    if disturbed := comparison.disturbed():
+        notes.append(
+            f"The samples of {' and '.join(disturbed)} vary much, or other programs ran during "
+            "them: repeat on a quiet machine."
+        )
+    return notes
 
 
 def _figures(comparison: Comparison, result: Result) -> tuple[str, ...]:
@@ -101,8 +121,8 @@ def _why(result: Result) -> str:
 
 
 def _duration(timing: Timing) -> str:
-    """The median with its unit, in three digits."""
-    seconds = timing.median
+    """The least sample with its unit, in three digits."""
+    seconds = timing.least
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"

@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from rnnjit.backend import Backend
 from rnnjit.dispatch import tuning_db
 from rnnjit.dispatch.choice import Verdict, verdict, verdicts, willing
 from rnnjit.dispatch.registry import backends, lacking
 from rnnjit.frontend.compile import reachable_modules, why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.lowering import lower
+from rnnjit.frontend.overrides import overriding
 from rnnjit.spec import Problem
-from rnnjit.tools.observe import Seen, observe
+from rnnjit.tools.observe import Seen, kind_of, observe
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,17 @@ class CallReport:
                 if defers:
                     answer += f", but defers: {'; '.join(defers)}"
             if backend.name in self.seconds:
-                answer += f" (measured: {self.seconds[backend.name] * 1e3:.3g} ms)"
+                took = f"{self.seconds[backend.name] * 1e3:.3g} ms"
+                answer += f" (measured: {took}{self._close(backend)})"
             lines.append(f"  {backend.name}: {answer}")
         return "\n".join(lines)
+
+    def _close(self, backend: Backend) -> str:
+        """Why a backend that was measured to be faster than the chosen one is not chosen."""
+        own = self.seconds.get(self.chosen or "", 0.0)
+        accepts = any(each.backend is backend and not each.reasons for each in self.verdicts)
+        faster = self.seconds[backend.name] < own
+        return ", too close to be preferred" if accepts and faster else ""
 
 
 @dataclass(frozen=True)
@@ -129,21 +139,22 @@ def _record_calls(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, CallR
 def _report_uncalled(name: str, module: nn.Module) -> CallReport:
     left = why_left(module, None)
     if left:
-        return CallReport(name, _kind(module), None, None, left, ())
+        return CallReport(name, kind_of(module), None, None, left, ())
     missing = tuple(Verdict(b, lacking(b)) for b in backends().values())
     note = "no call was seen; what each backend lacks on this machine:"
-    return CallReport(name, _kind(module), None, None, note, missing)
+    return CallReport(name, kind_of(module), None, None, note, missing)
 
 
 def _report_call(seen: Seen) -> CallReport:
-    name, module, wanted, x, hx = seen
-    kind = _kind(module)
+    name, kind, module, wanted, x, hx = seen
+    by_torch = "torch's own operators run it, whichever backend is asked for"
+    if reason := overriding(module, x, hx):
+        return CallReport(name, kind, None, "torch", f"{by_torch}: {reason}", ())
     call = lower(module, x, hx)
     spec, problem, special = call.spec, call.problem, call.special
     asked = (verdict(wanted, spec, problem),) if wanted else tuple(verdicts(spec, problem))
     if special is not None:
-        note = f"torch's own operators run it, whichever backend is asked for: {special}"
-        return CallReport(name, kind, problem, "torch", note, ())
+        return CallReport(name, kind, problem, "torch", f"{by_torch}: {special}", ())
     if wanted is not None:
         chosen = None if asked[0].reasons else wanted.name
     else:
@@ -152,12 +163,7 @@ def _report_call(seen: Seen) -> CallReport:
     if wanted is not None:
         asked_for = f"backend {wanted.name!r} was asked for by name"
         note = asked_for if chosen else f"{asked_for} and declines: the call raises"
-    return CallReport(name, kind, problem, chosen, note, asked, tuning_db.fetch(spec, problem))
-
-
-def _kind(module: nn.Module) -> str:
-    """The `repr` without the submodules of a parametrized RNN."""
-    return f"{repr(module).partition('(')[0]}({module.extra_repr()})"
+    return CallReport(name, kind, problem, chosen, note, asked, tuning_db.recall(spec, problem))
 
 
 def _describe(problem: Problem) -> str:

@@ -18,7 +18,9 @@ from rnnjit.execution.stack import run_stack
 from rnnjit.frontend.arguments import Result
 from rnnjit.frontend.capture import capture
 from rnnjit.frontend.compile import copy_sharing_parameters, reachable_modules, why_left
+from rnnjit.frontend.compiled_class import intercept
 from rnnjit.frontend.lowering import lower
+from rnnjit.runtime.packages import absent
 from rnnjit.spec import LayerSpec, Rows
 from rnnjit.tools.gradient_probe import GradientProbe
 from rnnjit.tools.observe import wanted_by
@@ -61,9 +63,12 @@ class GradientFlow:
             The axes.
 
         Raises:
-            ModuleNotFoundError: matplotlib is not installed (`pip install 'rnnjit[bench]'`).
+            ModuleNotFoundError: matplotlib is not installed; the message says what to do.
         """
-        from matplotlib import pyplot
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise absent("matplotlib", "bench", "a plot") from error
 
         axes = axes or pyplot.subplots()[1]
         for name, norms in self.norms.items():
@@ -109,7 +114,8 @@ def gradient_flow(
     replica, calls = copy_sharing_parameters(module), dict[str, list[list[GradientProbe]]]()
     for name, child in reachable_modules(replica):
         if _is_followed(child):
-            child.forward = partial(_forward, child, calls.setdefault(name, []))  # of the copy
+            made = calls.setdefault(name, [])
+            intercept(child, partial(_forward, made))
     with torch.enable_grad(), torch.random.fork_rng():
         value = (loss or _first_sum)(replica(*inputs))
     probes = {name: made[0] for name, made in calls.items() if made}
@@ -151,7 +157,7 @@ class _Arguments(NamedTuple):
 
 
 def _forward(
-    rnn: nn.RNNBase, calls: list[list[GradientProbe]], *args: Any, reset: Any = None, **kwargs: Any
+    calls: list[list[GradientProbe]], rnn: nn.RNNBase, *args: Any, reset: Any = None, **kwargs: Any
 ) -> Result:
     """`nn.RNN.forward` with a probe for every layer."""
     if reset is not None:

@@ -92,7 +92,7 @@ class GradientProbe:
 
 def _ends(rows: Rows, starts: Tensor, direction: int) -> Tensor:
     """The row of each sequence's last state in a direction, `[B]`."""
-    sequences = torch.arange(rows.B, device=starts.device)
+    sequences = torch.arange(rows.B, dtype=torch.int64, device=starts.device)
     if direction == 1:
         return sequences
     lengths = (starts.diff()[:, None] > sequences).sum(0)

@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import Backend
 from rnnjit.dispatch.registry import resolve
-from rnnjit.frontend.class_rewrite import REPLACED
 from rnnjit.frontend.compile import copy_sharing_parameters, reachable_modules, why_left
 from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.frontend.compiled_class import intercept, replaced
 from rnnjit.reference import BACKEND as EAGER
 
 
@@ -22,13 +22,16 @@ class Seen(NamedTuple):
 
     Attributes:
         name: path of the RNN in the model, "" for the model itself.
-        module: a copy of the RNN that shares its Parameters.
+        kind: its `repr`, such as `RNN(8, 16)`.
+        module: a copy of the RNN that shares its Parameters. It is the RNN that a `forward` of a
+            subclass calls by `super()`.
         wanted: the backend that the user named, or None for "auto" and for uncompiled modules.
         input: as in `forward`.
         hx: as in `forward`.
     """
 
     name: str
+    kind: str
     module: nn.Module
     wanted: Backend | None
     input: Tensor | PackedSequence
@@ -44,12 +47,8 @@ def observe(module: nn.Module, inputs: tuple[Any, ...], see: Callable[[Seen], No
     """
     replica = copy_sharing_parameters(module)
     for name, child in reachable_modules(replica):
-        if not isinstance(child, (*REPLACED, CompiledBase)) or why_left(child, None):
-            continue
-        wanted = wanted_by(child)
-        child.register_forward_pre_hook(_once(name, wanted, see), with_kwargs=True)
-        if isinstance(child, CompiledBase):
-            child.backend = EAGER
+        if isinstance(child, (*replaced(), CompiledBase)) and not why_left(child, None):
+            _Observer(name, child, see)
     with torch.random.fork_rng():
         replica(*inputs)
 
@@ -59,19 +58,36 @@ def wanted_by(module: nn.Module) -> Backend | None:
     return resolve(module.backend) if isinstance(module, CompiledBase) else None
 
 
-def _once(
-    name: str, wanted: Backend | None, see: Callable[[Seen], None]
-) -> Callable[[nn.Module, Any, Any], None]:
-    """A forward pre-hook that passes the first call to `see`."""
-    pending = [see]
+def kind_of(module: nn.Module) -> str:
+    """The `repr` without the submodules of a parametrized RNN."""
+    return f"{repr(module).partition('(')[0]}({module.extra_repr()})"
 
-    def hook(rnn: nn.Module, args: Any, kwargs: Any) -> None:
-        if pending:
+
+class _Observer:
+    """Passes the first call of an RNN to `see`."""
+
+    def __init__(self, name: str, rnn: nn.Module, see: Callable[[Seen], None]) -> None:
+        self._name, self._wanted, self._see = name, wanted_by(rnn), [see]
+        source = type(rnn)
+        if isinstance(rnn, CompiledBase):
+            rnn.backend = EAGER
+        self._base = intercept(rnn, self._forward)
+        overrides = source.forward is not self._base.forward
+        self._class: Any = self._base if overrides else source
+
+    def _forward(self, rnn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self._see:
             given = _arguments(*args, **kwargs)
-            pending.pop()(Seen(name, rnn, wanted, *given))
+            copy = self._class.__new__(self._class)
+            vars(copy).update(vars(rnn))
+            self._see.pop()(Seen(self._name, kind_of(rnn), copy, self._wanted, *given))
+        forward: Any = self._base.forward
+        return forward(rnn, *args, **kwargs)
 
-    return hook
 
-
-def _arguments(input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002 - nn.RNN's own name
+def _arguments(
+    input: Any,  # noqa: A002 - nn.RNN's own name
+    hx: Any = None,
+    reset: Any = None,
+) -> tuple[Any, Any]:
     return input, hx

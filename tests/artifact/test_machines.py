@@ -1,6 +1,9 @@
 """Protects artifacts without Python: C programs, run here and on processors that qemu emulates."""
 
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from artifact_programs import (
     split,
 )
 from covered import in_turn
+from folders import ROOT
 
 import rnnjit
 from rnnjit.artifact import manifest
@@ -55,6 +59,38 @@ def test_a_c_program_runs_the_network(stack, dtype, tmp_path):
     artifact = export(rnn, tmp_path)
     program = build(artifact, compiler)
     assert_program_agrees([program], artifact, rnn, dtype)
+
+
+def test_the_commands_of_the_page_run_as_they_stand(tmp_path):
+    needs("cc", "bash")
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    commands = page.partition("## A C program")[2].partition("```sh\n")[2].partition("```")[0]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        check=True,
+        timeout=300,
+    )
+    rnn = torch.load(tmp_path / "model.pt", weights_only=False)
+    content = bytearray((tmp_path / "input").read_bytes())
+    x = torch.frombuffer(content, dtype=torch.float32).view(5, 2, 3)
+    assert_as_exact_as_eager(rnn, split((tmp_path / "output").read_bytes(), rnn, x), x)
+
+
+def test_the_c_program_says_what_it_is_called_with(tmp_path):
+    (compiler,) = needs("cc")
+    artifact = export(make_rnn(torch.float64), tmp_path)
+    program = build(artifact, compiler)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: {program} WEIGHTS T B < input > output\n")
+    assert "x [T, B, 19], 8 bytes a number" in done.stderr
+    command = [program, "nowhere.bin", "1", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "nowhere.bin: No such file or directory\n")
 
 
 @pytest.mark.parametrize(("target", "dtype"), in_turn(PLAYED, [torch.float32, torch.float64]))

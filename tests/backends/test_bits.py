@@ -64,7 +64,7 @@ def call(T, B, I, H, layers=1, bidirectional=False, nonlinearity="tanh", dtype=t
 
 
 @pytest.fixture
-def threads():
+def threads(always_teams):
     """Sets torch's thread count for a test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads

@@ -57,7 +57,11 @@ BAD_WEIGHTS = {
     "w_ih float16": ("weight_ih_l0", torch.zeros(H, I).half(), "does not match weight dtype"),
     "w_ih on meta": ("weight_ih_l0", torch.zeros(H, I, device="meta"), "the weights are on meta"),
     "bias on meta": ("bias_ih_l0", torch.zeros(H, device="meta"), "bias_ih_l0 is on meta"),
-    "w_hh sparse": ("weight_hh_l0", sparse(torch.eye(H)), "weight_hh must be a dense tensor, got"),
+    "w_hh sparse": (
+        "weight_hh_l0",
+        sparse(torch.eye(H)),
+        "weight_hh_l0 must be a dense tensor, got",
+    ),
     "w_hh nested": (
         "weight_hh_l0",
         nested(H, H),

@@ -115,6 +115,12 @@ PACKED_CALLS = {
     ),
 }
 
+# Torch is not asked about these: not all of its kernels check them before they read.
+NOT_ASKED = (
+    *("packed, growing", "packed, negative", "packed, all negative", "packed, 2-D sizes"),
+    *("sizes beyond 64 bits", "data nested"),
+)
+
 # Eager takes these, and returns states of other sequences, too few, or what memory held.
 TAKEN_BY_EAGER = {
     "hole in sizes": ((packed([2, 0, 1]),), r"must never grow .* got \[2, 0, 1\]"),
@@ -140,7 +146,8 @@ TAKEN_BY_EAGER = {
 def test_bad_packed_calls(name, backend):
     args, message = PACKED_CALLS[name]
     rnn, fast = pair(backend)
-    expect_refusal(Row(lambda module: module(*args), message), rnn, fast)
+    row = Row(lambda module: module(*args), message, asked=name not in NOT_ASKED)
+    expect_refusal(row, rnn, fast)
     expect_eager(rnn, fast)
 
 

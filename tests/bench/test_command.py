@@ -257,3 +257,32 @@ def test_help_names_the_presets_and_imports_no_peer(capsys):
     code = f"import sys, rnnjit.cli; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "advice"),
+    [
+        (
+            "matplotlib",
+            "a plot needs matplotlib, which is not installed: pip install 'matplotlib>=3.9'",
+        ),
+        ("PIL", "a plot needs pillow, which is not installed: pip install 'pillow>=10.3'"),
+        (
+            "jinja2",
+            "the page of a report needs jinja2, which is not installed: pip install 'jinja2>=3.1'",
+        ),
+    ],
+)
+def test_a_page_without_its_packages_is_refused_before_anything_is_measured(
+    monkeypatch, capsys, tmp_path, package, advice
+):
+    for name in list(sys.modules):
+        if name.startswith("rnnjit.bench.report") or name.partition(".")[0] == package:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as exit_:
+        bench("--html", str(tmp_path / "report.html"))
+    assert exit_.value.code == 2
+    # Said once, and with a command that works in any folder.
+    line = f"rnnjit bench: error: --html: {advice} (see rnnjit bench --help)\n"
+    assert capsys.readouterr().err == line

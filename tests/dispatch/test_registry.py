@@ -123,7 +123,7 @@ def test_auto_takes_a_backend_that_defers_where_it_was_measured(install, monkeyp
     monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
     install(point("modest", "third_party:MODEST"))
     monkeypatch.setattr(
-        "rnnjit.dispatch.tuning_db.fetch", lambda spec, problem: {"modest": 1e-3, "eager": 2e-3}
+        "rnnjit.dispatch.tuning_db.recall", lambda spec, problem: {"modest": 1e-3, "eager": 2e-3}
     )
     assert dispatch.choose(SPEC, PROBLEM, None) is MODEST
 

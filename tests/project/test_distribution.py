@@ -242,7 +242,7 @@ def plain(built, tmp_path):
 def test_a_plain_install_runs_compiled_kernels(plain):
     printed = plain()
     assert "-> numba" in printed
-    assert printed.count("apache-tvm is not installed: pip install 'rnnjit[tvm]'") == 2
+    assert printed.count("apache-tvm is not installed: pip install 'apache-tvm-ffi>=") == 2
 
 
 def test_without_a_compiler_eager_answers_and_says_why(plain):

@@ -1,5 +1,6 @@
 """Protects compile-once: with concurrent requests, failures, signals and forks."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -155,3 +156,68 @@ def test_ctrl_c_while_a_fork_waits_for_a_compiler_comes_after_it(alarm):
     signal.signal(signal.SIGINT, before)
     thread.join()
     assert os.waitpid(children[0], 0)[1] == 0
+
+
+@pytest.fixture
+def small_stacks():
+    """The process's threads have small stacks."""
+    before = threading.stack_size(64 << 10)
+    yield 64 << 10
+    threading.stack_size(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the size that Linux gave a thread")
+def test_its_thread_has_a_large_stack_whatever_the_process_says(small_stacks):
+    def size():
+        libc, attributes = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+        libc.pthread_self.restype = ctypes.c_void_p
+        libc.pthread_getattr_np(ctypes.c_void_p(libc.pthread_self()), attributes)
+        found = ctypes.c_size_t()
+        libc.pthread_attr_getstacksize(attributes, ctypes.byref(found))
+        libc.pthread_attr_destroy(attributes)
+        return found.value
+
+    assert CompileOnce(lambda key: size())(0) >= 8 << 20
+    found = []
+    thread = threading.Thread(target=lambda: found.append(size()))
+    thread.start()
+    thread.join()
+    assert found[0] < 1 << 20
+    assert threading.stack_size() == small_stacks
+
+
+def test_stacks_that_are_large_already_stay_as_large(small_stacks):
+    threading.stack_size(64 << 20)
+    assert CompileOnce(lambda key: threading.current_thread().name)(0).startswith("rnnjit: ")
+    assert threading.stack_size() == 64 << 20
+
+
+def test_a_size_set_while_a_thread_starts_is_kept(small_stacks, monkeypatch):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        threading.stack_size(128 << 10)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    assert CompileOnce(lambda key: key + 1)(1) == 2
+    assert threading.stack_size() == 128 << 10
+
+
+def test_threads_that_start_compilations_at_once_leave_the_size_as_it_was(small_stacks):
+    makers = [CompileOnce(lambda key: time.sleep(0.001) or key) for _ in range(50)]
+    threads = [threading.Thread(target=make, args=(1,)) for make in makers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [make.made for make in makers] == [{1: 1}] * 50
+    assert threading.stack_size() == small_stacks
+
+
+def test_where_sizes_cannot_be_set_threads_start_all_the_same(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("setting stack size not supported")
+
+    monkeypatch.setattr(threading, "stack_size", refuse)
+    assert CompileOnce(lambda key: threading.current_thread().name)(0).startswith("rnnjit: ")

@@ -1,8 +1,10 @@
 """Protects the disk cache: what it keeps and trusts, and the command `rnnjit cache`."""
 
 import ast
+import errno
 import os
 import re
+import subprocess
 import sys
 import threading
 
@@ -245,3 +247,114 @@ def test_nothing_of_ours_is_a_pickle():
     found = {use for use in used if use[0].split(".")[0] in formats or use[0] == "torch.save"}
     # The exception by which torch.load says that a file names what it may not build.
     assert found == {("pickle", "models.py"), ("pickle.UnpicklingError", "models.py")}
+
+
+def keep_all(*names, size=400_000):
+    """Keep a file under each name, each written a second after the one before."""
+    for age, name in enumerate(names):
+        object_cache.keep(name, bytes(size))
+        used = 1_000_000_000 + age
+        os.utime(object_cache.directory() / f"{name}.o", (used, used))
+
+
+def kept_keys():
+    return {entry.name.partition(".")[0] for entry in object_cache.kept()}
+
+
+NAMES = [f"{number:032x}" for number in range(6)]
+
+
+def test_what_was_used_least_recently_is_removed(place, monkeypatch):
+    monkeypatch.setenv(object_cache.BOUND_VARIABLE, "2")
+    keep_all(*NAMES[:4])
+    (place / "notes.txt").write_bytes(bytes(5_000_000))
+    assert object_cache.fetch(NAMES[0]) == bytes(400_000)
+    for name in NAMES[4:]:
+        object_cache.keep(name, bytes(400_000))
+    assert kept_keys() == {NAMES[0], *NAMES[3:]}
+    assert (place / "notes.txt").stat().st_size == 5_000_000
+    object_cache.keep(NAMES[1], bytes(1_900_000))
+    assert kept_keys() == {NAMES[1]}
+    assert object_cache.fetch(NAMES[0]) is None
+
+
+def test_the_bound_is_500_mb_if_nothing_is_said(place, monkeypatch):
+    assert object_cache.bound() == 500_000_000
+    for said, most in (("", 500), (" 20 ", 20), ("0", 0)):
+        monkeypatch.setenv(object_cache.BOUND_VARIABLE, said)
+        assert object_cache.bound() == most * 10**6
+    object_cache.keep(KEY, b"code")
+    assert kept_keys() == set()
+
+
+@pytest.mark.parametrize("said", ["-1", "many", "1.5", "1e3", "٣"])
+def test_a_bound_that_is_no_number_is_a_warning(place, monkeypatch, said, capsys):
+    monkeypatch.setenv(object_cache.BOUND_VARIABLE, said)
+    monkeypatch.setattr(object_cache, "_COMPLAINED", {})
+    with pytest.warns(UserWarning, match="RNNJIT_CACHE_MB must be a whole number") as caught:
+        keep_all(KEY, OTHER)
+    assert len(caught) == 1
+    assert kept_keys() == {KEY, OTHER}
+    assert main(["cache"]) == 1
+    assert "RNNJIT_CACHE_MB must be a whole number of megabytes" in capsys.readouterr().err
+
+
+def test_drafts_of_others_are_left_until_they_are_old(place, monkeypatch):
+    monkeypatch.setenv(object_cache.BOUND_VARIABLE, "1")
+    object_cache.keep(KEY, b"code")
+    young, old = (place / f"{OTHER}.o.{name}.tmp" for name in ("01", "02"))
+    for draft in (young, old):
+        draft.write_bytes(bytes(2_000_000))
+    os.utime(old, (1_000_000_000, 1_000_000_000))
+    object_cache.keep(OTHER, b"more code")
+    assert young.exists()
+    assert not old.exists()
+
+
+def test_a_read_only_file_system_is_read_without_a_mark(place, monkeypatch):
+    object_cache.keep(KEY, b"code")
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert object_cache.fetch(KEY) == b"code"
+
+
+PRUNING = """
+import os, sys, warnings
+from rnnjit.runtime import object_cache
+
+warnings.simplefilter("error")
+seed = int(sys.argv[1])
+for number in range(seed, seed + 150):
+    key = f"{number % 40:032x}"
+    found = object_cache.fetch(key)
+    assert found in (None, key.encode() * 3000)
+    object_cache.keep(key, key.encode() * 3000)
+"""
+
+
+def test_processes_that_read_write_and_prune_at_once(place):
+    environment = {**os.environ, object_cache.BOUND_VARIABLE: "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PRUNING, str(seed)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in (0, 13, 26)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in running]
+    assert errors == [""] * 3
+    assert [process.returncode for process in running] == [0] * 3
+    # 96,032 bytes each: at the end one that pruned last has left what fits, or less.
+    assert 1 <= len(object_cache.kept()) <= 10
+
+
+def test_cache_command_says_the_bound(place, capsys, monkeypatch):
+    monkeypatch.setenv(object_cache.BOUND_VARIABLE, "20")
+    object_cache.keep(KEY, b"code")
+    assert main(["cache"]) == 0
+    assert re.search(r"at most \(RNNJIT_CACHE_MB\) +│ +│ 20\.0 MB", capsys.readouterr().out)

@@ -1,10 +1,16 @@
-"""Protects the check of installed releases: which are accepted, and the reason for others."""
+"""Protects the check of installed releases: which are accepted, and what advice others get."""
+
+import re
+import shlex
+from importlib.metadata import requires
 
 import pytest
+from folders import ROOT
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from rnnjit.runtime import packages
-from rnnjit.runtime.packages import admits, lacking, needed
+from rnnjit.runtime.packages import admits, install, lacking, needed
 from rnnjit_cuda import availability
 from rnnjit_numba import BACKEND, private
 from rnnjit_tvm import backend as tvm
@@ -98,12 +104,54 @@ def test_another_numba_or_llvmlite_is_replaced_by_one_command(package, installed
 def test_another_tvm_or_loader_is_replaced_by_one_command(package, installed):
     releases = {"apache-tvm": tvm.RELEASES, "llvmlite": tvm.LOADERS}[package]
     installed(package, "0.9.1")
-    reason = f"{package} 0.9.1 is installed, {releases} is needed: pip install 'rnnjit[tvm]'"
-    assert reason in tvm.BACKEND.missing()
+    reason = f"{package} 0.9.1 is installed, {releases} is needed: "
+    (found,) = [each for each in tvm.BACKEND.missing() if each.startswith(reason)]
+    assert f"'{package}{releases}'" in found
 
 
 def test_another_numba_cuda_is_replaced_by_one_command(installed):
     installed("numba-cuda", "0.9.1")
     reason, *_ = availability.missing()
     said = f"numba-cuda 0.9.1 is installed, {availability.RELEASES} is needed"
-    assert reason == f"{said}: pip install 'rnnjit[cuda]'"
+    assert reason == f"{said}: {install('cuda')}"
+    assert f"'numba-cuda{availability.RELEASES}'" in reason
+
+
+# what advice says
+
+
+def test_advice_names_what_can_be_installed_from_anywhere():
+    """Rnnjit is in no package index, and its folder is not where people work."""
+    found = install("bench")
+    assert found.startswith("pip install '")
+    names = {Requirement(each).name for each in shlex.split(found)[2:]}
+    assert {"matplotlib", "jinja2", "jax"} <= names
+    assert "rnnjit" not in names
+    assert install("bench", "matplotlib") == "pip install 'matplotlib>=3.9'"
+    assert install("bench", "a-peer") == "pip install a-peer"
+    (toolkit, _) = shlex.split(install("cuda"))[2:]
+    assert Requirement(toolkit).extras == {"nvrtc", "nvvm", "nvjitlink"}
+
+
+def test_advice_asks_for_what_the_extra_asks_for():
+    for extra in ("bench", "cuda", "tvm"):
+        own = {
+            (r.name, frozenset(r.extras), str(r.specifier))
+            for r in map(Requirement, requires("rnnjit"))
+            if r.marker is not None and r.marker.evaluate({"extra": extra})
+        }
+        advised = map(Requirement, shlex.split(install(extra))[2:])
+        assert {(r.name, frozenset(r.extras), str(r.specifier)) for r in advised} == own
+
+
+def test_without_metadata_advice_is_for_a_clone(monkeypatch):
+    monkeypatch.setattr("rnnjit.runtime.packages._extra", lambda name: ())
+    assert install("bench") == "pip install '.[bench]'"
+
+
+def test_no_message_sends_people_to_an_index_for_rnnjit():
+    for folder in ("rnnjit", "backends", "docs"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.suffix in (".py", ".md"):
+                text = path.read_text(encoding="utf-8")
+                assert not re.search(r"pip install ['\"]?rnnjit\b", text), path

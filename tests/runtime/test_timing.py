@@ -4,7 +4,8 @@ import gc
 
 import pytest
 
-from rnnjit.runtime.timing import interleave, sample
+from rnnjit.runtime import timing
+from rnnjit.runtime.timing import Timing, interleave, sample
 
 
 def test_interleave_takes_turns_and_reports_every_round():
@@ -54,3 +55,43 @@ def test_another_clock_takes_all_samples():
 
     interleave({"a": lambda: None}, rounds=3, min_sample=0.0, clock=clock)
     assert counts == [1] * 4
+
+
+def test_the_least_sample_and_the_quiet_ones_are_told():
+    found = Timing.of([3.0, 1.0, 2.0], 1, [61, 0, 40])
+    assert (found.least, found.median, found.rounds) == (1.0, 2.0, 3)
+    assert found.quiet == 2  # a second gives way 20 times, and no more often
+    assert Timing.of([3.0, 1.0, 2.0], 1).quiet == 3
+
+
+@pytest.mark.parametrize(
+    ("samples", "preempted", "settled"),
+    [
+        ([1.0, 1.02, 1.05, 1.08, 9.0], None, True),
+        ([1.0, 1.2, 1.3, 1.2, 1.3], None, False),
+        ([1.0, 1.02, 1.05, 1.08, 1.0], [999] * 5, False),
+        ([1.0, 1.02, 1.05, 1.08, 1.0], [999, 0, 999, 999, 999], True),
+    ],
+)
+def test_a_least_time_is_settled_if_quiet_samples_agree(samples, preempted, settled):
+    assert Timing.of(samples, 1, preempted).settled is settled
+
+
+def test_preemptions_are_counted_for_each_sample(monkeypatch):
+    counted = iter([5, 5, 5, 9, 20, 20])
+    monkeypatch.setattr(timing, "preemptions", lambda: next(counted))
+    found = interleave(
+        {"a": lambda: None}, rounds=3, min_sample=0.0, clock=lambda call, calls: 1e-3
+    )
+    assert found["a"].quiet == 2
+
+
+def test_preemptions_never_fall():
+    before = timing.preemptions()
+    sum(range(1_000_000))
+    assert timing.preemptions() >= before >= 0
+
+
+def test_a_system_that_does_not_count_preemptions_has_quiet_samples(monkeypatch):
+    monkeypatch.setattr(timing, "resource", None)
+    assert timing.preemptions() == 0

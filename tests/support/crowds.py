@@ -14,11 +14,15 @@ from typing import NamedTuple
 
 import torch
 from processes import SECONDS
+from teams import always
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnjit
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
+
+# Small calls are divided between threads, however late these come.
+always()
 
 #: By name: the module's options, and T, B, I, H. Two threads share all but the first; of `columns`
 #: they share the hidden features, and meet after each step.

@@ -105,4 +105,4 @@ def one_warning(run, *words):
 def quietly(run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run()
+        return run()

@@ -1,6 +1,8 @@
 """Protects `rnnjit.compare`: the calls of a model on every backend, as text, HTML and plot."""
 
+import sys
 import xml.etree.ElementTree as ET
+from itertools import count
 
 import pytest
 import torch
@@ -57,7 +59,8 @@ def test_every_call_of_a_model_on_every_backend():
     assert (below.spec.num_directions, below.problem.T, below.problem.B) == (2, 7, 3)
     assert (above.spec.num_layers, above.spec.cell, above.spec.bias) == (2, RNN_RELU, False)
     for comparison in found.calls.values():
-        assert [result.name for result in comparison.results] == list(rnnjit.backends())
+        others = [name for name in rnnjit.backends() if name != "eager"]
+        assert [result.name for result in comparison.results] == others
         for result in comparison.results:
             if result.times is not None:
                 assert result.values_error < 1e-5
@@ -130,14 +133,84 @@ def test_as_a_plot(odd, tmp_path):
     found = rnnjit.compare(Model(), torch.randn(3, 7, 4), rounds=1)
     figure = found.plot()
     (axes, _) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "eager"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["plain"]
     below = found.calls["below"]
     plain = next(result for result in below.results if result.name == "plain")
     forward, both = below.speedup(plain)
     widths = [bar.get_width() for bar in axes.patches]
-    assert widths[0] == pytest.approx(forward)
-    assert widths[2] == pytest.approx(both)
+    assert widths == pytest.approx([forward, both])
     figure.savefig(tmp_path / "plot.png")
+
+
+def test_pytorch_s_own_layer_is_one_row(odd):
+    """`eager` is the same layer: two rows of it could only differ by noise."""
+    found = rnnjit.compare(nn.RNN(4, 6), torch.randn(3, 7, 4), rounds=1, backends=["eager"])
+    (comparison,) = found.calls.values()
+    assert comparison.results == ()
+    assert comparison.speedup(comparison.eager) == (1.0, 1.0)
+    text = repr(found)
+    assert sum(line.startswith("│") for line in text.splitlines()) == 1
+    assert "nn.RNN: PyTorch's own layer, which the backend eager runs too." in " ".join(
+        text.split()
+    )
+
+
+def test_what_auto_picks_names_its_row(monkeypatch):
+    eager = rnnjit.backends()["eager"]
+    found = {"declining": Odd("declining", ["not today"]), "eager": eager}
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
+    text = repr(rnnjit.compare(nn.RNN(4, 6), torch.randn(3, 7, 4), rounds=1))
+    assert "auto picks eager (row nn.RNN)." in text
+
+
+def test_only_the_backends_that_are_asked_for(odd):
+    found = rnnjit.compare(nn.RNN(4, 6), torch.randn(3, 7, 4), rounds=1, backends=["plain"])
+    (comparison,) = found.calls.values()
+    assert [result.name for result in comparison.results] == ["plain"]
+    with pytest.raises(TypeError, match="backends must be a list of names"):
+        rnnjit.compare(nn.RNN(4, 6), torch.randn(3, 7, 4), backends="plain")
+    with pytest.raises(ValueError, match="'nubma' is not installed"):
+        rnnjit.compare(nn.RNN(4, 6), torch.randn(3, 7, 4), backends=["nubma"])
+
+
+def test_what_compiles_for_long_comes_last_and_is_announced(monkeypatch, capsys):
+    order = []
+
+    class Noted(Odd):
+        def forward(self, *args):
+            if self.name not in order:
+                order.append(self.name)
+                announced.append(capsys.readouterr().err)
+            return super().forward(*args)
+
+    announced = []
+    found = {name: Noted(name) for name in ("patient", "quick")}
+    found["patient"].compile_seconds = lambda spec, problem: 30.0
+    monkeypatch.setattr(
+        "rnnjit.dispatch.registry._installed",
+        lambda: {**found, "eager": rnnjit.reference.BACKEND},
+    )
+    shown = rnnjit.compare(Model(), torch.randn(3, 7, 4), rounds=1)
+    line = (
+        "rnnjit.compare: patient may compile for 30 s or longer; "
+        "backends= chooses what takes part\n"
+    )
+    assert order == ["quick", "patient"]
+    assert announced == ["", line]
+    assert capsys.readouterr().err == ""
+    for comparison in shown.calls.values():
+        assert [result.name for result in comparison.results] == ["patient", "quick"]
+
+
+def test_times_that_neighbours_disturbed_are_marked(monkeypatch, odd):
+    module, x = nn.RNN(4, 6), torch.randn(3, 7, 4)
+    monkeypatch.setattr("rnnjit.runtime.timing.preemptions", count().__next__)
+    found = rnnjit.compare(module, x, rounds=3, backends=["plain"])
+    (comparison,) = found.calls.values()
+    assert comparison.disturbed() == ["nn.RNN", "plain"]
+    said = "The samples of nn.RNN and plain vary much, or other programs ran during them"
+    assert said in " ".join(repr(found).split())
+    assert said in found._repr_html_()
 
 
 @pytest.mark.parametrize(
@@ -156,3 +229,16 @@ def test_as_a_plot(odd, tmp_path):
 def test_what_cannot_be_compared(args, rounds, error, said):
     with pytest.raises(error, match=said):
         rnnjit.compare(*args, rounds=rounds)
+
+
+def test_without_matplotlib_plots_say_what_to_install(monkeypatch):
+    found = rnnjit.compare(nn.RNN(2, 3), torch.zeros(4, 1, 2), rounds=1, backends=["eager"])
+    flow = rnnjit.gradient_flow(nn.RNN(2, 3), torch.zeros(4, 1, 2))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = "a plot needs matplotlib, which is not installed: pip install 'matplotlib>=3.9'"
+    for plot in (found.plot, flow.plot):
+        with pytest.raises(ModuleNotFoundError) as raised:
+            plot()
+        assert str(raised.value) == said

@@ -8,8 +8,19 @@ from torch import nn
 
 import rnnjit
 from rnnjit.frontend.capture import capture
+from rnnjit.reference import ReferenceBackend
+from rnnjit.runtime.timing import Timing
 from rnnjit.tools.call import random_call
-from rnnjit.tools.comparison import compare_call, largest_error, pass_times, steps
+from rnnjit.tools.comparison import (
+    Comparison,
+    PassTimes,
+    Result,
+    compare_call,
+    largest_error,
+    pass_times,
+    steps,
+)
+from rnnjit.tools.progress import Progress
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -72,7 +83,7 @@ class Declining(type(rnnjit.backends()["eager"])):
         return ["it has no backward pass"] if problem.needs_grad else []
 
 
-class Crashing(type(rnnjit.backends()["eager"])):
+class Crashing(ReferenceBackend):
     """Fails at every call."""
 
     name = "crashing"
@@ -81,19 +92,40 @@ class Crashing(type(rnnjit.backends()["eager"])):
         raise ZeroDivisionError("in the kernel")
 
 
+class Counted(Progress):
+    """Counts the steps that it is told of."""
+
+    steps = 0
+
+    def step(self, what=""):
+        self.steps += 1
+
+
 def test_compare_tells_declining_from_crashing_and_counts_its_steps(monkeypatch):
     eager = rnnjit.backends()["eager"]
     installed = {"declining": Declining(), "crashing": Crashing(), "eager": eager}
     monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: installed)
-    counted = []
-    call = random_call(rnnjit.RNNSpec(2, 3), 4, 2)
-    found = compare_call(nn.RNN(2, 3), call, rounds=2, on_step=lambda: counted.append(1))
-    assert len(counted) == steps(2)
-    declining, crashing, plain = found.results
+    call, progress = random_call(rnnjit.RNNSpec(2, 3), 4, 2), Counted("compare")
+    found = compare_call(nn.RNN(2, 3), call, rounds=2, progress=progress)
+    assert progress.steps == steps(2)
+    declining, crashing = found.results
     assert declining.reasons == ("it has no backward pass",)
     assert crashing.failure == "ZeroDivisionError: in the kernel"
     assert [found.speedup(result) for result in (declining, crashing)] == [None, None]
-    assert plain.values_error == found.eager.values_error < 1e-6
+    assert found.eager.values_error < 1e-6
     assert found.eager.name == "nn.RNN"
     assert found.speedup(found.eager) == (1.0, 1.0)
     assert (found.auto_forward, found.auto_both) == ("declining", "crashing")
+
+
+def test_how_many_times_faster_is_told_by_least_samples():
+    """A neighbour slows most samples of one row and few of the other: the medians would mislead."""
+
+    def result(name, forward, both):
+        return Result(name, 0.0, 0.0, PassTimes(Timing.of(forward, 1), Timing.of(both, 1)))
+
+    eager = result("nn.RNN", [2.0, 9.0, 9.0], [6.0, 6.0, 6.0])
+    other = result("other", [1.0, 1.0, 1.0], [9.0, 3.0, 9.0])
+    problem = rnnjit.Problem(torch.float32, "cpu", 1, 1, 1, False, True)
+    found = Comparison(rnnjit.RNNSpec(2, 3), problem, eager, (other,), "other", "other")
+    assert found.speedup(other) == (2.0, 2.0)

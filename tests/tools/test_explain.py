@@ -110,7 +110,6 @@ def test_modules_without_an_nn_rnn():
 
 
 @pytest.mark.parametrize("backend", [None, "auto", "eager"])
-@pytest.mark.filterwarnings("ignore:OwnForward at 'own'")
 def test_a_model_with_rnns_of_all_kinds(backend):
     model = Model()
     model = rnnjit.compile(model, backend=backend) if backend else model
@@ -126,7 +125,8 @@ def test_a_model_with_rnns_of_all_kinds(backend):
         assert lstm.chosen is None
         assert lstm.note == "left eager: no compiled backend computes lstm layers"
     assert calls["cell"].note == "left eager: it is no nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell"
-    assert calls["own"].note == "left eager: it overrides forward"
+    assert calls["own"].kind == "OwnForward(8, 8)"
+    assert calls["own"].note.endswith("whichever backend is asked for: autocast is enabled")
     assert calls["unused"].note.startswith("no call was seen")
 
 
@@ -148,7 +148,6 @@ def test_it_changes_nothing():
     assert model[0].weight_hh_l0.grad is None
 
 
-@pytest.mark.filterwarnings("ignore:OwnForward at 'own'")
 def test_buffers_stay_as_they_are():
     model = rnnjit.compile(Model())
     kept = copy.deepcopy(model.state_dict())
@@ -191,7 +190,7 @@ def test_special_contexts():
 
     torch.vmap(inside)(X)
     tagged = X.as_subclass(type("Tagged", (torch.Tensor,), {}))
-    assert torch_runs_it(rnnjit.explain(fast, tagged), "a tensor is a Tagged")
+    assert torch_runs_it(rnnjit.explain(fast, tagged), "an argument is a Tagged")
 
 
 def test_parametrized_rnns_fit_a_line():

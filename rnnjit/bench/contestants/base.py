@@ -49,11 +49,13 @@ class Contestant(ABC):
 
     def absent(self) -> str:
         """Why it cannot run here, and what to install; "" if it can. Must not import libraries."""
+        from rnnjit.runtime.packages import install
+
         missing = [package for package in self.packages if find_spec(package) is None]
         if not missing:
             return ""
         verb = "is" if len(missing) == 1 else "are"
-        return f"{' and '.join(missing)} {verb} not installed: pip install 'rnnjit[bench]'"
+        return f"{' and '.join(missing)} {verb} not installed: {install('bench', *missing)}"
 
     def versions(self) -> dict[str, str]:
         """The versions of its packages."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -33,9 +34,15 @@ def module_of(case: Case, arrays: Arrays) -> nn.RNN:
         nonlinearity=case.nonlinearity,
         bidirectional=case.bidirectional,
         dtype=getattr(torch, case.dtype),
+        device="cpu",
     )
-    module.load_state_dict({name: torch.tensor(value) for name, value in arrays.weights.items()})
+    module.load_state_dict({name: tensor_of(value) for name, value in arrays.weights.items()})
     return module.train(case.trains)
+
+
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """A copy of an array, on the CPU."""
+    return torch.from_numpy(array.copy())
 
 
 def ready(case: Case, arrays: Arrays, module: nn.Module, stream: Stream | None = None) -> Ready:
@@ -61,19 +68,19 @@ class _Call:
 
     def __init__(self, case: Case, arrays: Arrays, module: nn.Module) -> None:
         self._module, self._case = module, case
-        x, grad_y = torch.tensor(arrays.x), torch.tensor(arrays.grad_y)
+        x, grad_y = tensor_of(arrays.x), tensor_of(arrays.grad_y)
         self._packing: tuple[Any, ...] | None = None
         if arrays.lengths is not None:
-            lengths = torch.tensor(arrays.lengths)
+            lengths = tensor_of(arrays.lengths)
             packed = pack_padded_sequence(x, lengths)
             x, self._packing = packed.data, tuple(packed)[1:]
             grad_y = pack_padded_sequence(grad_y, lengths).data
         self._x, self._h0 = (
-            tensor.requires_grad_(case.trains) for tensor in (x, torch.tensor(arrays.h0))
+            tensor.requires_grad_(case.trains) for tensor in (x, tensor_of(arrays.h0))
         )
         self._names = ["x", "h0", *(name for name, _ in module.named_parameters())]
         self._leaves = (self._x, self._h0, *module.parameters())
-        self._grads = (grad_y, torch.tensor(arrays.grad_h_n))
+        self._grads = (grad_y, tensor_of(arrays.grad_h_n))
 
     def outputs(self) -> tuple[Tensor, Tensor]:
         """Compute `(y, h_n)`; if the output is packed, y is its rows."""
@@ -111,7 +118,7 @@ class _Call:
 
 
 def _streaming(arrays: Arrays, stream: Stream) -> Ready:
-    frames, h0 = torch.tensor(arrays.x), torch.tensor(arrays.h0)
+    frames, h0 = tensor_of(arrays.x), tensor_of(arrays.h0)
     frame = frames[0].clone()
     step, _ = stream(h0)
 

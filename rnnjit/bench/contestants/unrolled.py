@@ -57,13 +57,13 @@ def _steps(case: Case) -> int:
 def _module(case: Case, arrays: Arrays) -> nn.Module:
     import torch
 
+    from rnnjit.bench.contestants.torch_modules import tensor_of
+
     class Loop(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             for name in weight_shapes(case):
-                self.register_parameter(
-                    name, torch.nn.Parameter(torch.tensor(arrays.weights[name]))
-                )
+                self.register_parameter(name, torch.nn.Parameter(tensor_of(arrays.weights[name])))
 
         def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
             return _unrolled(case, dict(self.named_parameters()), x, h0)

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from rnnjit.runtime.packages import absent
+
+try:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+except ImportError as error:
+    raise absent("jinja2", "bench", "the page of a report") from error
 
 from rnnjit.bench.records import Report
 from rnnjit.bench.report import findings, rows, tables

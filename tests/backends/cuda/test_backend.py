@@ -12,6 +12,7 @@ import rnnjit
 from rnnjit import Rows
 from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH
 from rnnjit.recurrence.rows import offsets, states_before
+from rnnjit.runtime.packages import install
 from rnnjit_cuda import BACKEND, availability
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -31,8 +32,8 @@ def test_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("rnnjit_cuda.availability.find_spec", lambda name: None)
     monkeypatch.setattr("rnnjit.runtime.packages._installed", lambda package, module: None)
     numba_cuda, pathfinder, *others = BACKEND.missing()
-    assert numba_cuda == "numba-cuda is not installed: pip install 'rnnjit[cuda]'"
-    assert pathfinder == "cuda-pathfinder cannot be imported: pip install 'rnnjit[cuda]'"
+    assert numba_cuda == f"numba-cuda is not installed: {install('cuda')}"
+    assert pathfinder == f"cuda-pathfinder cannot be imported: {install('cuda')}"
     assert others
 
 
@@ -41,7 +42,7 @@ def test_it_names_libraries_of_the_toolkit_that_cannot_be_loaded():
     # Any library of CUDA's that no part of the project installs.
     (reason,) = availability.without_libraries(("nvvm", "cufftMp"))
     assert reason.startswith("the CUDA library cufftMp cannot be loaded (")
-    assert "pip install 'rnnjit[cuda]'" in reason
+    assert "pip install 'cuda-toolkit[" in reason
 
 
 def test_it_declines_devices_before_ampere():

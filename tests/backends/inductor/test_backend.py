@@ -1,5 +1,6 @@
 """Protects the Inductor backend's behaviour: what it declines, costs and leaves unchanged."""
 
+import os
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU
 from rnnjit.dispatch.choice import verdict
 from rnnjit.runtime import torch_private
 from rnnjit_inductor import BACKEND, compiler, toolchain
+from rnnjit_inductor.plan import MATRIX, Plan
 
 SPEC = rnnjit.RNNSpec(2, 3)
 
@@ -58,13 +60,20 @@ def test_it_lowers_every_operation():
 
 
 def test_it_says_that_a_cpp_compiler_is_lacking(monkeypatch):
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr(toolchain, "_on_path", lambda names, path: False)
     (reason,) = BACKEND.why_not(SPEC, problem())
     assert "C++ compiler" in reason
     assert "CXX" in reason
     module = rnnjit.compile(nn.RNN(2, 3), backend=type(BACKEND)())
     with pytest.raises(rnnjit.UnsupportedError, match=r"C\+\+ compiler"):
         module(torch.randn(20, 4, 2))
+
+
+def test_the_path_that_compilers_are_on_is_part_of_the_answer(monkeypatch, tmp_path):
+    assert BACKEND.why_not(SPEC, problem()) == []
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (reason,) = BACKEND.why_not(SPEC, problem())
+    assert "C++ compiler" in reason
 
 
 def test_it_says_that_triton_is_lacking_for_a_gpu(monkeypatch):
@@ -100,7 +109,7 @@ def test_a_failed_compilation_names_the_backend_and_its_cause(monkeypatch):
     def fail(key):
         raise OSError("no space left")
 
-    monkeypatch.setattr(compiler, "_COMPILED", {})
+    monkeypatch.setattr(compiler._chunk, "made", {})
     monkeypatch.setattr(compiler, "_compile", fail)
     module = rnnjit.compile(nn.RNN(2, 3), backend="inductor")
     with pytest.raises(compiler.CompilationError, match=r"backend 'inductor'.*no space left") as e:
@@ -118,7 +127,7 @@ def step(module, x):
 @pytest.mark.parametrize("backend", [SHORT_CHUNKS, BACKEND])
 def test_nothing_is_compiled_anew_for_other_sizes(backend, monkeypatch):
     step(rnnjit.compile(nn.RNN(3, 5), backend=backend), torch.randn(16, 4, 3))
-    known = dict(compiler._COMPILED)
+    known = dict(compiler._chunk.made)
 
     def never(key):
         raise AssertionError(f"compiled anew: {key}")
@@ -130,13 +139,13 @@ def test_nothing_is_compiled_anew_for_other_sizes(backend, monkeypatch):
         step(bidirectional, torch.randn(T, B, I))
         lengths = [max(1, T - 5 * b) for b in range(B)]
         step(bidirectional, pack_padded_sequence(torch.randn(T, B, I), lengths))
-    assert known == compiler._COMPILED
+    assert known == compiler._chunk.made
 
 
 def test_a_short_call_compiles_nothing(monkeypatch):
-    monkeypatch.setattr(compiler, "_COMPILED", {})
+    monkeypatch.setattr(compiler._chunk, "made", {})
     step(rnnjit.compile(nn.RNN(3, 5), backend="inductor"), torch.randn(15, 4, 3))
-    assert not compiler._COMPILED
+    assert not compiler._chunk.made
 
 
 @pytest.mark.full
@@ -148,13 +157,13 @@ def test_inside_a_compiled_model_and_whatever_becomes_of_it(monkeypatch):
     x = torch.randn(20, 4, 4, dtype=torch.float64)
     expected = eager(x)[0]
     torch.testing.assert_close(whole(x), expected, rtol=1e-12, atol=1e-12)
-    known = dict(compiler._COMPILED)
+    known = dict(compiler._chunk.made)
     torch.compiler.reset()
     with torch.compiler.set_stance("force_eager"):
         torch.testing.assert_close(fast(x)[0], expected, rtol=1e-12, atol=1e-12)
     with torch.compiler.set_stance("fail_on_recompile"):
         torch.testing.assert_close(fast(x)[0], expected, rtol=1e-12, atol=1e-12)
-    assert known == compiler._COMPILED
+    assert known == compiler._chunk.made
 
 
 def test_no_setting_of_inductor_is_left_changed():
@@ -167,3 +176,58 @@ def test_no_setting_of_inductor_is_left_changed():
         )
     )
     assert config.save_config_portable() == before
+
+
+def test_compiling_for_the_cpu_is_silent_on_cuda(tmp_path):
+    """Of a build of PyTorch for CUDA, on a machine with a toolkit and no GPU."""
+    code = (
+        "import logging, torch;"
+        "torch.version.cuda = '13.0';"
+        "torch.cuda._is_compiled = lambda: True;"
+        "torch.cuda.is_available = lambda: False;"
+        "{};"
+        "import torch.utils.cpp_extension as paths;"
+        "print(paths.CUDA_HOME);"
+        "logging.getLogger(paths.__name__).warning('of something else')"
+    )
+    quietly = "from rnnjit_inductor import toolchain; toolchain.import_paths_quietly()"
+    said = [_stderr(code.format(first), tmp_path) for first in ("pass", quietly)]
+    assert "No CUDA runtime is found" in said[0]
+    assert "CUDA" not in said[1]
+    assert "of something else" in said[1]
+
+
+def _stderr(code, cuda_home):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "CUDA_HOME": str(cuda_home)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout == f"{cuda_home}\n"
+    return done.stderr
+
+
+def test_a_compilation_for_the_cpu_finds_paths_quietly_first(monkeypatch):
+    def asked():
+        raise RuntimeError("asked for paths")
+
+    monkeypatch.setattr(compiler, "import_paths_quietly", asked)
+    own = Plan(3, MATRIX, 1)  # that no other test compiles
+    key = compiler.Key("forward", RNN_RELU, torch.float64, "cpu", own)
+    with pytest.raises(compiler.CompilationError, match="asked for paths"):
+        compiler.compiled(key)
+
+
+def test_it_says_for_which_calls_it_compiles_long():
+    spec = rnnjit.RNNSpec(64, 64)
+
+    def seconds(T, needs_grad):
+        return BACKEND.compile_seconds(
+            spec, rnnjit.Problem(torch.float32, "cpu", T, 4, 4 * T, False, needs_grad)
+        )
+
+    assert seconds(100, True) > seconds(100, False) >= 10
+    assert seconds(5, True) == seconds(5, False) == 0.0

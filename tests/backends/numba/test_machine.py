@@ -204,7 +204,9 @@ def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
         (96, 64, 512, 1),
     ],
 )
-def test_columns_are_divided_where_that_saves_more_than_synchronising_takes(threads, B, H, parts):
+def test_columns_are_divided_where_that_saves_more_than_synchronising_takes(
+    threads, B, H, parts, always_teams
+):
     cut = plan.plan(
         LayerSpec(RNN_TANH, 64, H, 1, True), Rows(100, B, 100 * B), threads, -(-H // 16)
     )

@@ -20,7 +20,7 @@ def gradients(module, x, h0, lengths=None):
 
 
 @pytest.fixture
-def threads():
+def threads(always_teams):
     """Restores torch's thread count."""
     before = torch.get_num_threads()
     yield torch.set_num_threads

@@ -69,7 +69,7 @@ class SlowTeam:
 
 
 @pytest.fixture
-def threads():
+def threads(always_teams):
     """Restores torch's thread count."""
     before = torch.get_num_threads()
     yield torch.set_num_threads

@@ -38,7 +38,7 @@ def everything(module, x, h0):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
-def test_threads_take_packed_rows_in_turns(bidirectional):
+def test_threads_take_packed_rows_in_turns(bidirectional, always_teams):
     torch.manual_seed(0)
     rnn = nn.RNN(37, 70, bidirectional=bidirectional, dtype=torch.float64)
     packed = pack_sequence([torch.randn(30 - b, 37, dtype=torch.float64) for b in range(13)])

@@ -30,6 +30,7 @@ from fuzz.tensors import contiguous
 from fuzzing import thorough
 from hypothesis import event
 from on_cpu import ON_CPU
+from teams import everywhere
 
 import rnnjit
 from rnnjit.testing import RecomputeBackend
@@ -109,7 +110,8 @@ def _results(call: Call, threads: int):
         for name, backend in BACKENDS.items():
             fast = rnnjit.compile(call.module, backend=backend)
             torch.set_num_threads(threads)
-            recorded, plain = with_gradients(fast, call), without_gradients(fast, call)
+            with everywhere():
+                recorded, plain = with_gradients(fast, call), without_gradients(fast, call)
             if name in BITWISE:
                 torch.set_num_threads(1)
                 other = contiguous(call)

@@ -24,6 +24,7 @@ from rnnjit.cells import Cell
 _WEIGHTS = tuple(f"{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b_ih", "b_hh"))
 _MATRICES = tuple(name for name in _WEIGHTS if name.startswith("w"))
 _GRADIENTS = ("grad_x", "grad_h0")
+_WEIGHT_GRADIENTS = tuple(f"grad_{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b"))
 
 
 class Layout(NamedTuple):
@@ -65,7 +66,7 @@ def numba_layouts() -> tuple[Layout, Layout]:
         Layout(
             BackwardArguments,
             ("sizes", "x", "h0", "y", "grad_y", "grad_h_n", *_MATRICES),
-            (*_GRADIENTS, "grad_w_ih", "grad_w_hh", "grad_b"),
+            (*_GRADIENTS, *_WEIGHT_GRADIENTS),
             back,
         ),
     )
@@ -84,7 +85,6 @@ def tvm_layouts() -> tuple[Layout, Layout]:
     def starts(a: Any) -> dict[str, int]:
         return {"starts": a.T + 1}
 
-    weights = [f"grad_{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b")]
     return (
         Layout(
             *(ForwardArguments, ("x", "h0", *_WEIGHTS), ("y", "h_n")),
@@ -94,7 +94,7 @@ def tvm_layouts() -> tuple[Layout, Layout]:
         Layout(
             BackwardArguments,
             ("x", "h0", "y", "grad_y", "grad_h_n", *_MATRICES),
-            (*_GRADIENTS, *weights, "dz", "before"),
+            (*_GRADIENTS, *_WEIGHT_GRADIENTS, "dz", "before"),
             back,
             starts,
         ),
@@ -136,8 +136,8 @@ class _Kernel:
         self._kernel, self._layout, self._lanes, self._watch = kernel, layout, lanes, watch
         self._dtype = {4: torch.float32, 8: torch.float64}[size]
 
-    def __call__(self, block: Any, *rest: int) -> None:
-        layout, guards, threads = self._layout, self._watch.guards, rest[-1]
+    def __call__(self, block: Any, *rest: Any) -> None:
+        layout, guards, threads = self._layout, self._watch.guards, rest[0]
         a = layout.fields(*block[: len(layout.fields._fields)])
         words = guards.empty((len(block),), torch.int64)
         words.copy_(torch.frombuffer(block, dtype=torch.int64))
@@ -147,7 +147,7 @@ class _Kernel:
         for address in _addresses(a, layout.outputs):
             assert guards.region_at(address).writable
         with _only_read([guards.region_at(address) for address in _addresses(a, layout.inputs)]):
-            self._kernel(_Block(words), *rest)
+            self._kernel(_Block(words), threads)  # also after a thread that was late
         guards.check()
         self._watch.called(a, threads)
 

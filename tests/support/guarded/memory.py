@@ -132,20 +132,21 @@ class Guards:
 def allocating(guards: Guards):
     """Within it, what Python code allocates by torch's functions is guarded."""
 
-    def empty(*shape, dtype=torch.float32):
+    def empty(*shape, dtype, device="cpu"):
+        assert str(device) == "cpu"
         return guards.empty(_flat(shape), dtype)
 
-    def zeros(*shape, dtype=torch.float32):
-        return empty(*shape, dtype=dtype).zero_()
+    def zeros(*shape, dtype, device):
+        return empty(*shape, dtype=dtype, device=device).zero_()
 
     def empty_like(tensor):
         return guards.empty(tuple(tensor.shape), tensor.dtype)
 
-    def new_empty(tensor, *shape):
-        return guards.empty(_flat(shape), tensor.dtype)
+    def new_empty(tensor, *shape, dtype=None):
+        return guards.empty(_flat(shape), dtype or tensor.dtype)
 
-    def new_zeros(tensor, *shape):
-        return new_empty(tensor, *shape).zero_()
+    def new_zeros(tensor, *shape, dtype=None):
+        return new_empty(tensor, *shape, dtype=dtype).zero_()
 
     with pytest.MonkeyPatch.context() as patch:
         for function in (empty, zeros, empty_like):

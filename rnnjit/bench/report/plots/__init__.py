@@ -1,7 +1,7 @@
 """The plots of a report, drawn by matplotlib: needs the extra `bench`.
 
 Raises:
-    ImportError: on import, if matplotlib is not installed.
+    ModuleNotFoundError: on import, if matplotlib or pillow is not installed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rnnjit.runtime.packages import absent
+
 try:
     import matplotlib  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        "the plots of a benchmark are drawn by matplotlib, which is not installed: "
-        "pip install 'rnnjit[bench]'"
-    ) from error
+    raise absent("matplotlib", "bench", "a plot") from error
+try:
+    import PIL  # noqa: F401
+except ImportError as error:
+    raise absent("pillow", "bench", "a plot") from error
 
 from rnnjit.bench.records import Report
 from rnnjit.bench.report.plots import cold_start, roofline, scaling, shapes

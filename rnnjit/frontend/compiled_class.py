@@ -1,0 +1,223 @@
+"""The class that a compiled module has, by the class of the module that it was made from.
+
+An instance of `Mine(nn.RNN)` becomes one of `class Mine(Mine, _RNN)`, where `_RNN` derives from
+`CompiledRNN` and nn.RNN. The method resolution order is then `Mine, _RNN, ..., nn.RNN`: what `Mine`
+defines keeps working, and every `super().forward` in it runs compiled. torch.compile breaks the
+graph at such an instance, as it does at every nn.RNN.
+
+An instance of nn.RNN itself becomes a `CompiledRNN`, which torch.compile can trace, since it does
+not derive from nn.RNN. It reports nn.RNN as its `__class__`, and so `isinstance` holds.
+
+Some code gives a module another class, which it derives from the module's class at run time:
+torch.nn.utils.parametrize does, and fully_shard. Such a class is derived anew from the compiled
+class, so that torch.compile can trace the module as before.
+"""
+
+from __future__ import annotations
+
+from abc import ABCMeta
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import chain
+from typing import Any, SupportsIndex, TypeVar, cast
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from rnnjit.runtime.torch_private import LAYER_INTERNALS, flat_weights_assigned, traced_by_dynamo
+
+
+class HasSourceClass(nn.Module):
+    """A mixin for compiled modules: what Python, pickle and torch take for their class.
+
+    `isinstance(module, nn.RNN)` looks at `type(module)` and then at `module.__class__`. While
+    torch.compile traces, that is the true class, since it breaks the graph at what is an nn.RNN.
+    Methods that use `super()` cannot be defined beside an attribute of this name.
+
+    Attributes:
+        _torch_class: the torch class that the module replaces.
+        _source_class: the class of the module that it was compiled from.
+        _stands_for: (of a class that `stands_for` made) the torch class that `__class__` reports.
+    """
+
+    _torch_class: type[nn.Module]
+    _source_class: type[nn.Module]
+
+    def _reported_class(self) -> type:
+        cls = type(self)
+        reported: type = vars(cls).get("_stands_for", cls)
+        return cls if traced_by_dynamo() else reported
+
+    def _assign_class(self, source: type) -> None:
+        _set_class(self, _assigned_class(self, source))
+
+    __class__ = property(_reported_class, _assign_class)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Pickle by the class of the original: pickle does not find a class that was made here."""
+        if type(self).__reduce__ is not object.__reduce__:
+            return self.__reduce__()  # a subclass's own
+        getstate: Any = getattr(self, "__getstate__", None)  # every object has one from 3.11 on
+        source = self._source_class
+        return empty, (source, _CLASSES[torch_class(source)][0]), getstate()
+
+
+CompiledT = TypeVar("CompiledT", bound=HasSourceClass)
+#: For each torch class, the class of its compiled instances, and the base of compiled subclasses.
+_CLASSES: dict[type[nn.Module], tuple[type[HasSourceClass], type[HasSourceClass]]] = {}
+
+
+def stands_for(torch_class: type[nn.Module]) -> Callable[[type[CompiledT]], type[CompiledT]]:
+    """A class decorator: instances of the class replace those of a torch class."""
+
+    def register(cls: type[CompiledT]) -> type[CompiledT]:
+        for name in ("_torch_class", "_source_class", "_stands_for"):
+            setattr(cls, name, torch_class)
+        namespace = {"__doc__": "Comes before torch's class in a compiled subclass."}
+        below = type(f"_{torch_class.__name__}", (cls, torch_class), namespace)
+        _CLASSES[torch_class] = cls, below
+        return cls
+
+    return register
+
+
+def replaced() -> tuple[type[nn.Module], ...]:
+    """The torch classes whose instances `rnnjit.compile` replaces."""
+    return tuple(_CLASSES)
+
+
+class _Unannounced(nn.Module):
+    """Keeps `__init_subclass__` of the user's class from running for a class that is made here."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "_source_class" not in vars(cls):
+            super().__init_subclass__(**kwargs)
+
+
+@lru_cache(maxsize=256)
+def compiled_class(source: Any) -> type[HasSourceClass]:
+    """The class of a compiled instance of `source`.
+
+    Args:
+        source: a torch class that is replaced, a subclass of one, or a compiled class (returned).
+    """
+    if source in _CLASSES:
+        return _CLASSES[source][0]
+    compiled = issubclass(source, HasSourceClass)
+    made: type[HasSourceClass]
+    made = source if compiled else _derive(source, _CLASSES[torch_class(source)][1])
+    return made
+
+
+def class_for(module: nn.Module) -> type[HasSourceClass]:
+    """The class that a module gets once it is compiled."""
+    source = type(module)
+    parametrized = parametrize.is_parametrized(module)
+    bases: tuple[Any, ...] = source.__bases__
+    if parametrized and len(bases) == 1 and not issubclass(source, HasSourceClass):
+        return _rebased(source, bases[0], compiled_class(bases[0]))
+    return compiled_class(cast("Any", source))
+
+
+def torch_class(source: type[nn.Module]) -> type[nn.Module]:
+    """The torch class that is replaced and that a class derives from."""
+    return next(each for each in source.__mro__ if each in _CLASSES)
+
+
+def intercept(module: nn.Module, forward: Callable[..., Any]) -> type[nn.Module]:
+    """Give a recurrent module a class whose `forward` is another; for copies that tools make.
+
+    A subclass's own `forward` stays, and calls the other by `super()`.
+
+    Args:
+        module: an instance of a torch class that is replaced or of a compiled class.
+        forward: gets the module and the arguments of the call.
+
+    Returns:
+        The torch class or compiled class whose `forward` it takes the place of.
+    """
+    source, known = type(module), {*_CLASSES, *chain.from_iterable(_CLASSES.values())}
+    base = next(each for each in source.__mro__ if each in known)
+
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    namespace = {"forward": method, "__doc__": base.__doc__}
+    if "_stands_for" in vars(base):
+        namespace["_stands_for"] = vars(base)["_stands_for"]
+    below: Any = type(base.__name__, (base,), namespace)
+    cls = below if source is base else _derive(source, below)
+    _set_class(module, cls)
+    return base
+
+
+def _set_class(module: nn.Module, cls: type) -> None:
+    vars(object)["__class__"].__set__(module, cls)
+
+
+def _derive(source: type[nn.Module], base: type[nn.Module]) -> Any:
+    """A class like `source` whose `super().forward` is that of `base`.
+
+    Neither `__init_subclass__` nor a metaclass of the user's runs: they would take it for a class
+    that the user wrote.
+    """
+    namespace = {
+        "__slots__": (),
+        "__module__": source.__module__,
+        "__qualname__": source.__qualname__,
+        "__doc__": source.__doc__,
+        "_source_class": source,
+    }
+    metaclass = type(source)
+    make: Any = ABCMeta.__new__ if issubclass(metaclass, ABCMeta) else type.__new__
+    quiet = () if issubclass(source, _Unannounced) else (_Unannounced,)
+    return make(metaclass, source.__name__, (*quiet, source, base), namespace)
+
+
+def _assigned_class(module: HasSourceClass, source: type) -> type:
+    """The class that a compiled module gets where `source` is assigned to its `__class__`."""
+    if issubclass(source, HasSourceClass) or not issubclass(source, replaced()):
+        return source
+    reported = module.__class__
+    if reported in source.__bases__:
+        return _rebased(source, reported, type(module))
+    return compiled_class(cast("Any", source))
+
+
+def _rebased(
+    source: type[nn.Module], old: type[nn.Module], new: type[HasSourceClass]
+) -> type[HasSourceClass]:
+    """A class that was derived from `old` at run time, derived from `new`."""
+    bases = tuple(new if base is old else base for base in source.__bases__)
+    namespace = {k: v for k, v in vars(source).items() if k not in ("__dict__", "__weakref__")}
+    metaclass: Any = type(source)
+    made: type[HasSourceClass]
+    made = metaclass(source.__name__, bases, {**namespace, "_source_class": source})
+    return made
+
+
+def overridden(rnn: nn.Module) -> str:
+    """What a module overrides of that which torch's own `forward` uses, or "" if nothing.
+
+    Compiled code would not use it. `forward` counts only where it is set on the instance: that of a
+    class is called, and what it calls by `super()` runs compiled.
+    """
+    cls, own, mine = type(rnn), torch_class(type(rnn)), vars(rnn)
+    if "forward" in mine:
+        return "forward"
+    for name in LAYER_INTERNALS:
+        if name in mine or getattr(cls, name, None) is not getattr(own, name, None):
+            return name
+    return "_flat_weights" if flat_weights_assigned(rnn) else ""
+
+
+def empty(source: type[nn.Module], stand_in: type[nn.Module]) -> nn.Module:
+    """Create an empty instance of the compiled class of `source`, for unpickling.
+
+    Args:
+        source: the class of the module that was compiled.
+        stand_in: the compiled class of its torch class; pickle imports the module that holds it.
+    """
+    cls: Any = compiled_class(cast("Any", source))
+    made: nn.Module = cls.__new__(cls)
+    return made

@@ -1,0 +1,244 @@
+"""Protects the tools of torch that look into a model: fx, jit, ONNX, quantization, overrides."""
+
+import copy
+import warnings
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+from torch.overrides import TorchFunctionMode
+
+import rnnjit
+
+X = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+MASK = torch.zeros(5, 2, dtype=torch.bool)
+MASK[3] = True
+
+
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.RNN(3, 4, num_layers=2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        y, h_n = self.rnn(x)
+        return self.out(y) + self.rnn(x, h_n)[1].sum()
+
+
+class Cells(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.RNNCell(3, 4)
+
+    def forward(self, x):
+        return self.cell(x[1], self.cell(x[0]))
+
+
+class States(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4)
+
+    def forward(self, x):
+        y, (h, c) = self.lstm(x)
+        return self.lstm(x, (h, c))[0] + y
+
+
+def pair(make, **options):
+    torch.manual_seed(0)
+    model = make()
+    return model, rnnjit.compile(model, **options)
+
+
+MODELS = [(Layers, {}), (Cells, {}), (States, {"backend": "eager"})]
+models = pytest.mark.parametrize(("make", "options"), MODELS)
+
+
+@models
+def test_fx_traces_a_model_in_which_they_are_leaves(make, options):
+    model, fast = pair(make, **options)
+    graph, expected = torch.fx.symbolic_trace(fast), torch.fx.symbolic_trace(model)
+    assert [(n.op, n.target, n.args) for n in graph.graph.nodes if n.op == "call_module"] != []
+    assert str(graph.graph) == str(expected.graph)
+    torch.testing.assert_close(graph(X), model(X))
+    for name, module in graph.named_children():
+        assert module is getattr(fast, name)
+
+
+def test_fx_traces_a_call_with_resets():
+    class Resets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.RNN(3, 4)
+
+        def forward(self, x, mask):
+            return self.rnn(x, None, mask)[0]
+
+    fast = rnnjit.compile(Resets())
+    torch.testing.assert_close(torch.fx.symbolic_trace(fast)(X, MASK), fast(X, MASK))
+
+
+def test_fx_of_a_layer_itself_raises_as_eager():
+    for module in (nn.RNN(3, 4), rnnjit.compile(nn.RNN(3, 4))):
+        with pytest.raises(torch.fx.proxy.TraceError):
+            torch.fx.symbolic_trace(module)
+
+
+@models
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripting_takes_torchs_own_layer_and_says_so(make, options):
+    model, fast = pair(make, **options)
+    with pytest.warns(rnnjit.RNNJitWarning, match=r"torch.jit.script runs torch's own layer"):
+        scripted = torch.jit.script(copy.deepcopy(fast))
+    torch.testing.assert_close(scripted(X), model(X))
+    assert any(isinstance(m, rnnjit.frontend.compiled_base.CompiledBase) for m in fast.modules())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripting_a_layer_itself():
+    cell = nn.RNNCell(3, 4)  # torch.jit.script cannot call an nn.RNN that is not part of a model
+    fast = rnnjit.compile(cell)
+    with pytest.warns(rnnjit.RNNJitWarning, match=r"torch.jit.script"):
+        scripted = torch.jit.script(fast)
+    torch.testing.assert_close(scripted(X[0]), cell(X[0]))
+    torch.testing.assert_close(fast(X[0]), cell(X[0]))
+
+
+@models
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter itself is deprecated
+@pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_older_onnx_exporter_writes_a_file(make, options, tmp_path):
+    model, fast = pair(make, **options)
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(fast, (X,), file, dynamo=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), model(X))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel")
+def test_quantization_says_what_it_leaves():
+    model = nn.Sequential(nn.RNNCell(3, 4), nn.Linear(4, 2))
+    fast = rnnjit.compile(model)
+    with pytest.warns(rnnjit.RNNJitWarning, match="does not quantize a compiled RNNCell"):
+        quantized = torch.ao.quantization.quantize_dynamic(fast, {nn.RNNCell, nn.Linear})
+    assert type(quantized[0]) is rnnjit.CompiledRNNCell
+    assert type(quantized[1]) is not nn.Linear
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", rnnjit.RNNJitWarning)
+        # Torch does not quantize nn.RNN either.
+        torch.ao.quantization.quantize_dynamic(rnnjit.compile(Layers()), {nn.Linear})
+
+
+def per_sample(module, x):
+    for parameter in module.parameters():
+        parameter.grad_sample = None
+    y, _ = call_for_per_sample_grads(module, batch_size=x.shape[0])(x)
+    y.sum().backward()
+    return [parameter.grad_sample.clone() for parameter in module.parameters()]
+
+
+def test_gradients_of_each_sample():
+    torch.manual_seed(0)
+    rnn = nn.RNN(3, 4, batch_first=True)
+    for got, expected in zip(per_sample(rnnjit.compile(rnn), X), per_sample(rnn, X), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+class Wrapper:
+    """No tensor, but torch's functions take it."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __getattr__(self, name):
+        return getattr(self.tensor, name)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        def unwrapped(value):
+            return value.tensor if isinstance(value, cls) else value
+
+        return func(*map(unwrapped, args), **(kwargs or {}))
+
+
+class Tagged(torch.Tensor):
+    """A subclass whose type torch's functions keep."""
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, lambda x: x.as_subclass(Tagged)])
+def test_what_overrides_torchs_functions_sees_torchs_own_layer(wrap):
+    for rnn, x, hx in (
+        (nn.RNN(3, 4), X, torch.zeros(1, 2, 4)),
+        (nn.RNNCell(3, 4), X[0], torch.zeros(2, 4)),
+    ):
+        fast = rnnjit.compile(rnn)
+        for args in ((wrap(x),), (wrap(x), hx), (x, wrap(hx)), (wrap(x), wrap(hx))):
+            got, expected = fast(*args), rnn(*args)
+            torch.testing.assert_close(got, expected)
+            if isinstance(rnn, nn.RNN):
+                got, expected = got[0], expected[0]
+            assert type(got) is type(expected)
+            assert "must see torch's own layer" in rnnjit.explain(fast, *args).calls[0].note
+
+
+class Recording(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_mode_of_torchs_functions_sees_torchs_own_layer(before):
+    rnn = nn.RNN(3, 4)
+    fast = rnnjit.compile(rnn)
+    for _ in range(before):
+        fast(X)
+    with Recording() as mode:
+        fast(X)
+        assert "TorchFunctionMode" in rnnjit.explain(fast, X).calls[0].note
+    assert torch.rnn_tanh in mode.seen
+    with torch.device("cpu"):  # a mode that only says where new tensors are
+        assert rnnjit.explain(fast, X).calls[0].chosen == "numba"
+
+
+def test_export_refuses_what_its_graph_cannot_hold():
+    fast = rnnjit.compile(nn.RNN(3, 4))
+    packed = nn.utils.rnn.pack_padded_sequence(X, [5, 2])
+
+    class Packs(nn.Module):
+        def __init__(self, rnn):
+            super().__init__()
+            self.rnn = rnn
+
+        def forward(self, data):
+            return self.rnn(packed._replace(data=data))[0].data
+
+    for model, args, kwargs, what in (
+        (fast, (X,), {"reset": MASK}, "reset="),
+        (Packs(fast), (packed.data,), {}, "packed input"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"torch.export cannot trace .* with {what}"):
+            torch.export.export(model, args, kwargs)
+
+
+def test_parameters_are_converted_where_torch_swaps_them():
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for convert_original in (False, True):
+            model, fast = pair(Layers)
+            parameters = list(fast.parameters())
+            (model if convert_original else fast).double()
+            assert all(a is b for a, b in zip(parameters, fast.parameters(), strict=True))
+            assert torch.__future__.get_swap_module_params_on_conversion()
+            torch.testing.assert_close(fast(X.double()), model(X.double()))
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
