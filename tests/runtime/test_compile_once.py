@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rnnjit.dispatch.fallback import replaceable
+from rnnjit.dispatch.blame import from_outside
 from rnnjit.runtime.compile_once import COMPILING, CompileOnce
 
 
@@ -114,7 +114,7 @@ def test_a_time_limit_ends_the_waiting_and_is_no_failure_of_a_backend(alarm):
     alarm(ValueError("out of time"))
     with pytest.raises(ValueError, match="out of time") as caught:
         slow(1)
-    assert not replaceable(caught.value)
+    assert from_outside(caught.value)
     assert slow(1) == 1
 
 
@@ -125,7 +125,7 @@ def test_what_the_function_raises_is_a_failure():
 
     with pytest.raises(ValueError, match="1") as caught:
         failing(1)
-    assert replaceable(caught.value)
+    assert not from_outside(caught.value)
 
 
 @posix
