@@ -57,8 +57,8 @@ class CompiledBase(HasSourceClass):
         own: Any = self._torch_class
         if args and isinstance(args[0], nn.Module):
             raise TypeError(
-                f"{type(self).__name__} takes the arguments of nn.{own.__name__}, got a module: call "
-                "rnnjit.compile(module)"
+                f"{type(self).__name__} takes the arguments of nn.{own.__name__}, got a module: "
+                "call rnnjit.compile(module)"
             )
         own.__init__(self, *args, **kwargs)
         self.backend = "auto"

@@ -114,8 +114,11 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
 
 
 def _refuse_export(what: str) -> None:
-    """Raise a RuntimeError if torch.export traces a call that its graph cannot hold."""
-    if torch.compiler.is_exporting():
+    """Raise a RuntimeError if torch.export traces a call that its graph cannot hold.
+
+    Where it uses Dynamo (`strict=True`), the graph break is the error.
+    """
+    if not torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
         raise RuntimeError(
             f"torch.export cannot trace a compiled layer's call with {what}: export the model that "
             "was not compiled, or give padded input"

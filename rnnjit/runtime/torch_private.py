@@ -326,14 +326,20 @@ class FlatWeightRefs(nn.RNNBase):
     @property  # type: ignore[override]  # torch has an attribute
     def _flat_weight_refs(self) -> list[Callable[[], Any] | None]:
         try:
-            found: list[Callable[[], Any] | None] = self.__dict__["_flat_weight_refs"]
+            found: list[Callable[[], Any] | None] = self.__dict__["_strong_weight_refs"]
         except KeyError:
             raise AttributeError("_flat_weight_refs") from None
         return found
 
     @_flat_weight_refs.setter
     def _flat_weight_refs(self, refs: list[Callable[[], Any] | None]) -> None:
-        self.__dict__["_flat_weight_refs"] = [ref and StrongRef(ref()) for ref in refs]
+        self.__dict__["_flat_weight_refs"] = ()  # torch deletes it in its __getstate__
+        self.__dict__["_strong_weight_refs"] = [ref and StrongRef(ref()) for ref in refs]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]  # torch has no types here
+        state.pop("_strong_weight_refs", None)
+        return state
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         future, held = torch.__future__, [w for w in parameters_of(self).values() if w is not None]
@@ -349,13 +355,14 @@ class FlatWeightRefs(nn.RNNBase):
 
 def hold_flat_weights(module: nn.Module) -> None:
     """Make a module with the attributes of another refer to its weights by `FlatWeightRefs`."""
-    if isinstance(module, FlatWeightRefs) and "_flat_weight_refs" in vars(module):
-        module._flat_weight_refs = vars(module)["_flat_weight_refs"]
+    own = vars(module)
+    if isinstance(module, FlatWeightRefs) and "_flat_weight_refs" in own:
+        module._flat_weight_refs = own.get("_strong_weight_refs", own["_flat_weight_refs"])
 
 
 def refer_weakly(module: nn.Module) -> None:
     """Make a torch module with the attributes of a compiled one refer to weights as torch does."""
-    refs = vars(module).get("_flat_weight_refs")
+    refs = vars(module).pop("_strong_weight_refs", None)
     if refs is not None:
         vars(module)["_flat_weight_refs"] = [ref and weakref.ref(ref()) for ref in refs]
 
