@@ -261,7 +261,8 @@ class Backend(ABC):
         Args:
             spec: the whole stack.
             problem: the shapes, dtype and device of the calls.
-            y_shape: shape of y: `[T, B, D*P]`, or `[B, T, D*P]` if T or B is 1.
+            y_shape: shape of y: `[T, B, D*P]`. It is `[B, T, D*P]` if `spec.batch_first`, which is
+                so only if T or B is 1 or if `problem` needs gradients.
 
         Returns:
             A function of x (T*B*I elements), hx (each state `[L*D, B, P or H]`) and the weights of

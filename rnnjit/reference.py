@@ -240,7 +240,11 @@ class EagerBackend(Backend):
         if rows.batch_sizes is None:
             dense = x.view(rows.T, rows.B, layer.input_size)
             y, *h_n = operator(dense, state, list(weights), *options, False)
-            return LayerOutput(y.flatten(0, 1), tuple(h_n))
+            if y.requires_grad or torch.compiler.is_compiling():
+                y = y.flatten(0, 1)
+            else:  # A view could not become a tensor that the caller may change in place.
+                y.resize_(rows.N, y.shape[2])
+            return LayerOutput(y, tuple(h_n))
         y, *h_n = operator(x, rows.batch_sizes, state, list(weights), *options)
         return LayerOutput(y, tuple(h_n))
 

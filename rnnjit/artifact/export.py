@@ -22,6 +22,7 @@ from rnnjit.dispatch.choice import why_not_cell
 from rnnjit.dispatch.registry import backends
 from rnnjit.frontend.arguments import check_weights
 from rnnjit.frontend.capture import capture, weight_names, weights_of
+from rnnjit.frontend.plain_layer import check_plain
 from rnnjit.spec import RNNSpec
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -57,7 +58,8 @@ def export_artifact(
     machine from Python.
 
     Args:
-        module: an nn.RNN or a compiled one, float32 or float64.
+        module: an nn.RNN or a compiled one, float32 or float64, that computes what torch's own
+            does. Hooks on it take no part.
         path: the directory. It must be empty or not exist; with `overwrite` it may hold an
             artifact.
         target: one of `rnnjit.targets()`; "native" is this machine with all its vector features.
@@ -71,7 +73,9 @@ def export_artifact(
         TypeError: `module` is not an nn.RNN, the backend cannot build its cell for `target`, or
             `path` is not a path.
         ValueError: `target` is unknown, `name` is not a C identifier, `path` contains a null
-            character, or the weights have another dtype or are on the meta device.
+            character, `module` has its own `forward`, assigned `_flat_weights` or an override of
+            what torch's `forward` uses, or its weights have another dtype or are on the meta
+            device.
         RuntimeError: a weight of `module` does not fit its configuration.
         FileExistsError: `path` is a file, or a directory that must not be replaced.
     """
@@ -99,10 +103,7 @@ def export_artifact(
 
 
 def _stack(module: nn.Module) -> tuple[RNNSpec, tuple[torch.Tensor, ...]]:
-    if not isinstance(module, nn.RNNBase):
-        raise TypeError(
-            f"module must be a torch.nn.RNN, got {type(module).__name__}: give the RNN inside it"
-        )
+    check_plain(module, "an artifact")
     spec, weights = replace(capture(module), dropout=0.0), weights_of(module)
     check_weights(spec, weight_names(module), weights)
     if weights[0].is_meta:

@@ -15,6 +15,7 @@ from rnnjit.artifact.weights import layout
 from rnnjit.backend import Program, Runner
 from rnnjit.dispatch.registry import backends
 from rnnjit.frontend.arguments import Result, prepare, restore
+from rnnjit.runtime.torch_private import never_traced
 
 
 class Artifact:
@@ -35,6 +36,7 @@ class Artifact:
         self._like = torch.empty(0, dtype=getattr(torch, manifest.dtype), device="cpu")
         self._run = run
 
+    @never_traced
     def __call__(
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name

@@ -7,8 +7,11 @@ exception of the backend's own is its failure, for which another backend may run
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from types import FrameType
+from functools import partial
+from types import CodeType, FrameType
+from typing import Any
 
 from rnnjit.runtime.torch_private import saved_tensor_hooks
 
@@ -24,7 +27,9 @@ def blame(error: Exception, *, recorded: bool) -> None:
         error: the exception, which is being handled where the method was called.
         recorded: whether autograd records what the method does, and so calls the user's hooks.
     """
-    if not (recorded and saved_tensor_hooks()) and not from_outside(error):
+    hooked = recorded and saved_tensor_hooks()
+    # A warning is an exception only where the user wants it to be.
+    if not hooked and not isinstance(error, Warning) and not from_outside(error):
         setattr(error, _OWN, True)
 
 
@@ -36,10 +41,27 @@ def blamed(error: BaseException) -> bool:
 def from_outside(error: BaseException) -> bool:
     """Whether a signal handler raised an exception, or that from which it was raised.
 
-    A handler gets the frame that it interrupts as an argument. In a traceback its frame comes right
-    after that frame.
+    Its traceback then has the frame of a function that is a handler, or of one that got the frame
+    before it as an argument: a handler gets that which it interrupts.
     """
-    return any(getattr(each, _OUTSIDE, False) or _from_handler(each) for each in _chain(error))
+    handlers = _handlers()
+    return any(
+        getattr(each, _OUTSIDE, False) or _from_handler(each, handlers) for each in _chain(error)
+    )
+
+
+def _handlers() -> set[CodeType]:
+    """The code of the signal handlers that are set."""
+    found = set()
+    for number in signal.valid_signals():
+        handler: Any = signal.getsignal(number)
+        while isinstance(handler, partial):
+            handler = handler.func
+        for each in (handler, vars(type(handler)).get("__call__")):
+            code = getattr(each, "__code__", None)  # a bound method has that of its function
+            if isinstance(code, CodeType):
+                found.add(code)
+    return found
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -51,11 +73,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__ or found.__context__
 
 
-def _from_handler(error: BaseException) -> bool:
+def _from_handler(error: BaseException, handlers: set[CodeType]) -> bool:
     interrupted: FrameType | None = None
     step = error.__traceback__
     while step is not None:
         frame = step.tb_frame
+        if frame.f_code in handlers:
+            return True
         if interrupted is not None:
             for value in frame.f_locals.values():
                 given = value if type(value) is tuple else (value,)

@@ -108,15 +108,20 @@ def why_not_cell(backend: Backend, cell: Cell) -> list[str]:
             return [
                 f"cell {cell.name!r} needs operations that it does not have: {', '.join(unknown)}"
             ]
-    return backend.why_not_cell(cell)
+    return list(_listed(backend, backend.why_not_cell(cell), "why_not_cell"))
 
 
 def _listed(backend: Backend, reasons: Any, what: str = "why_not") -> tuple[str, ...]:
-    """Convert the reasons of a backend, a list, tuple or string, to a tuple."""
+    """Convert the reasons of a backend, a string or a list or tuple of strings, to a tuple."""
     if not isinstance(reasons, (list, tuple, str)):
         raise BackendError(backend.name, what, "a list of reasons", type(reasons).__name__)
     if isinstance(reasons, str):
         reasons = [reasons] if reasons else []
+    for reason in reasons:
+        if not isinstance(reason, str):
+            raise BackendError(
+                backend.name, what, "a list of reasons", f"one with a {type(reason).__name__}"
+            )
     return tuple(reasons)
 
 
@@ -125,6 +130,8 @@ def verdict_for_auto(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdi
     if failed := FAILURES.reason(backend):
         return Verdict(backend, (f"{failed}, so that 'auto' leaves it out",))
     try:
+        for name in ("automatic", "sizes_matter"):  # a property may raise
+            getattr(backend, name)
         found = verdict(backend, spec, problem)
         if found.reasons:
             return found
@@ -181,7 +188,15 @@ def _choices(spec: RNNSpec, problem: Problem, traced: bool) -> Iterator[Choice]:
 
 def _sizes_matter(backend: Backend, spec: RNNSpec, problem: Problem) -> bool:
     """Whether a backend, which was asked, may answer calls of other sizes otherwise."""
-    if not backend.sizes_matter or FAILURES.reason(backend):
+    if FAILURES.reason(backend):
+        return False
+    try:
+        matter = backend.sizes_matter
+    except Exception as error:
+        if from_outside(error):
+            raise
+        return True  # it declined, see `verdict_for_auto`, and may do otherwise at the next call
+    if not matter:
         return False
     held = _WHATEVER_SIZE.answers().get(_key(backend, spec.cell, problem))
     return held is None or not held[1]

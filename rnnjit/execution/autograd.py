@@ -13,10 +13,22 @@ from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
 from rnnjit.dispatch.blame import blame
 from rnnjit.dispatch.choice import special_tensor
 from rnnjit.dispatch.fallback import RAISE, Fallback
-from rnnjit.execution.validate_backend import check_grads, check_output, check_untouched
+from rnnjit.execution.validate_backend import (
+    check_grads,
+    check_kept,
+    check_output,
+    check_untouched,
+)
 from rnnjit.reference import layer_backward
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
-from rnnjit.runtime.torch_private import legacy_batched, transforming, versions
+from rnnjit.runtime.torch_private import (
+    forward_mode,
+    legacy_batched,
+    never_traced,
+    saved_tensor_hooks,
+    transforming,
+    versions,
+)
 from rnnjit.spec import LayerSpec, Rows
 
 
@@ -73,10 +85,13 @@ class _RNNLayer(torch.autograd.Function):
     a copy.
 
     Autograd checks that nobody has written to a saved tensor. Inputs that the backend does not read
-    are not saved, since eager allows writes to them: only the reference reads them.
+    are not saved, since eager allows writes to them: only the reference reads them. An input that
+    is a leaf is saved as an alias, which keeps its memory where `.data = ...` or `.half()` gives
+    the leaf another one.
     """
 
     @staticmethod
+    @never_traced
     def forward(
         ctx: Any,
         backend: Backend,
@@ -94,22 +109,28 @@ class _RNNLayer(torch.autograd.Function):
             output = backend.forward(layer, rows, flat, hx, weights, True)
             check_output(backend, layer, rows, flat, output)
             check_untouched(backend, flat, hx, before)
+            inputs, needed = (x, *tensors), ctx.needs_input_grad[5:]
+            read = backend.backward_reads(layer, rows, output, needed)
+            check_kept(backend, output, read, len(inputs))
         except Exception as error:
             blame(error, recorded=False)
             raise
         ctx.backend, ctx.layer, ctx.rows, ctx.fallback = backend, layer, rows, fallback
         ctx.set_materialize_grads(False)
         kept = output.y.clone() if last else output.y.detach()
-        inputs, needed = (x, *tensors), ctx.needs_input_grad[5:]
-        read = backend.backward_reads(layer, rows, output, needed)
-        ctx.unread = _Unread(inputs, read)
-        ctx.save_for_backward(*compress(inputs, read), kept, *output.saved)
+        ctx.inputs = _Inputs(inputs, read)
+        given = [_alias(tensor) for tensor in compress(inputs, read)]
+        saved = (*given, kept, *output.saved)
+        # Hooks may give back anything: what is compared is noted only where there are some.
+        ctx.like = [(t.shape, t.dtype, t.device) for t in saved] if saved_tensor_hooks() else None
+        ctx.save_for_backward(*saved)
         if x.dim() == 3:
             # Resized in place, since autograd forbids in-place changes of a view created here.
             output.y.resize_(rows.T, rows.B, output.y.shape[1])
         return output.y, *output.h_n
 
     @staticmethod
+    @never_traced
     def backward(
         ctx: Any, grad_y: Tensor | None, *grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -121,15 +142,17 @@ class _RNNLayer(torch.autograd.Function):
             return (*unused, *(None for _ in needed))
         backend, layer, rows = ctx.backend, ctx.layer, ctx.rows
         states, count = len(layer.cell.states), len(needed) - 1
-        x, *rest = ctx.unread.joined(ctx.saved_tensors)
+        found = _as_saved(ctx.saved_tensors, ctx.like)
+        x, *rest = ctx.inputs.joined(found, hooked=ctx.like is not None)
         hx, weights, (y, *saved) = tuple(rest[:states]), rest[states:count], rest[count:]
         needs = Needs(needed[0], needed[1 : states + 1], needed[states + 1 :])
         given = (layer, rows, _flat(x), hx, weights)
         grad_y = None if grad_y is None else _flat(grad_y)
 
         def reference() -> LayerGrads:
-            ctx.unread.check()
-            return layer_backward(*given, grad_y, grad_h_n, needs)
+            x_, *others = ctx.inputs.originals((x, *hx, *weights), ctx.next_functions)
+            hx_, weights_ = tuple(others[:states]), others[states:]
+            return layer_backward(*(layer, rows, _flat(x_), hx_, weights_, grad_y, grad_h_n, needs))
 
         def compiled() -> LayerGrads:
             output = LayerOutput(y, hx, tuple(saved))
@@ -149,8 +172,8 @@ class _RNNLayer(torch.autograd.Function):
         return (*unused, grad_x, *grads.hx, *grads.weights)
 
 
-class _Unread:
-    """The inputs of a layer that its backward pass does not read, and their versions.
+class _Inputs:
+    """The inputs of a layer: which of them were saved, and the others with their versions.
 
     Args:
         inputs: x, the states and the weights.
@@ -158,29 +181,88 @@ class _Unread:
     """
 
     def __init__(self, inputs: tuple[Tensor, ...], read: tuple[bool, ...]) -> None:
-        self._read = read
-        self._held = [
+        self._unread = [
             (index, tensor, versions(tensor, ()))
             for index, tensor in enumerate(inputs)
             if not read[index]
         ]
+        # Autograd saves these themselves: `.data = ...` changes what was saved.
+        self._no_leaves = [
+            (position, tensor.shape, tensor.dtype, tensor.data_ptr())
+            for position, tensor in enumerate(compress(inputs, read))
+            if not tensor.is_leaf
+        ]
 
-    def joined(self, saved: tuple[Tensor, ...]) -> list[Tensor]:
-        """All inputs in their order, and what else autograd saved."""
-        found = list(saved)
-        for index, tensor, _ in self._held:
-            found.insert(index, tensor)
+    def joined(self, saved: list[Tensor], *, hooked: bool) -> list[Tensor]:
+        """All inputs in their order, and what else autograd saved.
+
+        Args:
+            saved: what was saved: the inputs that are read, and what else there is.
+            hooked: whether the user's hooks may have moved it.
+
+        Raises:
+            RuntimeError: somebody has given an input other data.
+        """
+        for position, *expected in () if hooked else self._no_leaves:
+            tensor = saved[position]
+            if [tensor.shape, tensor.dtype, tensor.data_ptr()] != expected:
+                raise _lost(tensor, "given other data")
+        for index, tensor, _ in self._unread:
+            saved.insert(index, tensor)
+        return saved
+
+    def originals(self, inputs: tuple[Tensor, ...], nodes: tuple[Any, ...]) -> list[Tensor]:
+        """The inputs that autograd knows: the leaves instead of their aliases.
+
+        Args:
+            inputs: the inputs, as saved.
+            nodes: the `next_functions` of the layer's node.
+
+        Raises:
+            RuntimeError: somebody has changed one of them, so that its values are lost.
+        """
+        found = []
+        for tensor, (node, _) in zip(inputs, nodes, strict=True):
+            leaf = getattr(node, "variable", None)
+            original = tensor if leaf is None else leaf
+            same = (original.shape, original.dtype) == (tensor.shape, tensor.dtype)
+            if not same or original.data_ptr() != tensor.data_ptr():
+                raise _lost(tensor, "given other data")
+            found.append(original)
+        for _, tensor, version in self._unread:
+            if versions(tensor, ()) != version:
+                raise _lost(tensor, "modified by an inplace operation")
         return found
 
-    def check(self) -> None:
-        """Raise a RuntimeError if somebody has written to one of them: the values are lost."""
-        for index, tensor, version in self._held:
-            if versions(tensor, ()) != version:
-                raise RuntimeError(
-                    f"input {index} of a layer (x, the states, then the weights), of shape "
-                    f"{list(tensor.shape)}, was modified by an inplace operation after the forward "
-                    "pass, and a second derivative needs its value: modify a copy"
-                )
+
+def _lost(tensor: Tensor, how: str) -> RuntimeError:
+    return RuntimeError(
+        f"an input of a layer (x, a state or a weight), of shape {list(tensor.shape)}, was {how} "
+        "after the forward pass, and the backward pass needs its values: change a copy"
+    )
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """A tensor with the memory and the version of a leaf, which keeps both."""
+    return tensor.detach() if tensor.is_leaf else tensor
+
+
+def _as_saved(found: tuple[Tensor, ...], like: list[tuple[Any, ...]] | None) -> list[Tensor]:
+    """The saved tensors, contiguous, if the user's hooks gave back what was saved.
+
+    Raises:
+        RuntimeError: one of another shape, dtype or device came back.
+    """
+    if like is None:
+        return list(found)
+    for tensor, expected in zip(found, like, strict=True):
+        if (tensor.shape, tensor.dtype, tensor.device) != expected:
+            shape, dtype, device = expected
+            raise RuntimeError(
+                f"a hook for saved tensors gave back {tensor.dtype} {list(tensor.shape)} on "
+                f"{tensor.device} for {dtype} {list(shape)} on {device}"
+            )
+    return [tensor.contiguous() for tensor in found]
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -195,9 +277,9 @@ def _needs_torch(*given: Tensor | None) -> bool:
     """Whether this backward pass must run on torch's own operators.
 
     It must if it is recorded (double backward), vectorised (`is_grads_batched`), or gets a tensor
-    subclass.
+    subclass or one with a tangent.
     """
-    if torch.is_grad_enabled() or transforming():
+    if torch.is_grad_enabled() or transforming() or forward_mode():
         return True
     grads = [grad for grad in given if grad is not None]
     return any(map(legacy_batched, grads)) or special_tensor(*grads) is not None

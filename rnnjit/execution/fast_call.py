@@ -9,7 +9,7 @@ from torch import Tensor
 from rnnjit.backend import Backend, Shortcut, States
 from rnnjit.dispatch.blame import blame
 from rnnjit.dispatch.fallback import FAILURES, RAISE, Fallback, replaceable
-from rnnjit.execution.stack import run_stack
+from rnnjit.execution.stack import dense_output, run_stack
 from rnnjit.execution.validate_backend import check_stack_output
 from rnnjit.runtime.torch_private import HAS_GUARDS
 from rnnjit.spec import Problem, RNNSpec, Rows
@@ -44,7 +44,8 @@ def fast_call(
     if contiguous and not dropout:
         features = spec.num_directions * (spec.proj_size or spec.hidden_size)
         try:
-            if not spec.batch_first or 1 in x.shape[:2]:
+            # The graph may hold y, so `_time_major` could not transpose it in place.
+            if not spec.batch_first or 1 in x.shape[:2] or problem.needs_grad:
                 shape = (x.shape[0], x.shape[1], features)
                 run = _own(backend, spec, problem, shape, fallback)
             else:
@@ -102,14 +103,17 @@ def _time_major(
     y_shape: tuple[int, int, int],
     fallback: Fallback,
 ) -> Shortcut | None:
-    """A backend's time-major shortcut for batch-first calls, with x and y transposed."""
+    """A backend's time-major shortcut for batch-first calls without gradients.
+
+    y is transposed in place, so that it is no view: see `dense_output`.
+    """
     run = _own(backend, replace(spec, batch_first=False), problem, y_shape, fallback)
     if run is None:
         return None
 
     def transposed(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
         y, h_n = run(x.transpose(0, 1).contiguous(), hx, weights)
-        return y.transpose(0, 1), h_n
+        return y.transpose_(0, 1), h_n
 
     return transposed
 
@@ -119,14 +123,11 @@ def _layer_by_layer(
 ) -> Shortcut:
     """Run the stack layer by layer as the full path does, without the argument checks."""
     rows = Rows(problem.T, problem.B, problem.N)
-    features = spec.num_directions * (spec.proj_size or spec.hidden_size)
     needs_grad, batch_first = problem.needs_grad, spec.batch_first
 
     def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
         x = (x.transpose(0, 1) if batch_first else x).contiguous()
         y, h_n = run_stack(backend, spec, rows, x, hx, weights, training, needs_grad, fallback)
-        if y.dim() == 2:
-            y = y.view(rows.T, rows.B, features)
-        return (y.transpose(0, 1) if batch_first else y), h_n
+        return dense_output(y, rows, batch_first), h_n
 
     return run

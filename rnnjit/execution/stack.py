@@ -12,7 +12,12 @@ from torch.autograd import profiler
 from rnnjit.backend import Backend, States
 from rnnjit.dispatch.fallback import RAISE, Fallback
 from rnnjit.execution.autograd import run_layer
-from rnnjit.runtime.torch_private import profiler_runs
+from rnnjit.runtime.torch_private import (
+    dispatch_mode,
+    forward_mode,
+    profiler_runs,
+    transforming,
+)
 from rnnjit.spec import LayerSpec, RNNSpec, Rows
 
 #: `(backend, layer, rows, x, hx, weights, needs_grad, last) -> (y, h_n)`, see `run_layer`.
@@ -78,6 +83,39 @@ def run_stack(
         if spec.dropout and training and not last:
             x = torch.dropout(x, spec.dropout, training)
     return x, tuple(map(torch.cat, zip(*finals, strict=True)))
+
+
+def dense_output(y: Tensor, rows: Rows, batch_first: bool) -> Tensor:
+    """Convert y of a dense batch to the caller's layout, as a tensor that is no view.
+
+    Torch forbids `detach_` of a view, and in-place changes of a view made without gradients by a
+    tensor with gradients. Eager's y is no view.
+
+    Args:
+        y: what `run_stack` returned, `[N, D*P]` or `[T, B, D*P]`; its layout is changed in place
+            where that is possible.
+        rows: how the rows are laid over time.
+        batch_first: whether the caller's layout is `[B, T, D*P]`.
+
+    Returns:
+        `[T, B, D*P]`, or `[B, T, D*P]` with the strides of a transposed tensor, as in eager. While
+        torch.compile traces it is a view, since a graph decides itself what its results are.
+    """
+    if y.dim() == 3:  # from our own autograd function, which keeps a copy
+        return y.transpose_(0, 1) if batch_first else y
+    traced = torch.compiler.is_compiling()
+    if not (traced or y.requires_grad or _transformed(y)):
+        y.resize_(rows.T, rows.B, y.shape[1])
+        return y.transpose_(0, 1) if batch_first else y
+    # The graph may hold y, so it must stay as it is.
+    y = y.view(rows.T, rows.B, y.shape[1])
+    y = y.transpose(0, 1) if batch_first else y
+    return y if traced else y.clone()
+
+
+def _transformed(y: Tensor) -> bool:
+    """Whether torch may not be able to resize a tensor in place: a transform or mode sees it."""
+    return type(y) is not Tensor or transforming() or forward_mode() or dispatch_mode()
 
 
 def _with_fallback(fallback: Fallback) -> LayerRun:

@@ -67,6 +67,29 @@ def check_output(
         raise BackendError(backend.name, "y", "a contiguous Tensor", strides)
 
 
+def check_kept(backend: Backend, output: LayerOutput, read: tuple[bool, ...], inputs: int) -> None:
+    """Check what a backend keeps for its backward pass.
+
+    Args:
+        backend: the backend.
+        output: the result of its `forward`.
+        read: the result of its `backward_reads`.
+        inputs: how many inputs the layer has: x, the states and the weights.
+
+    Raises:
+        BackendError: `saved` is no tuple of Tensors, or `read` has not one bool for each input.
+    """
+    if type(read) is not tuple or len(read) != inputs:
+        got = f"{len(read)} of them" if isinstance(read, tuple) else type(read).__name__
+        raise BackendError(backend.name, "backward_reads", f"a tuple of {inputs} bools", got)
+    saved: Any = output.saved
+    if not isinstance(saved, tuple):
+        raise BackendError(backend.name, "saved", "a tuple of Tensors", type(saved).__name__)
+    for tensor in saved:
+        if not isinstance(tensor, Tensor):
+            raise BackendError(backend.name, "saved", "a tuple of Tensors", type(tensor).__name__)
+
+
 def check_stack_output(
     backend: Backend,
     y_shape: tuple[int, int, int],

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import States
+from rnnjit.execution.stack import dense_output
 from rnnjit.frontend.packed import check_batch_sizes, check_order, first_size, permute_state
 from rnnjit.runtime.torch_private import any_autocast
 from rnnjit.spec import RNNSpec, Rows
@@ -191,9 +192,7 @@ def restore(spec: RNNSpec, prepared: Prepared, y: Tensor, h_n: States) -> Result
         return output, as_hx(h_n)
     if not prepared.batched:
         return y, as_hx(tuple([state.squeeze(1) for state in h_n]))
-    if y.dim() == 2:
-        y = y.view(rows.T, rows.B, y.shape[1])
-    return (y.transpose(0, 1) if spec.batch_first else y), as_hx(h_n)
+    return dense_output(y, rows, bool(spec.batch_first)), as_hx(h_n)
 
 
 def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
-from typing import Any, TypeVar, overload
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from rnnjit.errors import RNNJitWarning
 from rnnjit.frontend.capture import cell_of
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_cell import CompiledRNNCell
-from rnnjit.frontend.compiled_class import class_for, overridden, replaced
+from rnnjit.frontend.compiled_class import class_for, name_conflict, overridden, replaced
 from rnnjit.frontend.compiled_layer import CompiledRNN
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.torch_private import children_of, hold_flat_weights
@@ -56,12 +56,14 @@ def compile(  # noqa: A001 - the name users know from torch.compile
 
     Args:
         module: an nn.RNN or nn.RNNCell, or any module that contains some, in submodules or in plain
-            lists, tuples and dicts. A module that occurs several times is compiled once and stays
-            shared. nn.LSTM and nn.GRU stay as they are if no compiled backend computes them, and
-            are compiled for `backend="eager"`. What a subclass's `forward` calls by `super()` runs
-            compiled. A module stays eager, with an `RNNJitWarning`, if it overrides what torch's
-            `forward` uses, such as `permute_hidden`, or has a `forward` set on the instance. A
-            module that is already compiled is compiled again, for `backend`.
+            lists, tuples and dicts. Recurrent modules that only other objects hold, such as a deque
+            or a SimpleNamespace, stay eager, and their Parameters are copied. A module that occurs
+            several times is compiled once and stays shared. nn.LSTM and nn.GRU stay as they are if
+            no compiled backend computes them, and are compiled for `backend="eager"`. What a
+            subclass's `forward` calls by `super()` runs compiled. A module stays eager, with an
+            `RNNJitWarning`, if it overrides what torch's `forward` uses, such as `permute_hidden`,
+            or has a `forward` set on the instance. A module that is already compiled is compiled
+            again, for `backend`.
         backend: "auto" (the first backend in order of priority that accepts the call, or the
             fastest one that `rnnjit.tune` measured), the name of an installed backend (see
             `rnnjit.backends`), or a `Backend`. A backend that is named is never replaced by
@@ -72,7 +74,8 @@ def compile(  # noqa: A001 - the name users know from torch.compile
         `module` itself if `inplace`, else a copy of its structure that shares the tensors.
 
     Raises:
-        TypeError: `module` is not a module or cannot be copied, or `backend` is of the wrong type.
+        TypeError: `module` is not a module, cannot be copied, or copies itself in a way that leaves
+            out what was compiled or shared, or `backend` is of the wrong type.
         ValueError: `module` contains nothing to compile, or no such backend is installed.
 
     Example:
@@ -97,12 +100,52 @@ def compile(  # noqa: A001 - the name users know from torch.compile
             _become_compiled(shells[id(rnn)], copy.deepcopy(vars(rnn), memo), backend)
             for name, value in _slots(rnn).items():
                 setattr(shells[id(rnn)], name, copy.deepcopy(value, memo))
-        return copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, memo)
     except Exception as error:
         raise TypeError(
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}): "
             "use rnnjit.compile(module, inplace=True)"
         ) from error
+    _check_copy(module, copied, shells)
+    return copied
+
+
+def _check_copy(module: nn.Module, copied: nn.Module, shells: Mapping[int, nn.Module]) -> None:
+    """Check that a copy holds the compiled modules and the original's Parameters.
+
+    A class may copy itself by `__deepcopy__`, `__reduce__` and the like, for example by
+    constructing a new model and loading the state into it.
+
+    Args:
+        module: the original.
+        copied: its copy.
+        shells: the compiled modules, by the ids of the originals.
+
+    Raises:
+        TypeError: it lacks one.
+    """
+    there = {id(value) for _, value in _reachable(copied)}
+    for path, value in _reachable(module):
+        found = shells.get(id(value), value if isinstance(value, nn.Parameter) else None)
+        if found is not None and id(found) not in there:
+            culprits = dict.fromkeys(
+                type(child).__name__
+                for _, child in reachable_modules(module)
+                if id(child) not in shells and _copies_itself(child)
+            )
+            what = "the compiled module" if id(value) in shells else "the original's Parameter"
+            raise TypeError(
+                f"{' or '.join(culprits) or type(module).__name__} copies itself in its own way: a "
+                f"copy of {type(module).__name__} does not hold {what} at {path!r}: use "
+                "rnnjit.compile(module, inplace=True)"
+            )
+
+
+def _copies_itself(module: nn.Module) -> bool:
+    """Whether the class of a module defines how it is copied."""
+    names = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    cls = type(module)
+    return any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in names)
 
 
 def copy_sharing_parameters(module: ModuleT) -> ModuleT:
@@ -156,13 +199,13 @@ def why_left(module: nn.Module, wanted: Backend | None) -> str:
     """
     if isinstance(module, CompiledBase):
         assigned = module._weights_assigned
-        return "left eager: its _flat_weights were assigned" if assigned else ""
+        return "left eager: what torch's forward uses was assigned" if assigned else ""
     if not isinstance(module, replaced()):
         return "left eager: it is no nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell"
     if reason := _why_not_computed(module, wanted):
         return f"left eager: {reason}"
-    name = overridden(module)
-    return f"left eager: it overrides {name}" if name else ""
+    why = overridden(module) or name_conflict(module)
+    return f"left eager: it {why}" if why else ""
 
 
 def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
@@ -183,10 +226,10 @@ def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
 
 def _may_compute(backend: Backend, cell: Cell) -> bool:
     """Whether `auto` may choose a backend other than eager for layers of this cell."""
-    if backend is EAGER or not backend.automatic:
+    if backend is EAGER:
         return False
     try:
-        return not why_not_cell(backend, cell)
+        return bool(backend.automatic) and not why_not_cell(backend, cell)
     except Exception as error:
         if from_outside(error):
             raise
@@ -204,16 +247,13 @@ def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
         elif isinstance(child, replaced()):
             if reason := _why_not_computed(child, wanted):
                 reasons[reason] = None
-            elif name := overridden(child):
+            elif why := overridden(child) or name_conflict(child):
                 where = type(child).__name__ + (f" at {path!r}" if path else "")
-                left.setdefault(name, []).append(where)
+                left.setdefault(why, []).append(where)
             else:
                 found.append(child)
     if left:
-        parts = [
-            f"{', '.join(names)} {'overrides' if len(names) == 1 else 'override'} {name}"
-            for name, names in left.items()
-        ]
+        parts = [f"{', '.join(names)} ({why})" for why, names in left.items()]
         warnings.warn(f"left eager: {'; '.join(parts)}", RNNJitWarning, stacklevel=3)
     elif not found:
         scripted = any(isinstance(child, torch.jit.ScriptModule) for child in module.modules())
@@ -228,8 +268,7 @@ def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
 
 
 def _shell(rnn: nn.Module) -> CompiledBase:
-    cls: Any = class_for(rnn)
-    shell: CompiledBase = cls.__new__(cls)
+    shell: CompiledBase = object.__new__(cast("Any", class_for(rnn)))
     return shell
 
 

@@ -25,7 +25,9 @@ from rnnjit.frontend.torch_errors import REFUSALS, refusal
 from rnnjit.reference import EagerBackend, ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import (
+    LAYER_INTERNALS,
     flat_weights_assigned,
+    never_traced,
     profiler_runs,
     scripting,
     transforming_while_traced,
@@ -46,8 +48,8 @@ class CompiledBase(HasSourceClass):
     """A mixin for compiled modules; their other base is torch's own class, or that class's base.
 
     Attributes:
-        _weights_assigned: whether torch would use other weights than the module's parameters, so
-            that torch's own layer runs.
+        _weights_assigned: whether torch would use other weights than the module's parameters, or
+            something else that was assigned, so that torch's own layer runs.
     """
 
     _weights_assigned = False
@@ -87,6 +89,7 @@ class CompiledBase(HasSourceClass):
         self._fast_paths: dict[torch.Size, tuple[FastPath, ...]] = {}
         self._generation = generation
 
+    @never_traced
     def _call(self, x: Any, hx: Any, given: tuple[Any, Any] | None = None) -> Result | None:
         """The result of a call in a layer's form, or None if torch's own layer has to run it.
 
@@ -206,7 +209,9 @@ class CompiledBase(HasSourceClass):
         super().__setattr__(name, value)
         if name == "qconfig":
             warn_unquantized(self._torch_class)
-        if name == "_flat_weights":
+        if name in LAYER_INTERNALS:
+            self.__dict__["_weights_assigned"] = True
+        elif name == "_flat_weights":
             self.__dict__["_weights_assigned"] = flat_weights_assigned(self)
         elif name not in _CONFIGURATION and not (isinstance(value, Tensor) and value.is_nested):
             return
@@ -215,6 +220,10 @@ class CompiledBase(HasSourceClass):
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
         self.__dict__["_fast_paths"] = {}
+
+    def _get_name(self) -> str:
+        own = self._torch_class.__name__
+        return type(self).__name__.replace(f"Compiled{own}", own)
 
     def _choice(self, call: Call, choices: _Choices) -> tuple[Backend, Fallback]:
         spec, problem = call.spec, call.problem

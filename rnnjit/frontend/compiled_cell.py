@@ -7,19 +7,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rnnjit.frontend.arguments import Result
 from rnnjit.frontend.capture import CELL_OF_NONLINEARITY, as_size, capture
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call, as_sequence, lower_sequence
 from rnnjit.frontend.overrides import overriding
 from rnnjit.frontend.torch_errors import REFUSALS
-from rnnjit.runtime.torch_private import parameters_of
+from rnnjit.runtime.torch_private import parameters_of, transforming
 from rnnjit.spec import RNNSpec
 
 
 @stands_for(nn.RNNCell)
-class CompiledRNNCell(CompiledBase, nn.RNNCellBase):
+class CompiledRNNCell(CompiledBase, nn.RNNCell):
     """An nn.RNNCell that runs on rnnjit's backends, as one step of a layer.
 
     Made by `rnnjit.compile`, never directly; see `CompiledRNN`.
@@ -56,7 +55,7 @@ class CompiledRNNCell(CompiledBase, nn.RNNCellBase):
         if not plain and overriding(self, input, hx):
             result = None
         elif torch.compiler.is_compiling():
-            result = self._traced(input, hx)
+            return self._traced(input, hx)
         elif self._has_one_bias():
             result = None
         else:
@@ -68,20 +67,27 @@ class CompiledRNNCell(CompiledBase, nn.RNNCellBase):
         if result is None:
             return cast("Tensor", self._eager_forward(input, hx))
         h_n = cast("Tensor", result[1])
-        return h_n.squeeze(0) if input.dim() == 2 else h_n[0, 0]
+        if input.dim() == 1:
+            return h_n[0, 0]
+        # In place, so that the state is no view, which `detach_` refuses.
+        return h_n.squeeze(0) if type(h_n) is not Tensor or transforming() else h_n.squeeze_(0)
 
-    def _traced(self, x: Any, hx: Any) -> Result | None:
+    def _traced(self, x: Any, hx: Any) -> Tensor:
         """What torch.compile and torch.export trace."""
         _check_kinds(x, hx)
         _check_shapes(self.input_size, self.hidden_size, x, hx)
         if (self.bias_ih is None) != (self.bias_hh is None):
-            return None
+            return cast("Tensor", self._eager_forward(x, hx))
         kind, bias = CELL_OF_NONLINEARITY[self.nonlinearity], self.bias_ih is not None
         spec = RNNSpec(self.input_size, self.hidden_size, 1, kind, bias)
         try:
-            return self._traced_call(spec, *as_sequence(x, hx))
+            result = self._traced_call(spec, *as_sequence(x, hx))
         except ValueError as error:
             raise RuntimeError(str(error)) from None
+        if result is None:
+            return cast("Tensor", self._eager_forward(x, hx))
+        h_n = cast("Tensor", result[1])
+        return h_n.squeeze(0) if x.dim() == 2 else h_n[0, 0]
 
     def _lower(self, x: Any, hx: Any) -> Call:
         _check_kinds(x, hx)

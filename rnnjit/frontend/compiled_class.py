@@ -17,14 +17,22 @@ from __future__ import annotations
 
 from abc import ABCMeta
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Any, SupportsIndex, TypeVar, cast
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from rnnjit.runtime.torch_private import LAYER_INTERNALS, flat_weights_assigned, traced_by_dynamo
+from rnnjit.runtime.torch_private import (
+    LAYER_INTERNALS,
+    buffers_of,
+    children_of,
+    flat_weights_assigned,
+    never_traced,
+    parameters_of,
+    traced_by_dynamo,
+)
 
 
 class HasSourceClass(nn.Module):
@@ -62,6 +70,13 @@ class HasSourceClass(nn.Module):
         return empty, (source, _CLASSES[torch_class(source)][0]), getstate()
 
 
+#: The attributes that an instance of a compiled class has beside those of torch's own.
+COMPILED_ATTRIBUTES = frozenset(
+    {
+        *("_backend", "_key", "_choices", "_fast_paths", "_generation"),
+        *("_biased", "_strong_weight_refs", "_weights_assigned"),
+    }
+)
 CompiledT = TypeVar("CompiledT", bound=HasSourceClass)
 #: For each torch class, the class of its compiled instances, and the base of compiled subclasses.
 _CLASSES: dict[type[nn.Module], tuple[type[HasSourceClass], type[HasSourceClass]]] = {}
@@ -71,10 +86,26 @@ def stands_for(torch_class: type[nn.Module]) -> Callable[[type[CompiledT]], type
     """A class decorator: instances of the class replace those of a torch class."""
 
     def register(cls: type[CompiledT]) -> type[CompiledT]:
-        for name in ("_torch_class", "_source_class", "_stands_for"):
+        own: Any = cls
+
+        # A function of its own: torch.compile, which fails to trace a method of what is an nn.RNN,
+        # would never trace that of the other instances again.
+        @never_traced
+        def forward(
+            self: nn.Module,
+            input: Any,  # noqa: A002 - torch's own name
+            hx: Any = None,
+            reset: Any = None,
+        ) -> Any:
+            return own.forward(self, input, hx, reset)
+
+        for name in ("_torch_class", "_source_class"):
             setattr(cls, name, torch_class)
-        namespace = {"__doc__": "Comes before torch's class in a compiled subclass."}
-        below = type(f"_{torch_class.__name__}", (cls, torch_class), namespace)
+        below: Any = cls
+        if not issubclass(cls, torch_class):
+            setattr(cls, "_stands_for", torch_class)  # noqa: B010 - not every class has one
+            below = type(f"_{torch_class.__name__}", (cls, torch_class), {"forward": forward})
+            below.__doc__ = "Comes before torch's class in a compiled subclass."
         _CLASSES[torch_class] = cls, below
         return cls
 
@@ -120,8 +151,9 @@ def class_for(module: nn.Module) -> type[HasSourceClass]:
 
 
 def torch_class(source: type[nn.Module]) -> type[nn.Module]:
-    """The torch class that is replaced and that a class derives from."""
-    return next(each for each in source.__mro__ if each in _CLASSES)
+    """The torch class that is replaced and that a class derives from or stands for."""
+    own: type[nn.Module] | None = getattr(source, "_torch_class", None)
+    return own or next(each for each in source.__mro__ if each in _CLASSES)
 
 
 def intercept(module: nn.Module, forward: Callable[..., Any]) -> type[nn.Module]:
@@ -179,9 +211,14 @@ def _assigned_class(module: HasSourceClass, source: type) -> type:
     if issubclass(source, HasSourceClass) or not issubclass(source, replaced()):
         return source
     reported = module.__class__
-    if reported in source.__bases__:
+    if reported in source.__bases__ and not any(map(_uses_super, vars(source).values())):
         return _rebased(source, reported, type(module))
     return compiled_class(cast("Any", source))
+
+
+def _uses_super(value: Any) -> bool:
+    """Whether a function refers to the class that it was defined in."""
+    return "__class__" in getattr(getattr(value, "__code__", None), "co_freevars", ())
 
 
 def _rebased(
@@ -196,19 +233,51 @@ def _rebased(
     return made
 
 
-def overridden(rnn: nn.Module) -> str:
-    """What a module overrides of that which torch's own `forward` uses, or "" if nothing.
+def has_known_forward(cls: type[nn.Module]) -> bool:
+    """Whether the `forward` of a recurrent class is torch's or that of a compiled class."""
+    own = torch_class(cls)
+    return any(cls.forward is each.forward for each in (own, *_CLASSES[own]))
 
-    Compiled code would not use it. `forward` counts only where it is set on the instance: that of a
-    class is called, and what it calls by `super()` runs compiled.
+
+def overridden(rnn: nn.Module) -> str:
+    """What a module overrides, such as "overrides permute_hidden"; or "".
+
+    Compiled code would not use what a module overrides of that which torch's own `forward` uses.
+    `forward` counts only where it is set on the instance: that of a class is called, and what it
+    calls by `super()` runs compiled.
     """
     cls, own, mine = type(rnn), torch_class(type(rnn)), vars(rnn)
     if "forward" in mine:
-        return "forward"
+        return "overrides forward"
     for name in LAYER_INTERNALS:
         if name in mine or getattr(cls, name, None) is not getattr(own, name, None):
-            return name
-    return "_flat_weights" if flat_weights_assigned(rnn) else ""
+            return f"overrides {name}"
+    if flat_weights_assigned(rnn):
+        return "overrides _flat_weights"
+    for name, weight in parameters_of(rnn).items():
+        if weight is not None and getattr(rnn, name, None) is not weight:
+            return f"overrides {name}"
+    return ""
+
+
+def name_conflict(rnn: nn.Module) -> str:
+    """What else keeps a module from being compiled: it has an attribute of a name that ours use."""
+    cls, own = type(rnn), torch_class(type(rnn))
+    if isinstance(rnn, HasSourceClass):
+        return ""
+    held = {*vars(rnn), *parameters_of(rnn), *buffers_of(rnn), *children_of(rnn)}
+    held.update(*(vars(each) for each in cls.__mro__ if each not in own.__mro__))
+    for name in sorted(_reserved(cast("Any", own)) & held):
+        return f"has an attribute {name!r}, a name that compiled modules use"
+    return ""
+
+
+@cache
+def _reserved(torch_class: Any) -> frozenset[str]:
+    """The attributes that compiled modules have and torch's class has not."""
+    names = {*dir(_CLASSES[torch_class][1]), *COMPILED_ATTRIBUTES} - {*dir(torch_class)}
+    names.discard("_flat_weight_refs")  # torch's, of the instance
+    return frozenset(name for name in names if not name.startswith("__"))
 
 
 def empty(source: type[nn.Module], stand_in: type[nn.Module]) -> nn.Module:
@@ -219,5 +288,5 @@ def empty(source: type[nn.Module], stand_in: type[nn.Module]) -> nn.Module:
         stand_in: the compiled class of its torch class; pickle imports the module that holds it.
     """
     cls: Any = compiled_class(cast("Any", source))
-    made: nn.Module = cls.__new__(cls)
+    made: nn.Module = object.__new__(cls)  # a `__new__` of the user's may need arguments
     return made

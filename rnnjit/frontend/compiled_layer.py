@@ -74,6 +74,8 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
 
             broken: Result = untraced(self.forward, x, hx)
             return broken
+        if self._weights_assigned:
+            return cast("Result", self._eager_forward(x, hx))
         spec = RNNSpec(
             self.input_size,
             self.hidden_size,

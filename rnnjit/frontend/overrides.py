@@ -15,16 +15,10 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 
 from rnnjit.errors import RNNJitWarning
+from rnnjit.frontend.compiled_class import COMPILED_ATTRIBUTES
 from rnnjit.runtime.torch_private import function_mode, parameters_of, refer_weakly
 
 _PLAIN = frozenset({Tensor, Parameter, type(None)})
-#: The attributes that a compiled module has beside those of torch's own.
-COMPILED_ATTRIBUTES = frozenset(
-    {
-        *("_backend", "_key", "_choices", "_fast_paths", "_generation", "_weights_assigned"),
-        "_biased",
-    }
-)
 
 
 def overriding(module: nn.Module, x: Any, hx: Any) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import States
-from rnnjit.spec import RNNSpec
+from rnnjit.execution.stack import dense_output
+from rnnjit.spec import RNNSpec, Rows
 
 Run = Callable[[PackedSequence, States], tuple[PackedSequence, States]]
 
@@ -90,11 +91,11 @@ def run(
     packed = PackedSequence(x.flatten(0, 1).index_select(0, parts.rows), parts.batch_sizes)
     output, states = forward(packed, _initial(spec, x, hx, parts))
     y = torch.empty_like(parts.rows).scatter_(0, parts.rows, _counting(parts.rows))
-    y = output.data.index_select(0, y).view(T, B, -1)
+    y = output.data.index_select(0, y)
     h_n = tuple([_last(spec, state, parts) for state in states])
     if not batched:
-        return y.squeeze(1), tuple([state.squeeze(1) for state in h_n])
-    return (y.transpose(0, 1) if spec.batch_first else y), h_n
+        return y, tuple([state.squeeze(1) for state in h_n])
+    return dense_output(y, Rows(T, B, T * B), bool(spec.batch_first)), h_n
 
 
 def stretches(reset: Tensor) -> Stretches:

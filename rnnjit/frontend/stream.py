@@ -20,9 +20,16 @@ from rnnjit.execution.stack import run_stack
 from rnnjit.frontend.arguments import as_hx, check_weights
 from rnnjit.frontend.capture import capture, weight_names, weights_of
 from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.frontend.plain_layer import check_plain
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
-from rnnjit.runtime.torch_private import HAS_GUARDS, UNSEEN, parameters_of, tensor_guards
+from rnnjit.runtime.torch_private import (
+    HAS_GUARDS,
+    UNSEEN,
+    never_traced,
+    parameters_of,
+    tensor_guards,
+)
 from rnnjit.spec import Problem, Rows
 
 
@@ -34,14 +41,18 @@ class Stream:
     reads the current weights: a module may be trained while its streams run. Only one thread at a
     time may use a stream (`step` refuses a second), and a stream records no gradients.
 
+    A step does not call the module: hooks on it do not run.
+
     Args:
-        module: an nn.RNN or a compiled one, unidirectional.
+        module: an nn.RNN or a compiled one, unidirectional, that computes what torch's own does;
+            what it gets to override after this is not seen.
         batch_size: B, the number of sequences.
         backend: as in `rnnjit.compile`; None for the backend of a compiled module, else "auto".
 
     Raises:
         TypeError: `module` is not an nn.RNN, or `batch_size` is not an int.
-        ValueError: `module` is bidirectional, or `batch_size` is less than 1.
+        ValueError: `module` is bidirectional, has its own `forward`, assigned `_flat_weights` or an
+            override of what torch's `forward` uses, or `batch_size` is less than 1.
         UnsupportedError: the backend that the user named declines.
 
     Example:
@@ -53,8 +64,7 @@ class Stream:
     def __init__(
         self, module: nn.Module, batch_size: int = 1, backend: str | Backend | None = None
     ) -> None:
-        if not isinstance(module, nn.RNNBase):
-            raise TypeError(f"module must be a torch.nn.RNN, got {type(module).__name__}")
+        check_plain(module, "a stream")
         spec = capture(module)
         if spec.bidirectional:
             raise ValueError(
@@ -136,6 +146,7 @@ class Stream:
             for state in self._states:
                 state[:, which] = 0
 
+    @never_traced
     def step(self, x: Tensor) -> Tensor:
         """Advance the state by one frame.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from _thread import interrupt_main
+from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from functools import update_wrapper
@@ -39,6 +40,7 @@ class Compiling:
     def __init__(self) -> None:
         self.lock = RLock()
         self._owner: int | None = None
+        self._depth = 0
         self._interrupted = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
@@ -48,6 +50,7 @@ class Compiling:
     def __enter__(self) -> None:
         self.lock.acquire()
         self._owner = get_ident()
+        self._depth += 1
 
     def __exit__(
         self,
@@ -55,7 +58,9 @@ class Compiling:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._owner = None
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
         self.lock.release()
 
     @property
@@ -83,10 +88,33 @@ class Compiling:
             late.start()
 
     def _renew(self) -> None:
-        self.lock, self._owner = RLock(), None
+        self.lock, self._owner, self._depth = RLock(), None, 0
 
 
 COMPILING = Compiling()
+#: What `once_compiled` postponed.
+_POSTPONED: deque[Callable[[], None]] = deque()
+
+
+def once_compiled(action: Callable[[], None]) -> None:
+    """Call a function; on a thread that compiles, later, where the result is kept.
+
+    What the function raises then reaches a caller that waits for a result, which the next call
+    gets. This is for warnings, which users may turn into errors.
+    """
+    if COMPILING.by_this_thread:
+        _POSTPONED.append(action)
+    else:
+        action()
+
+
+def _catch_up() -> None:
+    while True:
+        try:
+            action = _POSTPONED.popleft()
+        except IndexError:
+            return
+        action()
 
 
 class _Start:
@@ -167,6 +195,7 @@ class CompileOnce(Generic[K, V]):
                 self._fill(key)
             else:
                 _wait_for(self._begun(key))
+                _catch_up()
         return self.made[key]
 
     def _begun(self, key: K) -> Future[None]:

@@ -23,6 +23,7 @@ from pathlib import Path
 import platformdirs
 
 from rnnjit.errors import RNNJitWarning
+from rnnjit.runtime.compile_once import once_compiled
 from rnnjit.runtime.private_directory import Entry, NotOwnError, PrivateDirectory
 
 DIRECTORY_VARIABLE = "RNNJIT_CACHE_DIR"
@@ -40,13 +41,15 @@ _COMPLAINED: dict[str, object] = {}
 def directory() -> Path:
     """Where object code is cached: RNNJIT_CACHE_DIR, or the platform's cache directory.
 
+    A leading `~` is the home directory: no shell has expanded it where a file sets the variable.
+
     Raises:
-        OSError: the latter is not known, since there is no home directory.
+        OSError: it is not known, since there is no home directory.
     """
     chosen = os.environ.get(DIRECTORY_VARIABLE)
-    if chosen:
-        return Path(chosen)
     try:
+        if chosen:
+            return Path(chosen).expanduser()
         place = Path(platformdirs.user_cache_dir("rnnjit"))
     except RuntimeError as error:
         raise OSError(str(error)) from None
@@ -186,4 +189,5 @@ def _complain(error: OSError) -> None:
 def _warn_once(about: str, message: str) -> None:
     mine = object()
     if _COMPLAINED.setdefault(about, mine) is mine:
-        warnings.warn(message, RNNJitWarning, stacklevel=4)
+        # Where warnings are errors, it must not end the compilation whose result cannot be cached.
+        once_compiled(lambda: warnings.warn(message, RNNJitWarning, stacklevel=4))

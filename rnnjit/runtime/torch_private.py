@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,12 @@ NAMES = {
         "whether torch.compile traces, so that a compiled module says that it is no nn.RNN",
         "it is taken not to: torch.compile breaks the graph at compiled modules",
     ),
+    "torch._C._dynamo.eval_frame.set_code_exec_strategy": (
+        "keeping torch.compile from tracing our own functions, called where it broke a graph",
+        "torch.compiler.disable does, which costs time in every call",
+    ),
+    "torch._C._dynamo.eval_frame._FrameExecStrategy": ("as above", "as above"),
+    "torch._C._dynamo.eval_frame._FrameAction": ("as above", "as above"),
     "torch._inductor.config": (
         "which C++ compilers Inductor tries",
         "the one in CXX, else the platform's own, is taken to be",
@@ -209,6 +215,26 @@ def traced_by_dynamo() -> bool:
     """Whether torch.compile is tracing, asked by code that runs while it does."""
     context = find("torch._guards.TracingContext.try_get")
     return context is not None and context() is not None
+
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def never_traced(function: FunctionT) -> FunctionT:
+    """A decorator: torch.compile never traces a function, nor what it calls, frame by frame.
+
+    Where torch.compile breaks a graph, it traces the functions that are then called one by one. It
+    drops tensors as soon as no later instruction names them, but kernels get their addresses.
+    A trace that begins outside still inlines the function.
+    """
+    strategy = imported("torch._C._dynamo.eval_frame._FrameExecStrategy")
+    action = imported("torch._C._dynamo.eval_frame._FrameAction")
+    mark = imported("torch._C._dynamo.eval_frame.set_code_exec_strategy")
+    if strategy is None or action is None or mark is None:
+        disabled: FunctionT = torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # torch has no types here
+        return disabled
+    mark(function.__code__, strategy(action.SKIP, action.SKIP))
+    return function
 
 
 def profiler_runs() -> bool:

@@ -309,3 +309,13 @@ def test_a_compiled_module_is_exported_as_it_is_now(tmp_path):
     x = torch.randn(4, 3, 19)
     with torch.no_grad():
         torch.testing.assert_close(artifact(x)[0], module(x)[0])
+
+
+def test_an_artifact_called_in_a_function_that_torch_compiles(tmp_path):
+    """Traced frame by frame, it would give a kernel the address of memory that is free."""
+    rnn, x = nn.RNN(3, 4), torch.randn(5, 2, 3)
+    artifact = rnnjit.load_artifact(rnnjit.export_artifact(rnn, tmp_path / "rnn"))
+    traced = torch.compile(lambda x: artifact(x)[0] + 1, backend="eager")
+    with torch.no_grad():
+        for _ in range(20):
+            torch.testing.assert_close(traced(x), rnn(x)[0] + 1)

@@ -310,6 +310,39 @@ def test_a_reason_that_is_no_list_of_them():
     expect_eager(rnn, fast)
 
 
+@pytest.mark.parametrize("answer", [[3], ("on Sundays", None), [["nested"]], [b"bytes"]])
+@pytest.mark.parametrize("what", ["why_not", "why_not_cell", "missing", "defers"])
+def test_reasons_that_are_no_strings(answer, what, monkeypatch):
+    backend = Asked()
+    backend.answer = []
+    setattr(backend, what, lambda *_: answer)
+    kind = type(next(each for each in answer if not isinstance(each, str))).__name__
+    if what != "defers":  # a backend that is named is not asked
+        said = f"expected a list of reasons, got one with a {kind}"
+        with pytest.raises(rnnjit.BackendError, match=said):
+            pair(backend)[1](X)
+    found = {"breaking": backend, "eager": rnnjit.backends()["eager"]}
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
+    rnn, fast = pair()
+    expect_eager(rnn, fast)
+    assert f"got one with a {kind}" in str(rnnjit.explain(fast, X))
+
+
+@pytest.mark.parametrize("name", ["sizes_matter", "automatic"])
+def test_auto_goes_on_where_a_declaration_cannot_be_read(name, monkeypatch):
+    def unknown(self):
+        raise OSError("no configuration file")
+
+    cls = type("Unreadable", (Asked,), {name: property(unknown), "answer": ()})
+    found = {"breaking": cls(), "eager": rnnjit.backends()["eager"]}
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
+    rnn, fast = pair()
+    expect_eager(rnn, fast)
+    report = rnnjit.explain(fast, X)
+    assert report.calls[0].chosen == "eager"
+    assert "OSError: no configuration file" in str(report)
+
+
 def test_the_error_survives_pickling():
 
     error = rnnjit.BackendError("mine", "y", "a Tensor", "None", inputs_changed=True)

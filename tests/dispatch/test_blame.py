@@ -2,7 +2,9 @@
 
 import signal
 import time
+import warnings
 from collections import deque
+from functools import partial
 from itertools import repeat
 
 import pytest
@@ -26,6 +28,11 @@ def over(*_):
 
 
 def over_by_name(number, frame):
+    raise LimitError
+
+
+def over_without_frame(number, frame):
+    del number, frame
     raise LimitError
 
 
@@ -73,7 +80,9 @@ def chained():
 
 @pytest.mark.usefixtures("_alarm")
 @pytest.mark.parametrize("function", [waits, chained])
-@pytest.mark.parametrize("handler", [over, over_by_name, Handler()])
+@pytest.mark.parametrize(
+    "handler", [over, over_by_name, over_without_frame, Handler(), partial(over, 1)]
+)
 def test_a_signal_handler_is_recognised_by_its_frame(handler, function):
     error = interrupted(handler, function)
     assert from_outside(error)
@@ -179,3 +188,17 @@ def test_an_error_of_a_backend_under_hooks_is_still_its_own(install):
     fast = rnnjit.compile(rnn)
     with torch.autograd.graph.save_on_cpu():
         one_warning(lambda: torch.testing.assert_close(fast(X), rnn(X)), "'first'")
+
+
+def test_a_warning_that_is_an_error_is_no_failure(install):
+    class Warns(Faulty):
+        def forward(self, *args):
+            warnings.warn("as the user wants it", UserWarning, stacklevel=1)
+            return super().forward(*args)
+
+    install(Warns("first", 2), Faulty("second", 1))
+    rnn = nn.RNN(4, 5)
+    fast = rnnjit.compile(rnn)
+    with pytest.raises(UserWarning, match="as the user wants it"):
+        quietly(lambda: fast(X))
+    assert rnnjit.explain(fast, X).calls[0].chosen == "first"

@@ -99,7 +99,7 @@ def test_second_derivatives_need_the_values(change):
         y, _ = fast(x)
         with torch.no_grad():
             fast.bias_ih_l0.add_(1)
-        with pytest.raises(RuntimeError, match=r"input 4 of a layer.*modified by an inplace"):
+        with pytest.raises(RuntimeError, match=r"an input of a layer .*modified by an inplace"):
             torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
@@ -124,3 +124,106 @@ def test_what_is_saved_is_what_the_gradients_need():
     with_x = saved(fast, x)
     fast.weight_ih_l0.requires_grad_(False)
     assert saved(fast, x) == with_x - x.numel()
+
+
+def other_data(module, x):
+    module.weight_hh_l0.data = torch.ones_like(module.weight_hh_l0)
+
+
+def other_input(module, x):
+    x.data = torch.zeros(1, 1, I)
+
+
+#: Changes of what a tensor refers to, which autograd does not notice.
+REPLACED = {
+    "weight": other_data,
+    "input": other_input,
+    "half": lambda module, x: module.half(),
+    "double": lambda module, x: module.double(),
+    "there and back": lambda module, x: module.bfloat16().float(),
+    "vector": lambda module, x: nn.utils.vector_to_parameters(
+        torch.ones(sum(p.numel() for p in module.parameters())), module.parameters()
+    ),
+}
+
+
+@pytest.mark.parametrize("how", REPLACED)
+@pytest.mark.parametrize("backend", ["numba", "tvm"])
+def test_gradients_are_those_of_the_values_that_the_forward_pass_had(backend, how):
+    torch.manual_seed(0)
+    rnn = nn.RNN(I, H)
+    start = torch.randn(T, B, I)
+
+    def gradients(compiled):
+        module = nn.RNN(I, H)
+        module.load_state_dict(rnn.state_dict())
+        module = rnnjit.compile(module, backend=backend) if compiled else module
+        x = start.clone().requires_grad_()
+        y, _ = module(x)
+        REPLACED[how](module, x)
+        if how == "input":
+            return torch.autograd.grad(y.sum(), [*module.parameters()])
+        return torch.autograd.grad(y.sum(), x)
+
+    for got, expected in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_other_data_of_what_is_no_leaf_is_an_error():
+    fast = rnnjit.compile(nn.RNN(I, H), backend="numba")
+    x = torch.ones(T, B, I, requires_grad=True) * 1
+    y, _ = fast(x)
+    x.data = torch.zeros(1, 1, I)
+    with pytest.raises(RuntimeError, match="given other data"):
+        y.sum().backward()
+    y, _ = fast(torch.ones(T, B, I))
+    fast.weight_hh_l0.data = torch.zeros(H, H)
+    with pytest.raises(RuntimeError, match="given other data"):
+        torch.autograd.grad(y.sum(), [*fast.parameters()], create_graph=True)
+
+
+UNPACKED = {
+    "fewer rows": lambda t: t[:1],
+    "nothing": lambda t: t[:0],
+    "no memory": lambda t: t.to("meta"),
+    "another dtype": lambda t: t.double(),
+}
+
+
+@pytest.mark.parametrize("how", UNPACKED)
+@pytest.mark.parametrize("backend", ["numba", "tvm"])
+def test_hooks_that_give_back_something_else_are_an_error(backend, how):
+    fast = rnnjit.compile(nn.RNN(I, H), backend=backend)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, UNPACKED[how]):
+        y, _ = fast(torch.ones(T, B, I))
+    with pytest.raises(RuntimeError, match="a hook for saved tensors gave back"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["numba", "tvm"])
+def test_hooks_may_give_back_other_strides(backend):
+    torch.manual_seed(0)
+    rnn = nn.RNN(I, H)
+    fast, x = rnnjit.compile(rnn, backend=backend), torch.randn(T, B, I)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t, lambda t: t.detach().mT.contiguous().mT if t.dim() > 1 else t
+    ):
+        y, _ = fast(x)
+    got = torch.autograd.grad(y.sum(), [*fast.parameters()])
+    expected = torch.autograd.grad(rnn(x)[0].sum(), [*rnn.parameters()])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch itself uses it
+def test_a_gradient_with_a_tangent_keeps_it():
+    torch.manual_seed(0)
+    rnn = nn.RNN(I, H, dtype=torch.float64)
+    found = []
+    for module in (rnn, rnnjit.compile(rnn)):
+        x = torch.ones(5, B, I, dtype=torch.float64, requires_grad=True)
+        y, _ = module(x)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(torch.ones_like(y), 2 * torch.ones_like(y))
+            (grad,) = torch.autograd.grad(y, x, dual)
+            found.append(torch.autograd.forward_ad.unpack_dual(grad).tangent)
+    torch.testing.assert_close(*found)

@@ -1,5 +1,9 @@
 """Protects `rnnjit.compile`: what it finds, shares and leaves unchanged."""
 
+import collections
+import copy
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -269,7 +273,7 @@ class OwnLSTM(nn.LSTM):
 def test_a_subclass_that_no_backend_computes_is_left_without_a_warning():
     model = nn.ModuleList([nn.RNN(2, 3), OwnLSTM(2, 3)])
     assert [type(m) for m in rnnjit.compile(model)] == [rnnjit.CompiledRNN, OwnLSTM]
-    with pytest.warns(rnnjit.RNNJitWarning, match=r"^left eager: OwnLSTM at '1' overrides chec"):
+    with pytest.warns(rnnjit.RNNJitWarning, match=r"^left eager: OwnLSTM at '1' \(overrides c"):
         rnnjit.compile(model, backend="eager")
 
 
@@ -335,3 +339,91 @@ def test_parameters_in_plain_containers_are_shared():
     optimizer.step()
     assert (held[0] != 1).all()
     torch.testing.assert_close(fast(torch.ones(4, 1, 2)), model(torch.ones(4, 1, 2)))
+
+
+class CopiesItself(nn.Module):
+    """Constructs a new model where it is copied, and loads the state into it."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(2, 3)
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+
+class ByDeepcopy(CopiesItself):
+    def __deepcopy__(self, memo):
+        made = type(self)()
+        made.load_state_dict(self.state_dict())
+        return made
+
+
+def rebuilt(cls, state):
+    made = cls()
+    made.load_state_dict(state)
+    return made
+
+
+class ByReduce(CopiesItself):
+    def __reduce__(self):
+        return rebuilt, (type(self), self.state_dict())
+
+
+class ByReduceEx(CopiesItself):
+    def __reduce_ex__(self, protocol):
+        return rebuilt, (type(self), self.state_dict())
+
+
+class CopiesTheRest(CopiesItself):
+    """Its copy holds what the memo has for its RNN, but another head."""
+
+    def __deepcopy__(self, memo):
+        made = type(self)()
+        made.rnn = copy.deepcopy(self.rnn, memo)
+        made.head.load_state_dict(self.head.state_dict())
+        return made
+
+
+@pytest.mark.parametrize("cls", [ByDeepcopy, ByReduce, ByReduceEx, CopiesTheRest])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_class_whose_copies_share_nothing_is_refused(cls, inside):
+    model = nn.Sequential(cls(), nn.Tanh()) if inside else cls()
+    said = rf"{cls.__name__} copies itself in its own way.*compile\(module, inplace=True\)"
+    with pytest.raises(TypeError, match=said):
+        rnnjit.compile(model)
+    x = torch.ones(4, 1, 2)
+    y = model(x)
+    assert rnnjit.compile(model, inplace=True) is model
+    torch.testing.assert_close(model(x), y)
+
+
+def test_a_class_whose_copies_go_by_the_memo_is_compiled():
+    class Faithful(CopiesItself):
+        def __deepcopy__(self, memo):
+            made = type(self).__new__(type(self))
+            memo[id(self)] = made
+            vars(made).update(copy.deepcopy(vars(self), memo))
+            return made
+
+    model = Faithful()
+    fast = rnnjit.compile(model)
+    assert type(fast.rnn) is type(rnnjit.compile(nn.RNN(2, 3)))
+    assert all(a is b for a, b in zip(fast.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda rnn: collections.deque([rnn]), lambda rnn: types.SimpleNamespace(rnn=rnn)]
+)
+def test_what_other_containers_hold_stays_eager_and_is_copied(hold):
+    model = CopiesItself()
+    model.held = hold(nn.RNN(2, 3))
+    fast = rnnjit.compile(model)
+
+    def of(holder):
+        return holder.held[0] if isinstance(holder.held, collections.deque) else holder.held.rnn
+
+    assert type(of(fast)) is nn.RNN
+    assert of(fast).weight_hh_l0 is not of(model).weight_hh_l0
+    assert fast.rnn.weight_hh_l0 is model.rnn.weight_hh_l0

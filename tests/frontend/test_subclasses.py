@@ -171,13 +171,12 @@ def test_instances_of_its_own_class_are_compiled():
 
 
 def test_the_class_of_a_plain_layer_can_be_called():
-    for module in (rnnjit.compile(nn.RNN(3, 4)), rnnjit.compile(nn.RNNCell(3, 4))):
-        made = type(module)(3, 5, nonlinearity="relu")
-        plain = module.__class__(3, 5, nonlinearity="relu")
+    for make, x in ((nn.RNN, X), (nn.RNNCell, X[0])):
+        module = rnnjit.compile(make(3, 4))
+        assert isinstance(module, make)
+        made, plain = type(module)(3, 5, nonlinearity="relu"), make(3, 5, nonlinearity="relu")
         assert type(made) is type(module)
-        assert type(plain) in (nn.RNN, nn.RNNCell)
         plain.load_state_dict(made.state_dict())
-        x = X if isinstance(module, nn.RNNBase) else X[0]
         torch.testing.assert_close(made(x), plain(x))
 
 
@@ -327,7 +326,9 @@ OVERRIDES = {
 def test_overrides_of_what_torch_uses_inside_leave_a_module_eager_with_a_warning(name):
     rnn = type("Mine", (nn.RNN,), {name: OVERRIDES[name]})(3, 4)
     model = nn.ModuleList([rnn, nn.RNN(3, 4)])
-    with pytest.warns(rnnjit.RNNJitWarning, match=f"^left eager: Mine at '0' overrides {name}$"):
+    with pytest.warns(
+        rnnjit.RNNJitWarning, match=rf"^left eager: Mine at '0' \(overrides {name}\)$"
+    ):
         fast = rnnjit.compile(model)
     assert type(fast[0]) is type(rnn)
     hx = torch.zeros(1, 2, 4)
@@ -348,8 +349,8 @@ def test_one_warning_names_all_of_them():
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert str(caught[0].message) == (
-        "left eager: Inside at '0', Inside at '2' override permute_hidden; RNN at '3' overrides "
-        "forward"
+        "left eager: Inside at '0', Inside at '2' (overrides permute_hidden); RNN at '3' "
+        "(overrides forward)"
     )
     assert [type(m) for m in fast] == [Inside, rnnjit.CompiledRNN, Inside, nn.RNN]
     assert fast[3](3) == 3
@@ -367,8 +368,83 @@ def test_a_list_of_weights_that_was_assigned_is_what_torch_uses():
     assigned(rnn)
     assigned(fast)
     assert_alike(fast, rnn)
-    with pytest.warns(rnnjit.RNNJitWarning, match="RNN overrides _flat_weights"):
+    with pytest.warns(rnnjit.RNNJitWarning, match=r"RNN \(overrides _flat_weights\)"):
         assert rnnjit.compile(rnn, inplace=True) is rnn
     assert type(rnn) is nn.RNN
     fast._flat_weights = list(fast.parameters())
     assert_alike(fast, before)
+
+
+@pytest.mark.parametrize(
+    "namespace",
+    [
+        {"backend": "mine"},
+        {"backend": lambda self: 1},
+        {"_call": lambda self, *args: None},
+        {"__init__": lambda self, *sizes: nn.RNN.__init__(self, *sizes) or self.tell()},
+    ],
+)
+def test_names_that_compiled_modules_use_leave_a_module_eager(namespace):
+    def tell(self):
+        self.backend = "mine"
+
+    rnn = type("Mine", (nn.RNN,), {"tell": tell, **namespace})(3, 4)
+    with pytest.warns(rnnjit.RNNJitWarning, match="Mine.*has an attribute .* compiled modules"):
+        fast = rnnjit.compile(nn.Sequential(rnn))
+    assert type(fast[0]) is type(rnn)
+    if "backend" not in namespace and "_call" not in namespace:
+        assert fast[0].backend == "mine"
+
+
+def test_weights_that_are_no_parameters_leave_a_module_eager():
+    class Scaled(nn.RNN):
+        def __getattr__(self, name):
+            value = super().__getattr__(name)
+            return 2 * value if name.startswith("weight") else value
+
+    with pytest.warns(rnnjit.RNNJitWarning, match="overrides weight_ih_l0"):
+        rnnjit.compile(nn.Sequential(Scaled(3, 4)), inplace=True)
+
+
+def test_what_torch_uses_may_be_assigned_after_compiling():
+    torch.manual_seed(0)
+    rnn, hx = nn.RNN(3, 4), torch.zeros(1, 2, 4)
+    fast = compiled(rnn)
+    fast(X, hx)
+    for module in (rnn, fast):
+        module.permute_hidden = lambda state, order: state + 1
+    torch.testing.assert_close(fast(X, hx), rnn(X, hx))
+    assert "was assigned" in str(rnnjit.explain(fast, X, hx))
+
+
+def test_a_class_with_super_may_be_assigned():
+    rnn = nn.RNN(3, 4)
+    fast = compiled(rnn)
+    for module in (rnn, fast):
+        module.__class__ = OwnForward
+    assert isinstance(fast, OwnForward)
+    assert_alike(fast, rnn)
+
+
+def test_a_class_that_takes_arguments_when_it_is_made():
+    class Mine(nn.RNN):
+        def __new__(cls, required):
+            return super().__new__(cls)
+
+        def __init__(self, required):
+            super().__init__(3, 4)
+
+    rnn = Mine(1)
+    assert_alike(compiled(rnn), rnn)
+
+
+def test_a_compiled_subclass_in_a_model_that_torch_compiles():
+    """torch.compile breaks the graph there, and must not trace what runs instead."""
+    rnn = OwnForward(3, 4)
+    model = torch.compile(nn.Sequential(compiled(rnn)), backend="eager")
+    torch._dynamo.utils.counters.clear()
+    for _ in range(20):
+        y, _ = model(X)
+        y.sum().backward()
+    torch.testing.assert_close(y, rnn(X)[0])
+    assert torch._dynamo.utils.counters["frames"]["total"] < 10

@@ -1,14 +1,18 @@
 """Protects against failures of the cache: calls work, warn once at most, run no foreign code."""
 
 import gc
+import itertools
 import os
 import resource
 import shutil
 import subprocess
+import sys
+import warnings
 from contextlib import contextmanager
 
 import pytest
 import torch
+from folders import ROOT
 from fresh_calls import BITS, Calls, CompilingError, Engine
 from torch import nn
 
@@ -18,6 +22,7 @@ from rnnjit.dispatch import tuning_db
 from rnnjit.runtime import object_cache
 
 ALL = list(BITS.values())
+STEPS = itertools.count(2)
 NOBODY = 65534
 as_root = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a folder away"
@@ -147,6 +152,46 @@ def test_without_a_directory_every_process_compiles_and_warns_once(call, place, 
     assert str(place) in warning
     assert object_cache.DIRECTORY_VARIABLE in warning
     tuning_db.keep(rnnjit.RNNSpec(2, 3), problem(), {"eager": 1.0})  # which would warn, too
+
+
+@pytest.mark.parametrize("spoil", [a_file, a_link_to_nothing])
+def test_a_warning_that_is_an_error_loses_no_kernel(call, place, spoil, monkeypatch):
+    place.parent.mkdir()
+    spoil(place)
+    monkeypatch.setattr(object_cache, "_COMPLAINED", {})
+    library = call.engine.library.library
+    library.made.clear()
+    module = rnnjit.compile(nn.RNN(3, 13), backend=call.engine.name)
+    x = torch.randn(next(STEPS), 5, 3)  # no call before was like it: those hold their kernels
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(rnnjit.RNNJitWarning, match=object_cache.DIRECTORY_VARIABLE):
+            module(x)
+        kept = dict(library.made)
+        module(x)
+    assert kept
+    assert all(library.made[key] is each for key, each in kept.items())
+
+
+def test_a_warning_that_is_an_error_does_not_end_auto(place):
+    place.parent.mkdir()
+    a_file(place)
+    code = """if True:
+        import torch, rnnjit
+        fast = rnnjit.compile(torch.nn.RNN(3, 11))
+        x = torch.randn(2, 5, 3)
+        chosen = rnnjit.explain(fast, x).calls[0].chosen
+        try:
+            fast(x)
+        except rnnjit.RNNJitWarning as warning:
+            print(warning)
+        fast(x)
+        assert rnnjit.explain(fast, x).calls[0].chosen == chosen, rnnjit.explain(fast, x)
+    """
+    command = [sys.executable, "-W", "error:compiled kernels", "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert found.returncode == 0, found.stderr
+    assert str(place) in found.stdout
 
 
 def problem():

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from rnnjit.dispatch.blame import from_outside
-from rnnjit.runtime.compile_once import COMPILING, CompileOnce
+from rnnjit.runtime.compile_once import COMPILING, CompileOnce, once_compiled
 
 
 def at_once(count, call):
@@ -221,3 +221,42 @@ def test_where_sizes_cannot_be_set_threads_start_all_the_same(monkeypatch):
 
     monkeypatch.setattr(threading, "stack_size", refuse)
     assert CompileOnce(lambda key: threading.current_thread().name)(0).startswith("rnnjit: ")
+
+
+def test_what_waits_for_a_compilation_runs_where_its_result_is_kept():
+    ran = []
+
+    @CompileOnce
+    def inner(key):
+        once_compiled(lambda: ran.append((key, inner.made, outer.made.copy())))
+        return key
+
+    @CompileOnce
+    def outer(key):
+        assert inner(key) + inner(key + 1) == 2 * key + 1
+        assert not ran
+        return key
+
+    assert outer(1) == 1
+    assert ran == [(1, {1: 1, 2: 2}, {1: 1}), (2, {1: 1, 2: 2}, {1: 1})]
+    once_compiled(lambda: ran.append("at once"))
+    assert ran.pop() == "at once"
+
+
+def test_an_error_of_what_waited_for_a_compilation_does_not_lose_the_result():
+    made = []
+
+    def refuse():
+        raise UserWarning("no cache")
+
+    @CompileOnce
+    def doubled(key):
+        made.append(key)
+        once_compiled(refuse)
+        return 2 * key
+
+    with pytest.raises(UserWarning, match="no cache") as caught:
+        doubled(4)
+    assert not from_outside(caught.value)
+    assert doubled(4) == 8
+    assert made == [4]

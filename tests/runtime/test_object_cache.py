@@ -358,3 +358,23 @@ def test_cache_command_says_the_bound(place, capsys, monkeypatch):
     object_cache.keep(KEY, b"code")
     assert main(["cache"]) == 0
     assert re.search(r"at most \(RNNJIT_CACHE_MB\) +│ +│ 20\.0 MB", capsys.readouterr().out)
+
+
+def test_a_tilde_in_the_variable_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(object_cache.DIRECTORY_VARIABLE, "~/kernels")
+    monkeypatch.chdir(tmp_path)
+    object_cache.keep(KEY, b"code")
+    assert (tmp_path / "home" / "kernels" / f"{KEY}.o").is_file()
+    assert [each.name for each in tmp_path.iterdir()] == ["home"]
+    assert object_cache.fetch(KEY) == b"code"
+
+
+def test_a_tilde_of_nobody_costs_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setenv(object_cache.DIRECTORY_VARIABLE, "~nobody-of-this-name/kernels")
+    monkeypatch.setattr(object_cache, "_COMPLAINED", {})
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(rnnjit.RNNJitWarning, match=object_cache.DIRECTORY_VARIABLE):
+        object_cache.keep(KEY, b"code")
+    assert object_cache.fetch(KEY) is None
+    assert not list(tmp_path.iterdir())
