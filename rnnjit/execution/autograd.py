@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import compress
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -111,19 +111,24 @@ class _RNNLayer(torch.autograd.Function):
             check_untouched(backend, flat, hx, before)
             inputs, needed = (x, *tensors), ctx.needs_input_grad[5:]
             read = backend.backward_reads(layer, rows, output, needed)
-            check_kept(backend, output, read, len(inputs))
+            if output.saved or type(read) is not tuple or len(read) != len(inputs):
+                check_kept(backend, output, read, len(inputs))
         except Exception as error:
             blame(error, recorded=False)
             raise
         ctx.backend, ctx.layer, ctx.rows, ctx.fallback = backend, layer, rows, fallback
         ctx.set_materialize_grads(False)
         kept = output.y.clone() if last else output.y.detach()
-        ctx.inputs = _Inputs(inputs, read)
-        given = [_alias(tensor) for tensor in compress(inputs, read)]
-        saved = (*given, kept, *output.saved)
+        which, unread = _division(read)
+        given = [inputs[i] for i in which]
         # Hooks may give back anything: what is compared is noted only where there are some.
-        ctx.like = [(t.shape, t.dtype, t.device) for t in saved] if saved_tensor_hooks() else None
-        ctx.save_for_backward(*saved)
+        if saved_tensor_hooks():
+            ctx.expected = [_facts(each) for each in (*given, kept, *output.saved)]
+        else:
+            ctx.expected = [None if t.is_leaf else (*_facts(t), t.data_ptr()) for t in given]
+        ctx.unread = _Unread(unread, tuple([inputs[i] for i in unread]))
+        given = [t.detach() if t.is_leaf else t for t in given]
+        ctx.save_for_backward(*given, kept, *output.saved)
         if x.dim() == 3:
             # Resized in place, since autograd forbids in-place changes of a view created here.
             output.y.resize_(rows.T, rows.B, output.y.shape[1])
@@ -142,15 +147,14 @@ class _RNNLayer(torch.autograd.Function):
             return (*unused, *(None for _ in needed))
         backend, layer, rows = ctx.backend, ctx.layer, ctx.rows
         states, count = len(layer.cell.states), len(needed) - 1
-        found = _as_saved(ctx.saved_tensors, ctx.like)
-        x, *rest = ctx.inputs.joined(found, hooked=ctx.like is not None)
+        x, *rest = ctx.unread.beside(_as_saved(ctx.saved_tensors, ctx.expected))
         hx, weights, (y, *saved) = tuple(rest[:states]), rest[states:count], rest[count:]
         needs = Needs(needed[0], needed[1 : states + 1], needed[states + 1 :])
         given = (layer, rows, _flat(x), hx, weights)
         grad_y = None if grad_y is None else _flat(grad_y)
 
         def reference() -> LayerGrads:
-            x_, *others = ctx.inputs.originals((x, *hx, *weights), ctx.next_functions)
+            x_, *others = ctx.unread.originals((x, *hx, *weights), ctx.next_functions)
             hx_, weights_ = tuple(others[:states]), others[states:]
             return layer_backward(*(layer, rows, _flat(x_), hx_, weights_, grad_y, grad_h_n, needs))
 
@@ -172,42 +176,28 @@ class _RNNLayer(torch.autograd.Function):
         return (*unused, grad_x, *grads.hx, *grads.weights)
 
 
-class _Inputs:
-    """The inputs of a layer: which of them were saved, and the others with their versions.
+@lru_cache(maxsize=256)
+def _division(read: tuple[bool, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The indices of the inputs that a backward pass reads, and those of the others."""
+    which = [tuple(i for i, reads in enumerate(read) if reads is each) for each in (True, False)]
+    return which[0], which[1]
+
+
+class _Unread:
+    """The inputs of a layer that its backward pass does not read.
 
     Args:
-        inputs: x, the states and the weights.
-        read: for each, whether the backward pass reads it.
+        indices: their places among x, the states and the weights.
+        tensors: the inputs.
     """
 
-    def __init__(self, inputs: tuple[Tensor, ...], read: tuple[bool, ...]) -> None:
-        self._unread = [
-            (index, tensor, versions(tensor, ()))
-            for index, tensor in enumerate(inputs)
-            if not read[index]
-        ]
-        # Autograd saves these themselves: `.data = ...` changes what was saved.
-        self._no_leaves = [
-            (position, tensor.shape, tensor.dtype, tensor.data_ptr())
-            for position, tensor in enumerate(compress(inputs, read))
-            if not tensor.is_leaf
-        ]
+    def __init__(self, indices: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
+        self._indices, self._tensors = indices, tensors
+        self._written = versions(tensors[0], tensors[1:]) if tensors else 0
 
-    def joined(self, saved: list[Tensor], *, hooked: bool) -> list[Tensor]:
-        """All inputs in their order, and what else autograd saved.
-
-        Args:
-            saved: what was saved: the inputs that are read, and what else there is.
-            hooked: whether the user's hooks may have moved it.
-
-        Raises:
-            RuntimeError: somebody has given an input other data.
-        """
-        for position, *expected in () if hooked else self._no_leaves:
-            tensor = saved[position]
-            if [tensor.shape, tensor.dtype, tensor.data_ptr()] != expected:
-                raise _lost(tensor, "given other data")
-        for index, tensor, _ in self._unread:
+    def beside(self, saved: list[Tensor]) -> list[Tensor]:
+        """All inputs in their order, and what else autograd saved."""
+        for index, tensor in zip(self._indices, self._tensors, strict=True):
             saved.insert(index, tensor)
         return saved
 
@@ -225,14 +215,17 @@ class _Inputs:
         for tensor, (node, _) in zip(inputs, nodes, strict=True):
             leaf = getattr(node, "variable", None)
             original = tensor if leaf is None else leaf
-            same = (original.shape, original.dtype) == (tensor.shape, tensor.dtype)
-            if not same or original.data_ptr() != tensor.data_ptr():
+            if _facts(original) != _facts(tensor) or original.data_ptr() != tensor.data_ptr():
                 raise _lost(tensor, "given other data")
             found.append(original)
-        for _, tensor, version in self._unread:
-            if versions(tensor, ()) != version:
-                raise _lost(tensor, "modified by an inplace operation")
+        own = self._tensors
+        if own and versions(own[0], own[1:]) != self._written:
+            raise _lost(own[0], "modified by an inplace operation, or another such input was,")
         return found
+
+
+def _facts(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _lost(tensor: Tensor, how: str) -> RuntimeError:
@@ -242,27 +235,31 @@ def _lost(tensor: Tensor, how: str) -> RuntimeError:
     )
 
 
-def _alias(tensor: Tensor) -> Tensor:
-    """A tensor with the memory and the version of a leaf, which keeps both."""
-    return tensor.detach() if tensor.is_leaf else tensor
+def _as_saved(found: tuple[Tensor, ...], expected: list[tuple[Any, ...] | None]) -> list[Tensor]:
+    """The saved tensors, if they are what was saved; contiguous if hooks gave them back.
 
-
-def _as_saved(found: tuple[Tensor, ...], like: list[tuple[Any, ...]] | None) -> list[Tensor]:
-    """The saved tensors, contiguous, if the user's hooks gave back what was saved.
+    Args:
+        found: what autograd gave back: the inputs that are read, y and what the backend saved.
+        expected: the facts of all of them if there are hooks. Else those of the inputs, with their
+            address, and None for aliases, which nobody can change.
 
     Raises:
-        RuntimeError: one of another shape, dtype or device came back.
+        RuntimeError: the user's hooks gave back something else, or an input was given other data.
     """
-    if like is None:
-        return list(found)
-    for tensor, expected in zip(found, like, strict=True):
-        if (tensor.shape, tensor.dtype, tensor.device) != expected:
-            shape, dtype, device = expected
+    tensors = list(found)
+    if len(expected) < len(tensors):
+        for tensor, facts in zip(tensors, expected, strict=False):
+            if facts is not None and (*_facts(tensor), tensor.data_ptr()) != facts:
+                raise _lost(tensor, "given other data")
+        return tensors
+    for tensor, facts in zip(tensors, expected, strict=True):
+        if _facts(tensor) != facts and facts is not None:
+            shape, dtype, device = facts
             raise RuntimeError(
                 f"a hook for saved tensors gave back {tensor.dtype} {list(tensor.shape)} on "
                 f"{tensor.device} for {dtype} {list(shape)} on {device}"
             )
-    return [tensor.contiguous() for tensor in found]
+    return [tensor.contiguous() for tensor in tensors]
 
 
 def _flat(x: Tensor) -> Tensor:
