@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from torch import nn
 
+# These say which torch classes they replace.
+import rnnjit.frontend.compiled_cell
+import rnnjit.frontend.compiled_layer  # noqa: F401 - as above
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import has_known_forward, overridden, replaced
 

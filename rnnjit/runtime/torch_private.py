@@ -6,11 +6,13 @@ public means, or is taken to be as the slower and safer way needs it to be.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +143,9 @@ _len_function_stack = find("torch._C._len_torch_function_stack")
 _function_stack_at = find("torch._C._get_function_stack_at")
 _DeviceContext: Any = imported("torch.utils._device.DeviceContext")
 _top_hooks = find("torch._C._autograd._top_saved_tensors_default_hooks")
+_frame_strategy: Any = imported("torch._C._dynamo.eval_frame._FrameExecStrategy")
+_frame_action: Any = imported("torch._C._dynamo.eval_frame._FrameAction")
+_set_code_strategy: Any = imported("torch._C._dynamo.eval_frame.set_code_exec_strategy")
 _cuda_stream = find("torch._C._cuda_getCurrentRawStream")
 TensorGuards: Any = imported("torch._C._dynamo.guards.TensorGuards")
 GlobalStateGuard: Any = imported("torch._C._dynamo.guards.GlobalStateGuard")
@@ -227,14 +232,26 @@ def never_traced(function: FunctionT) -> FunctionT:
     drops tensors as soon as no later instruction names them, but kernels get their addresses.
     A trace that begins outside still inlines the function.
     """
-    strategy = imported("torch._C._dynamo.eval_frame._FrameExecStrategy")
-    action = imported("torch._C._dynamo.eval_frame._FrameAction")
-    mark = imported("torch._C._dynamo.eval_frame.set_code_exec_strategy")
+    strategy, action, mark = _frame_strategy, _frame_action, _set_code_strategy
     if strategy is None or action is None or mark is None:
-        disabled: FunctionT = torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # torch has no types here
-        return disabled
+        return cast("FunctionT", _disabled(function))
     mark(function.__code__, strategy(action.SKIP, action.SKIP))
     return function
+
+
+def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `torch.compiler.disable`, which imports torch's compiler, but only once something has."""
+    found: list[Callable[..., Any]] = []
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not found:
+            found.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]  # torch has no types here
+        return found[0](*args, **kwargs)
+
+    return call
 
 
 def profiler_runs() -> bool:

@@ -18,9 +18,15 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 T, B, I, H = 5, 3, 4, 6
-#: Names that torch reads itself, at every call of a module or of an autograd.Function: they are
+#: Names that torch reads itself, at every call of a module or in its compiler: they are
 #: taken from rnnjit's sight alone, which looks for them as it is imported.
-GIVEN_BACK = ("torch._C._get_tracing_state", "torch._C._are_functorch_transforms_active")
+GIVEN_BACK = (
+    "torch._C._get_tracing_state",
+    "torch._C._are_functorch_transforms_active",
+    "torch._C._dynamo.eval_frame.set_code_exec_strategy",
+    "torch._C._dynamo.eval_frame._FrameExecStrategy",
+    "torch._C._dynamo.eval_frame._FrameAction",
+)
 
 
 def held(path):
