@@ -179,7 +179,9 @@ class _RNNLayer(torch.autograd.Function):
 @lru_cache(maxsize=256)
 def _division(read: tuple[bool, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The indices of the inputs that a backward pass reads, and those of the others."""
-    which = [tuple(i for i, reads in enumerate(read) if reads is each) for each in (True, False)]
+    which = [
+        tuple(i for i, reads in enumerate(read) if bool(reads) is each) for each in (True, False)
+    ]
     return which[0], which[1]
 
 
@@ -215,13 +217,21 @@ class _Unread:
         for tensor, (node, _) in zip(inputs, nodes, strict=True):
             leaf = getattr(node, "variable", None)
             original = tensor if leaf is None else leaf
-            if _facts(original) != _facts(tensor) or original.data_ptr() != tensor.data_ptr():
+            if not _same_values(original, tensor):
                 raise _lost(tensor, "given other data")
             found.append(original)
         own = self._tensors
         if own and versions(own[0], own[1:]) != self._written:
             raise _lost(own[0], "modified by an inplace operation, or another such input was,")
         return found
+
+
+def _same_values(original: Tensor, saved: Tensor) -> bool:
+    """Whether a leaf still has the values that were saved; hooks may have given back a copy."""
+    if _facts(original) != _facts(saved):
+        return False
+    same_memory = original.data_ptr() == saved.data_ptr()
+    return same_memory or torch.allclose(original, saved, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _facts(tensor: Tensor) -> tuple[Any, ...]:

@@ -69,7 +69,7 @@ def as_torch_module(module: nn.Module, source: type[nn.Module]) -> nn.Module:
         module: a compiled module.
         source: the class of the module that it was compiled from.
     """
-    plain = source.__new__(source)
+    plain: nn.Module = object.__new__(source)  # a `__new__` of the user's may need arguments
     vars(plain).update({k: v for k, v in vars(module).items() if k not in COMPILED_ATTRIBUTES})
     vars(plain)["_modules"] = dict(vars(module)["_modules"])
     refer_weakly(plain)

@@ -103,6 +103,19 @@ def test_second_derivatives_need_the_values(change):
             torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
+@pytest.mark.parametrize("pack", [torch.clone, lambda t: t])
+def test_second_derivatives_where_hooks_give_back_copies(pack):
+    torch.manual_seed(0)
+    rnn = nn.RNN(I, H)
+    x, found = torch.randn(5, B, I, requires_grad=True), []
+    for module in (rnn, rnnjit.compile(rnn, backend="numba")):
+        with torch.autograd.graph.saved_tensors_hooks(pack, torch.clone):
+            y, _ = module(x)
+        (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), x)[0])
+    torch.testing.assert_close(*found)
+
+
 def test_a_backend_that_does_not_say_what_it_reads_gets_all_as_they_were():
     fast = rnnjit.compile(nn.RNN(I, H), backend=RecomputeBackend())
     y, _ = fast(torch.ones(5, B, I))
