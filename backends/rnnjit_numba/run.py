@@ -14,8 +14,7 @@ from rnnjit.codegen import forward_call
 from rnnjit.codegen.argument_block import address_of, argument_block
 from rnnjit.codegen.forward_call import ForwardFields, Recipe
 from rnnjit.codegen.kernel import LINE, Kind
-from rnnjit.codegen.row_slices import alike, multiply_adds, shared_in_backward
-from rnnjit.runtime.late_threads import LateThreads, late_threads
+from rnnjit.codegen.row_slices import alike, late_threads_for, shared_in_backward
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, area_bytes
 from rnnjit_numba.library import library
@@ -151,7 +150,7 @@ def forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads:
     names = ForwardArguments._fields
     inside = 8 * (len(names) + sync) if scratch < _LARGE else 0
     block = argument_block(names, fixed, sync + (scratch // 8 if inside else 0))
-    late = _late_threads("forward", size, layer, rows, cut.threads)
+    late = late_threads_for((__name__, "forward", size), layer, rows, cut.threads)
     return Recipe(kernels.forward, cut.threads, block, scratch // size, inside, sync, (), late)
 
 
@@ -183,7 +182,8 @@ def backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads
     before = _aligned(dz + D * held_rows * layer.hidden_size * size)
     own = _aligned(before + D * N * 8)
     scratch = (own + cut.threads * reduction) // size
-    late, parts = _late_threads("backward", size, layer, rows, cut.threads), (dz, before, own)
+    late = late_threads_for((__name__, "backward", size), layer, rows, cut.threads, shared)
+    parts = dz, before, own
     return Recipe(kernels.backward, cut.threads, block, scratch, 0, sync, parts, late)
 
 
@@ -202,18 +202,6 @@ def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, i
         "parts": cut.parts,
         "tail": cut.tail,
     }
-
-
-def _late_threads(
-    pass_: str, size: int, layer: LayerSpec, rows: Rows, threads: int
-) -> LateThreads | None:
-    """What is known of such calls on a team; None if they are planned for one thread."""
-    if threads == 1:
-        return None
-    work = multiply_adds(layer, rows)
-    if pass_ == "backward":
-        work += shared_in_backward(layer, rows)
-    return late_threads((__name__, pass_, size, layer, rows.B, threads), work)
 
 
 def _sync_words(layer: LayerSpec, threads: int) -> int:

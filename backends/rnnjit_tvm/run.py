@@ -14,9 +14,8 @@ from rnnjit.codegen import forward_call
 from rnnjit.codegen.argument_block import address_of, argument_block
 from rnnjit.codegen.forward_call import ForwardFields, Recipe
 from rnnjit.codegen.kernel import Kind
-from rnnjit.codegen.row_slices import alike, multiply_adds, shared_in_backward
+from rnnjit.codegen.row_slices import alike, late_threads_for, shared_in_backward
 from rnnjit.recurrence.rows import offsets
-from rnnjit.runtime.late_threads import LateThreads, late_threads
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
 from rnnjit_tvm.library import library
@@ -138,7 +137,7 @@ def _forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads
     fixed = _problem(layer, (T, B, N), cut)
     fixed |= {"hoist": int(cut.hoist), "panel": panel, "packed": packed}
     block = argument_block(ForwardArguments._fields, fixed)
-    late = _late_threads("forward", size, layer, Rows(T, B, N), cut.threads)
+    late = late_threads_for((__name__, "forward", size), layer, Rows(T, B, N), cut.threads)
     scratch = layer.num_directions * packed
     return Recipe(kernels.forward, cut.threads, block, scratch, late_threads=late)
 
@@ -159,21 +158,10 @@ def _backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, thread
     block = argument_block(BackwardArguments._fields, fixed)
     start = layer.num_directions * packed + zeros
     scratch = start + cut.threads * window
-    late = _late_threads("backward", size, layer, Rows(T, B, N), cut.threads)
+    kernel = __name__, "backward", size
+    late = late_threads_for(kernel, layer, Rows(T, B, N), cut.threads, shared)
     parts = (start * size,)
     return Recipe(kernels.backward, cut.threads, block, scratch, parts=parts, late_threads=late)
-
-
-def _late_threads(
-    pass_: str, size: int, layer: LayerSpec, rows: Rows, threads: int
-) -> LateThreads | None:
-    """What is known of such calls on a team; None if they are planned for one thread."""
-    if threads == 1:
-        return None
-    work = multiply_adds(layer, rows)
-    if pass_ == "backward":
-        work += shared_in_backward(layer, rows)
-    return late_threads((__name__, pass_, size, layer, rows.B, threads), work)
 
 
 def _problem(layer: LayerSpec, rows: tuple[int, int, int], cut: Plan) -> dict[str, int]:

@@ -5,8 +5,10 @@ The division affects only the time: results are bit-identical for every division
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
+from rnnjit.runtime.late_threads import LateThreads, late_threads
 from rnnjit.spec import LayerSpec, Rows
 
 #: Multiply-adds that other threads must take off the caller to be worth waking and waiting for.
@@ -84,3 +86,24 @@ def row_slices(layer: LayerSpec, rows: Rows, threads: int) -> RowSlices:
     packed = rows.T * batch > rows.N
     stride = slices if packed and layer.hidden_size >= STRIDED_FEATURES else 1
     return RowSlices(slices, slice_rows, stride)
+
+
+def late_threads_for(
+    kernel: tuple[Hashable, ...], layer: LayerSpec, rows: Rows, threads: int, shared: int = 0
+) -> LateThreads | None:
+    """What is known of the calls of a kernel with such a layer and such rows.
+
+    Args:
+        kernel: what identifies the kernel.
+        layer: the configuration of the layer.
+        rows: how its rows are laid over time.
+        threads: the size of the team.
+        shared: multiply-adds beside those of a forward pass.
+
+    Returns:
+        None if the calls are planned for one thread.
+    """
+    if threads == 1:
+        return None
+    work = multiply_adds(layer, rows) + shared
+    return late_threads((*kernel, layer, rows.B, threads), work)
