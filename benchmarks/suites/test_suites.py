@@ -72,6 +72,7 @@ def test_call(benchmark: Any, machine: Machine | None, case: Case, contestant: C
         )
 
 
+@pytest.mark.full
 def test_cold_start(
     benchmark: Any,
     contestant: Contestant,

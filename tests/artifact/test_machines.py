@@ -61,6 +61,7 @@ def test_a_c_program_runs_the_network(stack, dtype, tmp_path):
     assert_program_agrees([program], artifact, rnn, dtype)
 
 
+@pytest.mark.full
 def test_the_commands_of_the_page_run_as_they_stand(tmp_path):
     needs("cc", "bash")
     page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
@@ -149,6 +150,7 @@ def test_webassembly_computes_the_same(tmp_path):
     assert_as_exact_as_eager(rnn, split(done.stdout, rnn, x), x)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("target", OBJECTS)
 def test_every_target_gets_an_object_file_of_its_own_kind(target, tmp_path):
     artifact = export(make_rnn(), tmp_path, target=target, name="net")
@@ -161,6 +163,7 @@ def test_every_target_gets_an_object_file_of_its_own_kind(target, tmp_path):
     assert not any(name in code for name in (b"memcpy", b"sched_yield", b"GOMP_", b"NumbaEnv"))
 
 
+@pytest.mark.full
 def test_two_networks_link_into_one_program(tmp_path):
     (compiler,) = needs("cc")
     for name in ("one", "two"):

@@ -44,6 +44,7 @@ def bench(*arguments):
     return main(["bench", "--preset", "quick", *arguments])
 
 
+@pytest.mark.full
 def test_tables_and_files_say_the_same(tmp_path, capsys):
     paths = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv", "html")}
     outputs = [part for kind, path in paths.items() for part in (f"--{kind}", str(path))]
@@ -117,6 +118,7 @@ def installed_backend(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_installed", lambda: found)
 
 
+@pytest.mark.full
 def test_against_faster_times_it_fails_if_it_is_told_to(tmp_path, capsys):
     old = report({"eager": {FORWARD: 1.0, TRAINING: 1.0}, "numba": {FORWARD: 1e-9, TRAINING: 1e9}})
     (tmp_path / "old.json").write_bytes(records.encode(old))

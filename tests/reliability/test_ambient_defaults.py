@@ -1,6 +1,7 @@
 """Protects calls under the caller's defaults for new tensors: their results are those without."""
 
 import pytest
+from covered import in_full, in_turn
 from processes import assert_well, program
 
 DOORS = """
@@ -106,13 +107,15 @@ for name, tensors in expected.items():
 """
 
 
-@pytest.mark.parametrize("ambient", ["context", "device", "dtype"])
-@pytest.mark.parametrize("backend", ["numba", "tvm", "inductor", "eager"])
+@pytest.mark.parametrize(
+    ("backend", "ambient"),
+    in_turn(["numba", "tvm", "inductor", "eager"], ["context", "device", "dtype"]),
+)
 def test_every_door_gives_what_it_gives_without_them(backend, ambient):
     """`torch.device("meta")`, `torch.set_default_device` and `torch.set_default_dtype`."""
     assert_well(program(DOORS, backend, ambient))
 
 
-@pytest.mark.parametrize("ambient", ["context", "dtype"])
+@pytest.mark.parametrize("ambient", ["context", *in_full(["dtype"])])
 def test_kernels_compiled_under_them_are_right(ambient, tmp_path):
     assert_well(program(DOORS, "numba", ambient, "tools", RNNJIT_CACHE_DIR=str(tmp_path)))

@@ -1,6 +1,7 @@
 """Protects first calls from threads with small stacks: compilers run on stacks of our own."""
 
 import pytest
+from covered import in_turn
 from processes import assert_well, program
 
 FIRST = """
@@ -34,12 +35,14 @@ for found in results:
 """
 
 
-@pytest.mark.parametrize("size", [64 << 10, 256 << 10])
-@pytest.mark.parametrize("backend", ["eager", "numba", "tvm"])
+@pytest.mark.parametrize(
+    ("backend", "size"), in_turn(["eager", "numba", "tvm"], [64 << 10, 256 << 10])
+)
 def test_a_first_call_compiles_on_a_large_stack(backend, size, tmp_path):
     assert_well(program(FIRST, backend, size, RNNJIT_CACHE_DIR=str(tmp_path)))
 
 
+@pytest.mark.full
 def test_a_first_call_compiles_by_inductor_on_a_large_stack(tmp_path):
     """Inductor's own cache is kept, for speed: its tracing alone takes more than such a stack."""
     assert_well(program(FIRST, "inductor", 64 << 10, RNNJIT_CACHE_DIR=str(tmp_path)))
