@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import msgspec
 import pytest
 import torch
+from covered import in_full, in_turn
 
 import rnnjit
 from rnnjit.bench.contestants import contestants
@@ -23,19 +25,30 @@ def _enabled(config: pytest.Config) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every case on eager and every CPU backend; only each suite's first if nothing is timed."""
+    """Every case on eager and every CPU backend.
+
+    If nothing is timed, only each suite's first, on one of them in `make test`; a process from its
+    start is for `make test-all`.
+    """
     enabled = _enabled(metafunc.config)
     taking = [each for each in contestants() if each.kind != "peer" and _runs_here(each.name)]
     if "cache" in metafunc.fixturenames:
         if not enabled:  # others take long
             taking = [each for each in taking if each.name in ("eager", "numba")]
-        caches = ("empty", "filled") if enabled else ("filled",)
-        metafunc.parametrize("cache", caches)
+        first, values = "cache", ["empty", "filled"] if enabled else ["filled"]
     else:
         suites = metafunc.module.SUITES
-        cases = [case for suite in suites for case in (suite if enabled else suite[:1])]
-        metafunc.parametrize("case", cases, ids=name_of)
-    metafunc.parametrize("contestant", taking, ids=lambda each: each.name)
+        first = "case"
+        values = [case for suite in suites for case in (suite if enabled else suite[:1])]
+    # Marked only where nothing is timed: `make bench` runs all.
+    rows = product if enabled else in_full if first == "cache" else in_turn
+    metafunc.parametrize((first, "contestant"), list(rows(values, taking)), ids=_id)
+
+
+def _id(value: Any) -> str:
+    if isinstance(value, Case):
+        return name_of(value)
+    return value if isinstance(value, str) else value.name
 
 
 def _runs_here(name: str) -> bool:

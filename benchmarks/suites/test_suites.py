@@ -72,7 +72,6 @@ def test_call(benchmark: Any, machine: Machine | None, case: Case, contestant: C
         )
 
 
-@pytest.mark.full
 def test_cold_start(
     benchmark: Any,
     contestant: Contestant,

@@ -71,7 +71,11 @@ def test_packed_sequences(shared, lengths):
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch_first": True}, {"nonlinearity": "relu", "bias": False}, {"num_layers": 4}],
+    [
+        pytest.param({"batch_first": True}, marks=pytest.mark.full),
+        {"nonlinearity": "relu", "bias": False},
+        pytest.param({"num_layers": 4}, marks=pytest.mark.full),
+    ],
     ids=str,
 )
 def test_configurations(options, tmp_path):
@@ -81,7 +85,7 @@ def test_configurations(options, tmp_path):
     assert_as_exact_as_eager(rnn, artifact(x), x)
 
 
-@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("target", ["x86-64-v3", pytest.param("x86-64-v4", marks=pytest.mark.full)])
 def test_levels_of_x86_run_where_the_processor_has_them(target, tmp_path):
     rnn = make_rnn(num_layers=2, bidirectional=True)
     place = export(rnn, tmp_path, target=target)
@@ -247,13 +251,16 @@ def test_a_foreign_artifact_is_refused(copied, what):
         rnnjit.load_artifact(copied)
 
 
+@pytest.mark.full
 def test_artifacts_for_other_processors_are_refused_by_name(tmp_path):
     place = export(make_rnn(), tmp_path, target="riscv64")
     with pytest.raises(rnnjit.ArtifactError, match="it is for the processor riscv64"):
         rnnjit.load_artifact(place)
 
 
-@pytest.mark.parametrize("kind", ["text", "half", "aarch64", "wasm32"])
+@pytest.mark.parametrize(
+    "kind", ["text", "half", pytest.param("aarch64", marks=pytest.mark.full), "wasm32"]
+)
 def test_an_object_file_of_another_kind_is_refused(shared, copied, kind, tmp_path):
     own = (copied / "rnn.o").read_bytes()
     if kind in ("text", "half"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from artifact_programs import assert_as_exact_as_eager, export, make_rnn, needs
+from covered import in_turn
 from cuda_cells import EVERYTHING, POINTS, SINGLE
 from cuda_cells import activation as expected_activation
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -45,7 +46,10 @@ def emulated(source):
     return source.replace(shared, "real *states = (real *)dynamic_shared.data();")
 
 
-@pytest.fixture(scope="module", params=STACKS)
+@pytest.fixture(
+    scope="module",
+    params=["bidirectional", pytest.param("relu-no-bias", marks=pytest.mark.full)],
+)
 def program(request, tmp_path_factory):
     """A stack, its artifact, and the program that computes it on the CPU."""
     (compiler,) = needs("g++")
@@ -107,13 +111,16 @@ def test_nan_stays_where_eager_has_it(program, tmp_path):
     assert_as_exact_as_eager(program[0], compute(program, tmp_path, x), x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(
+    ("stack", "dtype"), in_turn(STACKS, [torch.float32, torch.float64]), ids=str
+)
 def test_nvcc_compiles_it(stack, dtype, tmp_path):
     compile_with_nvcc(export(make_rnn(dtype, **STACKS[stack]), tmp_path, target="cuda"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.full)], ids=str
+)
 def test_nvcc_compiles_each_operation(dtype, tmp_path):
     program = BACKEND.build(rnnjit.RNNSpec(2, 3, cell=EVERYTHING), dtype, "cuda", "rnn")
     for name, content in program.files.items():

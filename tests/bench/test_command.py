@@ -91,6 +91,7 @@ def test_json_to_standard_output_is_all_there_is_and_tells_where_it_comes_from(c
     assert found.commit.removesuffix("+") == head.stdout.strip()
 
 
+@pytest.mark.full
 def test_a_backend_that_is_wrong_is_exit_status_1(installed_backend, capsys):
     assert bench("--contestants", "broken", "--rounds", "1") == 1
     assert capsys.readouterr().out.count("broken is wrong in 5, 2, 3, 4;") == 2

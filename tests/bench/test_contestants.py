@@ -37,7 +37,7 @@ OFFERED = [
 
 
 # One of rnnjit's and one peer: each takes the time of a process, and of a compiler.
-FAST = ("numba", "jax")
+FAST = ("numba", "onnxruntime")
 RUN = [
     pytest.param(each, names, marks=() if each.name in FAST else pytest.mark.full)
     for each, names in OFFERED

@@ -43,7 +43,7 @@ def prepare(tmp_path):
     return command
 
 
-@pytest.mark.parametrize("name", ["eager", "numba"])
+@pytest.mark.parametrize("name", ["eager", pytest.param("numba", marks=pytest.mark.full)])
 def test_every_command_has_its_reply(start, prepare, tmp_path, name):
     worker = start(find(name))
     for case in (CASE, Case(T=5, B=2, I=3, H=4, mode="training")):
@@ -94,7 +94,9 @@ def test_a_crash_is_told_with_the_last_words(start, prepare):
         worker.ask(protocol.Sample(1), TIMEOUT)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "jax"])
+@pytest.mark.parametrize(
+    "name", ["onnxruntime", "openvino", pytest.param("jax", marks=pytest.mark.full)]
+)
 def test_the_process_of_a_peer_knows_neither_rnnjit_nor_torch(prepare, name):
     if reason := find(name).absent():
         pytest.skip(reason)
@@ -103,6 +105,7 @@ def test_the_process_of_a_peer_knows_neither_rnnjit_nor_torch(prepare, name):
     assert not imported & {"rnnjit", "rnnjit.frontend.compiled_layer", "torch"}
 
 
+@pytest.mark.full
 def test_the_process_of_a_backend_begins_as_its_users_do(prepare):
     imported = modules_after("-m", "rnnjit.bench.worker", "numba", command=prepare(CASE))
     assert {"rnnjit.frontend.compiled_layer", "torch"} <= imported

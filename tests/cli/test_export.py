@@ -40,6 +40,7 @@ def test_flags_say_for_what_and_under_which_name(model, tmp_path):
     assert (place / "net.h").exists()
 
 
+@pytest.mark.full
 def test_every_rnn_of_a_model_gets_a_directory(tmp_path):
     file = tmp_path / "model.pt"
     torch.save(nn.ModuleDict({"a": nn.RNN(3, 5), "b": nn.RNN(5, 2)}), file)
@@ -67,6 +68,7 @@ def test_what_makes_no_sense_is_said_in_a_line(model, tmp_path, what, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_other_files_are_left_alone(model, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")

@@ -82,7 +82,7 @@ def torchrun(*flags):
     ("way", "kinds"),
     [
         ("ddp", ["plain", "static graph", "bucket views", "unused parameters", "accumulated"]),
-        ("fsdp", ["whole", "modules", "kept"]),
+        pytest.param("fsdp", ["whole", "modules", "kept"], marks=pytest.mark.full),
     ],
 )
 def test_two_processes_train_as_one_on_the_whole_batch(way, kinds, tmp_path):
@@ -112,6 +112,7 @@ def test_the_command_on_the_page_is_the_examples_own():
     assert command in (ROOT / "docs" / "examples.md").read_text()
 
 
+@pytest.mark.full
 def test_the_example_without_torchrun_says_how_to_run_it():
     done = subprocess.run(
         [sys.executable, EXAMPLE], capture_output=True, text=True, timeout=SECONDS

@@ -106,10 +106,16 @@ for name, tensors in expected.items():
         assert torch.equal(got, right), name
 """
 
+AMBIENTS = ["context", "device", "dtype"]
+
 
 @pytest.mark.parametrize(
     ("backend", "ambient"),
-    in_turn(["numba", "tvm", "inductor", "eager"], ["context", "device", "dtype"]),
+    [
+        # In `make test` the next test runs numba's, and more.
+        *in_full(["numba"], AMBIENTS),
+        *in_turn(["eager", "tvm", "inductor"], AMBIENTS),
+    ],
 )
 def test_every_door_gives_what_it_gives_without_them(backend, ambient):
     """`torch.device("meta")`, `torch.set_default_device` and `torch.set_default_dtype`."""

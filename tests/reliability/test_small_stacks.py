@@ -1,7 +1,7 @@
 """Protects first calls from threads with small stacks: compilers run on stacks of our own."""
 
 import pytest
-from covered import in_turn
+from covered import in_full, in_turn
 from processes import assert_well, program
 
 FIRST = """
@@ -34,9 +34,12 @@ for found in results:
         torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-4)
 """
 
+SIZES = [64 << 10, 256 << 10]
+
 
 @pytest.mark.parametrize(
-    ("backend", "size"), in_turn(["eager", "numba", "tvm"], [64 << 10, 256 << 10])
+    ("backend", "size"),
+    [*in_full(["eager"], SIZES), *in_turn(["numba", "tvm"], SIZES)],
 )
 def test_a_first_call_compiles_on_a_large_stack(backend, size, tmp_path):
     assert_well(program(FIRST, backend, size, RNNJIT_CACHE_DIR=str(tmp_path)))

@@ -34,6 +34,7 @@ def test_sixteen_threads_get_the_bits_that_one_gets(backend):
     assert_well(program(SIXTEEN, backend, 125, "exact"))
 
 
+@pytest.mark.full
 def test_sixteen_threads_on_backends_that_promise_no_bits():
     assert_well(program(SIXTEEN, "inductor eager", 4, "close"))
 
@@ -240,6 +241,7 @@ at_once(4, work)
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_weight_that_another_thread_replaces_is_the_old_or_the_new(backend):
     assert_well(program(WEIGHTS, backend))

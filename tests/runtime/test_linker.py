@@ -56,9 +56,8 @@ assert float((found - right).abs().max()) < 1e-5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mmap's numbers are Linux's")
-@pytest.mark.parametrize(
-    "what", ["tvm", *(pytest.param(name, marks=pytest.mark.full) for name in ("numba", "artifact"))]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("what", ["tvm", "numba", "artifact"])
 def test_memory_in_pieces(what, tmp_path):
     if what != "artifact" and rnnjit.backends()[what].missing():
         pytest.skip(f"{what} is not installed")

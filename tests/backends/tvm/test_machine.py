@@ -42,7 +42,9 @@ def possible_instruction_sets(monkeypatch):
     return re.findall(r"'(avx512|avx2|neon|plain)'", str(raised.value))
 
 
-@pytest.mark.parametrize("name", ["avx512", "avx2", "neon", "plain"])
+@pytest.mark.parametrize(
+    "name", ["avx512", pytest.param("avx2", marks=pytest.mark.full), "neon", "plain"]
+)
 def test_lesser_instruction_sets_agree_with_eager(name, tmp_path, monkeypatch):
     best, *others = possible_instruction_sets(monkeypatch)
     if name == best:
@@ -60,6 +62,7 @@ def test_lesser_instruction_sets_agree_with_eager(name, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_names_of_features_that_tvms_llvm_lacks_are_left_out(capfd):
     isa = host_isa()
     named = replace(isa, features=(*isa.features, "-of-another-release"))
@@ -74,7 +77,10 @@ def test_kernels_assemble_for_aarch64():
 
 @pytest.mark.parametrize(
     ("name", "cpu", "rows", "vectors"),
-    [("avx512", "skylake-avx512", 8, 3), ("avx2", "haswell", 4, 3)],
+    [
+        ("avx512", "skylake-avx512", 8, 3),
+        pytest.param("avx2", "haswell", 4, 3, marks=pytest.mark.full),
+    ],
 )
 def test_tiles_stay_in_registers(name, cpu, rows, vectors):
     isa = isa_named(name, cpu, (), "x86_64-unknown-linux-gnu")
@@ -121,7 +127,7 @@ def child(module, x, expected):
         np.testing.assert_array_equal(ours, parents)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.full)])
 def test_child_processes_after_use(method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this platform cannot {method}")

@@ -44,13 +44,16 @@ CASES = list(dict.fromkeys(pair.case for pair in PAIRS))
 
 
 def quick_cases():
-    """Every family with every other case in one check; the rest is `full`."""
+    """Every family with every other case in one check; the rest is `full`.
+
+    So are repeated calls: `test_barriers` repeats launches, in other orders of threads.
+    """
     for f, family in enumerate(FAMILIES):
         for c, case in enumerate(CASES):
             own = [pair for pair in PAIRS if pair.case == case]
             for index, pair in enumerate(own):
                 first = (f + c) % 2 == 0 and index == (f + c) // 2 % len(own)
-                marks = () if first else pytest.mark.full
+                marks = () if first and pair.name != "repeated" else pytest.mark.full
                 name = f"{family}-{pair.name}-{case.id}"
                 yield pytest.param(family, pair, id=name, marks=marks)
 

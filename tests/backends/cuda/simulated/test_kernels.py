@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from covered import covered
+from covered import covered, in_turn
 from cuda_calls import TORCH, Call, Case, check_backward, check_forward
 from cuda_cells import SIGMOID
 
@@ -102,8 +102,7 @@ def test_every_case_is_among_those_of_some_kernel(all_keys, family):
         assert seen - set(LARGE) == set(cases)
 
 
-@pytest.mark.parametrize("dtype", TORCH)
-@pytest.mark.parametrize("family", ["grid", "stream"])
+@pytest.mark.parametrize(("family", "dtype"), in_turn(["grid", "stream"], list(TORCH)))
 def test_a_sum_over_several_turns_of_the_lanes(family, dtype):
     call = Call(WIDE, dtype, RNN_TANH)
     check_forward(KernelKey(family, "forward", dtype, RNN_TANH, 4), call, tiles=3)
@@ -113,7 +112,12 @@ def test_a_sum_over_several_turns_of_the_lanes(family, dtype):
 
 @pytest.mark.parametrize(
     ("family", "rows", "B", "slabs"),
-    [("grid", 2, 37, 1), ("grid", 4, 70, 2), ("grid", 8, 135, 2), ("stream", 4, 75, 1)],
+    [
+        ("grid", 2, 37, 1),
+        ("grid", 4, 70, 2),
+        pytest.param("grid", 8, 135, 2, marks=pytest.mark.full),
+        ("stream", 4, 75, 1),
+    ],
 )
 def test_several_rounds_of_tiles(family, rows, B, slabs):
     case = Case(9, B, 3, 2, True)
