@@ -56,10 +56,9 @@ def assert_program_agrees(command, artifact, rnn, dtype):
 @pytest.mark.parametrize(
     ("stack", "dtype"),
     [
-        *in_full(["one-layer"], DTYPES),
-        *in_full(["bidirectional"], DTYPES[:1]),
         ("bidirectional", torch.float64),
-        *in_full(["relu-no-bias"], DTYPES),
+        *in_full(["bidirectional"], [torch.float32]),
+        *in_full(["one-layer", "relu-no-bias"], DTYPES),
     ],
 )
 def test_a_c_program_runs_the_network(stack, dtype, tmp_path):
@@ -107,7 +106,7 @@ def test_the_c_program_says_what_it_is_called_with(tmp_path):
     ("target", "dtype"),
     [
         ("aarch64", torch.float32),
-        *in_full(["aarch64"], DTYPES[1:]),
+        *in_full(["aarch64"], [torch.float64]),
         *in_full(["riscv64"], DTYPES),
     ],
 )

@@ -48,33 +48,6 @@ def units_in_the_last_place(name, z, found):
     return float((np.abs(found.numpy().astype(wide) - truth) / unit).max())
 
 
-def on_some(name):
-    """A dtype and a backend each: exp and sigmoid, which take kernels of their own, on one backend.
-
-    `make test-all` has all of them.
-    """
-    turn = list(CELLS).index(name) // 2
-    return [
-        pytest.param(
-            dtype,
-            backend,
-            id=f"{label}-{backend}",
-            marks=() if name == "tanh" or (turn + d + b) % 2 == 0 else pytest.mark.full,
-        )
-        for d, (label, dtype) in enumerate(zip(("f32", "f64"), WIDE, strict=True))
-        for b, backend in enumerate(("numba", "tvm"))
-    ]
-
-
-def special():
-    """Each function with what `on_some` has of it."""
-    return [
-        pytest.param(name, *each.values, id=f"{name}-{each.id}", marks=each.marks)
-        for name in CELLS
-        for each in on_some(name)
-    ]
-
-
 backends = pytest.mark.parametrize("backend", ["numba", "tvm"])
 dtypes = pytest.mark.parametrize("dtype", list(WIDE), ids=["f32", "f64"])
 
@@ -110,7 +83,7 @@ def test_tanh_of_the_smallest_numbers(backend, dtype):
     assert units_in_the_last_place("tanh", z, values(backend, CELLS["tanh"], z)) < 2.5
 
 
-@pytest.mark.parametrize("backend", ["numba", pytest.param("tvm", marks=pytest.mark.full)])
+@backends
 @pytest.mark.parametrize(
     ("dtype", "function"), in_turn(list(WIDE), [("exp", 1.1), ("sigmoid", 2.5)])
 )
@@ -122,7 +95,8 @@ def test_exp_and_sigmoid_in_units_in_the_last_place(backend, dtype, function, lo
     assert units_in_the_last_place(name, z, values(backend, CELLS[name], z)) < allowed
 
 
-@pytest.mark.parametrize(("dtype", "backend"), on_some("exp"))
+@backends
+@dtypes
 def test_exp_over_its_whole_range(backend, dtype):
     end = 708.0 if dtype is torch.float64 else 87.0
     z = torch.linspace(-end, end, 100_001, dtype=dtype)
@@ -132,7 +106,9 @@ def test_exp_over_its_whole_range(backend, dtype):
     assert units_in_the_last_place("exp", z, values(backend, CELLS["exp"], z)) < 1.1
 
 
-@pytest.mark.parametrize(("name", "dtype", "backend"), special())
+@backends
+@dtypes
+@pytest.mark.parametrize("name", list(CELLS))
 def test_special_values(backend, dtype, name):
     inf, nan = float("inf"), float("nan")
     tiny, far = torch.finfo(dtype).smallest_normal, [30.0, -30.0, 800.0, -800.0, 1e30, -1e30]
