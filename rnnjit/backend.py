@@ -287,6 +287,14 @@ class Backend(ABC):
         """
         return None
 
+    def choices(self) -> dict[str, str]:
+        """What the backend has measured on this machine and chosen by it (optional).
+
+        The keys name what is chosen, the values say what and why. `rnnjit info` shows them; asking
+        measures nothing.
+        """
+        return {}
+
     def targets(self) -> Sequence[str]:
         """Names of the targets that `build` can compile for in this installation (optional)."""
         return ()

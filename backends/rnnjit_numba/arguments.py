@@ -21,6 +21,7 @@ class ForwardArguments(NamedTuple):
         tail: steps of fewer rows than this are divided by their hidden columns between all threads.
         hoist: whether the input projection of all steps is computed before the first.
         direct: whether weights are read in place; then only the bias is packed.
+        tile: how products are cut into register tiles, see `tile_shapes.Tiling.code`.
         x, h0, y, h_n: `[N, I]`, `[D, B, H]`, `[N, D*H]`, `[D, B, H]`.
         w_ih_0 ... b_hh_1: the weights of each direction.
         scratch: for each direction, the packed weights and then the bias.
@@ -44,6 +45,7 @@ class ForwardArguments(NamedTuple):
     tail: int
     hoist: int
     direct: int
+    tile: int
     x: int
     h0: int
     y: int
@@ -79,6 +81,7 @@ class BackwardArguments(NamedTuple):
         packed_column, packed: bytes of one packed column vector, and of one direction.
         before: int64 `[D, N]`, written: the address of the state before each row's step; 0 if dW_hh
             is not needed.
+        outer_rows, outer_vectors: the shape of the reductions' tile.
         reduction, reduction_size: memory for the reductions' packed blocks, and its bytes per task.
     """
 
@@ -95,6 +98,7 @@ class BackwardArguments(NamedTuple):
     parts: int
     tail: int
     direct: int
+    tile: int
     x: int
     h0: int
     y: int
@@ -119,6 +123,8 @@ class BackwardArguments(NamedTuple):
     packed_column: int
     packed: int
     before: int
+    outer_rows: int
+    outer_vectors: int
     reduction: int
     reduction_size: int
     sync: int

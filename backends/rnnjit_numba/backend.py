@@ -41,6 +41,13 @@ class NumbaBackend(CPUBackend):
 
         return streaming.stepper(dtype, spec.layers, batch)
 
+    def choices(self) -> dict[str, str]:
+        """The register tiles of both element types."""
+        imported("rnnjit_numba.tile_choice")
+        from rnnjit_numba import tile_choice
+
+        return {f"tiles of float{bits}": tile_choice.described(bits) for bits in (32, 64)}
+
     def targets(self) -> Sequence[str]:
         """Processors that LLVM generates code for; none where it cannot be imported."""
         if self.missing():

@@ -357,7 +357,7 @@ def _add_propagate(context: CodegenContext, common: CommonFunctions) -> Any:
         ld *= stride
         affine(
             *(zeros, 0, 0, 0, 0, base, dz, ld, a.H, base, a.packed_column),
-            *(to, ld, rows, first, last, a.H, NOTHING),
+            *(to, ld, rows, first, last, a.H, NOTHING, a.tile),
         )
 
     return context.symbols.add(propagate)

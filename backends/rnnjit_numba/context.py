@@ -11,7 +11,7 @@ from rnnjit_numba import memory, pointwise
 from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
 from rnnjit_numba.simd import Lanes
 from rnnjit_numba.symbol_table import SymbolTable
-from rnnjit_numba.tile_shapes import tile_shapes
+from rnnjit_numba.tile_shapes import TileShape, candidates, outer_candidates, small_shapes
 from rnnjit_numba.tiles import FOLD, TileSet
 from rnnjit_numba.work_stealing import add_next_task
 
@@ -26,13 +26,15 @@ class CodegenContext:
     Attributes:
         cell: one whose `is_elman` holds.
         lanes: element type and vector width.
-        shapes: the register tiles, (rows, most vectors).
+        tiles: the register tiles.
+        small_shapes: of the tiles for the rows that a larger tile leaves.
         symbols: where the kernels' functions are collected.
     """
 
     cell: Cell
     lanes: Lanes
-    shapes: tuple[tuple[int, int], ...]
+    tiles: TileSet
+    small_shapes: tuple[TileShape, ...]
     symbols: SymbolTable = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,12 +45,9 @@ class CodegenContext:
     @staticmethod
     def of(isa: Isa, bits: int, cell: Cell) -> CodegenContext:
         """The context of a cell's kernels for elements of `bits` bits."""
-        return CodegenContext(cell, Lanes(bits, isa.lanes(bits // 8), isa.fma), tile_shapes(isa))
-
-    @property
-    def tiles(self) -> TileSet:
-        """The register tiles."""
-        return TileSet(self.lanes, self.shapes)
+        lanes, small = Lanes(bits, isa.lanes(bits // 8), isa.fma), small_shapes(isa)
+        shapes = tuple(sorted({*candidates(isa), *small}, reverse=True))
+        return CodegenContext(cell, lanes, TileSet(lanes, shapes, outer_candidates(isa)), small)
 
 
 class CommonFunctions(NamedTuple):
@@ -73,19 +72,16 @@ def add_common(context: CodegenContext) -> CommonFunctions:
 def _add_affine(context: CodegenContext) -> Any:
     """The function that computes any block of `init + x @ w1 + h @ w2`, or the cell's step of it.
 
-    It cuts the block into register tiles: rows by the largest tile that fits, columns as evenly as
-    the tile's width allows. Every step of the forward and backward recurrence, the hoisted input
-    projection and grad_x are computed by this function. Its arguments are those of the tile (see
-    `TileSet.affine`), for `rows` rows, column vectors `first` to `last` of `columns` columns, and
-    the epilogue, `NOTHING` or `STEP`.
+    It cuts the rows into bands of register tiles: by the tile that `tiling` names (see
+    `tile_shapes.Tiling.code`), and the rest by smaller ones. Every step of the forward and backward
+    recurrence, the hoisted input projection and grad_x are computed by this function. Its arguments
+    are those of the tile (see `TileSet.affine`), for `rows` rows, column vectors `first` to `last`
+    of `columns` columns, and the epilogue, `NOTHING` or `STEP`.
     """
-    tile = context.tiles.affine()
-    step = pointwise.step(context.lanes, context.cell)
-    shapes = context.shapes
-    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+    band, small_shapes = _add_band(context), context.small_shapes
     # A single row costs as much as two, since all weights are read for it: 3 + 2 rows cost less
     # than 4 + 1.
-    thirds = 1 if 3 in dict(shapes) else 0
+    thirds = 1 if 3 in dict(small_shapes) else 0
 
     def affine(
         init: int,
@@ -106,51 +102,111 @@ def _add_affine(context: CodegenContext) -> Any:
         last: int,
         columns: int,
         epilogue: int,
+        tiling: int,
     ) -> None:
-        done = 0
-        for tile_rows, widest in shapes:
+        k_block, tile_rows, widest = tiling >> 8, tiling >> 4 & 15, tiling & 15
+        done, stop = 0, rows // tile_rows * tile_rows
+        if rows - stop == 1 and stop > 0 and tile_rows > 3 and thirds:
+            stop -= tile_rows
+        band(
+            *(init, ld_init, x, ld_x, k1, w1, h, ld_h, k2, w2, ld_w, out, ld_out),
+            *(done, stop, first, last, columns, epilogue, tile_rows, widest, k_block),
+        )
+        done = stop
+        for tile_rows, widest in small_shapes:
             stop = done + (rows - done) // tile_rows * tile_rows
             if rows - stop == 1 and stop > done and tile_rows > 3 and thirds:
                 stop -= tile_rows
-            v = first if stop > done else last
-            while v < last:
-                # As even as possible, among the widths for which there is a tile.
-                tiles = (last - v + widest - 1) // widest
-                width = (last - v + tiles - 1) // tiles
-                if width < widest and width > 2:
-                    width = 4 if width >= 4 else 2
-                at = v * vector_bytes
-                tail = columns - (v + width - 1) * lanes
-                if tail > lanes:
-                    tail = lanes
+            band(
+                *(init, ld_init, x, ld_x, k1, w1, h, ld_h, k2, w2, ld_w, out, ld_out),
+                *(done, stop, first, last, columns, epilogue, tile_rows, widest, k_block),
+            )
+            done = stop
+
+    return context.symbols.add(affine)
+
+
+def _add_band(context: CodegenContext) -> Any:
+    """Rows `done` to `stop` of `affine` by tiles of `tile_rows` rows and at most `widest` vectors.
+
+    Columns are cut as evenly as the widths of tiles allow. Each column block is summed over blocks
+    of at most `k_block` terms, one after the other, whose weights stay in the first-level cache
+    while the tiles of all rows read them; totals are in `out` meanwhile. 0 is one block of all.
+    """
+    tile = context.tiles.affine()
+    step = pointwise.step(context.lanes, context.cell)
+    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+    size = context.lanes.itemsize
+
+    def band(
+        init: int,
+        ld_init: int,
+        x: int,
+        ld_x: int,
+        k1: int,
+        w1: int,
+        h: int,
+        ld_h: int,
+        k2: int,
+        w2: int,
+        ld_w: int,
+        out: int,
+        ld_out: int,
+        done: int,
+        stop: int,
+        first: int,
+        last: int,
+        columns: int,
+        epilogue: int,
+        tile_rows: int,
+        widest: int,
+        k_block: int,
+    ) -> None:
+        blocks_1, blocks = 0, 1
+        if k_block > 0 and k1 + k2 > k_block:
+            blocks_1 = (k1 + k_block - 1) // k_block
+            blocks = blocks_1 + (k2 + k_block - 1) // k_block
+        v = first if stop > done else last
+        while v < last:
+            # As even as possible, among the widths for which there is a tile.
+            tiles = (last - v + widest - 1) // widest
+            width = (last - v + tiles - 1) // tiles
+            if width < widest and width > 2:
+                width = 4 if width >= 4 else 2
+            at = v * vector_bytes
+            tail = columns - (v + width - 1) * lanes
+            if tail > lanes:
+                tail = lanes
+            for block in range(blocks):
+                a_1, ld_1, n_1, b_1 = x, ld_x, k1, w1 + v * ld_w
+                a_2, n_2, b_2 = h, k2, w2 + v * ld_w
+                if blocks > 1:
+                    low, n_2 = block * k_block, 0
+                    if block >= blocks_1:
+                        low -= blocks_1 * k_block
+                        a_1, ld_1, n_1, b_1 = h, ld_h, k2, b_2
+                    a_1, b_1 = a_1 + low * size, b_1 + low * vector_bytes
+                    n_1 = n_1 - low if n_1 - low < k_block else k_block
+                start, ld_start = init + at, ld_init
+                if block > 0:
+                    start, ld_start = out + at, ld_out
                 for row in range(done, stop, tile_rows):
-                    block = out + row * ld_out + at
+                    to = out + row * ld_out + at
                     tile(
-                        16 * tile_rows + width,
-                        init + row * ld_init + at,
-                        ld_init,
-                        x + row * ld_x,
-                        ld_x,
-                        k1,
-                        w1 + v * ld_w,
-                        h + row * ld_h,
-                        ld_h,
-                        k2,
-                        w2 + v * ld_w,
-                        ld_w,
-                        block,
-                        ld_out * 256 + tail,
+                        *(16 * tile_rows + width, start + row * ld_start, ld_start),
+                        *(a_1 + row * ld_1, ld_1, n_1, b_1),
+                        *(a_2 + row * ld_h, ld_h, n_2, b_2),
+                        *(ld_w, to, ld_out * 256 + tail),
                     )
-                    if epilogue == NOTHING:
+                    if epilogue == NOTHING or block < blocks - 1:
                         continue
                     for r in range(tile_rows):
                         for i in range(width):
                             count = tail if i == width - 1 else lanes
-                            step(block + r * ld_out + i * vector_bytes, count)
-                v += width
-            done = stop
+                            step(to + r * ld_out + i * vector_bytes, count)
+            v += width
 
-    return context.symbols.add(affine)
+    return context.symbols.add(band)
 
 
 def _add_copy_rows(context: CodegenContext) -> Any:

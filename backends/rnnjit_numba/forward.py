@@ -233,7 +233,7 @@ def _add_step(context: CodegenContext, common: CommonFunctions) -> Any:
         affine(
             *(init, ld_init, x, ld_x, inputs, base),
             *(h, ld_h, a.H, base + a.packed_inputs, a.packed_row),
-            *(y, ld_y, rows, first, last, a.H, STEP),
+            *(y, ld_y, rows, first, last, a.H, STEP, a.tile),
         )
 
     return context.symbols.add(step)

@@ -120,7 +120,7 @@ def _add_project(context: CodegenContext, common: CommonFunctions) -> Any:
             x, y = a.x + row * ld_x, a.y + row * ld_y + d * a.H * size
             affine(
                 *(bias, 0, x, ld_x, a.I, base, 0, 0, 0, base, a.packed_row),
-                *(y, ld_y, rows, first, last, a.H, NOTHING),
+                *(y, ld_y, rows, first, last, a.H, NOTHING, a.tile),
             )
 
     return context.symbols.add(project)

@@ -27,6 +27,7 @@ from rnnjit_numba.numba_lowering import lower
 from rnnjit_numba.plan import FEW_ROWS, TILE_ROWS
 from rnnjit_numba.scratch import BLOCK, packed_bytes
 from rnnjit_numba.simd import I32, I64, load
+from rnnjit_numba.tile_choice import program_tiling
 
 
 def text(spec: RNNSpec, isa: Isa, bits: int, symbol: str) -> str:
@@ -149,6 +150,7 @@ def _constants(
         "parts": I64(1),
         "hoist": builder.zext(hoist, I64),
         "direct": builder.zext(direct, I64),
+        "tile": I64(program_tiling(isa).code),
         "packed_inputs": packing(inputs),
         "packed_row": packing(inputs + hidden),
         "packed": packing(vectors * (inputs + hidden + vector), vectors * vector),

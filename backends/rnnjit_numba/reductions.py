@@ -13,7 +13,6 @@ The first argument of each function is the address of a `BackwardArguments`, whi
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from rnnjit_numba import memory
@@ -35,7 +34,6 @@ def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
     )
     grad_x, block = _add_grad_x(context, common), _add_reduce_block(context)
     lanes = context.lanes.count
-    _, widest = context.shapes[0]
 
     def reduce(
         arguments: int, task: int, tasks: int, low: int, high: int, first: int, last: int
@@ -45,6 +43,7 @@ def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
             grad_x(arguments, task, tasks, low, high)
         wide_i = (a.I + lanes - 1) // lanes if a.grad_w_ih_0 != 0 else 0
         wide_h = (a.H + lanes - 1) // lanes if a.grad_w_hh_0 != 0 else 0
+        widest = a.outer_vectors
         chunks_i = (wide_i + widest - 1) // widest
         chunks_h = (wide_h + widest - 1) // widest
         chunks = chunks_i + chunks_h + (1 if a.grad_b_0 != 0 else 0)
@@ -91,7 +90,7 @@ def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
             dz_1 = dz_0 + a.N * ld
             affine(
                 *(zeros, 0, dz_0, ld, a.H, w_0, dz_1, ld, hidden_1, w_1, a.packed_column),
-                *(a.grad_x + row * ld_x, ld_x, rows, 0, wide, a.I, NOTHING),
+                *(a.grad_x + row * ld_x, ld_x, rows, 0, wide, a.I, NOTHING, a.tile),
             )
 
     return context.symbols.add(grad_x)
@@ -110,7 +109,6 @@ def _add_reduce_block(context: CodegenContext) -> Any:
         context.lanes.vector_bytes,
         context.lanes.itemsize,
     )
-    tile_rows, widest = context.shapes[0]
 
     def reduce_block(
         arguments: int,
@@ -124,10 +122,11 @@ def _add_reduce_block(context: CodegenContext) -> Any:
         rows: int,
     ) -> None:
         a = unpack(arguments)
+        tile_rows = a.outer_rows
         groups = (a.H + tile_rows - 1) // tile_rows
         dz_block = a.reduction + task * a.reduction_size
         operand = dz_block + groups * tile_rows * REDUCTION_ROWS * size
-        result = operand + REDUCTION_ROWS * widest * vector_bytes
+        result = operand + REDUCTION_ROWS * a.outer_vectors * vector_bytes
         packed, keep = 0, a.N - row - rows
         for chunk in range(first, last):
             if chunk == chunks_i + chunks_h:
@@ -146,31 +145,29 @@ def _add_reduce_block(context: CodegenContext) -> Any:
             states = 1 if chunk >= chunks_i else 0
             pack_operand(arguments, d, operand, states, v, end - v, row, rows)
             to += v * vector_bytes
-            product(to, columns, v, end - v, a.H, dz_block, operand, rows, keep)
+            product(to, columns, v, end - v, a.H, tile_rows, dz_block, operand, rows, keep)
 
     return context.symbols.add(reduce_block)
 
 
 def _add_pack_dz(context: CodegenContext) -> Any:
-    """Pack a block of dz as `[groups][REDUCTION_ROWS][tile rows]`, zeros after the last column."""
+    """Pack a block of dz as `[groups][REDUCTION_ROWS][outer_rows]`, zeros after the last column."""
     unpack, minimum, maximum = (
         memory.unpack_arguments(BackwardArguments),
         memory.minimum(),
         memory.maximum(),
     )
-    size = context.lanes.itemsize
-    tile_rows, _ = context.shapes[0]
-    piece = min(context.lanes.count, tile_rows)
-    # A vector that is exactly as wide as a piece is stored without a mask.
-    copy = memory.copy(replace(context.lanes, count=piece))
+    lanes, size, copy = context.lanes.count, context.lanes.itemsize, memory.copy(context.lanes)
 
     def pack_dz(arguments: int, d: int, to: int, row: int, rows: int) -> None:
         a = unpack(arguments)
+        tile_rows = a.outer_rows
         source = a.dz + (d * a.N + row) * a.H * size
         for group in range((a.H + tile_rows - 1) // tile_rows):
-            for j in range(group * tile_rows, (group + 1) * tile_rows, piece):
+            for first in range(0, tile_rows, lanes):
+                piece, j = minimum(lanes, tile_rows - first), group * tile_rows + first
                 count = maximum(0, minimum(piece, a.H - j))
-                place = to + (group * tile_rows * REDUCTION_ROWS + j % tile_rows) * size
+                place = to + (group * tile_rows * REDUCTION_ROWS + first) * size
                 for n in range(rows):
                     at = source + (n * a.H + j) * size
                     copy(place + n * tile_rows * size, at, count, piece)
@@ -215,7 +212,6 @@ def _add_product(context: CodegenContext) -> Any:
     """
     outer, minimum = context.tiles.outer(), memory.minimum()
     lanes, size = context.lanes.count, context.lanes.itemsize
-    tile_rows, _ = context.shapes[0]
 
     def product(
         to: int,
@@ -223,6 +219,7 @@ def _add_product(context: CodegenContext) -> Any:
         v: int,
         width: int,
         hidden: int,
+        tile_rows: int,
         dz_block: int,
         operand: int,
         rows: int,
@@ -233,7 +230,7 @@ def _add_product(context: CodegenContext) -> Any:
             packed = dz_block + group * tile_rows * REDUCTION_ROWS * size
             block = to + group * tile_rows * columns * size
             valid = 256 * minimum(tile_rows, hidden - group * tile_rows) + tail
-            outer(width, packed, operand, rows, block, columns * size, valid, keep)
+            outer(16 * tile_rows + width, packed, operand, rows, block, columns * size, valid, keep)
 
     return context.symbols.add(product)
 

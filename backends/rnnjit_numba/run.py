@@ -11,18 +11,14 @@ from torch import Tensor
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
 from rnnjit.backend import Shortcut
 from rnnjit.codegen import forward_call
-from rnnjit.codegen.argument_block import address_of, argument_block
+from rnnjit.codegen.argument_block import address_of
 from rnnjit.codegen.forward_call import ForwardFields, Recipe
-from rnnjit.codegen.kernel import LINE, Kind
-from rnnjit.codegen.row_slices import alike, late_threads_for, shared_in_backward
+from rnnjit.codegen.kernel import Kind
+from rnnjit.codegen.row_slices import alike
 from rnnjit.runtime.openmp import most_threads
-from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, area_bytes
-from rnnjit_numba.library import library
-from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
-from rnnjit_numba.tile_shapes import tile_shapes
+from rnnjit_numba import recipes, tile_choice
+from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
 
-#: From this many bytes on, scratch memory is allocated; less is part of the argument block.
-_LARGE = 4096
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
 _B = BackwardArguments(*range(len(BackwardArguments._fields)))
 FIELDS = ForwardFields(_F.N, _F.x, _F.sizes, _F.scratch)
@@ -128,92 +124,20 @@ def _by_weight(
 @lru_cache(maxsize=1024)
 def forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     """How a layer's forward kernel is called for elements of `size` bytes, on at most `threads`."""
-    kernels = library(Kind(8 * size, layer.cell))
-    lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
-    wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
-    rows = Rows(T, B, N)
-    cut = plan(layer, rows, threads, wide_h)
-    packed_inputs = wide_i * lanes * vector
-    packed_row = packed_inputs + wide_h * lanes * vector
-    if cut.direct:
-        packed_inputs = packed_row = 0
-    packed = wide_h * (packed_row + vector)
-    fixed = {
-        **_problem(layer, T, B, N, cut),
-        "hoist": int(cut.hoist),
-        "direct": int(cut.direct),
-        "packed_inputs": packed_inputs,
-        "packed_row": packed_row,
-        "packed": packed,
-    }
-    scratch, sync = layer.num_directions * packed, _sync_words(layer, cut.threads)
-    names = ForwardArguments._fields
-    inside = 8 * (len(names) + sync) if scratch < _LARGE else 0
-    block = argument_block(names, fixed, sync + (scratch // 8 if inside else 0))
-    late = late_threads_for((__name__, "forward", size), layer, rows, cut.threads)
-    return Recipe(kernels.forward, cut.threads, block, scratch // size, inside, sync, (), late)
+    kind = Kind(8 * size, layer.cell)
+    cut = recipes.forward_plan(kind, layer, Rows(T, B, N), threads)
+    tiling = tile_choice.tiling(kind, layer, N, cut.slice_rows)
+    return recipes.forward(kind, layer, Rows(T, B, N), cut, tiling)
 
 
 @lru_cache(maxsize=1024)
 def backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     """As `forward_recipe`, backward; `parts` are the offsets of dz, `before` and the reductions."""
-    kernels, D = library(Kind(8 * size, layer.cell)), layer.num_directions
-    lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
-    wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
-    rows = Rows(T, B, N)
-    shared, (window_rows, held_rows) = shared_in_backward(layer, rows), window(layer, rows)
-    cut = plan(layer, rows, threads, wide_h, shared)
-    packed_column = 0 if cut.direct else layer.hidden_size * vector
-    packed = (wide_h + wide_i) * packed_column + max(wide_i, wide_h) * vector
-    tile_rows, widest = tile_shapes(kernels.isa)[0]
-    dz_block = -(-layer.hidden_size // tile_rows) * tile_rows * REDUCTION_ROWS * size
-    reduction = dz_block + (REDUCTION_ROWS + tile_rows) * widest * vector
-    fixed = {
-        **_problem(layer, T, B, N, cut),
-        "window": window_rows,
-        "packed_column": packed_column,
-        "direct": int(cut.direct),
-        "packed": packed,
-        "reduction_size": reduction,
-    }
-    sync = _sync_words(layer, cut.threads)
-    block = argument_block(BackwardArguments._fields, fixed, sync)
-    dz = D * packed
-    before = _aligned(dz + D * held_rows * layer.hidden_size * size)
-    own = _aligned(before + D * N * 8)
-    scratch = (own + cut.threads * reduction) // size
-    late = late_threads_for((__name__, "backward", size), layer, rows, cut.threads, shared)
-    parts = dz, before, own
-    return Recipe(kernels.backward, cut.threads, block, scratch, 0, sync, parts, late)
-
-
-def _problem(layer: LayerSpec, T: int, B: int, N: int, cut: Plan) -> dict[str, int]:
-    """The arguments that both kernels take."""
-    return {
-        "T": T,
-        "B": B,
-        "N": N,
-        "I": layer.input_size,
-        "H": layer.hidden_size,
-        "D": layer.num_directions,
-        "slices": cut.slices,
-        "slice_rows": cut.slice_rows,
-        "stride": cut.stride,
-        "parts": cut.parts,
-        "tail": cut.tail,
-    }
-
-
-def _sync_words(layer: LayerSpec, threads: int) -> int:
-    """Words for synchronisation: an area for the team, one per direction, and their alignment."""
-    if threads == 1:
-        return 0
-    return (area_bytes(threads) * (1 + layer.num_directions) + LINE) // 8
-
-
-def _aligned(size: int) -> int:
-    """The next multiple of a cache line."""
-    return -(-size // LINE) * LINE
+    kind = Kind(8 * size, layer.cell)
+    cut = recipes.backward_plan(kind, layer, Rows(T, B, N), threads)
+    tiling = tile_choice.tiling(kind, layer, N, cut.slice_rows)
+    outer = tile_choice.outer_tile(kind, layer, N)
+    return recipes.backward(kind, layer, Rows(T, B, N), cut, tiling, outer)
 
 
 def _result(like: Tensor, shape: tuple[int, ...], rows: int) -> Tensor:

@@ -1,16 +1,90 @@
-"""The shapes of the register tiles for a vector unit."""
+"""The register tiles that kernels are compiled with; which of them a call uses is data.
+
+A tile keeps rows * vectors accumulators in vector registers, besides vectors of weights and a
+broadcast element. Which shape is fastest depends on the processor: on how many multiply-adds it
+begins in a cycle, after how many cycles they end, and how fast it reads the weights. The kernels
+have the tiles of all shapes, and `tile_choice` chooses. No choice changes a bit of a result.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from rnnjit.codegen import Isa
 
 
-def tile_shapes(isa: Isa) -> tuple[tuple[int, int], ...]:
-    """Register tiles, largest first: (rows, most adjacent vectors).
+class TileShape(NamedTuple):
+    """The shape of a register tile: rows, and adjacent column vectors."""
 
-    A tile keeps rows * vectors accumulators in registers, besides the vectors of weights and one
-    broadcast. Two multiply-adds per cycle, with a latency of four cycles, need at least eight.
+    rows: int
+    vectors: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.vectors}"
+
+
+class Tiling(NamedTuple):
+    """How the kernels cut products into register tiles.
+
+    Attributes:
+        shape: of the tiles that most rows of a block are cut into, one of `candidates`.
+        k_block: terms that a tile sums before the next rows' tile reads the same weights; 0 for all
+            terms. Weights of so few terms stay in the first-level cache.
     """
-    if isa.registers >= 32:
-        return ((8, 3), (4, 4), (3, 4), (2, 8), (1, 8))
-    return ((4, 3), (2, 4), (1, 8))
+
+    shape: TileShape
+    k_block: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.shape}/{self.k_block}" if self.k_block else str(self.shape)
+
+    @property
+    def code(self) -> int:
+        """One number for the kernels: 256 * `k_block` + 16 * rows + vectors."""
+        return self.k_block * 256 + self.shape.rows * 16 + self.shape.vectors
+
+
+#: Values of `Tiling.k_block`: multiples of `tiles.FOLD`, so that chains of sums stay whole.
+K_BLOCKS = (0, 128, 256)
+
+_SHAPES = {
+    32: ((14, 2), (12, 2), (9, 3), (8, 3), (6, 4), (5, 5), (4, 4)),
+    16: ((14, 1), (6, 2), (4, 3), (3, 4), (2, 6)),
+}
+_OUTER_SHAPES = {
+    32: ((12, 2), (8, 3), (6, 4), (4, 4)),
+    16: ((6, 2), (4, 3), (3, 4)),
+}
+_SMALL_SHAPES = {
+    32: ((4, 4), (3, 4), (2, 8), (1, 8)),
+    16: ((4, 3), (2, 4), (1, 8)),
+}
+
+
+def candidates(isa: Isa) -> tuple[TileShape, ...]:
+    """The shapes among which a call chooses: up to 28 accumulators in 32 registers, 14 in 16."""
+    return _of(_SHAPES, isa)
+
+
+def outer_candidates(isa: Isa) -> tuple[TileShape, ...]:
+    """The same for sums of outer products."""
+    return _of(_OUTER_SHAPES, isa)
+
+
+def small_shapes(isa: Isa) -> tuple[TileShape, ...]:
+    """The shapes for the rows that a larger tile leaves, rows descending and ending with 1."""
+    return _of(_SMALL_SHAPES, isa)
+
+
+def tilings(isa: Isa) -> tuple[Tiling, ...]:
+    """The tilings among which a call chooses."""
+    return tuple(Tiling(shape, k_block) for shape in candidates(isa) for k_block in K_BLOCKS)
+
+
+def all_tilings(isa: Isa) -> tuple[Tiling, ...]:
+    """These, and the tiles for the rows that they leave."""
+    return tuple(dict.fromkeys((*tilings(isa), *map(Tiling, small_shapes(isa)))))
+
+
+def _of(shapes: dict[int, tuple[tuple[int, int], ...]], isa: Isa) -> tuple[TileShape, ...]:
+    return tuple(TileShape(*shape) for shape in shapes[32 if isa.registers >= 32 else 16])

@@ -14,10 +14,12 @@ floating point summation", SIAM J. Sci. Comput. 14(4), 1993), as in a BLAS that 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from rnnjit_numba.simd import I64, Lanes, define, emitting, load, loop
+from rnnjit_numba.tile_shapes import TileShape
 
 #: Multiply-adds in a chain before it is added to the total.
 FOLD = 64
@@ -32,25 +34,21 @@ class TileSet:
 
     Attributes:
         lanes: the element type and vector width.
-        shapes: (rows, most vectors) of the tiles, rows descending and ending with 1.
+        shapes: of the tiles that blocks of products are cut into.
+        outer_shapes: of the tiles that sums of outer products are cut into.
     """
 
     lanes: Lanes
-    shapes: tuple[tuple[int, int], ...]
-
-    def widths(self, rows: int) -> list[int]:
-        """The numbers of vectors for which a tile of `rows` rows exists."""
-        widest = dict(self.shapes)[rows]
-        return [
-            width for width in (1, 2, 3, 4, 8) if width <= widest and width in (1, 2, 4, widest)
-        ]
+    shapes: tuple[TileShape, ...]
+    outer_shapes: tuple[TileShape, ...]
 
     def affine(self) -> Any:
         """Intrinsic: a block of `out = init + x @ w1 + h @ w2`.
 
         `tile(shape, init, ld_init, x, ld_x, k1, w1, h, ld_h, k2, w2, ld_w, out, ld_out_tail)` where
 
-        * `shape` is 16 * rows + vectors, one of the set's;
+        * `shape` is 16 * rows + vectors: the rows of one of the set's shapes, and its vectors or 1,
+          2 or 4 that are fewer;
         * `init` is the block that accumulation starts from, `ld_init` apart from row to row (0: all
           rows start from the same vectors, the bias);
         * `x` is `[rows, k1]`, `h` is `[rows, k2]`, rows `ld_x` and `ld_h` apart;
@@ -71,10 +69,11 @@ class TileSet:
     def outer(self) -> Any:
         """Intrinsic: a block of a sum of outer products, `out[m, n] += sum_k a[k, m] b[k, n]`.
 
-        `tile(vectors, a, b, k, out, ld_out, valid, keep)` where `a` is packed `[k][rows]` with the
-        rows of the largest tile, `b` is packed `[k][vectors * lanes]`, and the rows of `out` are
-        `ld_out` bytes apart. `valid` is 256 * the rows of `out` that exist + the lanes of its last
-        vector; with `keep` 0 the sum replaces what `out` holds.
+        `tile(shape, a, b, k, out, ld_out, valid, keep)` where `shape` is 16 * rows + vectors: those
+        of one of the set's shapes, or fewer vectors; `a` is packed `[k][rows]`, `b` is packed
+        `[k][vectors * lanes]`, and the rows of `out` are `ld_out` bytes apart. `valid` is 256 *
+        the rows of `out` that exist + the lanes of its last vector; with `keep` 0 the sum replaces
+        what `out` holds.
         """
         name = f"rnnjit_outer_tile_{self.lanes.suffix}"
 
@@ -87,8 +86,9 @@ class TileSet:
     def _affine_switch(self, builder: Any, shape: Any, *args: Any) -> None:
         cases = {
             16 * rows + width: (rows, width)
-            for rows, _ in self.shapes
-            for width in self.widths(rows)
+            for rows, widest in self.shapes
+            for width in (1, 2, 4, widest)
+            if width <= widest
         }
         switch(
             builder,
@@ -97,15 +97,18 @@ class TileSet:
             lambda inner, case: _AffineTile(self.lanes, *case).emit(inner, *args),
         )
 
-    def _outer_switch(self, builder: Any, width: Any, *args: Any) -> None:
-        rows, widest = self.shapes[0]
-        cases = {vectors: (rows, vectors) for vectors in range(1, widest + 1)}
+    def _outer_switch(self, builder: Any, shape: Any, *args: Any) -> None:
+        cases = {
+            16 * rows + width: (rows, width)
+            for rows, widest in self.outer_shapes
+            for width in range(1, widest + 1)
+        }
         lanes = self.lanes
 
         def emit(inner: Any, case: tuple[int, int]) -> None:
             _outer(lanes, case[0], case[1], inner, *args)
 
-        switch(builder, width, cases, emit)
+        switch(builder, shape, cases, emit)
 
 
 def switch(builder: Any, selector: Any, cases: dict[int, Any], emit: Any) -> None:
@@ -189,11 +192,11 @@ class _AffineTile:
         def step(index: Any, block: Any) -> Any:
             offset_a = builder.mul(index, I64(lanes.itemsize))
             offset_w = builder.mul(index, I64(lanes.vector_bytes))
-            b = [lanes.load(builder, builder.add(column, offset_w)) for column in columns]
-            scalars = [
+            b = (lanes.load(builder, builder.add(column, offset_w)) for column in columns)
+            scalars = (
                 load(builder, builder.add(row, offset_a), lanes.scalar, lanes.itemsize)
                 for row in rows
-            ]
+            )
             return rank_one(lanes, builder, block, scalars, b)
 
         return folded_chains(lanes, builder, k, block, step, FOLD)
@@ -231,14 +234,14 @@ def _outer(
     def step(index: Any, block: Any) -> Any:
         at_a = builder.add(a, builder.mul(index, I64(rows * lanes.itemsize)))
         at_b = builder.add(b, builder.mul(index, I64(vectors * lanes.vector_bytes)))
-        wide = [
+        wide = (
             lanes.load(builder, builder.add(at_b, I64(v * lanes.vector_bytes)))
             for v in range(vectors)
-        ]
-        scalars = [
+        )
+        scalars = (
             load(builder, builder.add(at_a, I64(r * lanes.itemsize)), lanes.scalar, lanes.itemsize)
             for r in range(rows)
-        ]
+        )
         return rank_one(lanes, builder, block, scalars, wide)
 
     block = folded_chains(lanes, builder, k, block, step, FOLD)
@@ -274,14 +277,32 @@ def in_two_parts(builder: Any, parts: Any, block: Any, accumulate: Any) -> Any:
     return loop(builder, builder.select(present, I64(2), I64(1)), block, step, at_least_once=True)
 
 
-def rank_one(lanes: Lanes, builder: Any, block: Any, scalars: Any, b: Any) -> Any:
-    """Compute block + scalars (outer product) b."""
-    result = []
-    for row, scalar in zip(block, scalars, strict=True):
-        a = lanes.broadcast(builder, scalar)
-        result.append(
-            [lanes.multiply_add(builder, a, value, acc) for value, acc in zip(b, row, strict=True)]
-        )
+def rank_one(
+    lanes: Lanes, builder: Any, block: Any, scalars: Iterable[Any], b: Iterable[Any]
+) -> Any:
+    """Compute block + scalars (outer product) b.
+
+    The operands are loaded as they are drawn from the iterables: those of which there are fewer at
+    once, to stay in registers, and each of the others only before it is used. LLVM keeps this
+    order, and would spill accumulators if all were loaded first.
+    """
+    rows, vectors = len(block), len(block[0])
+    result = [[None] * vectors for _ in range(rows)]
+    broadcast = (lanes.broadcast(builder, scalar) for scalar in scalars)
+
+    def add(r: int, v: int, a: Any, value: Any) -> None:
+        result[r][v] = lanes.multiply_add(builder, a, value, block[r][v])
+
+    if rows >= vectors:
+        wide = list(b)
+        for r, a in enumerate(broadcast):
+            for v, value in enumerate(wide):
+                add(r, v, a, value)
+    else:
+        tall = list(broadcast)
+        for v, value in enumerate(b):
+            for r, a in enumerate(tall):
+                add(r, v, a, value)
     return result
 
 

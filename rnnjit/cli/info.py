@@ -52,4 +52,6 @@ def _backends(found: Environment) -> Table:
     for backend in found.backends:
         reasons = "\n".join(backend.missing)
         table.add_row(Text(backend.name), Text(reasons or "available"))
+        for name, choice in backend.choices.items():
+            table.add_row("", Text(f"{name}: {choice}"))
     return table

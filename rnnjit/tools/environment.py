@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rnnjit.backend import Backend
 from rnnjit.dispatch.registry import backends, lacking
 from rnnjit.runtime.host import FEATURES, PACKAGES, processor, usable_cpus, version_of
 from rnnjit.runtime.openmp import no_team
@@ -21,11 +22,20 @@ class BackendStatus:
         name: the name that users pass as `backend`.
         priority: `auto` tries backends from the highest to the lowest.
         missing: why it cannot run here, with what to install; empty if it can.
+        choices: what it has measured here and chosen by it, see `rnnjit.Backend.choices`.
     """
 
     name: str
     priority: int
     missing: tuple[str, ...]
+    choices: dict[str, str]
+
+    @classmethod
+    def of(cls, backend: Backend) -> BackendStatus:
+        """The status of a backend on this machine."""
+        missing = lacking(backend)
+        choices = {} if missing else backend.choices()
+        return cls(backend.name, backend.priority, missing, choices)
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,5 @@ def environment() -> Environment:
         cpus=usable_cpus(),
         threads=torch.get_num_threads(),
         teams=no_team(),
-        backends=tuple(
-            BackendStatus(backend.name, backend.priority, lacking(backend))
-            for backend in backends().values()
-        ),
+        backends=tuple(BackendStatus.of(backend) for backend in backends().values()),
     )

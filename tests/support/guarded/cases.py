@@ -41,6 +41,7 @@ class Case:
         needs: whether the gradients of x, h0, W_ih, W_hh, b_ih and b_hh are needed; those of a
             second direction's weights always are.
         state: whether there is an initial state, where there need not be one.
+        tiling: the value of RNNJIT_TILES, "" for any.
         seed: of all values.
     """
 
@@ -59,6 +60,7 @@ class Case:
     grads: tuple[bool, bool] = (True, True)
     needs: tuple[bool, ...] = (True,) * 6
     state: bool = True
+    tiling: str = ""
     seed: int = 0
 
     @property
@@ -69,12 +71,15 @@ class Case:
         return [sum(n > t for n in self.lengths) for t in range(self.lengths[0])]
 
 
-def cases(backend: str, tiles: list[tuple[int, int]], lanes: dict, more: int) -> Iterator[Case]:
+def cases(
+    backend: str, tiles: list[tuple[int, int, str]], lanes: dict, more: int
+) -> Iterator[Case]:
     """The cases for one backend.
 
     Args:
         backend: its name.
-        tiles: (rows, vectors) of each register tile.
+        tiles: (rows, vectors) of each register tile, and the value of RNNJIT_TILES by which it is
+            used, "" where it always is.
         lanes: elements of a vector, by dtype.
         more: how many cases are added to those that are always run.
     """
@@ -133,13 +138,13 @@ def _few_rows(dice: random.Random, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def _all_tiles(
-    dice: random.Random, dtype: torch.dtype, tiles: list[tuple[int, int]], lanes: int
+    dice: random.Random, dtype: torch.dtype, tiles: list[tuple[int, int, str]], lanes: int
 ) -> Iterator[Case]:
     """Every register tile, alone and below larger ones, its last vector full or ragged."""
-    for rows, vectors in tiles:
+    for rows, vectors, tiling in tiles:
         for B in (rows, 8 + rows):
             H, I = (vectors * lanes - dice.choice((0, dice.randrange(lanes))) for _ in range(2))
-            yield _layer(dice, dtype, I, H, B, 7)
+            yield replace(_layer(dice, dtype, I, H, B, 7), tiling=tiling)
 
 
 def _many_rows(dice: random.Random, dtype: torch.dtype) -> Iterator[Case]:

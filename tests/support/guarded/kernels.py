@@ -196,7 +196,8 @@ def _only_read(regions: list[Region]) -> Iterator[None]:
 def guarded_backend(name: str, watch: Watch) -> Iterator[None]:
     """Within it, a backend's kernels are called by `_Kernel`."""
     run, layouts = import_module(f"rnnjit_{name}.run"), LAYOUTS[name]()
-    original = run.library
+    loader = import_module("rnnjit_numba.recipes") if name == "numba" else run
+    original = loader.library
 
     @cache
     def library(kind: tuple[int, Cell]) -> Any:
@@ -209,7 +210,7 @@ def guarded_backend(name: str, watch: Watch) -> Iterator[None]:
         return SimpleNamespace(isa=found.isa, forward=forward, backward=backward)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "library", library)
+        patch.setattr(loader, "library", library)
         forget_recipes(run)
         yield
     forget_recipes(run)

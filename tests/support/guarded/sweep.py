@@ -8,8 +8,10 @@ says what is called, and at the end one that says what was covered.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -64,12 +66,32 @@ def traits(a: Any, threads: int) -> set[str]:
     return {f"{kernel} {name}" for name, here in found.items() if here}
 
 
-def tiles_of(backend: str) -> tuple[list[tuple[int, int]], dict[torch.dtype, int]]:
-    """(rows, vectors) of each register tile, and elements of a vector by dtype."""
+def tiles_of(backend: str) -> tuple[list[tuple[int, int, str]], dict[torch.dtype, int]]:
+    """The register tiles, see `cases`, and elements of a vector by dtype."""
     isa = host_isa()
-    shapes = import_module(f"rnnjit_{backend}.tile_shapes").tile_shapes(isa)
-    tiles = [(rows, width) for rows, widest in shapes for width in range(1, widest + 1)]
+    shapes = import_module(f"rnnjit_{backend}.tile_shapes")
+    if backend == "numba":
+        forced = [(*shape, str(shape)) for shape in shapes.candidates(isa)]
+        forced += [(*shape, "") for shape in shapes.small_shapes(isa)]
+    else:
+        forced = [(*shape, "") for shape in shapes.tile_shapes(isa)]
+    tiles = [
+        (rows, width, tiling) for rows, widest, tiling in forced for width in range(1, widest + 1)
+    ]
     return tiles, {dtype: isa.lanes(dtype.itemsize) for dtype in (torch.float32, torch.float64)}
+
+
+def tilings_of(backend: str) -> list[str]:
+    """Values of RNNJIT_TILES by which every tile and every block of k is used."""
+    if backend != "numba":
+        return [""]
+    shapes, isa = import_module(f"rnnjit_{backend}.tile_shapes"), host_isa()
+    outer = cycle(shapes.outer_candidates(isa))
+    return [
+        f"{shapes.Tiling(shape, k)},{next(outer)}"
+        for shape in shapes.candidates(isa)
+        for k in shapes.K_BLOCKS
+    ]
 
 
 def main(name: str, more: int) -> None:
@@ -80,7 +102,9 @@ def main(name: str, more: int) -> None:
     guards = Guards()
     watch = Watch(guards, lambda a, threads: covered.update(traits(a, threads)))
     with guarded_backend(name, watch):
+        tilings = cycle(tilings_of(name))
         for case in cases(name, *tiles_of(name), more):
+            os.environ["RNNJIT_TILES"] = case.tiling or next(tilings)
             for cost, value in zip(COSTS, case.costs, strict=True):
                 for module in (plan, row_slices):
                     if hasattr(module, cost):
