@@ -20,8 +20,11 @@ ROW_BLOCK = 64
 _SYNC_WORK = 16_000
 #: Up to this many rows, a step is bound by reading the weights: fewer rows take no less time.
 _READING_ROWS = 3
-#: Up to this many rows over all steps, copying the weights into tile order does not pay.
+#: Up to this many rows over all steps, a forward pass does not gain by packing the weights. It reads
+#: them in place by tiles that transpose them.
 FEW_ROWS = 6
+#: The same for a backward pass, whose products need no transposition.
+FEW_ROWS_BACKWARD = 64
 #: Rows that fill the largest register tile.
 TILE_ROWS = 8
 #: A window of the backward pass (see `window`) has at least this many rows, and at least the rows
@@ -54,7 +57,14 @@ class Plan(NamedTuple):
     tail: int = 0
 
 
-def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int, shared: int = 0) -> Plan:
+def plan(
+    layer: LayerSpec,
+    rows: Rows,
+    threads: int,
+    vectors: int,
+    shared: int = 0,
+    few_rows: int = FEW_ROWS,
+) -> Plan:
     """The plan for a call.
 
     Args:
@@ -63,24 +73,27 @@ def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int, shared: int =
         threads: the most that may be used.
         vectors: how many vectors hold the hidden features of a row.
         shared: multiply-adds beside those of a forward pass, which all threads share evenly.
+        few_rows: up to how many rows over all steps weights are read in place.
     """
     batch = max(rows.B, 1)
-    alone = Plan(1, *one_slice(rows), 1, batch < TILE_ROWS, rows.T * batch <= FEW_ROWS)
+    few = rows.T * batch <= few_rows
+    alone = Plan(1, *one_slice(rows), 1, batch < TILE_ROWS, few)
     if threads == 1:
         return alone
-    cut, step = _team(layer, rows, threads, vectors)
+    cut, step = _team(layer, rows, threads, vectors, few)
     own = layer.num_directions * _step_work(batch, layer.hidden_size, 1)
     own += layer.num_directions * batch * layer.input_size * layer.hidden_size
     saved = (own - step) * rows.N / batch + shared * (threads - 1) / threads
     return cut if worth_team(saved) else alone
 
 
-def _team(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> tuple[Plan, float]:
+def _team(
+    layer: LayerSpec, rows: Rows, threads: int, vectors: int, few: bool
+) -> tuple[Plan, float]:
     """The best plan for several threads, and the cost of a step of the whole batch by it."""
     H, D = layer.hidden_size, layer.num_directions
     batch = max(rows.B, 1)
     most = max(1, min(threads // D, vectors))
-    few = rows.T * batch <= FEW_ROWS
     whole = one_slice(rows)
     # Costs are those of one time step, in multiply-adds of a thread. Of the input projection:
     inputs = batch * layer.input_size * H

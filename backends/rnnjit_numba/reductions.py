@@ -101,14 +101,10 @@ def _add_reduce_block(context: CodegenContext) -> Any:
 
     Chunks are column blocks no wider than a tile: those of dW_ih, then those of dW_hh, then db.
     """
-    unpack = memory.unpack_arguments(BackwardArguments)
-    pack_dz, pack_operand = _add_pack_dz(context), _add_pack_operand(context)
-    product, sums = _add_product(context), _add_sums(context)
-    lanes, vector_bytes, size = (
-        context.lanes.count,
-        context.lanes.vector_bytes,
-        context.lanes.itemsize,
-    )
+    unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
+    pack_dz, product = _add_pack_dz(context), _add_product(context)
+    sums = _add_sums(context)
+    vector_bytes, size = context.lanes.vector_bytes, context.lanes.itemsize
 
     def reduce_block(
         arguments: int,
@@ -122,30 +118,27 @@ def _add_reduce_block(context: CodegenContext) -> Any:
         rows: int,
     ) -> None:
         a = unpack(arguments)
-        tile_rows = a.outer_rows
-        groups = (a.H + tile_rows - 1) // tile_rows
+        groups = (a.H + a.outer_rows - 1) // a.outer_rows
         dz_block = a.reduction + task * a.reduction_size
-        operand = dz_block + groups * tile_rows * REDUCTION_ROWS * size
+        operand = dz_block + groups * a.outer_rows * REDUCTION_ROWS * size
         result = operand + REDUCTION_ROWS * a.outer_vectors * vector_bytes
-        packed, keep = 0, a.N - row - rows
-        for chunk in range(first, last):
-            if chunk == chunks_i + chunks_h:
-                sums(arguments, d, result, row, rows, keep)
-                continue
-            if packed == 0:
-                pack_dz(arguments, d, dz_block, row, rows)
-                packed = 1
-            columns, chunks, index = a.I, chunks_i, chunk
-            to = a.grad_w_ih_0 if d == 0 else a.grad_w_ih_1
-            if chunk >= chunks_i:
-                columns, chunks, index = a.H, chunks_h, chunk - chunks_i
-                to = a.grad_w_hh_0 if d == 0 else a.grad_w_hh_1
-            wide = (columns + lanes - 1) // lanes
-            v, end = wide * index // chunks, wide * (index + 1) // chunks
+        keep, matrices = a.N - row - rows, minimum(last, chunks_i + chunks_h)
+        if first < matrices:
+            pack_dz(arguments, d, dz_block, row, rows)
+        # Of fewer rows, the memory of an operand holds more chunks. Those that are packed together
+        # are written row by row of the result, and so in long runs where there is little to sum.
+        chunk, some = first, REDUCTION_ROWS // rows
+        while chunk < matrices:
             states = 1 if chunk >= chunks_i else 0
-            pack_operand(arguments, d, operand, states, v, end - v, row, rows)
-            to += v * vector_bytes
-            product(to, columns, v, end - v, a.H, tile_rows, dz_block, operand, rows, keep)
+            start, chunks = (chunks_i, chunks_h) if states != 0 else (0, chunks_i)
+            end = minimum(minimum(chunk + some, matrices), start + chunks)
+            product(
+                *(arguments, d, states, chunk - start, end - start, chunks),
+                *(dz_block, operand, row, rows, keep),
+            )
+            chunk = end
+        if last > chunks_i + chunks_h:
+            sums(arguments, d, result, row, rows, keep)
 
     return context.symbols.add(reduce_block)
 
@@ -206,31 +199,51 @@ def _add_pack_operand(context: CodegenContext) -> Any:
 
 
 def _add_product(context: CodegenContext) -> Any:
-    """Add the product of a packed block of dz and a packed operand to a block of columns at `to`.
+    """Add the product of a packed block of dz and an operand to chunks `first` to `last` of dW.
 
-    With `keep` 0 it overwrites the result.
+    dW is dW_hh if `states` is 1, else dW_ih; it has `chunks` chunks. Their operands are packed one
+    after the other at `operand`. With `keep` 0 the product overwrites dW.
     """
-    outer, minimum = context.tiles.outer(), memory.minimum()
+    unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
+    outer, pack_operand = context.tiles.outer(), _add_pack_operand(context)
     lanes, size = context.lanes.count, context.lanes.itemsize
+    vector_bytes = context.lanes.vector_bytes
 
     def product(
-        to: int,
-        columns: int,
-        v: int,
-        width: int,
-        hidden: int,
-        tile_rows: int,
+        arguments: int,
+        d: int,
+        states: int,
+        first: int,
+        last: int,
+        chunks: int,
         dz_block: int,
         operand: int,
+        row: int,
         rows: int,
         keep: int,
     ) -> None:
-        tail = minimum(lanes, columns - (v + width - 1) * lanes)
-        for group in range((hidden + tile_rows - 1) // tile_rows):
-            packed = dz_block + group * tile_rows * REDUCTION_ROWS * size
+        a = unpack(arguments)
+        tile_rows, columns = a.outer_rows, a.I
+        to = a.grad_w_ih_0 if d == 0 else a.grad_w_ih_1
+        if states != 0:
+            columns = a.H
+            to = a.grad_w_hh_0 if d == 0 else a.grad_w_hh_1
+        wide, packed = (columns + lanes - 1) // lanes, rows * a.outer_vectors * vector_bytes
+        for chunk in range(first, last):
+            v, end = wide * chunk // chunks, wide * (chunk + 1) // chunks
+            at = operand + (chunk - first) * packed
+            pack_operand(arguments, d, at, states, v, end - v, row, rows)
+        for group in range((a.H + tile_rows - 1) // tile_rows):
+            dz = dz_block + group * tile_rows * REDUCTION_ROWS * size
             block = to + group * tile_rows * columns * size
-            valid = 256 * minimum(tile_rows, hidden - group * tile_rows) + tail
-            outer(16 * tile_rows + width, packed, operand, rows, block, columns * size, valid, keep)
+            existing = 256 * minimum(tile_rows, a.H - group * tile_rows)
+            for chunk in range(first, last):
+                v, end = wide * chunk // chunks, wide * (chunk + 1) // chunks
+                outer(
+                    *(16 * tile_rows + end - v, dz, operand + (chunk - first) * packed, rows),
+                    *(block + v * vector_bytes, columns * size),
+                    *(existing + minimum(lanes, columns - (end - 1) * lanes), keep),
+                )
 
     return context.symbols.add(product)
 
