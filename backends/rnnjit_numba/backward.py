@@ -365,7 +365,7 @@ def _add_propagate(context: CodegenContext, common: CommonFunctions) -> Any:
 
 def _add_step(context: CodegenContext) -> Any:
     """Compute dz = (dz + grad_y) * f'(z) in place, on `rows` rows from `row` on."""
-    unpack = memory.unpack_arguments(BackwardArguments)
+    unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     step_backward = pointwise.step_backward(context.lanes, context.cell)
     lanes, vector_bytes, size = (
         context.lanes.count,
@@ -379,11 +379,15 @@ def _add_step(context: CodegenContext) -> Any:
         a = unpack(arguments)
         ld, ld_y = a.H * size, a.D * a.H * size
         dz = a.dz + (d * a.N + row) * ld
-        offset = row * ld_y + d * ld
+        offset, columns = row * ld_y + d * ld, a.H
+        if a.D == 1 and stride == 1 and first == 0 and last * lanes >= columns:
+            # Rows without a gap are one long row.
+            columns, rows = rows * columns, minimum(rows, 1)
+            last = (columns + lanes - 1) // lanes
         for r in range(0, rows * stride, stride):
             for v in range(first, last):
                 at = v * vector_bytes
-                count = a.H - v * lanes
+                count = columns - v * lanes
                 if count > lanes:
                     count = lanes
                 place = offset + r * ld_y + at

@@ -79,6 +79,8 @@ def _add_affine(context: CodegenContext) -> Any:
     of `columns` columns, and the epilogue, `NOTHING` or `STEP`.
     """
     band, small_shapes = _add_band(context), context.small_shapes
+    step = pointwise.step(context.lanes, context.cell)
+    lanes, size = context.lanes.count, context.lanes.itemsize
     # A single row costs as much as two, since all weights are read for it: 3 + 2 rows cost less
     # than 4 + 1.
     thirds = 1 if 3 in dict(small_shapes) else 0
@@ -104,6 +106,12 @@ def _add_affine(context: CodegenContext) -> Any:
         epilogue: int,
         tiling: int,
     ) -> None:
+        # Rows without a gap, whose last vectors would be ragged, make the step as one run.
+        run = 0
+        if epilogue == STEP and first == 0 and ld_out == columns * size and columns % lanes != 0:
+            run = rows * columns if last * lanes >= columns else 0
+        if run > 0:
+            epilogue = NOTHING
         k_block, tile_rows, widest = tiling >> 8, tiling >> 4 & 15, tiling & 15
         done, stop = 0, rows // tile_rows * tile_rows
         if rows - stop == 1 and stop > 0 and tile_rows > 3 and thirds:
@@ -122,6 +130,8 @@ def _add_affine(context: CodegenContext) -> Any:
                 *(done, stop, first, last, columns, epilogue, tile_rows, widest, k_block),
             )
             done = stop
+        for at in range(0, run, lanes):
+            step(out + at * size, lanes if at + lanes <= run else run - at)
 
     return context.symbols.add(affine)
 
@@ -211,8 +221,10 @@ def _add_band(context: CodegenContext) -> Any:
 
 def _add_copy_rows(context: CodegenContext) -> Any:
     """The function that copies column vectors of rows; zeros if `source` is 0."""
+    minimum = memory.minimum()
     copy = memory.copy(context.lanes)
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+    size = context.lanes.itemsize
 
     def copy_rows(
         to: int,
@@ -224,6 +236,11 @@ def _add_copy_rows(context: CodegenContext) -> Any:
         last: int,
         columns: int,
     ) -> None:
+        whole = first == 0 and last * lanes >= columns and ld_to == columns * size
+        if whole and (source == 0 or ld_source == ld_to):
+            # Rows without a gap are one long row.
+            columns, rows = rows * columns, minimum(rows, 1)
+            last = (columns + lanes - 1) // lanes
         for row in range(rows):
             for v in range(first, last):
                 at = v * vector_bytes

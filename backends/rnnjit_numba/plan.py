@@ -20,8 +20,8 @@ ROW_BLOCK = 64
 _SYNC_WORK = 16_000
 #: Up to this many rows, a step is bound by reading the weights: fewer rows take no less time.
 _READING_ROWS = 3
-#: Up to this many rows over all steps, a forward pass does not gain by packing the weights. It reads
-#: them in place by tiles that transpose them.
+#: Up to this many rows over all steps, a forward pass does not gain by packing the weights. It
+#: reads them in place by tiles that transpose them.
 FEW_ROWS = 6
 #: The same for a backward pass, whose products need no transposition.
 FEW_ROWS_BACKWARD = 64
