@@ -31,6 +31,7 @@ from rnnjit.bench.cases import (
     EMPTY_CACHE,
     FILLED_CACHE,
     GRID,
+    LAST_STATE,
     Shape,
     each,
     random_shapes,
@@ -177,6 +178,12 @@ def single(m: Measured, cases: Sequence[Case]) -> Findings:
         yield Finding(f"forward ({shape(case)})", m.ratio(case), bar)
 
 
+def last(m: Measured, cases: Sequence[Case]) -> Findings:
+    """Training with a loss on the last state alone."""
+    for case in cases:
+        yield Finding(f"loss on the last state ({shape(case)})", m.ratio(case))
+
+
 def step(m: Measured, cases: Sequence[Case]) -> Findings:
     """A streaming step."""
     (case,) = cases
@@ -320,6 +327,7 @@ ROWS = {
     "grid": Row("against eager over the grid", grid, _shapes(GRID, *BOTH)),
     "compute": Row("compute-bound shapes", compute, _shapes(COMPUTE_BOUND, *BOTH)),
     "single": Row("one sequence at a time", single, _shapes(tuple(SINGLE), "forward")),
+    "last": Row("a loss on the last state", last, _shapes(LAST_STATE, "last state")),
     "step": Row("a streaming step", step, _shapes(((1, 1, 32, 64),), "streaming")),
     "any": Row("random shapes", anywhere, _any_cases),
     "packed": Row("PackedSequence, lengths from 1 to T at random", packed, _packed_cases),

@@ -13,29 +13,38 @@ import llvmlite.binding as llvm
 from rnnjit.codegen import Isa
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kernel, Kind, cache_key, cached, team_symbols
+from rnnjit.codegen.subnormals import flush_subnormals
 from rnnjit.runtime.compile_once import CompileOnce, apart
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
 from rnnjit_numba.object_code import object_code, target_machine
 
 #: Bytes of the length before each part in a cached file.
 _LENGTH = 8
-_ENTRIES = ("forward_alone", "forward_team", "backward_alone", "backward_team")
+_FORWARD = ("forward_alone", "forward_team")
+_BACKWARD = ("backward_alone", "backward_team")
+_BACKWARD_EXACT = ("backward_exact_alone", "backward_exact_team")
 _SYNC = [fields._fields.index("sync") for fields in (ForwardArguments, BackwardArguments)]
 
 
 class Library:
     """Kernels loaded into this process.
 
-    Attributes:
+    Args:
         isa: the instruction set that they were generated for.
+        parts: object code.
+        flush: whether the backward kernel flushes subnormal numbers, where it can.
+
+    Attributes:
+        isa: as given.
         forward, backward: the kernels.
 
     Raises:
         ValueError: the parts are not object code, or not that of these kernels.
     """
 
-    def __init__(self, isa: Isa, parts: Sequence[bytes]) -> None:
+    def __init__(self, isa: Isa, parts: Sequence[bytes], flush: bool) -> None:
         self.isa = isa
+        entries = (*_FORWARD, *(_BACKWARD if flush else _BACKWARD_EXACT))
         for name, address in team_symbols().items():
             llvm.add_symbol(name, address)
         engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
@@ -46,9 +55,9 @@ class Library:
                 raise ValueError("a part of a library is not object code")
             engine.add_object_file(reference)
         engine.finalize_object()
-        addresses = [engine.get_function_address(name) for name in _ENTRIES]
+        addresses = [engine.get_function_address(name) for name in entries]
         if not all(addresses):
-            raise ValueError(f"a library lacks some of {_ENTRIES}")
+            raise ValueError(f"a library lacks some of {entries}")
         self.forward = Kernel(engine, addresses[0], addresses[1:2], _SYNC[0])
         self.backward = Kernel(engine, addresses[2], addresses[3:], _SYNC[1])
 
@@ -56,10 +65,10 @@ class Library:
 @CompileOnce
 def library(kind: Kind) -> Library:
     """The kernels of a kind on this machine, from the cache or compiled now."""
-    isa = host_isa()
+    isa, flush = host_isa(), flush_subnormals()
     return cached(
         cache_key(isa, kind, ("llvmlite", "numba"), __file__),
-        lambda content: Library(isa, _split(content)),
+        lambda content: Library(isa, _split(content), flush),
         lambda: _joined(compile_kernels(isa, kind)),
     )
 

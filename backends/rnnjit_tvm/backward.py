@@ -30,12 +30,19 @@ from rnnjit_tvm.time_loop import (
 PHASES = ["backward_pack", "backward_recur", "backward_reduce"]
 
 
-def add_backward(module: Module) -> None:
-    """Add the phases of the backward kernel except the last, and its entries."""
+def add_backward(module: Module, flush: bool) -> None:
+    """Add the phases of the backward kernel except the last, and its entries.
+
+    Args:
+        module: what they are added to.
+        flush: whether the usual entries flush subnormal numbers; those named `..._exact_...` follow
+            the caller's setting.
+    """
     _add_pack(module)
     _add_remember(module)
     _add_recur(module)
-    add_entries(module, "backward", PHASES)
+    add_entries(module, "backward", PHASES, flush=flush)
+    add_entries(module, "backward", PHASES, "_exact")
 
 
 def zeros_at(a: BackwardArguments) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
+from rnnjit.codegen.subnormals import can_flush
 from rnnjit_tvm.backward import add_backward
 from rnnjit_tvm.forward import add_forward
 from rnnjit_tvm.packing import add_packing
@@ -25,6 +26,6 @@ def kernels(isa: Isa, bits: int, cell: Cell) -> dict[str, Any]:
     add_cell(module, cell)
     add_tiles(module, tile_shapes(isa))
     add_forward(module)
-    add_backward(module)
+    add_backward(module, can_flush(isa))
     add_reductions(module, tile_shapes(isa)[0][1])
     return module.functions

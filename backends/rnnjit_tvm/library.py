@@ -9,6 +9,7 @@ from __future__ import annotations
 from rnnjit.codegen import Isa
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kernel, Kind, cache_key, cached, team_symbols
+from rnnjit.codegen.subnormals import flush_subnormals
 from rnnjit.runtime.compile_once import CompileOnce
 from rnnjit.runtime.linker import Linked
 
@@ -19,22 +20,34 @@ _BACKWARD = (
     "backward_recur_team",
     "backward_reduce_team",
 )
+_BACKWARD_EXACT = (
+    "backward_exact_alone",
+    "backward_pack_exact_team",
+    "backward_recur_exact_team",
+    "backward_reduce_exact_team",
+)
 
 
 class Library:
     """Kernels loaded into this process.
 
-    Attributes:
+    Args:
         isa: the instruction set that they were generated for.
+        code: object code.
+        flush: whether the backward kernel flushes subnormal numbers, where it can.
+
+    Attributes:
+        isa: as given.
         forward, backward: the kernels.
 
     Raises:
         ValueError: `code` is not object code, or not that of these kernels.
     """
 
-    def __init__(self, isa: Isa, code: bytes) -> None:
+    def __init__(self, isa: Isa, code: bytes, flush: bool) -> None:
         self.isa = isa
-        linked = Linked(code, (*_FORWARD, *_BACKWARD), team_symbols())
+        entries = (*_FORWARD, *(_BACKWARD if flush else _BACKWARD_EXACT))
+        linked = Linked(code, entries, team_symbols())
         forward, backward = linked.addresses[: len(_FORWARD)], linked.addresses[len(_FORWARD) :]
         self.forward = Kernel(linked, forward[0], forward[1:])
         self.backward = Kernel(linked, backward[0], backward[1:])
@@ -43,7 +56,7 @@ class Library:
 @CompileOnce
 def library(kind: Kind) -> Library:
     """The kernels of a kind on this machine, from the cache or compiled now."""
-    isa = host_isa()
+    isa, flush = host_isa(), flush_subnormals()
 
     def compile_code() -> bytes:
         from rnnjit_tvm.compiler import compile_kernels
@@ -51,4 +64,4 @@ def library(kind: Kind) -> Library:
         return compile_kernels(isa, *kind)
 
     key = cache_key(isa, kind, ["apache-tvm"], __file__)
-    return cached(key, lambda code: Library(isa, code), compile_code)
+    return cached(key, lambda code: Library(isa, code, flush), compile_code)

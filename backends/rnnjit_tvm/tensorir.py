@@ -17,6 +17,8 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from rnnjit.codegen.subnormals import MXCSR_FLUSH
+
 #: A size for buffers, which stand for memory whose true size only the kernels know.
 _SIZE = 1 << 48
 
@@ -171,6 +173,23 @@ def address(buffer: Any, index: Any) -> Any:
 def call(name: str, *args: Any) -> None:
     """Call another PrimFunc of the module."""
     T.evaluate(T.call_extern("void", name, *args))
+
+
+@contextmanager
+def flushing() -> Iterator[None]:
+    """Flush subnormal results to zero in what runs inside, on x86-64; the setting is put back."""
+    callers, changed = local(1, "int32"), local(1, "int32")
+
+    def control(instruction: str, buffer: Any) -> None:
+        place = address(buffer, integer(0))
+        T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.sse.{instruction}", place))
+
+    control("stmxcsr", callers)
+    flush = tvm.tirx.const(MXCSR_FLUSH, "int32")
+    T.buffer_store(changed, T.bitwise_or(callers[0], flush), [0])
+    control("ldmxcsr", changed)
+    yield
+    control("ldmxcsr", callers)
 
 
 def integer(value: int) -> Any:

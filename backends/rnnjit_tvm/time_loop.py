@@ -6,6 +6,7 @@ independent, and so slices need no barrier between steps.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from tvm.tirx.script.builder import ir as T
@@ -15,6 +16,7 @@ from rnnjit_tvm.tensorir import (
     Module,
     address,
     call,
+    flushing,
     integer,
     least,
     loop,
@@ -109,18 +111,29 @@ def partition(count: Any, thread: Any, threads: Any) -> Any:
     return loop(integer(0), T.truncdiv(T.max(count - thread, 0) + threads - 1, threads))
 
 
-def add_entries(module: Module, name: str, phases: list[str]) -> None:
+def add_entries(
+    module: Module, name: str, phases: list[str], suffix: str = "", *, flush: bool = False
+) -> None:
     """PrimFuncs whose one parameter is an argument block.
 
-    `<name>_alone` runs all phases; `<phase>_team` is called by every thread of a team, with a
-    barrier before the next phase. A phase is a PrimFunc `(block, thread, threads)`.
+    `<name><suffix>_alone` runs all phases; `<phase><suffix>_team` is called by every thread of a
+    team, with a barrier before the next phase. A phase is a PrimFunc `(block, thread, threads)`.
+
+    Args:
+        module: has the phases, and gets the entries.
+        name: of the kernel.
+        phases: their names.
+        suffix: tells these entries from others of the same kernel.
+        flush: whether the entries flush subnormal numbers, see `tensorir.flushing`.
     """
+    mode = flushing if flush else nullcontext
 
     def alone(block: Any) -> None:
-        for phase in phases:
-            call(phase, address(block, integer(0)), integer(0), integer(1))
+        with mode():
+            for phase in phases:
+                call(phase, address(block, integer(0)), integer(0), integer(1))
 
-    module.add(f"{name}_alone", ["block"], [], alone, dtype="int64")
+    module.add(f"{name}{suffix}_alone", ["block"], [], alone, dtype="int64")
     for phase in phases:
 
         def team(block: Any, phase: str = phase) -> None:
@@ -128,9 +141,10 @@ def add_entries(module: Module, name: str, phases: list[str]) -> None:
                 T.cast(T.call_extern("int32", symbol), "int64")
                 for symbol in ("omp_get_thread_num", "omp_get_num_threads")
             )
-            call(phase, address(block, integer(0)), T.bind(thread), T.bind(threads))
+            with mode():
+                call(phase, address(block, integer(0)), T.bind(thread), T.bind(threads))
 
-        module.add(f"{phase}_team", ["block"], [], team, dtype="int64")
+        module.add(f"{phase}{suffix}_team", ["block"], [], team, dtype="int64")
 
 
 def add_copy(module: Module) -> None:

@@ -29,7 +29,7 @@ class Arrays(NamedTuple):
         h0: `[L*D, B, H]`.
         lengths: int64 `[B]`, in descending order, the first is T; None if all are T.
         weights: by nn.RNN's names, `weight_ih_l0` and so on.
-        grad_y: `[T, B, D*H]`, zeros after the end of a sequence.
+        grad_y: `[T, B, D*H]`, zeros after the end of a sequence; all zeros for a loss on h_n alone.
         grad_h_n: `[L*D, B, H]`.
     """
 
@@ -56,6 +56,8 @@ def draw(case: Case) -> Arrays:
 
     lengths = lengths_of(case) if case.packed else None
     x, grad_y = normal(steps, case.B, case.I), normal(steps, case.B, case.directions * case.H)
+    if case.mode == "last state":
+        grad_y[:] = 0
     if lengths is not None:
         over = np.arange(steps)[:, None] >= lengths
         x[over] = 0

@@ -34,6 +34,8 @@ GRID = (
     Shape(1000, 16, 64, 128),
     Shape(28, 64, 28, 128),
 )
+#: Sequences so long that the gradient of a loss on the last state becomes subnormal on the way.
+LAST_STATE = (Shape(200, 64, 100, 256),)
 #: One frame per call.
 STREAMING = (
     Shape(1, 1, 32, 64),

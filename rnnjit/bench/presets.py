@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from rnnjit.bench.cases import BOTH, EMPTY_CACHE, FILLED_CACHE, GRID, STREAMING, each
+from rnnjit.bench.cases import BOTH, EMPTY_CACHE, FILLED_CACHE, GRID, LAST_STATE, STREAMING, each
 from rnnjit.bench.plan import Plan
 from rnnjit.bench.records import Case
 
@@ -45,7 +45,8 @@ def _streaming(threads: Sequence[int]) -> tuple[Case, ...]:
 
 
 def _training(threads: Sequence[int]) -> tuple[Case, ...]:
-    return each(GRID, ("training",), threads)
+    last = each(LAST_STATE, ("last state",), threads)
+    return each(GRID, ("training",), threads) + last
 
 
 def _packed(threads: Sequence[int]) -> tuple[Case, ...]:

@@ -16,10 +16,13 @@ FORMAT = 1
 #: forward        evaluation mode, no gradients, a whole sequence per call
 #: training       forward, then backward to x, h0 and every weight
 #: backward       only that backward pass, repeatedly from one forward pass
+#: last state     as training, of a loss on h_n alone
 #: streaming      one step of one frame per call; the state is passed from call to call
 #: cold start     the first forward call of a new process, with compilation and loading
 #: cold training  the first training call of a new process
-Mode = Literal["forward", "training", "backward", "streaming", "cold start", "cold training"]
+Mode = Literal[
+    "forward", "training", "backward", "last state", "streaming", "cold start", "cold training"
+]
 
 #: right      its values, and in training its gradients, are within the conformance kit's tolerances
 #: wrong      they are not: no time is kept
@@ -69,7 +72,7 @@ class Case(Record, frozen=True):
     @property
     def trains(self) -> bool:
         """Whether the call computes gradients."""
-        return self.mode in ("training", "backward", "cold training")
+        return self.mode in ("training", "backward", "last state", "cold training")
 
     @property
     def directions(self) -> int:

@@ -3,6 +3,7 @@
 * `isa` and `host`: instruction sets, and that of this machine;
 * `pointwise` and `elementary`: vector code for the operations of cells, with exp and tanh;
 * `elman`: which cells the kernels of nn.RNN can compute;
+* `subnormals`: whether backward kernels flush subnormal numbers;
 * `row_slices`: how threads divide a batch;
 * `argument_block`, `forward_call` and `kernel`: from tensors to a call of a compiled kernel.
 

@@ -2,23 +2,35 @@
 
 `torch.set_flush_denormal` affects only the thread that calls it: torch's own operators flush in
 that thread's share of the work, and not in those of other threads. Backends do the same, and do not
-change the setting.
+change the setting. On x86-64 the backward kernels of numba and tvm flush all the same, unless
+RNNJIT_SUBNORMALS says not to.
 """
 
+import platform
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
 from on_cpu import ON_CPU
+from teams import forget_plans
 from torch import nn
 
 import rnnjit
+from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
 
 TINY = {torch.float32: 1e-40, torch.float64: 1e-310}
 T, B = 40, 9  # enough for compiled chunks of steps, and for some that are left
 
+#: Those with a choice for their backward kernels.
+WITH_KERNELS = [name for name in ("numba", "tvm") if name in ON_CPU]
+MODES = ["flush", "exact"]
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
 backends = pytest.mark.parametrize("backend", ON_CPU)
+with_kernels = pytest.mark.parametrize("backend", WITH_KERNELS)
+counts = pytest.mark.parametrize("threads", [1, 2])
 dtypes = pytest.mark.parametrize("dtype", list(TINY), ids=["f32", "f64"])
 
 
@@ -29,6 +41,26 @@ def _as_before():
     yield
     torch.set_flush_denormal(False)
     torch.set_num_threads(threads)
+
+
+def forget_libraries():
+    """The next calls load their kernels anew."""
+    for name in WITH_KERNELS:
+        import_module(f"rnnjit_{name}.library").library.made.clear()
+    forget_plans()
+
+
+@pytest.fixture
+def switch(monkeypatch):
+    """A function that sets RNNJIT_SUBNORMALS, for kernels that are called from then on."""
+
+    def to(mode):
+        monkeypatch.setenv("RNNJIT_SUBNORMALS", mode)
+        forget_libraries()
+
+    yield to
+    monkeypatch.undo()
+    forget_libraries()
 
 
 def identity(backend, dtype, H=1):
@@ -58,13 +90,81 @@ def flushes():
 
 @backends
 @dtypes
-def test_subnormal_numbers_pass_through_exactly(backend, dtype):
+def test_subnormal_numbers_pass_through_exactly(backend, dtype, switch):
+    switch("exact")
     for found in states_and_gradients(identity(backend, dtype), dtype):
         assert torch.equal(found, torch.full_like(found, TINY[dtype]))
-    with torch.no_grad():
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_subnormal_states_are_exact_by_default(backend, dtype, grad):
+    with torch.set_grad_enabled(grad):
         y, h_n = identity(backend, dtype)(torch.full((T, B, 1), TINY[dtype], dtype=dtype))
     assert torch.equal(y, torch.full_like(y, TINY[dtype]))
     assert torch.equal(h_n, y[-1:])
+
+
+@with_kernels
+@counts
+@dtypes
+@pytest.mark.parametrize("H", [1, 200])
+def test_subnormal_gradients_are_flushed_by_default(
+    backend, threads, dtype, H, switch, always_teams
+):
+    switch("")
+    torch.set_num_threads(threads)
+    _, grad = states_and_gradients(identity(backend, dtype, H), dtype)
+    assert torch.equal(grad, torch.full_like(grad, 0.0 if X86 else TINY[dtype]))
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("mode", MODES)
+def test_relu_passes_gradients_on_where_states_are_subnormal(backend, dtype, mode, switch):
+    switch(mode)
+    x = torch.full((T, B, 1), TINY[dtype], dtype=dtype, requires_grad=True)
+    y, _ = identity(backend, dtype)(x)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad, torch.ones_like(grad))
+
+
+def gradients_through_h_n(module, x):
+    """Of the input and the weights, on a way so long that they become subnormal."""
+    x = x.clone().requires_grad_()
+    _, h_n = module(x)
+    return torch.autograd.grad(h_n.sum(), [x, *module.parameters()])
+
+
+@with_kernels
+@counts
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loss_on_the_last_state(backend, threads, mode, switch, always_teams):
+    switch(mode)
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    rnn, x = nn.RNN(5, 24), torch.randn(300, 9, 5)
+    wide = nn.RNN(5, 24, dtype=torch.float64)
+    wide.load_state_dict(rnn.state_dict())
+    fast = rnnjit.compile(rnn, backend=backend)
+    true, eager, found = map(gradients_through_h_n, (wide, rnn, fast), (x.double(), x, x))
+    for i, (truth, expected, got) in enumerate(zip(true, eager, found, strict=True)):
+        own, scale = largest(errors_of(expected, truth)), largest(truth)
+        judge(f"gradient {i}", "backward", got, Expected(expected, truth, own, scale))
+
+    limit = torch.finfo(torch.float32).tiny
+    subnormal = (found[0] != 0) & (found[0].abs() < limit)
+    assert ((true[0] != 0) & (true[0].abs() < limit)).any()
+    assert subnormal.any() == (mode == "exact" or not X86)
+
+
+def test_an_unknown_choice_is_named(switch):
+    switch("denormal")
+    message = r"RNNJIT_SUBNORMALS must be one of \['flush', 'exact'\], got 'denormal'"
+    for backend in WITH_KERNELS:
+        with pytest.raises(ValueError, match=message):
+            identity(backend, torch.float32)(torch.ones(T, B, 1))
 
 
 @backends
@@ -80,9 +180,11 @@ def test_subnormal_numbers_are_flushed_where_the_thread_asks_for_it(backend, dty
 
 @backends
 @pytest.mark.parametrize("flush", [False, True], ids=["off", "on"])
-@pytest.mark.parametrize("hidden_size", [8, 200], ids=["one thread", "threads"])
-def test_the_choice_outlasts_both_passes(backend, flush, hidden_size):
+@counts
+@pytest.mark.parametrize("hidden_size", [8, 200])
+def test_the_choice_outlasts_both_passes(backend, flush, threads, hidden_size, always_teams):
     module = rnnjit.compile(nn.RNN(5, hidden_size), backend=backend)
+    torch.set_num_threads(threads)
     torch.set_flush_denormal(flush)
     assert flushes() == flush
     y, h_n = module(torch.randn(T, B, 5))

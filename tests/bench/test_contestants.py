@@ -5,7 +5,7 @@ import pytest
 from exact_rnn import exact
 
 from rnnjit.bench import arrays, protocol
-from rnnjit.bench.contestants import contestants
+from rnnjit.bench.contestants import contestants, torch_modules
 from rnnjit.bench.process import Worker
 from rnnjit.bench.records import Case
 from rnnjit.runtime.packages import install
@@ -22,8 +22,9 @@ CASES = {
     "cold start": Case(**SMALL, mode="cold start"),
     "cold training": Case(**SMALL, mode="cold training"),
     "backward": Case(**SMALL, layers=2, packed=True, mode="backward"),
+    "last state": Case(**SMALL, mode="last state"),
 }
-_TRAINING = {"training", "packed", "float64", "cold training", "backward"}
+_TRAINING = {"training", "packed", "float64", "cold training", "backward", "last state"}
 DECLINED = {
     "unrolled": {"packed", "packed forward", "backward"},
     "onnxruntime": _TRAINING,
@@ -84,6 +85,16 @@ def test_what_is_not_offered_is_declined_with_a_reason(contestant, names):
     assert "the end of a sequence" in contestant.declines(two)
     for name, case in CASES.items():
         assert bool(contestant.declines(case)) is (name not in names), name
+
+
+def test_a_loss_on_the_last_state_is_of_that_alone():
+    case = CASES["last state"]
+    drawn = arrays.draw(case)
+    assert not drawn.grad_y.any()
+    spoilt = drawn._replace(grad_y=np.full_like(drawn.grad_y, np.nan))
+    call = torch_modules.ready(case, spoilt, torch_modules.module_of(case, spoilt))
+    expect(call.results(), exact(case, drawn), "last state")
+    assert all(grad.isfinite().all() for grad in call.run())
 
 
 def test_long_sequences_are_not_unrolled():

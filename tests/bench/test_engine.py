@@ -42,6 +42,11 @@ def test_the_share_of_the_peak_is_in_percent():
     assert [each.met for each in found.values()] == [False, False, True, True]
 
 
+def test_a_loss_on_the_last_state_is_compared_with_eagers():
+    found = figures("last", lambda case: 0.25 if case.mode == "last state" else 1.0)
+    assert [each.measured for each in found.values()] == [4.0]
+
+
 def test_packed_time_is_by_valid_row():
     found = figures(
         "packed", lambda case: float(lengths_of(case).sum()) * (2 if case.packed else 1)

@@ -81,6 +81,7 @@ class _Call:
         self._names = ["x", "h0", *(name for name, _ in module.named_parameters())]
         self._leaves = (self._x, self._h0, *module.parameters())
         self._grads = (grad_y, tensor_of(arrays.grad_h_n))
+        self._first = 1 if case.mode == "last state" else 0  # of the outputs that the loss is of
 
     def outputs(self) -> tuple[Tensor, Tensor]:
         """Compute `(y, h_n)`; if the output is packed, y is its rows."""
@@ -92,22 +93,26 @@ class _Call:
 
     def gradients(self) -> tuple[Tensor, ...]:
         """Compute the gradients of x, h0 and every weight."""
-        return torch.autograd.grad(self.outputs(), self._leaves, self._grads)
+        return self._derived(self.outputs())
 
     def backward(self) -> Callable[[], object]:
         """The backward pass only, repeatable, since the graph of one forward pass is kept."""
         outputs = self.outputs()
-        return lambda: torch.autograd.grad(outputs, self._leaves, self._grads, retain_graph=True)
+        return lambda: self._derived(outputs, keep=True)
 
     def results(self) -> Mapping[str, Array]:
         """The outputs, and the gradients if the case trains, as in `Ready.results`."""
         y, h_n = self.outputs()
         found = {"y": self._padded(y), "h_n": h_n.detach().numpy()}
         if self._case.trains:
-            grads = torch.autograd.grad((y, h_n), self._leaves, self._grads)
+            grads = self._derived((y, h_n))
             found |= {f"grad {k}": g.numpy() for k, g in zip(self._names, grads, strict=True)}
             found["grad x"] = self._padded(grads[0])
         return found
+
+    def _derived(self, outputs: tuple[Tensor, Tensor], keep: bool = False) -> tuple[Tensor, ...]:
+        wanted, grads = outputs[self._first :], self._grads[self._first :]
+        return torch.autograd.grad(wanted, self._leaves, grads, retain_graph=keep)
 
     def _padded(self, rows: Tensor) -> Array:
         rows = rows.detach()
