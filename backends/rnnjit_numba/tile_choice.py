@@ -34,7 +34,7 @@ _COMPUTE_BOUND = 100_000_000
 #: A measured rate must be so many times better than that of the table's choice to replace it.
 _MARGIN = 1.03
 #: The number of rows by which tiles are compared where it is not known: a multiple of theirs.
-_MANY = 5040
+MANY = 5040
 
 
 class Forced(NamedTuple):
@@ -66,7 +66,7 @@ def outer_tile(kind: Kind, layer: LayerSpec, N: int) -> TileShape:
 
 def program_tiling(isa: Isa) -> Tiling:
     """The tiling of a program for a processor that need not be this machine's."""
-    return best_tiling(isa, None, _MANY)
+    return best_tiling(isa, None, MANY)
 
 
 def best_tiling(isa: Isa, rates: Rates | None, slice_rows: int) -> Tiling:
@@ -142,7 +142,7 @@ def described(bits: int) -> str:
     except ValueError as error:
         return str(error)
     rates = known_rates(isa, bits)
-    tile = wanted.tiling or best_tiling(isa, rates, _MANY)
+    tile = wanted.tiling or best_tiling(isa, rates, MANY)
     outer = wanted.outer or best_outer(isa, rates)
     why = f"{TILES_VARIABLE}, " if wanted.tiling else ""
     if rates is None:

@@ -38,22 +38,30 @@ _FIELDS = forward_call.ForwardFields(_F.N, _F.x, _F.sizes, _F.scratch)
 K = TypeVar("K", bound=Hashable)
 
 
-def measure(kind: Kind) -> Rates:
-    """Measure all tiles in interleaved rounds, in less than 0.2 s on a core of some 50 GFLOP/s.
+def measure(kind: Kind, steps: int = _T, seconds: float = _SECONDS) -> Rates:
+    """Measure all tiles in interleaved rounds.
 
-    Other programs only ever add to a time, so the least of each tile's times counts.
+    Other programs only ever add to a time, so the least of each tile's times counts. By default it
+    takes less than 0.2 s on a core of some 50 GFLOP/s.
+
+    Args:
+        kind: of the kernels.
+        steps: of the measured forward passes. The rates contain the packing of the weights, once in
+            a pass, and the cell's step.
+        seconds: that the rounds may take; there are two at least.
     """
     isa = library(kind).isa
     tiled, outer = all_tilings(isa), outer_candidates(isa)
     found = _least(
         {
-            **{(tiling, True): _product(kind, tiling) for tiling in tiled},
+            **{(tiling, True): _product(kind, tiling, steps) for tiling in tiled},
             **{(shape, on): _sum(kind, shape, on) for shape in outer for on in (True, False)},
-        }
+        },
+        seconds,
     )
     layer = _layer(kind)
     rates = {
-        tiling: 2e-9 * multiply_adds(layer, _rows(tiling.shape)) / found[tiling, True]
+        tiling: 2e-9 * multiply_adds(layer, _rows(tiling.shape, steps)) / found[tiling, True]
         for tiling in tiled
     }
     # What the sum adds to a backward pass without it.
@@ -62,11 +70,11 @@ def measure(kind: Kind) -> Rates:
     return Rates(rates, {shape: work / seconds for shape, seconds in sums.items()})
 
 
-def _least(calls: dict[K, Callable[[], object]]) -> dict[K, float]:
-    """The least seconds of each call."""
+def _least(calls: dict[K, Callable[[], object]], seconds: float) -> dict[K, float]:
+    """The least seconds of each call, of rounds that take `seconds`."""
     found = dict.fromkeys(calls, float("inf"))
     start, rounds = perf_counter(), 0
-    while rounds < _ROUNDS or perf_counter() - start < _SECONDS:
+    while rounds < _ROUNDS or perf_counter() - start < seconds:
         for key, call in calls.items():
             before = perf_counter()
             call()
@@ -79,10 +87,10 @@ def _layer(kind: Kind) -> LayerSpec:
     return LayerSpec(kind.cell, _I, _H, num_directions=1, bias=False)
 
 
-def _rows(shape: TileShape) -> Rows:
+def _rows(shape: TileShape, steps: int) -> Rows:
     """Rows of a batch that tiles of one shape cut without rest."""
     batch = -(-_ROWS // shape.rows) * shape.rows
-    return Rows(_T, batch, _T * batch)
+    return Rows(steps, batch, steps * batch)
 
 
 def _plan(rows: Rows) -> Plan:
@@ -90,9 +98,9 @@ def _plan(rows: Rows) -> Plan:
     return Plan(1, *one_slice(rows), parts=1, hoist=False)
 
 
-def _product(kind: Kind, tiling: Tiling) -> Callable[[], object]:
+def _product(kind: Kind, tiling: Tiling, steps: int) -> Callable[[], object]:
     """A forward pass by one tile."""
-    layer, rows = _layer(kind), _rows(tiling.shape)
+    layer, rows = _layer(kind), _rows(tiling.shape, steps)
     recipe = recipes.forward(kind, layer, rows, _plan(rows), tiling)
     x, h0 = _ones(kind, rows.N, _I), _ones(kind, 1, rows.B, _H)
     weights = _ones(kind, _H, _I), _ones(kind, _H, _H)
