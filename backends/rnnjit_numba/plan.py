@@ -75,15 +75,15 @@ def plan(
         shared: multiply-adds beside those of a forward pass, which all threads share evenly.
         few_rows: up to how many rows over all steps weights are read in place.
     """
-    batch = max(rows.B, 1)
-    few = rows.T * batch <= few_rows
-    alone = Plan(1, *one_slice(rows), 1, batch < TILE_ROWS, few)
+    few = rows.T * max(rows.B, 1) <= few_rows
+    step_rows = _mean_rows(rows, rows.B)
+    alone = Plan(1, *one_slice(rows), 1, step_rows < TILE_ROWS, few)
     if threads == 1:
         return alone
     cut, step = _team(layer, rows, threads, vectors, few)
-    own = layer.num_directions * _step_work(batch, layer.hidden_size, 1)
-    own += layer.num_directions * batch * layer.input_size * layer.hidden_size
-    saved = (own - step) * rows.N / batch + shared * (threads - 1) / threads
+    own = layer.num_directions * _step_work(step_rows, layer.hidden_size, 1)
+    own += layer.num_directions * step_rows * layer.input_size * layer.hidden_size
+    saved = (own - step) * rows.N / step_rows + shared * (threads - 1) / threads
     return cut if worth_team(saved) else alone
 
 
@@ -91,37 +91,46 @@ def _team(
     layer: LayerSpec, rows: Rows, threads: int, vectors: int, few: bool
 ) -> tuple[Plan, float]:
     """The best plan for several threads, and the cost of a step of the whole batch by it."""
-    H, D = layer.hidden_size, layer.num_directions
-    batch = max(rows.B, 1)
+    H, D, step_rows = layer.hidden_size, layer.num_directions, _mean_rows(rows, rows.B)
     most = max(1, min(threads // D, vectors))
     whole = one_slice(rows)
     # Costs are those of one time step, in multiply-adds of a thread. Of the input projection:
-    inputs = batch * layer.input_size * H
+    inputs = step_rows * layer.input_size * H
 
     def by_columns(parts: int) -> float:
-        return _step_work(batch, H, parts) + inputs / parts
+        return _step_work(step_rows, H, parts) + inputs / parts
 
     parts = min(range(1, most + 1), key=by_columns)
     if few:
         parts = parts if rows.T > 1 else most
         return Plan(threads, *whole, parts, False, True), by_columns(parts)
     cut = row_slices(layer, rows, threads)
-    by_rows = _step_work(cut.slice_rows, H, 1) + inputs / -(-threads // D)
-    hoist = cut.slice_rows < TILE_ROWS
+    slice_rows = _mean_rows(rows, cut.slice_rows)
+    by_rows = _step_work(slice_rows, H, 1) + inputs / -(-threads // D)
+    hoist = slice_rows < TILE_ROWS
     if hoist and by_columns(parts) < by_rows:
         return Plan(threads, *whole, parts, True), by_columns(parts)
-    packed = rows.T * batch > rows.N
+    packed = rows.T * rows.B > rows.N
     tail = _tail(H, threads) if packed and D == 1 and most == threads else 0
     return Plan(threads, *cut, 1, hoist, tail=tail), by_rows
 
 
-def _step_work(batch: int, H: int, parts: int) -> float:
+def _mean_rows(rows: Rows, sequences: int) -> int:
+    """The mean rows of a step that some of the sequences have, rounded up; at least 1.
+
+    The steps of a packed batch have ever fewer rows, and the more of them, the more a step costs
+    that reads all weights for few rows.
+    """
+    return max(1, -(-sequences * rows.N // max(rows.T * rows.B, 1)))
+
+
+def _step_work(step_rows: int, H: int, parts: int) -> float:
     """The cost, in multiply-adds, of a step whose hidden features `parts` threads divide.
 
     It counts the product with the state alone, not the input projection. The cost of synchronising
     grows with the threads, which increment one word of memory in turn.
     """
-    return max(batch, _READING_ROWS) * H * H / parts + _SYNC_WORK * (parts - 1)
+    return max(step_rows, _READING_ROWS) * H * H / parts + _SYNC_WORK * (parts - 1)
 
 
 def _tail(H: int, threads: int) -> int:
