@@ -45,7 +45,7 @@ def add(commands: Commands[Parser]) -> None:
         type=comma_separated,
         metavar="A,B",
         help="only these and eager, the baseline of the ratios. "
-        "package.module:CLASS is one of your own",
+        "auto is the backend that rnnjit.compile chooses; package.module:CLASS is one of your own",
     )
     parser.add_argument("--threads", type=_threads, metavar="N,M", help="default: the preset's")
     parser.add_argument("--rounds", type=positive, metavar="N", help="samples of each time")
@@ -181,9 +181,9 @@ def _chosen(names: Sequence[str] | None) -> list[Contestant]:
     """All contestants, or eager and those that the user named, in the order of all contestants."""
     from rnnjit.bench.contestants import contestants, find
 
-    known = {each.name: each for each in contestants()}
     if names is None:
-        return list(known.values())
+        return list(contestants())
+    known = {each.name: each for each in (*contestants(), find("auto"))}
     unknown = [name for name in names if name not in known and ":" not in name]
     if unknown:
         raise UsageError(f"there is no contestant {unknown[0]!r}: choose from {', '.join(known)}")

@@ -5,7 +5,7 @@ import pytest
 from exact_rnn import exact
 
 from rnnjit.bench import arrays, protocol
-from rnnjit.bench.contestants import contestants, torch_modules
+from rnnjit.bench.contestants import contestants, find, torch_modules
 from rnnjit.bench.process import Worker
 from rnnjit.bench.records import Case
 from rnnjit.runtime.packages import install
@@ -33,12 +33,12 @@ DECLINED = {
 }
 OFFERED = [
     (each, [name for name in CASES if name not in DECLINED.get(each.name, ())])
-    for each in contestants()
+    for each in (*contestants(), find("auto"))
 ]
 
 
 # One of rnnjit's and one peer: each takes the time of a process, and of a compiler.
-FAST = ("numba", "onnxruntime")
+FAST = ("numba", "auto", "onnxruntime")
 RUN = [
     pytest.param(each, names, marks=() if each.name in FAST else pytest.mark.full)
     for each, names in OFFERED

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from rnnjit.spec import Problem, RNNSpec
 
 
+AUTO = "auto"
+
+
 class Compiled(Contestant):
-    """`rnnjit.compile(module, backend=name)`, and `rnnjit.Stream` when streaming."""
+    """`rnnjit.compile(module, backend=name)`, and `rnnjit.Stream` when streaming.
+
+    The name may be "auto": then each call goes to the backend that is chosen for it.
+    """
 
     kind = "backend"
 
@@ -29,7 +35,7 @@ class Compiled(Contestant):
         """What the backend lacks."""
         from rnnjit.dispatch.registry import backends, lacking
 
-        return "; ".join(lacking(backends()[self.name]))
+        return "" if self.name == AUTO else "; ".join(lacking(backends()[self.name]))
 
     def versions(self) -> dict[str, str]:
         """The version of the distribution that provides the backend."""
@@ -43,6 +49,8 @@ class Compiled(Contestant):
         from rnnjit.dispatch.choice import verdict
         from rnnjit.dispatch.registry import backends
 
+        if self.name == AUTO:
+            return super().declines(case)
         reasons = verdict(backends()[self.name], *_problem(case)).reasons
         return super().declines(case) or "; ".join(reasons)
 
