@@ -83,6 +83,24 @@ Shortcut = Callable[[Tensor, States, tuple[Tensor, ...]], tuple[Tensor, States]]
 Stepper = Callable[[Tensor, States, States, Tensor, tuple[Tensor, ...]], None]
 
 
+#: `(x, hx, weights, y, grad_y, grad_h_n) -> gradients` of one layer, see `Backend.training`.
+LayerBackward = Callable[
+    [Tensor, States, Sequence[Tensor], Tensor, Tensor | None, tuple[Tensor | None, ...]], LayerGrads
+]
+
+
+class Training(NamedTuple):
+    """The two passes of recorded calls of one layer, see `Backend.training`.
+
+    Attributes:
+        forward: the forward pass; a shortcut for that layer alone.
+        backward: the backward pass.
+    """
+
+    forward: Shortcut
+    backward: LayerBackward
+
+
 class Program(NamedTuple):
     """A stack compiled ahead of time, see `Backend.build`.
 
@@ -267,6 +285,27 @@ class Backend(ABC):
         Returns:
             A function of x (T*B*I elements), hx (each state `[L*D, B, P or H]`) and the weights of
             all layers in nn.RNN's flat order, which returns y and h_n, all newly allocated.
+        """
+        return None
+
+    def training(self, layer: LayerSpec, problem: Problem, needs: Needs) -> Training | None:
+        """Functions that run a layer and its backward pass for calls like `problem` (optional).
+
+        They compute what `forward` and `backward` do, with less overhead, for dense calls of the
+        only layer of a stack. They may rely on the shapes and dtypes of `problem`, which the
+        backend has accepted, and on x, hx and the weights being contiguous. The forward pass saves
+        nothing but y; `backward_reads` holds for the backward pass.
+
+        Args:
+            layer: what the layer is.
+            problem: the shapes, dtype and device of the calls.
+            needs: which gradients the backward pass computes.
+
+        Returns:
+            `forward`, a function of x `[T, B, I]`, hx and the weights, which returns y
+            `[T, B, D*P]` and h_n, all newly allocated; and `backward`, a function of x, hx, the
+            weights, y, and the gradients of y and h_n (any strides, None for zero), which returns
+            the gradients. Those of x and y have three dimensions, too.
         """
         return None
 

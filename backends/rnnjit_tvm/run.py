@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
-from rnnjit.backend import Shortcut
-from rnnjit.codegen import forward_call
-from rnnjit.codegen.argument_block import address_of, argument_block
+from rnnjit.backend import Shortcut, Training
+from rnnjit.codegen import backward_call, forward_call
+from rnnjit.codegen.argument_block import argument_block
+from rnnjit.codegen.backward_call import BackwardCall, BackwardFields
 from rnnjit.codegen.forward_call import ForwardFields, Recipe
-from rnnjit.codegen.kernel import Kind
+from rnnjit.codegen.kernel import LINE, Kind
 from rnnjit.codegen.row_slices import alike, late_threads_for, shared_in_backward
 from rnnjit.recurrence.rows import offsets
 from rnnjit.runtime.openmp import most_threads
@@ -25,6 +26,7 @@ from rnnjit_tvm.tile_shapes import tile_shapes
 _F = ForwardArguments(*range(len(ForwardArguments._fields)))
 _B = BackwardArguments(*range(len(BackwardArguments._fields)))
 _FIELDS = ForwardFields(_F.N, _F.x, _F.starts, _F.scratch)
+_BACKWARD_FIELDS = BackwardFields(_B.x, _B.grad_x, _B.starts)
 
 
 def forward(
@@ -48,6 +50,16 @@ def shortcut(
     return forward_call.shortcut(recipes, _FIELDS, layers, B, size, y_shape)
 
 
+def training(
+    size: int, layer: LayerSpec, rows: Rows, needs: Needs, y_shape: tuple[int, int, int]
+) -> Training:
+    """`Backend.training` for elements of `size` bytes."""
+    T, B, N, _ = rows
+    threads = most_threads(torch.get_num_threads())
+    gradients = _backward_call(size, layer, T, B, N, threads, needs)
+    return backward_call.training(shortcut(size, (layer,), rows, y_shape), gradients)
+
+
 def backward(
     layer: LayerSpec,
     rows: Rows,
@@ -62,68 +74,26 @@ def backward(
     """`Backend.backward` for cells with one state."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
-    recipe = _backward_recipe(x.element_size(), layer, T, B, N, threads)
-    grad_y = None if grad_y is None else grad_y.contiguous()
-    grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
-    grad_x = torch.empty_like(x) if needs.x else None
-    grad_h0 = torch.empty_like(h0) if needs.hx[0] else None
+    call = _backward_call(x.element_size(), layer, T, B, N, threads, needs)
     starts = None if sizes is None else offsets(rows, x.device)
-    dz, scratch = torch.empty_like(y), x.new_empty(recipe.scratch)
-    contiguous = [w.contiguous() for w in weights]
-    grads = _allocate(layer, x, weights, needs.weights)
-    block = recipe.block[:]
-    block[_B.starts], block[_B.scratch] = address_of(starts), scratch.data_ptr()
-    block[_B.windows] = scratch.data_ptr() + recipe.parts[0]
-    block[_B.x], block[_B.h0], block[_B.y] = x.data_ptr(), h0.data_ptr(), y.data_ptr()
-    block[_B.grad_y], block[_B.grad_h_n] = address_of(grad_y), address_of(grad_h_n)
-    block[_B.dz] = dz.data_ptr()
-    block[_B.grad_x], block[_B.grad_h0] = address_of(grad_x), address_of(grad_h0)
-    count = layer.weights_per_direction
-    fields = ((_B.w_ih_0, _B.grad_w_ih_0), (_B.w_ih_1, _B.grad_w_ih_1))
-    for d, (weight, grad) in enumerate(fields[: layer.num_directions]):
-        own = d * count
-        block[weight] = contiguous[own].data_ptr()
-        block[weight + 1] = contiguous[own + 1].data_ptr()
-        for i, tensor in enumerate(grads[own : own + min(count, 3)]):
-            block[grad + i] = address_of(tensor)
-    if any(needs.weights[1::count]):
-        before = x.new_empty((layer.num_directions, N), dtype=torch.int64)
-        block[_B.before] = before.data_ptr()
-    recipe.kernel(block, recipe.threads, recipe.late_threads)
-    return LayerGrads(grad_x, (grad_h0,), _by_weight(grads, needs.weights, count))
+    held = [w.contiguous() for w in weights]
+    return call(x, h0, held, y, grad_y, grad_h_n, starts)
 
 
-def _allocate(
-    layer: LayerSpec, x: Tensor, weights: Sequence[Tensor], needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """Memory for the gradients of the weights; both biases share that of b_ih."""
-    count = layer.weights_per_direction
-    # Without rows, the kernel writes nothing to them.
-    allocate = x.new_empty if len(x) else x.new_zeros
-    found: list[Tensor | None] = []
-    for i, weight in enumerate(weights):
-        kind = i % count
-        wanted = needed[i] or (kind == 2 and needed[i + 1])
-        if kind == 3 or not wanted:
-            found.append(None)
-        else:
-            found.append(allocate(weight.shape))
-    return found
-
-
-def _by_weight(
-    grads: list[Tensor | None], needed: tuple[bool, ...], count: int
-) -> tuple[Tensor | None, ...]:
-    """The gradient of each weight that needs one; b_hh gets a copy of the gradient of b_ih."""
-    found: list[Tensor | None] = []
-    for i, need in enumerate(needed):
-        of_b_hh = i % count == 3
-        grad = grads[i - 1] if of_b_hh else grads[i]
-        if not need or grad is None:
-            found.append(None)
-        else:
-            found.append(grad.clone() if of_b_hh and needed[i - 1] else grad)
-    return tuple(found)
+@lru_cache(maxsize=1024)
+def _backward_call(
+    size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int, needs: Needs
+) -> BackwardCall:
+    """How a layer's gradients are computed, for rows of such sizes."""
+    recipe = _backward_recipe(size, layer, T, B, N, threads)
+    # Behind the recipe's scratch: dz, then the addresses before each row.
+    dz = -(-recipe.scratch * size // LINE) * LINE
+    before = -(-(dz + N * layer.num_directions * layer.hidden_size * size) // LINE) * LINE
+    places = [(_B.scratch, 0), (_B.windows, recipe.parts[0]), (_B.dz, dz)]
+    if any(needs.weights[1 :: layer.weights_per_direction]):
+        places.append((_B.before, before))
+    scratch = (before + 8 * layer.num_directions * N) // size
+    return backward_call.bound(recipe, _BACKWARD_FIELDS, scratch, places, layer, N, needs)
 
 
 @lru_cache(maxsize=1024)

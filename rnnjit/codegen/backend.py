@@ -15,6 +15,7 @@ from rnnjit.backend import (
     Needs,
     Shortcut,
     States,
+    Training,
     values_read,
 )
 from rnnjit.cells import Cell
@@ -30,8 +31,9 @@ class CPUBackend(Backend):
     Class attributes:
         run_module: name of the module that plans and calls the kernels, imported on first use. It
             has `forward(layer, rows, x, h0, weights)`, `backward(layer, rows, x, h0, weights, y,
-            grad_y, grad_h_n, needs)` and `shortcut(itemsize, layers, rows, y_shape)`, as in
-            `rnnjit.Backend` but for a single state.
+            grad_y, grad_h_n, needs)`, `shortcut(itemsize, layers, rows, y_shape)` and
+            `training(itemsize, layer, rows, needs, y_shape)`, as in `rnnjit.Backend` but for a
+            single state.
     """
 
     devices = ("cpu",)
@@ -96,4 +98,12 @@ class CPUBackend(Backend):
         run: Any = imported(self.run_module)
         rows = Rows(problem.T, problem.B, problem.N)
         found: Shortcut = run.shortcut(problem.dtype.itemsize, spec.layers, rows, y_shape)
+        return found
+
+    def training(self, layer: LayerSpec, problem: Problem, needs: Needs) -> Training | None:
+        """One call of a kernel in each direction, with no overhead except allocations."""
+        run: Any = imported(self.run_module)
+        rows = Rows(problem.T, problem.B, problem.N)
+        y_shape = problem.T, problem.B, layer.num_directions * layer.hidden_size
+        found: Training = run.training(problem.dtype.itemsize, layer, rows, needs, y_shape)
         return found

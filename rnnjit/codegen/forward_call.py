@@ -78,7 +78,7 @@ def forward(
         weights: for each direction w_ih, w_hh and, with biases, b_ih, b_hh; any strides.
         rows: the row table of a packed batch; None if dense.
     """
-    y = x.new_empty((x.shape[0], layer.num_directions * layer.hidden_size))
+    y = x.new_empty(len(x), layer.num_directions * layer.hidden_size)
     h_n = torch.empty_like(h0)
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     block = recipe.block[:]
@@ -119,14 +119,14 @@ def shortcut(
         itemsize: bytes of an element.
         y_shape: shape of y, as in `Backend.shortcut`.
     """
+    if len(layers) == 1:
+        return _one_layer(recipes[0], fields, layers[0], B, y_shape)
     first = layers[0]
     state = first.num_directions * B * first.hidden_size * itemsize
     stack = []
     for i, (recipe, layer) in enumerate(zip(recipes, layers, strict=True)):
         count = layer.num_directions * layer.weights_per_direction
         stack.append((recipe, i * state, i * count, (i + 1) * count))
-    # empty_like is the fastest way to allocate, but needs a y of the state's shape.
-    like_state = y_shape == (1, B, first.hidden_size) and len(layers) == 1
     write = pointers(first.bias, first.num_directions).pack_into
     at, scratch_field, empty_like = 8 * fields.x, fields.scratch, torch.empty_like
 
@@ -137,7 +137,7 @@ def shortcut(
         addresses = [weight.data_ptr() for weight in weights]
         y = x
         for recipe, offset, start, stop in stack:
-            x, y = y, empty_like(h0) if like_state else x.new_empty(y_shape)
+            x, y = y, x.new_empty(y_shape)
             block = recipe.block[:]
             write(
                 *(block, at, x.data_ptr(), h0_address + offset, y.data_ptr()),
@@ -150,6 +150,37 @@ def shortcut(
             scratch = x.new_empty(recipe.scratch)
             block[scratch_field] = scratch.data_ptr()
             recipe.kernel(block, recipe.threads, recipe.late_threads)
+        return y, (h_n,)
+
+    return run
+
+
+def _one_layer(
+    recipe: Recipe, fields: ForwardFields, layer: LayerSpec, B: int, y_shape: tuple[int, int, int]
+) -> Shortcut:
+    """`shortcut` for a stack of one layer."""
+    kernel, threads, late_threads = recipe.kernel, recipe.threads, recipe.late_threads
+    template, inside, elements = recipe.block, recipe.inside, recipe.scratch
+    write = pointers(layer.bias, layer.num_directions).pack_into
+    at, scratch_field, empty_like = 8 * fields.x, fields.scratch, torch.empty_like
+    # empty_like is the fastest way to allocate, but needs a y of the state's shape.
+    like_state = y_shape == (1, B, layer.hidden_size)
+
+    def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
+        (h0,) = hx
+        h_n = empty_like(h0)
+        y = empty_like(h0) if like_state else x.new_empty(*y_shape)
+        block = template[:]
+        write(
+            *(block, at, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
+            *[weight.data_ptr() for weight in weights],
+        )
+        if inside:
+            block[scratch_field] = block.buffer_info()[0] + inside
+        else:
+            scratch = x.new_empty(elements)
+            block[scratch_field] = scratch.data_ptr()
+        kernel(block, threads, late_threads)
         return y, (h_n,)
 
     return run

@@ -22,6 +22,9 @@ from rnnjit.runtime.torch_private import (
     tensor_guards,
 )
 
+#: Elements of states of zeros that are kept.
+_KEPT_ZEROS = 4096
+
 
 class FastPath:
     """Calls of one module with one kind of input and state.
@@ -31,10 +34,12 @@ class FastPath:
         weights_of: gets the weights from the module's parameters, in nn.RNN's order.
         shapes: the shape of each state.
         tensors: checks that x, the states and the weights match, see `tensor_guards`.
+        zeros: states of zeros, kept for calls without a state, since no backend writes to them;
+            None if they are large, and on a GPU, whose streams would have to wait for them.
         surroundings: checks that grad mode, autocast, torch's thread count and the like match.
     """
 
-    __slots__ = ("run", "shapes", "surroundings", "tensors", "weights_of")
+    __slots__ = ("run", "shapes", "surroundings", "tensors", "weights_of", "zeros")
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class FastPath:
         self.run = run
         self.weights_of: Any = itemgetter(*names)
         self.shapes = tuple(state.shape for state in hx)
+        self.zeros: States | None = None
         self.surroundings = GlobalStateGuard()
         self.tensors = tensor_guards((x, *hx, *weights))
 
@@ -65,9 +71,10 @@ class FastPath:
         # The guards detect neither dual tensors of forward-mode differentiation nor these modes.
         if forward_mode() or function_mode() or not self.surroundings.check():
             return None
-        if hx is None:
+        given = hx is not None
+        if not given:
             try:
-                hx = tuple([x.new_zeros(shape) for shape in self.shapes])
+                hx = self.zeros or tuple([x.new_zeros(shape) for shape in self.shapes])
             except RuntimeError:
                 return None  # a dtype without zeros
         else:
@@ -84,4 +91,11 @@ class FastPath:
             return None
         if not self.tensors(x, *hx, *weights):
             return None
+        if not (given or self.zeros) and x.is_cpu and _are_small(hx):
+            self.zeros = hx
         return self.run(x, hx, weights)
+
+
+def _are_small(states: States) -> bool:
+    """Whether zeros of this size are worth keeping."""
+    return sum(state.numel() for state in states) <= _KEPT_ZEROS

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
+from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States, Training
 from rnnjit.dispatch.blame import blame
 from rnnjit.dispatch.choice import special_tensor
 from rnnjit.dispatch.fallback import RAISE, Fallback
@@ -17,6 +18,7 @@ from rnnjit.execution.validate_backend import (
     check_grads,
     check_kept,
     check_output,
+    check_stack_output,
     check_untouched,
 )
 from rnnjit.reference import layer_backward
@@ -27,6 +29,7 @@ from rnnjit.runtime.torch_private import (
     never_traced,
     saved_tensor_hooks,
     transforming,
+    untransformed_apply,
     versions,
 )
 from rnnjit.spec import LayerSpec, Rows
@@ -72,9 +75,170 @@ def run_layer(
             blame(error, recorded=needs_grad)
             raise
         return output.y, output.h_n
+    needed = tuple([tensor.requires_grad for tensor in (x, *hx, *weights)])
     apply: Callable[..., tuple[Tensor, ...]] = _RNNLayer.apply
-    y, *h_n = apply(backend, layer, rows, last, fallback, x, *hx, *weights)
+    y, *h_n = apply(RecordedLayer(backend, layer, rows, last, fallback, needed), x, *hx, *weights)
     return y, tuple(h_n)
+
+
+class RecordedLayer:
+    """How recorded calls of one layer run that are alike: in shapes, and in what needs a gradient.
+
+    Args:
+        backend: as in `run_layer`; not differentiable.
+        layer: as in `run_layer`.
+        rows: as in `run_layer`.
+        last: as in `run_layer`.
+        fallback: as in `run_layer`.
+        needed: for x, each state and each weight, whether its gradient is needed.
+
+    Attributes:
+        needs: `needed` for a backend.
+        read: the indices of the inputs that the backward pass reads; known after `forward`.
+        unread: those of the others.
+        states: the number of states.
+    """
+
+    __slots__ = (
+        *("backend", "fallback", "last", "layer", "needed", "needs", "order", "read", "rows"),
+        *("states", "unread"),
+    )
+
+    def __init__(
+        self,
+        backend: Backend,
+        layer: LayerSpec,
+        rows: Rows,
+        last: bool,
+        fallback: Fallback,
+        needed: tuple[bool, ...],
+    ) -> None:
+        self.backend, self.layer, self.rows = backend, layer, rows
+        self.last, self.fallback, self.needed = last, fallback, needed
+        self.states = len(layer.cell.states)
+        self.needs = needs_of(needed, self.states)
+
+    def forward(self, x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> LayerOutput:
+        """The backend's forward pass, with y `[N, D*P]` or `[T, B, D*P]`.
+
+        Raises:
+            BackendError: the backend broke its contract.
+        """
+        backend, rows, flat, before = self.backend, self.rows, _flat(x), versions(x, hx)
+        output = backend.forward(self.layer, rows, flat, hx, weights, True)
+        check_output(backend, self.layer, rows, flat, output)
+        self._note_reads(output, versions(x, hx) == before)
+        return output
+
+    def backward(
+        self,
+        inputs: tuple[Tensor, ...],
+        kept: tuple[Tensor, ...],
+        grad_y: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
+    ) -> LayerGrads:
+        """The backend's backward pass; x, y and their gradients are as x was in `forward`.
+
+        Args:
+            inputs: x, the states and the weights.
+            kept: y, and what the backend saved.
+            grad_y: the gradient of y, or None for zero.
+            grad_h_n: the gradients of the last states, or None for zero.
+
+        Raises:
+            BackendError: the backend broke its contract.
+        """
+        x, split = _flat(inputs[0]), self.states + 1
+        hx, weights = inputs[1:split], inputs[split:]
+        output = LayerOutput(_flat(kept[0]), hx, kept[1:])
+        grad_y = None if grad_y is None else _flat(grad_y)
+        grads = self.backend.backward(
+            *(self.layer, self.rows, x, hx, weights, output, grad_y, grad_h_n, self.needs)
+        )
+        check_grads(self.backend, x, hx, weights, self.needs, grads)
+        return grads if grads.x is None else grads._replace(x=grads.x.reshape(inputs[0].shape))
+
+    def reference(
+        self,
+        inputs: tuple[Tensor, ...],
+        grad_y: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
+    ) -> LayerGrads:
+        """As `backward`, by torch's own operators."""
+        x, split = inputs[0], self.states + 1
+        hx, weights = inputs[1:split], inputs[split:]
+        grad_y = None if grad_y is None else _flat(grad_y)
+        grads = layer_backward(
+            *(self.layer, self.rows, _flat(x), hx, weights, grad_y, grad_h_n, self.needs)
+        )
+        return grads if grads.x is None else grads._replace(x=grads.x.reshape(x.shape))
+
+    def _note_reads(self, output: LayerOutput, untouched: bool) -> None:
+        """Note which inputs the backward pass reads, after the last checks of the forward pass."""
+        backend, inputs = self.backend, len(self.needed)
+        check_untouched(backend, untouched)
+        read = backend.backward_reads(self.layer, self.rows, output, self.needed)
+        if output.saved or type(read) is not tuple or len(read) != inputs:
+            check_kept(backend, output, read, inputs)
+        self.read, self.unread, self.order = _reads(read)
+
+
+class BoundLayer(RecordedLayer):
+    """A layer that a backend runs by functions of its own, see `Backend.training`.
+
+    Only their first results are checked, since later calls are alike.
+
+    Args:
+        backend: as in `run_layer`; not differentiable.
+        layer: as in `run_layer`, the last of its stack.
+        rows: as in `run_layer`, dense.
+        fallback: as in `run_layer`.
+        needed: for x, each state and each weight, whether its gradient is needed.
+        own: the backend's functions.
+    """
+
+    __slots__ = ("_checked", "_own", "_own_backward", "_own_forward")
+
+    def __init__(
+        self,
+        backend: Backend,
+        layer: LayerSpec,
+        rows: Rows,
+        fallback: Fallback,
+        needed: tuple[bool, ...],
+        own: Training,
+    ) -> None:
+        super().__init__(backend, layer, rows, True, fallback, needed)
+        self._own_forward, self._own_backward = own
+        self._checked = [False, False]
+
+    def forward(self, x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> LayerOutput:
+        """See `RecordedLayer.forward`."""
+        if self._checked[0]:
+            return LayerOutput(*self._own_forward(x, hx, weights))
+        before, result = versions(x, hx), self._own_forward(x, hx, weights)
+        width = self.layer.num_directions * self.layer.output_size
+        check_stack_output(self.backend, (self.rows.T, self.rows.B, width), x, hx, result)
+        output = LayerOutput(*result)
+        self._note_reads(output, versions(x, hx) == before)
+        self._checked[0] = True
+        return output
+
+    def backward(
+        self,
+        inputs: tuple[Tensor, ...],
+        kept: tuple[Tensor, ...],
+        grad_y: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
+    ) -> LayerGrads:
+        """See `RecordedLayer.backward`."""
+        x, split = inputs[0], self.states + 1
+        hx, weights = inputs[1:split], inputs[split:]
+        grads = self._own_backward(x, hx, weights, kept[0], grad_y, grad_h_n)
+        if not self._checked[1]:
+            check_grads(self.backend, x, hx, weights, self.needs, grads)
+            self._checked[1] = True
+        return grads
 
 
 class _RNNLayer(torch.autograd.Function):
@@ -92,46 +256,37 @@ class _RNNLayer(torch.autograd.Function):
 
     @staticmethod
     @never_traced
-    def forward(
-        ctx: Any,
-        backend: Backend,
-        layer: LayerSpec,
-        rows: Rows,
-        last: bool,
-        fallback: Fallback,
-        x: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        flat, states = _flat(x), len(layer.cell.states)
-        hx, weights = tensors[:states], tensors[states:]
-        before = versions(flat, hx)
+    def forward(ctx: Any, call: RecordedLayer, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         try:
-            output = backend.forward(layer, rows, flat, hx, weights, True)
-            check_output(backend, layer, rows, flat, output)
-            check_untouched(backend, flat, hx, before)
-            inputs, needed = (x, *tensors), ctx.needs_input_grad[5:]
-            read = backend.backward_reads(layer, rows, output, needed)
-            if output.saved or type(read) is not tuple or len(read) != len(inputs):
-                check_kept(backend, output, read, len(inputs))
+            output = call.forward(x, tensors[: call.states], tensors[call.states :])
         except Exception as error:
             blame(error, recorded=False)
             raise
-        ctx.backend, ctx.layer, ctx.rows, ctx.fallback = backend, layer, rows, fallback
         ctx.set_materialize_grads(False)
+        last, saved = call.last, output.saved
         kept = output.y.clone() if last else output.y.detach()
-        which, unread = _division(read)
-        given = [inputs[i] for i in which]
+        inputs, given = (x, *tensors), []
+        others: list[tuple[int, Tensor]] = []
+        for i in call.read:
+            tensor = inputs[i]
+            if tensor.is_leaf:
+                given.append(tensor.detach())
+            else:
+                others.append((len(given), tensor))
+                given.append(tensor)
+        unread = tuple([inputs[i] for i in call.unread])
+        hooked = saved_tensor_hooks()
         # Hooks may give back anything: what is compared is noted only where there are some.
-        if saved_tensor_hooks():
-            ctx.expected = [_facts(each) for each in (*given, kept, *output.saved)]
+        if hooked:
+            expected = [(i, _facts(each)) for i, each in enumerate((*given, kept, *saved))]
         else:
-            ctx.expected = [None if t.is_leaf else (*_facts(t), t.data_ptr()) for t in given]
-        ctx.unread = _Unread(unread, tuple([inputs[i] for i in unread]))
-        given = [t.detach() if t.is_leaf else t for t in given]
-        ctx.save_for_backward(*given, kept, *output.saved)
-        if x.dim() == 3:
+            expected = [(i, (*_facts(each), each.data_ptr())) for i, each in others]
+        written = versions(unread[0], unread[1:]) if unread else 0
+        ctx.layer, ctx.kept = call, (unread, written, expected, hooked)
+        ctx.save_for_backward(*given, kept, *saved)
+        if output.y.dim() < x.dim():
             # Resized in place, since autograd forbids in-place changes of a view created here.
-            output.y.resize_(rows.T, rows.B, output.y.shape[1])
+            output.y.resize_(call.rows.T, call.rows.B, output.y.shape[1])
         return output.y, *output.h_n
 
     @staticmethod
@@ -142,88 +297,124 @@ class _RNNLayer(torch.autograd.Function):
         if FORK.forked and needs_one_thread():
             with one_thread():
                 return _RNNLayer.backward(ctx, grad_y, *grad_h_n)
-        unused, needed = (None,) * 5, ctx.needs_input_grad[5:]
+        call: RecordedLayer = ctx.layer
         if grad_y is None and all(grad is None for grad in grad_h_n):
-            return (*unused, *(None for _ in needed))
-        backend, layer, rows = ctx.backend, ctx.layer, ctx.rows
-        states, count = len(layer.cell.states), len(needed) - 1
-        x, *rest = ctx.unread.beside(_as_saved(ctx.saved_tensors, ctx.expected))
-        hx, weights, (y, *saved) = tuple(rest[:states]), rest[states:count], rest[count:]
-        needs = Needs(needed[0], needed[1 : states + 1], needed[states + 1 :])
-        given = (layer, rows, _flat(x), hx, weights)
-        grad_y = None if grad_y is None else _flat(grad_y)
+            return (None,) * (1 + len(call.needed))
+        unread, written, expected, hooked = ctx.kept
+        found = _unchanged(ctx.saved_tensors, expected, hooked)
+        inputs = call.order((*found, *unread))
+        kept = found[len(inputs) - len(unread) :]
 
         def reference() -> LayerGrads:
-            x_, *others = ctx.unread.originals((x, *hx, *weights), ctx.next_functions)
-            hx_, weights_ = tuple(others[:states]), others[states:]
-            return layer_backward(*(layer, rows, _flat(x_), hx_, weights_, grad_y, grad_h_n, needs))
-
-        def compiled() -> LayerGrads:
-            output = LayerOutput(y, hx, tuple(saved))
-            try:
-                grads: LayerGrads = backend.backward(*given, output, grad_y, grad_h_n, needs)
-                check_grads(backend, *given[2:], needs, grads)
-            except Exception as error:
-                blame(error, recorded=False)
-                raise
-            return grads
+            originals = _originals(inputs, ctx.next_functions)
+            if unread and versions(unread[0], unread[1:]) != written:
+                changed = "modified by an inplace operation, or another such input was,"
+                raise _lost(unread[0], changed)
+            return call.reference(originals, grad_y, grad_h_n)
 
         if _needs_torch(grad_y, *grad_h_n):
             grads = reference()
         else:
-            grads = ctx.fallback.or_else(backend, compiled, reference, "the reference")
-        grad_x = None if grads.x is None else grads.x.reshape(x.shape)
-        return (*unused, grad_x, *grads.hx, *grads.weights)
+            try:
+                grads = call.backward(inputs, kept, grad_y, grad_h_n)
+            except Exception as error:  # noqa: BLE001 - the policy says whether it propagates
+                blame(error, recorded=False)
+                grads = _instead(call, error, reference)
+        return (None, grads.x, *grads.hx, *grads.weights)
+
+
+#: `(layer, x, *hx, *weights) -> (y, *h_n)` of a RecordedLayer, for contiguous tensors outside of
+#: transforms.
+apply_recorded: Callable[..., tuple[Tensor, ...]] = untransformed_apply(_RNNLayer)
 
 
 @lru_cache(maxsize=256)
-def _division(read: tuple[bool, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The indices of the inputs that a backward pass reads, and those of the others."""
-    which = [
-        tuple(i for i, reads in enumerate(read) if bool(reads) is each) for each in (True, False)
-    ]
-    return which[0], which[1]
+def needs_of(needed: tuple[bool, ...], states: int) -> Needs:
+    """Which gradients are needed, from those of x, the states and the weights in a row."""
+    return Needs(needed[0], needed[1 : states + 1], needed[states + 1 :])
 
 
-class _Unread:
-    """The inputs of a layer that its backward pass does not read.
+class _Reads(NamedTuple):
+    """Which inputs a backward pass reads.
 
-    Args:
-        indices: their places among x, the states and the weights.
-        tensors: the inputs.
+    Attributes:
+        read: the indices of these.
+        unread: the indices of the others.
+        order: takes all inputs, in their order, out of what is saved for the backward pass and then
+            the inputs that it does not read.
     """
 
-    def __init__(self, indices: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
-        self._indices, self._tensors = indices, tensors
-        self._written = versions(tensors[0], tensors[1:]) if tensors else 0
+    read: tuple[int, ...]
+    unread: tuple[int, ...]
+    order: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
-    def beside(self, saved: list[Tensor]) -> list[Tensor]:
-        """All inputs in their order, and what else autograd saved."""
-        for index, tensor in zip(self._indices, self._tensors, strict=True):
-            saved.insert(index, tensor)
-        return saved
 
-    def originals(self, inputs: tuple[Tensor, ...], nodes: tuple[Any, ...]) -> list[Tensor]:
-        """The inputs that autograd knows: the leaves instead of their aliases.
+@lru_cache(maxsize=256)
+def _reads(read: tuple[bool, ...]) -> _Reads:
+    which = tuple(i for i, reads in enumerate(read) if reads)
+    unread = tuple(i for i, reads in enumerate(read) if not reads)
+    places = [
+        which.index(i) if i in which else unread.index(i) - len(unread) for i in range(len(read))
+    ]
+    return _Reads(which, unread, itemgetter(*places))
 
-        Args:
-            inputs: the inputs, as saved.
-            nodes: the `next_functions` of the layer's node.
 
-        Raises:
-            RuntimeError: somebody has changed one of them, so that its values are lost.
-        """
-        found = []
-        for tensor, (node, _) in zip(inputs, nodes, strict=True):
-            leaf = getattr(node, "variable", None)
-            original = tensor if leaf is None else leaf
-            if not _same_values(original, tensor):
-                raise _lost(tensor, "given other data")
-            found.append(original)
-        own = self._tensors
-        if own and versions(own[0], own[1:]) != self._written:
-            raise _lost(own[0], "modified by an inplace operation, or another such input was,")
-        return found
+def _unchanged(
+    found: tuple[Tensor, ...], expected: list[tuple[int, tuple[Any, ...]]], hooked: bool
+) -> tuple[Tensor, ...]:
+    """The saved tensors, if they are what was saved; contiguous if hooks gave them back.
+
+    Args:
+        found: what autograd gave back: the inputs that are read, y and what the backend saved.
+        expected: the facts of saved tensors by index: of all if there are hooks. Else of the inputs
+            to which the user can give other data, with their address.
+        hooked: whether there are hooks.
+
+    Raises:
+        RuntimeError: the user's hooks gave back something else, or an input was given other data.
+    """
+    for index, facts in expected:
+        tensor = found[index]
+        if hooked and _facts(tensor) != facts:
+            shape, dtype, device = facts
+            raise RuntimeError(
+                f"a hook for saved tensors gave back {tensor.dtype} {list(tensor.shape)} on "
+                f"{tensor.device} for {dtype} {list(shape)} on {device}"
+            )
+        if not hooked and (*_facts(tensor), tensor.data_ptr()) != facts:
+            raise _lost(tensor, "given other data")
+    return tuple([tensor.contiguous() for tensor in found]) if hooked else found
+
+
+def _originals(inputs: tuple[Tensor, ...], nodes: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The inputs that autograd knows: the leaves instead of their aliases.
+
+    Args:
+        inputs: the inputs, as saved.
+        nodes: the `next_functions` of the layer's node.
+
+    Raises:
+        RuntimeError: somebody has given one of them other data, so that its values are lost.
+    """
+    found = []
+    for tensor, (node, _) in zip(inputs, nodes, strict=True):
+        leaf = getattr(node, "variable", None)
+        original = tensor if leaf is None else leaf
+        if not _same_values(original, tensor):
+            raise _lost(tensor, "given other data")
+        found.append(original)
+    return tuple(found)
+
+
+def _instead(
+    call: RecordedLayer, error: Exception, reference: Callable[[], LayerGrads]
+) -> LayerGrads:
+    """The gradients by the reference, if the policy allows it after an error of the backend."""
+
+    def failed() -> LayerGrads:
+        raise error
+
+    return call.fallback.or_else(call.backend, failed, reference, "the reference")
 
 
 def _same_values(original: Tensor, saved: Tensor) -> bool:
@@ -245,33 +436,6 @@ def _lost(tensor: Tensor, how: str) -> RuntimeError:
     )
 
 
-def _as_saved(found: tuple[Tensor, ...], expected: list[tuple[Any, ...] | None]) -> list[Tensor]:
-    """The saved tensors, if they are what was saved; contiguous if hooks gave them back.
-
-    Args:
-        found: what autograd gave back: the inputs that are read, y and what the backend saved.
-        expected: the facts of all of them if there are hooks. Else those of the inputs, with their
-            address, and None for aliases, which nobody can change.
-
-    Raises:
-        RuntimeError: the user's hooks gave back something else, or an input was given other data.
-    """
-    tensors = list(found)
-    if len(expected) < len(tensors):
-        for tensor, facts in zip(tensors, expected, strict=False):
-            if facts is not None and (*_facts(tensor), tensor.data_ptr()) != facts:
-                raise _lost(tensor, "given other data")
-        return tensors
-    for tensor, facts in zip(tensors, expected, strict=True):
-        if _facts(tensor) != facts and facts is not None:
-            shape, dtype, device = facts
-            raise RuntimeError(
-                f"a hook for saved tensors gave back {tensor.dtype} {list(tensor.shape)} on "
-                f"{tensor.device} for {dtype} {list(shape)} on {device}"
-            )
-    return [tensor.contiguous() for tensor in tensors]
-
-
 def _flat(x: Tensor) -> Tensor:
     """Flatten rows `[T, B, ...]` to `[N, ...]`; rows `[N, ...]` stay as they are."""
     if x.dim() == 2:
@@ -288,5 +452,7 @@ def _needs_torch(*given: Tensor | None) -> bool:
     """
     if torch.is_grad_enabled() or transforming() or forward_mode():
         return True
-    grads = [grad for grad in given if grad is not None]
-    return any(map(legacy_batched, grads)) or special_tensor(*grads) is not None
+    for grad in given:
+        if grad is not None and (legacy_batched(grad) or special_tensor(grad) is not None):
+            return True
+    return False

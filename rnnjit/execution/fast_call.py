@@ -7,8 +7,15 @@ from dataclasses import replace
 from torch import Tensor
 
 from rnnjit.backend import Backend, Shortcut, States
-from rnnjit.dispatch.blame import blame
+from rnnjit.dispatch.blame import blame, blamed
 from rnnjit.dispatch.fallback import FAILURES, RAISE, Fallback, replaceable
+from rnnjit.execution.autograd import (
+    BoundLayer,
+    RecordedLayer,
+    apply_recorded,
+    needs_of,
+    run_layer,
+)
 from rnnjit.execution.stack import dense_output, run_stack
 from rnnjit.execution.validate_backend import check_stack_output
 from rnnjit.runtime.torch_private import HAS_GUARDS
@@ -48,6 +55,8 @@ def fast_call(
             if not spec.batch_first or 1 in x.shape[:2] or problem.needs_grad:
                 shape = (x.shape[0], x.shape[1], features)
                 run = _own(backend, spec, problem, shape, fallback)
+                if run is None and problem.needs_grad:
+                    run = _recorded(backend, spec, problem, (x, *hx, *weights), fallback)
             else:
                 shape = (x.shape[1], x.shape[0], features)
                 run = _time_major(backend, spec, problem, shape, fallback)
@@ -116,6 +125,63 @@ def _time_major(
         return y.transpose_(0, 1), h_n
 
     return transposed
+
+
+def _recorded(
+    backend: Backend,
+    spec: RNNSpec,
+    problem: Problem,
+    inputs: tuple[Tensor, ...],
+    fallback: Fallback,
+) -> Shortcut | None:
+    """A recorded stack of one layer without the detours of `_layer_by_layer`, or None.
+
+    Args:
+        backend: the backend.
+        spec: the configuration of the stack.
+        problem: the properties of the call.
+        inputs: x, the states and the weights of a call, contiguous.
+        fallback: the policy if the backend raises.
+    """
+    if spec.num_layers > 1 or backend.differentiable or not _have_memory(inputs):
+        return None
+    layer, rows = spec.layers[0], Rows(problem.T, problem.B, problem.N)
+    needed = tuple([tensor.requires_grad for tensor in inputs])
+    own = backend.training(layer, problem, needs_of(needed, len(layer.cell.states)))
+    if own is None:
+        recorded = RecordedLayer(backend, layer, rows, True, fallback, needed)
+    else:
+        recorded = BoundLayer(backend, layer, rows, fallback, needed, own)
+    batch_first = spec.batch_first
+
+    def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
+        if batch_first:
+            x = x.transpose(0, 1).contiguous()
+        try:
+            found = apply_recorded(recorded, x, *hx, *weights)
+        except Exception as error:
+            if not fallback.active or not blamed(error):
+                raise
+
+            def others(by: Backend) -> tuple[Tensor, States]:
+                return run_layer(by, layer, rows, x, hx, weights, True, True, fallback)
+
+            y, h_n = fallback.instead(backend, error, others)
+            return dense_output(y, rows, batch_first), h_n
+        y = found[0]
+        return y.transpose_(0, 1) if batch_first else y, found[1:]
+
+    return run
+
+
+def _have_memory(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether none is a wrapper that a transform of torch.func has left behind."""
+    try:
+        for tensor in tensors:
+            tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _layer_by_layer(

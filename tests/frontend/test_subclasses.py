@@ -72,6 +72,7 @@ def test_what_forward_calls_by_super_runs_compiled(inplace, monkeypatch):
         type(numba), "forward", lambda self, *a: ran.append(self) or forward(self, *a)
     )
     monkeypatch.setattr(type(numba), "shortcut", lambda *_: None)
+    monkeypatch.setattr(type(numba), "training", lambda *_: None)
     torch.manual_seed(0)
     rnn = OwnForward(3, 4)
     expected = rnn(X)
