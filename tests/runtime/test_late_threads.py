@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from teams import forget_plans
 from torch import nn
 
 import rnnjit
@@ -132,11 +133,7 @@ class Parallel:
 def parallel(monkeypatch):
     """Counts and delays teams, of two threads; nothing is known of any call."""
     late_threads._shared.cache_clear()
-    for name in ("numba", "tvm"):
-        run = __import__(f"rnnjit_{name}.run", fromlist=["run"])
-        for recipe in ("forward_recipe", "backward_recipe", "_forward_recipe", "_backward_recipe"):
-            if hasattr(run, recipe):
-                getattr(run, recipe).cache_clear()
+    forget_plans()
     found = Parallel(openmp().parallel)
     monkeypatch.setattr(openmp(), "parallel", found)
     before = torch.get_num_threads()

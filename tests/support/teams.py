@@ -8,10 +8,7 @@ import pytest
 from rnnjit.codegen import row_slices
 from rnnjit.runtime.late_threads import LateThreads
 
-_RECIPES = {
-    "rnnjit_numba.run": ("forward_recipe", "backward_recipe"),
-    "rnnjit_tvm.run": ("_forward_recipe", "_backward_recipe"),
-}
+_MODULES = ("rnnjit_numba.run", "rnnjit_tvm.run")
 
 
 def always(change=setattr):
@@ -26,10 +23,11 @@ def always(change=setattr):
 
 
 def forget_plans():
-    """Forget how calls were divided."""
-    for name, recipes in _RECIPES.items():
-        for recipe in recipes if name in sys.modules else ():
-            getattr(sys.modules[name], recipe).cache_clear()
+    """Forget how calls were planned, and what was bound to a plan."""
+    for name in _MODULES:
+        for function in vars(sys.modules[name]).values() if name in sys.modules else ():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from teams import forget_plans
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
-from rnnjit_numba import plan, run
+from rnnjit_numba import plan
 
 
 def gradients(module, x, h0, lengths=None):
@@ -65,10 +66,10 @@ def windows(monkeypatch):
     def choose(rows):
         monkeypatch.setattr(plan, "_WINDOW_ROWS", rows)
         monkeypatch.setattr(plan, "_WINDOW_BATCHES", 1)
-        run.backward_recipe.cache_clear()
+        forget_plans()
 
     yield choose
-    run.backward_recipe.cache_clear()
+    forget_plans()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])

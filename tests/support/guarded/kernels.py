@@ -219,5 +219,5 @@ def guarded_backend(name: str, watch: Watch) -> Iterator[None]:
 def forget_recipes(run: Any) -> None:
     """Make a backend plan its calls anew."""
     for function in vars(run).values():
-        if hasattr(function, "cache_clear") and "recipe" in function.__name__:
+        if hasattr(function, "cache_clear"):
             function.cache_clear()
