@@ -138,8 +138,10 @@ class Backend(ABC):
             eager on the first one, or on the CPU for None.
         dtypes: dtypes that it computes in; None for all.
         operations: names of the operations of `rnnjit.cells` that it lowers; None for all.
-        sizes_matter: False if `why_not` and `defers` do not depend on T, B and N of the problem. It
-            is then asked once for all sizes: real batches seldom repeat a sum of lengths.
+        sizes_matter: False if `why_not` and `defers` do not depend on N of the problem, and on T
+            and B only by the powers of two between which they are: 1, 2, 3 to 4, 5 to 8, and so
+            on. It is then asked once for all such sizes: real batches seldom repeat a sum of
+            lengths.
         differentiable: True if `forward` consists of differentiable torch operations. The core then
             lets autograd record it and never calls `backward`.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.backend import Shortcut, States, values_read
 from rnnjit.cells import Cell
+from rnnjit.codegen.deferral import why_torch
 from rnnjit.recurrence import layer_backward, layer_forward, why_not_cell
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.reference import has_operator
@@ -73,9 +74,9 @@ class InductorBackend(Backend):
         return lacking(problem.device)
 
     def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Defers on devices where it has not been measured."""
+        """Defers to torch's products on the CPU, and on devices where it was not measured."""
         if problem.device == "cpu":
-            return []
+            return why_torch(spec, problem)
         return [f"it has not been measured on {problem.device} devices"]
 
     def compile_seconds(self, spec: RNNSpec, problem: Problem) -> float:

@@ -3,9 +3,11 @@
 * `isa` and `host`: instruction sets, and that of this machine;
 * `pointwise` and `elementary`: vector code for the operations of cells, with exp and tanh;
 * `elman`: which cells the kernels of nn.RNN can compute;
+* `deferral`: the calls that `auto` leaves to torch's own operators;
 * `subnormals`: whether backward kernels flush subnormal numbers;
 * `row_slices`: how threads divide a batch;
-* `argument_block`, `forward_call` and `kernel`: from tensors to a call of a compiled kernel.
+* `argument_block`, `forward_call`, `backward_call` and `kernel`: from tensors to a call of a
+  compiled kernel.
 
 Object code depends on this package, so a backend's cache key must cover it (`kernel.cache_key`).
 """

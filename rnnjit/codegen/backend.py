@@ -19,6 +19,7 @@ from rnnjit.backend import (
     values_read,
 )
 from rnnjit.cells import Cell
+from rnnjit.codegen.deferral import why_torch
 from rnnjit.codegen.elman import why_not_elman
 from rnnjit.codegen.pointwise import OPERATIONS
 from rnnjit.runtime.compile_once import imported
@@ -49,6 +50,10 @@ class CPUBackend(Backend):
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Declines projections."""
         return ["projections (proj_size) are not supported"] if spec.proj_size else []
+
+    def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Leaves calls to torch that are bound by reading the weights, see `deferral`."""
+        return why_torch(spec, problem)
 
     def forward(
         self,

@@ -1,0 +1,43 @@
+"""The calls on which torch's own operators are as fast as compiled CPU kernels, or faster.
+
+A compiled layer gains by what it does between the products of two steps, and by weights that it
+packs once for many rows. Where there is one step, or one row in a few steps, and the weights are
+too large for a core's cache, a call is bound by reading them once a step. Torch's products read
+them as they lie; the kernels have to transpose them (see `rnnjit_numba.direct`).
+"""
+
+from __future__ import annotations
+
+from rnnjit.spec import Problem, RNNSpec
+
+#: Bytes of a layer's weights in one direction from which on reading them takes longer than what a
+#: call costs beside it.
+_LARGE = 1 << 20
+#: The same where several rows share each read.
+_HUGE = 4 << 20
+#: Rows of one step for which the kernels read weights in place, which is as fast as torch's
+#: products; a backward pass does so for more of them (see the backends' plans).
+_FORWARD_ROWS, _TRAINING_ROWS = 4, 16
+#: Steps of one row up to which packing the weights takes longer than it saves.
+_FEW_STEPS = 8
+#: Rows of a single feature from which on the sums over all rows take most of a training call: a
+#: vector holds one element of each row.
+_NARROW_ROWS = 1024
+
+
+def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
+    """Why `auto` should leave a call to torch's operators; empty if it should not.
+
+    The answer depends on T and B by their powers of two alone, see `Backend.sizes_matter`.
+    """
+    steps, rows, trains = problem.T, problem.B, problem.needs_grad
+    inputs = max(spec.input_size, spec.hidden_size if spec.num_layers > 1 else 0)
+    size = problem.dtype.itemsize * spec.hidden_size * (inputs + spec.hidden_size)
+    weights = f"{size / 1e6:.0f} MB of weights in a direction of a layer"
+    if size >= _LARGE and rows == 1 and steps <= (1 if trains else _FEW_STEPS):
+        return [f"steps of one row, {steps} of them, are bound by reading {weights}"]
+    if size >= _HUGE and steps == 1 and rows > (_TRAINING_ROWS if trains else _FORWARD_ROWS):
+        return [f"a single step is two products for each layer, with {weights}"]
+    if spec.hidden_size == 1 and trains and rows > _NARROW_ROWS:
+        return ["a single hidden feature leaves most of a vector empty"]
+    return []
