@@ -42,7 +42,11 @@ from rnnjit.bench.records import Case, Mode, Report
 from rnnjit.bench.report.results import Results, described, duration, shape, size, times
 from rnnjit.cli.bench import measure
 
-SINGLE = {(100, 1, 64, 64): 14.0, (100, 1, 128, 256): 5.5, (100, 1, 512, 512): 4.0}
+SINGLE = tuple(
+    (100, 1, I, H) for I, H in ((64, 64), (128, 256), (256, 256), (512, 512), (1024, 1024))
+)
+#: Features from which on reading W_hh bounds a step of one row, and the share of it to reach.
+_READING, _READ_SHARE = 256, 100 / 1.15
 PACKED = ((100, 8, 128, 256), (100, 32, 128, 256), (1000, 16, 64, 128))
 LONG, LONG_QUICK = (4000, 16, 64, 128), (200, 16, 64, 128)
 #: Other kinds of nn.RNN, compared with float32 tanh of one layer at the same shapes.
@@ -142,6 +146,14 @@ class Measured:
             raise UnmeasuredError("the machine's peaks were not measured")
         return found
 
+    def share_of_reading(self, case: Case) -> float:
+        """The least time of reading the recurrent weights at every step, as a share of the time."""
+        machine = self.results.report.machine
+        found = roofline.limits(case, machine)
+        if not found:
+            raise UnmeasuredError("the machine's bandwidths were not measured")
+        return max(time for name, time in found.items() if name != "compute") / self.seconds(case)
+
     def memory(self, case: Case) -> float:
         """Memory that a call takes beyond its inputs, relative to eager's."""
         own, eager = (
@@ -179,10 +191,13 @@ def compute(m: Measured, cases: Sequence[Case]) -> Findings:
 
 
 def single(m: Measured, cases: Sequence[Case]) -> Findings:
-    """One sequence at a time."""
+    """One sequence at a time: against eager, and against the time that reading W_hh takes."""
     for case in cases:
-        bar = SINGLE[case.T, case.B, case.I, case.H]
-        yield Finding(f"forward ({shape(case)})", m.ratio(case), bar)
+        yield Finding(f"forward ({shape(case)})", m.ratio(case))
+    for case in cases:
+        if case.H >= _READING:
+            what = f"forward ({shape(case)}), share of reading W_hh at every step"
+            yield Finding(what, 100 * m.share_of_reading(case), _READ_SHARE, "%")
 
 
 def last(m: Measured, cases: Sequence[Case]) -> Findings:
@@ -337,7 +352,7 @@ def _start_cases(threads: tuple[int, ...], quick: bool) -> tuple[Case, ...]:
 ROWS = {
     "grid": Row("against eager over the grid", grid, _shapes(GRID, *BOTH)),
     "compute": Row("compute-bound shapes", compute, _shapes(COMPUTE_BOUND, *BOTH)),
-    "single": Row("one sequence at a time", single, _shapes(tuple(SINGLE), "forward")),
+    "single": Row("one sequence at a time", single, _shapes(SINGLE, "forward")),
     "last": Row("a loss on the last state", last, _shapes(LAST_STATE, "last state")),
     "step": Row("a streaming step", step, _shapes(((1, 1, 32, 64),), "streaming")),
     "any": Row("random and extreme shapes", anywhere, _any_cases),

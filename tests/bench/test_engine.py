@@ -42,6 +42,21 @@ def test_the_share_of_the_peak_is_in_percent():
     assert [each.met for each in found.values()] == [False, False, True, True]
 
 
+def test_one_sequence_is_held_against_reading_the_weights_at_every_step():
+    # From the level of memory that holds them: the bandwidths are of `bench_report.MACHINE`.
+    def reading(case):
+        held = [b for b in bench_report.MACHINE.bandwidths if b.threads == 1]
+        size = 4 * case.H * case.H
+        level = next((b for b in held if size <= b.capacity), held[-1])
+        return case.T * size / level.rate
+
+    found = figures("single", lambda case: 2 * reading(case))
+    shares = [each.measured for what, each in found.items() if "share" in what]
+    # Rows of inputs and outputs are read, too.
+    assert len(shares) == 4
+    assert all(50 <= share <= 60 for share in shares)
+
+
 def test_a_loss_on_the_last_state_is_compared_with_eagers():
     found = figures("last", lambda case: 0.25 if case.mode == "last state" else 1.0)
     assert [each.measured for each in found.values()] == [4.0]
