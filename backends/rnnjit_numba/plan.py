@@ -20,11 +20,12 @@ ROW_BLOCK = 64
 _SYNC_WORK = 16_000
 #: Up to this many rows, a step is bound by reading the weights: fewer rows take no less time.
 _READING_ROWS = 3
-#: Up to this many rows over all steps, a forward pass does not gain by packing the weights. It
-#: reads them in place by tiles that transpose them.
+#: Up to this many rows, a forward pass of one step does not gain by packing the weights. It reads
+#: them in place, by tiles that transpose them.
 FEW_ROWS = 6
-#: The same for a backward pass, whose products need no transposition.
-FEW_ROWS_BACKWARD = 64
+#: Up to this many rows over all steps, a backward pass does not gain, whose products transpose
+#: nothing.
+_FEW_ROWS_BACKWARD = 64
 #: Rows that fill the largest register tile.
 TILE_ROWS = 8
 #: A window of the backward pass (see `window`) has at least this many rows, and at least the rows
@@ -62,20 +63,22 @@ def plan(
     rows: Rows,
     threads: int,
     vectors: int,
-    shared: int = 0,
-    few_rows: int = FEW_ROWS,
+    shared: int | None = None,
 ) -> Plan:
-    """The plan for a call.
+    """The plan for a call of the forward or the backward kernel.
 
     Args:
         layer: what the layer is.
         rows: how many rows it has and how they are divided into time steps.
         threads: the most that may be used.
         vectors: how many vectors hold the hidden features of a row.
-        shared: multiply-adds beside those of a forward pass, which all threads share evenly.
-        few_rows: up to how many rows over all steps weights are read in place.
+        shared: the multiply-adds of a backward pass beside those of a forward pass, which all
+            threads share evenly; None for a forward pass.
     """
-    few = rows.T * max(rows.B, 1) <= few_rows
+    if shared is None:
+        shared, few = 0, rows.T == 1 and rows.B <= FEW_ROWS
+    else:
+        few = rows.T * max(rows.B, 1) <= _FEW_ROWS_BACKWARD
     step_rows = _mean_rows(rows, rows.B)
     alone = Plan(1, *one_slice(rows), 1, step_rows < TILE_ROWS, few)
     if threads == 1:

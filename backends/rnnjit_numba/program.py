@@ -135,7 +135,8 @@ def _constants(
     layer, lanes, vector = spec.layer(index), isa.lanes(size), isa.vector_bytes
     inputs, hidden = (-(-n // lanes) * lanes * vector for n in (layer.input_size, spec.hidden_size))
     vectors = -(-spec.hidden_size // lanes)
-    direct = builder.icmp_signed("<=", builder.mul(T, B), I64(FEW_ROWS))
+    single = builder.icmp_signed("==", T, I64(1))
+    direct = builder.and_(single, builder.icmp_signed("<=", B, I64(FEW_ROWS)))
     hoist = builder.icmp_signed("<", B, I64(TILE_ROWS))
 
     def packing(count: int, otherwise: int = 0) -> Any:

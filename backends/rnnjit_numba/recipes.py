@@ -9,7 +9,7 @@ from rnnjit.codegen.kernel import LINE, Kind
 from rnnjit.codegen.row_slices import late_threads_for, shared_in_backward
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, area_bytes
 from rnnjit_numba.library import library
-from rnnjit_numba.plan import FEW_ROWS_BACKWARD, REDUCTION_ROWS, Plan, plan, window
+from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
 from rnnjit_numba.tile_shapes import TileShape, Tiling
 
 #: From this many bytes on, scratch memory is allocated; less is part of the argument block.
@@ -24,8 +24,7 @@ def forward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Plan
 def backward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Plan:
     """How a backward pass is divided between at most `threads` threads."""
     shared = shared_in_backward(layer, rows)
-    wide = _vectors(kind, layer.hidden_size)
-    return plan(layer, rows, threads, wide, shared, FEW_ROWS_BACKWARD)
+    return plan(layer, rows, threads, _vectors(kind, layer.hidden_size), shared)
 
 
 def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> Recipe:

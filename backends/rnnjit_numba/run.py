@@ -84,7 +84,7 @@ def _backward_call(
     places = [(_B.scratch, 0), (_B.dz_buffer, dz), (_B.reduction, reduction)]
     if any(needs.weights[1 :: layer.weights_per_direction]):
         places.append((_B.before, before))
-    return backward_call.bound(recipe, _FIELDS, recipe.scratch, places, layer, N, needs)
+    return backward_call.bound(recipe, _FIELDS, recipe.scratch, size, places, layer, N, needs)
 
 
 @lru_cache(maxsize=1024)

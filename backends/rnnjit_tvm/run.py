@@ -93,7 +93,7 @@ def _backward_call(
     if any(needs.weights[1 :: layer.weights_per_direction]):
         places.append((_B.before, before))
     scratch = (before + 8 * layer.num_directions * N) // size
-    return backward_call.bound(recipe, _BACKWARD_FIELDS, scratch, places, layer, N, needs)
+    return backward_call.bound(recipe, _BACKWARD_FIELDS, scratch, size, places, layer, N, needs)
 
 
 @lru_cache(maxsize=1024)

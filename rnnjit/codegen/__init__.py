@@ -6,6 +6,7 @@
 * `deferral`: the calls that `auto` leaves to torch's own operators;
 * `subnormals`: whether backward kernels flush subnormal numbers;
 * `row_slices`: how threads divide a batch;
+* `scratch_memory`: large scratch memory, kept for the next call;
 * `argument_block`, `forward_call`, `backward_call` and `kernel`: from tensors to a call of a
   compiled kernel.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rnnjit.backend import LayerGrads, Needs, Shortcut, States, Training
 from rnnjit.codegen.forward_call import Recipe
+from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
 from rnnjit.spec import LayerSpec
 
 #: `(x, h0, weights, y, grad_y, grad_h_n, table)`: the gradients of a layer, see `bound`.
@@ -76,6 +77,7 @@ def bound(
     recipe: Recipe,
     fields: BackwardFields,
     scratch: int,
+    itemsize: int,
     places: Sequence[tuple[int, int]],
     layer: LayerSpec,
     rows: int,
@@ -86,7 +88,8 @@ def bound(
     Args:
         recipe: how to call the kernel.
         fields: the indices of its argument block.
-        scratch: elements of memory to allocate for each call.
+        scratch: elements of memory that each call needs.
+        itemsize: bytes of an element.
         places: the index of each address of a part of it, and the part's offset in bytes.
         layer: the configuration of the layer.
         rows: the number of rows.
@@ -107,7 +110,8 @@ def bound(
     at_x, at_grad_x, at_rows = 8 * fields.x, 8 * fields.grad_x, fields.rows
     needs_x, (needs_h0,) = needs.x, needs.hx
     kernel, threads, late_threads = recipe.kernel, recipe.threads, recipe.late_threads
-    template = recipe.block
+    template, size = recipe.block, scratch * itemsize
+    take, give = SCRATCH.take, SCRATCH.give
 
     def run(
         x: Tensor,
@@ -123,7 +127,7 @@ def bound(
         grads = [None if shape is None else allocate(x, *shape) for shape in shapes]
         grad_y = None if grad_y is None else grad_y.contiguous()
         grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
-        memory = x.new_empty(scratch)
+        memory = take(size) if size >= KEPT_FROM else x.new_empty(scratch)
         start, block = memory.data_ptr(), template[:]
         write_read(
             *(block, at_x, x.data_ptr(), h0.data_ptr(), y.data_ptr()),
@@ -143,6 +147,8 @@ def bound(
         if table is not None:
             block[at_rows] = table.data_ptr()
         kernel(block, threads, late_threads)
+        if size >= KEPT_FROM:
+            give(memory)
         own = [None if at is None else grads[at] for at in of]
         for i in copied:
             own[i] = _copy(own[i])

@@ -8,18 +8,21 @@ them as they lie; the kernels have to transpose them (see `rnnjit_numba.direct`)
 
 from __future__ import annotations
 
+import torch
+
 from rnnjit.spec import Problem, RNNSpec
 
-#: Bytes of a layer's weights in one direction from which on reading them takes longer than what a
-#: call costs beside it.
+#: Bytes of a layer's weights in one direction from which on reading them, and writing their
+#: gradients, takes most of a training call of one row.
 _LARGE = 1 << 20
-#: The same where several rows share each read.
+#: The same of other calls.
 _HUGE = 4 << 20
 #: Rows of one step for which the kernels read weights in place, which is as fast as torch's
 #: products; a backward pass does so for more of them (see the backends' plans).
 _FORWARD_ROWS, _TRAINING_ROWS = 4, 16
-#: Steps of one row up to which packing the weights takes longer than it saves.
-_FEW_STEPS = 8
+#: Steps of one row up to which packing the weights takes longer than it saves on one thread. On
+#: several, the kernels divide the weights between them, and torch's product with a vector does not.
+_FEW_STEPS = 4
 #: Rows of a single feature from which on the sums over all rows take most of a training call: a
 #: vector holds one element of each row.
 _NARROW_ROWS = 1024
@@ -34,7 +37,8 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
     inputs = max(spec.input_size, spec.hidden_size if spec.num_layers > 1 else 0)
     size = problem.dtype.itemsize * spec.hidden_size * (inputs + spec.hidden_size)
     weights = f"{size / 1e6:.0f} MB of weights in a direction of a layer"
-    if size >= _LARGE and rows == 1 and steps <= (1 if trains else _FEW_STEPS):
+    alone = size >= _HUGE and steps <= _FEW_STEPS and torch.get_num_threads() == 1
+    if rows == 1 and ((size >= _LARGE and steps == 1) if trains else alone):
         return [f"steps of one row, {steps} of them, are bound by reading {weights}"]
     if size >= _HUGE and steps == 1 and rows > (_TRAINING_ROWS if trains else _FORWARD_ROWS):
         return [f"a single step is two products for each layer, with {weights}"]

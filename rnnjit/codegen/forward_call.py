@@ -12,6 +12,7 @@ from torch import Tensor
 from rnnjit.backend import LayerOutput, Shortcut, States
 from rnnjit.codegen.argument_block import pointers
 from rnnjit.codegen.kernel import Kernel
+from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
 from rnnjit.runtime.late_threads import LateThreads
 from rnnjit.spec import LayerSpec
 
@@ -88,9 +89,13 @@ def forward(
     )
     if rows is not None:
         block[fields.N], block[fields.rows] = x.shape[0], rows.data_ptr()
-    scratch = None if recipe.inside else x.new_empty(recipe.scratch)
+    size = 0 if recipe.inside else recipe.scratch * x.element_size()
+    kept = SCRATCH.take(size) if size >= KEPT_FROM else None
+    scratch = x.new_empty(recipe.scratch) if size and kept is None else kept
     block[fields.scratch] = scratch_address(recipe, block, scratch)
     recipe.kernel(block, recipe.threads, recipe.late_threads)
+    if kept is not None:
+        SCRATCH.give(kept)
     return LayerOutput(y, (h_n,))
 
 
@@ -120,7 +125,7 @@ def shortcut(
         y_shape: shape of y, as in `Backend.shortcut`.
     """
     if len(layers) == 1:
-        return _one_layer(recipes[0], fields, layers[0], B, y_shape)
+        return _one_layer(recipes[0], fields, layers[0], B, itemsize, y_shape)
     first = layers[0]
     state = first.num_directions * B * first.hidden_size * itemsize
     stack = []
@@ -129,6 +134,7 @@ def shortcut(
         stack.append((recipe, i * state, i * count, (i + 1) * count))
     write = pointers(first.bias, first.num_directions).pack_into
     at, scratch_field, empty_like = 8 * fields.x, fields.scratch, torch.empty_like
+    take, give = SCRATCH.take, SCRATCH.give
 
     def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
         (h0,) = hx
@@ -147,16 +153,24 @@ def shortcut(
                 block[scratch_field] = block.buffer_info()[0] + recipe.inside
                 recipe.kernel(block, recipe.threads, recipe.late_threads)
                 continue
-            scratch = x.new_empty(recipe.scratch)
+            size = recipe.scratch * itemsize
+            scratch = take(size) if size >= KEPT_FROM else x.new_empty(recipe.scratch)
             block[scratch_field] = scratch.data_ptr()
             recipe.kernel(block, recipe.threads, recipe.late_threads)
+            if size >= KEPT_FROM:
+                give(scratch)
         return y, (h_n,)
 
     return run
 
 
 def _one_layer(
-    recipe: Recipe, fields: ForwardFields, layer: LayerSpec, B: int, y_shape: tuple[int, int, int]
+    recipe: Recipe,
+    fields: ForwardFields,
+    layer: LayerSpec,
+    B: int,
+    itemsize: int,
+    y_shape: tuple[int, int, int],
 ) -> Shortcut:
     """`shortcut` for a stack of one layer."""
     kernel, threads, late_threads = recipe.kernel, recipe.threads, recipe.late_threads
@@ -165,6 +179,8 @@ def _one_layer(
     at, scratch_field, empty_like = 8 * fields.x, fields.scratch, torch.empty_like
     # empty_like is the fastest way to allocate, but needs a y of the state's shape.
     like_state = y_shape == (1, B, layer.hidden_size)
+    size = 0 if inside else elements * itemsize
+    take, give = SCRATCH.take, SCRATCH.give
 
     def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
         (h0,) = hx
@@ -178,9 +194,11 @@ def _one_layer(
         if inside:
             block[scratch_field] = block.buffer_info()[0] + inside
         else:
-            scratch = x.new_empty(elements)
+            scratch = take(size) if size >= KEPT_FROM else x.new_empty(elements)
             block[scratch_field] = scratch.data_ptr()
         kernel(block, threads, late_threads)
+        if size >= KEPT_FROM:
+            give(scratch)
         return y, (h_n,)
 
     return run
