@@ -42,11 +42,11 @@ from rnnjit.bench.records import Case, Mode, Report
 from rnnjit.bench.report.results import Results, described, duration, shape, size, times
 from rnnjit.cli.bench import measure
 
-SINGLE = tuple(
-    (100, 1, I, H) for I, H in ((64, 64), (128, 256), (256, 256), (512, 512), (1024, 1024))
-)
-#: Features from which on reading W_hh bounds a step of one row, and the share of it to reach.
-_READING, _READ_SHARE = 256, 100 / 1.15
+#: H of single sequences, and their steps: the time of a step is the difference of two calls.
+READING, READING_STEPS = (256, 384, 512, 768, 1024), (200, 1000)
+#: The share of the time of reading W_hh that a step of one row is to reach.
+_READ_SHARE = 100 / 1.15
+SINGLE = ((100, 1, 64, 64), (100, 1, 128, 256), (100, 1, 512, 512))
 PACKED = ((100, 8, 128, 256), (100, 32, 128, 256), (1000, 16, 64, 128))
 LONG, LONG_QUICK = (4000, 16, 64, 128), (200, 16, 64, 128)
 #: Other kinds of nn.RNN, compared with float32 tanh of one layer at the same shapes.
@@ -146,13 +146,16 @@ class Measured:
             raise UnmeasuredError("the machine's peaks were not measured")
         return found
 
-    def share_of_reading(self, case: Case) -> float:
-        """The least time of reading the recurrent weights at every step, as a share of the time."""
+    def share_of_reading(self, short: Case, long: Case) -> float:
+        """The least time of reading the recurrent weights at a step, as a share of a step's time.
+
+        A step's time is what a call takes longer that has more steps.
+        """
         machine = self.results.report.machine
-        found = roofline.limits(case, machine)
-        if not found:
+        least, most = (roofline.reading(case, machine) for case in (short, long))
+        if least is None or most is None:
             raise UnmeasuredError("the machine's bandwidths were not measured")
-        return max(time for name, time in found.items() if name != "compute") / self.seconds(case)
+        return (most - least) / (self.seconds(long) - self.seconds(short))
 
     def memory(self, case: Case) -> float:
         """Memory that a call takes beyond its inputs, relative to eager's."""
@@ -191,13 +194,13 @@ def compute(m: Measured, cases: Sequence[Case]) -> Findings:
 
 
 def single(m: Measured, cases: Sequence[Case]) -> Findings:
-    """One sequence at a time: against eager, and against the time that reading W_hh takes."""
-    for case in cases:
+    """One sequence at a time: against eager, and a step against reading W_hh."""
+    for case in _of(cases, group="grid"):
         yield Finding(f"forward ({shape(case)})", m.ratio(case))
-    for case in cases:
-        if case.H >= _READING:
-            what = f"forward ({shape(case)}), share of reading W_hh at every step"
-            yield Finding(what, 100 * m.share_of_reading(case), _READ_SHARE, "%")
+    for H in READING:
+        short, long = _of(cases, group="reading", H=H)
+        share = m.share_of_reading(short, long)
+        yield Finding(f"a step of H={H}, share of reading W_hh", 100 * share, _READ_SHARE, "%")
 
 
 def last(m: Measured, cases: Sequence[Case]) -> Findings:
@@ -310,6 +313,12 @@ def _shapes(shapes: Sequence[tuple[int, int, int, int]], *modes: Mode) -> Cases:
     return lambda threads, quick: each(shapes[: 1 if quick else None], modes, threads)
 
 
+def _single_cases(threads: tuple[int, ...], quick: bool) -> tuple[Case, ...]:
+    found = each(SINGLE[: 1 if quick else None], ("forward",), threads)
+    shapes = [(T, 1, 1, H) for H in READING for T in READING_STEPS]
+    return found if quick else found + each(shapes, ("forward",), threads, group="reading")
+
+
 def _any_cases(threads: tuple[int, ...], quick: bool) -> tuple[Case, ...]:
     shapes = random_shapes(Shape(1, 1, 1, 1), Shape(2000, 256, 2048, 2048), most_products=1e9)
     count = _RANDOM_QUICK if quick else _RANDOM
@@ -352,7 +361,7 @@ def _start_cases(threads: tuple[int, ...], quick: bool) -> tuple[Case, ...]:
 ROWS = {
     "grid": Row("against eager over the grid", grid, _shapes(GRID, *BOTH)),
     "compute": Row("compute-bound shapes", compute, _shapes(COMPUTE_BOUND, *BOTH)),
-    "single": Row("one sequence at a time", single, _shapes(SINGLE, "forward")),
+    "single": Row("one sequence at a time", single, _single_cases),
     "last": Row("a loss on the last state", last, _shapes(LAST_STATE, "last state")),
     "step": Row("a streaming step", step, _shapes(((1, 1, 32, 64),), "streaming")),
     "any": Row("random and extreme shapes", anywhere, _any_cases),

@@ -87,6 +87,17 @@ def limits(case: Case, machine: Machine) -> dict[str, float]:
     return found
 
 
+def reading(case: Case, machine: Machine) -> float | None:
+    """The least seconds that reading the recurrent weights at every step takes.
+
+    None if the machine was not measured for the case's threads.
+    """
+    needed, levels = work(case), [b for b in machine.bandwidths if b.threads == case.threads]
+    if not levels:
+        return None
+    return needed.weights * needed.steps / _holding(needed.weights / case.threads, levels).rate
+
+
 def bound(
     case: Case, seconds: float, machine: Machine, overhead: float | None = None
 ) -> Bound | None:

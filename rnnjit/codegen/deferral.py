@@ -23,9 +23,9 @@ _FORWARD_ROWS, _TRAINING_ROWS = 4, 16
 #: Steps of one row up to which packing the weights takes longer than it saves on one thread. On
 #: several, the kernels divide the weights between them, and torch's product with a vector does not.
 _FEW_STEPS = 4
-#: Rows of a single feature from which on the sums over all rows take most of a training call: a
-#: vector holds one element of each row.
-_NARROW_ROWS = 1024
+#: Rows of a single feature from which on a training call, or a forward pass, is left to torch: a
+#: vector of the kernels holds one element of each row in the products and the sums over all rows.
+_NARROW_TRAINING, _NARROW_FORWARD = 1 << 10, 1 << 14
 
 
 def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
@@ -42,6 +42,6 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
         return [f"steps of one row, {steps} of them, are bound by reading {weights}"]
     if size >= _HUGE and steps == 1 and rows > (_TRAINING_ROWS if trains else _FORWARD_ROWS):
         return [f"a single step is two products for each layer, with {weights}"]
-    if spec.hidden_size == 1 and trains and rows > _NARROW_ROWS:
+    if spec.hidden_size == 1 and rows > (_NARROW_TRAINING if trains else _NARROW_FORWARD):
         return ["a single hidden feature leaves most of a vector empty"]
     return []

@@ -60,9 +60,10 @@ def test_a_step_of_many_rows_is_left_to_torch():
     assert reasons(1, 64, (1, 1000), layers=2)
 
 
-def test_training_of_a_single_feature_is_left_to_torch():
+def test_many_rows_of_a_single_feature_are_left_to_torch():
     assert reasons(5, 4000, (8, 1), trains=True)
     assert not reasons(5, 4000, (8, 1))
+    assert reasons(5, 40_000, (8, 1))
     assert not reasons(5, 4000, (8, 2), trains=True)
 
 
