@@ -185,8 +185,12 @@ def _from_json(isa: Isa, found: dict[str, dict[str, float]]) -> Rates:
 
     Raises:
         LookupError: rates of some tiles are missing.
+        ValueError: one is not positive.
     """
-    return Rates(
+    rates = Rates(
         {tile: float(found["tiles"][str(tile)]) for tile in all_tilings(isa)},
         {shape: float(found["outer"][str(shape)]) for shape in outer_candidates(isa)},
     )
+    if not all(0 < rate < float("inf") for each in rates for rate in each.values()):
+        raise ValueError("a rate is not positive")
+    return rates

@@ -29,6 +29,8 @@ from rnnjit_numba.tile_table import Rates
 
 #: Seconds that the rounds of a measurement may take, and the fewest of them.
 _SECONDS, _ROUNDS = 0.15, 2
+#: The sum takes about half of the measured backward pass; less than this share of it is noise.
+_LEAST_SHARE = 0.3
 #: The measured layer. Its weights take a good part of a second-level cache, as those of layers do
 #: for which the choice matters, and a round of all tiles takes some 20 ms.
 _I, _H, _T, _ROWS = 64, 384, 3, 48
@@ -54,20 +56,21 @@ def measure(kind: Kind, steps: int = _T, seconds: float = _SECONDS) -> Rates:
     tiled, outer = all_tilings(isa), outer_candidates(isa)
     found = _least(
         {
-            **{(tiling, True): _product(kind, tiling, steps) for tiling in tiled},
-            **{(shape, on): _sum(kind, shape, on) for shape in outer for on in (True, False)},
+            **{tiling: _product(kind, tiling, steps) for tiling in tiled},
+            **{shape: _sum(kind, shape, on=True) for shape in outer},
+            None: _sum(kind, outer[0], on=False),
         },
         seconds,
     )
     layer = _layer(kind)
     rates = {
-        tiling: 2e-9 * multiply_adds(layer, _rows(tiling.shape, steps)) / found[tiling, True]
+        tiling: 2e-9 * multiply_adds(layer, _rows(tiling.shape, steps)) / found[tiling]
         for tiling in tiled
     }
-    # What the sum adds to a backward pass without it.
-    sums = {shape: max(found[shape, True] - found[shape, False], 1e-9) for shape in outer}
+    # What the sum adds to a backward pass without it, whose time no tile of sums changes.
+    rest = min(found[None], (1 - _LEAST_SHARE) * min(found[shape] for shape in outer))
     work = 2e-9 * REDUCTION_ROWS * _H * _H
-    return Rates(rates, {shape: work / seconds for shape, seconds in sums.items()})
+    return Rates(rates, {shape: work / (found[shape] - rest) for shape in outer})
 
 
 def _least(calls: dict[K, Callable[[], object]], seconds: float) -> dict[K, float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rnnjit.backend import Shortcut, States
@@ -34,12 +35,15 @@ class FastPath:
         weights_of: gets the weights from the module's parameters, in nn.RNN's order.
         shapes: the shape of each state.
         tensors: checks that x, the states and the weights match, see `tensor_guards`.
-        zeros: states of zeros, kept for calls without a state, since no backend writes to them;
-            None if they are large, and on a GPU, whose streams would have to wait for them.
+        zeros: states of zeros, kept for calls without a state, since no backend writes to them.
+            None if they are large; on a GPU, whose streams would have to wait for them; and where
+            calls may be recorded: what autograd saves, hooks and the graph's nodes give away.
         surroundings: checks that grad mode, autocast, torch's thread count and the like match.
     """
 
-    __slots__ = ("run", "shapes", "surroundings", "tensors", "weights_of", "zeros")
+    __slots__ = (
+        *("_keeps_zeros", "run", "shapes", "surroundings", "tensors", "weights_of", "zeros"),
+    )
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class FastPath:
         self.weights_of: Any = itemgetter(*names)
         self.shapes = tuple(state.shape for state in hx)
         self.zeros: States | None = None
+        self._keeps_zeros = not torch.is_grad_enabled() and x.is_cpu and _are_small(hx)
         self.surroundings = GlobalStateGuard()
         self.tensors = tensor_guards((x, *hx, *weights))
 
@@ -91,7 +96,7 @@ class FastPath:
             return None
         if not self.tensors(x, *hx, *weights):
             return None
-        if not (given or self.zeros) and x.is_cpu and _are_small(hx):
+        if self._keeps_zeros and not given:
             self.zeros = hx
         return self.run(x, hx, weights)
 

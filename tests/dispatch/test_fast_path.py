@@ -218,3 +218,27 @@ def test_threads_share_a_module(pair):
     for worker in workers:
         worker.join(60)
     assert not wrong
+
+
+@pytest.mark.parametrize("leak", ["node", "hook"])
+def test_states_of_zeros_that_autograd_saved_are_not_those_of_later_calls(leak):
+    rnn, x = nn.RNN(5, 7), torch.randn(4, 3, 5)
+    fast, expected, saved = rnnjit.compile(rnn, backend="numba"), rnn(x)[0], []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    for _ in range(3):
+        if leak == "node":
+            saved += fast(x)[0].grad_fn.saved_tensors
+        else:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                fast(x)
+    with torch.no_grad():
+        for tensor in saved:
+            if tensor.shape == (1, 3, 7):
+                tensor.fill_(5.0)
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded):
+            torch.testing.assert_close(fast(x)[0], expected)

@@ -127,6 +127,13 @@ def test_a_measurement_covers_every_tile():
     assert all(0 < rate < math.inf for rate in (*rates.tiles.values(), *rates.outer.values()))
 
 
+def test_noise_does_not_make_a_tile_infinitely_fast(monkeypatch):
+    # All calls take as long, also the one without a sum.
+    monkeypatch.setattr(tile_measurement, "_least", lambda calls, _: dict.fromkeys(calls, 1e-3))
+    rates = tile_measurement.measure(FLOAT32)
+    assert max(rates.outer.values()) < 10 * min(rates.tiles.values())
+
+
 @pytest.mark.usefixtures("rates_of_this_test")
 def test_a_call_of_much_work_measures_once_and_later_processes_read(monkeypatch):
     measured, fastest = [], TILINGS[-1]
@@ -153,11 +160,16 @@ def test_a_call_of_much_work_measures_once_and_later_processes_read(monkeypatch)
 
 
 @pytest.mark.usefixtures("rates_of_this_test")
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", json.dumps({"tiles": {"1x1": 3}}).encode()])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", json.dumps({"tiles": {"1x1": 3}}).encode(), None]
+)
 def test_rates_that_cannot_be_read_are_measured_again(content, monkeypatch):
     monkeypatch.setattr(tile_choice, "measure", lambda kind: rates_with(TILINGS[0], 90.0))
     measured_rates(FLOAT32)
     (key,) = object_cache.keys("tiles")
+    if content is None:
+        kept = json.loads(object_cache.fetch(key, "tiles"))
+        content = json.dumps({**kept, "outer": dict.fromkeys(kept["outer"], 0.0)}).encode()
     object_cache.keep(key, content, "tiles")
     assert tile_choice.known_rates(host_isa(), 32) is None
     measured_rates.made.clear()
