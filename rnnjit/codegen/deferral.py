@@ -39,7 +39,7 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
     weights = f"{size / 1e6:.0f} MB of weights in a direction of a layer"
     alone = size >= _HUGE and steps <= _FEW_STEPS and torch.get_num_threads() == 1
     if rows == 1 and ((size >= _LARGE and steps == 1) if trains else alone):
-        return [f"steps of one row, {steps} of them, are bound by reading {weights}"]
+        return [f"a few steps of one row are bound by reading {weights}"]
     if size >= _HUGE and steps == 1 and rows > (_TRAINING_ROWS if trains else _FORWARD_ROWS):
         return [f"a single step is two products for each layer, with {weights}"]
     if spec.hidden_size == 1 and rows > (_NARROW_TRAINING if trains else _NARROW_FORWARD):

@@ -131,15 +131,24 @@ def test_what_the_installed_backends_say_of_sizes_is_so():
     problems = [
         rnnjit.Problem(dtype, "cpu", T, B, N, N < T * B, grad)
         for dtype in (torch.float32, torch.float64, torch.bfloat16)
-        for T, B, N in ((1, 1, 1), (7, 3, 21), (7, 3, 11), (500, 900, 450_000), (2, 0, 0))
+        for T, B, N in (
+            (1, 1, 1),
+            (1, 30, 30),
+            (7, 3, 21),
+            (7, 1, 7),
+            (500, 900, 450_000),
+            (2, 0, 0),
+        )
         for grad in (False, True)
     ]
+    # Others of the same powers of two, see `Backend.sizes_matter`.
+    other = {0: 0, 1: 1, 2: 2, 3: 4, 7: 5, 30: 17, 500: 300, 900: 600}
     for backend in rnnjit.backends().values():
         if backend.sizes_matter or backend.missing():
             continue
         for spec in (SPEC, rnnjit.RNNSpec(4, 5, proj_size=2), rnnjit.RNNSpec(900, 2000)):
             for problem in problems:
-                like = problem._replace(T=3, B=2, N=6)
+                like = problem._replace(T=other[problem.T], B=other[problem.B], N=1)
                 for ask in (backend.why_not, backend.defers):
                     assert ask(spec, problem) == ask(spec, like)
 
