@@ -17,6 +17,7 @@ from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kind
 from rnnjit.runtime import object_cache
 from rnnjit.runtime.compile_once import CompileOnce
+from rnnjit_numba.library import library
 from rnnjit_numba.tile_measurement import measure
 from rnnjit_numba.tile_shapes import (
     TileShape,
@@ -50,7 +51,8 @@ def tiling(kind: Kind, layer: LayerSpec, N: int, slice_rows: int) -> Tiling:
     Raises:
         ValueError: RNNJIT_TILES asks for what does not exist.
     """
-    isa = host_isa()
+    # Not `host_isa`, which takes LLVM's lock: a child forked meanwhile would wait for it for ever.
+    isa = library(kind).isa
     return forced(isa).tiling or best_tiling(isa, _rates(isa, kind, layer, N), slice_rows)
 
 
@@ -60,7 +62,7 @@ def outer_tile(kind: Kind, layer: LayerSpec, N: int) -> TileShape:
     Raises:
         ValueError: RNNJIT_TILES asks for what does not exist.
     """
-    isa = host_isa()
+    isa = library(kind).isa
     return forced(isa).outer or best_outer(isa, _rates(isa, kind, layer, N))
 
 
@@ -161,7 +163,7 @@ def _rates(isa: Isa, kind: Kind, layer: LayerSpec, N: int) -> Rates | None:
 @CompileOnce
 def measured_rates(kind: Kind) -> Rates:
     """The rates of this machine: as they were kept, or measured now."""
-    isa = host_isa()
+    isa = library(kind).isa
     found = known_rates(isa, kind.bits)
     if found is None:
         found = measure(kind)
