@@ -78,12 +78,14 @@ def _add_affine(context: CodegenContext) -> Any:
     are those of the tile (see `TileSet.affine`), for `rows` rows, column vectors `first` to `last`
     of `columns` columns, and the epilogue, `NOTHING` or `STEP`.
     """
-    band, small_shapes = _add_band(context), context.small_shapes
+    band = _add_band(context)
+    # 16 * rows + vectors of each; 0 for the shape that a call names.
+    shapes = (0, *(16 * shape.rows + shape.vectors for shape in context.small_shapes))
     step = pointwise.step(context.lanes, context.cell)
     lanes, size = context.lanes.count, context.lanes.itemsize
     # A single row costs as much as two, since all weights are read for it: 3 + 2 rows cost less
     # than 4 + 1.
-    thirds = 1 if 3 in dict(small_shapes) else 0
+    thirds = 1 if 3 in dict(context.small_shapes) else 0
 
     def affine(
         init: int,
@@ -112,16 +114,10 @@ def _add_affine(context: CodegenContext) -> Any:
             run = rows * columns if last * lanes >= columns else 0
         if run > 0:
             epilogue = NOTHING
-        k_block, tile_rows, widest = tiling >> 8, tiling >> 4 & 15, tiling & 15
-        done, stop = 0, rows // tile_rows * tile_rows
-        if rows - stop == 1 and stop > 0 and tile_rows > 3 and thirds:
-            stop -= tile_rows
-        band(
-            *(init, ld_init, x, ld_x, k1, w1, h, ld_h, k2, w2, ld_w, out, ld_out),
-            *(done, stop, first, last, columns, epilogue, tile_rows, widest, k_block),
-        )
-        done = stop
-        for tile_rows, widest in small_shapes:
+        k_block, done = tiling >> 8, 0
+        for shape in shapes:
+            chosen = shape if shape > 0 else tiling & 255
+            tile_rows, widest = chosen >> 4, chosen & 15
             stop = done + (rows - done) // tile_rows * tile_rows
             if rows - stop == 1 and stop > done and tile_rows > 3 and thirds:
                 stop -= tile_rows

@@ -90,17 +90,17 @@ def _backward_call(
 @lru_cache(maxsize=1024)
 def forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     """How a layer's forward kernel is called for elements of `size` bytes, on at most `threads`."""
-    kind = Kind(8 * size, layer.cell)
-    cut = recipes.forward_plan(kind, layer, Rows(T, B, N), threads)
-    tiling = tile_choice.tiling(kind, layer, N, cut.slice_rows)
-    return recipes.forward(kind, layer, Rows(T, B, N), cut, tiling)
+    kind, rows = Kind(8 * size, layer.cell), Rows(T, B, N)
+    cut = recipes.forward_plan(kind, layer, rows, threads)
+    tiling = tile_choice.tiling(kind, layer, rows, cut.slice_rows)
+    return recipes.forward(kind, layer, rows, cut, tiling)
 
 
 @lru_cache(maxsize=1024)
 def backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     """As `forward_recipe`, backward; `parts` are the offsets of dz, `before` and the reductions."""
-    kind = Kind(8 * size, layer.cell)
-    cut = recipes.backward_plan(kind, layer, Rows(T, B, N), threads)
-    tiling = tile_choice.tiling(kind, layer, N, cut.slice_rows)
-    outer = tile_choice.outer_tile(kind, layer, N)
-    return recipes.backward(kind, layer, Rows(T, B, N), cut, tiling, outer)
+    kind, rows = Kind(8 * size, layer.cell), Rows(T, B, N)
+    cut = recipes.backward_plan(kind, layer, rows, threads)
+    tiling = tile_choice.tiling(kind, layer, rows, cut.slice_rows)
+    outer = tile_choice.outer_tile(kind, layer, rows)
+    return recipes.backward(kind, layer, rows, cut, tiling, outer)

@@ -11,10 +11,11 @@ import json
 import os
 from typing import NamedTuple
 
-from rnnjit import LayerSpec
+from rnnjit import LayerSpec, Rows
 from rnnjit.codegen import Isa
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kind
+from rnnjit.codegen.row_slices import multiply_adds
 from rnnjit.runtime import object_cache
 from rnnjit.runtime.compile_once import CompileOnce
 from rnnjit_numba.library import library
@@ -45,25 +46,25 @@ class Forced(NamedTuple):
     outer: TileShape | None
 
 
-def tiling(kind: Kind, layer: LayerSpec, N: int, slice_rows: int) -> Tiling:
-    """The tiling of a layer's products, for slices of so many rows of N.
+def tiling(kind: Kind, layer: LayerSpec, rows: Rows, slice_rows: int) -> Tiling:
+    """The tiling of a layer's products, for slices of so many of the rows of a step.
 
     Raises:
         ValueError: RNNJIT_TILES asks for what does not exist.
     """
     # Not `host_isa`, which takes LLVM's lock: a child forked meanwhile would wait for it for ever.
     isa = library(kind).isa
-    return forced(isa).tiling or best_tiling(isa, _rates(isa, kind, layer, N), slice_rows)
+    return forced(isa).tiling or best_tiling(isa, _rates(kind, layer, rows), slice_rows)
 
 
-def outer_tile(kind: Kind, layer: LayerSpec, N: int) -> TileShape:
-    """The tile of a layer's sums over N rows.
+def outer_tile(kind: Kind, layer: LayerSpec, rows: Rows) -> TileShape:
+    """The tile of a layer's sums over all rows.
 
     Raises:
         ValueError: RNNJIT_TILES asks for what does not exist.
     """
     isa = library(kind).isa
-    return forced(isa).outer or best_outer(isa, _rates(isa, kind, layer, N))
+    return forced(isa).outer or best_outer(isa, _rates(kind, layer, rows))
 
 
 def program_tiling(isa: Isa) -> Tiling:
@@ -154,10 +155,9 @@ def described(bits: int) -> str:
     return f"{tile}, for sums {outer} ({why})"
 
 
-def _rates(isa: Isa, kind: Kind, layer: LayerSpec, N: int) -> Rates | None:
+def _rates(kind: Kind, layer: LayerSpec, rows: Rows) -> Rates | None:
     """The measured rates for a call, or None if it does too little work for a measurement."""
-    work = N * layer.num_directions * layer.hidden_size * (layer.input_size + layer.hidden_size)
-    return measured_rates(kind) if work >= _COMPUTE_BOUND else None
+    return measured_rates(kind) if multiply_adds(layer, rows) >= _COMPUTE_BOUND else None
 
 
 @CompileOnce

@@ -11,7 +11,7 @@ from teams import forget_plans
 from torch import nn
 
 import rnnjit
-from rnnjit import LayerSpec
+from rnnjit import LayerSpec, Rows
 from rnnjit.cells import RNN_TANH
 from rnnjit.codegen import isa_named
 from rnnjit.codegen.host import host_isa
@@ -144,16 +144,16 @@ def test_a_call_of_much_work_measures_once_and_later_processes_read(monkeypatch)
 
     monkeypatch.setattr(tile_choice, "measure", measure)
     small = replace(LARGE, input_size=8, hidden_size=8)
-    assert tile_choice.tiling(FLOAT32, small, N=64, slice_rows=64) == best_tiling(
+    assert tile_choice.tiling(FLOAT32, small, Rows(1, 64, 64), 64) == best_tiling(
         host_isa(), None, 64
     )
     assert measured == []
     rows = 100 * fastest.shape.rows
     for _ in range(2):
-        assert tile_choice.tiling(FLOAT32, LARGE, N=rows, slice_rows=rows) == fastest
+        assert tile_choice.tiling(FLOAT32, LARGE, Rows(1, rows, rows), rows) == fastest
         assert measured == [FLOAT32]
     measured_rates.made.clear()  # as in another process
-    assert tile_choice.tiling(FLOAT32, LARGE, N=rows, slice_rows=rows) == fastest
+    assert tile_choice.tiling(FLOAT32, LARGE, Rows(1, rows, rows), rows) == fastest
     assert measured == [FLOAT32]
     assert "measured: 90 and 50 GFLOP/s" in tile_choice.described(32)
     assert "not measured" in tile_choice.described(64)
@@ -183,8 +183,8 @@ def test_the_variable_forces_a_choice(choose):
     )
     outer = outer_candidates(host_isa())[-1]
     choose(f"{forced},{outer}")
-    assert tile_choice.tiling(FLOAT32, LARGE, 1024, 1024) == forced
-    assert tile_choice.outer_tile(FLOAT32, LARGE, 1024) == outer
+    assert tile_choice.tiling(FLOAT32, LARGE, Rows(1, 1024, 1024), 1024) == forced
+    assert tile_choice.outer_tile(FLOAT32, LARGE, Rows(1, 1024, 1024)) == outer
     assert f"{forced}, for sums {outer} (RNNJIT_TILES" in tile_choice.described(32)
 
 
@@ -192,6 +192,6 @@ def test_the_variable_forces_a_choice(choose):
 def test_a_tile_that_does_not_exist_is_named(tiles, choose):
     choose(tiles)
     with pytest.raises(ValueError, match=rf"RNNJIT_TILES must be TILE or .* got '{tiles}'"):
-        tile_choice.tiling(FLOAT32, LARGE, 1024, 1024)
+        tile_choice.tiling(FLOAT32, LARGE, Rows(1, 1024, 1024), 1024)
     numba = next(each for each in environment().backends if each.name == "numba")
     assert tiles in numba.choices["tiles of float32"]
