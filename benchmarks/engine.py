@@ -197,8 +197,9 @@ def single(m: Measured, cases: Sequence[Case]) -> Findings:
     """One sequence at a time: against eager, and a step against reading W_hh."""
     for case in _of(cases, group="grid"):
         yield Finding(f"forward ({shape(case)})", m.ratio(case))
-    for H in READING:
-        short, long = _of(cases, group="reading", H=H)
+    reading = _of(cases, group="reading")
+    for H in dict.fromkeys(case.H for case in reading):
+        short, long = _of(reading, H=H)
         share = m.share_of_reading(short, long)
         yield Finding(f"a step of H={H}, share of reading W_hh", 100 * share, _READ_SHARE, "%")
 
