@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,11 +38,15 @@ class LayerOutput(NamedTuple):
         h_n: the last value of each state, `[D, B, P or H]`, newly allocated, sharing no memory with
             `y`.
         saved: other tensors to keep for the backward pass; `y` and the inputs are kept anyway.
+        states: (of `Backend.forward_states`) each state after the first, after every step:
+            `[N, D*H]`, direction d in columns `[d*H, (d+1)*H)`, newly allocated, contiguous,
+            sharing no memory with the others. They are kept for the backward pass, too.
     """
 
     y: Tensor
     h_n: tuple[Tensor, ...]
     saved: tuple[Tensor, ...] = ()
+    states: tuple[Tensor, ...] = ()
 
 
 class Needs(NamedTuple):
@@ -83,9 +87,20 @@ Shortcut = Callable[[Tensor, States, tuple[Tensor, ...]], tuple[Tensor, States]]
 Stepper = Callable[[Tensor, States, States, Tensor, tuple[Tensor, ...]], None]
 
 
-#: `(x, hx, weights, y, grad_y, grad_h_n) -> gradients` of one layer, see `Backend.training`.
+#: `(x, hx, weights) -> (y, h_n)` of one layer, or `(y, h_n, saved)`, see `Backend.training`.
+LayerForward = Callable[[Tensor, States, tuple[Tensor, ...]], tuple[Any, ...]]
+
+#: `(x, hx, weights, kept, grad_y, grad_h_n) -> gradients` of one layer, see `Backend.training`.
 LayerBackward = Callable[
-    [Tensor, States, Sequence[Tensor], Tensor, Tensor | None, tuple[Tensor | None, ...]], LayerGrads
+    [
+        Tensor,
+        States,
+        Sequence[Tensor],
+        tuple[Tensor, ...],
+        Tensor | None,
+        tuple[Tensor | None, ...],
+    ],
+    LayerGrads,
 ]
 
 
@@ -93,11 +108,11 @@ class Training(NamedTuple):
     """The two passes of recorded calls of one layer, see `Backend.training`.
 
     Attributes:
-        forward: the forward pass; a shortcut for that layer alone.
+        forward: the forward pass.
         backward: the backward pass.
     """
 
-    forward: Shortcut
+    forward: LayerForward
     backward: LayerBackward
 
 
@@ -246,6 +261,64 @@ class Backend(ABC):
         """
         raise NotImplementedError(f"backend {self.name!r} has no backward pass")
 
+    def records_states(self, layer: LayerSpec, problem: Problem) -> bool:
+        """Whether `forward_states` and `backward_states` compute such calls (optional).
+
+        They serve calls with `return_states`, of cells with several states. Where they do not, the
+        reference runs the layer. The answer must depend only on the arguments.
+        """
+        return False
+
+    def forward_states(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """Compute the layer as `forward` does, with the `states` of the output.
+
+        Raises:
+            NotImplementedError: the backend does not override this method.
+        """
+        raise NotImplementedError(f"backend {self.name!r} does not record states")
+
+    def backward_states(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        output: LayerOutput,
+        grad_y: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
+        grad_states: tuple[Tensor | None, ...],
+        needs: Needs,
+    ) -> LayerGrads:
+        """Compute the gradients as `backward` does, plus those of `sum(states * grad_states)`.
+
+        Args:
+            layer: as given to `forward_states`.
+            rows: as given to `forward_states`.
+            x: as given to `forward_states`.
+            hx: as given to `forward_states`.
+            weights: as given to `forward_states`; it may read them and all other inputs.
+            output: what `forward_states` returned, except that `h_n` may hold any tensors.
+            grad_y: as in `backward`.
+            grad_h_n: as in `backward`.
+            grad_states: for each state after the first `[N, D*H]`, any strides, or None for zero.
+            needs: which gradients to compute.
+
+        Not called if `differentiable`: autograd then records `forward_states`.
+
+        Raises:
+            NotImplementedError: the backend does not override this method.
+        """
+        raise NotImplementedError(f"backend {self.name!r} does not record states")
+
     def backward_reads(
         self, layer: LayerSpec, rows: Rows, output: LayerOutput, needed: tuple[bool, ...]
     ) -> tuple[bool, ...]:
@@ -295,8 +368,8 @@ class Backend(ABC):
 
         They compute what `forward` and `backward` do, with less overhead, for dense calls of the
         only layer of a stack. They may rely on the shapes and dtypes of `problem`, which the
-        backend has accepted, and on x, hx and the weights being contiguous. The forward pass saves
-        nothing but y; `backward_reads` holds for the backward pass.
+        backend has accepted, and on x, hx and the weights being contiguous. `backward_reads` holds
+        for the backward pass.
 
         Args:
             layer: what the layer is.
@@ -305,9 +378,10 @@ class Backend(ABC):
 
         Returns:
             `forward`, a function of x `[T, B, I]`, hx and the weights, which returns y
-            `[T, B, D*P]` and h_n, all newly allocated; and `backward`, a function of x, hx, the
-            weights, y, and the gradients of y and h_n (any strides, None for zero), which returns
-            the gradients. Those of x and y have three dimensions, too.
+            `[T, B, D*P]` and h_n and, where it saves any, the saved tensors, all newly allocated;
+            and `backward`, a function of x, hx, the weights, y followed by the saved tensors, and
+            the gradients of y and h_n (any strides, None for zero), which returns the gradients.
+            Those of x and y have three dimensions, too.
         """
         return None
 

@@ -9,16 +9,18 @@ from collections.abc import Sequence
 
 import torch
 
-from rnnjit import RNNSpec
+from rnnjit import Problem, RNNSpec
 from rnnjit.backend import Program, Runner, Stepper
+from rnnjit.cells import Cell
 from rnnjit.codegen.backend import CPUBackend
 from rnnjit.runtime.compile_once import imported
 from rnnjit.runtime.packages import lacking, needed
 from rnnjit_numba import private
+from rnnjit_numba.cell_layout import why_not_layout, why_not_projected
 
 
 class NumbaBackend(CPUBackend):
-    """Layers of one gate and one state on the CPU, by kernels that numba lowers to LLVM IR."""
+    """Layers on the CPU, by kernels that numba lowers to LLVM IR."""
 
     name = "numba"
     priority = 100
@@ -33,6 +35,14 @@ class NumbaBackend(CPUBackend):
             *lacking("llvmlite", "llvmlite", fitting, private.INSTALL),
         ]
         return found or private.missing()
+
+    def why_not_cell(self, cell: Cell) -> list[str]:
+        """Declines cells whose output is no state, and cells with parameters."""
+        return why_not_layout(cell)
+
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Declines some projections."""
+        return why_not_projected(spec.cell) if spec.proj_size else []
 
     def stepper(self, spec: RNNSpec, dtype: torch.dtype, batch: int) -> Stepper | None:
         """One call of the forward kernel per layer, over argument blocks that are kept."""

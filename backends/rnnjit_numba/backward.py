@@ -1,17 +1,21 @@
 """The backward kernel: all gradients of one layer, all directions, in one call.
 
 Each direction runs through its steps in reverse order (Werbos, "Backpropagation through time",
-Proc. IEEE 78(10), 1990). Where g_t is the gradient that reaches h_t from y, h_n and the next step:
+Proc. IEEE 78(10), 1990). Where g_t is the gradient that reaches h_t from h_n and the next step, and
+those of other states likewise:
 
-    dz_t = g_t * f'(z_t)        g_{t-1} = grad_y_{t-1} + W_hh^T dz_t
+    dz_t, s_t = derivative of the cell's step, of g_t + grad_y_t and the gradients of other states
+    g_{t-1} = s_t + W_hh^T dz_t
 
-f' is the derivative of the cell's step, computed from h_t = y_t, so that the forward pass saves
-nothing but y. Only this recurrence runs step by step; the other gradients are one reduction each
-over all rows (see `reductions`).
+dz_t is the gradient of the accumulators, and s_t what reaches h_{t-1} without W_hh (see
+`cell_step`). With a projection, the step gets W_hr^T (g_t + grad_y_t). Only this recurrence runs
+step by step; the other gradients are one reduction each over all rows (see `reductions`).
 
-dz is stored for one window of steps at a time. The window's reductions are done while dz is in the
-caches; then the window moves to earlier steps. Rows that are still needed move with it: those of
-the last step computed, and those of an incomplete block of the reductions.
+dz of a row has the blocks of `cell_layout`, each of H columns, and then, where there is a
+projection, the P columns of g_t + grad_y_t. It is stored for one window of steps at a time. The
+window's reductions are done while dz is in the caches; then the window moves to earlier steps. Rows
+that are still needed move with it: those of the last step computed, and those of an incomplete
+block of the reductions.
 
 The first arguments of each function are the address of a `BackwardArguments`, which has the shapes,
 the direction `d`, and a range of column vectors of the hidden features, from `first` up to but not
@@ -23,8 +27,9 @@ from __future__ import annotations
 from typing import Any
 
 from rnnjit.codegen.kernel import LINE
-from rnnjit_numba import memory, pointwise
-from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba import memory
+from rnnjit_numba.arguments import BackwardArguments, state_argument
+from rnnjit_numba.backward_step import add_step
 from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
 from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK
 from rnnjit_numba.reductions import add_reduce
@@ -38,12 +43,14 @@ def add_backward(context: CodegenContext, common: CommonFunctions) -> None:
     pack, move = _add_pack_task(context), _add_move(context, common)
     propagate, reduce = _add_propagate(context, common), add_reduce(context, common)
     recur, initial = _add_recur_task(context, common, propagate), _add_initial(context, propagate)
-    size = context.lanes.itemsize
+    size, accumulators = context.lanes.itemsize, len(context.cell.accumulators)
     dz_field = 8 * BackwardArguments._fields.index("dz")
 
     def backward(arguments: int, thread: int, threads: int) -> None:
         a = unpack(arguments)
-        ld = a.H * size
+        ld = a.H * accumulators * size
+        if a.P != a.H:
+            ld += a.P * size
         blocks = (a.N + REDUCTION_ROWS - 1) // REDUCTION_ROWS
         stop, row_stop, kept, phase = a.T, a.N, 0, 0
         while stop > 0:
@@ -82,18 +89,22 @@ def add_backward(context: CodegenContext, common: CommonFunctions) -> None:
 
 
 def _add_pack_task(context: CodegenContext) -> Any:
-    """A task's part of packing W_hh, and W_ih where grad_x is needed."""
+    """A task's part of packing W_hh, W_ih where grad_x is needed, and W_hr."""
     unpack = memory.unpack_arguments(BackwardArguments)
     pack, lanes = _add_pack_back(context), context.lanes.count
 
     def pack_task(arguments: int, task: int, tasks: int) -> None:
         a = unpack(arguments)
-        columns = (a.H + lanes - 1) // lanes
-        if a.grad_x != 0:
-            columns += (a.I + lanes - 1) // lanes
+        wide_p, wide_i, wide_h = (
+            (a.P + lanes - 1) // lanes,
+            (a.I + lanes - 1) // lanes,
+            (a.H + lanes - 1) // lanes,
+        )
+        inputs = wide_p + (wide_i if a.grad_x != 0 else 0)
+        columns = inputs + (wide_h if a.P != a.H else 0)
         first, last = columns * task // tasks, columns * (task + 1) // tasks
         for d in range(a.D):
-            pack(arguments, d, first, last)
+            pack(arguments, d, first, last, inputs)
 
     return context.symbols.add(pack_task)
 
@@ -120,7 +131,7 @@ def _add_recur_task(context: CodegenContext, common: CommonFunctions, propagate:
         d, own = task // parts, task % parts
         if tail_start < stop and d < a.D:
             area = a.sync + LINE * (1 + tasks) * (1 + d)
-            recur(arguments, d, 0, a.B, 1, tail_start, stop, row_stop, area, own, parts)
+            recur(arguments, d, 0, a.B, 1, tail_start, stop, row_stop, area, own, parts, d)
         if tail_start == start:
             return
         for unit in range(task, a.D * a.slices, tasks):
@@ -129,7 +140,8 @@ def _add_recur_task(context: CodegenContext, common: CommonFunctions, propagate:
             if a.stride == 1:
                 low *= a.slice_rows
                 high = minimum(a.B, low + a.slice_rows)
-            recur(arguments, unit // a.slices, low, high, a.stride, start, tail_start, row, 0, 0, 1)
+            d = unit // a.slices
+            recur(arguments, d, low, high, a.stride, start, tail_start, row, 0, 0, 1, task)
 
     return context.symbols.add(recur_task)
 
@@ -138,24 +150,27 @@ def _add_move(context: CodegenContext, common: CommonFunctions) -> Any:
     """Move a task's columns of the first `kept` rows of the window up by `rows` rows."""
     unpack, copy_rows = memory.unpack_arguments(BackwardArguments), common.copy_rows
     lanes, size = context.lanes.count, context.lanes.itemsize
+    accumulators = len(context.cell.accumulators)
 
     def move(arguments: int, task: int, tasks: int, rows: int, kept: int) -> None:
         a = unpack(arguments)
-        ld = a.H * size
-        vectors = (a.H + lanes - 1) // lanes
+        columns = a.H * accumulators
+        if a.P != a.H:
+            columns += a.P
+        ld, vectors = columns * size, (columns + lanes - 1) // lanes
         first, last = vectors * task // tasks, vectors * (task + 1) // tasks
         # From the last row to the first, since source and destination may overlap.
         source = a.dz_buffer + (kept - 1) * ld
-        copy_rows(source + rows * ld, -ld, source, -ld, kept, first, last, a.H)
+        copy_rows(source + rows * ld, -ld, source, -ld, kept, first, last, columns)
 
     return context.symbols.add(move)
 
 
 def _add_pack_back(context: CodegenContext) -> Any:
-    """Pack columns of W_hh, then of W_ih, as column vectors `[H][lanes]`, then zeros.
+    """Pack columns of W_hh, then of W_ih, then of W_hr, as column vectors `[K][lanes]`, then zeros.
 
-    `first` and `last` number the column vectors of both matrices; a call with `first` 0 also writes
-    the zeros.
+    K is G*H for the first two, and P for W_hr. `first` and `last` number the column vectors of all;
+    those from `inputs` on are W_hr's. A call with `first` 0 also writes the zeros.
     """
     unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(context.lanes)
     minimum, maximum = memory.minimum(), memory.maximum()
@@ -164,26 +179,35 @@ def _add_pack_back(context: CodegenContext) -> Any:
         context.lanes.vector_bytes,
         context.lanes.itemsize,
     )
+    G = context.layout.gates
 
-    def pack_back(arguments: int, d: int, first: int, last: int) -> None:
+    def pack_back(arguments: int, d: int, first: int, last: int, inputs: int) -> None:
         a = unpack(arguments)
         base = a.scratch + d * a.packed
-        wide_h, wide_i = (a.H + lanes - 1) // lanes, (a.I + lanes - 1) // lanes
+        wide_p, wide_i, wide_h = (
+            (a.P + lanes - 1) // lanes,
+            (a.I + lanes - 1) // lanes,
+            (a.H + lanes - 1) // lanes,
+        )
+        out = base + (wide_p + wide_i) * a.packed_column
         # Rows in blocks, so that the reads of a block stay within a few pages.
-        for low in range(0, a.H if a.direct == 0 else 0, ROW_BLOCK):
-            high = minimum(a.H, low + ROW_BLOCK)
+        for low in range(0, G * a.H if a.direct == 0 else 0, ROW_BLOCK):
             for column in range(first, last):
-                w, columns, v = (a.w_hh_0 if d == 0 else a.w_hh_1), a.H, column
-                if column >= wide_h:
-                    w, columns, v = (a.w_ih_0 if d == 0 else a.w_ih_1), a.I, column - wide_h
-                count = minimum(lanes, columns - v * lanes)
+                high = minimum(G * a.H, low + ROW_BLOCK)
+                w, columns, v = (a.w_hh_0 if d == 0 else a.w_hh_1), a.P, column
                 to = base + column * a.packed_column
+                if column >= inputs:
+                    w, columns, v = (a.w_hr_0 if d == 0 else a.w_hr_1), a.H, column - inputs
+                    to, high = out + v * a.packed_out, minimum(a.P, high)
+                elif column >= wide_p:
+                    w, columns, v = (a.w_ih_0 if d == 0 else a.w_ih_1), a.I, column - wide_p
+                count = minimum(lanes, columns - v * lanes)
                 for k in range(low, high):
                     source = w + (k * columns + v * lanes) * size
                     copy(to + k * vector_bytes, source, count, lanes)
         if first == 0:
-            zeros = base + (wide_h + wide_i) * a.packed_column
-            for v in range(maximum(wide_h, wide_i)):
+            zeros = out + wide_h * a.packed_out
+            for v in range(maximum(maximum(wide_p, wide_h), wide_i)):
                 copy(zeros + v * vector_bytes, 0, 0, lanes)
 
     return context.symbols.add(pack_back)
@@ -196,7 +220,8 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
     `start` is 0 and `stop` is T. `row_stop` is one past the last row of these steps.
 
     If `parts` > 1, that many threads divide the hidden columns, and each step is a phase of `area`
-    (see `work_stealing`); `own` is this thread's part.
+    (see `work_stealing`); `own` is this thread's part. `place` numbers the memory for gradients
+    before the projection, which is theirs.
     """
     unpack, minimum, first_from = (
         memory.unpack_arguments(BackwardArguments),
@@ -204,12 +229,11 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
         memory.first_from(),
     )
     read_int, next_task = memory.read_int(), common.next_task
-    step, copy_rows, record_previous = (
-        _add_step(context),
-        common.copy_rows,
-        _add_record_previous(context),
-    )
+    begin, step = _add_begin(context, common), add_step(context, common)
+    record_previous = _add_record_previous(context)
+    reads_states = int(context.layout.reads_states)
     lanes, size = context.lanes.count, context.lanes.itemsize
+    accumulators = len(context.cell.accumulators)
 
     def recur_back(
         arguments: int,
@@ -223,9 +247,12 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
         area: int,
         own: int,
         parts: int,
+        place: int,
     ) -> None:
         a = unpack(arguments)
-        ld = a.H * size
+        ld = a.H * accumulators * size
+        if a.P != a.H:
+            ld += a.P * size
         dz = a.dz + d * a.N * ld
         vectors, part = (a.H + lanes - 1) // lanes, own
         first, last = vectors * part // parts, vectors * (part + 1) // parts
@@ -249,23 +276,34 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
                 row_previous = row - previous
             if d != 0 and s + 1 < a.T:
                 previous = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
+            linked = first_from(low, stride, minimum(top, previous))
+            if reads_states == 0 or linked > top:
+                linked = top
             task = next_task(area, own, parts, s, -1, 0) if parts > 1 else 0
             while task >= 0:
                 if task != part:
                     part = task
                     first, last = vectors * part // parts, vectors * (part + 1) // parts
                 if fresh > low:
-                    source, rows = dz + (row_after + low) * ld, (fresh - low) // stride
+                    rows = (fresh - low) // stride
                     propagate(
-                        arguments, d, first, last, stride, source, dz + (row + low) * ld, rows
+                        arguments, d, first, last, stride, dz + (row_after + low) * ld, low, rows
                     )
                 if top > fresh:
-                    source = a.grad_h_n + (d * a.B + fresh) * ld if a.grad_h_n != 0 else 0
-                    to, rows = dz + (row + fresh) * ld, (top - fresh + stride - 1) // stride
-                    copy_rows(to, ld * stride, source, ld * stride, rows, first, last, a.H)
-                step(
-                    arguments, d, first, last, stride, row + low, (top - low + stride - 1) // stride
-                )
+                    rows = (top - fresh + stride - 1) // stride
+                    begin(arguments, d, first, last, stride, fresh, rows)
+                if linked > low:
+                    rows = (linked - low + stride - 1) // stride
+                    step(
+                        *(arguments, d, first, last, stride, row + low, low, rows),
+                        *(row_previous + low, 0, place),
+                    )
+                if top > linked:
+                    rows = (top - linked + stride - 1) // stride
+                    step(
+                        *(arguments, d, first, last, stride, row + linked, linked, rows),
+                        *(0, 1, place),
+                    )
                 if a.before != 0 and part == 0:
                     record_previous(
                         arguments, d, stride, row, row_previous, low, minimum(top, previous), top
@@ -278,6 +316,40 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
     return context.symbols.add(recur_back)
 
 
+def _add_begin(context: CodegenContext, common: CommonFunctions) -> Any:
+    """The gradients of the last states of `rows` sequences from `b` on, before their last step."""
+    unpack, read_int = memory.unpack_arguments(BackwardArguments), memory.read_int()
+    copy_rows, states = common.copy_rows, len(context.cell.states)
+    lanes, size = context.lanes.count, context.lanes.itemsize
+    of_states = [
+        tuple(8 * state_argument(BackwardArguments, k, which) for k in range(1, states)) or (0,)
+        for which in (2, 3)
+    ]
+    ends, starts = of_states
+
+    def begin(
+        arguments: int, d: int, first: int, last: int, stride: int, b: int, rows: int
+    ) -> None:
+        a = unpack(arguments)
+        place, ld = (d * a.B + b) * a.P * size, a.P * size * stride
+        own = a.grad_h0 if a.grad_h0 != 0 else a.scratch + a.grad_h
+        source = a.grad_h_n + place if a.grad_h_n != 0 else 0
+        low, high = first, last
+        if a.P != a.H:  # such a layer is not divided by columns
+            low, high = 0, (a.P + lanes - 1) // lanes
+        copy_rows(own + place, ld, source, ld, rows, low, high, a.P)
+        place, ld = (d * a.B + b) * a.H * size, a.H * size * stride
+        for k in range(states - 1):
+            source, own = read_int(arguments + ends[k]), read_int(arguments + starts[k])
+            if source != 0:
+                source += place
+            if own == 0:
+                own = a.scratch + a.grad_states + k * a.D * a.B * a.H * size
+            copy_rows(own + place, ld, source, ld, rows, first, last, a.H)
+
+    return context.symbols.add(begin)
+
+
 def _add_initial(context: CodegenContext, propagate: Any) -> Any:
     """A task's columns of grad_h0: the gradient that the first step of each sequence passes on.
 
@@ -285,12 +357,15 @@ def _add_initial(context: CodegenContext, propagate: Any) -> Any:
     """
     unpack, read_int = memory.unpack_arguments(BackwardArguments), memory.read_int()
     lanes, size = context.lanes.count, context.lanes.itemsize
+    accumulators = len(context.cell.accumulators)
 
     def initial(arguments: int, task: int, tasks: int) -> None:
         a = unpack(arguments)
-        ld, vectors = a.H * size, (a.H + lanes - 1) // lanes
+        ld, vectors = a.H * accumulators * size, (a.P + lanes - 1) // lanes
+        if a.P != a.H:
+            ld += a.P * size
         first, last = vectors * task // tasks, vectors * (task + 1) // tasks
-        propagate(arguments, 0, first, last, 1, a.dz, a.grad_h0, a.B)
+        propagate(arguments, 0, first, last, 1, a.dz, 0, a.B)
         row = 0
         for t in range(a.T if a.D == 2 else 0):
             now, following = a.B, 0
@@ -299,8 +374,8 @@ def _add_initial(context: CodegenContext, propagate: Any) -> Any:
             if t + 1 < a.T:
                 following = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
             if now > following:
-                source, to = a.dz + (a.N + row + following) * ld, a.grad_h0 + (a.B + following) * ld
-                propagate(arguments, 1, first, last, 1, source, to, now - following)
+                source = a.dz + (a.N + row + following) * ld
+                propagate(arguments, 1, first, last, 1, source, following, now - following)
             row += now
 
     return context.symbols.add(initial)
@@ -326,7 +401,7 @@ def _add_record_previous(context: CodegenContext) -> Any:
         top: int,
     ) -> None:
         a = unpack(arguments)
-        ld = a.H * size
+        ld = a.P * size
         to = a.before + (d * a.N + row) * 8
         for b in range(low, linked, stride):
             write_int(to + 8 * b, a.y + ((row_previous + b) * a.D + d) * ld)
@@ -337,61 +412,45 @@ def _add_record_previous(context: CodegenContext) -> Any:
 
 
 def _add_propagate(context: CodegenContext, common: CommonFunctions) -> Any:
-    """`to = dz @ W_hh` for `rows` rows of dz: the gradient that reaches the states before."""
+    """The gradient that reaches the states before `rows` rows of dz: of sequences from `b` on.
+
+    It adds dz @ W_hh to what the cell's step left there, if it did. Of a projected layer, which is
+    not divided by columns in a step, it computes all P columns if `first` is 0 and `last` the
+    number of vectors of hidden units.
+    """
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
-    product = common.product
+    product, passes_state = common.product, int(context.layout.passes_state)
     lanes, size = context.lanes.count, context.lanes.itemsize
+    G, accumulators = context.layout.gates, len(context.cell.accumulators)
 
     def propagate(
-        arguments: int, d: int, first: int, last: int, stride: int, dz: int, to: int, rows: int
+        arguments: int, d: int, first: int, last: int, stride: int, dz: int, b: int, rows: int
     ) -> None:
         a = unpack(arguments)
-        ld = a.H * size
+        ld, ld_to = a.H * accumulators * size, a.P * size
         base = a.scratch + d * a.packed
-        wide = (a.H + lanes - 1) // lanes + (a.I + lanes - 1) // lanes
-        zeros = base + wide * a.packed_column
+        wide_p, wide_i, wide_h = (
+            (a.P + lanes - 1) // lanes,
+            (a.I + lanes - 1) // lanes,
+            (a.H + lanes - 1) // lanes,
+        )
+        if a.P != a.H:
+            ld += a.P * size
+            if last == wide_h:
+                last = wide_p
+        zeros = base + (wide_p + wide_i) * a.packed_column + wide_h * a.packed_out
+        to = a.grad_h0 if a.grad_h0 != 0 else a.scratch + a.grad_h
+        to += (d * a.B + b) * ld_to
+        init, ld_init = zeros, 0
+        if passes_state != 0:
+            init, ld_init = to, ld_to * stride
         if a.direct != 0:
             w_hh = a.w_hh_0 if d == 0 else a.w_hh_1
-            product(zeros, 0, dz, ld, a.H, w_hh, a.H, to, ld, rows, first, last)
+            product(init, ld_init, dz, ld, G * a.H, w_hh, a.P, to, ld_to, rows, first, last)
             return
-        ld *= stride
         affine(
-            *(zeros, 0, 0, 0, 0, base, dz, ld, a.H, base, a.packed_column),
-            *(to, ld, rows, first, last, a.H, NOTHING, a.tile),
+            *(init, ld_init, 0, 0, 0, base, dz, ld * stride, G * a.H, base, a.packed_column),
+            *(to, ld_to * stride, rows, first, last, a.P, NOTHING, a.tile),
         )
 
     return context.symbols.add(propagate)
-
-
-def _add_step(context: CodegenContext) -> Any:
-    """Compute dz = (dz + grad_y) * f'(z) in place, on `rows` rows from `row` on."""
-    unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
-    step_backward = pointwise.step_backward(context.lanes, context.cell)
-    lanes, vector_bytes, size = (
-        context.lanes.count,
-        context.lanes.vector_bytes,
-        context.lanes.itemsize,
-    )
-
-    def step_back(
-        arguments: int, d: int, first: int, last: int, stride: int, row: int, rows: int
-    ) -> None:
-        a = unpack(arguments)
-        ld, ld_y = a.H * size, a.D * a.H * size
-        dz = a.dz + (d * a.N + row) * ld
-        offset, columns = row * ld_y + d * ld, a.H
-        if a.D == 1 and stride == 1 and first == 0 and last * lanes >= columns:
-            # Rows without a gap are one long row.
-            columns, rows = rows * columns, minimum(rows, 1)
-            last = (columns + lanes - 1) // lanes
-        for r in range(0, rows * stride, stride):
-            for v in range(first, last):
-                at = v * vector_bytes
-                count = columns - v * lanes
-                if count > lanes:
-                    count = lanes
-                place = offset + r * ld_y + at
-                grad = a.grad_y + place if a.grad_y != 0 else 0
-                step_backward(dz + r * ld + at, grad, a.y + place, count)
-
-    return context.symbols.add(step_back)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
 from rnnjit_numba import memory, pointwise
+from rnnjit_numba.cell_layout import CellLayout
 from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
 from rnnjit_numba.simd import Lanes
 from rnnjit_numba.symbol_table import SymbolTable
@@ -24,7 +25,7 @@ class CodegenContext:
     """Intrinsics and constants for one cell and element type.
 
     Attributes:
-        cell: one whose `is_elman` holds.
+        cell: one that `cell_layout.why_not_layout` has nothing against.
         lanes: element type and vector width.
         tiles: the register tiles.
         small_shapes: of the tiles for the rows that a larger tile leaves.
@@ -36,6 +37,11 @@ class CodegenContext:
     tiles: TileSet
     small_shapes: tuple[TileShape, ...]
     symbols: SymbolTable = field(init=False)
+
+    @property
+    def layout(self) -> CellLayout:
+        """How the cell's gates lie in memory."""
+        return CellLayout(self.cell)
 
     def __post_init__(self) -> None:
         # Distinct for each library that may be linked into one program.
@@ -70,7 +76,7 @@ def add_common(context: CodegenContext) -> CommonFunctions:
 
 
 def _add_affine(context: CodegenContext) -> Any:
-    """The function that computes any block of `init + x @ w1 + h @ w2`, or the cell's step of it.
+    """The function that computes any block of `init + x @ w1 + h @ w2`, or nn.RNN's step of it.
 
     It cuts the rows into bands of register tiles: by the tile that `tiling` names (see
     `tile_shapes.Tiling.code`), and the rest by smaller ones. Every step of the forward and backward

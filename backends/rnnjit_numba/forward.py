@@ -1,18 +1,22 @@
 """The forward kernel: a whole sequence of one layer, all directions, in one call.
 
-    h_t = f(W_ih x_t + b_ih + b_hh + W_hh h_{t-1})
+    zx_t = W_ih x_t + b_ih      zh_t = W_hh h_{t-1} + b_hh
+    out_t, s_t = program(zx_t, zh_t, s_{t-1})
 
-f is the cell's step. The batch is cut into slices, so that threads run the whole time loop without
-waiting for each other. If there are too few rows for that, each thread computes a part of the
-hidden columns of a slice (`parts`), and the threads synchronise after each step. They also do so at
-the end of a packed batch, where few sequences continue (`tail`). No thread waits for one that has
-not begun (see `work_stealing`). Weights are packed once per call into column vectors
-`[V][K][lanes]`, from which the register tiles stream. Results are the same, bit for bit, whatever
-the plan.
+and h_t is out_t, or W_hr out_t if there is a projection (see `rnnjit.backend`). The batch is cut
+into slices, so that threads run the whole time loop without waiting for each other. If there are
+too few rows for that, each thread computes a part of the hidden columns of a slice (`parts`), and
+the threads synchronise after each step. They also do so at the end of a packed batch, where few
+sequences continue (`tail`). No thread waits for one that has not begun (see `work_stealing`).
+Results are the same, bit for bit, whatever the plan.
+
+Weights are packed once per call (see `preparation`). Where a step has few rows, the input
+projection of a window of steps is computed at once (`hoist`). The states but the first run through
+the steps in the memory of their last values.
 
 The first arguments of each function are the address of a `ForwardArguments`, which has the shapes,
-the direction `d`, and a range of column vectors of the hidden features, from `first` up to but not
-including `last`. Addresses and distances are in bytes; the caller owns all memory.
+the direction `d`, and a range of vectors of the hidden units, from `first` up to but not including
+`last`. Addresses and distances are in bytes; the caller owns all memory.
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ from __future__ import annotations
 from typing import Any
 
 from rnnjit.codegen.kernel import LINE
-from rnnjit_numba import memory, pointwise
+from rnnjit_numba import memory
 from rnnjit_numba.arguments import ForwardArguments
-from rnnjit_numba.context import STEP, CodegenContext, CommonFunctions
-from rnnjit_numba.direct import DIRECT_ROWS, direct
+from rnnjit_numba.context import CodegenContext, CommonFunctions
+from rnnjit_numba.forward_step import add_step
 from rnnjit_numba.preparation import add_preparation
 
 
@@ -31,50 +35,112 @@ def add_forward(context: CodegenContext, common: CommonFunctions) -> None:
     """Add the kernel `forward(arguments, thread, threads)`, which each thread calls."""
     unpack, next_task = memory.unpack_arguments(ForwardArguments), common.next_task
     read_int = memory.read_int()
-    pack, pack_bias, project, prepare = add_preparation(context, common)
-    recur = _add_recur(context, common, prepare)
-    by_columns, slices = _add_by_columns(context, common, recur), _add_slices(context, recur)
-    lanes = context.lanes.count
+    preparation = add_preparation(context, common)
+    step = add_step(context, common, preparation)
+    recur = _add_recur(context, common, preparation.prepare, step)
+    window_end = _add_window_end(context)
+    by_columns = _add_by_columns(context, common, recur, window_end)
+    slices, pack = _add_slices(context, recur), _add_pack_task(context, preparation)
+    project = _add_project_task(context, preparation)
 
     def forward(arguments: int, thread: int, threads: int) -> None:
         a = unpack(arguments)
         if a.parts > 1 or a.direct != 0:
             by_columns(arguments, thread, threads)
             return
-        vectors, phase = (a.H + lanes - 1) // lanes, 0
-        task = next_task(a.sync, thread, threads, phase, -1, 0)
+        task = next_task(a.sync, thread, threads, 0, -1, 0)
         while task >= 0:
-            for unit in range(task, a.D * vectors, threads):
-                pack_bias(arguments, unit // vectors, unit % vectors, unit % vectors + 1)
-                pack(arguments, unit // vectors, unit % vectors, unit % vectors + 1)
-            task = next_task(a.sync, thread, threads, phase, task, 0)
-        if a.hoist != 0:
-            phase += 1
-            task = next_task(a.sync, thread, threads, phase, -1, 0)
-            while task >= 0:
-                start, stop = a.N * task // threads, a.N * (task + 1) // threads
-                for d in range(a.D):
-                    project(arguments, d, 0, vectors, start, stop)
-                task = next_task(a.sync, thread, threads, phase, task, 0)
-        tail_start, row = a.T, a.N
+            pack(arguments, task, threads)
+            task = next_task(a.sync, thread, threads, 0, task, 0)
+        tail_start, tail_row = a.T, a.N
         if a.tail > 0 and threads > 1:
             while tail_start > 0 and read_int(a.sizes + 8 * (tail_start - 1)) < a.tail:
                 tail_start -= 1
-                row -= read_int(a.sizes + 8 * tail_start)
-        last = 1 if tail_start == a.T else 0
-        phase += 1
-        task = next_task(a.sync, thread, threads, phase, -1, last)
-        while task >= 0:
-            slices(arguments, task, threads, tail_start)
-            task = next_task(a.sync, thread, threads, phase, task, last)
-        if last == 0:
+                tail_row -= read_int(a.sizes + 8 * tail_start)
+        start, row, phase = 0, 0, 1
+        while start < tail_start:
+            stop = window_end(arguments, start, tail_start, row, 0)
+            row_stop = window_end(arguments, start, tail_start, row, 1)
+            if a.hoist != 0:
+                task = next_task(a.sync, thread, threads, phase, -1, 0)
+                while task >= 0:
+                    project(arguments, task, threads, row, row_stop)
+                    task = next_task(a.sync, thread, threads, phase, task, 0)
+                phase += 1
+            last = 1 if stop == a.T else 0
+            task = next_task(a.sync, thread, threads, phase, -1, last)
+            while task >= 0:
+                slices(arguments, task, threads, start, stop, row)
+                task = next_task(a.sync, thread, threads, phase, task, last)
+            phase += 1
+            start, row = stop, row_stop
+        if tail_start < a.T:
             area = a.sync + LINE * (1 + threads)
-            recur(arguments, 0, 0, a.B, 1, tail_start, a.T, row, a.hoist, 0, area, thread, threads)
+            recur(
+                *(arguments, 0, 0, a.B, 1, tail_start, a.T, tail_row, 0, 0, area, thread, threads),
+                *(tail_start, tail_row, a.N, 0),
+            )
 
     context.symbols.add(forward)
 
 
-def _add_by_columns(context: CodegenContext, common: CommonFunctions, recur: Any) -> Any:
+def _add_window_end(context: CodegenContext) -> Any:
+    """The step, or with `row_wanted` 1 the row, at which the window ends that begins at `start`.
+
+    It has at most `window` rows, or one step, and ends before step `limit`.
+    """
+    unpack, read_int = memory.unpack_arguments(ForwardArguments), memory.read_int()
+
+    def window_end(arguments: int, start: int, limit: int, row: int, row_wanted: int) -> int:
+        a = unpack(arguments)
+        stop, row_stop = start, row
+        while stop < limit:
+            rows = a.B if a.sizes == 0 else read_int(a.sizes + 8 * stop)
+            if stop > start and row_stop - row + rows > a.window:
+                break
+            stop, row_stop = stop + 1, row_stop + rows
+        return row_stop if row_wanted != 0 else stop
+
+    return context.symbols.add(window_end)
+
+
+def _add_pack_task(context: CodegenContext, preparation: Any) -> Any:
+    """A task's part of packing the weights and biases."""
+    unpack, lanes = memory.unpack_arguments(ForwardArguments), context.lanes.count
+    pack, pack_bias, pack_out = preparation.pack, preparation.pack_bias, preparation.pack_out
+
+    def pack_task(arguments: int, task: int, tasks: int) -> None:
+        a = unpack(arguments)
+        vectors, projected = (a.H + lanes - 1) // lanes, (a.P + lanes - 1) // lanes
+        for unit in range(task, a.D * vectors, tasks):
+            d, v = unit // vectors, unit % vectors
+            pack_bias(arguments, d, v, v + 1)
+            pack(arguments, d, v, v + 1)
+        for unit in range(task, a.D * projected if a.P != a.H else 0, tasks):
+            pack_out(arguments, unit // projected, unit % projected, unit % projected + 1)
+
+    return context.symbols.add(pack_task)
+
+
+def _add_project_task(context: CodegenContext, preparation: Any) -> Any:
+    """A task's rows of the input projection of rows `row` to `row_stop`."""
+    unpack, project = memory.unpack_arguments(ForwardArguments), preparation.project
+    lanes, row_bytes = context.lanes.count, context.layout.gates * context.lanes.vector_bytes
+
+    def project_task(arguments: int, task: int, tasks: int, row: int, row_stop: int) -> None:
+        a = unpack(arguments)
+        vectors, rows = (a.H + lanes - 1) // lanes, row_stop - row
+        start, stop = row + rows * task // tasks, row + rows * (task + 1) // tasks
+        for d in range(a.D):
+            zx = a.scratch + a.hoisted + d * a.hoisted_size - row * vectors * row_bytes
+            project(arguments, d, 0, vectors, start, stop, zx)
+
+    return context.symbols.add(project_task)
+
+
+def _add_by_columns(
+    context: CodegenContext, common: CommonFunctions, recur: Any, window_end: Any
+) -> Any:
     """A whole call that is divided by hidden columns, or whose weights are not packed."""
     unpack, next_task = memory.unpack_arguments(ForwardArguments), common.next_task
 
@@ -87,20 +153,26 @@ def _add_by_columns(context: CodegenContext, common: CommonFunctions, recur: Any
             if task // parts < groups:
                 for d in range(task // parts, a.D, groups):
                     area = a.sync + size * (1 + d)
-                    recur(
-                        *(arguments, d, 0, a.B, 1, 0, a.T, a.N * d, 1 - a.direct, 1),
-                        *(area, task % parts, parts),
-                    )
+                    start, row = 0, 0
+                    while start < a.T:
+                        stop = window_end(arguments, start, a.T, row, 0)
+                        row_stop = window_end(arguments, start, a.T, row, 1)
+                        begin = a.N if d == 1 else row
+                        recur(
+                            *(arguments, d, 0, a.B, 1, start, stop, begin),
+                            *(1 - a.direct, 1, area, task % parts, parts, 0, row, row_stop, d),
+                        )
+                        start, row = stop, row_stop
             task = next_task(a.sync, thread, threads, 0, task, 1) if groups > 1 else -1
 
     return context.symbols.add(by_columns)
 
 
 def _add_slices(context: CodegenContext, recur: Any) -> Any:
-    """A task's slices, from the first step to step `stop`."""
+    """A task's slices, from step `start`, whose first row is `row`, to step `stop`."""
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
 
-    def slices(arguments: int, task: int, tasks: int, stop: int) -> None:
+    def slices(arguments: int, task: int, tasks: int, start: int, stop: int, row: int) -> None:
         a = unpack(arguments)
         for unit in range(task, a.D * a.slices, tasks):
             low = unit % a.slices
@@ -109,31 +181,36 @@ def _add_slices(context: CodegenContext, recur: Any) -> Any:
                 low *= a.slice_rows
                 high = minimum(a.B, low + a.slice_rows)
             d = unit // a.slices
-            recur(arguments, d, low, high, a.stride, 0, stop, a.N * d, a.hoist, 0, 0, 0, 1)
+            begin = a.N if d == 1 else row
+            recur(
+                *(arguments, d, low, high, a.stride, start, stop, begin),
+                *(a.hoist, 0, 0, 0, 1, 0, row, 0, task),
+            )
 
     return context.symbols.add(slices)
 
 
-def _add_recur(context: CodegenContext, common: CommonFunctions, prepare: Any) -> Any:
+def _add_recur(context: CodegenContext, common: CommonFunctions, prepare: Any, step: Any) -> Any:
     """The time loop over batch rows `low`, `low + stride`, ... below `high`.
 
     Direction 0 runs from step `start` to `stop`. Direction 1 runs through all steps from the last
     to the first, and so `start` is 0 and `stop` is T. `row` is the first row of these steps, or one
-    past their last row for direction 1. `hoisted` is 1 if the steps begin with the input projection
-    in y. If `unready` is 1, the first step calls `prepare`, which packs the weights and writes that
-    projection.
+    past their last row for direction 1. `hoisted` is 1 if the input projection of the rows from
+    `window_row` on is computed before the steps. If `unready` is 1, the first step calls `prepare`,
+    which packs the weights before step 0 and writes that projection, up to row `window_stop`.
 
     If `parts` > 1, that many threads divide the hidden columns, and each step is a phase of `area`
-    (see `work_stealing`); `own` is this thread's part.
+    (see `work_stealing`), the first of which is step `origin`; `own` is this thread's part. `place`
+    numbers the memory for pre-activations, which is theirs.
     """
     unpack, minimum, first_from = (
         memory.unpack_arguments(ForwardArguments),
         memory.minimum(),
         memory.first_from(),
     )
-    read_int, next_task = memory.read_int(), common.next_task
-    step, copy_rows = _add_step(context, common), common.copy_rows
+    read_int, next_task, copy_rows = memory.read_int(), common.next_task, common.copy_rows
     lanes, size = context.lanes.count, context.lanes.itemsize
+    row_bytes = context.layout.gates * context.lanes.vector_bytes
 
     def recur(
         arguments: int,
@@ -149,11 +226,16 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, prepare: Any) -
         area: int,
         own: int,
         parts: int,
+        origin: int,
+        window_row: int,
+        window_stop: int,
+        place: int,
     ) -> None:
         a = unpack(arguments)
-        ld, ld_y = a.H * size, a.D * a.H * size
+        ld, ld_y = a.P * size, a.D * a.P * size
         y, h0, h_n = a.y + d * ld, a.h0 + d * a.B * ld, a.h_n + d * a.B * ld
         vectors, part = (a.H + lanes - 1) // lanes, own
+        zx = a.scratch + a.hoisted + d * a.hoisted_size - window_row * vectors * row_bytes
         first, last = vectors * part // parts, vectors * (part + 1) // parts
         row_before, size_before = 0, 0
         if start > 0:
@@ -169,118 +251,37 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, prepare: Any) -
             following = 0
             if d == 0 and s + 1 < a.T:
                 following = a.B if a.sizes == 0 else read_int(a.sizes + 8 * (t + 1))
-            task = next_task(area, own, parts, s - start, -1, 0) if parts > 1 else 0
+            task = next_task(area, own, parts, s - origin, -1, 0) if parts > 1 else 0
             while task >= 0:
                 if task != part:
                     part = task
                     first, last = vectors * part // parts, vectors * (part + 1) // parts
                 if unready != 0 and s == start:
-                    prepare(arguments, d, first, last)
+                    packing = 1 if s == 0 else 0
+                    prepare(arguments, d, first, last, packing, window_row, window_stop, zx)
                 if fresh > low:
                     h, rows = y + (row_before + low) * ld_y, (fresh - low) // stride
                     step(
                         *(arguments, d, first, last, hoisted, stride, row + low, rows),
-                        *(h, ld_y * stride),
+                        *(h, ld_y * stride, low, 0, zx, place),
                     )
                 if top > fresh:
                     h, rows = h0 + fresh * ld, (top - fresh + stride - 1) // stride
                     step(
                         *(arguments, d, first, last, hoisted, stride, row + fresh, rows),
-                        *(h, ld * stride),
+                        *(h, ld * stride, fresh, 1, zx, place),
                     )
                 if d == 0 or t == 0:
                     ended = first_from(low, stride, following)
                     rows = (top - ended + stride - 1) // stride
                     to, source = h_n + ended * ld, y + (row + ended) * ld_y
-                    copy_rows(to, ld * stride, source, ld_y * stride, rows, first, last, a.H)
-                task = next_task(area, own, parts, s - start, task, 0) if parts > 1 else -1
+                    begin, end = first, last
+                    if a.P != a.H:  # such a layer is not divided by columns
+                        begin, end = 0, (a.P + lanes - 1) // lanes
+                    copy_rows(to, ld * stride, source, ld_y * stride, rows, begin, end, a.P)
+                task = next_task(area, own, parts, s - origin, task, 0) if parts > 1 else -1
             row_before, size_before = row, now
             if d == 0:
                 row += now
 
     return context.symbols.add(recur)
-
-
-def _add_step(context: CodegenContext, common: CommonFunctions) -> Any:
-    """One time step of `rows` rows from `row` on, `stride` apart; `h` has their previous states."""
-    unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
-    step_direct = _add_step_direct(context)
-    lanes, size = context.lanes.count, context.lanes.itemsize
-
-    def step(
-        arguments: int,
-        d: int,
-        first: int,
-        last: int,
-        hoisted: int,
-        stride: int,
-        row: int,
-        rows: int,
-        h: int,
-        ld_h: int,
-    ) -> None:
-        a = unpack(arguments)
-        base = a.scratch + d * a.packed
-        ld_x, ld_y = a.I * size, a.D * a.H * size
-        x, y = a.x + row * ld_x, a.y + row * ld_y + d * a.H * size
-        if a.direct != 0:
-            step_direct(arguments, d, first, last, x, y, rows, h, ld_h)
-            return
-        ld_x, ld_y = ld_x * stride, ld_y * stride
-        init, ld_init, inputs = base + (a.H + lanes - 1) // lanes * a.packed_row, 0, a.I
-        if hoisted != 0:
-            init, ld_init, inputs = y, ld_y, 0
-        affine(
-            *(init, ld_init, x, ld_x, inputs, base),
-            *(h, ld_h, a.H, base + a.packed_inputs, a.packed_row),
-            *(y, ld_y, rows, first, last, a.H, STEP, a.tile),
-        )
-
-    return context.symbols.add(step)
-
-
-def _add_step_direct(context: CodegenContext) -> Any:
-    """One time step of `rows` rows at `x`, with weights read in place."""
-    unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
-    tile, step = direct(context.lanes), pointwise.step(context.lanes, context.cell)
-    lanes, vector_bytes, size = (
-        context.lanes.count,
-        context.lanes.vector_bytes,
-        context.lanes.itemsize,
-    )
-
-    def step_direct(
-        arguments: int,
-        d: int,
-        first: int,
-        last: int,
-        x: int,
-        y: int,
-        rows: int,
-        h: int,
-        ld_h: int,
-    ) -> None:
-        a = unpack(arguments)
-        w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if d == 0 else (a.w_ih_1, a.w_hh_1)
-        bias = a.scratch + d * a.packed
-        ld_x, ld_h_row, ld_y = a.I * size, a.H * size, a.D * a.H * size
-        for v in range(first, last):
-            count = minimum(lanes, a.H - v * lanes)
-            at = v * vector_bytes
-            w_x, w_h = w_ih + v * lanes * ld_x, w_hh + v * lanes * ld_h_row
-            done = 0
-            while done < rows:
-                some = 0
-                for n in DIRECT_ROWS:
-                    if some == 0 and rows - done >= n:
-                        some = n
-                out = y + done * ld_y + at
-                tile(
-                    *(some, bias + at, 0, x + done * ld_x, ld_x, a.I, w_x, ld_x),
-                    *(h + done * ld_h, ld_h, a.H, w_h, ld_h_row, out, ld_y * 256 + count),
-                )
-                for r in range(some):
-                    step(out + r * ld_y, count)
-                done += some
-
-    return context.symbols.add(step_direct)

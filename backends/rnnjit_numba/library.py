@@ -15,7 +15,7 @@ from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kernel, Kind, cache_key, cached, team_symbols
 from rnnjit.codegen.subnormals import flush_subnormals
 from rnnjit.runtime.compile_once import CompileOnce, apart
-from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
+from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, argument_count
 from rnnjit_numba.object_code import object_code, target_machine
 
 #: Bytes of the length before each part in a cached file.
@@ -23,7 +23,6 @@ _LENGTH = 8
 _FORWARD = ("forward_alone", "forward_team")
 _BACKWARD = ("backward_alone", "backward_team")
 _BACKWARD_EXACT = ("backward_exact_alone", "backward_exact_team")
-_SYNC = [fields._fields.index("sync") for fields in (ForwardArguments, BackwardArguments)]
 
 
 class Library:
@@ -33,6 +32,7 @@ class Library:
         isa: the instruction set that they were generated for.
         parts: object code.
         flush: whether the backward kernel flushes subnormal numbers, where it can.
+        states: the number of states of the cell.
 
     Attributes:
         isa: as given.
@@ -42,7 +42,7 @@ class Library:
         ValueError: the parts are not object code, or not that of these kernels.
     """
 
-    def __init__(self, isa: Isa, parts: Sequence[bytes], flush: bool) -> None:
+    def __init__(self, isa: Isa, parts: Sequence[bytes], flush: bool, states: int) -> None:
         self.isa = isa
         entries = (*_FORWARD, *(_BACKWARD if flush else _BACKWARD_EXACT))
         for name, address in team_symbols().items():
@@ -58,8 +58,19 @@ class Library:
         addresses = [engine.get_function_address(name) for name in entries]
         if not all(addresses):
             raise ValueError(f"a library lacks some of {entries}")
-        self.forward = Kernel(engine, addresses[0], addresses[1:2], _SYNC[0])
-        self.backward = Kernel(engine, addresses[2], addresses[3:], _SYNC[1])
+        self.forward = _kernel(ForwardArguments, states, engine, addresses[:2])
+        self.backward = _kernel(BackwardArguments, states, engine, addresses[2:])
+
+
+def _kernel(
+    kind: type[ForwardArguments] | type[BackwardArguments],
+    states: int,
+    engine: Any,
+    addresses: Sequence[int],
+) -> Kernel:
+    """The kernel with these arguments, by its entries for one thread and for a team."""
+    sync, count = kind._fields.index("sync"), argument_count(kind, states)
+    return Kernel(engine, addresses[0], addresses[1:], sync, count)
 
 
 @CompileOnce
@@ -68,7 +79,7 @@ def library(kind: Kind) -> Library:
     isa, flush = host_isa(), flush_subnormals()
     return cached(
         cache_key(isa, kind, ("llvmlite", "numba"), __file__),
-        lambda content: Library(isa, _split(content), flush),
+        lambda content: Library(isa, _split(content), flush, len(kind.cell.states)),
         lambda: _joined(compile_kernels(isa, kind)),
     )
 

@@ -13,6 +13,10 @@ from rnnjit.spec import LayerSpec, Rows
 #: Rows that a reduction over all rows sums at a time; fixed, so that its rounding is fixed.
 REDUCTION_ROWS = 192
 
+#: Columns of dz that a reduction packs at a time: a multiple of the rows of every tile, so that a
+#: packed block stays within a core's second-level cache.
+SEGMENT = 1032
+
 #: Rows that a pass over all rows takes at a time, so that they stay in a core's own cache.
 ROW_BLOCK = 64
 
@@ -79,13 +83,12 @@ def plan(
         shared, few = 0, rows.T == 1 and rows.B <= FEW_ROWS
     else:
         few = rows.T * max(rows.B, 1) <= _FEW_ROWS_BACKWARD
-    step_rows = _mean_rows(rows, rows.B)
+    step_rows, weights = _mean_rows(rows, rows.B), _weights(layer)
     alone = Plan(1, *one_slice(rows), 1, step_rows < TILE_ROWS, few)
     if threads == 1:
         return alone
     cut, step = _team(layer, rows, threads, vectors, few)
-    own = layer.num_directions * _step_work(step_rows, layer.hidden_size, 1)
-    own += layer.num_directions * step_rows * layer.input_size * layer.hidden_size
+    own = layer.num_directions * (_step_work(step_rows, weights, 1) + _inputs(layer, step_rows))
     saved = (own - step) * rows.N / step_rows + shared * (threads - 1) / threads
     return cut if worth_team(saved) else alone
 
@@ -94,14 +97,15 @@ def _team(
     layer: LayerSpec, rows: Rows, threads: int, vectors: int, few: bool
 ) -> tuple[Plan, float]:
     """The best plan for several threads, and the cost of a step of the whole batch by it."""
-    H, D, step_rows = layer.hidden_size, layer.num_directions, _mean_rows(rows, rows.B)
-    most = max(1, min(threads // D, vectors))
+    weights, D, step_rows = _weights(layer), layer.num_directions, _mean_rows(rows, rows.B)
+    # All hidden units of a row have to be known before its projection.
+    most = 1 if layer.proj_size else max(1, min(threads // D, vectors))
     whole = one_slice(rows)
     # Costs are those of one time step, in multiply-adds of a thread. Of the input projection:
-    inputs = step_rows * layer.input_size * H
+    inputs = _inputs(layer, step_rows)
 
     def by_columns(parts: int) -> float:
-        return _step_work(step_rows, H, parts) + inputs / parts
+        return _step_work(step_rows, weights, parts) + inputs / parts
 
     parts = min(range(1, most + 1), key=by_columns)
     if few:
@@ -109,12 +113,12 @@ def _team(
         return Plan(threads, *whole, parts, False, True), by_columns(parts)
     cut = row_slices(layer, rows, threads)
     slice_rows = _mean_rows(rows, cut.slice_rows)
-    by_rows = _step_work(slice_rows, H, 1) + inputs / -(-threads // D)
+    by_rows = _step_work(slice_rows, weights, 1) + inputs / -(-threads // D)
     hoist = slice_rows < TILE_ROWS
     if hoist and by_columns(parts) < by_rows:
         return Plan(threads, *whole, parts, True), by_columns(parts)
     packed = rows.T * rows.B > rows.N
-    tail = _tail(H, threads) if packed and D == 1 and most == threads else 0
+    tail = _tail(weights, threads) if packed and D == 1 and most == threads else 0
     return Plan(threads, *cut, 1, hoist, tail=tail), by_rows
 
 
@@ -127,19 +131,30 @@ def _mean_rows(rows: Rows, sequences: int) -> int:
     return max(1, -(-sequences * rows.N // max(rows.T * rows.B, 1)))
 
 
-def _step_work(step_rows: int, H: int, parts: int) -> float:
+def _weights(layer: LayerSpec) -> int:
+    """The recurrent weights of a direction, with its projection: multiply-adds of a row's step."""
+    H, P = layer.hidden_size, layer.output_size
+    return len(layer.cell.gates) * H * P + H * layer.proj_size
+
+
+def _inputs(layer: LayerSpec, step_rows: int) -> int:
+    """Multiply-adds of the input projection of a step in one direction."""
+    return step_rows * layer.input_size * len(layer.cell.gates) * layer.hidden_size
+
+
+def _step_work(step_rows: int, weights: int, parts: int) -> float:
     """The cost, in multiply-adds, of a step whose hidden features `parts` threads divide.
 
     It counts the product with the state alone, not the input projection. The cost of synchronising
     grows with the threads, which increment one word of memory in turn.
     """
-    return max(step_rows, _READING_ROWS) * H * H / parts + _SYNC_WORK * (parts - 1)
+    return max(step_rows, _READING_ROWS) * weights / parts + _SYNC_WORK * (parts - 1)
 
 
-def _tail(H: int, threads: int) -> int:
+def _tail(weights: int, threads: int) -> int:
     """The fewest rows of a step for which dividing its columns between all threads does not pay."""
-    alone = _READING_ROWS * H * H
-    return next((n for n in range(2 * threads) if _step_work(n, H, threads) >= alone), 2 * threads)
+    alone, few = _READING_ROWS * weights, 2 * threads
+    return next((n for n in range(few) if _step_work(n, weights, threads) >= alone), few)
 
 
 def window(layer: LayerSpec, rows: Rows) -> tuple[int, int]:

@@ -1,52 +1,36 @@
-"""The pointwise part of a cell's step and of its gradient, on one vector in memory at a time."""
+"""Programs of cells as code on vectors, and the step of nn.RNN's cell in place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from llvmlite import ir
-
 from rnnjit.cells import Cell
-from rnnjit.codegen.pointwise import lower
+from rnnjit.codegen.pointwise import Vectors, lower
 from rnnjit_numba.simd import Lanes, emitting
 
 
 def step(lanes: Lanes, cell: Cell) -> Any:
-    """Intrinsic `step(address, count)`: h = f(z) in place, on `count` lanes."""
+    """Intrinsic `step(address, count)`: h = f(z) in place, on `count` lanes.
+
+    For other cells than nn.RNN's it does nothing: their step is `cell_step.step`.
+    """
+    if not cell.is_elman:
+        return emitting(2, lambda builder, address, count: None)
     (accumulator,) = cell.accumulators
 
     def emit(builder: Any, address: Any, count: Any) -> None:
         mask = lanes.mask(builder, count)
         z = lanes.masked_load(builder, address, mask)
-        out, *_ = lower(cell.step, _Vectors(lanes, builder), {accumulator.name: z})
+        out, *_ = lower(cell.step, vectors(lanes, builder), {accumulator.name: z})
         lanes.masked_store(builder, out, address, mask)
 
     return emitting(2, emit)
 
 
-def step_backward(lanes: Lanes, cell: Cell) -> Any:
-    """Intrinsic `step_backward(dz, grad_y, h, count)`, on `count` lanes at each address.
-
-    Computes dz = (dz + grad_y) * f'(z), the derivative expressed by h = f(z). On entry `dz` holds
-    the gradient from the next step. `grad_y` may be 0, for a gradient of zeros.
-    """
-
-    def emit(builder: Any, dz: Any, grad_y: Any, h: Any, count: Any) -> None:
-        mask = lanes.mask(builder, count)
-        present = builder.icmp_signed("!=", grad_y, ir.Constant(grad_y.type, 0))
-        no_lanes = ir.Constant(mask.type, None)
-        inputs = {
-            "out": lanes.masked_load(builder, h, mask),
-            "grad_out": lanes.masked_load(builder, grad_y, builder.select(present, mask, no_lanes)),
-            f"grad_new_{cell.states[0]}": lanes.masked_load(builder, dz, mask),
-        }
-        gradient, *_ = lower(cell.backward, _Vectors(lanes, builder), inputs)
-        if gradient is None:
-            gradient = lanes.constant(0.0)
-        lanes.masked_store(builder, gradient, dz, mask)
-
-    return emitting(4, emit)
+def vectors(lanes: Lanes, builder: Any) -> Vectors:
+    """`Vectors` that a builder emits."""
+    return _Vectors(lanes, builder)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """Preparation of the forward kernel: packs the weights and projects the input.
 
-Weights are packed once per call into column vectors `[V][K][lanes]`, from which the register tiles
-stream. The first arguments of each function are the address of a `ForwardArguments`, the direction
-`d`, and a range of column vectors of the hidden features, from `first` up to but not including
-`last`.
+Weights are packed once per call into column vectors `[K][lanes]`, from which the register tiles
+stream. One direction has, in this order: for each vector of hidden units and each gate, a column
+vector of W_ih and W_hh; the biases, as `[V][G][lanes]`, those of zx and of zh one after the other
+if the cell uses them apart, else their sum; and, where there is a projection, the column vectors
+of W_hr and a row of zeros.
+
+The first arguments of each function are the address of a `ForwardArguments`, the direction `d`, and
+a range of vectors of the hidden units, from `first` up to but not including `last`.
 """
 
 from __future__ import annotations
@@ -21,34 +25,59 @@ class Preparation(NamedTuple):
 
     Attributes:
         pack: packs weights.
-        pack_bias: writes the sum of the biases.
-        project: writes the input projection of some rows into y.
-        prepare: all of these for some columns; only the bias if weights are read in place.
+        pack_bias: writes the biases.
+        pack_out: packs W_hr, by vectors of the projected features.
+        project: writes the input projection of some rows.
+        prepare: all of these for some columns; only the biases if weights are read in place.
+        projection_at: the address of a direction's packed W_hr, which zeros follow.
     """
 
     pack: Any
     pack_bias: Any
+    pack_out: Any
     project: Any
     prepare: Any
+    projection_at: Any
 
 
 def add_preparation(context: CodegenContext, common: CommonFunctions) -> Preparation:
     """Add the functions that run before the first step to the symbols."""
+    projection_at = _add_projection_at(context)
     pack, pack_bias = _add_pack(context), _add_pack_bias(context)
-    project = _add_project(context, common)
-    return Preparation(pack, pack_bias, project, _add_prepare(context, pack, pack_bias, project))
+    pack_out, project = _add_pack_out(context, projection_at), _add_project(context, common)
+    prepare = _add_prepare(context, pack, pack_bias, pack_out, project)
+    return Preparation(pack, pack_bias, pack_out, project, prepare, projection_at)
 
 
-def _add_prepare(context: CodegenContext, pack: Any, pack_bias: Any, project: Any) -> Any:
-    """Prepare some columns: write the bias and, if weights are packed, pack and project."""
+def _add_prepare(
+    context: CodegenContext, pack: Any, pack_bias: Any, pack_out: Any, project: Any
+) -> Any:
+    """Prepare some columns for the rows `start` to `stop`, whose projections begin at `zx`.
+
+    The weights are packed if `packing` is 1.
+    """
     unpack = memory.unpack_arguments(ForwardArguments)
+    lanes = context.lanes.count
 
-    def prepare(arguments: int, d: int, first: int, last: int) -> None:
+    def prepare(
+        arguments: int,
+        d: int,
+        first: int,
+        last: int,
+        packing: int,
+        start: int,
+        stop: int,
+        zx: int,
+    ) -> None:
         a = unpack(arguments)
-        pack_bias(arguments, d, first, last)
+        if packing != 0:
+            pack_bias(arguments, d, first, last)
+            if a.direct == 0:
+                pack(arguments, d, first, last)
+            if a.P != a.H:
+                pack_out(arguments, d, 0, (a.P + lanes - 1) // lanes)
         if a.direct == 0:
-            pack(arguments, d, first, last)
-            project(arguments, d, first, last, 0, a.N)
+            project(arguments, d, first, last, start, stop, zx)
 
     return context.symbols.add(prepare)
 
@@ -56,11 +85,11 @@ def _add_prepare(context: CodegenContext, pack: Any, pack_bias: Any, project: An
 def _add_pack(context: CodegenContext) -> Any:
     """Pack W_ih and W_hh, one after the other in each column vector.
 
-    Column vector v holds rows `v * lanes` on of W_ih as `[I][lanes]`, then those of W_hh as
-    `[H][lanes]`; I and H are padded with zeros to multiples of `lanes`.
+    That of gate g and unit vector u holds rows `g * H + u * lanes` on of W_ih as `[I][lanes]`, then
+    those of W_hh as `[P][lanes]`; I and P are padded with zeros to multiples of `lanes`.
     """
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
-    transpose = memory.transpose(context.lanes)
+    transpose, gates = memory.transpose(context.lanes), context.layout.gates
     lanes, vector_bytes, size = (
         context.lanes.count,
         context.lanes.vector_bytes,
@@ -71,14 +100,15 @@ def _add_pack(context: CodegenContext) -> Any:
         a = unpack(arguments)
         base = a.scratch + d * a.packed
         w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if d == 0 else (a.w_ih_1, a.w_hh_1)
-        for v in range(first, last):
-            count = minimum(lanes, a.H - v * lanes)
+        for v in range(first * gates, last * gates):
+            unit = v // gates * lanes
+            row, count = v % gates * a.H + unit, minimum(lanes, a.H - unit)
             for part in range(2):
                 w, columns, to = w_ih, a.I, base + v * a.packed_row
                 if part == 1:
-                    w, columns, to = w_hh, a.H, to + a.packed_inputs
+                    w, columns, to = w_hh, a.P, to + a.packed_inputs
                 for k in range(0, columns, lanes):
-                    source = w + (v * lanes * columns + k) * size
+                    source = w + (row * columns + k) * size
                     block = to + k * vector_bytes
                     transpose(block, source, columns * size, count, columns - k)
 
@@ -86,41 +116,105 @@ def _add_pack(context: CodegenContext) -> Any:
 
 
 def _add_pack_bias(context: CodegenContext) -> Any:
-    """Write b_ih + b_hh, or zeros, after the packed weights."""
+    """Write the biases, or zeros, after the packed weights."""
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
     copy, add = memory.copy(context.lanes), memory.add(context.lanes)
-    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+    gates, apart = context.layout.gates, int(context.layout.apart)
+    lanes, vector_bytes, size = (
+        context.lanes.count,
+        context.lanes.vector_bytes,
+        context.lanes.itemsize,
+    )
 
     def pack_bias(arguments: int, d: int, first: int, last: int) -> None:
         a = unpack(arguments)
-        bias = a.scratch + d * a.packed + (a.H + lanes - 1) // lanes * a.packed_row
+        vectors = (a.H + lanes - 1) // lanes * gates
+        bias = a.scratch + d * a.packed + vectors * a.packed_row
         b_ih, b_hh = (a.b_ih_0, a.b_hh_0) if d == 0 else (a.b_ih_1, a.b_hh_1)
-        for v in range(first, last):
-            at = v * vector_bytes
-            if b_ih != 0:
-                add(bias + at, b_ih + at, b_hh + at, minimum(lanes, a.H - v * lanes))
-            else:
-                copy(bias + at, 0, 0, lanes)
+        for v in range(first * gates, last * gates):
+            unit = v // gates * lanes
+            offset, count = (v % gates * a.H + unit) * size, minimum(lanes, a.H - unit)
+            to = bias + v * vector_bytes
+            if b_ih == 0:
+                offset = 0
+            copy(to, b_ih + offset, count, lanes)
+            if apart != 0:
+                copy(to + vectors * vector_bytes, b_hh + offset, count, lanes)
+            elif b_hh != 0:
+                add(to, to, b_hh + offset, count)
 
     return context.symbols.add(pack_bias)
 
 
+def _add_pack_out(context: CodegenContext, projection_at: Any) -> Any:
+    """Pack W_hr by vectors `first` to `last` of the projected features, as `[H][lanes]`; zeros.
+
+    Where weights are read in place, only the zeros are written.
+    """
+    unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
+    transpose, copy = memory.transpose(context.lanes), memory.copy(context.lanes)
+    lanes, vector_bytes, size = (
+        context.lanes.count,
+        context.lanes.vector_bytes,
+        context.lanes.itemsize,
+    )
+
+    def pack_out(arguments: int, d: int, first: int, last: int) -> None:
+        a = unpack(arguments)
+        weights = projection_at(arguments, d)
+        zeros = weights + (a.P + lanes - 1) // lanes * a.packed_out
+        w_hr = a.w_hr_0 if d == 0 else a.w_hr_1
+        for v in range(first, last):
+            copy(zeros + v * vector_bytes, 0, 0, lanes)
+            for k in range(0, a.H if a.direct == 0 else 0, lanes):
+                source = w_hr + (v * lanes * a.H + k) * size
+                to = weights + v * a.packed_out + k * vector_bytes
+                transpose(to, source, a.H * size, minimum(lanes, a.P - v * lanes), a.H - k)
+
+    return context.symbols.add(pack_out)
+
+
+def _add_projection_at(context: CodegenContext) -> Any:
+    """The address of a direction's packed W_hr, which zeros follow."""
+    unpack = memory.unpack_arguments(ForwardArguments)
+    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+    gates, parts = context.layout.gates, 1 + int(context.layout.apart)
+
+    def projection_at(arguments: int, d: int) -> int:
+        a = unpack(arguments)
+        vectors = (a.H + lanes - 1) // lanes * gates
+        behind: int = d * a.packed + vectors * (a.packed_row + parts * vector_bytes)
+        return a.scratch + behind  # type: ignore[no-any-return]  # numba: an int64
+
+    return context.symbols.add(projection_at)
+
+
 def _add_project(context: CodegenContext, common: CommonFunctions) -> Any:
-    """Write the input projection, W_ih x + b_ih + b_hh, of rows `start` to `stop` into y."""
+    """Write the input projection, W_ih x + b, of rows `start` to `stop`.
+
+    b is the bias of zx if the cell uses it apart, else the sum of both. The cell of nn.RNN has it
+    in y. For others `zx` is the address of the projection of row 0.
+    """
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
     lanes, size, minimum = context.lanes.count, context.lanes.itemsize, memory.minimum()
+    vector_bytes = context.lanes.vector_bytes
+    gates, in_place = context.layout.gates, int(context.layout.in_place)
 
-    def project(arguments: int, d: int, first: int, last: int, start: int, stop: int) -> None:
+    def project(
+        arguments: int, d: int, first: int, last: int, start: int, stop: int, zx: int
+    ) -> None:
         a = unpack(arguments)
-        base = a.scratch + d * a.packed
-        bias = base + (a.H + lanes - 1) // lanes * a.packed_row
-        ld_x, ld_y = a.I * size, a.D * a.H * size
+        base, vectors = a.scratch + d * a.packed, (a.H + lanes - 1) // lanes * gates
+        bias = base + vectors * a.packed_row
+        ld_x = a.I * size
+        to, ld, columns = zx, vectors * vector_bytes, vectors * lanes
+        if in_place != 0:
+            to, ld, columns = a.y + d * a.H * size, a.D * a.H * size, a.H
         for row in range(start, stop, ROW_BLOCK):
             rows = minimum(ROW_BLOCK, stop - row)
-            x, y = a.x + row * ld_x, a.y + row * ld_y + d * a.H * size
             affine(
-                *(bias, 0, x, ld_x, a.I, base, 0, 0, 0, base, a.packed_row),
-                *(y, ld_y, rows, first, last, a.H, NOTHING, a.tile),
+                *(bias, 0, a.x + row * ld_x, ld_x, a.I, base, 0, 0, 0, base, a.packed_row),
+                *(to + row * ld, ld, rows, first * gates, last * gates, columns, NOTHING, a.tile),
             )
 
     return context.symbols.add(project)

@@ -106,7 +106,15 @@ def _define_entry(
         _call(builder, context, "zeros", state, B)
     h0 = builder.select(absent, state, h0)
     first_from = builder.select(absent, I64(0), states)
-    shared = {"T": T, "B": B, "N": N, "sizes": sizes, "slice_rows": B, "scratch": packed}
+    shared = {
+        "T": T,
+        "B": B,
+        "N": N,
+        "window": N,
+        "sizes": sizes,
+        "slice_rows": B,
+        "scratch": packed,
+    }
     where = iter(layout(spec, size).places)
     for index in range(spec.num_layers):
         out = y if (spec.num_layers - 1 - index) % 2 == 0 else rows
@@ -145,6 +153,7 @@ def _constants(
     return {
         "I": I64(layer.input_size),
         "H": I64(spec.hidden_size),
+        "P": I64(spec.hidden_size),
         "D": I64(spec.num_directions),
         "slices": I64(1),
         "stride": I64(1),

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from rnnjit import LayerSpec, Rows
 from rnnjit.codegen.argument_block import argument_block
 from rnnjit.codegen.forward_call import Recipe
 from rnnjit.codegen.kernel import LINE, Kind
 from rnnjit.codegen.row_slices import late_threads_for, shared_in_backward
-from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, area_bytes
+from rnnjit_numba.arguments import (
+    BackwardArguments,
+    ForwardArguments,
+    area_bytes,
+    argument_count,
+)
+from rnnjit_numba.cell_layout import CellLayout
 from rnnjit_numba.library import library
-from rnnjit_numba.plan import REDUCTION_ROWS, Plan, plan, window
+from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Plan, plan, window
 from rnnjit_numba.tile_shapes import TileShape, Tiling
 
 #: From this many bytes on, scratch memory is allocated; less is part of the argument block.
 _LARGE = 4096
+#: Rows whose pre-activations a step computes at a time: a multiple of the rows of most tiles.
+Z_ROWS = 72
+#: Bytes of input projections that are computed before their steps, so that they stay in a cache,
+#: and the fewest rows of them.
+_WINDOW_BYTES, _LEAST_WINDOW = 1 << 20, 64
 
 
 def forward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Plan:
@@ -29,27 +42,83 @@ def backward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Pla
 
 def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> Recipe:
     """How a layer's forward kernel is called for some rows."""
-    kernels, size = library(kind), kind.bits // 8
-    lanes, vector = kernels.isa.lanes(size), kernels.isa.vector_bytes
-    wide_i, wide_h = _vectors(kind, layer.input_size), _vectors(kind, layer.hidden_size)
-    packed_inputs = wide_i * lanes * vector
-    packed_row = packed_inputs + wide_h * lanes * vector
-    if cut.direct:
-        packed_inputs = packed_row = 0
-    packed = wide_h * (packed_row + vector)
+    kernels, size, D = library(kind), kind.bits // 8, layer.num_directions
+    sizes = _ForwardSizes.of(kind, layer, cut)
+    areas, hoisted = max(cut.threads, D), _hoisted_rows(layer, rows, cut, sizes)
+    z = _aligned(D * sizes.packed)
+    hoisted_at = z + _aligned(areas * sizes.z_size)
     fixed = {
         **_problem(layer, rows, cut, tiling),
+        **sizes._asdict(),
         "hoist": int(cut.hoist),
-        "packed_inputs": packed_inputs,
-        "packed_row": packed_row,
-        "packed": packed,
+        "z": z,
+        "hoisted": hoisted_at,
+        "hoisted_size": hoisted * sizes.row,
+        "window": min(hoisted, _window_rows(layer, rows, sizes)) if hoisted else rows.N,
     }
-    scratch, sync = layer.num_directions * packed, _sync_words(layer, cut.threads)
-    names = ForwardArguments._fields
-    inside = 8 * (len(names) + sync) if scratch < _LARGE else 0
-    block = argument_block(names, fixed, sync + (scratch // 8 if inside else 0))
+    scratch, sync = hoisted_at + D * hoisted * sizes.row, _sync_words(layer, cut.threads)
+    names, count = ForwardArguments._fields, argument_count(ForwardArguments, _states(layer))
+    inside = 8 * (count + sync) if scratch < _LARGE else 0
+    words = count - len(names) + sync + (scratch // 8 if inside else 0)
+    block = argument_block(names, fixed, words)
     late = late_threads_for((__name__, "forward", size), layer, rows, cut.threads)
     return Recipe(kernels.forward, cut.threads, block, scratch // size, inside, sync, (), late)
+
+
+class _ForwardSizes(NamedTuple):
+    """Bytes of parts of the forward kernel's scratch memory, see `ForwardArguments`.
+
+    Attributes:
+        packed_inputs, packed_row, packed_out, packed: of packed weights.
+        z_size, z_rows: of the memory for a few rows; 0 bytes where the cell needs none.
+        row: of one row of pre-activations.
+    """
+
+    packed_inputs: int
+    packed_row: int
+    packed_out: int
+    packed: int
+    z_size: int
+    z_rows: int
+    row: int
+
+    @staticmethod
+    def of(kind: Kind, layer: LayerSpec, cut: Plan) -> _ForwardSizes:
+        """Those of a layer."""
+        kernels, cell = library(kind), CellLayout(layer.cell)
+        lanes, vector = kernels.isa.lanes(kind.bits // 8), kernels.isa.vector_bytes
+        wide_i, wide_h, wide_p = (
+            _vectors(kind, n) for n in (layer.input_size, layer.hidden_size, layer.output_size)
+        )
+        inputs = wide_i * lanes * vector
+        row = inputs + wide_p * lanes * vector
+        out = wide_h * lanes * vector if layer.proj_size else 0
+        if cut.direct:
+            inputs = row = out = 0
+        z_row, parts = wide_h * cell.gates * vector, 1 + cell.apart
+        packed = wide_h * cell.gates * (row + parts * vector)
+        if layer.proj_size:
+            packed += wide_p * (out + vector)
+        z_rows = max(1, min(max(cut.slice_rows, cut.tail), Z_ROWS))
+        z_size = z_rows * (parts * z_row + (wide_h * vector if layer.proj_size else 0))
+        if cell.in_place:
+            z_size = z_row = 0
+        return _ForwardSizes(inputs, row, out, packed, _aligned(z_size), z_rows, z_row)
+
+
+def _window_rows(layer: LayerSpec, rows: Rows, sizes: _ForwardSizes) -> int:
+    """Rows whose input projection is computed before their steps."""
+    if layer.num_directions == 2:
+        return rows.N  # the directions begin at opposite ends
+    return max(_LEAST_WINDOW, _WINDOW_BYTES // sizes.row)
+
+
+def _hoisted_rows(layer: LayerSpec, rows: Rows, cut: Plan, sizes: _ForwardSizes) -> int:
+    """Rows of the memory for input projections; none if they are computed by steps, or in y."""
+    hoists = (cut.hoist or cut.parts > 1) and not cut.direct
+    if not (hoists and sizes.row):
+        return 0
+    return min(rows.N, max(_window_rows(layer, rows, sizes), rows.B))
 
 
 def backward(
@@ -57,32 +126,63 @@ def backward(
 ) -> Recipe:
     """As `forward`, backward; `parts` are the offsets of dz, `before` and the reductions."""
     kernels, size, D = library(kind), kind.bits // 8, layer.num_directions
-    vector = kernels.isa.vector_bytes
-    wide_i, wide_h = _vectors(kind, layer.input_size), _vectors(kind, layer.hidden_size)
+    vector, cell, H, P = kernels.isa.vector_bytes, layer.cell, layer.hidden_size, layer.output_size
+    wide_i, wide_h, wide_p = (_vectors(kind, n) for n in (layer.input_size, H, P))
     shared, (window_rows, held_rows) = shared_in_backward(layer, rows), window(layer, rows)
-    packed_column = 0 if cut.direct else layer.hidden_size * vector
-    packed = (wide_h + wide_i) * packed_column + max(wide_i, wide_h) * vector
-    dz_block = -(-layer.hidden_size // outer.rows) * outer.rows * REDUCTION_ROWS * size
+    packed_column = 0 if cut.direct else len(cell.gates) * H * vector
+    packed_out = P * vector if layer.proj_size and not cut.direct else 0
+    packed = (wide_p + wide_i) * packed_column + wide_h * packed_out
+    packed += max(wide_i, wide_h, wide_p) * vector
+    longest = max(run.blocks for run in CellLayout(cell).runs) * H
+    segment = -(-min(SEGMENT, max(longest, P)) // outer.rows) * outer.rows
     # After the packed blocks of dz and of an operand, one vector for the sums of db.
-    reduction = _aligned(dz_block) + (REDUCTION_ROWS * outer.vectors + 1) * vector
+    reduction = _aligned(segment * REDUCTION_ROWS * size)
+    reduction += (REDUCTION_ROWS * outer.vectors + 1) * vector
+    grad_h = _aligned(D * packed)
+    grad_states = grad_h + _aligned(D * rows.B * P * size)
+    grad_out = grad_states + _aligned((_states(layer) - 1) * D * rows.B * H * size)
+    grad_out_size = ROW_BLOCK * wide_h * vector if layer.proj_size else 0
     fixed = {
         **_problem(layer, rows, cut, tiling),
         "window": window_rows,
         "packed_column": packed_column,
+        "packed_out": packed_out,
         "packed": packed,
+        "grad_h": grad_h,
+        "grad_states": grad_states,
+        "grad_out": grad_out,
+        "grad_out_size": grad_out_size,
         "outer_rows": outer.rows,
         "outer_vectors": outer.vectors,
         "reduction_size": _aligned(reduction),
     }
-    sync = _sync_words(layer, cut.threads)
-    block = argument_block(BackwardArguments._fields, fixed, sync)
-    dz = D * packed
-    before = _aligned(dz + D * held_rows * layer.hidden_size * size)
+    sync, names = _sync_words(layer, cut.threads), BackwardArguments._fields
+    words = argument_count(BackwardArguments, _states(layer)) - len(names) + sync
+    block = argument_block(names, fixed, words)
+    dz = grad_out + max(cut.threads, D) * grad_out_size
+    wide = len(cell.accumulators) * H + layer.proj_size
+    before = _aligned(dz + D * held_rows * wide * size)
     own = _aligned(before + D * rows.N * 8)
     scratch = (own + cut.threads * fixed["reduction_size"]) // size
     late = late_threads_for((__name__, "backward", size), layer, rows, cut.threads, shared)
     parts = dz, before, own
     return Recipe(kernels.backward, cut.threads, block, scratch, 0, sync, parts, late)
+
+
+def places(recipe: Recipe, recurrent: bool) -> list[tuple[int, int]]:
+    """The index of each address of a part of a backward pass's scratch, and its offset in bytes.
+
+    `recurrent` says whether dW_hh is needed.
+    """
+    dz, before, reduction = recipe.parts
+    fields = BackwardArguments._fields
+    found = [("scratch", 0), ("dz_buffer", dz), ("reduction", reduction)]
+    found += [("before", before)] if recurrent else []
+    return [(fields.index(name), offset) for name, offset in found]
+
+
+def _states(layer: LayerSpec) -> int:
+    return len(layer.cell.states)
 
 
 def _problem(layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> dict[str, int]:
@@ -93,6 +193,7 @@ def _problem(layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> dict[st
         "N": rows.N,
         "I": layer.input_size,
         "H": layer.hidden_size,
+        "P": layer.output_size,
         "D": layer.num_directions,
         "slices": cut.slices,
         "slice_rows": cut.slice_rows,

@@ -1,12 +1,14 @@
-"""The gradients that are one reduction each over all rows: grad_x, dW_ih, dW_hh and db.
+"""The gradients that are one reduction each over all rows: grad_x and those of the weights.
 
     dW_ih = sum_n dz_n x_n^T      dW_hh = sum_n dz_n h'_n^T      db = sum_n dz_n
-    grad_x_n = sum over directions of W_ih^T dz_n
+    dW_hr = sum_n g_n out_n^T     grad_x_n = sum over directions of W_ih^T dz_n
 
-h'_n is the state before row n's step. Rows are summed in blocks of `REDUCTION_ROWS`, whose bounds
-depend on N alone. Each block is packed so that the outer-product tile streams through it. The sums
-of the blocks are added from the last to the first, the order in which dz is computed. Tasks divide
-the columns of the results, never the rows, so the sums do not depend on the number of threads.
+h'_n is the state before row n's step, g_n the gradient of h_n; of dz_n, W_ih and b_ih take the
+blocks of zx, W_hh and b_hh those of zh (see `cell_layout`). Rows are summed in blocks of
+`REDUCTION_ROWS`, whose bounds depend on N alone. Each block is packed so that the outer-product
+tile streams through it. The sums of the blocks are added from the last to the first, the order in
+which dz is computed. Tasks divide the columns of the results, never the rows, so the sums do not
+depend on the number of threads.
 
 The first argument of each function is the address of a `BackwardArguments`, which has the shapes.
 """
@@ -18,7 +20,10 @@ from typing import Any
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import BackwardArguments
 from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
-from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK
+from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT
+
+#: What a column block of a result is multiplied with: x, the states before, or the outputs.
+_INPUTS, _STATES, _OUTPUTS = 0, 1, 2
 
 
 def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
@@ -42,11 +47,14 @@ def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
         if a.grad_x != 0:
             grad_x(arguments, task, tasks, low, high)
         wide_i = (a.I + lanes - 1) // lanes if a.grad_w_ih_0 != 0 else 0
-        wide_h = (a.H + lanes - 1) // lanes if a.grad_w_hh_0 != 0 else 0
+        wide_p = (a.P + lanes - 1) // lanes if a.grad_w_hh_0 != 0 else 0
+        wide_h = (a.H + lanes - 1) // lanes if a.grad_w_hr_0 != 0 else 0
         widest = a.outer_vectors
         chunks_i = (wide_i + widest - 1) // widest
-        chunks_h = (wide_h + widest - 1) // widest
-        chunks = chunks_i + chunks_h + (1 if a.grad_b_0 != 0 else 0)
+        chunks_h = (wide_p + widest - 1) // widest
+        chunks_o = (wide_h + widest - 1) // widest
+        biases = 1 if a.grad_b_0 != 0 or a.grad_b_hh_0 != 0 else 0
+        chunks = chunks_i + chunks_h + chunks_o + biases
         total = a.D * chunks
         start, stop = total * task // tasks, total * (task + 1) // tasks
         for d in range(a.D):
@@ -55,7 +63,7 @@ def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
                 for index in range(last - 1, first - 1, -1):
                     row = index * REDUCTION_ROWS
                     rows = minimum(REDUCTION_ROWS, a.N - row)
-                    block(arguments, task, d, begin, end, chunks_i, chunks_h, row, rows)
+                    block(arguments, task, d, begin, end, chunks_i, chunks_h, chunks_o, row, rows)
 
     return context.symbols.add(reduce)
 
@@ -63,35 +71,51 @@ def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
 def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
     """A task's part of grad_x of rows `low` to `high`, in blocks that stay in a core's cache."""
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
-    minimum = memory.minimum()
-    lanes, size, product = context.lanes.count, context.lanes.itemsize, common.product
+    minimum, product = memory.minimum(), common.product
+    lanes, size = context.lanes.count, context.lanes.itemsize
+    vector_bytes, accumulators = context.lanes.vector_bytes, len(context.cell.accumulators)
+    runs = [run for run in context.layout.runs if run.input_gate >= 0]
+    count, firsts = len(runs), tuple(run.block for run in runs)
+    blocks, gates = tuple(run.blocks for run in runs), tuple(run.input_gate for run in runs)
 
     def grad_x(arguments: int, task: int, tasks: int, low: int, high: int) -> None:
         a = unpack(arguments)
-        ld, ld_x = a.H * size, a.I * size
-        w_0 = a.scratch + (a.H + lanes - 1) // lanes * a.packed_column
-        w_1 = w_0 + a.packed
-        wide = (a.I + lanes - 1) // lanes
-        zeros = w_0 + wide * a.packed_column
-        hidden_1 = a.H if a.D == 2 else 0
+        ld, ld_x = a.H * accumulators * size, a.I * size
+        if a.P != a.H:
+            ld += a.P * size
+        wide, wide_p, wide_h = (
+            (a.I + lanes - 1) // lanes,
+            (a.P + lanes - 1) // lanes,
+            (a.H + lanes - 1) // lanes,
+        )
+        packed = a.scratch + wide_p * a.packed_column
+        zeros = packed + wide * a.packed_column + wide_h * a.packed_out
+        step, rows = ROW_BLOCK, high - low
         if a.direct != 0:
-            first, last = wide * task // tasks, wide * (task + 1) // tasks
-            to = a.grad_x
-            product(zeros, 0, a.dz, ld, a.H, a.w_ih_0, a.I, to, ld_x, a.N, first, last)
-            if a.D == 2:
-                dz_1 = a.dz + a.N * ld
-                product(to, ld_x, dz_1, ld, a.H, a.w_ih_1, a.I, to, ld_x, a.N, first, last)
-            return
-        blocks = (high - low + ROW_BLOCK - 1) // ROW_BLOCK
-        for block in range(blocks * task // tasks, blocks * (task + 1) // tasks):
-            row = low + block * ROW_BLOCK
-            rows = minimum(ROW_BLOCK, high - row)
-            dz_0 = a.dz + row * ld
-            dz_1 = dz_0 + a.N * ld
-            affine(
-                *(zeros, 0, dz_0, ld, a.H, w_0, dz_1, ld, hidden_1, w_1, a.packed_column),
-                *(a.grad_x + row * ld_x, ld_x, rows, 0, wide, a.I, NOTHING, a.tile),
-            )
+            step = a.N
+        tiles = (rows + step - 1) // step
+        first, last = tiles * task // tasks, tiles * (task + 1) // tasks
+        if a.direct != 0:
+            first, last = 0, tiles
+        for block in range(first, last):
+            row = low + block * step
+            n, to = minimum(step, high - row), a.grad_x + row * ld_x
+            init, ld_init = zeros, 0
+            for d in range(a.D):
+                for i in range(count):
+                    dz = a.dz + (d * a.N + row) * ld + firsts[i] * a.H * size
+                    k, gate = blocks[i] * a.H, gates[i] * a.H
+                    if a.direct != 0:
+                        w = (a.w_ih_0 if d == 0 else a.w_ih_1) + gate * ld_x
+                        begin, end = wide * task // tasks, wide * (task + 1) // tasks
+                        product(init, ld_init, dz, ld, k, w, a.I, to, ld_x, n, begin, end)
+                    else:
+                        w = packed + d * a.packed + gate * vector_bytes
+                        affine(
+                            *(init, ld_init, 0, 0, 0, w, dz, ld, k, w, a.packed_column),
+                            *(to, ld_x, n, 0, wide, a.I, NOTHING, a.tile),
+                        )
+                    init, ld_init = to, ld_x
 
     return context.symbols.add(grad_x)
 
@@ -99,12 +123,18 @@ def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
 def _add_reduce_block(context: CodegenContext) -> Any:
     """Add `rows` rows from `row` on to the results' chunks `first` to `last`.
 
-    Chunks are column blocks no wider than a tile: those of dW_ih, then those of dW_hh, then db.
+    Chunks are column blocks no wider than a tile: those of dW_ih, then those of dW_hh, then those
+    of dW_hr, then the biases. The columns of dz are taken by segments of adjacent rows of a result.
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
-    pack_dz, product = _add_pack_dz(context), _add_product(context)
-    sums = _add_sums(context)
-    vector_bytes, size = context.lanes.vector_bytes, context.lanes.itemsize
+    segment, sums = _add_segment(context), _add_sums(context)
+    accumulators, runs = len(context.cell.accumulators), context.layout.runs
+    count, firsts = len(runs), tuple(run.block for run in runs)
+    blocks = tuple(run.blocks for run in runs)
+    inputs, hidden = (
+        tuple(run.input_gate for run in runs),
+        tuple(run.hidden_gate for run in runs),
+    )
 
     def reduce_block(
         arguments: int,
@@ -114,64 +144,124 @@ def _add_reduce_block(context: CodegenContext) -> Any:
         last: int,
         chunks_i: int,
         chunks_h: int,
+        chunks_o: int,
         row: int,
         rows: int,
     ) -> None:
         a = unpack(arguments)
-        groups = (a.H + a.outer_rows - 1) // a.outer_rows
-        dz_block = a.reduction + task * a.reduction_size
-        operand = dz_block + groups * a.outer_rows * REDUCTION_ROWS * size
-        result = operand + REDUCTION_ROWS * a.outer_vectors * vector_bytes
-        keep, matrices = a.N - row - rows, minimum(last, chunks_i + chunks_h)
-        if first < matrices:
-            pack_dz(arguments, d, dz_block, row, rows)
-        # Of fewer rows, the memory of an operand holds more chunks. Those that are packed together
-        # are written row by row of the result, and so in long runs where there is little to sum.
-        chunk, some = first, REDUCTION_ROWS // rows
-        while chunk < matrices:
-            states = 1 if chunk >= chunks_i else 0
-            start, chunks = (chunks_i, chunks_h) if states != 0 else (0, chunks_i)
-            end = minimum(minimum(chunk + some, matrices), start + chunks)
-            product(
-                *(arguments, d, states, chunk - start, end - start, chunks),
-                *(dz_block, operand, row, rows, keep),
+        for i in range(count):
+            start, length = firsts[i] * a.H, blocks[i] * a.H
+            for low in range(0, length, SEGMENT):
+                row_i = inputs[i] * a.H + low if inputs[i] >= 0 else -1
+                row_h = hidden[i] * a.H + low if hidden[i] >= 0 else -1
+                segment(
+                    *(arguments, task, d, first, last, chunks_i, chunks_h, chunks_o, row, rows),
+                    *(start + low, minimum(SEGMENT, length - low), row_i, row_h, -1),
+                )
+        for low in range(0, a.P if chunks_o > 0 else 0, SEGMENT):
+            segment(
+                *(arguments, task, d, first, last, chunks_i, chunks_h, chunks_o, row, rows),
+                *(accumulators * a.H + low, minimum(SEGMENT, a.P - low), -1, -1, low),
             )
-            chunk = end
-        if last > chunks_i + chunks_h:
-            sums(arguments, d, result, row, rows, keep)
+        if last > chunks_i + chunks_h + chunks_o:
+            sums(arguments, task, d, row, rows)
 
     return context.symbols.add(reduce_block)
 
 
+def _add_segment(context: CodegenContext) -> Any:
+    """The part of `reduce_block` for `columns` columns of dz from `start` on.
+
+    They are rows `row_i` on of dW_ih, `row_h` on of dW_hh and `row_o` on of dW_hr, or of none of
+    one of these where the number is negative.
+    """
+    unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
+    pack_dz, product = _add_pack_dz(context), _add_product(context)
+    size = context.lanes.itemsize
+
+    def segment(
+        arguments: int,
+        task: int,
+        d: int,
+        first: int,
+        last: int,
+        chunks_i: int,
+        chunks_h: int,
+        chunks_o: int,
+        row: int,
+        rows: int,
+        start: int,
+        columns: int,
+        row_i: int,
+        row_h: int,
+        row_o: int,
+    ) -> None:
+        a = unpack(arguments)
+        groups = (columns + a.outer_rows - 1) // a.outer_rows
+        dz_block = a.reduction + task * a.reduction_size
+        operand = dz_block + groups * a.outer_rows * REDUCTION_ROWS * size
+        keep, matrices = a.N - row - rows, minimum(last, chunks_i + chunks_h + chunks_o)
+        # Of fewer rows, the memory of an operand holds more chunks. Those that are packed together
+        # are written row by row of the result, and so in long runs where there is little to sum.
+        chunk, some, packed = first, REDUCTION_ROWS // rows, 0
+        while chunk < matrices:
+            kind, begin, chunks, to_row = _INPUTS, 0, chunks_i, row_i
+            if chunk >= chunks_i + chunks_h:
+                kind, begin, chunks, to_row = _OUTPUTS, chunks_i + chunks_h, chunks_o, row_o
+            elif chunk >= chunks_i:
+                kind, begin, chunks, to_row = _STATES, chunks_i, chunks_h, row_h
+            end = minimum(matrices, begin + chunks)
+            if to_row >= 0:
+                end = minimum(chunk + some, end)
+                if packed == 0:
+                    pack_dz(arguments, d, dz_block, row, rows, start, columns)
+                    packed = 1
+                product(
+                    *(arguments, d, kind, chunk - begin, end - begin, chunks),
+                    *(dz_block, operand, row, rows, keep, to_row, columns),
+                )
+            chunk = end
+
+    return context.symbols.add(segment)
+
+
 def _add_pack_dz(context: CodegenContext) -> Any:
-    """Pack a block of dz as `[groups][REDUCTION_ROWS][outer_rows]`, zeros after the last column."""
+    """Pack a block of dz as `[groups][REDUCTION_ROWS][outer_rows]`, zeros after the last column.
+
+    It has the `columns` columns from `start` on.
+    """
     unpack, minimum, maximum = (
         memory.unpack_arguments(BackwardArguments),
         memory.minimum(),
         memory.maximum(),
     )
     lanes, size, copy = context.lanes.count, context.lanes.itemsize, memory.copy(context.lanes)
+    accumulators = len(context.cell.accumulators)
 
-    def pack_dz(arguments: int, d: int, to: int, row: int, rows: int) -> None:
+    def pack_dz(
+        arguments: int, d: int, to: int, row: int, rows: int, start: int, columns: int
+    ) -> None:
         a = unpack(arguments)
-        tile_rows = a.outer_rows
-        source = a.dz + (d * a.N + row) * a.H * size
-        for group in range((a.H + tile_rows - 1) // tile_rows):
+        tile_rows, wide = a.outer_rows, a.H * accumulators
+        if a.P != a.H:
+            wide += a.P
+        source = a.dz + ((d * a.N + row) * wide + start) * size
+        for group in range((columns + tile_rows - 1) // tile_rows):
             for first in range(0, tile_rows, lanes):
                 piece, j = minimum(lanes, tile_rows - first), group * tile_rows + first
-                count = maximum(0, minimum(piece, a.H - j))
+                count = maximum(0, minimum(piece, columns - j))
                 place = to + (group * tile_rows * REDUCTION_ROWS + first) * size
                 for n in range(rows):
-                    at = source + (n * a.H + j) * size
+                    at = source + (n * wide + j) * size
                     copy(place + n * tile_rows * size, at, count, piece)
 
     return context.symbols.add(pack_dz)
 
 
 def _add_pack_operand(context: CodegenContext) -> Any:
-    """Pack `width` column vectors from `v` on of a block of x, or of the states before each row.
+    """Pack `width` column vectors from `v` on of a block of what `kind` says.
 
-    The layout is `[REDUCTION_ROWS][width][lanes]`; `states` chooses the states.
+    The layout is `[REDUCTION_ROWS][width][lanes]`.
     """
     unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(context.lanes)
     read_int, minimum = memory.read_int(), memory.minimum()
@@ -182,14 +272,18 @@ def _add_pack_operand(context: CodegenContext) -> Any:
     )
 
     def pack_operand(
-        arguments: int, d: int, to: int, states: int, v: int, width: int, row: int, rows: int
+        arguments: int, d: int, to: int, kind: int, v: int, width: int, row: int, rows: int
     ) -> None:
         a = unpack(arguments)
-        columns = a.H if states != 0 else a.I
+        columns = a.I
+        if kind != _INPUTS:
+            columns = a.P if kind == _STATES else a.H
         for n in range(rows):
             source = a.x + (row + n) * a.I * size
-            if states != 0:
+            if kind == _STATES:
                 source = read_int(a.before + 8 * (d * a.N + row + n))
+            elif kind == _OUTPUTS:
+                source = a.outputs + ((row + n) * a.D + d) * a.H * size
             for i in range(width):
                 count = minimum(lanes, columns - (v + i) * lanes)
                 at = to + (n * width + i) * vector_bytes
@@ -199,10 +293,11 @@ def _add_pack_operand(context: CodegenContext) -> Any:
 
 
 def _add_product(context: CodegenContext) -> Any:
-    """Add the product of a packed block of dz and an operand to chunks `first` to `last` of dW.
+    """Add the product of packed columns of dz and an operand to chunks `first` to `last` of dW.
 
-    dW is dW_hh if `states` is 1, else dW_ih; it has `chunks` chunks. Their operands are packed one
-    after the other at `operand`. With `keep` 0 the product overwrites dW.
+    dW is what `kind` says; it has `chunks` chunks. Their operands are packed one after the other at
+    `operand`. The columns of dz belong to the `dz_columns` rows of dW from `to_row` on. With `keep`
+    0 the product overwrites dW.
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     outer, pack_operand = context.tiles.outer(), _add_pack_operand(context)
@@ -212,7 +307,7 @@ def _add_product(context: CodegenContext) -> Any:
     def product(
         arguments: int,
         d: int,
-        states: int,
+        kind: int,
         first: int,
         last: int,
         chunks: int,
@@ -221,22 +316,26 @@ def _add_product(context: CodegenContext) -> Any:
         row: int,
         rows: int,
         keep: int,
+        to_row: int,
+        dz_columns: int,
     ) -> None:
         a = unpack(arguments)
         tile_rows, columns = a.outer_rows, a.I
         to = a.grad_w_ih_0 if d == 0 else a.grad_w_ih_1
-        if states != 0:
-            columns = a.H
-            to = a.grad_w_hh_0 if d == 0 else a.grad_w_hh_1
+        if kind == _STATES:
+            columns, to = a.P, a.grad_w_hh_0 if d == 0 else a.grad_w_hh_1
+        elif kind == _OUTPUTS:
+            columns, to = a.H, a.grad_w_hr_0 if d == 0 else a.grad_w_hr_1
+        to += to_row * columns * size
         wide, packed = (columns + lanes - 1) // lanes, rows * a.outer_vectors * vector_bytes
         for chunk in range(first, last):
             v, end = wide * chunk // chunks, wide * (chunk + 1) // chunks
             at = operand + (chunk - first) * packed
-            pack_operand(arguments, d, at, states, v, end - v, row, rows)
-        for group in range((a.H + tile_rows - 1) // tile_rows):
+            pack_operand(arguments, d, at, kind, v, end - v, row, rows)
+        for group in range((dz_columns + tile_rows - 1) // tile_rows):
             dz = dz_block + group * tile_rows * REDUCTION_ROWS * size
             block = to + group * tile_rows * columns * size
-            existing = 256 * minimum(tile_rows, a.H - group * tile_rows)
+            existing = 256 * minimum(tile_rows, dz_columns - group * tile_rows)
             for chunk in range(first, last):
                 v, end = wide * chunk // chunks, wide * (chunk + 1) // chunks
                 outer(
@@ -249,10 +348,40 @@ def _add_product(context: CodegenContext) -> Any:
 
 
 def _add_sums(context: CodegenContext) -> Any:
-    """Add the column sums of a block of dz to db; `result` is memory for one vector.
+    """Add the column sums of a block of dz to the gradients of the biases.
 
-    With `keep` 0 they overwrite db.
+    If the block is the last one, which comes first, they overwrite these.
     """
+    unpack = memory.unpack_arguments(BackwardArguments)
+    size, add_sums = context.lanes.itemsize, _add_sums_of_run(context)
+    runs = context.layout.runs
+    count, firsts = len(runs), tuple(run.block for run in runs)
+    blocks = tuple(run.blocks for run in runs)
+    inputs, hidden = (
+        tuple(run.input_gate for run in runs),
+        tuple(run.hidden_gate for run in runs),
+    )
+
+    def sums(arguments: int, task: int, d: int, row: int, rows: int) -> None:
+        a = unpack(arguments)
+        grad_b, grad_b_hh = (
+            a.grad_b_0 if d == 0 else a.grad_b_1,
+            a.grad_b_hh_0 if d == 0 else a.grad_b_hh_1,
+        )
+        for i in range(count):
+            start, length = firsts[i] * a.H, blocks[i] * a.H
+            if grad_b != 0 and inputs[i] >= 0:
+                to = grad_b + inputs[i] * a.H * size
+                add_sums(arguments, task, d, to, start, length, row, rows)
+            if grad_b_hh != 0 and hidden[i] >= 0:
+                to = grad_b_hh + hidden[i] * a.H * size
+                add_sums(arguments, task, d, to, start, length, row, rows)
+
+    return context.symbols.add(sums)
+
+
+def _add_sums_of_run(context: CodegenContext) -> Any:
+    """Add the sums of `columns` columns of dz from `start` on, over some rows, to `to`."""
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     column_sum, add, copy = (
         memory.column_sum(context.lanes),
@@ -264,17 +393,23 @@ def _add_sums(context: CodegenContext) -> Any:
         context.lanes.vector_bytes,
         context.lanes.itemsize,
     )
+    accumulators = len(context.cell.accumulators)
 
-    def sums(arguments: int, d: int, result: int, row: int, rows: int, keep: int) -> None:
+    def sums_of_run(
+        arguments: int, task: int, d: int, to: int, start: int, columns: int, row: int, rows: int
+    ) -> None:
         a = unpack(arguments)
-        dz = a.dz + (d * a.N + row) * a.H * size
-        grad_b = a.grad_b_0 if d == 0 else a.grad_b_1
-        for v in range((a.H + lanes - 1) // lanes):
-            at, count = v * vector_bytes, minimum(lanes, a.H - v * lanes)
-            column_sum(result, dz + at, a.H * size, rows, count)
-            if keep == 0:
-                copy(grad_b + at, result, count, count)
+        # The memory of this task holds no packed block now.
+        wide, result = a.H * accumulators, a.reduction + task * a.reduction_size
+        if a.P != a.H:
+            wide += a.P
+        dz = a.dz + ((d * a.N + row) * wide + start) * size
+        for v in range((columns + lanes - 1) // lanes):
+            at, count = v * vector_bytes, minimum(lanes, columns - v * lanes)
+            column_sum(result, dz + at, wide * size, rows, count)
+            if row + rows == a.N:
+                copy(to + at, result, count, count)
             else:
-                add(grad_b + at, grad_b + at, result, count)
+                add(to + at, to + at, result, count)
 
-    return context.symbols.add(sums)
+    return context.symbols.add(sums_of_run)

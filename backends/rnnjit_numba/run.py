@@ -9,30 +9,25 @@ import torch
 from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
-from rnnjit.backend import Shortcut, Training
+from rnnjit.backend import Shortcut, States, Training
 from rnnjit.codegen import backward_call, forward_call
-from rnnjit.codegen.backward_call import BackwardCall, BackwardFields
-from rnnjit.codegen.forward_call import ForwardFields, Recipe
+from rnnjit.codegen.backward_call import BackwardCall
+from rnnjit.codegen.forward_call import ForwardCall, Recipe
 from rnnjit.codegen.kernel import Kind
 from rnnjit.codegen.row_slices import alike
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_numba import recipes, tile_choice
-from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
-
-_F = ForwardArguments(*range(len(ForwardArguments._fields)))
-_B = BackwardArguments(*range(len(BackwardArguments._fields)))
-FIELDS = ForwardFields(_F.N, _F.x, _F.sizes, _F.scratch)
-_FIELDS = BackwardFields(_B.x, _B.grad_x, _B.sizes)
+from rnnjit_numba.arguments import BACKWARD_FIELDS, FIELDS
 
 
 def forward(
-    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
+    layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor], keep: bool
 ) -> LayerOutput:
-    """`Backend.forward` for cells with one state."""
+    """`Backend.forward`."""
     T, B, N, sizes = rows if rows.batch_sizes is None else alike(rows)
     threads = most_threads(torch.get_num_threads())
-    recipe = forward_recipe(x.element_size(), layer, T, B, N, threads)
-    return forward_call.forward(recipe, FIELDS, layer, x, h0, weights, sizes)
+    call = _forward_call(x.element_size(), layer, T, B, N, threads)
+    return forward_call.forward(call, layer, x, hx, weights, sizes, keep)
 
 
 def shortcut(
@@ -41,8 +36,8 @@ def shortcut(
     """`Backend.shortcut` for elements of `size` bytes."""
     T, B, N, _ = rows
     threads = most_threads(torch.get_num_threads())
-    recipes = [forward_recipe(size, layer, T, B, N, threads) for layer in layers]
-    return forward_call.shortcut(recipes, FIELDS, layers, B, size, y_shape)
+    calls = [_forward_call(size, layer, T, B, N, threads) for layer in layers]
+    return forward_call.shortcut(calls, layers, B, size, y_shape)
 
 
 def training(
@@ -51,27 +46,29 @@ def training(
     """`Backend.training` for elements of `size` bytes."""
     T, B, N, _ = rows
     threads = most_threads(torch.get_num_threads())
+    call = _forward_call(size, layer, T, B, N, threads)
+    record = forward_call.one_layer(call, layer, B, y_shape, keep=True)
     gradients = _backward_call(size, layer, T, B, N, threads, needs)
-    return backward_call.training(shortcut(size, (layer,), rows, y_shape), gradients)
+    return backward_call.training(record, gradients)
 
 
 def backward(
     layer: LayerSpec,
     rows: Rows,
     x: Tensor,
-    h0: Tensor,
+    hx: States,
     weights: Sequence[Tensor],
-    y: Tensor,
+    output: LayerOutput,
     grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
+    grad_h_n: tuple[Tensor | None, ...],
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward` for cells with one state."""
+    """`Backend.backward`."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
     call = _backward_call(x.element_size(), layer, T, B, N, threads, needs)
     held = [w.contiguous() for w in weights]
-    return call(x, h0, held, y, grad_y, grad_h_n, sizes)
+    return call(x, hx, held, output.y, output.saved, grad_y, grad_h_n, sizes)
 
 
 @lru_cache(maxsize=1024)
@@ -80,14 +77,20 @@ def _backward_call(
 ) -> BackwardCall:
     """How a layer's gradients are computed, for rows of such sizes."""
     recipe = backward_recipe(size, layer, T, B, N, threads)
-    dz, before, reduction = recipe.parts
-    places = [(_B.scratch, 0), (_B.dz_buffer, dz), (_B.reduction, reduction)]
-    if any(needs.weights[1 :: layer.weights_per_direction]):
-        places.append((_B.before, before))
-    return backward_call.bound(recipe, _FIELDS, recipe.scratch, size, places, layer, N, needs)
+    recurrent = any(needs.weights[1 :: layer.weights_per_direction])
+    parts = recipes.places(recipe, recurrent)
+    return backward_call.bound(
+        recipe, BACKWARD_FIELDS, recipe.scratch, size, parts, layer, N, needs
+    )
 
 
 @lru_cache(maxsize=1024)
+def _forward_call(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> ForwardCall:
+    """How a layer is computed, for rows of such sizes."""
+    recipe = forward_recipe(size, layer, T, B, N, threads)
+    return forward_call.bound(recipe, FIELDS, layer, size)
+
+
 def forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     """How a layer's forward kernel is called for elements of `size` bytes, on at most `threads`."""
     kind, rows = Kind(8 * size, layer.cell), Rows(T, B, N)
@@ -96,7 +99,6 @@ def forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads:
     return recipes.forward(kind, layer, rows, cut, tiling)
 
 
-@lru_cache(maxsize=1024)
 def backward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     """As `forward_recipe`, backward; `parts` are the offsets of dz, `before` and the reductions."""
     kind, rows = Kind(8 * size, layer.cell), Rows(T, B, N)

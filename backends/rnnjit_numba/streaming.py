@@ -15,13 +15,10 @@ from torch import Tensor
 
 from rnnjit import LayerSpec
 from rnnjit.backend import States, Stepper
-from rnnjit.codegen.argument_block import pointers
-from rnnjit.codegen.forward_call import Recipe, scratch_address
+from rnnjit.codegen.forward_call import Recipe, scratch_address, writer
 from rnnjit.runtime.openmp import most_threads
-from rnnjit_numba.arguments import ForwardArguments
-from rnnjit_numba.run import FIELDS, forward_recipe
-
-_SYNC = ForwardArguments._fields.index("sync")
+from rnnjit_numba.arguments import FIELDS, ForwardArguments, argument_count
+from rnnjit_numba.run import forward_recipe
 
 
 class _Layer(NamedTuple):
@@ -34,7 +31,7 @@ class _Layer(NamedTuple):
         y: the layer's output, for all but the last.
         scratch: kept alive for the block, which holds its address.
         first, last: the range of its weights among those of all layers.
-        offset: of its state among the states of all layers, in bytes.
+        offsets: of each of its states among those of all layers, in bytes.
     """
 
     recipe: Recipe
@@ -44,24 +41,27 @@ class _Layer(NamedTuple):
     scratch: Tensor | None
     first: int
     last: int
-    offset: int
+    offsets: tuple[int, ...]
 
 
 def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Stepper:
     """`Backend.stepper` for a stack of one direction."""
     threads = most_threads(torch.get_num_threads())
     stack = [_layer(dtype, layers, index, batch, threads) for index in range(len(layers))]
-    kind = layers[0].bias, layers[0].num_directions
-    write, at, behind = pointers(*kind).pack_into, 8 * FIELDS.x, _SYNC + 1
+    write = [writer(FIELDS, layer) for layer in layers]
+    behind = argument_count(ForwardArguments, len(layers[0].cell.states))
 
     def step(x: Tensor, hx: States, h_n: States, y: Tensor, weights: tuple[Tensor, ...]) -> None:
-        before, after = hx[0].data_ptr(), h_n[0].data_ptr()
-        addresses = [weight.data_ptr() for weight in weights]
+        starts = [state.data_ptr() for state in hx]
+        ends = [state.data_ptr() for state in h_n]
         source = x.data_ptr()
-        for recipe, block, zeros, between, _, first, last, offset in stack:
+        for fill, (recipe, block, zeros, between, _, first, last, offsets) in zip(
+            write, stack, strict=True
+        ):
             to = y.data_ptr() if between is None else between.data_ptr()
-            own = addresses[first:last]
-            write(block, at, source, before + offset, to, after + offset, *own)
+            before = [address + offset for address, offset in zip(starts, offsets, strict=True)]
+            after = [address + offset for address, offset in zip(ends, offsets, strict=True)]
+            fill(block, source, before, to, after, weights[first:last])
             if zeros:
                 block[behind : behind + len(zeros)] = zeros
             recipe.kernel(block, recipe.threads, recipe.late_threads)
@@ -81,8 +81,8 @@ def _layer(
         scratch = torch.empty(recipe.scratch, dtype=dtype, device="cpu")
     block[FIELDS.scratch] = scratch_address(recipe, block, scratch)
     last = index == len(layers) - 1
-    y = None if last else torch.empty(batch, layer.hidden_size, dtype=dtype, device="cpu")
+    y = None if last else torch.empty(batch, layer.output_size, dtype=dtype, device="cpu")
     count = layer.weights_per_direction
-    offset = index * batch * layer.hidden_size * size
+    offsets = tuple(index * batch * features * size for features in layer.state_sizes)
     zeros = array("q", [0] * recipe.sync_words)
-    return _Layer(recipe, block, zeros, y, scratch, index * count, (index + 1) * count, offset)
+    return _Layer(recipe, block, zeros, y, scratch, index * count, (index + 1) * count, offsets)

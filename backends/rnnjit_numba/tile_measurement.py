@@ -10,14 +10,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rnnjit import LayerSpec, Rows
-from rnnjit.codegen import forward_call
+from rnnjit import LayerSpec, Needs, Rows
+from rnnjit.backend import States
+from rnnjit.codegen import backward_call, forward_call
 from rnnjit.codegen.kernel import Kind
 from rnnjit.codegen.row_slices import multiply_adds, one_slice
 from rnnjit_numba import recipes
-from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
+from rnnjit_numba.arguments import BACKWARD_FIELDS, FIELDS
 from rnnjit_numba.library import library
 from rnnjit_numba.plan import REDUCTION_ROWS, Plan
+from rnnjit_numba.recipes import places
 from rnnjit_numba.tile_shapes import (
     TileShape,
     Tiling,
@@ -34,9 +36,6 @@ _LEAST_SHARE = 0.3
 #: The measured layer. Its weights take a good part of a second-level cache, as those of layers do
 #: for which the choice matters, and a round of all tiles takes some 20 ms.
 _I, _H, _T, _ROWS = 64, 384, 3, 48
-_F = ForwardArguments(*range(len(ForwardArguments._fields)))
-_B = BackwardArguments(*range(len(BackwardArguments._fields)))
-_FIELDS = forward_call.ForwardFields(_F.N, _F.x, _F.sizes, _F.scratch)
 K = TypeVar("K", bound=Hashable)
 
 
@@ -69,7 +68,7 @@ def measure(kind: Kind, steps: int = _T, seconds: float = _SECONDS) -> Rates:
     }
     # What the sum adds to a backward pass without it, whose time no tile of sums changes.
     rest = min(found[None], (1 - _LEAST_SHARE) * min(found[shape] for shape in outer))
-    work = 2e-9 * REDUCTION_ROWS * _H * _H
+    work = 2e-9 * REDUCTION_ROWS * layer.weight_shapes[1].numel()
     return Rates(rates, {shape: work / (found[shape] - rest) for shape in outer})
 
 
@@ -87,7 +86,9 @@ def _least(calls: dict[K, Callable[[], object]], seconds: float) -> dict[K, floa
 
 
 def _layer(kind: Kind) -> LayerSpec:
-    return LayerSpec(kind.cell, _I, _H, num_directions=1, bias=False)
+    """The measured layer, of as many weights for every number of gates."""
+    hidden = _H // len(kind.cell.gates)
+    return LayerSpec(kind.cell, _I, hidden, num_directions=1, bias=False)
 
 
 def _rows(shape: TileShape, steps: int) -> Rows:
@@ -105,31 +106,34 @@ def _product(kind: Kind, tiling: Tiling, steps: int) -> Callable[[], object]:
     """A forward pass by one tile."""
     layer, rows = _layer(kind), _rows(tiling.shape, steps)
     recipe = recipes.forward(kind, layer, rows, _plan(rows), tiling)
-    x, h0 = _ones(kind, rows.N, _I), _ones(kind, 1, rows.B, _H)
-    weights = _ones(kind, _H, _I), _ones(kind, _H, _H)
-    return partial(forward_call.forward, recipe, _FIELDS, layer, x, h0, weights, None)
+    call = forward_call.bound(recipe, FIELDS, layer, kind.bits // 8)
+    x, hx, weights = _inputs(kind, layer, rows)
+    return partial(forward_call.forward, call, layer, x, hx, weights, None, False)
 
 
 def _sum(kind: Kind, shape: TileShape, on: bool) -> Callable[[], object]:
     """A backward pass with dW_hh, or without it if `on` is false."""
     layer, rows = _layer(kind), Rows(_T, REDUCTION_ROWS // _T, REDUCTION_ROWS)
-    tiling = Tiling(small_shapes(library(kind).isa)[0])
-    recipe = recipes.backward(kind, layer, rows, _plan(rows), tiling, shape)
-    dz, before, reduction = recipe.parts
-    y, grad_y = _ones(kind, rows.N, _H), _ones(kind, rows.N, _H)
-    h0, w_hh, to = _ones(kind, rows.B, _H), _ones(kind, _H, _H), _ones(kind, _H, _H)
-    scratch = y.new_empty(recipe.scratch)
-    block, start = recipe.block[:], scratch.data_ptr()
-    block[_B.y], block[_B.grad_y], block[_B.h0] = y.data_ptr(), grad_y.data_ptr(), h0.data_ptr()
-    block[_B.w_hh_0], block[_B.scratch] = w_hh.data_ptr(), start
-    block[_B.dz_buffer], block[_B.reduction] = start + dz, start + reduction
-    if on:
-        block[_B.before], block[_B.grad_w_hh_0] = start + before, to.data_ptr()
+    tiling, size = Tiling(small_shapes(library(kind).isa)[0]), kind.bits // 8
+    plan = _plan(rows)
+    record = recipes.forward(kind, layer, rows, plan, tiling)
+    call = forward_call.bound(record, FIELDS, layer, size)
+    x, hx, weights = _inputs(kind, layer, rows)
+    y, _, saved, *_ = forward_call.forward(call, layer, x, hx, weights, None, True)
+    recipe = recipes.backward(kind, layer, rows, plan, tiling, shape)
+    needs = Needs(False, (False,) * len(hx), (False, on))
+    gradients = backward_call.bound(
+        *(recipe, BACKWARD_FIELDS, recipe.scratch, size),
+        *(places(recipe, needs.weights[1]), layer, rows.N, needs),
+    )
+    return partial(gradients, x, hx, weights, y, saved, y, (None,) * len(hx), None)
 
-    def call(*held: Tensor) -> None:
-        recipe.kernel(block, 1)
 
-    return partial(call, y, grad_y, h0, w_hh, to, scratch)
+def _inputs(kind: Kind, layer: LayerSpec, rows: Rows) -> tuple[Tensor, States, tuple[Tensor, ...]]:
+    """x, the states and the weights of a call."""
+    x = _ones(kind, rows.N, layer.input_size)
+    hx = tuple(_ones(kind, 1, rows.B, size) for size in layer.state_sizes)
+    return x, hx, tuple(_ones(kind, *shape) for shape in layer.weight_shapes)
 
 
 def _ones(kind: Kind, *shape: int) -> Tensor:

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+from rnnjit import Problem, RNNSpec
+from rnnjit.cells import Cell
 from rnnjit.codegen.backend import CPUBackend
+from rnnjit.codegen.elman import why_not_elman
 from rnnjit.runtime.packages import install, lacking
 
 #: The release of TVM whose TensorIR the kernels are written in; others have other builders.
@@ -27,6 +30,14 @@ class TvmBackend(CPUBackend):
             *lacking("apache-tvm", "tvm", RELEASES, install("tvm")),
             *lacking("llvmlite", "llvmlite", LOADERS, f"pip install 'llvmlite{LOADERS}'"),
         ]
+
+    def why_not_cell(self, cell: Cell) -> list[str]:
+        """Declines cells that do not have the form of nn.RNN's."""
+        return why_not_elman(cell)
+
+    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
+        """Declines projections."""
+        return ["projections (proj_size) are not supported"] if spec.proj_size else []
 
 
 BACKEND = TvmBackend()

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
-from rnnjit.backend import Shortcut, Training
+from rnnjit.backend import Shortcut, States, Training
 from rnnjit.codegen import backward_call, forward_call
 from rnnjit.codegen.argument_block import argument_block
 from rnnjit.codegen.backward_call import BackwardCall, BackwardFields
-from rnnjit.codegen.forward_call import ForwardFields, Recipe
+from rnnjit.codegen.forward_call import ForwardCall, ForwardFields, Recipe
 from rnnjit.codegen.kernel import LINE, Kind
 from rnnjit.codegen.row_slices import alike, late_threads_for, shared_in_backward
 from rnnjit.recurrence.rows import offsets
@@ -30,14 +30,14 @@ _BACKWARD_FIELDS = BackwardFields(_B.x, _B.grad_x, _B.starts)
 
 
 def forward(
-    layer: LayerSpec, rows: Rows, x: Tensor, h0: Tensor, weights: Sequence[Tensor]
+    layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor], keep: bool
 ) -> LayerOutput:
-    """`Backend.forward` for cells with one state."""
+    """`Backend.forward`."""
     T, B, N, sizes = rows if rows.batch_sizes is None else alike(rows)
     threads = most_threads(torch.get_num_threads())
-    recipe = _forward_recipe(x.element_size(), layer, T, B, N, threads)
+    call = _forward_call(x.element_size(), layer, T, B, N, threads)
     starts = None if sizes is None else offsets(rows, x.device)
-    return forward_call.forward(recipe, _FIELDS, layer, x, h0, weights, starts)
+    return forward_call.forward(call, layer, x, hx, weights, starts, keep)
 
 
 def shortcut(
@@ -46,8 +46,8 @@ def shortcut(
     """`Backend.shortcut` for elements of `size` bytes."""
     T, B, N, _ = rows
     threads = most_threads(torch.get_num_threads())
-    recipes = [_forward_recipe(size, layer, T, B, N, threads) for layer in layers]
-    return forward_call.shortcut(recipes, _FIELDS, layers, B, size, y_shape)
+    calls = [_forward_call(size, layer, T, B, N, threads) for layer in layers]
+    return forward_call.shortcut(calls, layers, B, size, y_shape)
 
 
 def training(
@@ -64,20 +64,20 @@ def backward(
     layer: LayerSpec,
     rows: Rows,
     x: Tensor,
-    h0: Tensor,
+    hx: States,
     weights: Sequence[Tensor],
-    y: Tensor,
+    output: LayerOutput,
     grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
+    grad_h_n: tuple[Tensor | None, ...],
     needs: Needs,
 ) -> LayerGrads:
-    """`Backend.backward` for cells with one state."""
+    """`Backend.backward`."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
     call = _backward_call(x.element_size(), layer, T, B, N, threads, needs)
     starts = None if sizes is None else offsets(rows, x.device)
     held = [w.contiguous() for w in weights]
-    return call(x, h0, held, y, grad_y, grad_h_n, starts)
+    return call(x, hx, held, output.y, output.saved, grad_y, grad_h_n, starts)
 
 
 @lru_cache(maxsize=1024)
@@ -97,6 +97,12 @@ def _backward_call(
 
 
 @lru_cache(maxsize=1024)
+def _forward_call(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> ForwardCall:
+    """How a layer is computed, for rows of such sizes."""
+    recipe = _forward_recipe(size, layer, T, B, N, threads)
+    return forward_call.bound(recipe, _FIELDS, layer, size)
+
+
 def _forward_recipe(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> Recipe:
     kernels = library(Kind(8 * size, layer.cell))
     lanes = kernels.isa.vector_bytes // size

@@ -18,23 +18,20 @@ from rnnjit.backend import (
     Training,
     values_read,
 )
-from rnnjit.cells import Cell
 from rnnjit.codegen.deferral import why_torch
-from rnnjit.codegen.elman import why_not_elman
 from rnnjit.codegen.pointwise import OPERATIONS
 from rnnjit.runtime.compile_once import imported
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
 
 class CPUBackend(Backend):
-    """Layers of one gate and one state on the CPU: one compiled kernel per layer and pass.
+    """Layers on the CPU: one compiled kernel per layer and pass.
 
     Class attributes:
         run_module: name of the module that plans and calls the kernels, imported on first use. It
-            has `forward(layer, rows, x, h0, weights)`, `backward(layer, rows, x, h0, weights, y,
-            grad_y, grad_h_n, needs)`, `shortcut(itemsize, layers, rows, y_shape)` and
-            `training(itemsize, layer, rows, needs, y_shape)`, as in `rnnjit.Backend` but for a
-            single state.
+            has `forward(layer, rows, x, hx, weights, keep)`, `backward(layer, rows, x, hx, weights,
+            output, grad_y, grad_h_n, needs)`, `shortcut(itemsize, layers, rows, y_shape)` and
+            `training(itemsize, layer, rows, needs, y_shape)`, as in `rnnjit.Backend`.
     """
 
     devices = ("cpu",)
@@ -42,14 +39,6 @@ class CPUBackend(Backend):
     operations = OPERATIONS
     sizes_matter = False
     run_module: ClassVar[str]
-
-    def why_not_cell(self, cell: Cell) -> list[str]:
-        """Declines cells that do not have the form of nn.RNN's."""
-        return why_not_elman(cell)
-
-    def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Declines projections."""
-        return ["projections (proj_size) are not supported"] if spec.proj_size else []
 
     def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Leaves calls to torch that are bound by reading the weights, see `deferral`."""
@@ -66,7 +55,7 @@ class CPUBackend(Backend):
     ) -> LayerOutput:
         """One call of the forward kernel."""
         run: Any = imported(self.run_module)
-        output: LayerOutput = run.forward(layer, rows, x, *hx, weights)
+        output: LayerOutput = run.forward(layer, rows, x, hx, weights, keep)
         return output
 
     def backward_reads(
@@ -90,7 +79,7 @@ class CPUBackend(Backend):
         """One call of the backward kernel."""
         run: Any = imported(self.run_module)
         grads: LayerGrads = run.backward(
-            *(layer, rows, x, *hx, weights, output.y, grad_y, *grad_h_n, needs)
+            *(layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs)
         )
         return grads
 
@@ -109,6 +98,6 @@ class CPUBackend(Backend):
         """One call of a kernel in each direction, with no overhead except allocations."""
         run: Any = imported(self.run_module)
         rows = Rows(problem.T, problem.B, problem.N)
-        y_shape = problem.T, problem.B, layer.num_directions * layer.hidden_size
+        y_shape = problem.T, problem.B, layer.num_directions * layer.output_size
         found: Training = run.training(problem.dtype.itemsize, layer, rows, needs, y_shape)
         return found

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rnnjit.backend import LayerGrads, Needs, Shortcut, States, Training
-from rnnjit.codegen.forward_call import Recipe
+from rnnjit.backend import LayerForward, LayerGrads, Needs, States, Training
+from rnnjit.codegen.argument_block import address_of
+from rnnjit.codegen.forward_call import Recipe, saved_pointers, saved_sizes
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
 from rnnjit.spec import LayerSpec
 
-#: `(x, h0, weights, y, grad_y, grad_h_n, table)`: the gradients of a layer, see `bound`.
+#: `(x, hx, weights, y, saved, grad_y, grad_h_n, table)`: the gradients of a layer, see `bound`.
 BackwardCall = Callable[
-    [Tensor, Tensor, Sequence[Tensor], Tensor, Tensor | None, Tensor | None, Tensor | None],
+    [
+        Tensor,
+        States,
+        Sequence[Tensor],
+        Tensor,
+        tuple[Tensor, ...],
+        Tensor | None,
+        tuple[Tensor | None, ...],
+        Tensor | None,
+    ],
     LayerGrads,
 ]
 _READ, _WRITTEN = Struct("=9q"), {1: Struct("=5q"), 2: Struct("=8q")}
@@ -31,28 +41,38 @@ class BackwardFields(NamedTuple):
         grad_x: index of the address of grad_x; grad_h0 and, for both directions, dW_ih, dW_hh and
             db follow.
         rows: index of the address of the row table of a packed batch.
+        more: index of the addresses that `more_pointers` writes; 0 if the kernels do not take them.
     """
 
     x: int
     grad_x: int
     rows: int
+    more: int = 0
 
 
 class Wanted(NamedTuple):
     """Which gradients of its weights a layer's kernel computes.
 
-    Both biases of a direction have the same gradient, db.
+    Both biases of a direction have the same gradient, db, if the cell uses only sums of zx and zh.
 
     Attributes:
-        shapes: for each direction those of dW_ih, dW_hh and db, or None for what is needed in no
-            direction.
+        shapes: for each direction those of dW_ih, dW_hh and db; then, direction by direction, those
+            of `extra`. None for what is needed in no direction.
         of: for each weight, where its gradient stands among those, or None if none is needed.
         copied: the indices of the weights that get a copy, since another one has the original.
+        extra: how many more gradients a direction has: db_hh, where it is not that of b_ih, and
+            dW_hr.
     """
 
     shapes: tuple[tuple[int, ...] | None, ...]
     of: tuple[int | None, ...]
     copied: tuple[int, ...]
+    extra: int
+
+
+def biases_differ(layer: LayerSpec) -> bool:
+    """Whether the two biases of a direction have different gradients."""
+    return layer.bias and len(layer.cell.accumulators) > len(layer.cell.gates)
 
 
 def wanted(layer: LayerSpec, needed: tuple[bool, ...]) -> Wanted:
@@ -62,15 +82,38 @@ def wanted(layer: LayerSpec, needed: tuple[bool, ...]) -> Wanted:
         layer: the configuration of the layer.
         needed: for each of its weights, whether it needs one.
     """
-    I, H, count = layer.input_size, layer.hidden_size, layer.weights_per_direction
-    w_ih, w_hh, *biases = (any(needed[i::count]) for i in range(count))
-    kinds = (((H, I), w_ih), ((H, H), w_hh), ((H,), any(biases)))
-    shapes = [shape if want else None for shape, want in kinds]
-    of = tuple(
-        3 * (i // count) + min(i % count, 2) if need else None for i, need in enumerate(needed)
-    )
+    count, D, differ = layer.weights_per_direction, layer.num_directions, biases_differ(layer)
+    wants = [any(needed[i::count]) for i in range(count)]
+    biases = (2, 3) if layer.bias else ()
+    # For each gradient of a direction the weights that have it.
+    main = [(0,), (1,), biases[:1] if differ else biases]
+    extra = [biases[1:]] if differ else []
+    extra += [(count - 1,)] if layer.proj_size else []
+    place = {}
+    for k, members in enumerate(main):
+        place.update(dict.fromkeys(members, (3, k)))
+    for k, members in enumerate(extra):
+        place.update({i: (len(extra), k) for i in members})
+    shapes = [_shape(layer, members, wants) for members in main] * D
+    shapes += [_shape(layer, members, wants) for members in extra] * D
+
+    def where(i: int) -> int:
+        (width, k), direction = place[i % count], i // count
+        start = 3 * D if i % count in {i for members in extra for i in members} else 0
+        return start + direction * width + k
+
+    of = tuple(where(i) if need else None for i, need in enumerate(needed))
     copied = tuple(i for i, at in enumerate(of) if at is not None and at in of[:i])
-    return Wanted(tuple(shapes * layer.num_directions), of, copied)
+    return Wanted(tuple(shapes), of, copied, len(extra))
+
+
+def _shape(
+    layer: LayerSpec, members: Sequence[int], wants: Sequence[bool]
+) -> tuple[int, ...] | None:
+    """The shape of the gradient of some weights of a direction; None if none of them needs it."""
+    if not any(wants[i] for i in members):
+        return None
+    return tuple(layer.weight_shapes[members[0]])
 
 
 def bound(
@@ -96,37 +139,41 @@ def bound(
         needs: which gradients to compute.
 
     Returns:
-        A function of x `[N, I]` or `[T, B, I]`, h0, the weights (all contiguous), y `[N, D*H]` or
-        `[T, B, D*H]`, the gradients of y and h_n or None, and the row table of a packed batch or
-        None. The gradient of x has the form of x. No two gradients share memory.
+        A function of x `[N, I]` or `[T, B, I]`, hx, the weights (all contiguous), y `[N, D*P]` or
+        `[T, B, D*P]`, what the forward pass saved, the gradients of y and of the last states or
+        None, and the row table of a packed batch or None. The gradient of x has the form of x. No
+        two gradients share memory.
     """
     count, directions = layer.weights_per_direction, layer.num_directions
-    shapes, of, copied = wanted(layer, needs.weights)
+    shapes, of, copied, extra = wanted(layer, needs.weights)
     recurrent = (0, 1) if directions == 1 else (0, 1, count, count + 1)
     absent = (0,) * (4 - len(recurrent))
     # Without rows to sum, the kernel writes nothing.
     empty_like, allocate = torch.empty_like, Tensor.new_empty if rows else Tensor.new_zeros
     write_read, write_written = _READ.pack_into, _WRITTEN[directions].pack_into
     at_x, at_grad_x, at_rows = 8 * fields.x, 8 * fields.grad_x, fields.rows
-    needs_x, (needs_h0,) = needs.x, needs.hx
+    needs_x, (needs_h0, *needs_others) = needs.x, needs.hx
     kernel, threads, late_threads = recipe.kernel, recipe.threads, recipe.late_threads
     template, size = recipe.block, scratch * itemsize
     take, give = SCRATCH.take, SCRATCH.give
+    more, main = _more(fields, layer, extra), 3 * directions
 
     def run(
         x: Tensor,
-        h0: Tensor,
+        hx: States,
         weights: Sequence[Tensor],
         y: Tensor,
+        saved: tuple[Tensor, ...],
         grad_y: Tensor | None,
-        grad_h_n: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
         table: Tensor | None,
     ) -> LayerGrads:
+        h0, last = hx[0], grad_h_n[0]
         grad_x = empty_like(x) if needs_x else None
         grad_h0 = empty_like(h0) if needs_h0 else None
         grads = [None if shape is None else allocate(x, *shape) for shape in shapes]
         grad_y = None if grad_y is None else grad_y.contiguous()
-        grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
+        last = None if last is None else last.contiguous()
         memory = take(size) if size >= KEPT_FROM else x.new_empty(scratch)
         start, block = memory.data_ptr(), template[:]
         write_read(
@@ -134,35 +181,89 @@ def bound(
             *[weights[i].data_ptr() for i in recurrent],
             *absent,
             0 if grad_y is None else grad_y.data_ptr(),
-            0 if grad_h_n is None else grad_h_n.data_ptr(),
+            0 if last is None else last.data_ptr(),
         )
         write_written(
             *(block, at_grad_x),
             0 if grad_x is None else grad_x.data_ptr(),
             0 if grad_h0 is None else grad_h0.data_ptr(),
-            *[0 if grad is None else grad.data_ptr() for grad in grads],
+            *[0 if grad is None else grad.data_ptr() for grad in grads[:main]],
         )
         for index, offset in places:
             block[index] = start + offset
         if table is not None:
             block[at_rows] = table.data_ptr()
+        others: list[Tensor | None] = []
+        if more is not None:
+            others = [
+                empty_like(state) if need else None
+                for state, need in zip(hx[1:], needs_others, strict=True)
+            ]
+            ends = [None if grad is None else grad.contiguous() for grad in grad_h_n[1:]]
+            more(block, hx, weights, saved, grads[main:], ends, others)
         kernel(block, threads, late_threads)
         if size >= KEPT_FROM:
             give(memory)
         own = [None if at is None else grads[at] for at in of]
         for i in copied:
             own[i] = _copy(own[i])
-        return LayerGrads(grad_x, (grad_h0,), tuple(own))
+        return LayerGrads(grad_x, (grad_h0, *others), tuple(own))
 
     return run
+
+
+def more_pointers(states: int) -> Struct:
+    """The layout of the addresses of what only some cells have.
+
+    They are, for both directions each, w_hr, db_hh and dW_hr; the saved values, and the outputs
+    before the projection; and for each state but the first its initial values, its values after
+    every step, the gradient of its last values, and the one of its initial values.
+    """
+    return Struct(f"={8 + 4 * (states - 1)}q")
+
+
+def _more(fields: BackwardFields, layer: LayerSpec, extra: int) -> Callable[..., None] | None:
+    """Writes what a layer has beyond one state and four weights; None for a layer without it."""
+    states, count = len(layer.cell.states), layer.weights_per_direction
+    if not (saved_sizes(layer) or states > 1 or extra):
+        return None
+    write, at = more_pointers(states).pack_into, 8 * fields.more
+    differ = biases_differ(layer)
+
+    def of_both(found: Sequence[int]) -> tuple[int, ...]:
+        return (*found, *found)[:2] if found else (0, 0)
+
+    def more(
+        block: Any,
+        hx: States,
+        weights: Sequence[Tensor],
+        saved: tuple[Tensor, ...],
+        grads: Sequence[Tensor | None],
+        ends: Sequence[Tensor | None],
+        starts: Sequence[Tensor | None],
+    ) -> None:
+        projections = [w.data_ptr() for w in weights[count - 1 :: count]] if layer.proj_size else ()
+        found = [address_of(grad) for grad in grads]
+        biases = found[::extra] if differ else ()
+        projected = found[extra - 1 :: extra] if layer.proj_size else ()
+        values, outputs, recorded = saved_pointers(layer, saved)
+        addresses: list[int] = []
+        for state, after, end, start in zip(hx[1:], recorded, ends, starts, strict=True):
+            addresses += [state.data_ptr(), after, address_of(end), address_of(start)]
+        write(
+            *(block, at, *of_both(projections), *of_both(biases), *of_both(projected)),
+            *(values, outputs, *addresses),
+        )
+
+    return more
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
-def training(forward: Shortcut, backward: BackwardCall) -> Training:
-    """`Backend.training` of a layer of one state.
+def training(forward: LayerForward, backward: BackwardCall) -> Training:
+    """`Backend.training` of a layer.
 
     Args:
         forward: runs the forward pass.
@@ -173,10 +274,10 @@ def training(forward: Shortcut, backward: BackwardCall) -> Training:
         x: Tensor,
         hx: States,
         weights: Sequence[Tensor],
-        y: Tensor,
+        kept: tuple[Tensor, ...],
         grad_y: Tensor | None,
         grad_h_n: tuple[Tensor | None, ...],
     ) -> LayerGrads:
-        return backward(x, hx[0], weights, y, grad_y, grad_h_n[0], None)
+        return backward(x, hx, weights, kept[0], kept[1:], grad_y, grad_h_n, None)
 
     return Training(forward, run)

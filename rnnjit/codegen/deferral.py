@@ -35,7 +35,8 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
     """
     steps, rows, trains = problem.T, problem.B, problem.needs_grad
     inputs = max(spec.input_size, spec.hidden_size if spec.num_layers > 1 else 0)
-    size = problem.dtype.itemsize * spec.hidden_size * (inputs + spec.hidden_size)
+    width = len(spec.cell.gates) * spec.hidden_size
+    size = problem.dtype.itemsize * width * (inputs + spec.hidden_size)
     weights = f"{size / 1e6:.0f} MB of weights in a direction of a layer"
     alone = size >= _HUGE and steps <= _FEW_STEPS and torch.get_num_threads() == 1
     if rows == 1 and ((size >= _LARGE and steps == 1) if trains else alone):

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rnnjit.backend import LayerOutput, Shortcut, States
-from rnnjit.codegen.argument_block import pointers
+from rnnjit.codegen.argument_block import address_of, pointers
 from rnnjit.codegen.kernel import Kernel
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
 from rnnjit.runtime.late_threads import LateThreads
 from rnnjit.spec import LayerSpec
+
+#: `(x, before, after, weights, y, saved, table)`: runs a layer's kernel, see `bound`.
+ForwardCall = Callable[
+    [
+        Tensor,
+        Sequence[int],
+        Sequence[int],
+        Sequence[Tensor],
+        Tensor,
+        tuple[Tensor, ...],
+        Tensor | None,
+    ],
+    None,
+]
 
 
 class Recipe(NamedTuple):
@@ -51,64 +66,204 @@ class ForwardFields(NamedTuple):
             `argument_block.pointers`.
         rows: index of the address of the row table of a packed batch.
         scratch: index of the address of the scratch memory.
+        more: index of the addresses that `more_pointers` writes; 0 if the kernels do not take them.
     """
 
     N: int
     x: int
     rows: int
     scratch: int
+    more: int = 0
 
 
-def forward(
-    recipe: Recipe,
-    fields: ForwardFields,
-    layer: LayerSpec,
-    x: Tensor,
-    h0: Tensor,
-    weights: Sequence[Tensor],
-    rows: Tensor | None,
-) -> LayerOutput:
-    """Allocate the outputs of a layer, and call its kernel.
+def saved_sizes(layer: LayerSpec) -> tuple[int, ...]:
+    """The features of each tensor `[N, features]` that a forward pass saves beside y.
+
+    They are, each with all directions side by side: the cell's saved values, one after the other,
+    `D * len(cell.saved) * H`; then each state but the first, `D * H`; then, where there is a
+    projection, the outputs before it, `D * H`. nn.RNN saves nothing.
+    """
+    cell, wide = layer.cell, layer.num_directions * layer.hidden_size
+    values = [wide * len(cell.saved)] if cell.saved else []
+    return (*values, *[wide] * (len(cell.states) - 1), *([wide] if layer.proj_size else []))
+
+
+def new_saved(layer: LayerSpec, x: Tensor) -> tuple[Tensor, ...]:
+    """Memory for what a forward pass of `len(x)` rows saves beside y."""
+    return tuple([x.new_empty(len(x), size) for size in saved_sizes(layer)])
+
+
+def saved_pointers(layer: LayerSpec, saved: Sequence[Tensor]) -> tuple[int, int, list[int]]:
+    """The addresses of saved values, outputs before the projection, and states; 0 if absent."""
+    if not saved:
+        return 0, 0, [0] * (len(layer.cell.states) - 1)
+    found = [tensor.data_ptr() for tensor in saved]
+    values = found.pop(0) if layer.cell.saved else 0
+    outputs = found.pop() if layer.proj_size else 0
+    return values, outputs, found
+
+
+def split_pointers(layer: LayerSpec, weights: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """The addresses of the weights without projections, and those of w_hr of two directions."""
+    own = [weight.data_ptr() for weight in weights]
+    if not layer.proj_size:
+        return own, [0, 0]
+    count = layer.weights_per_direction
+    projections = own[count - 1 :: count]
+    del own[count - 1 :: count]
+    return own, (projections * 2)[:2]
+
+
+def bound(recipe: Recipe, fields: ForwardFields, layer: LayerSpec, itemsize: int) -> ForwardCall:
+    """A function that calls a layer's kernel, with no overhead except scratch memory.
 
     Args:
         recipe: how to call the kernel, for rows that are `row_slices.alike`.
         fields: the indices of its argument block.
         layer: the configuration of the layer.
-        x: `[N, I]`, contiguous.
-        h0: `[D, B, H]`, contiguous.
-        weights: for each direction w_ih, w_hh and, with biases, b_ih, b_hh; any strides.
-        rows: the row table of a packed batch; None if dense.
+        itemsize: bytes of an element.
+
+    Returns:
+        A function of x `[N, I]` or `[T, B, I]`, the addresses of the initial states and of the
+        last, the weights (all contiguous), y, which it writes, what is saved (`new_saved`, or
+        nothing), and the row table of a packed batch or None.
     """
-    y = x.new_empty(len(x), layer.num_directions * layer.hidden_size)
-    h_n = torch.empty_like(h0)
+    kernel, threads, late_threads = recipe.kernel, recipe.threads, recipe.late_threads
+    template, inside, elements = recipe.block, recipe.inside, recipe.scratch
+    write = pointers(layer.bias, layer.num_directions).pack_into
+    at, at_rows, at_scratch = 8 * fields.x, fields.rows, fields.scratch
+    more = _more(fields, layer)
+    size = 0 if inside else elements * itemsize
+    take, give = SCRATCH.take, SCRATCH.give
+
+    def run(
+        x: Tensor,
+        before: Sequence[int],
+        after: Sequence[int],
+        weights: Sequence[Tensor],
+        y: Tensor,
+        saved: tuple[Tensor, ...],
+        table: Tensor | None,
+    ) -> None:
+        block = template[:]
+        if more is None:
+            own = [weight.data_ptr() for weight in weights]
+        else:
+            own = more(block, before, after, weights, saved)
+        write(block, at, x.data_ptr(), before[0], y.data_ptr(), after[0], *own)
+        if table is not None:
+            block[fields.N], block[at_rows] = len(x), table.data_ptr()
+        if inside:
+            block[at_scratch] = block.buffer_info()[0] + inside
+            kernel(block, threads, late_threads)
+            return
+        scratch = take(size) if size >= KEPT_FROM else x.new_empty(elements)
+        block[at_scratch] = scratch.data_ptr()
+        kernel(block, threads, late_threads)
+        if size >= KEPT_FROM:
+            give(scratch)
+
+    return run
+
+
+def writer(fields: ForwardFields, layer: LayerSpec) -> Callable[..., None]:
+    """A function that writes the addresses of a call that saves nothing into a block.
+
+    It takes the block, the address of x, those of the initial states, that of y, those of the last
+    states, and the weights, which are contiguous.
+    """
+    write, at = pointers(layer.bias, layer.num_directions).pack_into, 8 * fields.x
+    more = _more(fields, layer)
+
+    def fill(
+        block: array[int],
+        x: int,
+        before: Sequence[int],
+        y: int,
+        after: Sequence[int],
+        weights: Sequence[Tensor],
+    ) -> None:
+        if more is None:
+            own = [weight.data_ptr() for weight in weights]
+        else:
+            own = more(block, before, after, weights, ())
+        write(block, at, x, before[0], y, after[0], *own)
+
+    return fill
+
+
+def _more(fields: ForwardFields, layer: LayerSpec) -> Callable[..., list[int]] | None:
+    """Writes what a layer has beyond one state and four weights; None for a layer without it.
+
+    The function returns the addresses of the weights that are no projections.
+    """
+    states = len(layer.cell.states)
+    if not (saved_sizes(layer) or states > 1):
+        return None
+    write, at = more_pointers(states).pack_into, 8 * fields.more
+
+    def more(
+        block: array[int],
+        before: Sequence[int],
+        after: Sequence[int],
+        weights: Sequence[Tensor],
+        saved: tuple[Tensor, ...],
+    ) -> list[int]:
+        own, projections = split_pointers(layer, weights)
+        values, outputs, recorded = saved_pointers(layer, saved)
+        others = zip(before[1:], after[1:], recorded, strict=True)
+        addresses = [address for state in others for address in state]
+        write(block, at, *projections, values, outputs, *addresses)
+        return own
+
+    return more
+
+
+def more_pointers(states: int) -> Struct:
+    """The layout of the addresses of what only some cells have.
+
+    They are w_hr of both directions, the saved values, the outputs before the projection, and for
+    each state but the first its initial values, its last ones, and those after every step.
+    """
+    return Struct(f"={4 + 3 * (states - 1)}q")
+
+
+def forward(
+    call: ForwardCall,
+    layer: LayerSpec,
+    x: Tensor,
+    hx: States,
+    weights: Sequence[Tensor],
+    table: Tensor | None,
+    keep: bool,
+) -> LayerOutput:
+    """Allocate the outputs of a layer, and call its kernel.
+
+    Args:
+        call: calls it, see `bound`.
+        layer: the configuration of the layer.
+        x: `[N, I]`, contiguous.
+        hx: each state `[D, B, P or H]`, contiguous.
+        weights: the weights of every direction; any strides.
+        table: the row table of a packed batch; None if dense.
+        keep: whether a backward pass may follow.
+    """
+    y = x.new_empty(len(x), layer.num_directions * layer.output_size)
+    h_n = tuple([torch.empty_like(state) for state in hx])
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
-    block = recipe.block[:]
-    pointers(layer.bias, layer.num_directions).pack_into(
-        *(block, 8 * fields.x, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
-        *[weight.data_ptr() for weight in held],
-    )
-    if rows is not None:
-        block[fields.N], block[fields.rows] = x.shape[0], rows.data_ptr()
-    size = 0 if recipe.inside else recipe.scratch * x.element_size()
-    kept = SCRATCH.take(size) if size >= KEPT_FROM else None
-    scratch = x.new_empty(recipe.scratch) if size and kept is None else kept
-    block[fields.scratch] = scratch_address(recipe, block, scratch)
-    recipe.kernel(block, recipe.threads, recipe.late_threads)
-    if kept is not None:
-        SCRATCH.give(kept)
-    return LayerOutput(y, (h_n,))
+    saved = new_saved(layer, x) if keep else ()
+    before, after = ([state.data_ptr() for state in states] for states in (hx, h_n))
+    call(x, before, after, held, y, saved, table)
+    return LayerOutput(y, h_n, saved)
 
 
 def scratch_address(recipe: Recipe, block: array[int], scratch: Tensor | None) -> int:
     """The address of the scratch memory: inside the block if no tensor was allocated."""
-    if scratch is None:
-        return block.buffer_info()[0] + recipe.inside
-    return scratch.data_ptr()
+    return block.buffer_info()[0] + recipe.inside if scratch is None else address_of(scratch)
 
 
 def shortcut(
-    recipes: Sequence[Recipe],
-    fields: ForwardFields,
+    calls: Sequence[ForwardCall],
     layers: Sequence[LayerSpec],
     B: int,
     itemsize: int,
@@ -117,88 +272,61 @@ def shortcut(
     """`Backend.shortcut`: calls the kernel of each layer, with no overhead except allocations.
 
     Args:
-        recipes: how to call the kernel of each layer.
-        fields: the indices of its argument block.
+        calls: call the kernel of each layer, see `bound`.
         layers: the layers of the stack.
         B: batch size.
         itemsize: bytes of an element.
         y_shape: shape of y, as in `Backend.shortcut`.
     """
     if len(layers) == 1:
-        return _one_layer(recipes[0], fields, layers[0], B, itemsize, y_shape)
+        alone: Shortcut = one_layer(calls[0], layers[0], B, y_shape, keep=False)
+        return alone
     first = layers[0]
-    state = first.num_directions * B * first.hidden_size * itemsize
+    sizes = [first.num_directions * B * features * itemsize for features in first.state_sizes]
     stack = []
-    for i, (recipe, layer) in enumerate(zip(recipes, layers, strict=True)):
+    for i, (call, layer) in enumerate(zip(calls, layers, strict=True)):
         count = layer.num_directions * layer.weights_per_direction
-        stack.append((recipe, i * state, i * count, (i + 1) * count))
-    write = pointers(first.bias, first.num_directions).pack_into
-    at, scratch_field, empty_like = 8 * fields.x, fields.scratch, torch.empty_like
-    take, give = SCRATCH.take, SCRATCH.give
+        stack.append((call, [i * size for size in sizes], i * count, (i + 1) * count))
+    empty_like = torch.empty_like
 
     def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
-        (h0,) = hx
-        h_n = empty_like(h0)
-        h0_address, h_n_address = h0.data_ptr(), h_n.data_ptr()
-        addresses = [weight.data_ptr() for weight in weights]
+        h_n = tuple([empty_like(state) for state in hx])
+        starts = [state.data_ptr() for state in hx]
+        ends = [state.data_ptr() for state in h_n]
         y = x
-        for recipe, offset, start, stop in stack:
+        for call, offsets, start, stop in stack:
             x, y = y, x.new_empty(y_shape)
-            block = recipe.block[:]
-            write(
-                *(block, at, x.data_ptr(), h0_address + offset, y.data_ptr()),
-                *(h_n_address + offset, *addresses[start:stop]),
-            )
-            if recipe.inside:
-                block[scratch_field] = block.buffer_info()[0] + recipe.inside
-                recipe.kernel(block, recipe.threads, recipe.late_threads)
-                continue
-            size = recipe.scratch * itemsize
-            scratch = take(size) if size >= KEPT_FROM else x.new_empty(recipe.scratch)
-            block[scratch_field] = scratch.data_ptr()
-            recipe.kernel(block, recipe.threads, recipe.late_threads)
-            if size >= KEPT_FROM:
-                give(scratch)
-        return y, (h_n,)
+            before = [a + offset for a, offset in zip(starts, offsets, strict=True)]
+            after = [a + offset for a, offset in zip(ends, offsets, strict=True)]
+            call(x, before, after, weights[start:stop], y, (), None)
+        return y, h_n
 
     return run
 
 
-def _one_layer(
-    recipe: Recipe,
-    fields: ForwardFields,
-    layer: LayerSpec,
-    B: int,
-    itemsize: int,
-    y_shape: tuple[int, int, int],
-) -> Shortcut:
-    """`shortcut` for a stack of one layer."""
-    kernel, threads, late_threads = recipe.kernel, recipe.threads, recipe.late_threads
-    template, inside, elements = recipe.block, recipe.inside, recipe.scratch
-    write = pointers(layer.bias, layer.num_directions).pack_into
-    at, scratch_field, empty_like = 8 * fields.x, fields.scratch, torch.empty_like
+def one_layer(
+    call: ForwardCall, layer: LayerSpec, B: int, y_shape: tuple[int, int, int], keep: bool
+) -> Any:
+    """`shortcut` for a stack of one layer; with `keep` it also returns what is saved."""
+    empty_like = torch.empty_like
     # empty_like is the fastest way to allocate, but needs a y of the state's shape.
-    like_state = y_shape == (1, B, layer.hidden_size)
-    size = 0 if inside else elements * itemsize
-    take, give = SCRATCH.take, SCRATCH.give
+    like_state = y_shape == (1, B, layer.output_size)
+    rows = y_shape[0] * y_shape[1]
+    sizes = saved_sizes(layer) if keep else ()
+    single = len(layer.cell.states) == 1
 
-    def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
-        (h0,) = hx
-        h_n = empty_like(h0)
+    def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        h0 = hx[0]
         y = empty_like(h0) if like_state else x.new_empty(*y_shape)
-        block = template[:]
-        write(
-            *(block, at, x.data_ptr(), h0.data_ptr(), y.data_ptr(), h_n.data_ptr()),
-            *[weight.data_ptr() for weight in weights],
-        )
-        if inside:
-            block[scratch_field] = block.buffer_info()[0] + inside
-        else:
-            scratch = take(size) if size >= KEPT_FROM else x.new_empty(elements)
-            block[scratch_field] = scratch.data_ptr()
-        kernel(block, threads, late_threads)
-        if size >= KEPT_FROM:
-            give(scratch)
-        return y, (h_n,)
+        saved = tuple([x.new_empty(rows, size) for size in sizes]) if sizes else ()
+        if single:
+            h_n = empty_like(h0)
+            call(x, (h0.data_ptr(),), (h_n.data_ptr(),), weights, y, saved, None)
+            return (y, (h_n,), saved) if sizes else (y, (h_n,))
+        states = tuple([empty_like(state) for state in hx])
+        before = [state.data_ptr() for state in hx]
+        after = [state.data_ptr() for state in states]
+        call(x, before, after, weights, y, saved, None)
+        return (y, states, saved) if sizes else (y, states)
 
     return run

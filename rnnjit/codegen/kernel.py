@@ -46,14 +46,21 @@ class Kernel:
         alone: address of the entry for one thread.
         phases: addresses of the entries for teams, called one after the other; each call returns
             when all threads of the team have.
-        sync: index of the block's last argument, if that is the address of memory by which the
-            threads synchronise. It lies behind the arguments, and begins with a cache line.
+        sync: index of the argument that is the address of memory by which the threads synchronise,
+            if there is one. The memory lies behind the arguments, and begins with a cache line.
+        arguments: the number of arguments, if there is such memory.
     """
 
     def __init__(
-        self, code: object, alone: int, phases: Sequence[int], sync: int | None = None
+        self,
+        code: object,
+        alone: int,
+        phases: Sequence[int],
+        sync: int | None = None,
+        arguments: int = 0,
     ) -> None:
         self._code, self._phases, self._sync = code, tuple(phases), sync
+        self._behind = 8 * arguments + LINE - 1
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(alone)
 
     def __call__(
@@ -86,7 +93,7 @@ class Kernel:
         assert runtime is not None, "plans use one thread where there is no OpenMP"
         sync = self._sync
         if sync is not None:
-            block[sync] = (address + 8 * (sync + 1) + LINE - 1) // LINE * LINE
+            block[sync] = (address + self._behind) // LINE * LINE
         for phase in self._phases:
             runtime.parallel(phase, address, threads, 0)
 

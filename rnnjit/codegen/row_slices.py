@@ -36,8 +36,9 @@ class RowSlices(NamedTuple):
 
 def multiply_adds(layer: LayerSpec, rows: Rows) -> int:
     """Those of a layer's forward pass."""
-    work = rows.N * layer.num_directions * layer.hidden_size
-    return work * (layer.input_size + layer.hidden_size)
+    wide, projected = len(layer.cell.gates) * layer.hidden_size, layer.proj_size
+    own = wide * (layer.input_size + layer.output_size) + layer.hidden_size * projected
+    return rows.N * layer.num_directions * own
 
 
 def worth_threads(layer: LayerSpec, rows: Rows) -> bool:
@@ -53,10 +54,11 @@ def worth_team(saved: float) -> bool:
 def shared_in_backward(layer: LayerSpec, rows: Rows) -> int:
     """Multiply-adds of a backward pass that any number of threads share evenly.
 
-    They are those of grad_x, dW_ih and dW_hh, which are sums over all rows.
+    They are those of grad_x, dW_ih, dW_hh and dW_hr, which are sums over all rows.
     """
-    work = rows.N * layer.num_directions * layer.hidden_size
-    return work * (2 * layer.input_size + layer.hidden_size)
+    wide, projected = len(layer.cell.gates) * layer.hidden_size, layer.proj_size
+    own = wide * (2 * layer.input_size + layer.output_size) + layer.hidden_size * projected
+    return rows.N * layer.num_directions * own
 
 
 def one_slice(rows: Rows) -> RowSlices:

@@ -218,7 +218,7 @@ class BoundLayer(RecordedLayer):
             return LayerOutput(*self._own_forward(x, hx, weights))
         before, result = versions(x, hx), self._own_forward(x, hx, weights)
         width = self.layer.num_directions * self.layer.output_size
-        check_stack_output(self.backend, (self.rows.T, self.rows.B, width), x, hx, result)
+        check_stack_output(self.backend, (self.rows.T, self.rows.B, width), x, hx, result[:2])
         output = LayerOutput(*result)
         self._note_reads(output, versions(x, hx) == before)
         self._checked[0] = True
@@ -234,7 +234,7 @@ class BoundLayer(RecordedLayer):
         """See `RecordedLayer.backward`."""
         x, split = inputs[0], self.states + 1
         hx, weights = inputs[1:split], inputs[split:]
-        grads = self._own_backward(x, hx, weights, kept[0], grad_y, grad_h_n)
+        grads = self._own_backward(x, hx, weights, kept, grad_y, grad_h_n)
         if not self._checked[1]:
             check_grads(self.backend, x, hx, weights, self.needs, grads)
             self._checked[1] = True

@@ -36,7 +36,7 @@ def check_output(
     D, B, sizes, dtype = layer.num_directions, rows.B, layer.state_sizes, x.dtype
     device = x.device
     try:
-        y, h_n, _ = output
+        y, h_n, *_ = output
         if (
             type(output) is LayerOutput
             and type(h_n) is tuple

@@ -1,4 +1,4 @@
-"""Protects the Numba backend on user-defined cells, and its reasons to decline others."""
+"""Protects the Numba backend on cells of any form, and its reasons to decline others."""
 
 import pytest
 import torch
@@ -21,8 +21,50 @@ def elman(name, function):
     return Cell.trace(step, name=name, gates=["z"], states=["h"])
 
 
+def traced(function, states=("h",), parameters=(), operand=None, gates=("z",), name="mine"):
+    return Cell.trace(
+        *(function,),
+        name=name,
+        gates=gates,
+        states=states,
+        parameters=parameters,
+        operand=operand,
+    )
+
+
+def leaky(zx, zh, h):
+    h = 0.7 * h + 0.3 * tanh(zx[0] + zh[0])
+    return h, h
+
+
+def apart(zx, zh, h):
+    h = tanh(zx[0]) + 0.5 * sigmoid(zh[0])
+    return h, h
+
+
+def parts_first(zx, zh, h):
+    """Gates whose parts are used apart, summed, and apart, and one that drops its zh."""
+    h = tanh(zx[0] * sigmoid(zh[0])) * sigmoid(zx[1] + zh[1]) + relu(zh[2]) * 0.1 * zx[2]
+    return h + 0.1 * tanh(zx[3]), h + 0.1 * tanh(zx[3])
+
+
+def three_states(zx, zh, h, c, n):
+    f, g = sigmoid(zx[0] + zh[0]), tanh(zx[1] + zh[1])
+    n = 0.9 * n + 1.0
+    c = f * c + (1.0 - f) * g
+    h = tanh(c / n + 0.1 * h)
+    return h, h, c, n
+
+
 CELLS = [
+    LSTM,
+    GRU,
     elman("sigmoid", sigmoid),
+    traced(leaky, name="leaky"),
+    traced(apart, name="apart"),
+    traced(parts_first, gates="abcd", name="parts first"),
+    traced(three_states, states=("h", "c", "n"), gates="fg", name="three states"),
+    elman("silu", silu),
     elman("small exp", lambda z: exp(0.1 * z - 3.0)),
     elman("linear", lambda z: z * 0.9),
     elman("constant to gradients", lambda z: tanh(detach(z))),
@@ -48,9 +90,12 @@ def given(call, cell, dtype):
         return (scale * torch.randn(shape, generator=generator)).to(dtype)
 
     weights = [random(*shape, scale=0.5 * H**-0.5) for shape in layer.weight_shapes * directions]
-    state = (directions, rows.B, H)
-    grads = random(rows.N, directions * H), (random(*state),)
-    return layer, rows, random(rows.N, I), (random(*state),), weights, grads
+
+    def states():
+        return tuple(random(directions, rows.B, H) for _ in cell.states)
+
+    grads = random(rows.N, directions * H), states()
+    return layer, rows, random(rows.N, I), states(), weights, grads
 
 
 def close(found, expected, dtype):
@@ -66,17 +111,18 @@ def close(found, expected, dtype):
 )
 def test_cells_of_ones_own_agree_with_the_reference(cell, call, dtype):
     layer, rows, x, hx, weights, (grad_y, grad_h_n) = given(call, cell, dtype)
-    needs = Needs(True, (True,), (True,) * len(weights))
+    needs = Needs(True, (True,) * len(hx), (True,) * len(weights))
     found = BACKEND.forward(layer, rows, x, hx, weights, True)
     grads = BACKEND.backward(
         *(layer, rows, x, hx, weights, LayerOutput(*found)), grad_y, grad_h_n, needs
     )
-    exact = [tensor.double() for tensor in (x, *hx, *weights, grad_y, *grad_h_n)]
-    x, h0, *weights, grad_y, grad_h = exact
-    y, h_n = layer_forward(layer, rows, x, (h0,), weights)
-    expected = layer_backward(layer, rows, x, (h0,), weights, grad_y, (grad_h,), needs)
+    x, grad_y, *weights = (tensor.double() for tensor in (x, grad_y, *weights))
+    hx, grad_h_n = (tuple(state.double() for state in states) for states in (hx, grad_h_n))
+    y, h_n = layer_forward(layer, rows, x, hx, weights)
+    expected = layer_backward(layer, rows, x, hx, weights, grad_y, grad_h_n, needs)
     close(found.y, y, dtype)
-    close(found.h_n[0], h_n[0], dtype)
+    for ours, theirs in zip(found.h_n, h_n, strict=True):
+        close(ours, theirs, dtype)
     for ours, theirs in zip(
         (grads.x, *grads.hx, *grads.weights),
         (expected.x, *expected.hx, *expected.weights),
@@ -85,64 +131,56 @@ def test_cells_of_ones_own_agree_with_the_reference(cell, call, dtype):
         close(ours, torch.zeros_like(ours).double() if theirs is None else theirs, dtype)
 
 
-def test_a_stack_of_ones_own_cell_by_shortcut_steps_and_layers():
-    cell, T, B = CELLS[0], 5, 3
+@pytest.mark.parametrize("cell", [CELLS[2], LSTM, GRU, CELLS[6]], ids=lambda cell: cell.name)
+def test_a_stack_by_shortcut_steps_and_layers(cell):
+    T, B = 5, 3
     spec = RNNSpec(4, 11, num_layers=2, cell=cell)
     generator = torch.Generator().manual_seed(0)
     weights = tuple(torch.randn(shape, generator=generator) * 0.3 for shape in spec.weight_shapes)
-    x, h0 = torch.randn(T, B, 4, generator=generator), torch.randn(2, B, 11, generator=generator)
+    x = torch.randn(T, B, 4, generator=generator)
+    hx = tuple(torch.randn(2, B, 11, generator=generator) for _ in cell.states)
     rows, below, last = Rows(T, B, T * B), x.flatten(0, 1), []
     for index, layer in enumerate(spec.layers):
         own = weights[4 * index : 4 * index + 4]
-        below, (h_n,), _ = BACKEND.forward(layer, rows, below, (h0[index, None],), own, False)
+        states = tuple(state[index, None] for state in hx)
+        below, h_n, *_ = BACKEND.forward(layer, rows, below, states, own, False)
         last.append(h_n)
     problem = Problem(torch.float32, "cpu", T, B, T * B, False, False)
-    y, (h_n,) = BACKEND.shortcut(spec, problem, (T, B, 11))(x, (h0,), weights)
+    y, h_n = BACKEND.shortcut(spec, problem, (T, B, 11))(x, hx, weights)
     assert torch.equal(y.flatten(0, 1), below)
-    assert torch.equal(h_n, torch.cat(last))
-    step, h = BACKEND.stepper(spec, torch.float32, B), h0
+    for whole, layers in zip(h_n, zip(*last, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(layers))
+    step, now = BACKEND.stepper(spec, torch.float32, B), hx
     for frame, whole in zip(x, y, strict=True):
-        after, out = torch.empty_like(h), torch.empty(B, 11)
-        step(frame, (h,), (after,), out, weights)
+        after, out = tuple(torch.empty_like(state) for state in now), torch.empty(B, 11)
+        step(frame, now, after, out, weights)
         assert torch.equal(out, whole)
-        h = after
-    assert torch.equal(h, h_n)
+        now = after
+    for stepped, whole in zip(now, h_n, strict=True):
+        assert torch.equal(stepped, whole)
 
 
 def test_cells_do_not_share_kernels():
     layer, rows, x, hx, weights, _ = given("dense", RNN_TANH, torch.float32)
     found = {}
-    for cell in (RNN_TANH, RNN_RELU, *CELLS[:3]):
+    for cell in (RNN_TANH, RNN_RELU, *(cell for cell in CELLS[:-1] if cell.is_elman)):
         own = LayerSpec(cell, *CALLS["dense"][1:5])
         found[cell] = BACKEND.forward(own, rows, x, hx, weights, False).y
     assert len({y.numpy().tobytes() for y in found.values()}) == len(found)
     assert torch.equal(BACKEND.forward(layer, rows, x, hx, weights, False).y, found[RNN_TANH])
 
 
-def traced(function, states=("h",), parameters=(), operand=None, gates=("z",)):
-    return Cell.trace(
-        *(function,),
-        name="mine",
-        gates=gates,
-        states=states,
-        parameters=parameters,
-        operand=operand,
-    )
-
-
 DECLINED = [
-    (LSTM, ["has 4 gates", "has 2 states"]),
-    (GRU, ["has 3 gates"]),
-    (traced(lambda zx, zh, h: (tanh(zx[0]) + zh[0],) * 2), ["used apart"]),
-    (traced(lambda zx, zh, h, c: (c, c, tanh(zx[0] + zh[0])), ("h", "c")), ["has 2 states"]),
     (traced(lambda zx, zh, h, p: (tanh(zx[0] + zh[0]),) * 2, parameters=["p"]), ["parameters (p)"]),
     (traced(lambda zx, zh, h: (tanh(zx[0] + zh[0]),) * 2, operand=relu), ["recurrent operand"]),
     (
         traced(lambda zx, zh, h: (relu(tanh(zx[0] + zh[0])), tanh(zx[0] + zh[0]))),
-        ["the output is not the new state"],
+        ["output is not its first state"],
     ),
-    (traced(lambda zx, zh, h: (tanh(zx[0] + zh[0]) + h,) * 2), ["depends on the state before"]),
-    (traced(lambda zx, zh, h: (silu(zx[0] + zh[0]),) * 2), ["the derivative needs more"]),
+    (
+        traced(lambda zx, zh, h, c, p: (c, c * 2.0, p), ("h", "c"), ["p"], operand=lambda h, c: c),
+        ["parameters (p)", "recurrent operand", "output is not its first state"],
+    ),
 ]
 
 
@@ -154,12 +192,14 @@ def test_other_cells_are_declined_in_words(cell, lacking):
         assert words in reason
 
 
-def test_accepted_are_cells_and_calls_of_nn_rnn():
+def test_what_is_accepted():
     problem = Problem(torch.float32, "cpu", 3, 2, 6, False, True)
     for cell in (RNN_TANH, RNN_RELU, *CELLS):
         assert BACKEND.why_not_cell(cell) == []
         assert cell.operations <= BACKEND.operations
         assert BACKEND.why_not(RNNSpec(2, 3, cell=cell), problem) == []
-    (reason,) = BACKEND.why_not(RNNSpec(2, 3, proj_size=1), problem)
-    assert "proj_size" in reason
+    assert BACKEND.why_not(RNNSpec(2, 3, cell=LSTM, proj_size=1), problem) == []
+    for cell in (RNN_TANH, GRU):
+        (reason,) = BACKEND.why_not(RNNSpec(2, 3, cell=cell, proj_size=1), problem)
+        assert "proj_size" in reason
     assert not elman("softplus", softplus).operations <= BACKEND.operations

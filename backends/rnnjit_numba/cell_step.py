@@ -1,0 +1,332 @@
+"""The pointwise part of a cell's step and of its gradient, on some rows and hidden units.
+
+The functions here read the address of a kernel's argument block, and so the memory of all states
+and of all that is saved for the backward pass. Addresses and distances are in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+
+from rnnjit.cells import Cell
+from rnnjit.codegen.pointwise import lower
+from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, state_argument
+from rnnjit_numba.cell_layout import CellLayout
+from rnnjit_numba.pointwise import vectors
+from rnnjit_numba.simd import I64, Lanes, define, emitting, load, loop
+
+_STEP_ARGUMENTS, _BACKWARD_ARGUMENTS = 17, 13
+
+
+def step(lanes: Lanes, cell: Cell) -> Any:
+    """Intrinsic: the step of some rows and hidden units, from their pre-activations.
+
+    `step(arguments, d, row, b, stride, rows, first, last, zx, ld_zx, zh, ld_zh, h, ld_h, fresh,
+    out, ld_out)` where
+
+    * `arguments` is the address of a `ForwardArguments`, and `d` the direction;
+    * `row` and `b` number the first of `rows` rows, among all rows and within the batch; the next
+      one is `stride` further on in both;
+    * `first` and `last` bound the vectors of hidden units;
+    * `zx` and `zh` are the pre-activations `[rows, V, G, lanes]`, rows `ld_zx` and `ld_zh` apart.
+      Where the cell only uses sums, `zx` holds these, and `zh` is not read;
+    * `h` is the first state before the step, rows `ld_h` apart. The others are what the block says:
+      the initial ones if `fresh` is 1, else those that the step before wrote;
+    * `out` gets the outputs, rows `ld_out` apart.
+
+    It writes the new states, and what is saved if the block has memory for that.
+    """
+    name = f"rnnjit_step_{cell.digest[:12]}_{lanes.suffix}"
+
+    def body(builder: Any, *args: Any) -> None:
+        _Step(lanes, cell, builder, args).emit()
+
+    def emit(builder: Any, *args: Any) -> None:
+        builder.call(define(builder.module, name, _STEP_ARGUMENTS, body), args)
+
+    return emitting(_STEP_ARGUMENTS, emit)
+
+
+def step_backward(lanes: Lanes, cell: Cell) -> Any:
+    """Intrinsic: dz and the gradients of the states before, of some rows and hidden units.
+
+    `step_backward(arguments, d, row, b, stride, rows, first, last, columns, before, fresh,
+    grad_out, ld_grad_out)` where
+
+    * `arguments` is the address of a `BackwardArguments`; `d` ... `last` are as in `step`, and
+      `columns` is the number of hidden units;
+    * `before` numbers the row of the step before that precedes row `row`; the states before are
+      the initial ones if `fresh` is 1;
+    * `grad_out` has the gradients of the outputs, rows `ld_grad_out` apart, or is 0 for zeros.
+
+    The gradients of the states are read and written in place. That of the first state is added to
+    `grad_out`, unless the output is projected. It is left alone if nothing but W_hh reads the state
+    before.
+    """
+    name = f"rnnjit_step_backward_{cell.digest[:12]}_{lanes.suffix}"
+
+    def body(builder: Any, *args: Any) -> None:
+        _StepBackward(lanes, cell, builder, args).emit()
+
+    def emit(builder: Any, *args: Any) -> None:
+        builder.call(define(builder.module, name, _BACKWARD_ARGUMENTS, body), args)
+
+    return emitting(_BACKWARD_ARGUMENTS, emit)
+
+
+class _Rows:
+    """What both functions need: the arguments, addresses of rows, and loops.
+
+    Args:
+        lanes: the element type and vector width.
+        cell: the cell.
+        builder: of the function.
+        kind: the arguments at the address that is the function's first argument.
+        address: that address.
+    """
+
+    def __init__(self, lanes: Lanes, cell: Cell, builder: Any, kind: Any, address: Any) -> None:
+        self.lanes, self.cell, self.builder = lanes, cell, builder
+        self._kind, self._address = kind, address
+        self.zero = I64(0)
+        self.H, self.D, self.B = self.argument("H"), self.argument("D"), self.argument("B")
+
+    def argument(self, name: str) -> Any:
+        """An argument of the kernel."""
+        return self._word(self._kind._fields.index(name))
+
+    def state_argument(self, state: int, which: int) -> Any:
+        """An address of one of the states but the first."""
+        return self._word(state_argument(self._kind, state, which))
+
+    def _word(self, index: int) -> Any:
+        return load(self.builder, self.builder.add(self._address, I64(8 * index)), I64, 8)
+
+    def bytes_of(self, *factors: Any) -> Any:
+        """The bytes of a product of numbers of elements."""
+        product = I64(self.lanes.itemsize)
+        for factor in factors:
+            product = self.builder.mul(product, factor)
+        return product
+
+    def add(self, *terms: Any) -> Any:
+        """A sum of integers."""
+        total, *others = terms
+        for term in others:
+            total = self.builder.add(total, term)
+        return total
+
+    def present(self, address: Any) -> Any:
+        """Whether an address is not 0."""
+        return self.builder.icmp_signed("!=", address, self.zero)
+
+    def masked(self, address: Any, mask: Any) -> Any:
+        """The lanes in a mask at an address; zeros if the address is 0."""
+        return self.lanes.masked_load(self.builder, address, mask)
+
+    def each(
+        self, rows: Any, first: Any, last: Any, columns: Any, body: Callable[..., None]
+    ) -> None:
+        """Call `body(r, at, mask)` for each row, and each vector at `at` bytes in it."""
+        builder, lanes = self.builder, self.lanes
+
+        def one_row(r: Any, block: Any) -> Any:
+            def one_vector(i: Any, inner: Any) -> Any:
+                v = builder.add(first, i)
+                count = builder.sub(columns, builder.mul(v, I64(lanes.count)))
+                mask = lanes.mask(builder, count)
+                body(r, v, builder.mul(v, I64(lanes.vector_bytes)), mask)
+                return inner
+
+            loop(builder, builder.sub(last, first), [], one_vector)
+            return block
+
+        loop(builder, rows, [], one_row)
+
+
+class _Step(_Rows):
+    """Code of `step`."""
+
+    def __init__(self, lanes: Lanes, cell: Cell, builder: Any, args: Any) -> None:
+        super().__init__(lanes, cell, builder, ForwardArguments, args[0])
+        self.layout = CellLayout(cell)
+        (_, self.d, self.row, self.b, self.stride, self.rows, self.first, self.last, *rest) = args
+        self.zx, self.ld_zx, self.zh, self.ld_zh, self.h, self.ld_h, self.fresh, *out = rest
+        self.out, self.ld_out = out
+
+    def emit(self) -> None:
+        """The loops, once with what is saved and once without."""
+        others = range(1, len(self.cell.states))
+        if self.cell.saved:
+            saves = self.present(self.argument("values"))
+        elif others:
+            saves = self.present(self.state_argument(1, 2))
+        else:
+            self._loops(keep=False)
+            return
+        with self.builder.if_else(saves) as (then, otherwise):
+            with then:
+                self._loops(keep=True)
+            with otherwise:
+                self._loops(keep=False)
+
+    def _loops(self, *, keep: bool) -> None:
+        cell, D, H, stride = self.cell, self.D, self.H, self.stride
+        place = self.bytes_of(self.add(self.builder.mul(self.d, self.B), self.b), H)
+        record = self.add(self.builder.mul(self.row, D), self.d)
+        states, ld_state = [], self.bytes_of(H, stride)
+        fresh = self.present(self.fresh)
+        for k in range(1, len(cell.states)):
+            first, last = self.state_argument(k, 0), self.state_argument(k, 1)
+            before = self.add(self.builder.select(fresh, first, last), place)
+            every = self.add(self.state_argument(k, 2), self.bytes_of(record, H))
+            states.append((before, self.add(last, place), every))
+        ld_record, ld_value = self.bytes_of(D, H, stride), self.bytes_of(H)
+        count = I64(len(cell.saved))
+        values = self.add(self.argument("values"), self.bytes_of(record, H, count))
+        ld_values = self.bytes_of(D, H, stride, count)
+        add, mul, store = self.builder.add, self.builder.mul, self.lanes.masked_store
+
+        def body(r: Any, v: Any, at: Any, mask: Any) -> None:
+            inputs = self._pre_activations(r, v)
+            if cell.states[0] in cell.step.used:
+                h = self.add(self.h, mul(r, self.ld_h), at)
+                inputs[cell.states[0]] = self.masked(h, mask)
+            here = add(mul(r, ld_state), at)
+            for name, (before, _, _) in zip(cell.states[1:], states, strict=True):
+                inputs[name] = self.masked(add(before, here), mask)
+            program = cell.step_saving if keep else cell.step
+            out, _, *found = lower(program, vectors(self.lanes, self.builder), inputs)
+            store(self.builder, out, self.add(self.out, mul(r, self.ld_out), at), mask)
+            saved = found[len(states) :]
+            for value, (_, after, every) in zip(found, states, strict=False):
+                store(self.builder, value, add(after, here), mask)
+                if keep:
+                    store(self.builder, value, self.add(every, mul(r, ld_record), at), mask)
+            for k, value in enumerate(saved):
+                to = self.add(values, mul(r, ld_values), mul(ld_value, I64(k)), at)
+                store(self.builder, value, to, mask)
+
+        self.each(self.rows, self.first, self.last, H, body)
+
+    def _pre_activations(self, r: Any, v: Any) -> dict[str, Any]:
+        """The accumulators of the hidden units in vector `v` of row `r`."""
+        builder, lanes, G = self.builder, self.lanes, self.layout.gates
+        found = {}
+        for accumulator in self.cell.accumulators:
+            column = builder.add(builder.mul(v, I64(G)), I64(accumulator.gate))
+            at = builder.mul(column, I64(lanes.vector_bytes))
+            zx = self.add(self.zx, builder.mul(r, self.ld_zx), at)
+            zh = self.add(self.zh, builder.mul(r, self.ld_zh), at)
+            if not self.layout.apart or accumulator.part == "input":
+                value = lanes.load(builder, zx)
+            elif accumulator.part == "hidden":
+                value = lanes.load(builder, zh)
+            else:
+                value = builder.fadd(lanes.load(builder, zx), lanes.load(builder, zh))
+            found[accumulator.name] = value
+        return found
+
+
+class _StepBackward(_Rows):
+    """Code of `step_backward`."""
+
+    def __init__(self, lanes: Lanes, cell: Cell, builder: Any, args: Any) -> None:
+        super().__init__(lanes, cell, builder, BackwardArguments, args[0])
+        self.layout = CellLayout(cell)
+        (_, self.d, self.row, self.b, self.stride, self.rows, self.first, self.last, *rest) = args
+        self.columns, self.before, self.fresh, self.grad_out, self.ld_grad_out = rest
+
+    def emit(self) -> None:
+        """The loops."""
+        cell, builder, D, H, P = self.cell, self.builder, self.D, self.H, self.argument("P")
+        projected = builder.icmp_signed("!=", H, P)
+        record = self.add(builder.mul(self.row, D), self.d)
+        earlier = self.add(builder.mul(self.before, D), self.d)
+        place = self.add(builder.mul(self.d, self.B), self.b)
+        ld_record, ld_state = self.bytes_of(D, H, self.stride), self.bytes_of(H, self.stride)
+        fresh, used = self.present(self.fresh), cell.backward.used
+        addresses: dict[str, tuple[Any, Any]] = {}
+
+        def previous(name: str, first: Any, every: Any) -> None:
+            at = builder.select(
+                fresh,
+                self.add(first, self.bytes_of(place, H)),
+                self.add(every, self.bytes_of(earlier, H)),
+            )
+            if name in used:
+                addresses[name] = at, builder.select(fresh, ld_state, ld_record)
+
+        out = builder.select(projected, self.argument("outputs"), self.argument("y"))
+        addresses["out"] = self.add(out, self.bytes_of(record, H)), ld_record
+        previous(cell.states[0], self.argument("h0"), self.argument("y"))
+        for k, name in enumerate(cell.states[1:], 1):
+            previous(name, self.state_argument(k, 0), self.state_argument(k, 1))
+            every = self.add(self.state_argument(k, 1), self.bytes_of(record, H))
+            addresses[f"new_{name}"] = every, ld_record
+        count = I64(len(cell.saved))
+        values = self.add(self.argument("values"), self.bytes_of(record, H, count))
+        for k in range(len(cell.saved)):
+            at = self.add(values, self.bytes_of(H, I64(k)))
+            addresses[f"saved_{k}"] = at, self.bytes_of(D, H, self.stride, count)
+        addresses = {name: found for name, found in addresses.items() if name in used}
+        self._loops(addresses, self._gradients(place), projected)
+
+    def _gradients(self, place: Any) -> list[Any]:
+        """The addresses of the gradients of the states, which run through the steps."""
+        builder, scratch = self.builder, self.argument("scratch")
+        size = self.bytes_of(self.D, self.B, self.H)
+        grads = []
+        for k in range(len(self.cell.states)):
+            if k == 0:
+                given, features = self.argument("grad_h0"), self.argument("P")
+                own = self.add(scratch, self.argument("grad_h"))
+            else:
+                given, features = self.state_argument(k, 3), self.H
+                offset = builder.mul(size, I64(k - 1))
+                own = self.add(scratch, self.argument("grad_states"), offset)
+            base = builder.select(self.present(given), given, own)
+            grads.append(self.add(base, self.bytes_of(place, features)))
+        return grads
+
+    def _loops(
+        self, addresses: dict[str, tuple[Any, Any]], grads: list[Any], projected: Any
+    ) -> None:
+        cell, builder, lanes = self.cell, self.builder, self.lanes
+        add, mul, store = builder.add, builder.mul, lanes.masked_store
+        H, ld_state = self.H, self.bytes_of(self.H, self.stride)
+        wide = mul(H, I64(len(cell.accumulators)))
+        wide = add(wide, builder.select(projected, self.argument("P"), self.zero))
+        row = add(mul(self.d, self.argument("N")), self.row)
+        dz, ld_dz = (
+            add(self.argument("dz"), self.bytes_of(row, wide)),
+            self.bytes_of(wide, self.stride),
+        )
+        given = self.present(self.grad_out)
+
+        def body(r: Any, v: Any, at: Any, mask: Any) -> None:
+            none = ir.Constant(mask.type, None)
+            inputs = {
+                name: self.masked(self.add(address, mul(r, ld), at), mask)
+                for name, (address, ld) in addresses.items()
+            }
+            grad_out = self.add(self.grad_out, mul(r, self.ld_grad_out), at)
+            inputs["grad_out"] = self.masked(grad_out, builder.select(given, mask, none))
+            here = add(mul(r, ld_state), at)
+            for k, (name, grad) in enumerate(zip(cell.states, grads, strict=True)):
+                read = builder.select(projected, none, mask) if k == 0 else mask
+                inputs[f"grad_new_{name}"] = self.masked(add(grad, here), read)
+            found = lower(cell.backward, vectors(lanes, builder), inputs)
+            zero = lanes.constant(0.0)
+            for block, value in zip(self.layout.blocks, found, strict=False):
+                to = self.add(dz, mul(r, ld_dz), self.bytes_of(H, I64(block)), at)
+                store(builder, zero if value is None else value, to, mask)
+            states = found[len(cell.accumulators) :]
+            for k, (value, grad) in enumerate(zip(states, grads, strict=False)):
+                if k > 0 or self.layout.passes_state:
+                    store(builder, zero if value is None else value, add(grad, here), mask)
+
+        self.each(self.rows, self.first, self.last, self.columns, body)
