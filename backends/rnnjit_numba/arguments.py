@@ -121,9 +121,10 @@ class BackwardArguments(NamedTuple):
         grad_w_hr_0, grad_w_hr_1: written, or 0.
         values, outputs: as the forward kernel wrote them.
 
-    Behind these there are four addresses for each state but the first (see `state_argument`): its
+    Behind these there are five addresses for each state but the first (see `state_argument`): its
     initial values `[D, B, H]`, its values after every step `[N, D*H]`, the gradient of the last
-    ones `[D, B, H]`, or 0, and that of the initial ones, written, or 0.
+    ones `[D, B, H]`, or 0, that of the initial ones, written, or 0, and that of those after every
+    step, or 0.
     """
 
     T: int
@@ -191,7 +192,7 @@ _B = BackwardArguments(*range(len(BackwardArguments._fields)))
 FIELDS = ForwardFields(_F.N, _F.x, _F.sizes, _F.scratch, _F.w_hr_0)
 BACKWARD_FIELDS = BackwardFields(_B.x, _B.grad_x, _B.sizes, _B.w_hr_0)
 #: Addresses of each state but the first behind the arguments of each kernel.
-STATE_ARGUMENTS = {ForwardArguments: 3, BackwardArguments: 4}
+STATE_ARGUMENTS = {ForwardArguments: 3, BackwardArguments: 5}
 
 
 def argument_count(kind: type[ForwardArguments] | type[BackwardArguments], states: int) -> int:

@@ -37,7 +37,7 @@ def step(lanes: Lanes, cell: Cell) -> Any:
       the initial ones if `fresh` is 1, else those that the step before wrote;
     * `out` gets the outputs, rows `ld_out` apart.
 
-    It writes the new states, and what is saved if the block has memory for that.
+    It writes the new states, and what is recorded of every step if the block has memory for that.
     """
     name = f"rnnjit_step_{cell.digest[:12]}_{lanes.suffix}"
 
@@ -158,15 +158,11 @@ class _Step(_Rows):
         self.out, self.ld_out = out
 
     def emit(self) -> None:
-        """The loops, once with what is saved and once without."""
-        others = range(1, len(self.cell.states))
-        if self.cell.saved:
-            saves = self.present(self.argument("values"))
-        elif others:
-            saves = self.present(self.state_argument(1, 2))
-        else:
+        """The loops, once with what the cell saves and once without."""
+        if not self.cell.saved:
             self._loops(keep=False)
             return
+        saves = self.present(self.argument("values"))
         with self.builder.if_else(saves) as (then, otherwise):
             with then:
                 self._loops(keep=True)
@@ -182,8 +178,10 @@ class _Step(_Rows):
         for k in range(1, len(cell.states)):
             first, last = self.state_argument(k, 0), self.state_argument(k, 1)
             before = self.add(self.builder.select(fresh, first, last), place)
-            every = self.add(self.state_argument(k, 2), self.bytes_of(record, H))
-            states.append((before, self.add(last, place), every))
+            every = self.state_argument(k, 2)
+            recorded = self.present(every)
+            every = self.add(every, self.bytes_of(record, H))
+            states.append((before, self.add(last, place), every, recorded))
         ld_record, ld_value = self.bytes_of(D, H, stride), self.bytes_of(H)
         count = I64(len(cell.saved))
         values = self.add(self.argument("values"), self.bytes_of(record, H, count))
@@ -196,16 +194,17 @@ class _Step(_Rows):
                 h = self.add(self.h, mul(r, self.ld_h), at)
                 inputs[cell.states[0]] = self.masked(h, mask)
             here = add(mul(r, ld_state), at)
-            for name, (before, _, _) in zip(cell.states[1:], states, strict=True):
+            for name, (before, *_) in zip(cell.states[1:], states, strict=True):
                 inputs[name] = self.masked(add(before, here), mask)
             program = cell.step_saving if keep else cell.step
             out, _, *found = lower(program, vectors(self.lanes, self.builder), inputs)
             store(self.builder, out, self.add(self.out, mul(r, self.ld_out), at), mask)
             saved = found[len(states) :]
-            for value, (_, after, every) in zip(found, states, strict=False):
+            none = ir.Constant(mask.type, None)
+            for value, (_, after, every, recorded) in zip(found, states, strict=False):
                 store(self.builder, value, add(after, here), mask)
-                if keep:
-                    store(self.builder, value, self.add(every, mul(r, ld_record), at), mask)
+                to = self.add(every, mul(r, ld_record), at)
+                store(self.builder, value, to, self.builder.select(recorded, mask, none))
             for k, value in enumerate(saved):
                 to = self.add(values, mul(r, ld_values), mul(ld_value, I64(k)), at)
                 store(self.builder, value, to, mask)
@@ -305,7 +304,12 @@ class _StepBackward(_Rows):
             add(self.argument("dz"), self.bytes_of(row, wide)),
             self.bytes_of(wide, self.stride),
         )
-        given = self.present(self.grad_out)
+        given, ld_record = self.present(self.grad_out), self.bytes_of(self.D, H, self.stride)
+        record = self.bytes_of(add(mul(self.row, self.D), self.d), H)
+        recorded = [
+            (add(every, record), self.present(every))
+            for every in (self.state_argument(k, 4) for k in range(1, len(cell.states)))
+        ]
 
         def body(r: Any, v: Any, at: Any, mask: Any) -> None:
             none = ir.Constant(mask.type, None)
@@ -318,7 +322,13 @@ class _StepBackward(_Rows):
             here = add(mul(r, ld_state), at)
             for k, (name, grad) in enumerate(zip(cell.states, grads, strict=True)):
                 read = builder.select(projected, none, mask) if k == 0 else mask
-                inputs[f"grad_new_{name}"] = self.masked(add(grad, here), read)
+                value = self.masked(add(grad, here), read)
+                if k > 0:
+                    every, given_too = recorded[k - 1]
+                    of_step = self.add(every, mul(r, ld_record), at)
+                    read = builder.select(given_too, mask, none)
+                    value = builder.fadd(value, self.masked(of_step, read))
+                inputs[f"grad_new_{name}"] = value
             found = lower(cell.backward, vectors(lanes, builder), inputs)
             zero = lanes.constant(0.0)
             for block, value in zip(self.layout.blocks, found, strict=False):

@@ -68,7 +68,37 @@ def backward(
     threads = most_threads(torch.get_num_threads())
     call = _backward_call(x.element_size(), layer, T, B, N, threads, needs)
     held = [w.contiguous() for w in weights]
-    return call(x, hx, held, output.y, output.saved, grad_y, grad_h_n, sizes)
+    return call(x, hx, held, output.y, output.saved, grad_y, grad_h_n, (), sizes)
+
+
+def forward_states(
+    layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor], keep: bool
+) -> LayerOutput:
+    """`Backend.forward_states`."""
+    T, B, N, sizes = rows if rows.batch_sizes is None else alike(rows)
+    threads = most_threads(torch.get_num_threads())
+    call = _forward_call(x.element_size(), layer, T, B, N, threads)
+    return forward_call.forward_states(call, layer, x, hx, weights, sizes, keep)
+
+
+def backward_states(
+    layer: LayerSpec,
+    rows: Rows,
+    x: Tensor,
+    hx: States,
+    weights: Sequence[Tensor],
+    output: LayerOutput,
+    grad_y: Tensor | None,
+    grad_h_n: tuple[Tensor | None, ...],
+    grad_states: tuple[Tensor | None, ...],
+    needs: Needs,
+) -> LayerGrads:
+    """`Backend.backward_states`."""
+    T, B, N, sizes = rows
+    threads = most_threads(torch.get_num_threads())
+    call = _backward_call(x.element_size(), layer, T, B, N, threads, needs)
+    held, saved = [w.contiguous() for w in weights], forward_call.joined(layer, output)
+    return call(x, hx, held, output.y, saved, grad_y, grad_h_n, grad_states, sizes)
 
 
 @lru_cache(maxsize=1024)

@@ -126,7 +126,7 @@ def _sum(kind: Kind, shape: TileShape, on: bool) -> Callable[[], object]:
         *(recipe, BACKWARD_FIELDS, recipe.scratch, size),
         *(places(recipe, needs.weights[1]), layer, rows.N, needs),
     )
-    return partial(gradients, x, hx, weights, y, saved, y, (None,) * len(hx), None)
+    return partial(gradients, x, hx, weights, y, saved, y, (None,) * len(hx), (), None)
 
 
 def _inputs(kind: Kind, layer: LayerSpec, rows: Rows) -> tuple[Tensor, States, tuple[Tensor, ...]]:

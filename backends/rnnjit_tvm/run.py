@@ -77,7 +77,7 @@ def backward(
     call = _backward_call(x.element_size(), layer, T, B, N, threads, needs)
     starts = None if sizes is None else offsets(rows, x.device)
     held = [w.contiguous() for w in weights]
-    return call(x, hx, held, output.y, output.saved, grad_y, grad_h_n, starts)
+    return call(x, hx, held, output.y, output.saved, grad_y, grad_h_n, (), starts)
 
 
 @lru_cache(maxsize=1024)

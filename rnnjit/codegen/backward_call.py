@@ -15,7 +15,8 @@ from rnnjit.codegen.forward_call import Recipe, saved_pointers, saved_sizes
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
 from rnnjit.spec import LayerSpec
 
-#: `(x, hx, weights, y, saved, grad_y, grad_h_n, table)`: the gradients of a layer, see `bound`.
+#: `(x, hx, weights, y, saved, grad_y, grad_h_n, grad_states, table)`: a layer's gradients, see
+#: `bound`.
 BackwardCall = Callable[
     [
         Tensor,
@@ -24,6 +25,7 @@ BackwardCall = Callable[
         Tensor,
         tuple[Tensor, ...],
         Tensor | None,
+        tuple[Tensor | None, ...],
         tuple[Tensor | None, ...],
         Tensor | None,
     ],
@@ -141,7 +143,8 @@ def bound(
     Returns:
         A function of x `[N, I]` or `[T, B, I]`, hx, the weights (all contiguous), y `[N, D*P]` or
         `[T, B, D*P]`, what the forward pass saved, the gradients of y and of the last states or
-        None, and the row table of a packed batch or None. The gradient of x has the form of x. No
+        None, those of the states but the first after every step, one None for each or nothing for
+        zeros, and the row table of a packed batch or None. The gradient of x has the form of x. No
         two gradients share memory.
     """
     count, directions = layer.weights_per_direction, layer.num_directions
@@ -166,6 +169,7 @@ def bound(
         saved: tuple[Tensor, ...],
         grad_y: Tensor | None,
         grad_h_n: tuple[Tensor | None, ...],
+        grad_states: tuple[Tensor | None, ...],
         table: Tensor | None,
     ) -> LayerGrads:
         h0, last = hx[0], grad_h_n[0]
@@ -199,8 +203,9 @@ def bound(
                 empty_like(state) if need else None
                 for state, need in zip(hx[1:], needs_others, strict=True)
             ]
-            ends = [None if grad is None else grad.contiguous() for grad in grad_h_n[1:]]
-            more(block, hx, weights, saved, grads[main:], ends, others)
+            ends = [_contiguous(grad) for grad in grad_h_n[1:]]
+            every = [_contiguous(grad) for grad in grad_states or (None,) * len(others)]
+            more(block, hx, weights, saved, grads[main:], ends, others, every)
         kernel(block, threads, late_threads)
         if size >= KEPT_FROM:
             give(memory)
@@ -217,9 +222,9 @@ def more_pointers(states: int) -> Struct:
 
     They are, for both directions each, w_hr, db_hh and dW_hr; the saved values, and the outputs
     before the projection; and for each state but the first its initial values, its values after
-    every step, the gradient of its last values, and the one of its initial values.
+    every step, and the gradients of its last, its initial values, and those after every step.
     """
-    return Struct(f"={8 + 4 * (states - 1)}q")
+    return Struct(f"={8 + 5 * (states - 1)}q")
 
 
 def _more(fields: BackwardFields, layer: LayerSpec, extra: int) -> Callable[..., None] | None:
@@ -241,6 +246,7 @@ def _more(fields: BackwardFields, layer: LayerSpec, extra: int) -> Callable[...,
         grads: Sequence[Tensor | None],
         ends: Sequence[Tensor | None],
         starts: Sequence[Tensor | None],
+        every: Sequence[Tensor | None],
     ) -> None:
         projections = [w.data_ptr() for w in weights[count - 1 :: count]] if layer.proj_size else ()
         found = [address_of(grad) for grad in grads]
@@ -248,14 +254,19 @@ def _more(fields: BackwardFields, layer: LayerSpec, extra: int) -> Callable[...,
         projected = found[extra - 1 :: extra] if layer.proj_size else ()
         values, outputs, recorded = saved_pointers(layer, saved)
         addresses: list[int] = []
-        for state, after, end, start in zip(hx[1:], recorded, ends, starts, strict=True):
-            addresses += [state.data_ptr(), after, address_of(end), address_of(start)]
+        given = zip(hx[1:], recorded, ends, starts, every, strict=True)
+        for state, after, *gradients in given:
+            addresses += [state.data_ptr(), after, *map(address_of, gradients)]
         write(
             *(block, at, *of_both(projections), *of_both(biases), *of_both(projected)),
             *(values, outputs, *addresses),
         )
 
     return more
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:
@@ -278,6 +289,6 @@ def training(forward: LayerForward, backward: BackwardCall) -> Training:
         grad_y: Tensor | None,
         grad_h_n: tuple[Tensor | None, ...],
     ) -> LayerGrads:
-        return backward(x, hx, weights, kept[0], kept[1:], grad_y, grad_h_n, None)
+        return backward(x, hx, weights, kept[0], kept[1:], grad_y, grad_h_n, (), None)
 
     return Training(forward, run)

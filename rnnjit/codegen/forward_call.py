@@ -25,7 +25,7 @@ ForwardCall = Callable[
         Sequence[int],
         Sequence[Tensor],
         Tensor,
-        tuple[Tensor, ...],
+        tuple[Tensor | None, ...],
         Tensor | None,
     ],
     None,
@@ -93,11 +93,17 @@ def new_saved(layer: LayerSpec, x: Tensor) -> tuple[Tensor, ...]:
     return tuple([x.new_empty(len(x), size) for size in saved_sizes(layer)])
 
 
-def saved_pointers(layer: LayerSpec, saved: Sequence[Tensor]) -> tuple[int, int, list[int]]:
+def states_alone(layer: LayerSpec, states: States) -> tuple[Tensor | None, ...]:
+    """In the order of `saved_sizes`, the states alone, for a pass that records nothing else."""
+    values = [None] if layer.cell.saved else []
+    return (*values, *states, *([None] if layer.proj_size else []))
+
+
+def saved_pointers(layer: LayerSpec, saved: Sequence[Tensor | None]) -> tuple[int, int, list[int]]:
     """The addresses of saved values, outputs before the projection, and states; 0 if absent."""
     if not saved:
         return 0, 0, [0] * (len(layer.cell.states) - 1)
-    found = [tensor.data_ptr() for tensor in saved]
+    found = [address_of(tensor) for tensor in saved]
     values = found.pop(0) if layer.cell.saved else 0
     outputs = found.pop() if layer.proj_size else 0
     return values, outputs, found
@@ -125,8 +131,8 @@ def bound(recipe: Recipe, fields: ForwardFields, layer: LayerSpec, itemsize: int
 
     Returns:
         A function of x `[N, I]` or `[T, B, I]`, the addresses of the initial states and of the
-        last, the weights (all contiguous), y, which it writes, what is saved (`new_saved`, or
-        nothing), and the row table of a packed batch or None.
+        last, the weights (all contiguous), y, which it writes, the memory for what is saved
+        (`new_saved`, `states_alone` or nothing), and the row table of a packed batch or None.
     """
     kernel, threads, late_threads = recipe.kernel, recipe.threads, recipe.late_threads
     template, inside, elements = recipe.block, recipe.inside, recipe.scratch
@@ -142,7 +148,7 @@ def bound(recipe: Recipe, fields: ForwardFields, layer: LayerSpec, itemsize: int
         after: Sequence[int],
         weights: Sequence[Tensor],
         y: Tensor,
-        saved: tuple[Tensor, ...],
+        saved: tuple[Tensor | None, ...],
         table: Tensor | None,
     ) -> None:
         block = template[:]
@@ -207,7 +213,7 @@ def _more(fields: ForwardFields, layer: LayerSpec) -> Callable[..., list[int]] |
         before: Sequence[int],
         after: Sequence[int],
         weights: Sequence[Tensor],
-        saved: tuple[Tensor, ...],
+        saved: tuple[Tensor | None, ...],
     ) -> list[int]:
         own, projections = split_pointers(layer, weights)
         values, outputs, recorded = saved_pointers(layer, saved)
@@ -248,13 +254,53 @@ def forward(
         table: the row table of a packed batch; None if dense.
         keep: whether a backward pass may follow.
     """
+    saved = new_saved(layer, x) if keep else ()
+    return LayerOutput(*_run(call, layer, x, hx, weights, table, saved), saved)
+
+
+def forward_states(
+    call: ForwardCall,
+    layer: LayerSpec,
+    x: Tensor,
+    hx: States,
+    weights: Sequence[Tensor],
+    table: Tensor | None,
+    keep: bool,
+) -> LayerOutput:
+    """As `forward`, with the states after every step apart from what is saved."""
+    if not keep:
+        wide = layer.num_directions * layer.hidden_size
+        states = tuple([x.new_empty(len(x), wide) for _ in hx[1:]])
+        memory = states_alone(layer, states)
+        return LayerOutput(*_run(call, layer, x, hx, weights, table, memory), (), states)
+    saved, first = new_saved(layer, x), 1 if layer.cell.saved else 0
+    last = first + len(hx) - 1
+    y, h_n = _run(call, layer, x, hx, weights, table, saved)
+    return LayerOutput(y, h_n, saved[:first] + saved[last:], saved[first:last])
+
+
+def joined(layer: LayerSpec, output: LayerOutput) -> tuple[Tensor, ...]:
+    """What `forward` saves, from the output of `forward_states`."""
+    first = 1 if layer.cell.saved else 0
+    return output.saved[:first] + output.states + output.saved[first:]
+
+
+def _run(
+    call: ForwardCall,
+    layer: LayerSpec,
+    x: Tensor,
+    hx: States,
+    weights: Sequence[Tensor],
+    table: Tensor | None,
+    saved: tuple[Tensor | None, ...],
+) -> tuple[Tensor, States]:
+    """Allocate y and the last states, and call the kernel."""
     y = x.new_empty(len(x), layer.num_directions * layer.output_size)
     h_n = tuple([torch.empty_like(state) for state in hx])
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
-    saved = new_saved(layer, x) if keep else ()
     before, after = ([state.data_ptr() for state in states] for states in (hx, h_n))
     call(x, before, after, held, y, saved, table)
-    return LayerOutput(y, h_n, saved)
+    return y, h_n
 
 
 def scratch_address(recipe: Recipe, block: array[int], scratch: Tensor | None) -> int:
