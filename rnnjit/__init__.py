@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rnnjit.dispatch.registry import backends
     from rnnjit.errors import BackendError, RNNJitWarning, UnsupportedError
     from rnnjit.frontend.compile import compile  # noqa: A004 - the name users know from torch.compile
-    from rnnjit.frontend.compiled_cell import CompiledRNNCell
-    from rnnjit.frontend.compiled_layer import CompiledRNN
+    from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
+    from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
     from rnnjit.frontend.stream import Stream
     from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
     from rnnjit.tools.autotune import TunedCall, Tuning, tune
@@ -38,8 +38,8 @@ _HOLDERS = {
     "rnnjit.dispatch.registry": ("backends",),
     "rnnjit.errors": ("BackendError", "RNNJitWarning", "UnsupportedError"),
     "rnnjit.frontend.compile": ("compile",),
-    "rnnjit.frontend.compiled_cell": ("CompiledRNNCell",),
-    "rnnjit.frontend.compiled_layer": ("CompiledRNN",),
+    "rnnjit.frontend.compiled_cell": ("CompiledGRUCell", "CompiledLSTMCell", "CompiledRNNCell"),
+    "rnnjit.frontend.compiled_layer": ("CompiledGRU", "CompiledLSTM", "CompiledRNN"),
     "rnnjit.frontend.stream": ("Stream",),
     "rnnjit.spec": ("LayerSpec", "Problem", "RNNSpec", "Rows"),
     "rnnjit.tools.autotune": ("TunedCall", "Tuning", "tune"),
@@ -56,6 +56,10 @@ __all__ = [
     "Backend",
     "BackendError",
     "ComparedCalls",
+    "CompiledGRU",
+    "CompiledGRUCell",
+    "CompiledLSTM",
+    "CompiledLSTMCell",
     "CompiledRNN",
     "CompiledRNNCell",
     "Explanation",

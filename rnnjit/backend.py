@@ -414,6 +414,10 @@ class Backend(ABC):
         """Names of the targets that `build` can compile for in this installation (optional)."""
         return ()
 
+    def why_not_build(self, cell: Cell) -> list[str]:
+        """Why `build` cannot compile a cell that this backend computes itself (optional)."""
+        return []
+
     def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
         """Compile the forward pass of a stack for a target, ahead of time (optional).
 
@@ -458,8 +462,8 @@ def values_read(
         several_steps: whether T > 1: a gradient then passes through W_hh.
         needed: for x, each state and each weight, whether its gradient is needed.
 
-    x is read for dW_ih, W_ih for dX, h_0 for dW_hh. The step itself may read the states, if the
-    cell is no Elman cell. Biases are never read.
+    x is read for dW_ih, W_ih for dX, h_0 for dW_hh. The gradient of the step itself, and of the
+    recurrent operand, may read the states. Biases are never read.
     """
     states, count = len(layer.cell.states), layer.weights_per_direction
     of_hx, of_weights = needed[1 : states + 1], needed[states + 1 :]
@@ -467,6 +471,8 @@ def values_read(
     own[0], own[1] = needed[0], several_steps or any(of_hx)
     if layer.bias:
         own[2] = own[3] = False
-    read_hx = [not layer.cell.is_elman] * states
+    read_hx = [name in layer.cell.backward.used for name in layer.cell.states]
     read_hx[0] |= any(of_weights[1::count])
+    if layer.cell.operand is not None:
+        read_hx = [True] * states
     return (any(of_weights[::count]), *read_hx, *own * layer.num_directions)

@@ -58,12 +58,56 @@ def layer_forward(
     Raises:
         RuntimeError: `w_hh` is not a dense tensor.
     """
+    y, h_n, _ = layer_steps(layer, rows, x, hx, weights)
+    return y, h_n
+
+
+class Steps(NamedTuple):
+    """The result of `layer_steps`.
+
+    Attributes:
+        y: `[N, D*P]`.
+        h_n: each state `[D, B, P or H]`.
+        states: for each direction and step t the states after it, each `[batch_sizes[t], P or H]`.
+            Autograd's graph leads through them, so that it gives the whole gradient of each.
+    """
+
+    y: Tensor
+    h_n: States
+    states: tuple[tuple[States, ...], ...]
+
+
+def layer_steps(
+    layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor]
+) -> Steps:
+    """As `layer_forward`, with the states after every step.
+
+    Raises:
+        RuntimeError: `w_hh` is not a dense tensor.
+    """
     directions = []
     for d in range(layer.num_directions):
         own, states = split_weights(layer, weights, d), tuple(state[d] for state in hx)
         directions.append(_direction_forward(layer, rows, x, states, own, reverse=d == 1))
-    y = torch.cat([output for output, _ in directions], dim=1)
-    return y, tuple(map(torch.stack, zip(*(last for _, last in directions), strict=True)))
+    y = torch.cat([each.y for each in directions], dim=1)
+    h_n = tuple(map(torch.stack, zip(*(each.last for each in directions), strict=True)))
+    return Steps(y, h_n, tuple(each.states for each in directions))
+
+
+def layer_forward_states(
+    layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor]
+) -> LayerOutput:
+    """As `layer_forward`, with each state after the first, see `rnnjit.Backend.forward_states`.
+
+    Raises:
+        RuntimeError: `w_hh` is not a dense tensor.
+    """
+    y, h_n, directions = layer_steps(layer, rows, x, hx, weights)
+    states = tuple(
+        torch.cat([torch.cat([step[index] for step in steps]) for steps in directions], dim=1)
+        for index in range(1, len(hx))
+    )
+    return LayerOutput(y, h_n, (), states)
 
 
 def layer_backward(
@@ -75,12 +119,13 @@ def layer_backward(
     grad_y: Tensor | None,
     grad_h_n: tuple[Tensor | None, ...],
     needs: Needs,
+    grad_states: tuple[Tensor | None, ...] = (),
 ) -> LayerGrads:
     """Compute the gradients by autograd; shapes as in `rnnjit.Backend.backward`.
 
     In grad mode the gradients carry a graph, for double backward. The inputs are aliased first:
     one input may depend on another (a weight computed from x, say), and this function must return
-    only the direct gradient of each.
+    only the direct gradient of each. `grad_states` is as in `rnnjit.Backend.backward_states`.
     """
     recorded = torch.is_grad_enabled()
     wanted, states = (needs.x, *needs.hx, *needs.weights), len(hx)
@@ -89,10 +134,14 @@ def layer_backward(
             tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_(need)
             for tensor, need in zip((x, *hx, *weights), wanted, strict=True)
         )
-        y, h_n = layer_forward(layer, rows, x, tuple(rest[:states]), rest[states:])
+        given = layer, rows, x, tuple(rest[:states]), rest[states:]
+        if any(grad is not None for grad in grad_states):
+            y, h_n, _, after = layer_forward_states(*given)
+        else:
+            (y, h_n), after, grad_states = layer_forward(*given), (), ()
     pairs = [
         (output, grad)
-        for output, grad in zip((y, *h_n), (grad_y, *grad_h_n), strict=True)
+        for output, grad in zip((y, *h_n, *after), (grad_y, *grad_h_n, *grad_states), strict=True)
         if grad is not None and output.requires_grad
     ]
     outputs, grads_given = [output for output, _ in pairs], [grad for _, grad in pairs]
@@ -108,6 +157,14 @@ def layer_backward(
     return LayerGrads(grad_x, tuple(grads[:states]), tuple(grads[states:]))
 
 
+class _Direction(NamedTuple):
+    """What one direction computes: y `[N, P]`, the last states, and those after each step."""
+
+    y: Tensor
+    last: States
+    states: tuple[States, ...]
+
+
 def _direction_forward(
     layer: LayerSpec,
     rows: Rows,
@@ -116,7 +173,7 @@ def _direction_forward(
     weights: DirectionWeights,
     *,
     reverse: bool,
-) -> tuple[Tensor, States]:
+) -> _Direction:
     """Run one direction: the input projection of all rows first, then step by step."""
     w_ih = weights.w_ih
     if w_ih.layout is not torch.strided:
@@ -128,6 +185,7 @@ def _direction_forward(
     sizes = rows.sizes
     projected = torch.split(F.linear(x, w_ih, weights.b_ih), sizes)
     outputs: dict[int, Tensor] = {}
+    after: dict[int, States] = {}
     states = tuple(state[:0] for state in hx) if reverse else hx
     finished: list[States] = []
     for t in range(rows.T - 1, -1, -1) if reverse else range(rows.T):
@@ -141,9 +199,11 @@ def _direction_forward(
             finished.append(tuple(state[size:] for state in states))
             states = tuple(state[:size] for state in states)
         outputs[t], states = _step(layer, projected[t], states, weights)
+        after[t] = states
     finished.append(states)
-    y = torch.cat([outputs[t] for t in range(rows.T)])
-    return y, tuple(map(torch.cat, zip(*finished[::-1], strict=True)))
+    steps = range(rows.T)
+    last = tuple(map(torch.cat, zip(*finished[::-1], strict=True)))
+    return _Direction(torch.cat([outputs[t] for t in steps]), last, tuple(after[t] for t in steps))
 
 
 def _step(

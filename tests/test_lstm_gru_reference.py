@@ -1,7 +1,7 @@
-"""Protects nn.LSTM and nn.GRU, which the reference and eager compute, against torch.
+"""Protects compiled nn.LSTM and nn.GRU against torch, in float64.
 
-Every call runs in float64. `recompute` goes through the contract's `forward` and `backward`,
-`reference` is recorded by autograd, `eager` calls torch's own layers.
+`recompute` goes through the contract's `forward` and `backward`, `reference` is recorded by
+autograd, `eager` calls torch's own layers; beside them the backend that `auto` prefers.
 """
 
 import copy
@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from computing import computing, usual
 from eager_pair import CLOSE
 from torch import nn
 from torch.autograd import gradgradcheck
@@ -20,7 +21,7 @@ from rnnjit.reference import ReferenceBackend
 from rnnjit.testing import RecomputeBackend
 
 T, B, I, H = 4, 3, 3, 4
-BACKENDS = [ReferenceBackend(), RecomputeBackend(), "eager"]
+BACKENDS = [ReferenceBackend(), RecomputeBackend(), *{"eager": 0, computing(nn.LSTM)[0]: 0}]
 OPTIONS = [
     {},
     {"bias": False},
@@ -39,6 +40,7 @@ LAYERS = [
 ]
 FORMS = ["dense", "unbatched", "sorted", "unsorted"]
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 every_backend = pytest.mark.parametrize(
     "backend", BACKENDS, ids=lambda backend: getattr(backend, "name", backend)
 )
@@ -230,7 +232,6 @@ def test_under_a_transform(make, options, backend):
         torch.testing.assert_close([part[index] for part in mapped], list(alone), **CLOSE)
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @few_layers
 def test_autocast_runs_torch_s_own_layer(make, options):
     rnn = make(I, H, **options)
@@ -245,7 +246,7 @@ def test_copies_go_on(make, options, backend):
     rnn, fast = pair(make, options, backend)
     x, hx = arguments(rnn, "dense", state=True)
     copies = [copy.deepcopy(fast)]
-    copies += [pickle.loads(pickle.dumps(fast))] if backend == "eager" else []
+    copies += [pickle.loads(pickle.dumps(fast))] if isinstance(backend, str) else []
     for module in copies:
         assert type(module) is type(fast)
         agree(lambda each: each(x, hx), rnn, module)
@@ -271,39 +272,74 @@ def test_resets_cut_the_sequences(make, options, backend):
         torch.testing.assert_close(found, list(states(expected)), **CLOSE)
 
 
-class Mixed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn, self.lstm = nn.RNN(I, H), nn.LSTM(H, H)
+@every_backend
+def test_all_layers_in_one_model(backend):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.RNN(I, H, dtype=torch.float64)
+            self.lstm = nn.LSTM(H, H, proj_size=2, dtype=torch.float64)
+            self.gru = nn.Sequential(nn.GRU(2, H, dtype=torch.float64))
 
-    def forward(self, x):
-        return self.lstm(self.rnn(x)[0])
+        def forward(self, x):
+            y, _ = self.lstm(self.rnn(x)[0])
+            return self.gru(y)
+
+    model = Mixed()
+    fast, x = rnnjit.compile(model, backend=backend), draw(T, B, I)
+    found = [type(each).__name__ for each in (fast.rnn, fast.lstm, fast.gru[0])]
+    assert found == ["CompiledRNN", "CompiledLSTM", "CompiledGRU"]
+    assert isinstance(fast.lstm, nn.LSTM)
+    assert repr(fast) == repr(model)
+    leaves = [x, *model.parameters()]
+
+    def run(module):
+        y, h = module(x)
+        return y, h, torch.autograd.grad((y * y).sum() + h.sum(), leaves)
+
+    agree(run, model, fast)
+    names = [name for name, backend in rnnjit.backends().items() if not backend.missing()]
+    chosen = [call.chosen for call in rnnjit.explain(fast, x).calls]
+    assert all(name in (*names, getattr(backend, "name", None)) for name in chosen)
 
 
-def test_auto_leaves_an_lstm_that_no_backend_compiles_as_it_is():
-    model, x = Mixed(), torch.randn(T, B, I)
-    fast = rnnjit.compile(model)
-    assert (type(fast.rnn), type(fast.lstm)) == (rnnjit.CompiledRNN, nn.LSTM)
-    assert fast.lstm.weight_hh_l0 is model.lstm.weight_hh_l0
-    torch.testing.assert_close(fast(x), model(x))
-    for explained in (rnnjit.explain(model, x), rnnjit.explain(fast, x)):
-        rnn, lstm = explained.calls
-        assert rnn.chosen in rnnjit.backends()
-        assert lstm.chosen is None
-        assert (
-            str(lstm)
-            == f"lstm: LSTM({H}, {H})\n  left eager: no compiled backend computes lstm layers"
-        )
+FORMS_OF_STATES = {
+    "a list": lambda module, x, h, c: module(x, [h, c]),
+    "keywords": lambda module, x, h, c: module(hx=(h, c), input=x),
+    "keywords and a list": lambda module, x, h, c: module(input=x, hx=[h, c]),
+    "unbatched, stacked": lambda module, x, h, c: module(x[:, 0], torch.stack([h, c])[:, :, 0]),
+}
 
 
-def test_eager_compiles_both():
-    fast = rnnjit.compile(Mixed(), backend="eager")
-    assert type(fast.rnn) is rnnjit.CompiledRNN
-    assert type(fast.lstm).__name__ == "CompiledLSTM"
-    assert isinstance(fast.lstm, nn.RNNBase)
-    assert repr(fast.lstm) == f"LSTM({H}, {H})"
-    report = rnnjit.explain(fast, torch.randn(T, B, I)).calls[1]
-    assert (report.name, report.chosen) == ("lstm", "eager")
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("form", FORMS_OF_STATES)
+@every_backend
+def test_forms_of_two_states(form, backend, packed):
+    rnn, fast = pair(nn.LSTM, {"num_layers": 2}, backend)
+    x, hx = arguments(rnn, "dense", state=True)
+    if packed and "unbatched" not in form:
+        x = given(rnn, "unsorted", x)
+    for _ in range(2):
+        found = []
+        for module in (fast, rnn):
+            y, last = FORMS_OF_STATES[form](module, x, *hx)
+            assert type(last) is tuple
+            found.append((getattr(y, "data", y), *last))
+        torch.testing.assert_close(*found, **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.complex64])
+@few_layers
+def test_every_dtype_that_eager_takes(make, options, dtype):
+    torch.manual_seed(0)
+    rnn = make(I, H, **options).to(dtype)
+    fast, x = rnnjit.compile(rnn, backend=usual(make)), torch.randn(T, B, I).to(dtype)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6}
+    if dtype in (torch.bfloat16, torch.float16):  # every step rounds numbers below 1
+        tolerance = {"rtol": 0, "atol": 4 * torch.finfo(dtype).eps}
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(fast, x, None), outputs(rnn, x, None), **tolerance)
 
 
 H0 = torch.zeros(2, B, H)

@@ -127,6 +127,15 @@ class _Rows:
         """The lanes in a mask at an address; zeros if the address is 0."""
         return self.lanes.masked_load(self.builder, address, mask)
 
+    def present_or_zeros(self, present: Any, address: Any, mask: Any, valid: Any) -> Any:
+        """As `masked` if `present` is true, else zeros; `valid` is any address of as many lanes.
+
+        A processor takes long over an invalid address, even if no lane is read.
+        """
+        none = ir.Constant(mask.type, None)
+        address = self.builder.select(present, address, valid)
+        return self.masked(address, self.builder.select(present, mask, none))
+
     def each(
         self, rows: Any, first: Any, last: Any, columns: Any, body: Callable[..., None]
     ) -> None:
@@ -204,6 +213,8 @@ class _Step(_Rows):
             for value, (_, after, every, recorded) in zip(found, states, strict=False):
                 store(self.builder, value, add(after, here), mask)
                 to = self.add(every, mul(r, ld_record), at)
+                # A processor takes long over an invalid address, even if nothing is stored there.
+                to = self.builder.select(recorded, to, add(after, here))
                 store(self.builder, value, to, self.builder.select(recorded, mask, none))
             for k, value in enumerate(saved):
                 to = self.add(values, mul(r, ld_values), mul(ld_value, I64(k)), at)
@@ -317,17 +328,18 @@ class _StepBackward(_Rows):
                 name: self.masked(self.add(address, mul(r, ld), at), mask)
                 for name, (address, ld) in addresses.items()
             }
-            grad_out = self.add(self.grad_out, mul(r, self.ld_grad_out), at)
-            inputs["grad_out"] = self.masked(grad_out, builder.select(given, mask, none))
             here = add(mul(r, ld_state), at)
+            valid = add(grads[0], here)
+            grad_out = self.add(self.grad_out, mul(r, self.ld_grad_out), at)
+            inputs["grad_out"] = self.present_or_zeros(given, grad_out, mask, valid)
             for k, (name, grad) in enumerate(zip(cell.states, grads, strict=True)):
                 read = builder.select(projected, none, mask) if k == 0 else mask
                 value = self.masked(add(grad, here), read)
                 if k > 0:
                     every, given_too = recorded[k - 1]
                     of_step = self.add(every, mul(r, ld_record), at)
-                    read = builder.select(given_too, mask, none)
-                    value = builder.fadd(value, self.masked(of_step, read))
+                    more = self.present_or_zeros(given_too, of_step, mask, valid)
+                    value = builder.fadd(value, more)
                 inputs[f"grad_new_{name}"] = value
             found = lower(cell.backward, vectors(lanes, builder), inputs)
             zero = lanes.constant(0.0)

@@ -86,7 +86,7 @@ def export_artifact(
     if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
         raise ValueError(f"name must be a C identifier, such as 'rnn', got {name!r}")
     backend = _builder(target)
-    if lacks := why_not_cell(backend, spec.cell):
+    if lacks := why_not_cell(backend, spec.cell) or backend.why_not_build(spec.cell):
         raise TypeError(
             f"module must be of a cell that backend {backend.name!r} builds for {target!r}, got "
             f"{type(module).__name__}: {'; '.join(lacks)}"

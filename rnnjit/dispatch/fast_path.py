@@ -71,7 +71,7 @@ class FastPath:
         Args:
             module: the module that is called.
             x: the input in the caller's form.
-            hx: the initial state in the caller's form: None, a tensor, or a tuple of several.
+            hx: the initial state in the caller's form: None, a tensor, or a tuple or list of several.
         """
         # The guards detect neither dual tensors of forward-mode differentiation nor these modes.
         if forward_mode() or function_mode() or not self.surroundings.check():
@@ -85,7 +85,9 @@ class FastPath:
         else:
             if len(self.shapes) == 1:
                 hx = (hx,)
-            elif type(hx) is not tuple or len(hx) != len(self.shapes):
+            elif type(hx) is list:
+                hx = tuple(hx)
+            if type(hx) is not tuple or len(hx) != len(self.shapes):
                 return None
             for state in hx:
                 if getattr(state, "is_nested", True):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import States
+from rnnjit.cells import Cell
 from rnnjit.execution.stack import dense_output
 from rnnjit.frontend.packed import check_batch_sizes, check_order, first_size, permute_state
 from rnnjit.runtime.torch_private import any_autocast
@@ -16,6 +17,9 @@ from rnnjit.spec import RNNSpec, Rows
 
 #: What a layer returns: y in the form of the input, and the last state or a tuple of states.
 Result = tuple[Tensor | PackedSequence, Tensor | States]
+
+#: For each layer its states after every step, each in the form of y.
+AllStates = tuple[tuple[Tensor | PackedSequence, ...], ...]
 
 #: The layouts that `to_dense` converts, and that torch takes in some places.
 SPARSE = frozenset(
@@ -48,8 +52,8 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
         spec: the configuration of the module.
         weight: the module's first weight; the arguments must have its dtype and device.
         x: a Tensor `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]`, or a PackedSequence.
-        hx: the initial state `[L*D, B, H]` (`[L*D, H]` if unbatched), a tuple of states if the cell
-            has several, or None for zeros.
+        hx: the initial state `[L*D, B, H]` (`[L*D, H]` if unbatched), a tuple or list of states if
+            the cell has several, or None for zeros.
 
     Raises:
         AttributeError: an argument is not a tensor.
@@ -69,14 +73,14 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
         raise ValueError(f"input must be 2-D (unbatched) or 3-D (batched), got {rank}-D: {_of(x)}")
     if spec.batch_first is None:
         raise AttributeError("the module has no attribute 'batch_first', which dense input needs")
-    states = as_states(spec, hx)
+    states = as_states(spec, hx, indexed=rank == 2)
     for name, state in _named(states):
         if state.dim() != rank:
             kind = "batched" if rank == 3 else "unbatched"
             raise RuntimeError(
                 f"{name} must be {rank}-D like the {kind} input, got {state.dim()}-D: {_of(state)}"
             )
-    states = _dense_states(states)
+    states = states and dense_states(spec.cell, states)
     _check_input(spec, weight, x, given_state=states is not None)
     unbatched = rank == 2
     time_major = x.transpose(0, 1) if spec.batch_first and not unbatched else x
@@ -94,28 +98,50 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
     return Prepared(time_major.contiguous(), states, rows, None, rank == 3)
 
 
-def as_states(spec: RNNSpec, hx: Any) -> States | None:
+def as_states(spec: RNNSpec, hx: Any, *, indexed: bool = False) -> States | None:
     """Convert `hx` from the form of nn.RNN's argument to a tuple of states, or None.
 
+    Args:
+        spec: the configuration of the module.
+        hx: as for `states_of`, or None.
+        indexed: as for `states_of`.
+
     Raises:
-        AttributeError: a state is not a tensor.
-        TypeError: the cell has several states, and `hx` is not a tuple or list.
-        RuntimeError: there are too few or too many states.
+        AttributeError, TypeError, RuntimeError, IndexError: as for `states_of`.
     """
-    if hx is None:
-        return None
-    count = len(spec.cell.states)
+    return None if hx is None else states_of(spec.cell.states, hx, indexed=indexed)
+
+
+def states_of(names: tuple[str, ...], hx: Any, *, indexed: bool) -> States:
+    """Convert states in the form of an argument of torch's modules to a tuple.
+
+    Args:
+        names: the names of the states.
+        hx: a tensor, or a tuple or list of tensors if there are several states.
+        indexed: whether torch reads several states one by one, as it does for unbatched input: it
+            then takes them stacked in a tensor as well, and leaves out what follows them.
+
+    Raises:
+        AttributeError: a state is not a tensor, and it is the only one, or `indexed`.
+        TypeError: a state is not a tensor elsewhere, or `hx` is neither a tuple nor a list.
+        IndexError: there are too few states, and `indexed`.
+        RuntimeError: there are too few or too many states elsewhere.
+    """
+    count = len(names)
     if count == 1:
         _expect_tensor("hx", hx)
         return (hx,)
-    if isinstance(hx, Tensor) or not isinstance(hx, (tuple, list)):
-        kind = RuntimeError if isinstance(hx, Tensor) else TypeError
-        names = ", ".join(spec.cell.states)
-        raise kind(f"hx must be a tuple of {count} states ({names}), got {type(hx).__name__}")
+    if indexed and isinstance(hx, (tuple, list, Tensor)):
+        hx = tuple(hx[:count])
+    expected = f"hx must be a tuple of {count} states"
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{expected} ({', '.join(names)}), got {type(hx).__name__}")
+    for index, state in enumerate(hx):
+        if not isinstance(state, Tensor):
+            kind = AttributeError if indexed else TypeError
+            raise kind(f"hx[{index}] must be a Tensor, got {type(state).__name__}")
     if len(hx) != count:
-        raise RuntimeError(f"hx must be a tuple of {count} states, got {len(hx)}")
-    for name, state in _named(hx):
-        _expect_tensor(name, state)
+        raise (IndexError if indexed else RuntimeError)(f"{expected}, got {len(hx)}")
     return tuple(hx)
 
 
@@ -169,7 +195,8 @@ def _packed_states(
     given = hx is not None
     if not given or order is None:
         _check_input(spec, weight, data, rank=2, given_state=given)
-    states = _dense_states(as_states(spec, hx))
+    states = as_states(spec, hx, indexed=order is not None)
+    states = states and dense_states(spec.cell, states)
     if batch is None:
         return states
     check_order("input.sorted_indices", order, batch, data if states is None else states[0])
@@ -193,6 +220,22 @@ def restore(spec: RNNSpec, prepared: Prepared, y: Tensor, h_n: States) -> Result
     if not prepared.batched:
         return y, as_hx(tuple([state.squeeze(1) for state in h_n]))
     return dense_output(y, rows, bool(spec.batch_first)), as_hx(h_n)
+
+
+def restore_states(spec: RNNSpec, prepared: Prepared, states: tuple[States, ...]) -> AllStates:
+    """Copy the states of every layer and step, each `[N, D*P or D*H]`, to the form of the input."""
+
+    def restored(state: Tensor) -> Tensor | PackedSequence:
+        packed, rows = prepared.packed, prepared.rows
+        if packed is not None:
+            sizes, *orders = packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+            return PackedSequence(state.clone(), sizes, *orders)
+        if prepared.batched:
+            state = state.view(rows.T, rows.B, state.shape[-1])
+            state = state.transpose(0, 1) if spec.batch_first else state
+        return state.clone()
+
+    return tuple([tuple([restored(state) for state in layer]) for layer in states])
 
 
 def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) -> None:
@@ -296,8 +339,22 @@ def _check_dtypes(weight: Tensor, states: States | None) -> None:
             raise RuntimeError(f"{name} is {hx.dtype} but the weights are {weight.dtype}")
 
 
-def _dense_states(states: States | None) -> States | None:
-    return states and tuple([_dense(name, state) for name, state in _named(states)])
+def dense_states(cell: Cell, states: States) -> States:
+    """Convert sparse states to strided ones where eager takes them.
+
+    It takes those that only meet the weights, and none that a cell reads element by element.
+
+    Raises:
+        RuntimeError: a state is not dense, and eager does not take it.
+    """
+    if all([s.layout is torch.strided and not s.is_nested for s in states]):  # noqa: C419 - faster
+        return states
+    return tuple(
+        [
+            _dense(name, state, sparse=of not in cell.program.used)
+            for of, (name, state) in zip(cell.states, _named(states), strict=True)
+        ]
+    )
 
 
 def _expect_tensor(name: str, value: Any) -> None:
@@ -308,11 +365,11 @@ def _expect_tensor(name: str, value: Any) -> None:
     raise AttributeError(f"{name} must be {expected}, got {type(value).__name__}")
 
 
-def _dense(name: str, tensor: Tensor) -> Tensor:
-    """Convert sparse tensors to strided ones: eager takes sparse states and packed data."""
+def _dense(name: str, tensor: Tensor, *, sparse: bool = True) -> Tensor:
+    """Convert a sparse tensor to a strided one, if `sparse` says that eager takes it."""
     if tensor.layout is torch.strided and not tensor.is_nested:
         return tensor
-    if tensor.layout in SPARSE:
+    if sparse and tensor.layout in SPARSE:
         return tensor.to_dense(masked_grad=False)
     raise _not_dense(name, tensor)
 

@@ -16,10 +16,15 @@ from rnnjit.spec import RNNSpec
 
 #: The cell of an nn.RNN, by its `mode`.
 _CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU}
-#: The cells of torch's other layers, which ignore `mode`.
-_CELL_OF_CLASS: tuple[tuple[type[nn.Module], Cell], ...] = ((nn.LSTM, LSTM), (nn.GRU, GRU))
-#: The cell of an nn.RNNCell, by torch's `nonlinearity`.
+#: The cell of an nn.RNNCell, by its `nonlinearity`.
 CELL_OF_NONLINEARITY = {"tanh": RNN_TANH, "relu": RNN_RELU}
+#: The cells of torch's other classes, which ignore both.
+CELL_OF_CLASS: dict[type[nn.Module], Cell] = {
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.LSTMCell: LSTM,
+    nn.GRUCell: GRU,
+}
 _TORCH_LAYERS: dict[Cell, Callable[..., nn.RNNBase]] = {
     RNN_TANH: partial(nn.RNN, nonlinearity="tanh"),
     RNN_RELU: partial(nn.RNN, nonlinearity="relu"),
@@ -33,10 +38,10 @@ _SPECS: dict[tuple[Any, ...], RNNSpec] = {}
 
 
 def capture(module: nn.Module) -> RNNSpec:
-    """Read the current configuration of an nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell, compiled or not.
+    """Read the current configuration of a recurrent layer or cell of torch, compiled or not.
 
-    Every call reads it again, since assignments such as `module.dropout = 0` are common. Equal
-    configurations share one object.
+    A cell is one step of a layer. Every call reads it again, since assignments such as
+    `module.dropout = 0` are common. Equal configurations share one object.
 
     Raises:
         AttributeError: an attribute of the module was deleted.
@@ -64,16 +69,23 @@ def capture(module: nn.Module) -> RNNSpec:
 
 
 def cell_of(module: Any) -> Cell:
-    """The cell of an nn.RNN, nn.LSTM or nn.GRU, compiled or not.
+    """The cell of one of torch's recurrent layers or cells, compiled or not.
 
     Raises:
+        AttributeError: `mode` or `nonlinearity` was deleted.
         AssertionError: nn.RNN does not know the `mode`.
+        RuntimeError: nn.RNNCell does not know the `nonlinearity`.
     """
     cls = type(module)
     torch_class = getattr(cls, "_torch_class", cls)
-    for layer, cell in _CELL_OF_CLASS:
-        if issubclass(torch_class, layer):
+    for known, cell in CELL_OF_CLASS.items():
+        if issubclass(torch_class, known):
             return cell
+    if issubclass(torch_class, nn.RNNCellBase):
+        nonlinearity = module.nonlinearity
+        if not isinstance(nonlinearity, str) or nonlinearity not in CELL_OF_NONLINEARITY:
+            raise RuntimeError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+        return CELL_OF_NONLINEARITY[nonlinearity]
     mode = module.mode
     if not isinstance(mode, str) or mode not in _CELL_OF_MODE:
         raise AssertionError(f"mode must be one of {', '.join(_CELL_OF_MODE)}, got {mode!r}")
@@ -83,10 +95,10 @@ def cell_of(module: Any) -> Cell:
 def _capture_slowly(module: Any) -> RNNSpec:
     """`capture` for a cell, and for a module whose attributes need individual checks."""
     kind = type(module).__name__
-    if isinstance(module, nn.RNNCellBase) and not isinstance(module, (nn.LSTMCell, nn.GRUCell)):
+    if isinstance(module, nn.RNNCellBase):
         return _capture_cell(module)
     if not isinstance(module, nn.RNNBase):
-        raise TypeError(f"module must be a torch.nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell, got {kind}")
+        raise TypeError(f"module must be a recurrent layer or cell of torch.nn, got {kind}")
     cell, dropout = cell_of(module), module.dropout
     if isinstance(module.num_layers, bool):
         raise TypeError(f"num_layers must be an int, got {module.num_layers}")
@@ -119,18 +131,17 @@ def _batch_first(module: Any) -> bool | str | None:
     return value if type(value) is bool else repr(value)
 
 
-def _capture_cell(cell: Any) -> RNNSpec:
-    """An nn.RNNCell as one step of a layer; torch's cells take their sizes from the weights."""
-    nonlinearity, weight = cell.nonlinearity, cell.weight_ih
-    if not isinstance(nonlinearity, str) or nonlinearity not in CELL_OF_NONLINEARITY:
-        raise RuntimeError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+def _capture_cell(module: Any) -> RNNSpec:
+    """A cell of torch as one step of a layer; it takes its sizes from the weights."""
+    cell, weight = cell_of(module), module.weight_ih
     if isinstance(weight, Tensor) and not weight.is_nested and weight.dim() == 2:
-        hidden_size, input_size = weight.shape
+        rows, input_size = weight.shape
+        hidden_size = rows // len(cell.gates)
     else:
-        hidden_size = as_size("hidden_size", cell.hidden_size)
-        input_size = _input_size(cell.input_size)
-    kind, bias = CELL_OF_NONLINEARITY[nonlinearity], _has_biases(cell)
-    return _shared((input_size, hidden_size, 1, kind, bias, False, 0.0, False, 0))
+        hidden_size = as_size("hidden_size", module.hidden_size)
+        input_size = _input_size(module.input_size)
+    bias = _has_biases(module)
+    return _shared((input_size, hidden_size, 1, cell, bias, False, 0.0, False, 0))
 
 
 def _has_biases(cell: Any) -> bool:

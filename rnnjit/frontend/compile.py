@@ -18,9 +18,9 @@ from rnnjit.dispatch.registry import backends, resolve
 from rnnjit.errors import RNNJitWarning
 from rnnjit.frontend.capture import cell_of
 from rnnjit.frontend.compiled_base import CompiledBase
-from rnnjit.frontend.compiled_cell import CompiledRNNCell
+from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
 from rnnjit.frontend.compiled_class import class_for, name_conflict, overridden, replaced
-from rnnjit.frontend.compiled_layer import CompiledRNN
+from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.torch_private import children_of, hold_flat_weights
 
@@ -35,8 +35,32 @@ def compile(  # noqa: A001 - as below
 
 @overload
 def compile(  # noqa: A001 - as below
+    module: nn.LSTM, *, backend: str | Backend = ..., inplace: bool = ...
+) -> CompiledLSTM: ...
+
+
+@overload
+def compile(  # noqa: A001 - as below
+    module: nn.GRU, *, backend: str | Backend = ..., inplace: bool = ...
+) -> CompiledGRU: ...
+
+
+@overload
+def compile(  # noqa: A001 - as below
     module: nn.RNNCell, *, backend: str | Backend = ..., inplace: bool = ...
 ) -> CompiledRNNCell: ...
+
+
+@overload
+def compile(  # noqa: A001 - as below
+    module: nn.LSTMCell, *, backend: str | Backend = ..., inplace: bool = ...
+) -> CompiledLSTMCell: ...
+
+
+@overload
+def compile(  # noqa: A001 - as below
+    module: nn.GRUCell, *, backend: str | Backend = ..., inplace: bool = ...
+) -> CompiledGRUCell: ...
 
 
 @overload
@@ -55,15 +79,15 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     Everything else of the model is copied, so that the original does not change and runs eager.
 
     Args:
-        module: an nn.RNN or nn.RNNCell, or any module that contains some, in submodules or in plain
-            lists, tuples and dicts. Recurrent modules that only other objects hold, such as a deque
-            or a SimpleNamespace, stay eager, and their Parameters are copied. A module that occurs
-            several times is compiled once and stays shared. nn.LSTM and nn.GRU stay as they are if
-            no compiled backend computes them, and are compiled for `backend="eager"`. What a
-            subclass's `forward` calls by `super()` runs compiled. A module stays eager, with an
-            `RNNJitWarning`, if it overrides what torch's `forward` uses, such as `permute_hidden`,
-            or has a `forward` set on the instance. A module that is already compiled is compiled
-            again, for `backend`.
+        module: an nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell or nn.GRUCell, or any module
+            that contains some, in submodules or in plain lists, tuples and dicts. Recurrent modules
+            that only other objects hold, such as a deque or a SimpleNamespace, stay eager, and
+            their Parameters are copied. A module that occurs several times is compiled once and
+            stays shared. One whose cell the named backend, or for "auto" no compiled one, computes
+            stays as it is. What a subclass's `forward` calls by `super()` runs compiled. A module
+            stays eager, with an `RNNJitWarning`, if it overrides what torch's `forward` uses, such
+            as `permute_hidden`, or has a `forward` set on the instance. A module that is already
+            compiled is compiled again, for `backend`.
         backend: "auto" (the first backend in order of priority that accepts the call, or the
             fastest one that `rnnjit.tune` measured), the name of an installed backend (see
             `rnnjit.backends`), or a `Backend`. A backend that is named is never replaced by
@@ -194,14 +218,14 @@ def why_left(module: nn.Module, wanted: Backend | None) -> str:
 
     Args:
         module: an nn.RNNBase or nn.RNNCellBase.
-        wanted: the backend that the user named, or None for "auto". "auto" leaves a layer alone if
+        wanted: the backend that the user named, or None for "auto". "auto" leaves a module alone if
             only the eager backend could compute it.
     """
     if isinstance(module, CompiledBase):
         assigned = module._weights_assigned
         return "left eager: what torch's forward uses was assigned" if assigned else ""
     if not isinstance(module, replaced()):
-        return "left eager: it is no nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell"
+        return f"left eager: it is no {_known()}"
     if reason := _why_not_computed(module, wanted):
         return f"left eager: {reason}"
     why = overridden(module) or name_conflict(module)
@@ -209,12 +233,10 @@ def why_left(module: nn.Module, wanted: Backend | None) -> str:
 
 
 def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
-    """Why none of the possible backends computes such a layer, or "" if one does."""
-    if not isinstance(module, nn.RNNBase):
-        return ""
+    """Why none of the possible backends computes such a module, or "" if one does."""
     try:
         cell = cell_of(module)
-    except (AssertionError, AttributeError):
+    except (AssertionError, AttributeError, RuntimeError):
         return ""  # the call raises this error
     if wanted is not None:
         lacks = why_not_cell(wanted, cell)
@@ -262,9 +284,15 @@ def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
         if reasons:
             raise ValueError(f"module contains nothing to compile: {what}; {'; '.join(reasons)}")
         raise ValueError(
-            f"module contains no nn.RNN or nn.RNNCell to compile: {what}, none of them one{advice}"
+            f"module contains no {_known()} to compile: {what}, none of them one{advice}"
         )
     return found
+
+
+def _known() -> str:
+    """The names of the classes that are replaced."""
+    *others, last = sorted(f"nn.{cls.__name__}" for cls in replaced())
+    return f"{', '.join(others)} or {last}"
 
 
 def _shell(rnn: nn.Module) -> CompiledBase:

@@ -1,13 +1,16 @@
-"""`CompiledRNNCell`: the module that replaces an nn.RNNCell and shares its Parameters."""
+"""The modules that replace an nn.RNNCell, nn.LSTMCell or nn.GRUCell and share its Parameters."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from rnnjit.frontend.capture import CELL_OF_NONLINEARITY, as_size, capture
+from rnnjit.backend import States
+from rnnjit.cells import RNN_TANH, Cell
+from rnnjit.frontend.arguments import as_states, states_of
+from rnnjit.frontend.capture import CELL_OF_CLASS, as_size, capture, cell_of
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call, as_sequence, lower_sequence
@@ -17,92 +20,87 @@ from rnnjit.runtime.torch_private import parameters_of, transforming
 from rnnjit.spec import RNNSpec
 
 
-@stands_for(nn.RNNCell)
-class CompiledRNNCell(CompiledBase, nn.RNNCell):
-    """An nn.RNNCell that runs on rnnjit's backends, as one step of a layer.
+class CompiledCell(CompiledBase, nn.RNNCellBase):
+    """A cell of torch that runs on rnnjit's backends, as one step of a layer.
 
-    Made by `rnnjit.compile`, never directly; see `CompiledRNN`.
-
-    Attributes:
-        nonlinearity: "tanh" or "relu".
+    Made by `rnnjit.compile`, never directly. It has the Parameters, the `state_dict`, the hooks and
+    the `repr` of the module that it was made from.
     """
 
-    nonlinearity: str
+    #: The computation, or another with the same states.
+    _kind_of_cell: ClassVar[Cell]
     #: Whether the fast paths are those of a cell with biases.
     _biased = True
 
     def forward(
         self,
-        input: Tensor,  # noqa: A002 - nn.RNNCell's own name
-        hx: Tensor | None = None,
-    ) -> Tensor:
-        """Compute one step; arguments, results and exceptions are those of `nn.RNNCell.forward`.
+        input: Tensor,  # noqa: A002 - torch's own name
+        hx: Any = None,
+    ) -> Any:
+        """Compute one step; arguments, results and exceptions are those of torch's own class.
 
         Args:
             input: `[B, I]`, or `[I]` unbatched.
-            hx: the previous state, `[B, H]` or `[H]`; zeros if None.
+            hx: the previous state, `[B, H]` or `[H]`; zeros if None. nn.LSTMCell has two, h and c,
+                in a tuple or list.
 
         Returns:
-            The new state, `[B, H]` or `[H]`.
+            The new state, `[B, H]` or `[H]`, or a tuple of h and c.
 
         Raises:
-            AttributeError: `input` or `hx` is not a Tensor.
-            ValueError: `input` or `hx` is not 1-D or 2-D.
-            RuntimeError: any other wrong shape, dtype or device.
+            AttributeError: `input` or a state is not a Tensor.
+            ValueError: `input` or a state is not 1-D or 2-D.
+            TypeError: the states of an nn.LSTMCell are neither a tuple nor a list.
+            IndexError: a state without a batch dimension is as long as the batch, or there are too
+                few states of unbatched input.
+            RuntimeError: any other wrong shape, dtype or device, or too few or too many states.
             UnsupportedError: the backend that the user named declines the call.
         """
-        plain = type(input) is Tensor and (hx is None or type(hx) is Tensor)
-        if not plain and overriding(self, input, hx):
-            result = None
-        elif torch.compiler.is_compiling():
+        if not _all_plain(input, hx) and overriding(self, input, hx):
+            return self._eager_forward(input, hx)
+        if torch.compiler.is_compiling():
             return self._traced(input, hx)
-        elif self._has_one_bias():
-            result = None
-        else:
-            try:
-                sequence = as_sequence(input, hx)
-            except REFUSALS:
-                sequence = input, hx  # `_lower` says what is wrong with them
-            result = self._call(*sequence, (input, hx))
-        if result is None:
-            return cast("Tensor", self._eager_forward(input, hx))
-        h_n = cast("Tensor", result[1])
-        if input.dim() == 1:
-            return h_n[0, 0]
-        # In place, so that the state is no view, which `detach_` refuses.
-        return h_n.squeeze(0) if type(h_n) is not Tensor or transforming() else h_n.squeeze_(0)
-
-    def _traced(self, x: Any, hx: Any) -> Tensor:
-        """What torch.compile and torch.export trace."""
-        _check_kinds(x, hx)
-        _check_shapes(self.input_size, self.hidden_size, x, hx)
-        if (self.bias_ih is None) != (self.bias_hh is None):
-            return cast("Tensor", self._eager_forward(x, hx))
-        kind, bias = CELL_OF_NONLINEARITY[self.nonlinearity], self.bias_ih is not None
-        spec = RNNSpec(self.input_size, self.hidden_size, 1, kind, bias)
+        if self._has_one_bias():
+            return self._eager_forward(input, hx)
+        promotes = False
         try:
-            result = self._traced_call(spec, *as_sequence(x, hx))
+            sequence = as_sequence(input, hx, self._kind_of_cell)
+            promotes = _promotes(*sequence)
+        except REFUSALS:
+            sequence = input, hx  # `_lower` says what is wrong with them
+        result = None if promotes else self._call(*sequence, (input, hx))
+        return self._eager_forward(input, hx) if result is None else _new_state(input, result[1])
+
+    def _traced(self, x: Any, hx: Any) -> Any:
+        """What torch.compile and torch.export trace."""
+        _check_kinds(self._kind_of_cell, x, hx)
+        bias = self.bias_ih is not None
+        spec = RNNSpec(self.input_size, self.hidden_size, 1, cell_of(self), bias)
+        _check_shapes(spec, x, hx)
+        sequence = as_sequence(x, hx, self._kind_of_cell)
+        if (self.bias_hh is not None) != bias or _promotes(*sequence):
+            return self._eager_forward(x, hx)
+        try:
+            result = self._traced_call(spec, *sequence)
         except ValueError as error:
             raise RuntimeError(str(error)) from None
-        if result is None:
-            return cast("Tensor", self._eager_forward(x, hx))
-        h_n = cast("Tensor", result[1])
-        return h_n.squeeze(0) if x.dim() == 2 else h_n[0, 0]
+        return self._eager_forward(x, hx) if result is None else _new_state(x, result[1])
 
     def _lower(self, x: Any, hx: Any) -> Call:
-        _check_kinds(x, hx)
+        _check_kinds(self._kind_of_cell, x, hx)
         width = None if hx is not None else as_size("hidden_size", self.hidden_size)
         spec = capture(self)
-        _check_shapes(spec.input_size, spec.hidden_size, x, hx)
-        if width not in (None, spec.hidden_size):
+        _check_shapes(spec, x, hx)
+        if width is not None and width != spec.hidden_size:
+            gates = len(spec.cell.gates)
             raise RuntimeError(
-                f"weight_ih must have shape {[width, spec.input_size]}, got "
-                f"{[spec.hidden_size, spec.input_size]} (hidden_size={width})"
+                f"weight_ih must have shape {[gates * width, spec.input_size]}, got "
+                f"{[gates * spec.hidden_size, spec.input_size]} (hidden_size={width})"
             )
         try:
-            return lower_sequence(self, *as_sequence(x, hx))
+            return lower_sequence(self, *as_sequence(x, hx, self._kind_of_cell))
         except ValueError as error:
-            # For a wrong dtype nn.RNN raises ValueError, but nn.RNNCell RuntimeError.
+            # For a wrong dtype torch's layers raise ValueError, but its cells RuntimeError.
             raise RuntimeError(str(error)) from None
         except AttributeError:
             if self.weight_ih is None:
@@ -127,25 +125,130 @@ class CompiledRNNCell(CompiledBase, nn.RNNCell):
         return biased is not (second is not None)
 
 
-def _check_kinds(x: Any, hx: Any) -> None:
-    """Check the types and ranks of the arguments, in the order in which nn.RNNCell does."""
-    for name, value in (("input", x), ("hx", hx))[: 1 if hx is None else 2]:
-        if not isinstance(value, Tensor):
-            raise AttributeError(f"{name} must be a Tensor, got {type(value).__name__}")
-        if value.is_nested:
-            raise RuntimeError(f"{name} must be a dense tensor, got a nested one")
-        if value.dim() not in (1, 2):
-            raise ValueError(f"{name} must be 1-D or 2-D, got {value.dim()}-D: {list(value.shape)}")
+def _all_plain(x: Any, hx: Any) -> bool:
+    """A quick look whether the arguments are tensors of torch's own class."""
+    if type(x) is not Tensor:
+        return False
+    if hx is None or type(hx) is Tensor:
+        return True
+    return type(hx) is tuple and all([type(state) is Tensor for state in hx])  # noqa: C419 - faster
 
 
-def _check_shapes(input_size: int, hidden_size: int, x: Tensor, hx: Tensor | None) -> None:
-    """Check the shapes of the arguments, in the order in which nn.RNNCell does."""
-    if x.shape[-1] != input_size:
+def _promotes(x: Tensor, hx: Any) -> bool:
+    """Whether torch's cell gets states of several dtypes, and takes them.
+
+    The first state meets the weights and must have their dtype. The others meet the result element
+    by element, where torch promotes dtypes.
+    """
+    if type(hx) is not tuple or hx[0].dtype is not x.dtype:
+        return False
+    return any([state.dtype is not x.dtype for state in hx])  # noqa: C419 - faster
+
+
+def _new_state(x: Tensor, h_n: Tensor | States) -> Any:
+    """The states of a layer after one step in the form of a cell's result."""
+    if isinstance(h_n, tuple):
+        return tuple([_new_state(x, state) for state in h_n])
+    if x.dim() == 1:
+        return h_n[0, 0]
+    if torch.compiler.is_compiling() or type(h_n) is not Tensor or transforming():
+        return h_n.squeeze(0)
+    return h_n.squeeze_(0)  # in place, so that the state is no view, which `detach_` refuses
+
+
+def _check_kinds(cell: Cell, x: Any, hx: Any) -> None:
+    """Check the types and ranks of the arguments, in the order in which torch's cells do."""
+    _check_kind("input", x)
+    if hx is None:
+        return
+    if len(cell.states) == 1:
+        _check_kind("hx", hx)
+        return
+    if not isinstance(hx, (tuple, list, Tensor)):
+        states_of(cell.states, hx, indexed=False)  # it says what is wrong
+    for index, state in enumerate(hx):
+        _check_kind(f"hx[{index}]", state)
+
+
+def _check_kind(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise AttributeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise RuntimeError(f"{name} must be a dense tensor, got a nested one")
+    if value.dim() not in (1, 2):
+        raise ValueError(f"{name} must be 1-D or 2-D, got {value.dim()}-D: {list(value.shape)}")
+
+
+def _check_shapes(spec: RNNSpec, x: Tensor, hx: Any) -> None:
+    """Check the shapes of the arguments, in the order in which torch's cells do."""
+    states = as_states(spec, hx, indexed=x.dim() == 1) or ()
+    if x.shape[-1] != spec.input_size:
         raise RuntimeError(
-            f"input must have input_size={input_size} features in its last dimension, "
+            f"input must have input_size={spec.input_size} features in its last dimension, "
             f"got {x.shape[-1]}: shape {list(x.shape)}"
         )
-    if hx is not None and (hx.shape[:-1] != x.shape[:-1] or hx.shape[-1] != hidden_size):
-        # Torch compares the first dimensions, and then asks for the second.
-        error = IndexError if hx.dim() < x.dim() and hx.shape[0] == x.shape[0] else RuntimeError
-        raise error(f"hx must have shape {[*x.shape[:-1], hidden_size]}, got {list(hx.shape)}")
+    for index, state in enumerate(states):
+        if state.shape[:-1] != x.shape[:-1] or state.shape[-1] != spec.hidden_size:
+            # Torch compares the first dimensions, and then asks for the second.
+            flat = state.dim() < x.dim() and state.shape[0] == x.shape[0]
+            name = "hx" if len(states) == 1 else f"hx[{index}]"
+            raise (IndexError if flat else RuntimeError)(
+                f"{name} must have shape {[*x.shape[:-1], spec.hidden_size]}, "
+                f"got {list(state.shape)}"
+            )
+
+
+@stands_for(nn.RNNCell)
+class CompiledRNNCell(CompiledCell, nn.RNNCell):
+    """A compiled `nn.RNNCell`, see `CompiledCell`.
+
+    Attributes:
+        nonlinearity: "tanh" or "relu".
+    """
+
+    nonlinearity: str
+    _kind_of_cell = RNN_TANH
+
+    if TYPE_CHECKING:
+
+        def forward(
+            self,
+            input: Tensor,  # noqa: A002 - torch's own name
+            hx: Tensor | None = None,
+        ) -> Tensor:
+            """See `CompiledCell.forward`; there is one state."""
+            ...
+
+
+@stands_for(nn.LSTMCell)
+class CompiledLSTMCell(CompiledCell, nn.LSTMCell):
+    """A compiled `nn.LSTMCell`, see `CompiledCell`."""
+
+    _kind_of_cell = CELL_OF_CLASS[nn.LSTMCell]
+
+    if TYPE_CHECKING:
+
+        def forward(
+            self,
+            input: Tensor,  # noqa: A002 - torch's own name
+            hx: tuple[Tensor, Tensor] | None = None,
+        ) -> tuple[Tensor, Tensor]:
+            """See `CompiledCell.forward`; the states are h and c."""
+            ...
+
+
+@stands_for(nn.GRUCell)
+class CompiledGRUCell(CompiledCell, nn.GRUCell):
+    """A compiled `nn.GRUCell`, see `CompiledCell`."""
+
+    _kind_of_cell = CELL_OF_CLASS[nn.GRUCell]
+
+    if TYPE_CHECKING:
+
+        def forward(
+            self,
+            input: Tensor,  # noqa: A002 - torch's own name
+            hx: Tensor | None = None,
+        ) -> Tensor:
+            """See `CompiledCell.forward`; there is one state."""
+            ...

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnjit.backend import States
+from rnnjit.backend import Backend, States
+from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
+from rnnjit.execution.all_states import run_stack_states
 from rnnjit.frontend import resets
-from rnnjit.frontend.arguments import Result, as_hx, as_states
+from rnnjit.frontend.arguments import AllStates, Result, as_hx, as_states, restore_states
 from rnnjit.frontend.capture import cell_of
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import stands_for
-from rnnjit.frontend.overrides import fx_node
-from rnnjit.runtime.torch_private import FlatWeightRefs
+from rnnjit.frontend.lowering import Call
+from rnnjit.frontend.overrides import fx_node, overriding
+from rnnjit.reference import ReferenceBackend
+from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
+from rnnjit.runtime.torch_private import FlatWeightRefs, never_traced, scripting
 from rnnjit.spec import RNNSpec
+
+#: `Result`, and as a third value every state of every step.
+ResultWithStates = tuple[Tensor | PackedSequence, Tensor | States, AllStates]
+StatesT = TypeVar("StatesT")
 
 
 class CompiledLayer(CompiledBase, FlatWeightRefs):
@@ -32,7 +41,9 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
         hx: Any = None,
         reset: Tensor | None = None,
-    ) -> Result:
+        reset_to: Any = None,
+        return_states: bool = False,
+    ) -> Result | ResultWithStates:
         """Run the layer; arguments, results and exceptions are those of torch's own class.
 
         Args:
@@ -40,24 +51,38 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
             hx: initial state `[L*D, B, H]`, or `[L*D, H]` if unbatched; zeros if None. nn.LSTM has
                 two, h and c, in a tuple.
             reset: boolean, of the shape of a dense `input` without its last dimension; True zeroes
-                the state before that step. The results and gradients are those of cutting each
+                all states before that step. The results and gradients are those of cutting each
                 sequence at these steps and running its parts separately.
+            reset_to: where `reset` is set, the states that take the place of those before, instead
+                of zeros; a tensor, or for nn.LSTM a tuple or list (h, c). Each is
+                `[L, T, B, D*H]` (`[L, B, T, D*H]` if batch_first, `[L, T, D*H]` unbatched), or
+                `[L, D*H]` for the same at every reset; L may be left out if it is 1. h has P
+                features for H if there is a projection. Direction d reads columns
+                `[d*H, (d+1)*H)`: the forward one starts at the step with these states, the
+                backward one at the step before.
+            return_states: whether to return every state of every step, too.
 
         Returns:
             The outputs of the last layer at every step (`[T, B, D*H]`, or in the input's form) and
-            the last state of every layer and direction, in the form of `hx`.
+            the last state of every layer and direction, in the form of `hx`. With `return_states`
+            also, for each layer, a tuple of its states after every step (`(h,)`, and `(h, c)` for
+            nn.LSTM), each in the form of the outputs: `[T, B, D*H]`, or a PackedSequence for
+            packed input. They are before dropout, and share no memory with other results.
 
         Raises:
             AttributeError: `input` or `hx` is not a tensor.
-            ValueError: `input` has a wrong rank or dtype, or `reset` a wrong shape.
-            RuntimeError: any other wrong shape, dtype or device.
+            ValueError: `input` has a wrong rank or dtype, or `reset` or `reset_to` a wrong shape.
+            RuntimeError: any other wrong shape, dtype or device; `return_states` where torch would
+                use other weights than the module's parameters; torch.export of a call with
+                packed input, `reset` or `return_states`.
             IndexError: a PackedSequence without time steps.
-            TypeError: `reset` is not a boolean Tensor, or is given with packed input.
+            TypeError: `reset` is not a boolean Tensor, or is given with packed input; `reset_to` is
+                not what it must be, or is given without `reset`.
             UnsupportedError: the backend that the user named declines the call.
             BackendError: a backend broke its contract, and no other may run the call.
         """
-        if reset is not None:
-            return self._with_resets(input, hx, reset)
+        if reset is not None or reset_to is not None or return_states:
+            return self._extended_call(input, hx, reset, reset_to, return_states)
         if torch.compiler.is_compiling():
             return self._traced(input, hx)
         result = self._call(input, hx)
@@ -90,29 +115,77 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
         result = self._traced_call(spec, x, hx)
         return self._eager_forward(x, hx) if result is None else result
 
-    def _with_resets(self, x: Any, hx: Any, reset: Any) -> Result:
-        node = fx_node(self, x, hx, reset)
+    def _extended_call(
+        self, x: Any, hx: Any, reset: Any, reset_to: Any, return_states: bool
+    ) -> Result | ResultWithStates:
+        """A call with arguments that torch's own layers do not have."""
+        if reset is None and reset_to is not None:
+            raise TypeError(
+                "reset_to needs reset: it says from which states a sequence starts anew where the "
+                "mask is set; the states that all start from are hx"
+            )
+        node = fx_node(self, x, hx, reset, reset_to, return_states or None)
         if node is not None:
             return cast("Result", node)
         if torch.compiler.is_compiling():
-            _refuse_export("reset=")
+            _refuse_export("return_states=" if reset is None else "reset=")
             from rnnjit.execution.torch_ops import untraced
 
             # The lengths of the segments between resets are unknown while tracing.
-            result: Result = untraced(self._with_resets, x, hx, reset)
+            result: Result = untraced(self._extended_call, x, hx, reset, reset_to, return_states)
             return result
+        if reset is None:
+            return self._with_states(x, hx)
+        return self._with_resets(x, hx, reset, reset_to, return_states)
+
+    def _with_resets(
+        self, x: Any, hx: Any, reset: Any, reset_to: Any, return_states: bool
+    ) -> Result | ResultWithStates:
         call = self._lowered(x, hx)
-        spec, prepared = call.spec, call.prepared
+        spec = call.spec
         resets.check(x, reset)
-        if not reset.any():
-            return self.forward(x, hx)
+        starts = resets.starting_states(spec, x, reset_to)
+        # The result must depend on what needs a gradient, whatever the mask.
+        recorded = starts is not None and any(start.requires_grad for start in starts)
+        if reset.numel() == 0 or not (reset.any() or recorded):
+            return self.forward(x, hx, return_states=return_states)
 
-        def run(packed: PackedSequence, states: States) -> tuple[PackedSequence, States]:
-            y, h_n = self.forward(packed, as_hx(states))
-            return cast("PackedSequence", y), cast("States", as_states(spec, h_n))
+        def run(packed: PackedSequence, states: States) -> resets.Outcome:
+            y, h_n, *others = self.forward(packed, as_hx(states), return_states=return_states)
+            rows: Any = (y, others[0] if others else ())
+            layers = tuple([tuple([state.data for state in layer]) for layer in rows[1]])
+            return resets.Outcome(rows[0].data, cast("States", as_states(spec, h_n)), layers)
 
-        y, h_n = resets.run(spec, x, prepared.hx, reset, run)
-        return y, as_hx(h_n)
+        y, h_n, states = resets.run(spec, x, call.prepared.hx, reset, starts, run)
+        return (y, as_hx(h_n), states) if return_states else (y, as_hx(h_n))
+
+    @never_traced
+    def _with_states(self, x: Any, hx: Any) -> ResultWithStates:
+        """A call that returns every state; torch's own layers could not."""
+        if FORK.forked and needs_one_thread():
+            with one_thread():
+                return self._with_states(x, hx)
+        if self._weights_assigned:
+            raise RuntimeError(
+                "return_states needs a layer that runs on its own parameters, but what torch's "
+                "forward uses was assigned: copy the values into the parameters"
+            )
+        call = self._lowered(x, hx)
+        backend, fallback = self._choice_for_states(call, x, hx)
+        y, h_n, states = run_stack_states(
+            *(backend, call.spec, call.problem, call.rows, call.x, call.hx, call.weights),
+            *(getattr(self, "training", False), fallback),
+        )
+        # Copied first, since y may be laid out anew in place.
+        copies = restore_states(call.spec, call.prepared, states)
+        return (*call.restore(y, h_n), copies)
+
+    def _choice_for_states(self, call: Call, x: Any, hx: Any) -> tuple[Backend, Fallback]:
+        if call.special is not None or scripting() or overriding(self, x, hx):
+            return ReferenceBackend(), RAISE
+        if self._generation != GENERATION.now:
+            self._forget_choices()
+        return self._choice(call, self._choices)
 
 
 def _refuse_export(what: str) -> None:
@@ -127,6 +200,31 @@ def _refuse_export(what: str) -> None:
         )
 
 
+class _Forward(Protocol[StatesT]):
+    """`CompiledLayer.forward` as type checkers see it; a state or a tuple of states is StatesT."""
+
+    @overload
+    def __call__(
+        self,
+        input: Tensor | PackedSequence,
+        hx: StatesT | None = None,
+        reset: Tensor | None = None,
+        reset_to: StatesT | None = None,
+        return_states: Literal[False] = False,
+    ) -> tuple[Tensor | PackedSequence, StatesT]: ...
+
+    @overload
+    def __call__(
+        self,
+        input: Tensor | PackedSequence,
+        hx: StatesT | None = None,
+        reset: Tensor | None = None,
+        reset_to: StatesT | None = None,
+        *,
+        return_states: Literal[True],
+    ) -> tuple[Tensor | PackedSequence, StatesT, AllStates]: ...
+
+
 @stands_for(nn.RNN)
 class CompiledRNN(CompiledLayer):
     """A compiled `nn.RNN`, see `CompiledLayer`.
@@ -138,15 +236,7 @@ class CompiledRNN(CompiledLayer):
     nonlinearity: str
 
     if TYPE_CHECKING:
-
-        def forward(
-            self,
-            input: Tensor | PackedSequence,  # noqa: A002 - torch's own name
-            hx: Tensor | None = None,
-            reset: Tensor | None = None,
-        ) -> tuple[Tensor | PackedSequence, Tensor]:
-            """See `CompiledLayer.forward`; there is one state."""
-            ...
+        forward: _Forward[Tensor]  # type: ignore[assignment]  # narrower
 
 
 @stands_for(nn.LSTM)
@@ -159,15 +249,7 @@ class CompiledLSTM(CompiledLayer):
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]  # as nn.LSTM does
 
     if TYPE_CHECKING:
-
-        def forward(
-            self,
-            input: Tensor | PackedSequence,  # noqa: A002 - torch's own name
-            hx: tuple[Tensor, Tensor] | None = None,
-            reset: Tensor | None = None,
-        ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-            """See `CompiledLayer.forward`; the states are h and c."""
-            ...
+        forward: _Forward[tuple[Tensor, Tensor]]  # type: ignore[assignment]  # narrower
 
 
 @stands_for(nn.GRU)
@@ -175,12 +257,4 @@ class CompiledGRU(CompiledLayer):
     """A compiled `nn.GRU`, see `CompiledLayer`."""
 
     if TYPE_CHECKING:
-
-        def forward(
-            self,
-            input: Tensor | PackedSequence,  # noqa: A002 - torch's own name
-            hx: Tensor | None = None,
-            reset: Tensor | None = None,
-        ) -> tuple[Tensor | PackedSequence, Tensor]:
-            """See `CompiledLayer.forward`; there is one state."""
-            ...
+        forward: _Forward[Tensor]  # type: ignore[assignment]  # narrower

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnjit.backend import Backend, States
+from rnnjit.cells import Cell
 from rnnjit.dispatch.choice import choose, fallback_for, special_context
 from rnnjit.dispatch.fallback import RAISE, Fallback
 from rnnjit.frontend.arguments import (
@@ -19,12 +20,16 @@ from rnnjit.frontend.arguments import (
     Prepared,
     Result,
     check_weights,
+    dense_states,
     initial_states,
     prepare,
     restore,
+    states_of,
 )
-from rnnjit.frontend.capture import capture, weight_names, weights_of
+from rnnjit.frontend.capture import capture, cell_of, weight_names, weights_of
 from rnnjit.spec import Problem, RNNSpec, Rows
+
+_STRIDED = torch.strided
 
 
 class Call(NamedTuple):
@@ -86,7 +91,7 @@ def lower(module: nn.Module, x: Any, hx: Any) -> Call:
             `forward` raises for such arguments or weights.
     """
     if isinstance(module, nn.RNNCellBase):
-        x, hx = as_sequence(x, hx)
+        x, hx = as_sequence(x, hx, cell_of(module))
     return lower_sequence(module, x, hx)
 
 
@@ -101,17 +106,36 @@ def lower_sequence(module: nn.Module, x: Any, hx: Any) -> Call:
     return Call(spec, prepared, states, weights, problem, special)
 
 
-def as_sequence(x: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
-    """Convert a cell's arguments to those of a layer: x `[1, B, I]`, hx `[1, B, H]`."""
-    if x.layout in SPARSE:
-        x = x.to_dense(masked_grad=False)  # Eager cells take sparse input, eager layers do not.
-    if hx is not None and hx.layout in SPARSE:
-        hx = hx.to_dense(masked_grad=False)
+def as_sequence(x: Any, hx: Any, cell: Cell) -> tuple[Tensor, Any]:
+    """Convert a cell's arguments to those of a layer: x `[1, B, I]`, each state `[1, B, H]`.
+
+    Args:
+        x: `[B, I]`, or `[I]` unbatched.
+        hx: as in the `forward` of torch's cell: one state, a tuple or list of several, or None.
+        cell: what the cell computes.
+
+    Returns:
+        x, and one state, a tuple of several or None.
+
+    Raises:
+        AttributeError, IndexError, RuntimeError, TypeError: x or a state is no tensor, a state is
+            sparse where torch does not take it, or there are too few states or too many.
+    """
     batched = x.dim() == 2
-    x = x.unsqueeze(0) if batched else x[None, None]
-    if hx is not None:
-        hx = hx.unsqueeze(0) if batched else hx[None, None]
-    return x, hx
+    if hx is not None and len(cell.states) > 1:
+        states = dense_states(cell, states_of(cell.states, hx, indexed=not batched))
+        hx = tuple([_one_step(state, batched) for state in states])
+    elif hx is not None:
+        if hx.layout is not _STRIDED:
+            (hx,) = dense_states(cell, (hx,))
+        hx = _one_step(hx, batched)
+    if x.layout is not _STRIDED and x.layout in SPARSE:
+        x = x.to_dense(masked_grad=False)  # Eager cells take sparse input, eager layers do not.
+    return _one_step(x, batched), hx
+
+
+def _one_step(tensor: Tensor, batched: bool) -> Tensor:
+    return tensor.unsqueeze(0) if batched else tensor[None, None]
 
 
 def _problem(prepared: Prepared, hx: States, weights: tuple[Tensor, ...]) -> Problem:

@@ -27,11 +27,14 @@ def check_plain(module: nn.Module, what: str) -> None:
     """
     name = type(module).__name__
     if not isinstance(module, nn.RNNBase) or not isinstance(module, (*replaced(), CompiledBase)):
-        raise TypeError(f"module must be a torch.nn.RNN, got {name}: give the RNN inside it")
+        raise TypeError(
+            f"module must be a torch.nn.RNN, nn.LSTM or nn.GRU, got {name}: "
+            "give the layer inside it"
+        )
     if why := _why_not_plain(module):
         raise ValueError(
             f"module must compute what torch's own layer does, got {name}, which {why}: "
-            f"{what} would not use that. Give an nn.RNN without it, or call the module itself"
+            f"{what} would not use that. Give a layer without it, or call the module itself"
         )
 
 

@@ -1,4 +1,4 @@
-"""`rnnjit.Stream`: runs a stacked RNN step by step, for input that arrives frame by frame."""
+"""`rnnjit.Stream`: runs a stack of layers step by step, for input that arrives frame by frame."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Stream:
     A step does not call the module: hooks on it do not run.
 
     Args:
-        module: an nn.RNN or a compiled one, unidirectional, that computes what torch's own does;
-            what it gets to override after this is not seen.
+        module: an nn.RNN, nn.LSTM or nn.GRU, or a compiled one, unidirectional, that computes what
+            torch's own does; what it gets to override after this is not seen.
         batch_size: B, the number of sequences.
         backend: as in `rnnjit.compile`; None for the backend of a compiled module, else "auto".
 
     Raises:
-        TypeError: `module` is not an nn.RNN, or `batch_size` is not an int.
+        TypeError: `module` is not such a layer, or `batch_size` is not an int.
         ValueError: `module` is bidirectional, has its own `forward`, assigned `_flat_weights` or an
             override of what torch's `forward` uses, or `batch_size` is less than 1.
         UnsupportedError: the backend that the user named declines.
@@ -98,22 +98,24 @@ class Stream:
 
     @property
     def state(self) -> Tensor | States:
-        """A copy of the state, `[L, B, H]`; assigning a tensor of that shape sets it.
+        """A copy of the state, `[L, B, P or H]`; assigning a tensor of that shape sets it.
 
-        If the cell has several states (nn.LSTM: h and c), it is a tuple of them.
+        If the cell has several states (nn.LSTM: h and c), it is a tuple of them; a list can be
+        assigned, too.
 
         Raises:
-            TypeError: (assigning) not a Tensor, or not a tuple with one Tensor for each state.
+            TypeError: (assigning) not a Tensor, or not a tuple or list with one Tensor for each
+                state.
             ValueError: (assigning) a wrong shape, or a dtype that cannot be converted.
         """
         with _one_thread_if_forked():
             return as_hx(tuple([state.clone() for state in self._states]))
 
     @state.setter
-    def state(self, value: Tensor | States) -> None:
+    def state(self, value: Tensor | States | list[Tensor]) -> None:
         count = len(self._states)
         values = (value,) if count == 1 else value
-        if count > 1 and (not isinstance(values, tuple) or len(values) != count):
+        if count > 1 and (not isinstance(values, (tuple, list)) or len(values) != count):
             raise TypeError(f"state must be a tuple of {count} Tensors, got {type(value).__name__}")
         for given, state in zip(values, self._states, strict=True):
             _check_state(given, state)
@@ -122,7 +124,7 @@ class Stream:
                 state.copy_(given)
 
     def reset(self, which: Tensor | None = None) -> None:
-        """Zero the state of all sequences, or of those that `which` (boolean, `[B]`) selects.
+        """Zero all states of all sequences, or of those that `which` (boolean, `[B]`) selects.
 
         Raises:
             TypeError: `which` is not a Tensor.

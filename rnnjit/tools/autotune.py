@@ -100,7 +100,8 @@ def tune(
     they need gradients. Neither `module` nor torch's random generators change.
 
     Args:
-        module: an nn.RNN, a compiled one, or any module that contains some.
+        module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, a compiled one, or any module that
+            contains some.
         *inputs: the arguments for `module`, as in real use.
         rounds: interleaved samples of each time; fewer than 5 are not stored.
         backends: names of the backends to measure, or None for all. The one that `auto` takes by
@@ -109,8 +110,8 @@ def tune(
     Raises:
         TypeError: `module` is not a module, `rounds` is not an int, or `backends` is no list of
             names.
-        ValueError: `module(*inputs)` calls no nn.RNN, `rounds` is less than 1, or `backends` is
-            empty or names one that is not installed.
+        ValueError: `module(*inputs)` calls no such module, `rounds` is less than 1, or `backends`
+            is empty or names one that is not installed.
         Exception: the error of `module(*inputs)` itself.
 
     Example:
@@ -128,7 +129,10 @@ def tune(
     calls: list[_Call] = []
     observe(module, inputs, lambda seen: calls.append(_Call(seen, names, rounds)))
     if not calls:
-        raise ValueError("module(*inputs) calls no nn.RNN: there is nothing to tune")
+        raise ValueError(
+            "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU, nor a cell of one, that an "
+            "installed backend compiles: there is nothing to tune"
+        )
     with torch.random.fork_rng(), Progress("rnnjit.tune") as progress:
         progress.expect(sum(call.steps() for call in calls))
         for call in calls:

@@ -31,8 +31,8 @@ class ComparedCalls:
     """The measurements of `compare`; printing it, or displaying it in a notebook, shows a table.
 
     Attributes:
-        calls: by the path of each nn.RNN in the model ("" for the model itself), the comparison of
-            the backends on its first call.
+        calls: by the path of each recurrent layer or cell in the model ("" for the model itself),
+            the comparison of the backends on its first call.
     """
 
     calls: Mapping[str, Comparison]
@@ -88,7 +88,7 @@ class ComparedCalls:
             ax.axvline(1.0, color="grey", linewidth=1)
             ax.margins(x=0.12)
             ax.set_title(title(name, comparison), fontsize="medium")
-            ax.set_xlabel("times faster than eager nn.RNN")
+            ax.set_xlabel(f"times faster than eager {comparison.eager.name}")
         axes[0].legend()
         return figure
 
@@ -96,7 +96,7 @@ class ComparedCalls:
 def compare(
     module: nn.Module, *inputs: Any, rounds: int = 15, backends: Iterable[str] | None = None
 ) -> ComparedCalls:
-    """Run the calls that `module(*inputs)` makes to its RNNs on the installed backends.
+    """Run the calls that `module(*inputs)` makes to its recurrent layers on the installed backends.
 
     Each call is repeated on copies of its input and weights. The results are the errors against a
     float64 run and the interleaved times of forward (evaluation mode, no gradients) and
@@ -106,15 +106,16 @@ def compare(
     Backends that compile for long come last. Progress is shown on stderr as by `rnnjit.tune`.
 
     Args:
-        module: an nn.RNN or nn.RNNCell, a compiled one, or any module that contains some.
+        module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, a compiled one, or any module that
+            contains some. A cell is compared as one step of its layer.
         *inputs: the arguments for `module`.
         rounds: samples of each time, of which the least is used.
         backends: names of the backends to compare with PyTorch, or None for all.
 
     Raises:
         TypeError: `module` is not a module, or `backends` is no list of names.
-        ValueError: `module(*inputs)` calls no nn.RNN, its tensors are not on the CPU, `rounds` is
-            less than 1, or `backends` is empty or names one that is not installed.
+        ValueError: `module(*inputs)` calls no such module, its tensors are not on the CPU, `rounds`
+            is less than 1, or `backends` is empty or names one that is not installed.
         Exception: the error of `module(*inputs)` itself.
 
     Example:
@@ -134,7 +135,10 @@ def compare(
 
     observe(module, inputs, record)
     if not calls:
-        raise ValueError("module(*inputs) calls no nn.RNN: there is nothing to compare")
+        raise ValueError(
+            "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU, nor a cell of one, that an "
+            "installed backend compiles: there is nothing to compare"
+        )
     with torch.random.fork_rng(), torch.enable_grad(), Progress("rnnjit.compare") as progress:
         progress.expect(len(calls) * steps(rounds, names))
         return ComparedCalls(

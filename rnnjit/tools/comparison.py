@@ -17,6 +17,7 @@ from rnnjit.dispatch.choice import choose, verdict_for_auto
 from rnnjit.errors import UnsupportedError, described
 from rnnjit.frontend.capture import capture
 from rnnjit.frontend.compile import compile as compile_rnn
+from rnnjit.frontend.compile import why_left
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.timing import Timing, interleave
 from rnnjit.spec import Problem, RNNSpec
@@ -134,12 +135,17 @@ def compare_call(
     seconds = {name: compile_seconds(each, spec, problem) for name, each in chosen.items()}
     for name in sorted(chosen, key=lambda name: seconds[name] >= LONG):
         backend = chosen[name]
-        if not verdict_for_auto(backend, spec, problem).reasons:
+        reasons = verdict_for_auto(backend, spec, problem).reasons
+        if not reasons:
             progress.begin(backend, "checking", seconds[name])
-        module = compile_rnn(rnn, backend=backend)
-        checked[name] = _checked(name, module, call, exact)
-        if not checked[name].reasons and not checked[name].failure:
-            modules[name] = module
+        if why_left(rnn, backend):
+            # It computes no such cell, whatever the call: there is nothing to compile.
+            checked[name] = Result(name, reasons=reasons)
+        else:
+            module = compile_rnn(rnn, backend=backend)
+            checked[name] = _checked(name, module, call, exact)
+            if not checked[name].reasons and not checked[name].failure:
+                modules[name] = module
         progress.step()
     times = pass_times(
         modules, call, rounds=rounds, on_round=lambda: progress.step(f"timing {baseline}")

@@ -12,10 +12,6 @@ from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.timing import Timing
 from rnnjit.tools.comparison import Comparison, Result
 
-_HEADINGS = (
-    *("values error", "gradients error"),
-    *("forward", "x nn.RNN", "forward+backward", "x nn.RNN"),
-)
 _RATIOS = (3, 5)
 
 
@@ -28,7 +24,7 @@ def print_comparison(out: Console, name: str, comparison: Comparison) -> None:
         comparison: the measurements.
     """
     table = Table("")
-    for heading in _HEADINGS:
+    for heading in _headings(comparison):
         table.add_column(heading.replace("+", "+ "), justify="right", max_width=9)
     for result in (comparison.eager, *comparison.results):
         if result.times is None:
@@ -50,12 +46,13 @@ def print_comparison(out: Console, name: str, comparison: Comparison) -> None:
 
 def as_html(name: str, comparison: Comparison) -> str:
     """The table in HTML; every text is escaped."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in ("", *_HEADINGS))
+    headings = _headings(comparison)
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in ("", *headings))
     body = []
     for result in (comparison.eager, *comparison.results):
         if result.times is None:
             said = escape(f"{_state(result)}: {_why(result)}")
-            cells = f'<td colspan="{len(_HEADINGS)}">{said}</td>'
+            cells = f'<td colspan="{len(headings)}">{said}</td>'
         else:
             cells = "".join(f"<td>{cell}</td>" for cell in _figures(comparison, result))
         body.append(f"<tr><th>{escape(result.name)}</th>{cells}</tr>")
@@ -73,10 +70,19 @@ def title(name: str, comparison: Comparison) -> str:
     extras += [] if spec.bias else ["no bias"]
     extras += [f"dropout {spec.dropout:g}"] if spec.dropout else []
     extras += [f"proj_size {spec.proj_size}"] if spec.proj_size else []
-    module = ", ".join([f"RNN({spec.input_size}, {spec.hidden_size})", spec.cell.name, *extras])
+    layer = comparison.eager.name.removeprefix("nn.")
+    if spec.cell.name != layer.lower():
+        extras.insert(0, spec.cell.name)
+    module = ", ".join([f"{layer}({spec.input_size}, {spec.hidden_size})", *extras])
     rows = f" packed, {problem.N} rows" if problem.packed else ""
     call = f"T={problem.T} B={problem.B}{rows}, {str(problem.dtype).removeprefix('torch.')}"
     return f"{name + ': ' if name else ''}{module}; {call}"
+
+
+def _headings(comparison: Comparison) -> tuple[str, ...]:
+    """The columns behind the names."""
+    times = f"x {comparison.eager.name}"
+    return ("values error", "gradients error", "forward", times, "forward+backward", times)
 
 
 def _notes(comparison: Comparison) -> list[str]:
@@ -102,7 +108,7 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 def _figures(comparison: Comparison, result: Result) -> tuple[str, ...]:
-    """The cells below `_HEADINGS` of a result that has times."""
+    """The cells below `_headings` of a result that has times."""
     assert result.times is not None
     forward, both = comparison.speedup(result) or (1.0, 1.0)
     return (

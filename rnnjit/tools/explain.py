@@ -12,6 +12,7 @@ from rnnjit.backend import Backend
 from rnnjit.dispatch import tuning_db
 from rnnjit.dispatch.choice import Verdict, verdict, verdicts, willing
 from rnnjit.dispatch.registry import backends, lacking
+from rnnjit.execution.all_states import why_not_recorded
 from rnnjit.frontend.compile import reachable_modules, why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.lowering import lower
@@ -98,7 +99,8 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
     machine.
 
     Args:
-        module: an nn.RNN, a compiled one, or any module that contains some.
+        module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, a compiled one, or any module that
+            contains some.
         *inputs: the arguments for `module`.
 
     Raises:
@@ -106,10 +108,13 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
         Exception: the error of `module(*inputs)` itself.
 
     Example:
-        >>> import torch
-        >>> print(explain(torch.nn.LSTM(2, 3)))
-        module: LSTM(2, 3)
-          left eager: no compiled backend computes lstm layers
+        >>> import rnnjit, torch
+        >>> lstm = rnnjit.compile(torch.nn.LSTM(2, 3), backend="eager")
+        >>> print(explain(lstm, torch.zeros(4, 1, 2)))
+        module: LSTM(2, 3) -> eager
+          backend 'eager' was asked for by name
+          call: torch.float32 on cpu, T=4, B=1, dense, with gradients
+          eager: runs it
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
@@ -146,7 +151,7 @@ def _report_uncalled(name: str, module: nn.Module) -> CallReport:
 
 
 def _report_call(seen: Seen) -> CallReport:
-    name, kind, module, wanted, x, hx = seen
+    name, kind, module, wanted, x, hx, return_states = seen
     by_torch = "torch's own operators run it, whichever backend is asked for"
     if reason := overriding(module, x, hx):
         return CallReport(name, kind, None, "torch", f"{by_torch}: {reason}", ())
@@ -156,13 +161,16 @@ def _report_call(seen: Seen) -> CallReport:
     if special is not None:
         return CallReport(name, kind, problem, "torch", f"{by_torch}: {special}", ())
     if wanted is not None:
-        chosen = None if asked[0].reasons else wanted.name
+        backend = None if asked[0].reasons else wanted
     else:
-        chosen = next((backend.name for backend in willing(spec, problem)), None)
+        backend = next(willing(spec, problem), None)
+    chosen = backend.name if backend else None
     note = "" if isinstance(module, CompiledBase) else "eager now; once compiled:"
     if wanted is not None:
         asked_for = f"backend {wanted.name!r} was asked for by name"
         note = asked_for if chosen else f"{asked_for} and declines: the call raises"
+    if return_states and backend and (reason := why_not_recorded(backend, spec, problem)):
+        note += f"{'; ' if note else ''}plain torch operators run it, step by step: {reason}"
     return CallReport(name, kind, problem, chosen, note, asked, tuning_db.recall(spec, problem))
 
 

@@ -5,9 +5,10 @@ See Pascanu, Mikolov, Bengio 2013, "On the difficulty of training recurrent neur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 from rnnjit.backend import Backend, States
 from rnnjit.execution.stack import run_stack
 from rnnjit.frontend.arguments import Result
-from rnnjit.frontend.capture import capture
 from rnnjit.frontend.compile import copy_sharing_parameters, reachable_modules, why_left
 from rnnjit.frontend.compiled_class import intercept
 from rnnjit.frontend.lowering import lower
+from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.packages import absent
 from rnnjit.spec import LayerSpec, Rows
-from rnnjit.tools.gradient_probe import GradientProbe
+from rnnjit.tools.gradient_probe import GradientProbe, probe_of
 from rnnjit.tools.observe import wanted_by
 
 if TYPE_CHECKING:
@@ -34,21 +35,27 @@ class GradientFlow:
     """The result of `gradient_flow`.
 
     Attributes:
-        norms: by the path of each RNN that was called, a tensor `[L, D, T]` of its dtype: for every
-            layer, direction and step the Euclidean norm of dL/dh_t over the batch and the features.
-            For an RNN that is called several times, these are the norms of its first call.
+        states: by the path of each layer that was called, and then by the name of each state of
+            its cell ("h", and "c" for nn.LSTM), a tensor `[L, D, T]` of its dtype: for every layer
+            of the stack, direction and step the Euclidean norm of the loss's gradient for that
+            state, over the batch and the features. For a layer that is called several times, these
+            are the norms of its first call.
     """
 
-    norms: dict[str, Tensor]
+    states: dict[str, dict[str, Tensor]]
+
+    @property
+    def norms(self) -> dict[str, Tensor]:
+        """By the path of each layer the norms of dL/dh_t, `[L, D, T]`."""
+        return {name: next(iter(states.values())) for name, states in self.states.items()}
 
     def __str__(self) -> str:
         lines = []
-        for name, norms in self.norms.items():
-            for layer, directions in enumerate(norms):
-                for d, steps in enumerate(directions):
-                    where = f"{name or 'module'}, layer {layer}" + (", backward" if d else "")
-                    first, last = float(steps[0]), float(steps[-1])
-                    lines.append(f"{where}: {first:.3g} at step 0, {last:.3g} at the last")
+        for name, index, d, state, steps in self._curves():
+            where = f"{name or 'module'}, layer {index}" + (", backward" if d else "")
+            where += f", {state}" if len(self.states[name]) > 1 else ""
+            first, last = float(steps[0]), float(steps[-1])
+            lines.append(f"{where}: {first:.3g} at step 0, {last:.3g} at the last")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -71,15 +78,23 @@ class GradientFlow:
             raise absent("matplotlib", "bench", "a plot") from error
 
         axes = axes or pyplot.subplots()[1]
-        for name, norms in self.norms.items():
-            for layer, directions in enumerate(norms):
-                for d, steps in enumerate(directions):
-                    label = f"{name or 'RNN'} layer {layer}" + (" backward" if d else "")
-                    axes.semilogy(steps.cpu().numpy(), label=label)
+        names = list(dict.fromkeys(state for states in self.states.values() for state in states))
+        for name, index, d, state, steps in self._curves():
+            label = f"{name or 'RNN'} layer {index}" + (" backward" if d else "")
+            label += f" {state}" if len(names) > 1 else ""
+            axes.semilogy(steps.cpu().numpy(), label=label)
         axes.set_xlabel("step t")
-        axes.set_ylabel("norm of dL/dh_t")
+        axes.set_ylabel("norm of " + ", ".join(f"dL/d{name}_t" for name in names))
         axes.legend()
         return axes
+
+    def _curves(self) -> Iterator[tuple[str, int, int, str, Tensor]]:
+        """Each path, layer, direction and state with its norms `[T]`."""
+        for name, states in self.states.items():
+            layers, directions, _ = next(iter(states.values())).shape
+            for index, d in product(range(layers), range(directions)):
+                for state, norms in states.items():
+                    yield name, index, d, state, norms[index, d]
 
 
 def gradient_flow(
@@ -87,19 +102,22 @@ def gradient_flow(
 ) -> GradientFlow:
     """Compute the norm of the gradient at every state, in one forward and one backward pass.
 
-    A copy of the module that shares its Parameters runs, in the same mode and on the same backends.
-    The module does not change, and neither do its gradients.
+    A copy of the module that shares its Parameters runs, in the same mode and on the same backends;
+    only the layers of nn.LSTM and nn.GRU run step by step on plain torch operators. The module does
+    not change, and neither do its gradients.
+
+    dL/dc_t is the whole gradient: c_t changes the loss by h_t and by c_{t+1}.
 
     Args:
-        module: an nn.RNN, a compiled one, or any module that calls some.
+        module: an nn.RNN, nn.LSTM or nn.GRU, a compiled one, or any module that calls some.
         *inputs: the arguments for `module`.
         loss: a function from the module's result to a scalar Tensor; None for the sum of the
             (first) tensor of the result.
 
     Raises:
-        TypeError: `module` is not a module, an RNN in it is called with `reset`, or `loss` is not a
-            function or does not return a Tensor.
-        ValueError: the module calls no nn.RNN, or none of them is part of the loss.
+        TypeError: `module` is not a module, a layer in it is called with `reset` or
+            `return_states`, or `loss` is not a function or does not return a Tensor.
+        ValueError: the module calls no such layer, or none of them is part of the loss.
         RuntimeError: `loss` does not return one real number.
 
     Example:
@@ -120,33 +138,33 @@ def gradient_flow(
         value = (loss or _first_sum)(replica(*inputs))
     probes = {name: made[0] for name, made in calls.items() if made}
     if not probes:
-        raise ValueError("module(*inputs) calls no nn.RNN: there is no gradient to follow")
+        raise ValueError(
+            "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU: there is no gradient to follow"
+        )
     _check_loss(value)
     if not value.requires_grad:
-        raise ValueError("the loss does not depend on any nn.RNN of the module")
+        raise ValueError("the loss does not depend on any recurrent layer of the module")
     tensors = [tensor for found in probes.values() for probe in found for tensor in probe.tensors]
     grads = torch.autograd.grad(value, tensors, allow_unused=True)
     if all(grad is None for grad in grads):
-        raise ValueError("the loss does not depend on any nn.RNN of the module")
+        raise ValueError("the loss does not depend on any recurrent layer of the module")
     known = iter(
         torch.zeros_like(tensor) if grad is None else grad
         for tensor, grad in zip(tensors, grads, strict=True)
     )
-    return GradientFlow(
-        {
-            name: torch.stack(
-                [probe.norms(next(known), next(known), next(known)) for probe in found]
-            )
-            for name, found in probes.items()
-        }
-    )
+    return GradientFlow({name: _by_state(found, known) for name, found in probes.items()})
+
+
+def _by_state(probes: list[GradientProbe], grads: Iterator[Tensor]) -> dict[str, Tensor]:
+    """The norms `[L, D, T]` for each state of a stack, from the gradients of its probes."""
+    layers = [probe.norms(list(islice(grads, len(probe.tensors)))) for probe in probes]
+    names, by_name = probes[0].layer.cell.states, zip(*layers, strict=True)
+    return {name: torch.stack(norms) for name, norms in zip(names, by_name, strict=True)}
 
 
 def _is_followed(module: nn.Module) -> TypeGuard[nn.RNNBase]:
-    """Whether `rnnjit.compile` compiles a module, and a `GradientProbe` can run its layers."""
-    if not isinstance(module, nn.RNNBase) or why_left(module, None):
-        return False
-    return capture(module).cell.is_elman
+    """Whether a module is a layer whose `forward` is torch's, or calls it."""
+    return isinstance(module, nn.RNNBase) and not why_left(module, EAGER)
 
 
 class _Arguments(NamedTuple):
@@ -154,15 +172,20 @@ class _Arguments(NamedTuple):
 
     input: Any
     hx: Any = None
+    reset: Any = None
+    reset_to: Any = None
+    return_states: bool = False
 
 
 def _forward(
-    calls: list[list[GradientProbe]], rnn: nn.RNNBase, *args: Any, reset: Any = None, **kwargs: Any
+    calls: list[list[GradientProbe]], rnn: nn.RNNBase, *args: Any, **kwargs: Any
 ) -> Result:
     """`nn.RNN.forward` with a probe for every layer."""
-    if reset is not None:
-        raise TypeError("gradient_flow does not follow calls with reset: leave it out")
-    call = lower(rnn, *_Arguments(*args, **kwargs))
+    given = _Arguments(*args, **kwargs)
+    if given.reset is not None or given.return_states:
+        what = "return_states" if given.reset is None else "reset"
+        raise TypeError(f"gradient_flow does not follow calls with {what}: leave it out")
+    call = lower(rnn, given.input, given.hx)
     call = call._replace(problem=call.problem._replace(needs_grad=True))
     backend, fallback = call.choose(wanted_by(rnn))
     probes: list[GradientProbe] = []
@@ -170,15 +193,15 @@ def _forward(
 
     def run(backend: Backend, layer: LayerSpec, rows: Rows, *others: Any) -> tuple[Tensor, States]:
         x, hx, own, _, last = others
-        probes.append(GradientProbe(layer, rows, own))
+        probes.append(probe_of(layer, rows, own))
 
         def work(by: Backend) -> tuple[Tensor, States]:
             return probes[-1].run(by, x, hx, last, fallback)
 
         return fallback.run(backend, work)
 
-    given = (backend, call.spec, call.rows, call.x, call.hx, call.weights, rnn.training, True)
-    return call.restore(*run_stack(*given, run=run))
+    stack = (backend, call.spec, call.rows, call.x, call.hx, call.weights, rnn.training, True)
+    return call.restore(*run_stack(*stack, run=run))
 
 
 def _first_sum(output: Any) -> Tensor:

@@ -28,6 +28,7 @@ class Seen(NamedTuple):
         wanted: the backend that the user named, or None for "auto" and for uncompiled modules.
         input: as in `forward`.
         hx: as in `forward`.
+        return_states: as in `forward`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Seen(NamedTuple):
     wanted: Backend | None
     input: Tensor | PackedSequence
     hx: Tensor | None
+    return_states: bool
 
 
 def observe(module: nn.Module, inputs: tuple[Any, ...], see: Callable[[Seen], None]) -> None:
@@ -89,5 +91,7 @@ def _arguments(
     input: Any,  # noqa: A002 - nn.RNN's own name
     hx: Any = None,
     reset: Any = None,
-) -> tuple[Any, Any]:
-    return input, hx
+    reset_to: Any = None,
+    return_states: bool = False,
+) -> tuple[Any, Any, bool]:
+    return input, hx, return_states

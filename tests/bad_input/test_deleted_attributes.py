@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from bad_calls import H0, PACKED, H, I, X, raised, sentence
+from computing import usual
 from torch import nn
 
 import rnnjit
@@ -15,6 +16,8 @@ CALLS = {
     nn.LSTM: {"dense": (X,), "hx": (X, PAIR), "packed": (PACKED,), "packed, hx": (PACKED, PAIR)},
     nn.GRU: {"dense": (X,), "dense, hx": (X, H0), "packed": (PACKED,), "packed, hx": (PACKED, H0)},
     nn.RNNCell: {"zeros": (X[0],), "hx": (X[0], H0[0]), "unbatched": (X[0, 0],)},
+    nn.LSTMCell: {"zeros": (X[0],), "hx": (X[0], (H0[0], H0[0])), "unbatched": (X[0, 0],)},
+    nn.GRUCell: {"zeros": (X[0],), "hx": (X[0], H0[0]), "unbatched": (X[0, 0],)},
 }
 
 
@@ -36,9 +39,7 @@ ROWS = [
 def modules(kind):
     torch.manual_seed(0)
     module = kind(I, H)
-    return module, rnnjit.compile(
-        module, backend="auto" if kind in (nn.RNN, nn.RNNCell) else "eager"
-    )
+    return module, rnnjit.compile(module, backend=usual(kind))
 
 
 def tensors(result):
@@ -71,9 +72,11 @@ def test_without_an_attribute(kind, name, call, warm):
 
 
 @pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
-@pytest.mark.parametrize("args", [(X[0],), (X[0], H0[0])], ids=["zeros", "hx"])
-def test_a_cell_without_a_weight(name, args):
-    cell, fast = modules(nn.RNNCell)
+@pytest.mark.parametrize("call", ["zeros", "hx"])
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_a_cell_without_a_weight(kind, name, call):
+    cell, fast = modules(kind)
+    args = CALLS[kind][call]
     fast(*args)
     for each in (cell, fast):
         delattr(each, name)
@@ -82,11 +85,13 @@ def test_a_cell_without_a_weight(name, args):
     assert sentence(eager) in str(ours.value)
 
 
-def test_a_cell_that_lacks_all_that_torch_does_not_read():
-    cell, fast = modules(nn.RNNCell)
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_a_cell_that_lacks_all_that_torch_does_not_read(kind):
+    cell, fast = modules(kind)
+    args = CALLS[kind]["hx"]
     for each in (cell, fast):
         for name in ("training", "input_size", "hidden_size", "bias"):
             delattr(each, name)
     for module in (fast, copy.deepcopy(fast)):
         for _ in range(2):
-            torch.testing.assert_close(module(X[0], H0[0]), cell(X[0], H0[0]))
+            torch.testing.assert_close(module(*args), cell(*args))

@@ -19,13 +19,13 @@ def stream(batch=1, **options):
 STREAMS = {
     "no module": (lambda: rnnjit.Stream(None), TypeError, "module must be .* got NoneType"),
     "class": (lambda: rnnjit.Stream(nn.RNN), TypeError, "module must be .* got type"),
-    "LSTMCell": (lambda: rnnjit.Stream(nn.LSTMCell(I, H)), TypeError, "a torch.nn.RNN, got LSTMC"),
+    "LSTMCell": (lambda: rnnjit.Stream(nn.LSTMCell(I, H)), TypeError, "or nn.GRU, got LSTMCell"),
     "bidirectional LSTM": (
         lambda: rnnjit.Stream(nn.LSTM(I, H, bidirectional=True)),
         ValueError,
         "module must be of one direction",
     ),
-    "cell": (lambda: rnnjit.Stream(nn.RNNCell(I, H)), TypeError, "a torch.nn.RNN, got RNNCell"),
+    "cell": (lambda: rnnjit.Stream(nn.RNNCell(I, H)), TypeError, "or nn.GRU, got RNNCell"),
     "two ways": (lambda: stream(bidirectional=True), ValueError, "module must be of one direction"),
     "no batch": (lambda: stream(0), ValueError, "batch_size must be at least 1, got 0"),
     "batch str": (lambda: stream("2"), TypeError, "batch_size must be an int, got str"),
@@ -169,7 +169,7 @@ TOOLS = {
         TypeError,
         "missing 1 required positional argument: 'input'",
     ),
-    "flow without an RNN": (lambda: flow(module=nn.LSTM(I, H)), ValueError, "calls no nn.RNN"),
+    "flow without an RNN": (lambda: flow(module=nn.Linear(I, H)), ValueError, "calls no nn.RNN"),
     "loss no function": (lambda: flow(3), TypeError, "loss must be a function, got int"),
     "loss None": (lambda: flow(lambda o: None), TypeError, "must return a Tensor, got NoneType"),
     "loss float": (lambda: flow(lambda o: 1.0), TypeError, "must return a Tensor, got float"),
@@ -184,7 +184,7 @@ TOOLS = {
     "loss of its own": (
         lambda: flow(lambda o: torch.ones((), requires_grad=True)),
         ValueError,
-        "does not depend on any nn.RNN",
+        "does not depend on any recurrent layer",
     ),
     "output a dict": (
         lambda: flow(module=Said(lambda y: {"y": y})),

@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 from bad_calls import H0, PACKED, B, H, I, T, X, expect_eager, pair, raised, sentence, settings
+from computing import usual
 from odd_tensors import sparse
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
@@ -58,8 +59,7 @@ STATES = {
 def layers(kind, options):
     torch.manual_seed(0)
     layer = kind(I, H, **options)
-    backend = "auto" if kind is nn.RNN else "eager"
-    return layer, rnnjit.compile(layer, backend=backend)
+    return layer, rnnjit.compile(layer, backend=usual(kind))
 
 
 def states(layer, change):
@@ -168,8 +168,7 @@ def torch_forward(monkeypatch, kind, replacement=None):
 
 
 def fast_layer(kind, **options):
-    backend = "auto" if kind is nn.RNN else "eager"
-    return rnnjit.compile(kind(I, H, **options), backend=backend)
+    return rnnjit.compile(kind(I, H, **options), backend=usual(kind))
 
 
 STRIDED_SIZES = torch.tensor([2, 99, 1, 99])[::2]

@@ -204,12 +204,13 @@ def test_compiling_a_compiled_module_chooses_anew(inplace):
     assert torch.equal(again(x)[0], rnn(x)[0])
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.GRUCell(2, 2))])
-def test_a_module_without_an_rnn_is_refused(model):
-    with pytest.raises(
-        ValueError,
-        match="no nn.RNN or nn.RNNCell to compile: " + type(model).__name__,
-    ):
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Tanh())])
+def test_a_module_without_a_recurrent_one_is_refused(model):
+    said = (
+        "^module contains no nn.GRU, nn.GRUCell, nn.LSTM, nn.LSTMCell, nn.RNN or nn.RNNCell to "
+        f"compile: {type(model).__name__} has"
+    )
+    with pytest.raises(ValueError, match=said):
         rnnjit.compile(model)
 
 
@@ -218,10 +219,19 @@ class TanhOnly(RecomputeBackend):
     operations = RNN_TANH.operations
 
 
+@pytest.fixture
+def only_tanh(monkeypatch):
+    """The one compiled backend that is installed computes nn.RNN's default cell alone."""
+    found = {"tanh-only": TanhOnly(), "eager": rnnjit.backends()["eager"]}
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
+
+
+@pytest.mark.usefixtures("only_tanh")
 @pytest.mark.parametrize(
     ("model", "backend", "words"),
     [
         (nn.LSTM(2, 2), "auto", "LSTM has 1 modules; no compiled backend computes lstm layers"),
+        (nn.GRUCell(2, 2), "auto", "GRUCell has 1 .*; no compiled backend computes gru layers"),
         (
             nn.Sequential(nn.GRU(2, 2), nn.LSTM(2, 2)),
             "auto",
@@ -240,12 +250,19 @@ def test_a_module_of_layers_that_no_backend_computes_is_refused(model, backend, 
         rnnjit.compile(model, backend=backend)
 
 
-def test_a_layer_that_the_named_backend_does_not_compute_stays_eager():
-    model = nn.ModuleList([nn.RNN(2, 3), nn.RNN(2, 3, nonlinearity="relu"), nn.LSTM(2, 3)])
-    fast = rnnjit.compile(model, backend=TanhOnly())
-    assert [type(m) for m in fast] == [rnnjit.CompiledRNN, nn.RNN, nn.LSTM]
+@pytest.mark.usefixtures("only_tanh")
+@pytest.mark.parametrize("backend", ["auto", TanhOnly()])
+def test_what_no_compiled_or_not_the_named_backend_computes_stays_eager(backend):
+    model = nn.ModuleList([nn.RNN(2, 3), nn.RNNCell(2, 3), nn.LSTM(2, 3), nn.GRUCell(2, 3)])
+    relu = [make(2, 3, nonlinearity="relu") for make in (nn.RNN, nn.RNNCell)]
+    fast = rnnjit.compile(model.extend(relu), backend=backend)
+    compiled = [rnnjit.CompiledRNN, rnnjit.CompiledRNNCell]
+    assert [type(m) for m in fast] == [*compiled, nn.LSTM, nn.GRUCell, nn.RNN, nn.RNNCell]
+    assert fast[2].weight_hh_l0 is model[2].weight_hh_l0
     x = torch.randn(4, 1, 2)
     torch.testing.assert_close(fast[0](x), model[0](x))
+    note = rnnjit.explain(fast[2], x).calls[0].note
+    assert note == "left eager: no compiled backend computes lstm layers"
 
 
 def test_a_backend_that_fails_to_say_which_cells_it_computes_does_not_fail_the_others(monkeypatch):
@@ -270,6 +287,7 @@ class OwnLSTM(nn.LSTM):
         pass
 
 
+@pytest.mark.usefixtures("only_tanh")
 def test_a_subclass_that_no_backend_computes_is_left_without_a_warning():
     model = nn.ModuleList([nn.RNN(2, 3), OwnLSTM(2, 3)])
     assert [type(m) for m in rnnjit.compile(model)] == [rnnjit.CompiledRNN, OwnLSTM]
@@ -301,10 +319,57 @@ def test_a_model_that_cannot_be_copied_names_the_way_out():
     assert len(compiled_rnns(model)) == 1
 
 
-def test_other_recurrent_layers_stay_eager():
-    model = nn.ModuleList([nn.RNN(2, 3), nn.LSTM(2, 3), nn.GRU(2, 3), nn.GRUCell(2, 3)])
-    fast = rnnjit.compile(model)
-    assert [type(m) for m in fast] == [rnnjit.CompiledRNN, nn.LSTM, nn.GRU, nn.GRUCell]
+KINDS = [nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell]
+
+
+class AllKinds(nn.Module):
+    """Every layer and cell of torch: nested, in a plain list, and some of them twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.RNN(3, 3), nn.Sequential(nn.LSTM(3, 3, proj_size=2))])
+        self.gru = nn.GRU(2, 3, 2, bidirectional=True)
+        self.again = self.gru
+        self._plain = [{"cells": (nn.RNNCell(6, 3), nn.LSTMCell(3, 3))}]
+        self.cell = nn.GRUCell(3, 3)
+
+    def forward(self, x):
+        x, _ = self.layers[0](x)
+        x, (h, c) = self.layers[1][0](x)
+        y, _ = self.gru(x)
+        z, last = self.again(x, y.new_ones(4, x.shape[1], 3))
+        first, second = self._plain[0]["cells"]
+        state = first((y + z)[-1])
+        state, memory = second(state, (state, c[0]))
+        return self.cell(state, self.cell(memory, last[0])), h
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("inplace", [False, True])
+def test_every_kind_in_one_model(inplace):
+    torch.manual_seed(0)
+    model, x = AllKinds(), torch.randn(5, 2, 3)
+    expected = model(x)
+    gradients = torch.autograd.grad(expected[0].sum(), list(model.parameters()))
+    fast = rnnjit.compile(model, backend="eager", inplace=inplace)
+    plain = fast._plain[0]["cells"]
+    found = [*fast.layers[:1], fast.layers[1][0], fast.gru, *plain, fast.cell]
+    assert [type(m).__name__ for m in found] == [f"Compiled{kind.__name__}" for kind in KINDS]
+    assert all(isinstance(m, kind) for m, kind in zip(found, KINDS, strict=True))
+    assert fast.gru is fast.again
+    torch.testing.assert_close(fast(x), expected)
+    loss = fast(x)[0].sum()
+    torch.testing.assert_close(torch.autograd.grad(loss, list(fast.parameters())), gradients)
+
+
+def test_recurrent_modules_of_other_classes_stay_eager():
+    class Other(nn.RNNCellBase):
+        pass
+
+    fast = rnnjit.compile(nn.ModuleList([nn.RNN(2, 3), Other(2, 3, True, 1)]))
+    assert type(fast[1]) is Other
+    said = "left eager: it is no nn.GRU, nn.GRUCell, nn.LSTM, nn.LSTMCell, nn.RNN or nn.RNNCell"
+    assert rnnjit.explain(fast).calls[1].note == said
 
 
 def test_the_backend_may_be_assigned():

@@ -84,9 +84,9 @@ def test_what_torch_would_compute_otherwise_is_refused(name, tmp_path):
 
 def test_an_unknown_layer_is_refused(tmp_path):
     module = nn.RNNBase("RNN_TANH", 3, 4)
-    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.RNN, got RNNBase"):
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.RNN, .* got RNNBase"):
         rnnjit.Stream(module)
-    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.RNN, got RNNBase"):
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.RNN, .* got RNNBase"):
         rnnjit.export_artifact(module, tmp_path / "artifact")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -92,6 +93,23 @@ def test_layers_of_several_gates_and_states_stream(name, backend):
     )
     stream.reset()
     torch.testing.assert_close(streamed(stream, x), y.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("B", [1, 5])
+@pytest.mark.parametrize("name", LAYERS)
+def test_their_steps_are_the_whole_sequence_and_allocate_only_the_output(name, B):
+    module = rnnjit.compile(LAYERS[name](), backend="numba").eval()
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    with torch.no_grad():
+        y, last = module(x)
+    stream = rnnjit.Stream(module, B)
+    assert torch.equal(streamed(stream, x), y)
+    assert all(map(torch.equal, stream.state, last))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        for _ in range(5):
+            stream.step(x[0])
+    allocated = [event.cpu_memory_usage for event in profile.events() if event.cpu_memory_usage > 0]
+    assert allocated == [8 * y[0].numel()] * 5
 
 
 def test_states_that_do_not_fit_a_stream_of_several():
@@ -220,3 +238,42 @@ def test_what_makes_no_sense():
         stream.step(torch.zeros(1, I))
     with torch.autocast("cpu"), pytest.raises(TypeError, match="autocast"):
         rnnjit.Stream(nn.RNN(I, H)).step(torch.zeros(1, I))
+
+
+class Stepping(RecomputeBackend):
+    """A backend whose steps only add to the states, in the memory that it is given."""
+
+    name = "stepping"
+
+    def stepper(self, spec, dtype, batch):
+        def step(x, hx, h_n, y, weights):
+            for index, (before, after) in enumerate(zip(hx, h_n, strict=True)):
+                np.add(before.numpy(), index + 1, out=after.numpy())
+            y.numpy()[:] = h_n[0].numpy()[-1]
+
+        return step
+
+
+@pytest.mark.parametrize(("kind", "states"), [(nn.GRU, 1), (nn.LSTM, 2)])
+def test_a_step_of_several_states_allocates_only_its_output(kind, states):
+    B = 2
+    rnn = kind(I, H, 3, **({"proj_size": 7} if states == 2 else {}))
+    stream, x = rnnjit.Stream(rnn, B, backend=Stepping()), torch.randn(B, I)
+    first = stream.step(x)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        for _ in range(10):
+            last = stream.step(x)
+    allocated = [event.cpu_memory_usage for event in profile.events() if event.cpu_memory_usage > 0]
+    width = 7 if states == 2 else H
+    assert allocated == [4 * B * width] * 10
+    assert first.eq(1).all()
+    assert last.eq(11).all()
+    found = stream.state if states == 2 else (stream.state,)
+    sizes = (width, H)[:states]
+    assert [state.shape for state in found] == [(3, B, size) for size in sizes]
+    assert [float(state.unique()) for state in found] == [11.0, 22.0][:states]
+    stream.state = [state + 1 for state in found] if states == 2 else found[0] + 1
+    stream.reset(torch.tensor([True, False]))
+    stream.step(x)
+    found = stream.state if states == 2 else (stream.state,)
+    assert [state[0, :, 0].tolist() for state in found] == [[1, 13], [2, 25]][:states]

@@ -1,4 +1,4 @@
-"""Protects compiled subclasses of nn.RNN: what the user's class defines does what it did."""
+"""Protects compiled subclasses of torch's layers: the class does what it did."""
 
 import copy
 import functools
@@ -10,8 +10,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnjit
+from rnnjit.testing import RecomputeBackend
 
 X = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
 
@@ -449,3 +451,93 @@ def test_a_compiled_subclass_in_a_model_that_torch_compiles():
         y.sum().backward()
     torch.testing.assert_close(y, rnn(X)[0])
     assert torch._dynamo.utils.counters["frames"]["total"] < 10
+
+
+class Handled(ABC, nn.RNNBase):
+    """What forecasting libraries put around torch's layers: it packs, runs them and unpacks."""
+
+    @abstractmethod
+    def init_hidden_state(self, x): ...
+
+    @abstractmethod
+    def repeat_interleave(self, state, count): ...
+
+    def forward(self, x, hx=None, lengths=None, enforce_sorted=True):
+        if isinstance(x, PackedSequence):
+            return super().forward(x, hx=hx)
+        if lengths is None:
+            return super().forward(x, hx)
+        if lengths.max() == 0:
+            return x.new_zeros(*x.shape[:2], self.hidden_size), self.init_hidden_state(x)
+        kept = lengths.where(lengths > 0, torch.ones_like(lengths))
+        packed = pack_padded_sequence(
+            x, kept.cpu(), batch_first=self.batch_first, enforce_sorted=enforce_sorted
+        )
+        y, state = super().forward(packed, hx=hx)
+        y, _ = pad_packed_sequence(y, batch_first=self.batch_first)
+        return y, self.blank(state, lengths == 0)
+
+    def blank(self, state, where):
+        return state.masked_fill(where[None, :, None], 0.0)
+
+
+class HandledGRU(Handled, nn.GRU):
+    def init_hidden_state(self, x):
+        return x.new_zeros(self.num_layers, x.shape[0 if self.batch_first else 1], self.hidden_size)
+
+    def repeat_interleave(self, state, count):
+        return state.repeat_interleave(count, 1)
+
+
+class HandledLSTM(Handled, nn.LSTM):
+    def init_hidden_state(self, x):
+        h = x.new_zeros(self.num_layers, x.shape[0 if self.batch_first else 1], self.hidden_size)
+        return h, h.clone()
+
+    def repeat_interleave(self, state, count):
+        return tuple(part.repeat_interleave(count, 1) for part in state)
+
+    def blank(self, state, where):
+        return tuple(Handled.blank(self, part, where) for part in state)
+
+
+@pytest.mark.parametrize("kind", [HandledLSTM, HandledGRU])
+def test_layers_of_forecasting_libraries(kind):
+    """Their code runs, and what it calls of torch's layer is compiled."""
+    torch.manual_seed(0)
+    rnn = kind(3, 4, num_layers=2, batch_first=True)
+    counting = Counting()
+    fast, x = compiled(rnn, backend=counting), X.transpose(0, 1)
+    own = nn.LSTM if kind is HandledLSTM else nn.GRU
+    assert isinstance(fast, (kind, own, Handled))
+    assert not isinstance(fast, nn.GRU if own is nn.LSTM else nn.LSTM)
+    hx = fast.init_hidden_state(x)
+    torch.testing.assert_close(hx, rnn.init_hidden_state(x))
+    packed = pack_padded_sequence(x, torch.tensor([5, 2]), batch_first=True)
+    calls = [
+        lambda module: module(x),
+        lambda module: module(x, hx=hx),
+        lambda module: module(x, lengths=torch.tensor([3, 5]), enforce_sorted=False),
+        lambda module: module(x, hx, torch.tensor([4, 0])),
+        lambda module: (lambda y, state: (y.data, state))(*module(packed, hx)),
+        lambda module: module.repeat_interleave(module(x)[1], 3),
+    ]
+    for call in calls:
+        before = counting.layers
+        torch.testing.assert_close(call(fast), call(rnn))
+        assert counting.layers == before + 2
+    torch.testing.assert_close(fast(x, lengths=torch.zeros(2).long()), (torch.zeros(2, 5, 4), hx))
+    again = pickle.loads(pickle.dumps(compiled(rnn, backend="eager")))
+    assert type(again) is type(fast)
+    torch.testing.assert_close(again(x), rnn(x))
+
+
+class Counting(RecomputeBackend):
+    """Counts the layers that it computes."""
+
+    name = "counting"
+    layers = 0
+
+    def forward(self, *args):
+        self.layers += 1
+        return super().forward(*args)

@@ -150,6 +150,27 @@ def test_every_call_in_a_model_is_timed_as_it_is_made(installed):
     assert str(tuning).splitlines()[0].startswith("first: quick ")
 
 
+STATE = torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (nn.LSTM(2, 4, 2), (X,)),
+        (nn.GRU(2, 4), (X, STATE[None])),
+        (nn.LSTMCell(2, 4), (X[0], (STATE, STATE))),
+        (nn.GRUCell(2, 4), (X[0],)),
+    ],
+    ids=lambda value: str(value)[:8],
+)
+def test_other_layers_and_cells_are_tuned_each_for_itself(installed, module, inputs):
+    (call,) = rnnjit.tune(module, *inputs, rounds=5).calls
+    assert list(call.seconds) == ["quick", "slow"]
+    assert (call.chosen, call.stored) == ("quick", True)
+    assert ran(installed, rnnjit.compile(module), *inputs) == "quick"
+    assert ran(installed, rnnjit.compile(nn.RNN(2, 4)), X) == "slow"
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_real_backends_on_real_calls(packed):
     module = rnnjit.compile(nn.RNN(2, 4, num_layers=2, dropout=0.5, bidirectional=True))

@@ -91,6 +91,45 @@ def test_compiled_modules_cells_and_float64():
         assert comparison.problem.dtype is x.dtype
 
 
+STATE = torch.zeros(2, 5)
+OTHERS = [
+    (nn.LSTM(3, 5, 2), (torch.randn(4, 2, 3),), "LSTM(3, 5), 2 layers; T=4 B=2, float32"),
+    (nn.GRU(3, 5, bias=False), (torch.randn(4, 2, 3),), "GRU(3, 5), no bias; T=4 B=2, float32"),
+    (nn.LSTMCell(3, 5), (torch.randn(2, 3), (STATE, STATE)), "LSTM(3, 5); T=1 B=2, float32"),
+    (nn.GRUCell(3, 5), (torch.randn(2, 3),), "GRU(3, 5); T=1 B=2, float32"),
+]
+
+
+@pytest.mark.parametrize(("module", "inputs", "title"), OTHERS, ids=lambda v: str(v)[:12])
+def test_other_layers_and_cells_are_compared_with_their_own(odd, module, inputs, title):
+    compared = rnnjit.compare(module, *inputs, rounds=1, backends=["plain"])
+    (found,) = compared.calls.values()
+    layer = f"nn.{title.partition('(')[0]}"
+    (plain,) = found.results
+    assert found.eager.name == layer
+    assert max(plain.values_error, plain.gradients_error) < 1e-5
+    text = str(compared)
+    assert text.splitlines()[0] == title
+    assert f"x {layer}" in text
+    assert "nn.RNN" not in text
+
+
+def test_a_backend_that_computes_no_such_cell_is_a_row_with_its_reasons(monkeypatch):
+    class OneGate(RecomputeBackend):
+        name = "one-gate"
+
+        def why_not_cell(self, cell):
+            return [] if len(cell.gates) == 1 else ["only one gate is supported"]
+
+    found = {"one-gate": OneGate(), "all": Odd("all"), "eager": rnnjit.backends()["eager"]}
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: found)
+    (comparison,) = rnnjit.compare(nn.GRU(3, 5), torch.randn(4, 2, 3), rounds=1).calls.values()
+    result, other = comparison.results
+    assert (result.name, result.reasons) == ("one-gate", ("only one gate is supported",))
+    assert result.times is None
+    assert (other.name, other.reasons) == ("all", ())
+
+
 def test_nothing_of_the_module_changes():
     model = Model().eval()
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}

@@ -99,14 +99,40 @@ def test_without_inputs_it_says_what_is_missing():
     assert text[-1] == "  eager: could run it"
 
 
-def test_modules_without_an_nn_rnn():
+def test_modules_without_a_recurrent_one():
     assert lines(rnnjit.explain(nn.Linear(1, 1))) == ["module: Linear", "  contains no RNN"]
+    with pytest.raises(TypeError, match=r"module must be a torch.nn.Module, got int"):
+        rnnjit.explain(3)
+
+
+H0 = torch.zeros(3, 4)
+KINDS = [
+    (nn.LSTM(8, 4, proj_size=2), (X,), "LSTM(8, 4, proj_size=2)", "T=5, B=3, dense"),
+    (nn.GRU(8, 4), (X, H0[None]), "GRU(8, 4)", "T=5, B=3, dense"),
+    (nn.LSTMCell(8, 4), (X[0], (H0, H0)), "LSTMCell(8, 4)", "T=1, B=3, dense"),
+    (nn.GRUCell(8, 4), (X[0],), "GRUCell(8, 4)", "T=1, B=3, dense"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(("module", "inputs", "kind", "call"), KINDS, ids=lambda v: str(v)[:12])
+def test_other_layers_and_cells_are_reported_as_nn_rnn_is(module, inputs, kind, call):
+    compiled = rnnjit.compile(module, backend="eager")
+    assert lines(rnnjit.explain(compiled, *inputs)) == [
+        f"module: {kind} -> eager",
+        "  backend 'eager' was asked for by name",
+        f"  call: torch.float32 on cpu, {call}, with gradients",
+        "  eager: runs it",
+    ]
+
+
+def test_a_layer_that_no_compiled_backend_computes_is_left_eager(monkeypatch):
+    eager = rnnjit.backends()["eager"]
+    monkeypatch.setattr("rnnjit.dispatch.registry._installed", lambda: {"eager": eager})
     assert lines(rnnjit.explain(nn.GRU(8, 4), X)) == [
         "module: GRU(8, 4)",
         "  left eager: no compiled backend computes gru layers",
     ]
-    with pytest.raises(TypeError, match=r"module must be a torch.nn.Module, got int"):
-        rnnjit.explain(3)
 
 
 @pytest.mark.parametrize("backend", [None, "auto", "eager"])
@@ -122,9 +148,8 @@ def test_a_model_with_rnns_of_all_kinds(backend):
     if backend == "eager":
         assert (lstm.chosen, lstm.note) == ("eager", "backend 'eager' was asked for by name")
     else:
-        assert lstm.chosen is None
-        assert lstm.note == "left eager: no compiled backend computes lstm layers"
-    assert calls["cell"].note == "left eager: it is no nn.RNN, nn.LSTM, nn.GRU or nn.RNNCell"
+        assert lstm.chosen is not None
+    assert calls["cell"].note.startswith("no call was seen")
     assert calls["own"].kind == "OwnForward(8, 8)"
     assert calls["own"].note.endswith("whichever backend is asked for: autocast is enabled")
     assert calls["unused"].note.startswith("no call was seen")

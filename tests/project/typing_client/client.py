@@ -23,10 +23,15 @@ assert_type(rnnjit.compile(nn.RNNCell(2, 3)), rnnjit.CompiledRNNCell)
 assert_type(rnnjit.compile(Model(), backend="numba", inplace=True), Model)
 fast = rnnjit.compile(rnn, backend=rnnjit.backends()["numba"])
 assert_type(fast.forward(x, reset=torch.ones(4, 1) > 0), tuple[Tensor | PackedSequence, Tensor])
+assert_type(
+    fast.forward(x, return_states=True),
+    tuple[Tensor | PackedSequence, Tensor, tuple[tuple[Tensor | PackedSequence, ...], ...]],
+)
 assert_type(fast.hidden_size, int)
 assert_type(rnnjit.explain(fast, x).calls[0].chosen, str | None)
 assert_type(rnnjit.tune(fast, x, rounds=1).calls[0].seconds, dict[str, float])
 assert_type(rnnjit.gradient_flow(fast, x).norms, dict[str, Tensor])
+assert_type(rnnjit.gradient_flow(fast, x).states, dict[str, dict[str, Tensor]])
 assert_type(rnnjit.Stream(fast).step(x[0]), Tensor)
 assert_type(rnnjit.export_artifact(fast, "artifact", target="native"), Path)
 assert_type(
