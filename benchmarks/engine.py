@@ -1,10 +1,12 @@
 """The CPU engine's table: the bars that it is to reach, and its figures on this machine.
 
-    python benchmarks/engine.py [--only ROW,...] [--rounds N] [--quick] [--json FILE]
-    python benchmarks/engine.py --report FILE
+    python benchmarks/engine.py [--cell lstm] [--only ROW,...] [--rounds N] [--quick] [--json FILE]
+    python benchmarks/engine.py [--cell lstm] --report FILE
 
-It measures eager nn.RNN and a backend as `rnnjit bench` does, and compares the report with the
+It measures eager PyTorch and a backend as `rnnjit bench` does, and compares the report with the
 bars; --json writes the report, which --report reads. After Ctrl-C it prints what it has measured.
+The bars on the speed-up over eager and on the share of the peak are nn.RNN's: the figures of
+another --cell stand without them.
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ from rnnjit.bench.cases import (
     LAST_STATE,
     Shape,
     each,
+    of_cell,
     random_shapes,
 )
 from rnnjit.bench.contestants import find
+from rnnjit.bench.kinds import KINDS
 from rnnjit.bench.plan import Plan
-from rnnjit.bench.records import Case, Mode, Report
+from rnnjit.bench.records import Case, CellName, Mode, Report
 from rnnjit.bench.report.results import Results, described, duration, shape, size, times
 from rnnjit.cli.bench import measure
 
@@ -49,13 +53,18 @@ _READ_SHARE = 100 / 1.15
 SINGLE = ((100, 1, 64, 64), (100, 1, 128, 256), (100, 1, 512, 512))
 PACKED = ((100, 8, 128, 256), (100, 32, 128, 256), (1000, 16, 64, 128))
 LONG, LONG_QUICK = (4000, 16, 64, 128), (200, 16, 64, 128)
-#: Other kinds of nn.RNN, compared with float32 tanh of one layer at the same shapes.
+#: The speed-ups over eager and the shares of the multiply-add peak that nn.RNN is to reach.
+GRID_BARS = {"forward": 6.0, "training": 6.5}
+PEAK_BARS = {"forward": 85.0, "training": 75.0}
+STEP_BAR, LONG_BARS = 4.0, {"forward": 10.0, "training": 60.0}
+#: Other kinds of the layer, compared with one plain layer in float32 at the same shapes.
 VARIANTS: dict[str, dict[str, Any]] = {
     "bidirectional": {"bidirectional": True},
     "2 layers": {"layers": 2},
     "3 layers": {"layers": 3},
     "relu": {"nonlinearity": "relu"},
     "float64": {"dtype": "float64"},
+    "proj_size 64": {"proj_size": 64},
 }
 VARIANT_SHAPES = ((100, 1, 128, 256), (100, 8, 128, 256), (100, 32, 128, 256), COMPUTE_BOUND[0])
 TRAINING_MEMORY = ((1000, 16, 64, 128), (100, 64, 512, 512), (1000, 64, 256, 256))
@@ -165,8 +174,8 @@ class Measured:
         if own is None or eager is None or own.memory is None or not eager.memory:
             raise UnmeasuredError(f"no memory for {described(case)}")
         drawn = draw(case)
-        given = sum(array.nbytes for array in (drawn.x, drawn.h0, *drawn.weights.values()))
-        given += drawn.grad_y.nbytes + drawn.grad_h_n.nbytes
+        inputs = (drawn.x, *drawn.hx, *drawn.weights.values(), drawn.grad_y, *drawn.grad_hn)
+        given = sum(array.nbytes for array in inputs)
         return (own.memory - given) / (eager.memory - given)
 
 
@@ -178,18 +187,24 @@ def _of(cases: Sequence[Case], **fields: Any) -> list[Case]:
     return [c for c in cases if all(getattr(c, k) == value for k, value in fields.items())]
 
 
+def _bar(cases: Sequence[Case], bar: float) -> float | None:
+    """The bar on the speed of these cases, which is nn.RNN's; None for another layer."""
+    return bar if all(case.cell == "rnn" for case in cases) else None
+
+
 def grid(m: Measured, cases: Sequence[Case]) -> Findings:
     """The geometric means of the grid."""
-    for mode, bar in (("forward", 6.0), ("training", 6.5)):
-        mean = geometric_mean(map(m.ratio, _of(cases, mode=mode)))
-        yield Finding(f"{mode}, geometric mean of the grid", mean, bar)
+    for mode, bar in GRID_BARS.items():
+        of_mode = _of(cases, mode=mode)
+        mean = geometric_mean(map(m.ratio, of_mode))
+        yield Finding(f"{mode}, geometric mean of the grid", mean, _bar(of_mode, bar))
 
 
 def compute(m: Measured, cases: Sequence[Case]) -> Findings:
     """The share of the machine's peak in compute-bound shapes."""
     for case in cases:
         what = f"{case.mode} ({shape(case)}), share of the multiply-add peak"
-        bar = 85.0 if case.mode == "forward" else 75.0
+        bar = _bar([case], PEAK_BARS[case.mode])
         yield Finding(what, 100 * m.share_of_peak(case), bar, "%")
 
 
@@ -213,7 +228,7 @@ def last(m: Measured, cases: Sequence[Case]) -> Findings:
 def step(m: Measured, cases: Sequence[Case]) -> Findings:
     """A streaming step."""
     (case,) = cases
-    yield Finding(f"streaming step ({shape(case)})", m.ratio(case), 4.0)
+    yield Finding(f"streaming step ({shape(case)})", m.ratio(case), _bar(cases, STEP_BAR))
     yield Finding(f"streaming step ({shape(case)}), a call", m.seconds(case) * 1e6, unit="us")
 
 
@@ -229,7 +244,7 @@ def anywhere(m: Measured, cases: Sequence[Case]) -> Findings:
 
 def packed(m: Measured, cases: Sequence[Case]) -> Findings:
     """Time per valid row against the dense call, and one long batch against eager."""
-    for mode, bar in zip(BOTH, (10.0, 60.0), strict=True):
+    for mode, bar in LONG_BARS.items():
         *pairs, long = _of(cases, mode=mode, packed=True)
         over = []
         for case in pairs:
@@ -238,11 +253,11 @@ def packed(m: Measured, cases: Sequence[Case]) -> Findings:
             over.append(m.seconds(case) / (share * m.seconds(dense)))
         what = f"{mode}: packed time per valid row over dense, most"
         yield Finding(what, max(over), 1.1, at_most=True)
-        yield Finding(f"{mode}: packed ({shape(long)})", m.ratio(long), bar)
+        yield Finding(f"{mode}: packed ({shape(long)})", m.ratio(long), _bar([long], bar))
 
 
 def variants(m: Measured, cases: Sequence[Case]) -> Findings:
-    """Other kinds of nn.RNN against the plain one at the same shapes: at most 20% less speed-up.
+    """Other kinds of the layer against the plain one: at most 20% less speed-up.
 
     A vector holds half as many float64 elements, so float64 is compared with half float32's speed.
     """
@@ -254,9 +269,11 @@ def variants(m: Measured, cases: Sequence[Case]) -> Findings:
 
     for name, mode in product(VARIANTS, BOTH):
         kind, plain = (_of(cases, mode=mode, group=group) for group in (name, "grid"))
+        if not kind:
+            continue  # such a layer has no such option
         least = min(map(share, kind, plain))
         of = "half the speed" if name == "float64" else "the ratio"
-        what = f"{name}, {mode}: least share of {of} of float32 tanh, 1 layer"
+        what = f"{name}, {mode}: least share of {of} of one plain layer in float32"
         yield Finding(what, 100 * least, 80.0, "%")
 
 
@@ -291,7 +308,7 @@ def growth(m: Measured, cases: Sequence[Case]) -> Findings:
         yield Finding(f"{mode}: {edge}, spread of time per work", cliff, 30.0, "%", at_most=True)
 
 
-#: Maps the numbers of threads, and whether the run is quick, to cases.
+#: Maps the numbers of threads, and whether the run is quick, to cases, whatever their cell.
 Cases = Callable[[tuple[int, ...], bool], tuple[Case, ...]]
 
 
@@ -301,12 +318,18 @@ class Row(NamedTuple):
     Attributes:
         title: what it is about.
         judge: computes figures from the measurements of the row's cases.
-        cases: the cases to measure.
+        build: the cases to measure, among them some that not every kind of layer offers.
     """
 
     title: str
     judge: Callable[[Measured, Sequence[Case]], Findings]
-    cases: Cases
+    build: Cases
+
+    def cases(
+        self, threads: tuple[int, ...], quick: bool, cell: CellName = "rnn"
+    ) -> tuple[Case, ...]:
+        """The cases of a kind of layer."""
+        return of_cell(self.build(threads, quick), cell)
 
 
 def _shapes(shapes: Sequence[tuple[int, int, int, int]], *modes: Mode) -> Cases:
@@ -367,7 +390,7 @@ ROWS = {
     "step": Row("a streaming step", step, _shapes(((1, 1, 32, 64),), "streaming")),
     "any": Row("random and extreme shapes", anywhere, _any_cases),
     "packed": Row("PackedSequence, lengths from 1 to T at random", packed, _packed_cases),
-    "variants": Row("other kinds of nn.RNN", variants, _variant_cases),
+    "variants": Row("other kinds of the layer", variants, _variant_cases),
     "memory": Row("memory of training", memory, _shapes(TRAINING_MEMORY, "training")),
     "start": Row("from the start of a process", start, _start_cases),
     "growth": Row("growth and tile edges", growth, _growth_cases),
@@ -451,6 +474,7 @@ def main() -> None:
     """Measure or read a report, print the tables, write the JSON file."""
     parser = argparse.ArgumentParser(description="The CPU engine's table.")
     parser.add_argument("--only", type=chosen, default=list(ROWS), metavar="ROW,...")
+    parser.add_argument("--cell", choices=KINDS, default="rnn", help="the kind of layer")
     parser.add_argument("--backend", default="numba")
     parser.add_argument("--rounds", type=int, default=11, help="samples of each time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -462,7 +486,7 @@ def main() -> None:
         parser.error("--rounds and --threads must be at least 1")
     threads, quick = (options.threads,), options.quick
     rows = {name: ROWS[name] for name in options.only}
-    cases = {name: row.cases(threads, quick) for name, row in rows.items()}
+    cases = {name: row.cases(threads, quick, options.cell) for name, row in rows.items()}
     if options.report is not None:
         report = records.read(options.report)
     else:

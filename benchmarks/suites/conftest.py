@@ -14,6 +14,7 @@ import rnnjit
 from rnnjit.bench.contestants import contestants
 from rnnjit.bench.machine import measure_machine
 from rnnjit.bench.records import Case, Machine
+from rnnjit.bench.report.results import extras, layer_words
 from rnnjit.dispatch.registry import lacking
 from rnnjit.tools.environment import environment
 
@@ -58,8 +59,9 @@ def _runs_here(name: str) -> bool:
 
 def name_of(case: Case) -> str:
     """The name of a case in a test's id."""
-    kind = f"{case.dtype}{'-packed' if case.packed else ''}"
-    return f"{case.mode}-T{case.T}-B{case.B}-I{case.I}-H{case.H}-{kind}"
+    kind = [*layer_words(case.cell), case.dtype, *extras(case)]
+    sizes = f"T{case.T}-B{case.B}-I{case.I}-H{case.H}"
+    return "-".join([case.mode, sizes, *kind]).replace(" ", "-")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -1,4 +1,4 @@
-"""pytest-benchmark suites: every mode of a call, on eager nn.RNN and every backend.
+"""pytest-benchmark suites: every mode of a call, on eager PyTorch and every backend.
 
     make bench
 
@@ -24,6 +24,7 @@ from rnnjit.bench.correctness_gate import CorrectnessGate
 from rnnjit.bench.memory import growth
 from rnnjit.bench.plan import Plan
 from rnnjit.bench.records import Case, Machine
+from rnnjit.bench.report.results import extras, layer_words
 from rnnjit.bench.runner import start_once
 from rnnjit.bench.trial import ARRAYS, Trial
 from rnnjit.runtime.timing import calibrate
@@ -42,6 +43,16 @@ SUITES = (
     ),
     *(each(_PACKED, (mode,), _THREADS, packed=True) for mode in BOTH),
     each(STREAMING, ("streaming",), _THREADS),
+    *(
+        suite
+        for cell in ("lstm", "gru")
+        for suite in (
+            each(_FEW, ("forward",), _THREADS, cell=cell),
+            each(_FEW, ("training",), _THREADS, cell=cell),
+            each(STREAMING[1:3], ("streaming",), _THREADS, cell=cell),
+            each([(1, 1, 128, 128), (1, 4096, 128, 128)], BOTH, _THREADS, cell=cell, as_cell=True),
+        )
+    ),
 )
 _PLAN = Plan(rounds=15, sample=0.005)
 #: A process that takes at least these seconds is run only once.
@@ -56,7 +67,7 @@ def test_call(benchmark: Any, machine: Machine | None, case: Case, contestant: C
     ready = contestant.prepare(case, drawn)
     judgement = gate.judge(ready.results())
     assert not judgement.wrong, judgement.wrong
-    kind = f"{case.dtype}{', packed' if case.packed else ''}"
+    kind = ", ".join([*layer_words(case.cell), case.dtype, *extras(case)])
     benchmark.group = f"{case.mode}, T={case.T} B={case.B} I={case.I} H={case.H}, {kind}"
     _describe(benchmark, case, contestant, peak_memory=growth(lambda: ready.run))
     calls = calibrate(ready.run, _PLAN.sample) if machine else 1
@@ -109,7 +120,7 @@ def _judged(case: Case) -> tuple[CorrectnessGate, arrays.Arrays]:
 
 def _describe(benchmark: Any, case: Case, contestant: Contestant, **more: Any) -> None:
     """Record the case, before the benchmark runs."""
-    fields = ("mode", "T", "B", "I", "H", "dtype", "packed", "threads")
+    fields = ("mode", "T", "B", "I", "H", "cell", "as_cell", "dtype", "packed", "threads")
     benchmark.extra_info.update(
         backend=contestant.name, **{name: getattr(case, name) for name in fields}, **more
     )

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Case
 
 Array = NDArray[np.floating]
@@ -19,6 +20,9 @@ Array = NDArray[np.floating]
 FRAMES = 8
 
 _WEIGHT = "weight of "
+#: Fields of a case that reports of older versions lack, with what they stand for there. The seed of
+#: such a case leaves them out: the lengths of its sequences must stay those that were measured.
+_LATER_FIELDS = {"cell": "rnn", "proj_size": 0, "as_cell": False}
 
 
 class Arrays(NamedTuple):
@@ -26,11 +30,14 @@ class Arrays(NamedTuple):
 
     Attributes:
         x: `[T, B, I]`; zeros after the end of a sequence. When streaming, T is `FRAMES`.
-        h0: `[L*D, B, H]`.
+        h0: `[L*D, B, P or H]`.
         lengths: int64 `[B]`, in descending order, the first is T; None if all are T.
-        weights: by nn.RNN's names, `weight_ih_l0` and so on.
-        grad_y: `[T, B, D*H]`, zeros after the end of a sequence; all zeros for a loss on h_n alone.
-        grad_h_n: `[L*D, B, H]`.
+        weights: by the layer's names, `weight_ih_l0` and so on.
+        grad_y: `[T, B, D*(P or H)]`, zeros after the end of a sequence; all zeros for a loss on h_n
+            alone.
+        grad_h_n: `[L*D, B, P or H]`.
+        c0: `[L*D, B, H]`, None if the layer has one state.
+        grad_c_n: `[L*D, B, H]`, all zeros for a loss on h_n alone; None if the layer has one state.
     """
 
     x: Array
@@ -39,23 +46,36 @@ class Arrays(NamedTuple):
     weights: Mapping[str, Array]
     grad_y: Array
     grad_h_n: Array
+    c0: Array | None = None
+    grad_c_n: Array | None = None
+
+    @property
+    def hx(self) -> tuple[Array, ...]:
+        """The initial states: h0, and c0 if there is one."""
+        return (self.h0,) if self.c0 is None else (self.h0, self.c0)
+
+    @property
+    def grad_hn(self) -> tuple[Array, ...]:
+        """The gradients of the last states, in the order of `hx`."""
+        return (self.grad_h_n,) if self.grad_c_n is None else (self.grad_h_n, self.grad_c_n)
 
 
 def draw(case: Case) -> Arrays:
     """Draw the arrays of a case, in float64 and rounded; every call gives the same arrays.
 
-    Inputs, states and gradients are standard normal; weights are uniform, as nn.RNN initialises
+    Inputs, states and gradients are standard normal; weights are uniform, as torch initialises
     them.
     """
     generator = _generator(case, 0)
     steps = FRAMES if case.mode == "streaming" else case.T
-    state = (case.layers * case.directions, case.B, case.H)
+    count = case.layers * case.directions
 
     def normal(*shape: int) -> Array:
         return generator.standard_normal(shape).astype(case.dtype)
 
     lengths = lengths_of(case) if case.packed else None
-    x, grad_y = normal(steps, case.B, case.I), normal(steps, case.B, case.directions * case.H)
+    x = normal(steps, case.B, case.I)
+    grad_y = normal(steps, case.B, case.directions * case.outputs)
     if case.mode == "last state":
         grad_y[:] = 0
     if lengths is not None:
@@ -67,7 +87,15 @@ def draw(case: Case) -> Arrays:
         name: generator.uniform(-bound, bound, shape).astype(case.dtype)
         for name, shape in weight_shapes(case).items()
     }
-    return Arrays(x, normal(*state), lengths, weights, grad_y, normal(*state))
+    first, others = (count, case.B, case.outputs), (count, case.B, case.H)
+    h0, grad_h_n = normal(*first), normal(*first)
+    found = Arrays(x, h0, lengths, weights, grad_y, grad_h_n)
+    if len(kind_of(case).states) == 1:
+        return found
+    c0, grad_c_n = normal(*others), normal(*others)
+    if case.mode == "last state":
+        grad_c_n[:] = 0
+    return found._replace(c0=c0, grad_c_n=grad_c_n)
 
 
 def lengths_of(case: Case) -> NDArray[np.int64]:
@@ -81,19 +109,26 @@ def lengths_of(case: Case) -> NDArray[np.int64]:
 
 
 def _generator(case: Case, stream: int) -> np.random.Generator:
-    return np.random.default_rng([zlib.crc32(msgspec.json.encode(case)), stream])
+    fields = msgspec.structs.asdict(case)
+    for name, default in _LATER_FIELDS.items():
+        if fields[name] == default:
+            del fields[name]
+    return np.random.default_rng([zlib.crc32(msgspec.json.encode(fields)), stream])
 
 
 def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight, by nn.RNN's names and in its order."""
+    """The shape of every weight, by the layer's names and in its order."""
     shapes: dict[str, tuple[int, ...]] = {}
+    rows = len(kind_of(case).gates) * case.H
     for layer in range(case.layers):
-        inputs = case.H * case.directions if layer else case.I
+        inputs = case.outputs * case.directions if layer else case.I
         for suffix in suffixes(case, layer):
-            shapes[f"weight_ih_{suffix}"] = (case.H, inputs)
-            shapes[f"weight_hh_{suffix}"] = (case.H, case.H)
-            shapes[f"bias_ih_{suffix}"] = (case.H,)
-            shapes[f"bias_hh_{suffix}"] = (case.H,)
+            shapes[f"weight_ih_{suffix}"] = (rows, inputs)
+            shapes[f"weight_hh_{suffix}"] = (rows, case.outputs)
+            shapes[f"bias_ih_{suffix}"] = (rows,)
+            shapes[f"bias_hh_{suffix}"] = (rows,)
+            if case.proj_size:
+                shapes[f"weight_hr_{suffix}"] = (case.proj_size, case.H)
     return shapes
 
 
@@ -104,11 +139,10 @@ def suffixes(case: Case, layer: int) -> list[str]:
 
 def save(path: Path, arrays: Arrays) -> None:
     """Write the arrays of a case."""
-    lengths = {} if arrays.lengths is None else {"lengths": arrays.lengths}
     weights = {_WEIGHT + name: weight for name, weight in arrays.weights.items()}
-    rest = arrays._asdict()
-    del rest["lengths"], rest["weights"]
-    save_results(path, {**rest, **lengths, **weights})
+    rest = {name: value for name, value in arrays._asdict().items() if value is not None}
+    del rest["weights"]
+    save_results(path, {**rest, **weights})
 
 
 def load(path: Path) -> Arrays:
@@ -131,6 +165,8 @@ def load(path: Path) -> Arrays:
         weights,
         found["grad_y"],
         found["grad_h_n"],
+        found.get("c0"),
+        found.get("grad_c_n"),
     )
 
 

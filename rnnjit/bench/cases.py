@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-from rnnjit.bench.records import Case, Mode
+from msgspec import structs
+
+from rnnjit.bench.kinds import offers
+from rnnjit.bench.records import Case, CellName, Mode
 
 
 class Shape(NamedTuple):
@@ -45,6 +48,8 @@ STREAMING = (
     Shape(1, 8, 128, 256),
     Shape(1, 32, 128, 256),
 )
+#: The shape of which summaries show how much memory a training step takes.
+MEMORY = COMPUTE_BOUND[0]
 BOTH: tuple[Mode, ...] = ("forward", "training")
 #: Groups of cold starts: without compiled code on disk, or with that of a previous process.
 EMPTY_CACHE, FILLED_CACHE = "cold start, empty cache", "cold start, filled cache"
@@ -68,6 +73,12 @@ def each(
         Case(T=T, B=B, I=I, H=H, mode=mode, threads=count, **rest)
         for count, mode, (T, B, I, H) in product(threads, modes, shapes)
     )
+
+
+def of_cell(cases: Iterable[Case], cell: CellName) -> tuple[Case, ...]:
+    """The same cases of another kind of layer, without those that this kind does not offer."""
+    changed = (structs.replace(case, cell=cell) for case in cases)
+    return tuple(case for case in changed if offers(case))
 
 
 def random_shapes(

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from rnnjit.bench.cases import BOTH, EMPTY_CACHE, FILLED_CACHE, GRID, LAST_STATE, STREAMING, each
+from msgspec import structs
+
+from rnnjit.bench.cases import (
+    BOTH,
+    EMPTY_CACHE,
+    FILLED_CACHE,
+    GRID,
+    LAST_STATE,
+    STREAMING,
+    each,
+    of_cell,
+)
 from rnnjit.bench.plan import Plan
-from rnnjit.bench.records import Case
+from rnnjit.bench.records import Case, CellName
 
 _QUICK = (
     (5, 32, 10, 20),
@@ -16,6 +27,8 @@ _QUICK = (
     (100, 8, 128, 256),
     (100, 32, 128, 256),
 )
+#: Of a quick run: shapes of the grid, and the most steps of other cases.
+_QUICK_GRID, _QUICK_STEPS = ((5, 32, 10, 20), (100, 1, 64, 64)), 5
 _PACKED = ((50, 16, 32, 64), (100, 32, 64, 128), (200, 32, 128, 256), (1000, 16, 64, 128))
 
 
@@ -24,15 +37,52 @@ class Preset(NamedTuple):
 
     Attributes:
         about: what it measures, in a few words.
-        cases: a function from the numbers of threads, fewest first, to the cases.
+        build: a function from the numbers of threads, fewest first, to the cases, whatever their
+            `cell`; cases that a kind of layer does not offer may be among them.
         plan: how it measures.
         threads: a function from the number of processors to the default numbers of threads.
+        cells: the cells that it measures if none are named.
+        contestants: names of the contestants if none are named; None for all.
     """
 
     about: str
-    cases: Callable[[Sequence[int]], tuple[Case, ...]]
+    build: Callable[[Sequence[int]], tuple[Case, ...]]
     plan: Plan = Plan()
     threads: Callable[[int], tuple[int, ...]] = lambda cpus: (cpus,)
+    cells: tuple[CellName, ...] = ("rnn",)
+    contestants: tuple[str, ...] | None = None
+
+    def cases(
+        self, threads: Sequence[int], cells: Sequence[CellName] | None = None
+    ) -> tuple[Case, ...]:
+        """The cases.
+
+        Args:
+            threads: the numbers of threads, fewest first.
+            cells: the cells of the layers; None for the preset's own.
+        """
+        built = self.build(threads)
+        return tuple(case for cell in cells or self.cells for case in of_cell(built, cell))
+
+
+#: How a quick run measures.
+QUICK_PLAN = Plan(rounds=3, sample=2e-3, pause=0.01, memory=False, timeout=60, longest=12)
+
+
+def shortened(cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Small shapes of the grid, and the last case of each other group, cut to a few steps.
+
+    Cold starts are left out. These show in about a minute that everything runs, and are not to be
+    compared with a whole run.
+    """
+    grid, others = [], {}
+    for case in cases:
+        if case.group != "grid" and not case.cold:
+            short = structs.replace(case, T=min(case.T, _QUICK_STEPS))
+            others[case.cell, case.group, case.threads] = short
+        elif case.mode == "streaming" or (case.T, case.B, case.I, case.H) in _QUICK_GRID:
+            grid.append(case)
+    return (*grid, *others.values())
 
 
 def _quick(threads: Sequence[int]) -> tuple[Case, ...]:
@@ -74,6 +124,24 @@ def _full(threads: Sequence[int]) -> tuple[Case, ...]:
     return (*each(GRID, BOTH, threads), *others, *frames, *cold)
 
 
+def _cells(threads: Sequence[int]) -> tuple[Case, ...]:
+    """The grid, and one of everything else that torch's layers and cells offer."""
+    variants: tuple[dict[str, Any], ...] = (
+        {"bidirectional": True, "group": "bidirectional"},
+        {"layers": 2, "group": "2 layers"},
+        {"layers": 3, "group": "3 layers"},
+        {"dtype": "float64", "group": "float64"},
+        {"proj_size": 64, "group": "proj_size"},
+    )
+    shape = [(100, 32, 128, 256)]
+    others = [case for variant in variants for case in each(shape, BOTH, threads, **variant)]
+    packed = each(_PACKED[-1:], BOTH, threads, packed=True, group="packed")
+    steps = [(1, 1, 128, 128), (1, 4096, 128, 128)]
+    cells = each(steps, BOTH, threads, as_cell=True, group="cell")
+    frames = each(steps, ("streaming",), threads, group="frame")
+    return (*each(GRID, BOTH, threads), *packed, *others, *cells, *frames)
+
+
 def _scaling(threads: Sequence[int]) -> tuple[Case, ...]:
     """Sweeps over T, B, H and the number of threads, one at a time."""
     sweeps: dict[str, Sequence[tuple[int, int, int, int]]] = {
@@ -105,5 +173,12 @@ PRESETS = {
     "streaming": Preset("frame by frame", _streaming),
     "training": Preset("forward and backward, on all threads", _training),
     "packed": Preset("sequences of unequal lengths", _packed),
+    "cells": Preset(
+        "nn.LSTM and nn.GRU over the shapes of docs/benchmarks.md, and one of everything else",
+        _cells,
+        Plan(rounds=9, most=3.0),
+        cells=("lstm", "gru"),
+        contestants=("auto", "onnxruntime", "openvino", "jax"),
+    ),
     "scaling": Preset("how times grow with T, B, H and threads", _scaling, threads=_doubling),
 }

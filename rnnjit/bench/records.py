@@ -16,13 +16,16 @@ FORMAT = 1
 #: forward        evaluation mode, no gradients, a whole sequence per call
 #: training       forward, then backward to x, h0 and every weight
 #: backward       only that backward pass, repeatedly from one forward pass
-#: last state     as training, of a loss on h_n alone
+#: last state     as training, of a loss on h_n alone (of nn.LSTM without c_n)
 #: streaming      one step of one frame per call; the state is passed from call to call
 #: cold start     the first forward call of a new process, with compilation and loading
 #: cold training  the first training call of a new process
 Mode = Literal[
     "forward", "training", "backward", "last state", "streaming", "cold start", "cold training"
 ]
+
+#: The cell of a layer, see `rnnjit.bench.kinds`.
+CellName = Literal["rnn", "lstm", "gru"]
 
 #: right      its values, and in training its gradients, are within the conformance kit's tolerances
 #: wrong      they are not: no time is kept
@@ -41,9 +44,13 @@ class Case(Record, frozen=True):
 
     Attributes:
         T, B, I, H: steps (1 when streaming), sequences, input and hidden features.
+        cell: "rnn", "lstm" or "gru": the layer is nn.RNN, nn.LSTM or nn.GRU.
         layers: L.
         bidirectional: whether D is 2.
-        nonlinearity: "tanh" or "relu".
+        nonlinearity: "tanh" or "relu"; nn.RNN alone has a choice.
+        proj_size: P of nn.LSTM, 0 for none.
+        as_cell: whether torch's and rnnjit's modules are those of one step, such as nn.LSTMCell; T
+            and layers are then 1.
         packed: whether the sequences have lengths between 1 and T, the longest first.
         dtype: "float32" or "float64".
         mode: what one call computes.
@@ -55,9 +62,12 @@ class Case(Record, frozen=True):
     B: int
     I: int
     H: int
+    cell: CellName = "rnn"
     layers: int = 1
     bidirectional: bool = False
     nonlinearity: str = "tanh"
+    proj_size: int = 0
+    as_cell: bool = False
     packed: bool = False
     dtype: str = "float32"
     mode: Mode = "forward"
@@ -78,6 +88,11 @@ class Case(Record, frozen=True):
     def directions(self) -> int:
         """D."""
         return 2 if self.bidirectional else 1
+
+    @property
+    def outputs(self) -> int:
+        """P or H: features of a direction's output."""
+        return self.proj_size or self.H
 
 
 class Measurement(Record, frozen=True):

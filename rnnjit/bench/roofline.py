@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnjit.bench.arrays import lengths_of
+from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Bandwidth, Case, Machine
 
 #: The share of the machine's limit from which on the machine bounds a call.
@@ -28,7 +29,7 @@ class Work(NamedTuple):
 
     Attributes:
         flops: floating-point operations, two for each multiply-add.
-        weights: bytes of the recurrent weights, which every step reads.
+        weights: bytes of the recurrent weights, the projection's too, which every step reads.
         steps: how often the weights are read: steps times passes times layers.
         rows: bytes of the rows of inputs, outputs and gradients, each read or written once.
     """
@@ -55,16 +56,18 @@ class Bound(NamedTuple):
 
 def work(case: Case) -> Work:
     """The least work of a call; a backward pass does twice the work of a forward pass."""
-    size, directions, H = np.dtype(case.dtype).itemsize, case.directions, case.H
+    size, directions = np.dtype(case.dtype).itemsize, case.directions
+    columns, outputs = len(kind_of(case).gates) * case.H, case.outputs
+    projection = case.proj_size * case.H
     # The work in forward passes, and the number of passes over the steps.
     passes, sweeps = (2, 1) if case.mode == "backward" else (3, 2) if case.trains else (1, 1)
     rows = float(lengths_of(case).sum())
     flops = moved = 0.0
     for layer in range(case.layers):
-        features = directions * H if layer else case.I
-        flops += 2.0 * rows * directions * H * (features + H)
-        moved += rows * (features + directions * H) * size
-    weights = float(directions * H * H * size)
+        features = directions * outputs if layer else case.I
+        flops += 2.0 * rows * directions * (columns * (features + outputs) + projection)
+        moved += rows * (features + directions * outputs) * size
+    weights = float(directions * (columns * outputs + projection) * size)
     return Work(flops * passes, weights, case.T * case.layers * sweeps, moved * passes)
 
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rnnjit.bench.presets import PRESETS
+from rnnjit.bench.kinds import KINDS
+from rnnjit.bench.presets import PRESETS, QUICK_PLAN, shortened
 from rnnjit.cli.output import console, say, timed_progress, write_text
 from rnnjit.cli.parser import (
     Commands,
@@ -24,7 +25,7 @@ from rnnjit.cli.parser import (
 if TYPE_CHECKING:
     from rnnjit.bench.contestants.base import Contestant
     from rnnjit.bench.plan import Plan
-    from rnnjit.bench.records import Case, Report
+    from rnnjit.bench.records import Case, CellName, Report
 
 _INTERRUPTED = 130
 
@@ -46,6 +47,15 @@ def add(commands: Commands[Parser]) -> None:
         metavar="A,B",
         help="only these and eager, the baseline of the ratios. "
         "auto is the backend that rnnjit.compile chooses; package.module:CLASS is one of your own",
+    )
+    parser.add_argument(
+        "--cell",
+        type=_cells,
+        metavar="A,B",
+        help=f"kinds of layers, of {', '.join(KINDS)}; default: the preset's, mostly rnn",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small and short cases, few samples: a smoke test"
     )
     parser.add_argument("--threads", type=_threads, metavar="N,M", help="default: the preset's")
     parser.add_argument("--rounds", type=positive, metavar="N", help="samples of each time")
@@ -113,16 +123,19 @@ def _measure(arguments: Namespace) -> Report:
 
     preset = PRESETS[arguments.preset]
     threads = arguments.threads or preset.threads(torch.get_num_threads())
-    plan = preset.plan
+    plan, cases = preset.plan, preset.cases(threads, arguments.cell)
+    if arguments.quick:
+        plan, cases = QUICK_PLAN, shortened(cases)
     if arguments.rounds is not None:
         plan = replace(plan, rounds=arguments.rounds, starts=arguments.rounds)
+    names = arguments.contestants
     return measure(
         arguments.preset,
-        preset.cases(threads),
-        _chosen(arguments.contestants),
+        cases,
+        _chosen(preset.contestants if names is None else names),
         plan,
         threads=threads,
-        quick=arguments.preset == "quick",
+        quick=arguments.quick or arguments.preset == "quick",
         command=_command(arguments),
     )
 
@@ -169,9 +182,11 @@ def measure(
 def _command(arguments: Namespace) -> str:
     """The command that repeats this measurement."""
     words = ["rnnjit", "bench", "--preset", arguments.preset]
-    for option in ("contestants", "threads"):
+    for option in ("cell", "contestants", "threads"):
         if (chosen := getattr(arguments, option)) is not None:
             words += [f"--{option}", ",".join(map(str, chosen))]
+    if arguments.quick:
+        words.append("--quick")
     if arguments.rounds is not None:
         words += ["--rounds", str(arguments.rounds)]
     return shlex.join(words)
@@ -240,6 +255,15 @@ def _write(report: Report, arguments: Namespace) -> None:
             write_html(report, arguments.html)
     except OSError as error:
         raise UsageError(f"{error.filename!r} cannot be written: {error.strerror}") from None
+
+
+def _cells(text: str) -> tuple[CellName, ...]:
+    names = comma_separated(text)
+    unknown = [name for name in names if name not in KINDS]
+    if unknown or not names:
+        got = unknown[0] if unknown else text
+        raise ArgumentTypeError(f"expected cells of {', '.join(KINDS)}, got {got!r}")
+    return tuple(name for name in KINDS if name in names)
 
 
 def _threads(text: str) -> tuple[int, ...]:

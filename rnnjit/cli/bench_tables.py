@@ -11,7 +11,7 @@ from rich.text import Text
 from rnnjit.bench.records import Report
 from rnnjit.bench.report import findings, tables
 from rnnjit.bench.report.regression import Change
-from rnnjit.bench.report.results import Results, times
+from rnnjit.bench.report.results import Results, extras, shape, size, times
 
 _STYLES = {"best": "bold green", "slow": "red", "wrong": "bold red", "failed": "bold red"}
 _QUIET = ("declined", "none")
@@ -33,9 +33,12 @@ def print_report(out: Console, report: Report) -> None:
         if contestant.absent:
             out.print(Text(f"{contestant.name} is absent: {contestant.absent}"))
     out.print(
-        "Times as fast as eager nn.RNN, and below it the median of interleaved rounds. "
+        "Times as fast as eager PyTorch, and below it the median of interleaved rounds. "
         "Only right results have a time."
     )
+    for summary in (_means(results), _memory(results)):
+        if summary is not None:
+            out.print(summary)
     if not report.complete:
         out.print(Text("Interrupted: this is what was measured.", "yellow"))
 
@@ -57,6 +60,49 @@ def _table(table: tables.Table, means: Sequence[findings.Mean]) -> Table:
         by_name = {mean.contestant.name: mean for mean in means}
         found.add_section()
         found.add_row("geometric mean", *(_mean(by_name.get(c.name)) for c in table.contestants))
+    return found
+
+
+def _means(results: Results) -> Table | None:
+    """For each kind of call the means and, below them, the least ratio and its case.
+
+    None if there are fewer than two kinds: its mean is in its table then.
+    """
+    means, least = findings.means(results), findings.least(results)
+    contestants = [c for c in results.contestants if c.kind != "baseline"]
+    if len(means) < 2 or not contestants:
+        return None
+    found = Table("geometric mean,\nthe least, and where", title="summary", title_justify="left")
+    for contestant in contestants:
+        found.add_column(contestant.name, justify="right")
+    for part, column in means.items():
+        by_name = {mean.contestant.name: mean for mean in column}
+        worst = least.get(part, {})
+        cells = [
+            _mean(by_name.get(c.name)).append(_least(worst.get(c.name)), "dim") for c in contestants
+        ]
+        found.add_row(str(part), *cells)
+    return found
+
+
+def _least(least: findings.Least | None) -> str:
+    """The ratio and the case; nothing for a contestant without any ratio."""
+    if least is None:
+        return ""
+    return f"\n{times(least.ratio)}: {', '.join([shape(least.case), *extras(least.case)])}"
+
+
+def _memory(results: Results) -> Table | None:
+    """The memory of a training step; None if it was not measured."""
+    by_case = findings.memory(results)
+    if not by_case:
+        return None
+    found = Table("peak memory")
+    for contestant in results.contestants:
+        found.add_column(contestant.name, justify="right")
+    for case, sizes in by_case.items():
+        taken = [size(sizes[c.name]) if c.name in sizes else "" for c in results.contestants]
+        found.add_row(tables.case_words(case), *taken)
     return found
 
 

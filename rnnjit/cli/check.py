@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
 
 from rich.text import Text
 
@@ -10,6 +11,9 @@ from rnnjit import testing
 from rnnjit.cli.output import console, progress
 from rnnjit.cli.parser import Commands, Parser, UsageError
 from rnnjit.dispatch.registry import resolve
+
+#: Most cases that a line names; of more it says how many.
+_NAMED = 3
 
 
 def add(commands: Commands[Parser]) -> None:
@@ -54,13 +58,25 @@ def _print(report: testing.Report) -> None:
     for failure in report.failures:
         out.print(Text(f"FAILED {failure.id}", "bold red"))
         out.print(Text(f"  {failure.message}"))
-    declined = {
-        (result.case, result.message) for result in report.results if result.outcome == "declined"
-    }
-    for case, reasons in sorted(declined):
-        out.print(Text(f"declined {case}: {reasons}"))
-    summary = (
-        f"{report.backend}: {report.passed} passed, {report.failed} failed, "
-        f"{report.declined} declined"
-    )
+    for cell, own in report.by_cell.items():
+        for line in _declined(cell, own):
+            out.print(Text(line))
+    for cell, own in report.by_cell.items():
+        out.print(Text(f"  {cell}: {_counts(own)}", "red" if own.failed else ""))
+    summary = f"{report.backend}: {_counts(report)}"
     out.print(Text(summary, "bold red" if report.failed else "bold green"))
+
+
+def _counts(report: testing.Report) -> str:
+    return f"{report.passed} passed, {report.failed} failed, {report.declined} declined"
+
+
+def _declined(cell: str, report: testing.Report) -> Iterator[str]:
+    """A line for each of the reasons why cases of a cell were declined."""
+    cases: dict[str, list[str]] = {}
+    for result in report.results:
+        if result.outcome == "declined" and result.case not in cases.setdefault(result.message, []):
+            cases[result.message].append(result.case)
+    for reasons, ids in cases.items():
+        named = ", ".join(ids) if len(ids) <= _NAMED else f"{len(ids)} cases of {cell}"
+        yield f"declined {named}: {reasons}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from rnnjit.cells import GRU, LSTM, RNN_TANH, Cell
 from rnnjit.cli import models
 from rnnjit.cli.output import console, say, write_json
 from rnnjit.cli.parser import (
@@ -38,6 +39,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_CELLS = {"rnn": RNN_TANH, "lstm": LSTM, "gru": GRU}
 _CONFIGURATION = {
     "input_size": 64,
     "hidden_size": 128,
@@ -46,6 +48,7 @@ _CONFIGURATION = {
     "batch_first": False,
     "dropout": 0.0,
     "bidirectional": False,
+    "proj_size": 0,
 }
 
 
@@ -54,9 +57,9 @@ def add(commands: Commands[Parser]) -> None:
     parser = commands.add_parser(
         "compare",
         help="compare the errors and times of every backend with eager PyTorch",
-        description="Run one nn.RNN, or every nn.RNN of a saved model, through eager PyTorch and "
-        "every backend, on random input: largest errors against a float64 run, times, and the "
-        "backend that auto picks.",
+        description="Run one nn.RNN, nn.LSTM or nn.GRU, or every one of a saved model, through "
+        "eager PyTorch and every backend, on random input: largest errors against a float64 run, "
+        "times, and the backend that auto picks.",
     )
     _add_module(parser)
     call = parser.add_argument_group("the call")
@@ -90,7 +93,11 @@ def _add_module(parser: Parser) -> None:
         group.add_argument(
             flag, short, type=positive, metavar=short[2:], help=f"default: {default}"
         )
-    group.add_argument("--nonlinearity", choices=CELL_OF_NONLINEARITY, help="default: tanh")
+    group.add_argument("--cell", choices=_CELLS, help="the kind of layer; default: rnn")
+    group.add_argument(
+        "--nonlinearity", choices=CELL_OF_NONLINEARITY, help="of nn.RNN; default: tanh"
+    )
+    group.add_argument("--proj-size", "--P", type=positive, metavar="P", help="of nn.LSTM")
     group.add_argument("--dropout", type=probability, metavar="P", help="between layers")
     for flag, help_ in (
         ("--batch-first", "input and output are [B, T, ...]"),
@@ -140,8 +147,8 @@ def _modules(arguments: Namespace) -> dict[str, nn.RNNBase]:
     given = {key: getattr(arguments, key) for key in _CONFIGURATION}
     given = {key: value for key, value in given.items() if value is not None}
     if arguments.model is not None:
-        if given:
-            flags = ", ".join(_flag(key) for key in given)
+        if given or arguments.cell is not None:
+            flags = ", ".join(map(_flag, [*given, *([] if arguments.cell is None else ["cell"])]))
             raise UsageError(f"{flags} cannot be given with --model, which has its own values")
         return models.read(
             arguments.model,
@@ -151,16 +158,24 @@ def _modules(arguments: Namespace) -> dict[str, nn.RNNBase]:
         )
     if arguments.trust:
         raise UsageError("--trust works only with --model")
-    spec = RNNSpec(**_CONFIGURATION | given)
-    if arguments.nonlinearity is not None:
-        spec = replace(spec, cell=CELL_OF_NONLINEARITY[arguments.nonlinearity])
+    spec = RNNSpec(**_CONFIGURATION | given, cell=_cell(arguments))
     if spec.dropout and spec.num_layers == 1:
         raise UsageError("--dropout acts between layers: it takes --num-layers 2 or more")
     torch.manual_seed(arguments.seed)
     try:
         return {"": torch_module(spec, torch.float32)}
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ValueError, TypeError) as error:
         raise UsageError(f"this module cannot be made: {first_line(error)}") from None
+
+
+def _cell(arguments: Namespace) -> Cell:
+    """The cell that `--cell` and `--nonlinearity` name."""
+    cell = _CELLS[arguments.cell or "rnn"]
+    if arguments.nonlinearity is None:
+        return cell
+    if cell not in CELL_OF_NONLINEARITY.values():
+        raise UsageError(f"--nonlinearity is for nn.RNN: --cell {arguments.cell} has no choice")
+    return CELL_OF_NONLINEARITY[arguments.nonlinearity]
 
 
 def _compare_all(rnns: dict[str, nn.RNNBase], arguments: Namespace) -> dict[str, Comparison]:

@@ -65,7 +65,7 @@ def run(arguments: Namespace) -> int:
                 name=arguments.name,
                 overwrite=arguments.overwrite,
             )
-        except (ValueError, OSError) as error:
+        except (TypeError, ValueError, OSError) as error:
             said = first_line(error).replace("overwrite=True", "--overwrite")
             raise UsageError(said) from None
         print(f"{path or type(rnn).__name__}: {place}")  # noqa: T201 - what the command gives

@@ -1,4 +1,4 @@
-"""Finds the nn.RNNs in a file that `torch.save` wrote, without running untrusted code.
+"""Finds the recurrent layers in a file that `torch.save` wrote, without running untrusted code.
 
 Files are read with `weights_only=True`: only allowed classes may be constructed, those of PyTorch's
 layers and of rnnjit. A file that names other classes is refused, unless the user passes `--trust`;
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from rnnjit.cells import GRU, LSTM, RNN_TANH, Cell
 from rnnjit.cli.parser import UsageError, one_line
 from rnnjit.errors import described
 from rnnjit.frontend.capture import (
@@ -32,18 +33,21 @@ from rnnjit.frontend.capture import (
     weights_of,
 )
 from rnnjit.frontend.compiled_class import empty
-from rnnjit.frontend.compiled_layer import CompiledRNN
+from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLayer, CompiledLSTM, CompiledRNN
 from rnnjit.spec import RNNSpec
 
-#: The nonlinearity assumed for a state_dict, which does not record it.
+#: The nonlinearity assumed for an nn.RNN in a state_dict, which does not record it.
 _ASSUMED = "tanh"
+#: The layers, with the cells that their gates tell from the others'; nn.RNN's nonlinearity is open.
+_LAYERS: dict[type[nn.RNNBase], Cell] = {nn.RNN: RNN_TANH, nn.LSTM: LSTM, nn.GRU: GRU}
+_WEIGHT = r"((?:weight|bias)_(?:ih|hh|hr)_l(\d+)(?:_reverse)?)"
 _FIRST_WEIGHT = re.compile(r"(?P<prefix>(?:.*\.)?)weight_hh_l0")
 
 
 def read(
     file: str, *, nonlinearity: str | None, trust: bool, say: Callable[[str], None]
 ) -> dict[str, nn.RNNBase]:
-    """Every distinct nn.RNN in a file of `torch.save`, by path; see `load` and `find_rnns`."""
+    """Every distinct layer in a file of `torch.save`, by path; see `load` and `find_rnns`."""
     content = load(file, trust=trust, say=say)
     return find_rnns(file, content, nonlinearity=nonlinearity, say=say)
 
@@ -78,39 +82,43 @@ def load(file: str, *, trust: bool, say: Callable[[str], None]) -> Any:
 def find_rnns(
     file: str, content: Any, *, nonlinearity: str | None, say: Callable[[str], None]
 ) -> dict[str, nn.RNNBase]:
-    """Rebuild every distinct nn.RNN in the content of a file, with its weights; by path.
+    """Rebuild every distinct nn.RNN, nn.LSTM and nn.GRU in a file, with its weights; by path.
 
     Args:
         file: path of the file, for messages.
         content: a module, a state_dict, or a dict that holds some.
-        nonlinearity: "tanh" or "relu", for the RNNs of a state_dict, which does not record it; None
-            for torch's default.
+        nonlinearity: "tanh" or "relu", for the nn.RNNs of a state_dict, which does not record it;
+            None for torch's default.
         say: called with a line that states this assumption.
 
     Raises:
         UsageError: there is none, one cannot be rebuilt, or `nonlinearity` is given although no
-            RNN comes from a state_dict.
+            nn.RNN comes from a state_dict.
     """
     found: dict[str, nn.RNNBase] = {}
     others: Counter[str] = Counter()
-    from_state_dict = False
+    open_choice = False
     try:
         for path, part in _parts(content):
             if isinstance(part, nn.Module):
                 found |= {_join(path, name): rnn for name, rnn in _of_module(part, others)}
             else:
                 rebuilt = {_join(path, name): rnn for name, rnn in _of_state(part, nonlinearity)}
-                from_state_dict |= bool(rebuilt)
+                open_choice |= any(isinstance(rnn, nn.RNN) for rnn in rebuilt.values())
                 found |= rebuilt
     except Exception as error:  # noqa: BLE001 - a file may hold anything in the place of anything
         raise UsageError(
-            f"{file!r} holds an nn.RNN that cannot be rebuilt: {described(error)}"
+            f"{file!r} holds a recurrent layer that cannot be rebuilt: {described(error)}"
         ) from None
     if not found:
-        raise UsageError(f"{file!r} holds no nn.RNN: {_instead(content, others)}")
-    if nonlinearity is not None and not from_state_dict:
-        raise UsageError("--nonlinearity is for a state_dict: a saved module knows its own")
-    if nonlinearity is None and from_state_dict:
+        said = _instead(content, others)
+        raise UsageError(f"{file!r} holds no nn.RNN, nn.LSTM or nn.GRU: {said}")
+    if nonlinearity is not None and not open_choice:
+        raise UsageError(
+            "--nonlinearity is for an nn.RNN in a state_dict: a saved module knows its own, and "
+            "nn.LSTM and nn.GRU have no choice"
+        )
+    if nonlinearity is None and open_choice:
         say(f"{file!r} is a state_dict, which does not name the nonlinearity: {_ASSUMED} assumed")
     return found
 
@@ -120,7 +128,7 @@ def _harmless() -> list[Any]:
     layers = [getattr(nn.modules, name) for name in nn.modules.__all__]
     # Part of every nn.MultiheadAttention, but not in `nn.modules.__all__`.
     layers.append(nn.modules.linear.NonDynamicallyQuantizableLinear)
-    return [*layers, CompiledRNN, empty]
+    return [*layers, CompiledRNN, CompiledLSTM, CompiledGRU, empty]
 
 
 def _foreign_globals(file: str) -> list[str]:
@@ -196,11 +204,13 @@ def _parts(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _of_module(module: nn.Module, others: Counter[str]) -> Iterator[tuple[str, nn.RNNBase]]:
-    """Every nn.RNN in a module that `rnnjit.compile` compiles; counts other recurrent layers."""
+    """Every layer that computes what torch's own does; counts other recurrent modules."""
     for name, child in module.named_modules():
-        plain = isinstance(child, nn.RNN) and type(child).forward is nn.RNN.forward
+        plain = any(
+            isinstance(child, layer) and type(child).forward is layer.forward for layer in _LAYERS
+        )
         plain &= "forward" not in vars(child)
-        if plain or isinstance(child, CompiledRNN):
+        if plain or isinstance(child, CompiledLayer):
             weights = dict(zip(weight_names(child), weights_of(child), strict=True))
             yield name, _rebuild(capture(child), weights)
         elif isinstance(child, (nn.RNNBase, nn.RNNCellBase)):
@@ -210,28 +220,37 @@ def _of_module(module: nn.Module, others: Counter[str]) -> Iterator[tuple[str, n
 def _of_state(
     state: dict[str, Tensor], nonlinearity: str | None
 ) -> Iterator[tuple[str, nn.RNNBase]]:
-    """Every nn.RNN whose weights are in a state_dict; LSTM and GRU weights have more rows."""
+    """Every layer whose weights are in a state_dict; the number of their rows tells its cell."""
+    known = {len(cell.gates): cell for cell in _LAYERS.values()}
+    known[1] = CELL_OF_NONLINEARITY[nonlinearity or _ASSUMED]
     for key in state:
         match = _FIRST_WEIGHT.fullmatch(key)
-        if match is None or state[key].dim() != 2 or state[key].shape[0] != state[key].shape[1]:
+        if match is None or state[key].dim() != 2:
             continue
         prefix = match["prefix"]
-        pattern = re.compile(re.escape(prefix) + r"((?:weight|bias)_(?:ih|hh)_l(\d+)(?:_reverse)?)")
+        pattern = re.compile(re.escape(prefix) + _WEIGHT)
         matches = [found for found in map(pattern.fullmatch, state) if found]
         weights = {found[1]: state[found[0]] for found in matches}
+        projection = weights.get("weight_hr_l0")
+        rows, outputs = state[key].shape
+        hidden_size = outputs if projection is None else projection.shape[1]
+        cell = known.get(rows // hidden_size) if hidden_size else None
+        if cell is None or rows % hidden_size:
+            continue
         spec = RNNSpec(
             input_size=weights["weight_ih_l0"].shape[1],
-            hidden_size=weights["weight_hh_l0"].shape[0],
+            hidden_size=hidden_size,
             num_layers=1 + max(int(found[2]) for found in matches),
-            cell=CELL_OF_NONLINEARITY[nonlinearity or _ASSUMED],
+            cell=cell,
             bias="bias_ih_l0" in weights,
             bidirectional="weight_hh_l0_reverse" in weights,
+            proj_size=0 if projection is None else outputs,
         )
         yield prefix.removesuffix("."), _rebuild(spec, weights)
 
 
 def _rebuild(spec: RNNSpec, weights: dict[str, Tensor]) -> nn.RNNBase:
-    """Construct a plain, trainable nn.RNN, without hooks or methods from the file."""
+    """Construct a plain, trainable layer of torch, without hooks or methods from the file."""
     rnn = torch_module(spec, next(iter(weights.values())).dtype)
     rnn.load_state_dict(weights)
     return rnn
@@ -240,7 +259,7 @@ def _rebuild(spec: RNNSpec, weights: dict[str, Tensor]) -> nn.RNNBase:
 def _instead(content: Any, others: Counter[str]) -> str:
     if others:
         layers = ", ".join(f"{count} {name}" for name, count in others.items())
-        return f"it has {layers}, which are not compiled for now"
+        return f"it has {layers}, which do not run as one of these by their weights alone"
     if isinstance(content, nn.Module):
         return f"it is a {type(content).__name__} without one"
     if isinstance(content, Mapping):

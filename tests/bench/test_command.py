@@ -91,6 +91,24 @@ def test_json_to_standard_output_is_all_there_is_and_tells_where_it_comes_from(c
     assert found.commit.removesuffix("+") == head.stdout.strip()
 
 
+def test_cells_that_are_named_are_measured_and_summed_up(capsys, tmp_path):
+    file = tmp_path / "report.json"
+    contestants = "eager,bench_contestants:Plain"
+    arguments = ("--cell", "gru,lstm", "--contestants", contestants, "--rounds", "1")
+    assert bench(*arguments, "--json", str(file)) == 0
+    found = records.read(file)
+    words = "rnnjit bench --preset quick --cell lstm,gru --contestants "
+    assert found.command == f"{words}{contestants} --rounds 1"
+    eager = [m for m in found.measurements if m.contestant == "eager"]
+    assert [(m.case.cell, m.case.mode, m.verdict) for m in eager] == [
+        (cell, mode, "right") for cell in ("lstm", "gru") for mode in ("forward", "training")
+    ]
+    printed = capsys.readouterr().out
+    assert "LSTM, forward, float32" in printed
+    assert "GRU, training, float32" in printed
+    assert "and where" in printed
+
+
 @pytest.mark.full
 def test_a_backend_that_is_wrong_is_exit_status_1(installed_backend, capsys):
     assert bench("--contestants", "broken", "--rounds", "1") == 1
@@ -225,6 +243,8 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_all_processes(tmp_path):
         (("--contestants", "nowhere:A"), "'nowhere:A' is no contestant: No module named 'nowhere'"),
         (("--contestants", "bench_contestants:Nobody"), "has no attribute 'Nobody'"),
         (("--contestants", "bench_contestants:note"), "expected a subclass of Contestant"),
+        (("--cell", "lstm,grus"), "expected cells of rnn, lstm, gru, got 'grus'"),
+        (("--cell", ","), "expected cells of rnn, lstm, gru, got ','"),
         (("--threads", "0"), "a whole number from 1 to 2147483647, got '0'"),
         (("--threads", "1,many"), "a whole number from 1 to 2147483647, got 'many'"),
         (("--rounds", "-1"), "a whole number from 1"),

@@ -8,9 +8,12 @@ from rnnjit.bench import arrays, protocol
 from rnnjit.bench.contestants import contestants, find, torch_modules
 from rnnjit.bench.process import Worker
 from rnnjit.bench.records import Case
+from rnnjit.cells import GRU, LSTM, RNN_TANH
+from rnnjit.dispatch.choice import why_not_cell
+from rnnjit.dispatch.registry import backends
 from rnnjit.runtime.packages import install
 
-SMALL = {"T": 4, "B": 3, "I": 2, "H": 5}
+SMALL, STEP = {"T": 4, "B": 3, "I": 2, "H": 5}, {"T": 1, "B": 3, "I": 2, "H": 5}
 CASES = {
     "dense": Case(**SMALL),
     "training": Case(**SMALL, mode="training"),
@@ -18,23 +21,49 @@ CASES = {
     "packed": Case(**SMALL, layers=2, bidirectional=True, packed=True, mode="training"),
     "packed forward": Case(**SMALL, layers=2, bidirectional=True, packed=True),
     "float64": Case(**SMALL, dtype="float64", mode="training"),
-    "streaming": Case(T=1, B=3, I=2, H=5, layers=2, mode="streaming"),
+    "streaming": Case(**STEP, layers=2, mode="streaming"),
     "cold start": Case(**SMALL, mode="cold start"),
     "cold training": Case(**SMALL, mode="cold training"),
     "backward": Case(**SMALL, layers=2, packed=True, mode="backward"),
     "last state": Case(**SMALL, mode="last state"),
+    "lstm": Case(**SMALL, cell="lstm", layers=2, bidirectional=True, packed=True),
+    "lstm training": Case(**SMALL, cell="lstm", layers=2, mode="training", packed=True),
+    "lstm projected": Case(**SMALL, cell="lstm", layers=2, mode="training", proj_size=3),
+    "lstm streaming": Case(**STEP, cell="lstm", layers=2, mode="streaming"),
+    "lstm last state": Case(**SMALL, cell="lstm", mode="last state"),
+    "gru": Case(**SMALL, cell="gru", layers=2, bidirectional=True, packed=True),
+    "gru training": Case(**SMALL, cell="gru", bidirectional=True, mode="training"),
+    "gru streaming": Case(**STEP, cell="gru", mode="streaming"),
+    "gru float64": Case(**SMALL, cell="gru", dtype="float64", mode="training"),
+    # Eager and rnnjit's backends run a cell here, the others their layer.
+    "rnn cell": Case(**STEP, as_cell=True, mode="training"),
+    "lstm cell": Case(**STEP, cell="lstm", as_cell=True),
+    "lstm cell training": Case(**STEP, cell="lstm", as_cell=True, mode="training"),
+    "lstm cell last state": Case(**STEP, cell="lstm", as_cell=True, mode="last state"),
+    "gru cell": Case(**STEP, cell="gru", as_cell=True),
 }
-_TRAINING = {"training", "packed", "float64", "cold training", "backward", "last state"}
+_TRAINING = {name for name, case in CASES.items() if case.trains}
 DECLINED = {
-    "unrolled": {"packed", "packed forward", "backward"},
+    "unrolled": {"backward", *(name for name, case in CASES.items() if case.packed)},
     "onnxruntime": _TRAINING,
     "openvino": _TRAINING,
     "jax": {"backward"},
 }
-OFFERED = [
-    (each, [name for name in CASES if name not in DECLINED.get(each.name, ())])
-    for each in (*contestants(), find("auto"))
-]
+
+
+def offered(contestant):
+    """The cases that a contestant is to be right in; a backend's are of the cells it computes."""
+    backend = backends().get(contestant.name)
+    return [
+        name
+        for name, case in CASES.items()
+        if name not in DECLINED.get(contestant.name, ())
+        and (backend is None or not why_not_cell(backend, COMPUTED[case.cell]))
+    ]
+
+
+COMPUTED = {"rnn": RNN_TANH, "lstm": LSTM, "gru": GRU}
+OFFERED = [(each, offered(each)) for each in (*contestants(), find("auto"))]
 
 
 # One of rnnjit's and one peer: each takes the time of a process, and of a compiler.
@@ -50,7 +79,8 @@ def test_results_are_those_of_a_plain_loop(tmp_path, contestant, names):
     if reason := contestant.absent():
         pytest.skip(reason)
     if contestant.name == "unrolled":
-        names = ["training"]  # each takes some ten seconds to compile
+        # Each takes some ten seconds to compile.
+        names = ["training", "lstm projected", "gru training"]
     worker = Worker(contestant, 1)
     try:
         for name in names:

@@ -17,6 +17,9 @@ CASES = [
     Case(T=6, B=3, I=4, H=5, mode="training", dtype="float64"),
     Case(T=1, B=3, I=4, H=5, mode="streaming", layers=2),
     Case(T=6, B=3, I=4, H=5, mode="cold start"),
+    Case(T=6, B=3, I=4, H=5, cell="lstm", mode="training", proj_size=2),
+    Case(T=6, B=3, I=4, H=5, cell="gru", mode="training", packed=True, bidirectional=True),
+    Case(T=1, B=3, I=4, H=5, cell="lstm", mode="training", as_cell=True),
 ]
 
 
@@ -27,7 +30,7 @@ def results_of(case):
     return CorrectnessGate(case, arrays), {k: v.astype(case.dtype) for k, v in exactly.items()}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.mode} {case.dtype}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cell} {case.mode} {case.dtype}")
 def test_what_is_exact_is_right_and_any_tensor_that_is_off_is_wrong(case):
     gate, results = results_of(case)
     found = gate.judge(results)
@@ -96,3 +99,11 @@ def test_a_stream_is_judged_over_several_steps():
     assert results["y"].shape == (FRAMES, 3, 5)
     results["y"][1:] = results["y"][:1]
     assert "y is off by" in gate.judge(results).wrong
+
+
+def test_the_gradient_of_the_second_state_is_judged_too():
+    gate, results = results_of(CASES[6])
+    results["grad c0"] = results["grad c0"] * np.float32(1.001)
+    assert "the gradient of c0 is off by" in gate.judge(results).wrong
+    del results["c_n"]
+    assert gate.judge(results).wrong == "it gives no c_n"

@@ -16,9 +16,9 @@ from rnnjit.bench.roofline import work
 THREADS = (1,)
 
 
-def figures(row, own, eager=lambda case: 1.0, **fields):
+def figures(row, own, eager=lambda case: 1.0, cell="rnn", **fields):
     """What a row finds where the backend takes `own` seconds and eager `eager`."""
-    cases = ROWS[row].cases(THREADS, quick=False)
+    cases = ROWS[row].cases(THREADS, quick=False, cell=cell)
     measurements = [
         Measurement(contestant=name, case=case, p50=seconds(case), **fields)
         for name, seconds in (("eager", eager), ("numba", own))
@@ -79,6 +79,20 @@ def test_other_kinds_are_held_against_the_plain_one_and_float64_against_half_its
     assert least["relu, forward"] == pytest.approx(80.0)
     assert least["3 layers, training"] == pytest.approx(100.0)
     assert least["float64, forward"] == pytest.approx(100.0)
+
+
+def test_another_layer_has_figures_of_its_own_options_without_bars_on_its_speed():
+    (forward, training) = figures("grid", lambda case: 0.25, cell="gru").values()
+    assert (forward.measured, training.measured) == pytest.approx((4.0, 4.0))
+    assert forward.bar is training.bar is None
+    names = {
+        cell: {what.partition(",")[0] for what in figures("variants", lambda case: 1.0, cell=cell)}
+        for cell in ("rnn", "lstm", "gru")
+    }
+    common = {"bidirectional", "2 layers", "3 layers", "float64"}
+    assert names["rnn"] == common | {"relu"}
+    assert names["lstm"] == common | {"proj_size 64"}
+    assert names["gru"] == common
 
 
 def test_growth_is_the_worst_doubling_and_cliffs_are_by_work():

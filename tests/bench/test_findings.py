@@ -36,6 +36,52 @@ def test_means_are_geometric_and_of_the_cases_that_have_a_ratio():
     assert (mean.cases, mean.asked) == (2, 3)
 
 
+def test_kinds_of_layers_have_means_and_least_ratios_of_their_own():
+    seconds = {"eager": 8.0, "numba": 2.0}
+    measurements = [
+        Measurement(
+            contestant=name, case=bench_report.case(shape, cell=cell, group=group), p50=p50 / factor
+        )
+        for name, p50 in seconds.items()
+        for shape, cell, group, own in (
+            ((1, 1, 1, 1), "rnn", "grid", 1.0),
+            ((1, 1, 1, 1), "lstm", "grid", 2.0),
+            ((2, 2, 2, 2), "lstm", "grid", 0.5),
+            ((3, 3, 3, 3), "lstm", "packed", 0.25),
+        )
+        for factor in (own if name == "numba" else 1.0,)
+    ]
+    found = Results(bench_report.report(measurements=tuple(measurements)))
+    means, least = findings.means(found), findings.least(found)
+    rnn, lstm = (Slice("forward", "float32", 1, cell) for cell in ("rnn", "lstm"))
+    assert [str(part) for part in means] == [
+        "forward, float32, 1 thread",
+        "LSTM, forward, float32, 1 thread",
+    ]
+    assert [part.key for part in means] == ["forward-float32-1", "lstm-forward-float32-1"]
+    assert [means[part][0].ratio for part in (rnn, lstm)] == pytest.approx([4.0, 4.0])
+    # Variants are not in the mean, but may be the least.
+    assert least[lstm]["numba"] == (1.0, measurements[-1].case)
+    assert least[rnn]["numba"].ratio == 4.0
+
+
+def test_the_memory_of_training_is_that_of_its_shape_in_the_grid():
+    shape = (100, 64, 512, 512)
+    cases = [
+        bench_report.case(shape, mode="training", cell="gru"),
+        bench_report.case(shape, mode="training", cell="gru", layers=2),
+        bench_report.case(shape, mode="forward", cell="gru"),
+        bench_report.case((1, 1, 1, 1), mode="training", cell="gru"),
+    ]
+    measurements = tuple(
+        Measurement(contestant=name, case=case, p50=1.0, memory=memory)
+        for case in cases
+        for name, memory in (("eager", 300), ("numba", 200), ("jax", None))
+    )
+    found = findings.memory(Results(bench_report.report(measurements=measurements)))
+    assert found == {cases[0]: {"eager": 300, "numba": 200}}
+
+
 def test_who_has_no_time_at_all_has_no_mean():
     found = findings.means(results({"eager": [1.0], "jax": [None]}))
     ((mean,),) = found.values()

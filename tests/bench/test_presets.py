@@ -8,7 +8,7 @@ from rnnjit.bench.contestants.eager import Eager
 from rnnjit.bench.contestants.jax_scan import JaxScan
 from rnnjit.bench.contestants.unrolled import Unrolled
 from rnnjit.bench.plan import Plan
-from rnnjit.bench.presets import GRID, PRESETS
+from rnnjit.bench.presets import GRID, PRESETS, shortened
 from rnnjit.bench.records import Case
 
 
@@ -24,6 +24,7 @@ def test_cases_are_distinct_and_make_sense(name, cpus):
     for case in cases:
         assert msgspec.json.decode(msgspec.json.encode(case), type=Case) == case
         assert (case.T == 1 and not case.packed) or case.mode != "streaming"
+        assert (case.T == case.layers == 1) or not case.as_cell
         assert not Eager().declines(case)
 
 
@@ -53,6 +54,41 @@ def test_full_is_the_grid_on_one_and_all_threads_and_one_of_everything():
     assert {"float64", "relu", "layers", "bidirectional", "packed"} <= groups
     assert {EMPTY_CACHE, FILLED_CACHE} <= groups
     assert {case.mode for case in cases} == {"forward", "training", "streaming", "cold start"}
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_cells_are_the_grid_and_one_of_everything_else(cell):
+    cases = [case for case in PRESETS["cells"].cases((2,)) if case.cell == cell]
+    for mode in ("forward", "training"):
+        assert shapes(c for c in cases if (c.mode, c.group) == (mode, "grid")) == set(GRID)
+    groups = {case.group for case in cases} - {"grid"}
+    expected = {"bidirectional", "2 layers", "3 layers", "float64", "packed", "cell", "frame"}
+    assert groups == expected | ({"proj_size"} if cell == "lstm" else set())
+    frames = [case for case in cases if case.mode == "streaming"]
+    assert shapes(frames) == shapes(case for case in cases if case.as_cell)
+
+
+def test_a_preset_is_measured_of_the_cells_that_are_named():
+    plain, full = PRESETS["full"].cases((2,)), PRESETS["full"].cases((2,), ("rnn", "gru"))
+    assert {case.cell for case in plain} == {"rnn"}
+    assert [case for case in full if case.cell == "rnn"] == list(plain)
+    relu = [case for case in plain if case.nonlinearity == "relu"]
+    others = [msgspec.structs.replace(c, cell="gru") for c in plain if c not in relu]
+    assert [case for case in full if case.cell == "gru"] == others
+    assert relu
+    assert {case.cell for case in PRESETS["cells"].cases((2,))} == {"lstm", "gru"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_quick_run_has_a_case_of_every_group_and_is_short(name):
+    whole = PRESETS[name].cases((2,), PRESETS[name].cells)
+    cases = shortened(whole)
+    groups = {(case.cell, case.group) for case in whole if not case.cold}
+    assert {(case.cell, case.group) for case in cases} == groups - {("rnn", "grid")} | {
+        (case.cell, case.group) for case in cases if case.group == "grid"
+    }
+    assert 0 < len(cases) <= 24
+    assert all(case.T * case.B * case.H <= 1_000_000 for case in cases)
 
 
 @pytest.mark.parametrize("group", ["T", "B", "H", "threads"])

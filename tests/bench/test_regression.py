@@ -1,8 +1,11 @@
 """Protects the comparison of two reports: rnnjit's backends, by ratios to each run's eager."""
 
+import re
+
 import pytest
 from bench_report import CASE, OTHER
 from bench_report import report_of as report
+from folders import ROOT
 
 from rnnjit.bench.records import Case, encode, read
 from rnnjit.bench.report.regression import changes, slower
@@ -63,6 +66,29 @@ def test_what_had_no_time_before_is_no_change():
 def test_a_file_gives_back_the_report(tmp_path):
     (tmp_path / "file").write_bytes(encode(OLD))
     assert read(tmp_path / "file") == OLD
+
+
+def test_a_report_from_before_there_were_other_cells_is_of_nn_rnn(tmp_path):
+    new = report({"eager": {CASE: 1.0}, "fast": {CASE: 0.5}})
+    later = (b'"cell": "rnn"', b'"proj_size": 0', b'"as_cell": false')
+    content = encode(OLD)
+    for field in later:
+        assert content.count(field) == len(OLD.measurements)
+        content = re.sub(rb"\s*" + re.escape(field) + b",", b"", content)
+    (tmp_path / "old.json").write_bytes(content)
+    old = read(tmp_path / "old.json")
+    assert old == OLD
+    assert [(c.before, c.after) for c in changes(old, new)] == [(4.0, 2.0)]
+    lstm = Case(T=5, B=2, I=3, H=4, cell="lstm")
+    assert changes(old, report({"eager": {lstm: 1.0}, "fast": {lstm: 0.5}})) == []
+
+
+def test_the_committed_reports_can_be_read():
+    for name in ("full", "training", "packed", "streaming", "scaling"):
+        cases = {
+            m.case for m in read(ROOT / "benchmarks" / "results" / f"{name}.json").measurements
+        }
+        assert {case.cell for case in cases} <= {"rnn", "lstm", "gru"}
 
 
 @pytest.mark.parametrize(

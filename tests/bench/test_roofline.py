@@ -26,6 +26,16 @@ def test_the_work_of_a_stack_of_two_directions_with_a_backward_pass():
     assert needed.rows == 3 * 40 * ((3 + 10) + (10 + 10)) * 8
 
 
+def test_the_work_of_gates_and_of_a_projection():
+    gru = work(Case(T=10, B=4, I=3, H=5, cell="gru"))
+    assert gru.flops == 2 * 40 * 3 * 5 * (3 + 5)
+    assert gru.weights == 3 * 5 * 5 * 4
+    lstm = work(Case(T=10, B=4, I=3, H=5, cell="lstm", layers=2, proj_size=2))
+    assert lstm.flops == sum(2 * 40 * (4 * 5 * (below + 2) + 5 * 2) for below in (3, 2))
+    assert lstm.weights == (4 * 5 * 2 + 2 * 5) * 4
+    assert lstm.rows == 40 * ((3 + 2) + (2 + 2)) * 4
+
+
 def test_a_backward_pass_alone_has_two_thirds_of_the_operations_of_both():
     case = Case(T=10, B=4, I=3, H=5, mode="backward")
     assert work(case).flops == 2 * 2 * 10 * 4 * 5 * (3 + 5)

@@ -10,7 +10,18 @@ from rnnjit.bench.records import Machine, Measurement
 from rnnjit.bench.report import rows
 
 IDENTITY = ("commit", "created", "preset", "cpu", "contestant", "T", "B", "I", "H", "layers")
-IDENTITY += ("bidirectional", "nonlinearity", "packed", "dtype", "mode", "threads", "group")
+IDENTITY += (
+    "cell",
+    "proj_size",
+    "as_cell",
+    "bidirectional",
+    "nonlinearity",
+    "packed",
+    "dtype",
+    "mode",
+    "threads",
+    "group",
+)
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,26 @@ def test_compare_has_a_row_for_every_backend(tmp_path, capsys, flags):
     assert "auto picks" in printed
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(
+    ("flags", "title"),
+    [
+        (("--cell", "lstm", "--proj-size", "2", "--packed"), "LSTM(3, 5), proj_size 2; T=4"),
+        (("--cell", "gru", "--bidirectional"), "GRU(3, 5), bidirectional; T=4"),
+    ],
+)
+def test_compare_runs_other_layers(tmp_path, capsys, flags, title):
+    (found,) = compared(tmp_path, *SMALL, *flags, "--backends", "eager")
+    (baseline,) = found["results"]
+    kind = title.partition("(")[0]
+    assert baseline["backend"] == f"nn.{kind}"
+    assert found["spec"]["cell"] == kind.lower()
+    assert 0 < baseline["values_error"] < 1e-6
+    printed = capsys.readouterr().out
+    assert title in printed
+    assert f"x nn.{kind}" in printed
+
+
 def test_compare_takes_only_the_backends_that_are_named(tmp_path, capsys):
     (found,) = compared(tmp_path, *SMALL, "--backends", "numba")
     assert [row["backend"] for row in found["results"]] == ["nn.RNN", "numba"]
@@ -220,10 +240,11 @@ def shared():
         (lambda: rnnjit.compile(nn.RNN(3, 5)), [""]),
         (lambda: rnnjit.compile(nn.Sequential(nn.Linear(2, 3), nn.RNN(3, 5))), ["1"]),
         (shared, ["a", "b"]),
-        (lambda: nn.ModuleList([nn.LSTM(2, 3), nn.RNN(3, 5)]), ["1"]),
+        (lambda: nn.ModuleList([nn.LSTM(2, 3), nn.RNNCell(2, 3), nn.RNN(3, 5)]), ["0", "2"]),
+        (lambda: rnnjit.compile(nn.GRU(3, 5), backend="eager"), [""]),
         (lambda: nn.RNN(3, 5, nonlinearity="relu").state_dict(), [""]),
         (checkpoint, ["model.encoder"]),
-        (lambda: nn.ModuleList([nn.RNN(3, 5), nn.GRU(3, 5)]).state_dict(), ["0"]),
+        (lambda: nn.ModuleList([nn.RNN(3, 5), nn.GRU(3, 5)]).state_dict(), ["0", "1"]),
         (lambda: {"net": nn.RNN(3, 5)}, ["net"]),
     ],
 )
@@ -256,6 +277,29 @@ def test_a_saved_model_brings_its_configuration_and_its_weights(tmp_path):
     }
     # Weights of 1e30 leave the range of float32 after one step, and only they would.
     assert found["results"][0]["values_error"] in ("inf", "nan")
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(
+    ("layer", "cell", "proj_size"),
+    [
+        (nn.LSTM(3, 5, 2, proj_size=2, bidirectional=True, bias=False), "lstm", 2),
+        (nn.LSTM(3, 1), "lstm", 0),
+        (nn.GRU(3, 4), "gru", 0),
+    ],
+)
+def test_a_state_dict_tells_its_cell_by_its_rows(tmp_path, capsys, layer, cell, proj_size):
+    model = tmp_path / "model.pt"
+    torch.save(layer.state_dict(), model)
+    arguments = ("--model", str(model), "--steps", "3", "--backends", "eager")
+    (found,) = compared(tmp_path, *arguments)
+    spec = found["spec"]
+    assert (spec["cell"], spec["proj_size"]) == (cell, proj_size)
+    assert (spec["input_size"], spec["hidden_size"]) == (3, layer.hidden_size)
+    assert (spec["bias"], spec["num_layers"]) == (layer.bias, layer.num_layers)
+    assert "assumed" not in capsys.readouterr().err
+    line = refusal(capsys, "compare", "--model", str(model), "--nonlinearity", "relu")
+    assert "nn.LSTM and nn.GRU have no choice" in line
 
 
 def test_a_state_dict_says_that_tanh_is_assumed(tmp_path, capsys):
@@ -373,6 +417,10 @@ def refusal(capsys, *arguments):
         (("compare", "--dropout", "1.5"), "a number between 0 and 1, got '1.5'"),
         (("compare", "--dropout", "nan"), "a number between 0 and 1, got 'nan'"),
         (("compare", "--dropout", "0.5"), "--num-layers 2 or more"),
+        (("compare", "--cell", "lstms"), "invalid choice: 'lstms'"),
+        (("compare", "--cell", "gru", "--nonlinearity", "tanh"), "--cell gru has no choice"),
+        (("compare", "--cell", "gru", "--proj-size", "2"), "this module cannot be made: proj_size"),
+        (("compare", "--model", "x.pt", "--cell", "gru"), "--cell cannot be given with --model"),
         (("compare", "--seed", "1" + "0" * 30), "a whole number from 0 to 2147483647, got"),
         (("compare", "--trust"), "only with --model"),
         (("compare", "--backends", "nubma"), "'nubma' is not installed; expected one of 'auto'"),
@@ -405,8 +453,8 @@ def broken_rnn():
     ("content", "says"),
     [
         (nn.Linear(2, 3), "it is a Linear without one"),
-        (nn.ModuleList([nn.LSTM(2, 3), nn.GRU(2, 3)]), "1 LSTM, 1 GRU, which are not compiled"),
-        (nn.LSTM(2, 3).state_dict(), "a dict without a module or the weights of one"),
+        (nn.ModuleList([nn.LSTMCell(2, 3), nn.RNNCell(2, 3)]), "it has 1 LSTMCell, 1 RNNCell"),
+        (nn.LSTMCell(2, 3).state_dict(), "a dict without a module or the weights of one"),
         ([1, 2], "it is a list"),
         (torch.ones(3), "it is a Tensor"),
         ({"weight_hh_l0": torch.ones(2, 2)}, "cannot be rebuilt"),

@@ -26,7 +26,8 @@ class Plain(Contestant):
     packages = ("numpy",)
 
     def declines(self, case):
-        return "" if (case.layers, case.nonlinearity, case.packed) == (1, "tanh", False) else "no"
+        plain = (case.cell, case.layers, case.nonlinearity, case.packed)
+        return "" if plain == ("rnn", 1, "tanh", False) else "no"
 
     def prepare(self, case, arrays):
         training = case.mode == "training"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rnnjit.bench.arrays import Arrays, lengths_of
 from rnnjit.bench.contestants.base import Contestant, Ready
 from rnnjit.bench.contestants.eager import Eager
+from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Case
 
 if TYPE_CHECKING:
@@ -45,14 +46,19 @@ class Compiled(Contestant):
         return {point.dist.name: point.dist.version for point in found if point.dist is not None}
 
     def declines(self, case: Case) -> str:
-        """The backend's own reasons."""
+        """The backend's own reasons, or why `rnnjit.compile` leaves such a module as it is."""
+        from rnnjit.bench.contestants import torch_modules
         from rnnjit.dispatch.choice import verdict
         from rnnjit.dispatch.registry import backends
+        from rnnjit.frontend.compile import why_left
 
-        if self.name == AUTO:
-            return super().declines(case)
-        reasons = verdict(backends()[self.name], *_problem(case)).reasons
-        return super().declines(case) or "; ".join(reasons)
+        backend = None if self.name == AUTO else backends()[self.name]
+        reasons = () if backend is None else verdict(backend, *_problem(case)).reasons
+        return (
+            super().declines(case)
+            or "; ".join(reasons)
+            or why_left(torch_modules.empty(case, "meta"), backend)
+        )
 
     def prepare(self, case: Case, arrays: Arrays) -> Ready:
         """The compiled module with its arguments."""
@@ -61,7 +67,7 @@ class Compiled(Contestant):
 
         torch_modules.set_up(case)
         module = rnnjit.compile(torch_modules.module_of(case, arrays), backend=self.name)
-        return torch_modules.ready(case, arrays, module, lambda h0: _stream(module, h0))
+        return torch_modules.ready(case, arrays, module, lambda hx: _stream(module, hx))
 
 
 def installed() -> list[Contestant]:
@@ -74,31 +80,27 @@ def installed() -> list[Contestant]:
 def _problem(case: Case) -> tuple[RNNSpec, Problem]:
     import torch
 
-    from rnnjit.frontend.capture import CELL_OF_NONLINEARITY
+    from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH
     from rnnjit.spec import Problem, RNNSpec
 
+    cells = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU)}
     spec = RNNSpec(
         case.I,
         case.H,
         case.layers,
-        cell=CELL_OF_NONLINEARITY[case.nonlinearity],
+        cell=cells[case.nonlinearity if kind_of(case).nonlinear else case.cell],
         bidirectional=case.bidirectional,
+        proj_size=case.proj_size,
     )
     N, dtype = int(lengths_of(case).sum()), getattr(torch, case.dtype)
     return spec, Problem(dtype, "cpu", case.T, case.B, N, case.packed, case.trains)
 
 
 def _stream(
-    module: nn.Module, h0: Tensor
-) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]:
+    module: nn.Module, hx: Tensor | tuple[Tensor, ...]
+) -> tuple[Callable[[Tensor], Tensor], Callable[[], Tensor | tuple[Tensor, ...]]]:
     from rnnjit.frontend.stream import Stream
 
-    stream = Stream(module, h0.shape[1])
-    stream.state = h0
-
-    def state() -> Tensor:
-        found = stream.state
-        assert not isinstance(found, tuple)
-        return found
-
-    return stream.step, state
+    stream = Stream(module, (hx if not isinstance(hx, tuple) else hx[0]).shape[1])
+    stream.state = hx
+    return stream.step, lambda: stream.state

@@ -1,4 +1,4 @@
-"""The interface of a contestant: an implementation of RNNs that runs in its own process."""
+"""The interface of a contestant: an implementation of recurrent layers, in its own process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from rnnjit.bench.arrays import Array, Arrays
 from rnnjit.bench.records import Case
 
-StateT = TypeVar("StateT")
+ArrayT = TypeVar("ArrayT")
 
 
 class Ready(NamedTuple):
@@ -22,10 +22,11 @@ class Ready(NamedTuple):
     Attributes:
         run: makes one call, as it is timed, and returns when the work is done. When streaming, the
             call is one step on the first frame, from the state of the previous call; in the other
-            modes every call starts from h0.
-        results: makes one call and returns its results: "y" `[T, B, D*H]` (zeros after the end of a
-            sequence), "h_n" `[L*D, B, H]`, and if the case trains "grad x", "grad h0" and "grad
-            NAME" for every weight. When streaming, it steps through all frames, from h0.
+            modes every call starts from the initial states.
+        results: makes one call and returns its results: "y" `[T, B, D*(P or H)]` (zeros after the
+            end of a sequence), "h_n" `[L*D, B, P or H]`, "c_n" `[L*D, B, H]` if there is a c0, and
+            if the case trains "grad x", "grad h0" (and "grad c0") and "grad NAME" for every weight.
+            When streaming, it steps through all frames, from the initial states.
     """
 
     run: Callable[[], object]
@@ -33,7 +34,7 @@ class Ready(NamedTuple):
 
 
 class Contestant(ABC):
-    """An implementation of RNNs. Importing its module must not import heavy libraries.
+    """An implementation of recurrent layers. Importing its module must not import heavy libraries.
 
     Attributes:
         name: its name in files and on the command line.
@@ -80,26 +81,33 @@ class Contestant(ABC):
 
 
 def streaming(
-    frames: Sequence[StateT], h0: StateT, step: Callable[[StateT, StateT], tuple[StateT, StateT]]
+    frames: Sequence[ArrayT],
+    hx: tuple[ArrayT, ...],
+    names: Sequence[str],
+    step: Callable[[ArrayT, tuple[ArrayT, ...]], tuple[ArrayT, ...]],
 ) -> Ready:
     """Prepare a streaming case for a contestant without torch.
 
     Args:
         frames: each `[1, B, I]`, of the type that `step` takes.
-        h0: `[L, B, H]`, of the type that `step` takes.
-        step: a function from a frame and a state to y `[1, B, H]` and the next state.
+        hx: the initial states, each `[L, B, P or H]`, of the type that `step` takes.
+        names: the names of the states, "h" first.
+        step: a function from a frame and the states to y `[1, B, P or H]` and the next states.
     """
-    state, frame = h0, frames[0]
+    states, frame = hx, frames[0]
 
     def run() -> None:
-        nonlocal state
-        _, state = step(frame, state)
+        nonlocal states
+        _, *after = step(frame, states)
+        states = tuple(after)
 
     def results() -> Mapping[str, Array]:
-        now, ys = h0, []
+        now, ys = hx, []
         for each in frames:
-            y, now = step(each, now)
+            y, *after = step(each, now)
+            now = tuple(after)
             ys.append(np.array(y))
-        return {"y": np.concatenate(ys), "h_n": np.array(now)}
+        last = {f"{name}_n": np.array(state) for name, state in zip(names, now, strict=True)}
+        return {"y": np.concatenate(ys), **last}
 
     return Ready(run, results)

@@ -1,4 +1,4 @@
-"""The baseline: PyTorch's own nn.RNN, without rnnjit."""
+"""The baseline: PyTorch's own modules, without rnnjit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from rnnjit.bench.records import Case
 
 
 class Eager(Contestant):
-    """Unchanged `nn.RNN`; streaming passes the state from call to call."""
+    """Unchanged `nn.RNN`, `nn.LSTM` and `nn.GRU`; streaming passes the state from call to call."""
 
     name = "eager"
-    title = "PyTorch nn.RNN"
+    title = "PyTorch"
     kind = "baseline"
     packages = ("torch",)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rnnjit.bench.arrays import Array, Arrays, suffixes, weight_shapes
 from rnnjit.bench.contestants.base import Contestant, Ready, streaming
+from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Case
 
 
@@ -37,82 +38,96 @@ class JaxScan(Contestant):
 
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_enable_x64", case.dtype == "float64")
-        forward = _forward(case)
+        forward, names = _forward(case), kind_of(case).states
         weights = {name: jax.numpy.asarray(arrays.weights[name]) for name in weight_shapes(case)}
-        x, h0, grad_y, grad_h_n = (
-            jax.numpy.asarray(a) for a in (arrays.x, arrays.h0, arrays.grad_y, arrays.grad_h_n)
+        x, hx, grads = jax.tree.map(
+            jax.numpy.asarray, (arrays.x, arrays.hx, (arrays.grad_y, *arrays.grad_hn))
         )
         lengths = None if arrays.lengths is None else jax.numpy.asarray(arrays.lengths, "int32")
         function = jax.jit(forward)
         if case.mode == "streaming":
             return streaming(
                 list(x[:, None]),
-                h0,
-                lambda frame, state: jax.block_until_ready(function(frame, state, weights, None)),
+                hx,
+                names,
+                lambda frame, states: jax.block_until_ready(function(frame, states, weights, None)),
             )
 
         def training(*inputs: Any) -> Any:
             outputs, backward = jax.vjp(lambda *wanted: forward(*wanted, lengths), *inputs)
-            return outputs, backward((grad_y, grad_h_n))
+            return outputs, backward(grads)
 
         if case.trains:
             both = jax.jit(training)
             return Ready(
-                lambda: jax.block_until_ready(both(x, h0, weights)),
-                lambda: _named(*both(x, h0, weights)),
+                lambda: jax.block_until_ready(both(x, hx, weights)),
+                lambda: _named(names, *both(x, hx, weights)),
             )
-        inputs = (x, h0, weights, lengths)
+        inputs = (x, hx, weights, lengths)
         return Ready(
-            lambda: jax.block_until_ready(function(*inputs)), lambda: _named(function(*inputs))
+            lambda: jax.block_until_ready(function(*inputs)),
+            lambda: _named(names, function(*inputs)),
         )
 
 
 def _forward(case: Case) -> Any:
-    """A function of x, h0, the weights by name, and lengths or None, to nn.RNN's `(y, h_n)`."""
+    """A function of x, the states, the weights by name, and lengths or None.
+
+    It returns y and the last states, in one tuple.
+    """
     import jax
     from jax import numpy as jnp
 
-    activation = getattr(jax.nn, case.nonlinearity)
+    kind = kind_of(case)
 
-    def direction(x: Any, h: Any, weights: Any, running: Any, suffix: str) -> Any:
+    def direction(x: Any, hx: Any, weights: Any, running: Any, suffix: str) -> Any:
         w_ih, w_hh, b_ih, b_hh = (
-            weights[f"{kind}_{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            weights[f"{part}_{suffix}"] for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        rows = x @ w_ih.T + (b_ih + b_hh)
+        rows = x @ w_ih.T + (b_ih if kind.apart else b_ih + b_hh)
 
-        def step(h: Any, at: Any) -> Any:
+        def split(columns: Any) -> Any:
+            return jnp.split(columns, len(kind.gates), axis=-1)
+
+        def step(states: Any, at: Any) -> Any:
             row, runs = at
-            after = activation(row + h @ w_hh.T)
+            zh = states[0] @ w_hh.T + (b_hh if kind.apart else 0)
+            after = kind.step(jax.nn, case.nonlinearity, split(row), split(zh), states)
+            if case.proj_size:
+                after = (after[0] @ weights[f"weight_hr_{suffix}"].T, *after[1:])
             if runs is None:
-                return after, after
-            return jnp.where(runs, after, h), jnp.where(runs, after, 0)
+                return after, after[0]
+            kept = tuple(jnp.where(runs, *pair) for pair in zip(after, states, strict=True))
+            return kept, jnp.where(runs, after[0], 0)
 
-        # In reverse, the state of a sequence stays h0 until its own last step.
-        return jax.lax.scan(step, h, (rows, running), reverse=suffix.endswith("reverse"))
+        # In reverse, the states of a sequence stay the initial ones until its own last step.
+        return jax.lax.scan(step, hx, (rows, running), reverse=suffix.endswith("reverse"))
 
-    def forward(x: Any, h0: Any, weights: Any, lengths: Any) -> Any:
+    def forward(x: Any, hx: Any, weights: Any, lengths: Any) -> Any:
         steps = jnp.arange(case.T)[:, None, None]
         running = None if lengths is None else steps < lengths[:, None]
-        states, last = iter(h0), []
+        states, last = zip(*hx, strict=True), []
         for layer in range(case.layers):
             ys = []
             for suffix in suffixes(case, layer):
-                h_n, y = direction(x, next(states), weights, running, suffix)
-                last.append(h_n)
+                after, y = direction(x, next(states), weights, running, suffix)
+                last.append(after)
                 ys.append(y)
             x = jnp.concatenate(ys, axis=-1)
-        return x, jnp.stack(last)
+        return x, *map(jnp.stack, zip(*last, strict=True))
 
     return forward
 
 
-def _named(outputs: Any, gradients: Any = None) -> Mapping[str, Array]:
-    found = {"y": np.asarray(outputs[0]), "h_n": np.asarray(outputs[1])}
+def _named(names: Sequence[str], outputs: Any, gradients: Any = None) -> Mapping[str, Array]:
+    y, *last = outputs
+    found = {"y": y} | {f"{name}_n": state for name, state in zip(names, last, strict=True)}
     if gradients is not None:
-        grad_x, grad_h0, by_name = gradients
-        found |= {"grad x": np.asarray(grad_x), "grad h0": np.asarray(grad_h0)}
-        found |= {f"grad {name}": np.asarray(value) for name, value in by_name.items()}
-    return found
+        grad_x, grad_hx, by_name = gradients
+        found |= {"grad x": grad_x}
+        found |= {f"grad {name}0": grad for name, grad in zip(names, grad_hx, strict=True)}
+        found |= {f"grad {name}": grad for name, grad in by_name.items()}
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def _use_processors(count: int) -> None:

@@ -1,4 +1,4 @@
-"""onnxruntime and OpenVINO, on a graph with one ONNX `RNN` operator for each layer."""
+"""onnxruntime and OpenVINO, on a graph with one ONNX `RNN`, `LSTM` or `GRU` for each layer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from rnnjit.bench.arrays import Array, Arrays, suffixes
 from rnnjit.bench.contestants.base import Contestant, Ready, streaming
+from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Case
 
-#: A function from the model's inputs, by name, to y and h_n.
-Infer = Callable[[Mapping[str, Any]], tuple[Array, Array]]
+#: A function from the model's inputs, by name, to y and the last states.
+Infer = Callable[[Mapping[str, Any]], tuple[Array, ...]]
 
 # The oldest versions that have all operators, for the widest support by engines.
 _OPSET, _IR_VERSION = 14, 7
@@ -23,37 +24,45 @@ class _Engine(Contestant):
     """Runs the graph of a case, forward only."""
 
     def declines(self, case: Case) -> str:
-        """Declines training, and float64, which the operator does not support."""
+        """Declines training, and float64 and projections, which the operators do not support."""
         if case.trains:
             return "it only infers: there is no backward pass"
         if case.dtype != "float32":
-            return f"its RNN is written for float32, not {case.dtype}"
+            return f"its {kind_of(case).layer} is written for float32, not {case.dtype}"
+        if case.proj_size:
+            return "the ONNX operator has no projection"
         return super().declines(case)
 
     @abstractmethod
-    def load(self, model: bytes, threads: int, copy: bool) -> Infer:
+    def load(self, model: bytes, outputs: Sequence[str], threads: int, copy: bool) -> Infer:
         """Load a model.
 
         Args:
             model: the serialised model.
+            outputs: the names of its outputs.
             threads: the number of threads that it may use.
             copy: whether the results must stay valid after the next call.
         """
 
     def prepare(self, case: Case, arrays: Arrays) -> Ready:
         """The loaded model with its inputs."""
-        stream = case.mode == "streaming"
-        # A step must not write its state to the memory from which it reads it.
-        infer = self.load(_model(case, arrays), case.threads, copy=stream)
+        stream, states = case.mode == "streaming", kind_of(case).states
+        outputs = ("y", *(f"{name}_n" for name in states))
+        # A step must not write its states to the memory from which it reads them.
+        infer = self.load(_model(case, arrays), outputs, case.threads, copy=stream)
+
+        def given(x: Array, hx: Sequence[Array]) -> dict[str, Any]:
+            return {"x": x} | {f"{name}0": state for name, state in zip(states, hx, strict=True)}
+
         if stream:
             frames = list(arrays.x[:, None])
-            return streaming(frames, arrays.h0, lambda x, h0: infer({"x": x, "h0": h0}))
-        feeds: dict[str, Any] = {"x": arrays.x, "h0": arrays.h0}
+            return streaming(frames, arrays.hx, states, lambda x, hx: infer(given(x, hx)))
+        feeds = given(arrays.x, arrays.hx)
         if arrays.lengths is not None:
             feeds["lengths"] = arrays.lengths.astype(np.int32)
 
         def results() -> Mapping[str, Array]:
-            return dict(zip(("y", "h_n"), map(np.array, infer(feeds)), strict=True))
+            return dict(zip(outputs, map(np.array, infer(feeds)), strict=True))
 
         return Ready(lambda: infer(feeds), results)
 
@@ -64,7 +73,7 @@ class Onnxruntime(_Engine):
     name = title = "onnxruntime"
     packages = ("onnx", "onnxruntime")
 
-    def load(self, model: bytes, threads: int, copy: bool) -> Infer:
+    def load(self, model: bytes, outputs: Sequence[str], threads: int, copy: bool) -> Infer:
         """Create a session, which allocates new results in every call."""
         import onnxruntime
 
@@ -73,7 +82,7 @@ class Onnxruntime(_Engine):
         options.inter_op_num_threads = 1
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(model, options, providers=providers)
-        return lambda feeds: tuple(session.run(None, feeds))
+        return lambda feeds: tuple(session.run(outputs, feeds))
 
 
 class Openvino(_Engine):
@@ -83,7 +92,7 @@ class Openvino(_Engine):
     title = "OpenVINO"
     packages = ("onnx", "openvino")
 
-    def load(self, model: bytes, threads: int, copy: bool) -> Infer:
+    def load(self, model: bytes, outputs: Sequence[str], threads: int, copy: bool) -> Infer:
         """Create a request; without `copy` its results share the memory of the request."""
         import openvino
 
@@ -96,9 +105,9 @@ class Openvino(_Engine):
         core = openvino.Core()
         request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
 
-        def infer(feeds: Mapping[str, Any]) -> tuple[Array, Array]:
-            outputs = request.infer(feeds, share_inputs=True, share_outputs=not copy)
-            return outputs["y"], outputs["h_n"]
+        def infer(feeds: Mapping[str, Any]) -> tuple[Array, ...]:
+            found = request.infer(feeds, share_inputs=True, share_outputs=not copy)
+            return tuple([found[name] for name in outputs])
 
         return infer
 
@@ -106,33 +115,37 @@ class Openvino(_Engine):
 def _model(case: Case, arrays: Arrays) -> bytes:
     """The serialised model of a call.
 
-    Its inputs are x `[T, B, I]`, h0 `[L*D, B, H]` and, if the case is packed, lengths (int32
-    `[B]`); its outputs are y `[T, B, D*H]` and h_n `[L*D, B, H]`. Shapes are fixed, and the weights
-    are constants of the model.
+    Its inputs are x `[T, B, I]`, h0 `[L*D, B, H]` (and c0) and, if the case is packed, lengths
+    (int32 `[B]`); its outputs are y `[T, B, D*H]` and h_n `[L*D, B, H]` (and c_n). Shapes are
+    fixed, and the weights are constants of the model.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    directions, steps = case.directions, case.T
-    states = case.layers * directions
+    directions, steps, states = case.directions, case.T, kind_of(case).states
     constants = {
         "rows": np.array([steps, case.B, directions * case.H]),
         "split": np.full(case.layers, directions),
     }
-    nodes = [helper.make_node("Split", ["h0", "split"], _names("h0", case.layers), axis=0)]
+    nodes = [
+        helper.make_node("Split", [f"{name}0", "split"], _names(f"{name}0", case.layers), axis=0)
+        for name in states
+    ]
     for layer in range(case.layers):
         constants.update(_weights(case, arrays, layer))
         nodes += _layer(case, layer)
-    nodes.append(helper.make_node("Concat", _names("h_n", case.layers), ["h_n"], axis=0))
+    for name in (f"{name}_n" for name in states):
+        nodes.append(helper.make_node("Concat", _names(name, case.layers), [name], axis=0))
 
     def value(name: str, *shape: int, kind: int = TensorProto.FLOAT) -> Any:
         return helper.make_tensor_value_info(name, kind, shape)
 
-    state = (states, case.B, case.H)
-    inputs = [value("x", steps, case.B, case.I), value("h0", *state)]
+    state = (case.layers * directions, case.B, case.H)
+    inputs = [value("x", steps, case.B, case.I), *(value(f"{name}0", *state) for name in states)]
     if case.packed:
         inputs.append(value("lengths", case.B, kind=TensorProto.INT32))
-    outputs = [value("y", steps, case.B, directions * case.H), value("h_n", *state)]
+    outputs = [value("y", steps, case.B, directions * case.H)]
+    outputs += [value(f"{name}_n", *state) for name in states]
     initial = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "rnn", inputs, outputs, initial)
     opsets = [helper.make_opsetid("", _OPSET)]
@@ -146,11 +159,19 @@ def _names(name: str, layers: int) -> list[str]:
 
 
 def _weights(case: Case, arrays: Arrays, layer: int) -> dict[str, Array]:
-    """A layer's constants, with the directions stacked."""
+    """A layer's constants, with the directions stacked and the gates in the operator's order."""
+    kind = kind_of(case)
+
+    def gates(name: str) -> Array:
+        """The weight with the rows of its gates in the operator's order."""
+        by_gate = dict(
+            zip(kind.gates, np.split(arrays.weights[name], len(kind.gates)), strict=True)
+        )
+        return np.concatenate([by_gate[gate] for gate in kind.onnx_gates])
 
     def stacked(*parts: str) -> Array:
         rows = [
-            np.concatenate([arrays.weights[f"{part}_{suffix}"] for part in parts])
+            np.concatenate([gates(f"{part}_{suffix}") for part in parts])
             for suffix in suffixes(case, layer)
         ]
         return np.stack(rows)
@@ -163,25 +184,32 @@ def _weights(case: Case, arrays: Arrays, layer: int) -> dict[str, Array]:
 
 
 def _layer(case: Case, layer: int) -> Sequence[Any]:
-    """The RNN operator, whose y is `[T, D, B, H]`, and nodes that convert y to `[T, B, D*H]`."""
+    """The layer's operator, whose y is `[T, D, B, H]`, and nodes that make it `[T, B, D*H]`."""
     from onnx import helper
 
+    kind = kind_of(case)
     x = "x" if layer == 0 else f"y {layer - 1}"
     y = "y" if layer == case.layers - 1 else f"y {layer}"
     weights = [f"{name} {layer}" for name in ("w_ih", "w_hh", "bias")]
-    rnn = helper.make_node(
-        "RNN",
-        [x, *weights, "lengths" if case.packed else "", f"h0 {layer}"],
-        [f"by direction {layer}", f"h_n {layer}"],
+    options = dict(kind.onnx_options)
+    if kind.nonlinear:
+        options["activations"] = [case.nonlinearity.capitalize()] * case.directions
+    operator = helper.make_node(
+        kind.layer,
+        [
+            *(x, *weights, "lengths" if case.packed else ""),
+            *(f"{name}0 {layer}" for name in kind.states),
+        ],
+        [f"by direction {layer}", *(f"{name}_n {layer}" for name in kind.states)],
         hidden_size=case.H,
         direction="bidirectional" if case.bidirectional else "forward",
-        activations=[case.nonlinearity.capitalize()] * case.directions,
+        **options,
     )
     if case.directions == 1:
-        return rnn, helper.make_node("Reshape", [f"by direction {layer}", "rows"], [y])
+        return operator, helper.make_node("Reshape", [f"by direction {layer}", "rows"], [y])
     turned = f"turned {layer}"
     return (
-        rnn,
+        operator,
         helper.make_node("Transpose", [f"by direction {layer}"], [turned], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", [turned, "rows"], [y]),
     )

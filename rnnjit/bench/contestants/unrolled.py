@@ -1,4 +1,4 @@
-"""`torch.compile` on an RNN that is unrolled step by step in plain torch."""
+"""`torch.compile` on a recurrent layer that is unrolled step by step in plain torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from rnnjit.bench.arrays import Arrays, suffixes, weight_shapes
 from rnnjit.bench.contestants.base import Contestant, Ready
+from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Case
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from rnnjit.bench.contestants.torch_modules import State
 
 #: The most steps, of all layers and directions, that it compiles. Compile time grows with the
 #: steps: with the backward pass and empty caches, from 17 s for 8 steps to 29 s for 128.
@@ -65,34 +68,43 @@ def _module(case: Case, arrays: Arrays) -> nn.Module:
             for name in weight_shapes(case):
                 self.register_parameter(name, torch.nn.Parameter(tensor_of(arrays.weights[name])))
 
-        def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
-            return _unrolled(case, dict(self.named_parameters()), x, h0)
+        def forward(self, x: Tensor, hx: State) -> tuple[Tensor, State]:
+            return _unrolled(case, dict(self.named_parameters()), x, hx)
 
     return Loop()
 
 
 def _unrolled(
-    case: Case, weights: Mapping[str, Tensor], x: Tensor, h0: Tensor
-) -> tuple[Tensor, Tensor]:
-    """nn.RNN's `(y, h_n)` of a dense call, with one input projection for all steps."""
+    case: Case, weights: Mapping[str, Tensor], x: Tensor, hx: State
+) -> tuple[Tensor, State]:
+    """The layer's `(y, last states)` of a dense call, with one input projection for all steps."""
     import torch
     from torch.nn.functional import linear
 
-    activation = getattr(torch, case.nonlinearity)
-    states = iter(h0.unbind())
+    from rnnjit.bench.contestants.torch_modules import as_state, as_tuple
+
+    kind = kind_of(case)
+    gates = len(kind.gates)
+    unbound = zip(*(state.unbind() for state in as_tuple(hx)), strict=True)
     last = []
     for layer in range(case.layers):
         found = []
         for suffix in suffixes(case, layer):
-            w_ih, w_hh = weights[f"weight_ih_{suffix}"], weights[f"weight_hh_{suffix}"]
-            bias = weights[f"bias_ih_{suffix}"] + weights[f"bias_hh_{suffix}"]
-            steps = linear(x, w_ih, bias).unbind()
-            h, ys = next(states), []
+            w_ih, w_hh, b_ih, b_hh = (
+                weights[f"{part}_{suffix}"]
+                for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            w_hr = weights.get(f"weight_hr_{suffix}")
+            inside = b_hh if kind.apart else None
+            steps = linear(x, w_ih, b_ih if kind.apart else b_ih + b_hh).unbind()
+            states, ys = next(unbound), []
             backwards = suffix.endswith("reverse")
             for row in reversed(steps) if backwards else steps:
-                h = activation(row + linear(h, w_hh))
-                ys.append(h)
-            last.append(h)
+                zx, zh = row.chunk(gates, -1), linear(states[0], w_hh, inside).chunk(gates, -1)
+                h, *others = kind.step(torch, case.nonlinearity, zx, zh, states)
+                states = (h if w_hr is None else linear(h, w_hr), *others)
+                ys.append(states[0])
+            last.append(states)
             found.append(torch.stack(ys[::-1] if backwards else ys))
         x = torch.cat(found, dim=-1)
-    return x, torch.stack(last)
+    return x, as_state(tuple(map(torch.stack, zip(*last, strict=True))))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from rnnjit.bench.cases import MEMORY
 from rnnjit.bench.records import Case, ContestantInfo, Mode, Verdict
-from rnnjit.bench.report.results import Results, Slice
+from rnnjit.bench.report.results import Results, Slice, extras
 
 
 class Mean(NamedTuple):
@@ -23,6 +24,18 @@ class Mean(NamedTuple):
     ratio: float | None
     cases: int
     asked: int
+
+
+class Least(NamedTuple):
+    """The case in which a contestant does worst against eager.
+
+    Attributes:
+        ratio: times as fast as eager.
+        case: the case.
+    """
+
+    ratio: float
+    case: Case
 
 
 class Faster(NamedTuple):
@@ -77,6 +90,39 @@ def means(results: Results) -> dict[Slice, list[Mean]]:
             for contestant in results.contestants
             if contestant.kind != "baseline"
         ]
+    return found
+
+
+def least(results: Results) -> dict[Slice, dict[str, Least]]:
+    """The least ratio to eager by contestant, over all shapes but cold starts, variants included.
+
+    Contestants without any ratio are left out.
+    """
+    found: dict[Slice, dict[str, Least]] = {}
+    for part, cases in results.slices(results.shapes(cold=False)).items():
+        for contestant in results.contestants:
+            ratios = [
+                Least(ratio, case)
+                for case in cases
+                if (ratio := results.ratio(contestant.name, case)) is not None
+            ]
+            if ratios and contestant.kind != "baseline":
+                lowest = min(ratios, key=lambda entry: entry.ratio)
+                found.setdefault(part, {})[contestant.name] = lowest
+    return found
+
+
+def memory(results: Results) -> dict[Case, dict[str, int]]:
+    """The memory of a training step of the shape `MEMORY`, in bytes, by case and contestant."""
+    found: dict[Case, dict[str, int]] = {}
+    for case in results.cases:
+        if case.mode != "training" or case.group != "grid" or extras(case):
+            continue
+        if (case.T, case.B, case.I, case.H) == MEMORY:
+            for contestant in results.contestants:
+                measurement = results.of(contestant.name, case)
+                if measurement is not None and measurement.memory is not None:
+                    found.setdefault(case, {})[contestant.name] = measurement.memory
     return found
 
 

@@ -20,7 +20,7 @@ from rnnjit.bench.report import findings, rows, tables
 from rnnjit.bench.report.plots import chapters
 from rnnjit.bench.report.plots.render import Plot, css_variables
 from rnnjit.bench.report.plots.style import LIGHT, THEMES, Theme, looks
-from rnnjit.bench.report.results import Results, described, duration, size, times
+from rnnjit.bench.report.results import Results, described, duration, layer_words, size, times
 
 
 class Picture(NamedTuple):
@@ -61,6 +61,7 @@ def page(report: Report) -> str:
         size=size,
         case=tables.case_words,
         shape=described,
+        layer=layer_words,
         setting=tables.setting,
         rate=lambda value: f"{value / 1e9:.3g}",
     )

@@ -9,9 +9,12 @@ from typing import NamedTuple
 import msgspec
 
 from rnnjit.bench import roofline
-from rnnjit.bench.records import Case, ContestantInfo, Measurement, Mode, Report
+from rnnjit.bench.kinds import KINDS, kind_of
+from rnnjit.bench.records import Case, CellName, ContestantInfo, Measurement, Mode, Report
 from rnnjit.bench.roofline import Bound
 
+#: The cell that goes without saying.
+DEFAULT_CELL: CellName = "rnn"
 #: Groups that may be sweeps: their cases differ in the field of the same name.
 _SWEPT = ("T", "B", "I", "H", "layers", "threads")
 
@@ -22,10 +25,17 @@ class Slice(NamedTuple):
     mode: Mode
     dtype: str
     threads: int
+    cell: CellName = "rnn"
 
     def __str__(self) -> str:
-        """The slice in words."""
-        return f"{self.mode}, {self.dtype}, {threads(self.threads)}"
+        """The slice in words; nn.RNN goes without saying."""
+        return ", ".join([*layer_words(self.cell), self.mode, self.dtype, threads(self.threads)])
+
+    @property
+    def key(self) -> str:
+        """An identifier, of letters, digits and hyphens."""
+        cell = [] if self.cell == DEFAULT_CELL else [self.cell]
+        return "-".join([*cell, self.mode, self.dtype, str(self.threads)]).replace(" ", "-")
 
 
 class Sweep(NamedTuple):
@@ -102,7 +112,8 @@ class Results:
         """Group cases into slices."""
         found: dict[Slice, list[Case]] = {}
         for case in cases:
-            found.setdefault(Slice(case.mode, case.dtype, case.threads), []).append(case)
+            part = Slice(case.mode, case.dtype, case.threads, case.cell)
+            found.setdefault(part, []).append(case)
         return found
 
     def shapes(self, *, cold: bool = True) -> tuple[Case, ...]:
@@ -158,7 +169,7 @@ def _constant(family: Case) -> str:
     if family.group == "H" and not family.I:
         sizes.append("I=H")
     count = [threads(family.threads)] if family.threads else []
-    return ", ".join([*sizes, *extras(family), *count])
+    return ", ".join([*sizes, *layer_words(family.cell), *extras(family), *count])
 
 
 def seconds(measurement: Measurement) -> float | None:
@@ -176,15 +187,22 @@ def shape(case: Case) -> str:
 
 
 def described(case: Case) -> str:
-    """The shape, and all options that are not the defaults."""
-    return ", ".join([shape(case), *extras(case)])
+    """The shape, the kind of layer, and all options that are not the defaults."""
+    return ", ".join([shape(case), *layer_words(case.cell), *extras(case)])
+
+
+def layer_words(cell: CellName) -> list[str]:
+    """The class of a layer, such as "LSTM"; nothing for RNN, which goes without saying."""
+    return [] if cell == DEFAULT_CELL else [KINDS[cell].layer]
 
 
 def extras(case: Case) -> list[str]:
-    """The options of a case that are not the defaults."""
-    found = [f"{case.layers} layers"] if case.layers > 1 else []
+    """The options of a case that are not the defaults, but for the kind of layer."""
+    found = [f"{kind_of(case).layer}Cell"] if case.as_cell else []
+    found += [f"{case.layers} layers"] if case.layers > 1 else []
     found += ["bidirectional"] if case.bidirectional else []
     found += [case.nonlinearity] if case.nonlinearity != "tanh" else []
+    found += [f"proj_size {case.proj_size}"] if case.proj_size else []
     return found + (["packed"] if case.packed else [])
 
 

@@ -13,7 +13,7 @@ from rnnjit.bench.records import Case, Machine
 from rnnjit.bench.report.plots import style
 from rnnjit.bench.report.plots.render import Plot
 from rnnjit.bench.report.plots.style import Canvas, Theme
-from rnnjit.bench.report.results import Results, Slice, threads
+from rnnjit.bench.report.results import Results, Slice, layer_words, threads
 
 _HEIGHT = 230.0
 _PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -30,8 +30,9 @@ def plots(results: Results) -> Iterator[Plot]:
             and any(results.seconds(c.name, case) for c in results.contestants)
         }
         if placed:
-            key = f"roofline-{part.mode}-{part.dtype}-{part.threads}"
-            yield Plot(key, f"Roofline: {part}", partial(figure, results, part, placed))
+            yield Plot(
+                f"roofline-{part.key}", f"Roofline: {part}", partial(figure, results, part, placed)
+            )
 
 
 def figure(results: Results, part: Slice, placed: dict[Case, float], theme: Theme) -> Figure:
@@ -51,10 +52,11 @@ def figure(results: Results, part: Slice, placed: dict[Case, float], theme: Them
         if (seconds := results.seconds(c.name, case)) is not None
     ]
     drawn = {contestant.name for contestant, _, _ in reached}
+    setting = ", ".join([*layer_words(part.cell), part.dtype, threads(part.threads)])
     made = style.canvas(
         theme,
         f"Roofline: {part.mode}",
-        f"nearer to the roof is better · {part.dtype}, {threads(part.threads)}",
+        f"nearer to the roof is better · {setting}",
         [(c, looks[c.name]) for c in results.contestants if c.name in drawn],
         height=_HEIGHT,
         left=76.0,

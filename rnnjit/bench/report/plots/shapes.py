@@ -13,7 +13,7 @@ from rnnjit.bench.records import Case, ContestantInfo
 from rnnjit.bench.report.plots import style
 from rnnjit.bench.report.plots.render import Plot
 from rnnjit.bench.report.plots.style import Theme
-from rnnjit.bench.report.results import Results, Slice, extras, shape, threads
+from rnnjit.bench.report.results import Results, Slice, extras, layer_words, shape, threads
 
 _PITCH = 22.0
 #: The pitch for labels with two lines.
@@ -87,11 +87,11 @@ def _by_slice(results: Results, value: Value) -> Iterator[tuple[Slice, Marks]]:
 
 
 def _key(name: str, part: Slice) -> str:
-    return f"{name}-{part.mode}-{part.dtype}-{part.threads}"
+    return f"{name}-{part.key}"
 
 
 def _setting(part: Slice) -> str:
-    return f"{part.dtype}, {threads(part.threads)}"
+    return ", ".join([*layer_words(part.cell), part.dtype, threads(part.threads)])
 
 
 def _figure(
