@@ -1,38 +1,31 @@
 """What tests of this folder share."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
-from eager_pair import FEW
+from layer_kinds import kinds_on_few
 from trained_pair import Model
 
 import rnnjit
 
 
-@pytest.fixture(params=FEW, ids=lambda b: b.name)
-def compiled_inplace(request):
-    return partial(rnnjit.compile, backend=request.param, inplace=True)
-
-
-@pytest.fixture(params=["before", "after"])
-def operated(request, compiled_inplace):
+@pytest.fixture(params=kinds_on_few("before", "after"))
+def operated(request):
     """A function that does surgery on an eager model and a compiled one, before or after."""
+    make, backend, when = request.param
 
     def operate(surgery):
         torch.manual_seed(0)
-        eager = Model().double()
+        eager = Model(make).double()
         fast = copy.deepcopy(eager)
-        torch.manual_seed(1)
-        surgery(eager)
-        if request.param == "before":
+        if when == "after":
+            fast = rnnjit.compile(fast, backend=backend, inplace=True)
+        for model in (eager, fast):
             torch.manual_seed(1)
-            surgery(fast)
-            return eager, compiled_inplace(fast)
-        fast = compiled_inplace(fast)
-        torch.manual_seed(1)
-        surgery(fast)
+            surgery(model)
+        if when == "before":
+            fast = rnnjit.compile(fast, backend=backend, inplace=True)
         return eager, fast
 
     return operate

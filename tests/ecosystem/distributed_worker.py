@@ -1,10 +1,10 @@
 """One of two processes that train together, started by test_distributed.py.
 
-    python distributed_worker.py WAY RANK STORE RESULT
+    python distributed_worker.py WAY KIND RANK STORE RESULT
 
-trains `trained_pair.Tagger`, compiled, in the way that WAY names, on this rank's half of every
-batch, and writes its gradients and what it ended in to RESULT, a file. STORE is a file by which the
-processes meet.
+trains a compiled `trained_pair.Tagger` with layers of one of `layer_kinds.KINDS`, in the way that
+WAY names, on this rank's half of every batch, and writes its gradients and what it ended in to
+RESULT, a file. STORE is a file by which the processes meet.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from layer_kinds import KINDS
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -65,12 +66,12 @@ def ranges_of(model):
     return sorted(e.key for e in found.key_averages() if e.key.startswith("rnnjit: "))
 
 
-def compiled():
+def compiled(make):
     torch.manual_seed(0)
-    return rnnjit.compile(Tagger().double())
+    return rnnjit.compile(Tagger(make).double())
 
 
-def by_ddp():
+def by_ddp(make):
     """Data-parallel with each of its options."""
     options = {
         "plain": {},
@@ -78,12 +79,12 @@ def by_ddp():
         "bucket views": {"gradient_as_bucket_view": True, "bucket_cap_mb": 1e-3},
         "unused parameters": {"find_unused_parameters": True},
     }
-    results = {name: train(DistributedDataParallel(compiled(), **o)) for name, o in options.items()}
-    results["accumulated"] = train(DistributedDataParallel(compiled()), accumulate=True)
+    results = {n: train(DistributedDataParallel(compiled(make), **o)) for n, o in options.items()}
+    results["accumulated"] = train(DistributedDataParallel(compiled(make)), accumulate=True)
     return results
 
 
-def by_fsdp():
+def by_fsdp(make):
     """Sharded parameters: as one group, by module, and kept whole from forward to backward."""
     mesh = init_device_mesh("cpu", (2,))
     results = {}
@@ -92,7 +93,7 @@ def by_fsdp():
         ("modules", True, True),
         ("kept", False, True),
     ):
-        model = compiled()
+        model = compiled(make)
         if inner:
             fully_shard(model.rnn, mesh=mesh, reshard_after_forward=keep)
         fully_shard(model, mesh=mesh, reshard_after_forward=keep)
@@ -101,14 +102,14 @@ def by_fsdp():
     return results
 
 
-def main(way, rank, store, result):
+def main(way, kind, rank, store, result):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", f"file://{store}", timedelta(seconds=60), world_size=2, rank=int(rank)
     )
     with contextlib.ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
-        torch.save({"ddp": by_ddp, "fsdp": by_fsdp}[way](), result)
+        torch.save({"ddp": by_ddp, "fsdp": by_fsdp}[way](KINDS[kind]), result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from captum.attr import (
     Occlusion,
     Saliency,
 )
-from eager_pair import CLOSE, FEW
+from eager_pair import CLOSE
+from layer_kinds import kinds_on_few, width
 from torch import nn
 
 import rnnjit
@@ -24,22 +25,23 @@ B, T, I, CLASSES = 3, 6, 4, 5
 
 
 class Classifier(nn.Module):
-    def __init__(self):
+    def __init__(self, make):
         super().__init__()
         self.embedding = nn.Embedding(10, I)
-        self.rnn = nn.RNN(I, 7, 2, batch_first=True, bidirectional=True, dropout=0.5)
-        self.head = nn.Linear(14, CLASSES)
+        self.rnn = make(I, 7, 2, batch_first=True, bidirectional=True, dropout=0.5)
+        self.head = nn.Linear(2 * width(self.rnn), CLASSES)
 
     def forward(self, x):
         vectors = x if x.is_floating_point() else self.embedding(x)
         return self.head(self.rnn(vectors)[0].mean(dim=1))
 
 
-@pytest.fixture(params=FEW, ids=lambda b: b.name)
+@pytest.fixture(params=kinds_on_few())
 def models(request):
+    make, backend = request.param
     torch.manual_seed(0)
-    model = Classifier().double().eval()
-    return model, rnnjit.compile(model, backend=request.param)
+    model = Classifier(make).double().eval()
+    return model, rnnjit.compile(model, backend=backend)
 
 
 X = torch.randn(B, T, I, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -59,7 +61,10 @@ METHODS = {
     "smoothed": lambda m: NoiseTunnel(Saliency(m)).attribute(X, target=TARGET, nt_samples=3),
     "ablation": lambda m: FeatureAblation(m).attribute(X, target=TARGET),
     "occlusion": lambda m: Occlusion(m).attribute(X, (2, I), target=TARGET),
-    "activations of the layer": lambda m: LayerActivation(m, m.rnn).attribute(X),
+    # captum takes no nested tuples, such as what nn.LSTM returns.
+    "activations of a layer": lambda m: LayerActivation(
+        m, m.head if m.rnn.mode == "LSTM" else m.rnn
+    ).attribute(X),
     "gradients at the layer": lambda m: LayerGradientXActivation(m, m.rnn).attribute(
         X, target=TARGET, attribute_to_layer_input=True
     ),

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from eager_pair import CLOSE, FEW
+from eager_pair import CLOSE
+from layer_kinds import kinds_on_few, width
 from torch import nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import (
 
 import rnnjit
 
-T, B, I = 6, 4, 3
+T, B, I, H = 6, 4, 3, 4
 
 
 class First(nn.Module):
@@ -30,16 +31,14 @@ class First(nn.Module):
         return self.rnn(x)[0]
 
 
-@pytest.fixture(params=FEW, ids=lambda b: b.name)
-def compiled(request):
-    return partial(rnnjit.compile, backend=request.param)
-
-
-def stacked(compiled):
+@pytest.fixture(params=kinds_on_few())
+def stacked(request):
+    make, backend = request.param
     torch.manual_seed(0)
-    layers = [First(nn.RNN(I, I)) for _ in range(4)]
+    layers = [First(make(I, H))]
+    layers += [First(make(width(layers[0].rnn), H)) for _ in range(3)]
     model = nn.Sequential(*layers, nn.Dropout(0.2)).double()
-    return model, compiled(copy.deepcopy(model))
+    return model, rnnjit.compile(copy.deepcopy(model), backend=backend)
 
 
 def example():
@@ -76,15 +75,15 @@ RECOMPUTING = {
 
 
 @pytest.mark.parametrize("run", RECOMPUTING.values(), ids=RECOMPUTING)
-def test_activation_checkpointing(compiled, run):
-    eager, fast = stacked(compiled)
+def test_activation_checkpointing(stacked, run):
+    eager, fast = stacked
     expected = gradients_of(eager, lambda model, x: model(x))
     torch.testing.assert_close(gradients_of(fast, run), expected, **CLOSE)
 
 
-def test_checkpointing_needs_less_while_it_waits(compiled):
+def test_checkpointing_needs_less_while_it_waits(stacked):
     """Of four layers nothing but the input is kept."""
-    _, fast = stacked(compiled)
+    _, fast = stacked
 
     def kept(run):
         seen = []

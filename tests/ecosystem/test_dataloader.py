@@ -8,6 +8,7 @@ import pytest
 import torch
 from eager_pair import CLOSE
 from encoded import Encoded, sequence, two_threads
+from layer_kinds import KINDS, width
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,10 +22,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def pair():
+def pair(kind):
     torch.manual_seed(0)
-    rnn = nn.RNN(3, 8, 2, bidirectional=True).double()
+    rnn = KINDS[kind](3, 8, 2, bidirectional=True).double()
     return rnn, rnnjit.compile(rnn)
 
 
@@ -33,15 +33,20 @@ def expected_items(rnn):
 
 
 @pytest.mark.parametrize(
-    ("method", "threads"),
-    [("fork", 1), ("fork", 2), pytest.param("spawn", 2, marks=pytest.mark.full)],
+    ("method", "threads", "kind"),
+    [
+        ("fork", 1, "RNN"),
+        ("fork", 2, "LSTM"),
+        pytest.param("spawn", 2, "projected", marks=pytest.mark.full),
+        pytest.param("fork", 2, "GRU", marks=pytest.mark.full),
+    ],
 )
-def test_items_that_workers_compute(pair, method, threads):
+def test_items_that_workers_compute(method, threads, kind):
     """A forked worker with two threads must do without the parent's, which it does not have.
 
     What torch itself shares out between threads hangs there, as eager does on these batches.
     """
-    rnn, fast = pair
+    rnn, fast = pair(kind)
     fast(torch.randn(6, 64, 3).double())  # the parent's threads are there before the fork
     loader = DataLoader(
         Encoded(fast),
@@ -57,11 +62,11 @@ def test_items_that_workers_compute(pair, method, threads):
     assert found[2].tolist() == [threads] * 12
 
 
-def test_training_on_what_forked_workers_encode(pair):
+def test_training_on_what_forked_workers_encode():
     """The encoder is frozen in the workers while the parent trains another compiled layer."""
-    rnn, fast = pair
+    rnn, fast = pair("projected")
     torch.manual_seed(1)
-    upper = nn.RNN(16, 5).double()
+    upper = nn.GRU(2 * width(rnn), 5).double()
 
     def train(encoder, model, workers):
         data = Encoded(encoder)
@@ -107,8 +112,8 @@ def test_a_spawned_worker_sees_weights_shared_with_the_parent():
             fast.weight_hh_l0.mul_(-0.5)
 
 
-def test_a_pool_of_forked_processes(pair):
-    rnn, fast = pair
+def test_a_pool_of_forked_processes():
+    rnn, fast = pair("GRU")
     fast(torch.randn(6, 64, 3).double())
     one_thread = partial(torch.set_num_threads, 1)  # as DataLoader has it
     with torch.multiprocessing.get_context("fork").Pool(2, one_thread) as pool:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from covered import in_full
 from eager_pair import CLOSE
 from folders import ROOT, SUPPORT
+from layer_kinds import KINDS
 from trained_pair import Tagger, batch, loss_of
 
 import rnnjit
@@ -26,13 +28,13 @@ STEPS = 3
 ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
-def both(way, folder):
+def both(way, kind, folder):
     """What each of two processes wrote."""
     results = [folder / f"{rank}.pt" for rank in range(2)]
     path = {"PYTHONPATH": str(SUPPORT)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", WORKER, way, str(rank), folder / "store", result],
+            [sys.executable, "-W", "error", WORKER, way, kind, str(rank), folder / "store", result],
             env=ENVIRONMENT | path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -49,10 +51,10 @@ def both(way, folder):
     return [torch.load(result, weights_only=True) for result in results]
 
 
-def alone():
+def alone(make):
     """The same training by eager, in one process, on whole batches."""
     torch.manual_seed(0)
-    model = Tagger().double()
+    model = Tagger(make).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     gradients = []
     for step in range(STEPS):
@@ -78,18 +80,26 @@ def torchrun(*flags):
     )
 
 
+WAYS = {
+    "ddp": ["plain", "static graph", "bucket views", "unused parameters", "accumulated"],
+    "fsdp": ["whole", "modules", "kept"],
+}
+
+
 @pytest.mark.parametrize(
-    ("way", "kinds"),
+    ("kind", "way"),
     [
-        ("ddp", ["plain", "static graph", "bucket views", "unused parameters", "accumulated"]),
-        pytest.param("fsdp", ["whole", "modules", "kept"], marks=pytest.mark.full),
+        ("projected", "ddp"),
+        *in_full(["RNN", "GRU"], ["ddp"]),
+        *in_full(["LSTM", "projected"], ["fsdp"]),
     ],
 )
-def test_two_processes_train_as_one_on_the_whole_batch(way, kinds, tmp_path):
-    expected = alone()
-    backend = rnnjit.explain(Tagger().double(), batch(0)).calls[0].chosen
-    for results in both(way, tmp_path):
-        assert list(results) == kinds
+def test_two_processes_train_as_one_on_the_whole_batch(kind, way, tmp_path):
+    expected = alone(KINDS[kind])
+    compiled = rnnjit.compile(Tagger(KINDS[kind]).double())
+    backend = rnnjit.explain(compiled, batch(0)).calls[0].chosen
+    for results in both(way, kind, tmp_path):
+        assert list(results) == WAYS[way]
         for gradients, final, ranges in results.values():
             torch.testing.assert_close(gradients, expected[0], **CLOSE)
             torch.testing.assert_close(final, expected[1], **CLOSE)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from eager_pair import CLOSE, FEW, agree
+from eager_pair import CLOSE, agree
+from layer_kinds import initial, kinds_on_few, states, width
 from torch import nn
 from torch.func import (
     functional_call,
@@ -19,6 +20,7 @@ from torch.func import (
 )
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_map
 
 import rnnjit
 
@@ -28,20 +30,21 @@ T, B, I, H = 4, 5, 3, 6
 
 
 class Classifier(nn.Module):
-    def __init__(self):
+    def __init__(self, make):
         super().__init__()
-        self.rnn = nn.RNN(I, H, 2, bidirectional=True, batch_first=True)
-        self.head = nn.Linear(2 * H, 4)
+        self.rnn = make(I, H, 2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(2 * width(self.rnn), 4)
 
     def forward(self, x):
         return self.head(self.rnn(x)[0].mean(dim=1))
 
 
-@pytest.fixture(params=FEW, ids=lambda b: b.name)
+@pytest.fixture(params=kinds_on_few())
 def models(request):
+    make, backend = request.param
     torch.manual_seed(0)
-    model = Classifier().double()
-    return model, rnnjit.compile(model, backend=request.param)
+    model = Classifier(make).double()
+    return model, rnnjit.compile(model, backend=backend)
 
 
 @pytest.fixture
@@ -160,10 +163,11 @@ def test_vmap_over_any_dimension_and_twice(models, in_dim):
 
 def test_vmap_over_initial_states_only(models, data):
     eager, fast = models
-    h0 = torch.linspace(-1, 1, 3 * 4 * B * H, dtype=torch.float64).view(3, 4, B, H)
-    y, h = vmap(fast.rnn, (None, 0))(data[0], h0)
-    for index, state in enumerate(h0):
-        torch.testing.assert_close((y[index], h[index]), eager.rnn(data[0], state), **CLOSE)
+    given = [initial(eager.rnn, B, seed=seed) for seed in range(3)]
+    found = vmap(fast.rnn, (None, 0))(data[0], tree_map(lambda *each: torch.stack(each), *given))
+    for index, hx in enumerate(given):
+        each = tree_map(lambda tensor, index=index: tensor[index], found)
+        torch.testing.assert_close(each, eager.rnn(data[0], hx), **CLOSE)
 
 
 @pytest.mark.parametrize("randomness", ["different", "same"])
@@ -187,8 +191,8 @@ def test_gradients_of_packed_input_by_the_weights(models):
     torch.manual_seed(3)
     given = pack_padded_sequence(torch.randn(B, T, I).double(), [4, 4, 3, 2, 1], batch_first=True)
 
-    def loss(y, h):
-        return y.data.square().sum() + h.sin().sum()
+    def loss(y, last):
+        return y.data.square().sum() + sum(state.sin().sum() for state in states(last))
 
     found = grad(lambda w: loss(*functional_call(fast, w, (given,))))(parameters_of(fast))
     expected = torch.autograd.grad(loss(*eager(given)), list(eager.parameters()))

@@ -5,6 +5,8 @@ import warnings
 
 import pytest
 import torch
+from covered import in_turn
+from layer_kinds import KINDS, first_of, width
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,10 +27,11 @@ pytestmark = [
 class Counter(pl.LightningModule):
     """Says at every step how many ones it has read."""
 
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.rnn = nn.RNN(1, 8, 2, batch_first=True, dropout=0.1)
-        self.head = nn.Linear(8, 1)
+        self.save_hyperparameters()
+        self.rnn = KINDS[kind](1, 8, 2, batch_first=True, dropout=0.1)
+        self.head = nn.Linear(width(self.rnn), 1)
         self.seen = []
 
     def forward(self, x):
@@ -75,9 +78,9 @@ def trainer(folder, **options):
     )
 
 
-def models():
+def models(kind):
     torch.manual_seed(0)
-    model = Counter().double()
+    model = Counter(kind).double()
     return model, rnnjit.compile(copy.deepcopy(model), inplace=True)
 
 
@@ -92,26 +95,27 @@ def fitted(model, folder, **options):
     return [*model.seen, torch.tensor(tested["error"]), predicted, *weights]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2},
-        {"precision": "64-true", "detect_anomaly": True},
-    ],
-    ids=["plain", "clipped and accumulated", "anomaly mode"],
-)
-def test_fit(options, tmp_path):
-    eager, fast = (fitted(model, tmp_path, **options) for model in models())
+OPTIONS = {
+    "plain": {},
+    "clipped and accumulated": {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2},
+    "anomaly mode": {"precision": "64-true", "detect_anomaly": True},
+}
+
+
+@pytest.mark.parametrize(("kind", "how"), in_turn(list(KINDS), list(OPTIONS)))
+def test_fit(kind, how, tmp_path):
+    eager, fast = (fitted(model, tmp_path, **OPTIONS[how]) for model in models(kind))
     torch.testing.assert_close(fast, eager, rtol=1e-9, atol=1e-10)
     losses = [float(loss) for loss in fast[:12]]
     assert losses[-1] < losses[0] / 2
 
 
-def test_mixed_precision_goes_through_torchs_own_layer(tmp_path):
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("kind", KINDS)
+def test_mixed_precision_goes_through_torchs_own_layer(kind, tmp_path):
     options = {"precision": "bf16-mixed"}
     found = []
-    for model in models():
+    for model in models(kind):
         pl.seed_everything(1, verbose=False)
         runner = trainer(tmp_path, max_epochs=2, **options)
         runner.fit(model.float(), data(torch.float32), data(torch.float32))
@@ -121,15 +125,16 @@ def test_mixed_precision_goes_through_torchs_own_layer(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")  # it is not empty: that is the point
-def test_a_checkpoint_resumes_and_loads_into_either(tmp_path):
-    eager, fast = models()
+@pytest.mark.parametrize("kind", first_of("LSTM"))
+def test_a_checkpoint_resumes_and_loads_into_either(kind, tmp_path):
+    eager, fast = models(kind)
     for model in (eager, fast):
         model.rnn.dropout = 0  # a resumed fit draws other masks
     expected = fitted(eager, tmp_path)
     keeper = ModelCheckpoint(dirpath=tmp_path, filename="half")
     trainer(tmp_path, max_epochs=2, callbacks=[keeper]).fit(fast, data(), data())
 
-    plain, again = models()
+    plain, again = models(kind)
     for model in (plain, again):
         model.rnn.dropout = 0
         runner = trainer(tmp_path, max_epochs=4, callbacks=[ModelCheckpoint(dirpath=tmp_path)])
@@ -142,8 +147,9 @@ def test_a_checkpoint_resumes_and_loads_into_either(tmp_path):
     )
 
 
-def test_weight_averaging_by_a_callback(tmp_path):
+@pytest.mark.parametrize("kind", first_of("GRU"))
+def test_weight_averaging_by_a_callback(kind, tmp_path):
     eager, fast = (
-        fitted(model, tmp_path, callbacks=[EMAWeightAveraging(decay=0.8)]) for model in models()
+        fitted(model, tmp_path, callbacks=[EMAWeightAveraging(decay=0.8)]) for model in models(kind)
     )
     torch.testing.assert_close(fast, eager, rtol=1e-9, atol=1e-10)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from eager_pair import CLOSE, FEW, agree, inputs, pair, weigh
+from eager_pair import CLOSE, FEW, B, agree, inputs, pair, weigh
+from layer_kinds import KINDS, initial, kinds_on_few
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.profiler import ProfilerActivity, profile
 
@@ -10,11 +11,17 @@ import rnnjit
 
 LAYERS = 3
 EAGER = rnnjit.backends()["eager"]
-KINDS = [*FEW, EAGER]
+ON_EAGER = [
+    pytest.param(
+        (make, EAGER), id=f"{kind}-eager", marks=() if kind == "LSTM" else pytest.mark.full
+    )
+    for kind, make in KINDS.items()
+]
 
 
-@pytest.fixture(params=KINDS, ids=lambda b: b.name)
-def backend(request):
+@pytest.fixture(params=[*kinds_on_few(), *ON_EAGER])
+def kind(request):
+    """A kind of layer, and the backend that it is compiled for."""
     return request.param
 
 
@@ -32,38 +39,40 @@ def expected_ranges(backend, calls=1):
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("form", ["dense", "packed", "unbatched"])
-def test_one_range_a_layer(backend, form, grad):
-    _, fast = pair(backend, num_layers=LAYERS, bidirectional=True)
+def test_one_range_a_layer(kind, form, grad):
+    make, backend = kind
+    _, fast = pair(backend, make, num_layers=LAYERS, bidirectional=True)
     x = inputs()[0]
     given = {"dense": x, "packed": pack_padded_sequence(x, [4, 2, 1]), "unbatched": x[:, 0]}[form]
     with torch.set_grad_enabled(grad):
         plain = fast(given)
         fast(given)  # the short way, where there is one
-        (y, h), ranges = profiled(lambda: fast(given))
+        (y, last), ranges = profiled(lambda: fast(given))
         _, again = profiled(lambda: [fast(given) for _ in range(4)])
     assert ranges == expected_ranges(backend)
     assert again == expected_ranges(backend, calls=4)
-    values, before = (y.data, h), (plain[0].data, plain[1])
+    values, before = (y.data, last), (plain[0].data, plain[1])
     torch.testing.assert_close(values, before, rtol=0, atol=1e-15)
 
 
-def test_the_backward_pass_has_a_node_a_layer(backend):
-    _, fast = pair(backend, num_layers=LAYERS)
-    x, h0 = inputs(LAYERS)
-    loss = weigh(*fast(x, h0))
+def test_the_backward_pass_has_a_node_a_layer(kind):
+    make, backend = kind
+    rnn, fast = pair(backend, make, num_layers=LAYERS)
+    loss = weigh(*fast(inputs()[0], initial(rnn, B)))
     with profile(activities=[ProfilerActivity.CPU]) as found:
         loss.backward()
     names = [event.name for event in found.events()]
     assert names.count("_RNNLayerBackward") == (0 if backend.differentiable else LAYERS)
 
 
-def test_gradients_under_the_profiler(backend):
-    rnn, fast = pair(backend, num_layers=LAYERS)
-    x, h0 = inputs(LAYERS)
+def test_gradients_under_the_profiler(kind):
+    make, backend = kind
+    rnn, fast = pair(backend, make, num_layers=LAYERS)
+    x, hx = inputs()[0], initial(rnn, B)
 
     def gradients(module):
-        leaves = (x, h0, *module.parameters())
-        return profiled(lambda: torch.autograd.grad(weigh(*module(x, h0)), leaves))[0]
+        leaves = (x, *module.parameters())
+        return profiled(lambda: torch.autograd.grad(weigh(*module(x, hx)), leaves))[0]
 
     agree(gradients, rnn, fast)
 

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from layer_kinds import KINDS, first_of, width
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
@@ -15,6 +16,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from torch import nn
 
 import rnnjit
+from rnnjit.frontend.compiled_base import CompiledBase
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations of what skorch imports
@@ -25,12 +27,12 @@ IMAGES = 200
 
 
 class Classifier(nn.Module):
-    def __init__(self, compiled=True, hidden=24, bidirectional=False):
+    def __init__(self, compiled=True, kind="RNN", hidden=24, bidirectional=False):
         super().__init__()
         torch.manual_seed(0)
-        rnn = nn.RNN(8, hidden, batch_first=True, bidirectional=bidirectional)
+        rnn = KINDS[kind](8, hidden, batch_first=True, bidirectional=bidirectional)
         self.rnn = rnnjit.compile(rnn) if compiled else rnn
-        self.head = nn.Linear(hidden * (1 + bidirectional), 10)
+        self.head = nn.Linear(width(rnn) * (1 + bidirectional), 10)
         self.double()  # in which both trainings stay as close as the layers are
 
     def forward(self, rows):
@@ -47,10 +49,11 @@ def digits():
     return found.data[:IMAGES], found.target[:IMAGES]
 
 
-def pipeline(compiled):
+def pipeline(compiled, kind="RNN"):
     net = NeuralNetClassifier(
         Classifier,
         module__compiled=compiled,
+        module__kind=kind,
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
         lr=0.03,
@@ -63,11 +66,12 @@ def pipeline(compiled):
     return make_pipeline(MinMaxScaler(), FunctionTransformer(as_rows), net)
 
 
-def test_cross_validation(digits):
+@pytest.mark.parametrize("kind", first_of("LSTM"))
+def test_cross_validation(digits, kind):
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
     eager, fast = (
         cross_validate(
-            pipeline(compiled),
+            pipeline(compiled, kind),
             *digits,
             cv=folds,
             scoring=["accuracy", "neg_log_loss"],
@@ -80,8 +84,8 @@ def test_cross_validation(digits):
         np.testing.assert_allclose(fast[score], eager[score], rtol=1e-7)
     assert fast["test_accuracy"].mean() > 0.4  # of ten digits
     for ours, theirs in zip(fast["estimator"], eager["estimator"], strict=True):
-        assert isinstance(ours[-1].module_.rnn, rnnjit.CompiledRNN)
-        assert not isinstance(theirs[-1].module_.rnn, rnnjit.CompiledRNN)
+        assert isinstance(ours[-1].module_.rnn, CompiledBase)
+        assert not isinstance(theirs[-1].module_.rnn, CompiledBase)
         np.testing.assert_allclose(
             ours.predict_proba(digits[0]), theirs.predict_proba(digits[0]), rtol=1e-6, atol=1e-9
         )
@@ -92,7 +96,10 @@ def test_cross_validation(digits):
 @pytest.mark.full
 def test_a_grid_search_in_worker_processes(digits):
     """Joblib pickles the estimators to processes of its own, and the best one back."""
-    grid = {"neuralnetclassifier__module__bidirectional": [False, True]}
+    grid = {
+        "neuralnetclassifier__module__bidirectional": [False, True],
+        "neuralnetclassifier__module__kind": ["RNN", "GRU"],
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # joblib forks in a threaded process
         eager, fast = (
@@ -108,14 +115,14 @@ def test_a_grid_search_in_worker_processes(digits):
 
 
 def test_saved_cloned_and_fitted_further(digits, tmp_path):
-    fitted = pipeline(True).fit(*digits)
+    fitted = pipeline(True, "GRU").fit(*digits)
     again = clone(fitted).fit(*digits)
     np.testing.assert_array_equal(again.predict_proba(digits[0]), fitted.predict_proba(digits[0]))
     copied = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(copied.predict_proba(digits[0]), fitted.predict_proba(digits[0]))
 
     fitted[-1].save_params(f_params=tmp_path / "net.pt")
-    plain = pipeline(False)[-1].initialize()
+    plain = pipeline(False, "GRU")[-1].initialize()
     plain.load_params(f_params=tmp_path / "net.pt")
     rows = fitted[:-1].transform(digits[0])
     np.testing.assert_allclose(plain.predict_proba(rows), fitted[-1].predict_proba(rows), rtol=1e-9)

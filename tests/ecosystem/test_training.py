@@ -1,11 +1,11 @@
 """Protects training that looks into autograd: penalties, curvature, hooks, offloading."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
-from eager_pair import FEW, agree
+from eager_pair import agree
+from layer_kinds import kinds_on_few, states, width
 from torch import nn
 from torch.autograd.graph import Node, register_multi_grad_hook, save_on_cpu
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -16,32 +16,29 @@ T, B, I, H = 6, 4, 3, 5
 
 
 class Critic(nn.Module):
-    def __init__(self):
+    def __init__(self, make):
         super().__init__()
-        self.rnn = nn.RNN(I, H, 2, bidirectional=True, dropout=0.3)
-        self.head = nn.Linear(2 * H, 1)
+        self.rnn = make(I, H, 2, bidirectional=True, dropout=0.3)
+        self.head = nn.Linear(2 * width(self.rnn), 1)
 
     def forward(self, x):
         return self.head(self.rnn(x)[0][-1])
 
 
-@pytest.fixture(params=FEW, ids=lambda b: b.name)
-def compiled(request):
-    return partial(rnnjit.compile, backend=request.param)
-
-
-def critics(compiled):
+@pytest.fixture(params=kinds_on_few())
+def critics(request):
     """Two models that share nothing, so that both can be trained."""
+    make, backend = request.param
     torch.manual_seed(0)
-    model = Critic().double()
-    return model, compiled(copy.deepcopy(model))
+    model = Critic(make).double()
+    return model, rnnjit.compile(copy.deepcopy(model), backend=backend)
 
 
 def noise(*shape, seed=1):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_critic_trained_with_a_gradient_penalty(compiled):
+def test_a_critic_trained_with_a_gradient_penalty(critics):
     """WGAN-GP: the norm of the gradient by interpolated samples is drawn to one."""
 
     def train(model):
@@ -60,10 +57,10 @@ def test_a_critic_trained_with_a_gradient_penalty(compiled):
             losses.append(loss.detach())
         return *losses, *(p.detach() for p in model.parameters())
 
-    agree(train, *critics(compiled))
+    agree(train, *critics)
 
 
-def test_conjugate_gradients_on_hessian_vector_products(compiled):
+def test_conjugate_gradients_on_hessian_vector_products(critics):
     def direction(model):
         model.eval()
         parameters = list(model.parameters())
@@ -84,24 +81,25 @@ def test_conjugate_gradients_on_hessian_vector_products(compiled):
             towards, residual = after + after @ after / (residual @ residual) * towards, after
         return gradient, step
 
-    agree(direction, *critics(compiled))
+    agree(direction, *critics)
 
 
-def test_offloading_of_packed_input_in_eval_mode(compiled):
-    eager, fast = critics(compiled)
+def test_offloading_of_packed_input_in_eval_mode(critics):
+    eager, fast = critics
     given = noise(T, B, I).requires_grad_()
 
     def gradients(model):
         model.eval()
         with save_on_cpu():
-            y, h = model.rnn(pack_padded_sequence(given, [6, 4, 4, 1]))
-        return torch.autograd.grad(y.data.sin().sum() + h.sum(), (given, *model.rnn.parameters()))
+            y, last = model.rnn(pack_padded_sequence(given, [6, 4, 4, 1]))
+        loss = y.data.sin().sum() + sum(state.sum() for state in states(last))
+        return torch.autograd.grad(loss, (given, *model.rnn.parameters()))
 
     agree(gradients, eager, fast)
 
 
-def test_anomaly_mode_names_the_call_that_went_wrong(compiled):
-    _, fast = critics(compiled)
+def test_anomaly_mode_names_the_call_that_went_wrong(critics):
+    _, fast = critics
     x = noise(T, B, I).requires_grad_()
     with pytest.warns(UserWarning, match="Anomaly Detection"):
         anomaly = torch.autograd.detect_anomaly()
@@ -116,17 +114,21 @@ def test_anomaly_mode_names_the_call_that_went_wrong(compiled):
     assert any("y, _ = fast.rnn(x)" in str(warning.message) for warning in caught)
 
 
-def test_hooks_of_modules_tensors_and_nodes(compiled):
+def test_hooks_of_modules_tensors_and_nodes(critics):
     """All kinds of backward hook at once see what they see in eager, and may change it."""
 
     def watched(model):
         seen, handles = [], []
+
+        def keep(*gradients):  # torch gives None for the states of nn.LSTM, a tuple of its own
+            seen.extend(gradient for gradient in gradients if gradient is not None)
+
         x = noise(T, B, I).requires_grad_()
         model.eval()
         rnn = model.rnn
         handles.append(
             rnn.register_full_backward_hook(
-                lambda m, gi, go: seen.extend((*gi, *go)) or (2 * gi[0],)
+                lambda m, gi, go: keep(*gi, *go) or (2 * gi[0], *gi[1:])
             )
         )
         handles.append(rnn.register_full_backward_pre_hook(lambda m, go: (go[0] * 3, *go[1:])))
@@ -138,11 +140,11 @@ def test_hooks_of_modules_tensors_and_nodes(compiled):
         handles.append(
             register_multi_grad_hook(list(rnn.parameters()), lambda grads: seen.extend(grads))
         )
-        y, h = rnn(x)
-        handles.append(h.register_hook(lambda grad: grad + 1))
+        y, last = rnn(x)
+        handles += [state.register_hook(lambda grad: grad + 1) for state in states(last)]
         assert isinstance(y.grad_fn, Node)
         handles.append(y.grad_fn.register_prehook(lambda grads: (grads[0] * 0.5, *grads[1:])))
-        (y.square().sum() + h.sum()).backward()
+        (y.square().sum() + sum(state.sum() for state in states(last))).backward()
         for handle in handles:
             handle.remove()
         order = sorted(range(len(seen)), key=lambda i: (seen[i].shape, float(seen[i].sum())))
@@ -150,10 +152,10 @@ def test_hooks_of_modules_tensors_and_nodes(compiled):
         model.zero_grad()
         return x.grad, *grads, *(seen[i] for i in order)
 
-    agree(watched, *critics(compiled))
+    agree(watched, *critics)
 
 
-def test_hooks_over_all_modules(compiled):
+def test_hooks_over_all_modules(critics):
     def watched(model):
         seen = []
         kinds = nn.modules.module
@@ -169,11 +171,11 @@ def test_hooks_over_all_modules(compiled):
                 handle.remove()
         return seen
 
-    eager, fast = critics(compiled)
+    eager, fast = critics
     assert watched(fast) == watched(eager)
 
 
-def test_an_optimizer_inside_the_backward_pass(compiled):
+def test_an_optimizer_inside_the_backward_pass(critics):
     """The weights are changed while the pass goes on: each after its own gradient."""
 
     def train(model):
@@ -191,11 +193,11 @@ def test_an_optimizer_inside_the_backward_pass(compiled):
             handle.remove()
         return [p.detach() for p in model.parameters()]
 
-    agree(train, *critics(compiled))
+    agree(train, *critics)
 
 
-def test_saved_tensors_may_be_forbidden(compiled):
-    eager, fast = critics(compiled)
+def test_saved_tensors_may_be_forbidden(critics):
+    eager, fast = critics
     for model in (eager, fast):
         with torch.autograd.graph.disable_saved_tensors_hooks("not here"):
             model(noise(T, B, I)).sum().backward()

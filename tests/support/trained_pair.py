@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import torch
 from eager_pair import CLOSE
+from layer_kinds import state_widths, states, width
 from torch import nn
 
 T, B, I, H = 5, 4, 3, 6
@@ -11,16 +12,16 @@ STEPS = 2
 
 
 class Model(nn.Module):
-    def __init__(self):
+    def __init__(self, make=nn.RNN):
         super().__init__()
-        self.rnn = nn.RNN(I, H, 2, bidirectional=True)
-        self.other = nn.RNN(2 * H, H)
-        self.norm = nn.BatchNorm1d(H)
+        self.rnn = make(I, H, 2, bidirectional=True)
+        self.other = make(2 * width(self.rnn), H)
+        self.norm = nn.BatchNorm1d(sum(state_widths(self.other)))
 
     def forward(self, x):
         y, _ = self.rnn(x)
-        y, h = self.other(y)
-        return self.norm(h[-1]), y
+        y, last = self.other(y)
+        return self.norm(torch.cat([state[-1] for state in states(last)], dim=1)), y
 
 
 def batch(step):
@@ -59,10 +60,10 @@ def assert_trains_alike(models, **how):
 class Tagger(nn.Module):
     """Gives every step of every sequence three numbers."""
 
-    def __init__(self):
+    def __init__(self, make=nn.RNN):
         super().__init__()
-        self.rnn = nn.RNN(I, H, 2, bidirectional=True)
-        self.head = nn.Linear(2 * H, 3)
+        self.rnn = make(I, H, 2, bidirectional=True)
+        self.head = nn.Linear(2 * width(self.rnn), 3)
 
     def forward(self, x):
         return self.head(self.rnn(x)[0]).tanh()

@@ -1,10 +1,11 @@
-"""Any layer and any call of it that nn.RNN takes in float32 or float64."""
+"""Any layer and any call of it that nn.RNN, nn.LSTM or nn.GRU takes in float32 or float64."""
 
 from __future__ import annotations
 
 import torch
 from hypothesis import strategies as st
 
+from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
 from rnnjit.testing import Case
 
 # Mostly small, with some on both sides of a tile's edge.
@@ -33,19 +34,25 @@ def cases(draw) -> Case:
     dropout = draw(st.sampled_from([0.0, 0.0, 0.0, 0.4])) if layers > 1 else 0.0
     kinds = ["normal"] * 4 + ["tiny", "saturated", "nan", "inf"]
     values = draw(st.sampled_from(kinds)) if B else "normal"
-    return Case(**case, **draw(_rest(T, B, layers)), dropout=dropout, values=values)
+    cell = draw(st.sampled_from([RNN_TANH, RNN_RELU, LSTM, LSTM, GRU, GRU]))
+    H, P = case["hidden_size"], 0
+    if cell == LSTM and H > 1:
+        P = draw(st.one_of(st.just(0), st.integers(1, H - 1)))
+    rest = draw(_rest(T, B, layers, cell, projected=P > 0))
+    return Case(**case, **rest, proj_size=P, dropout=dropout, values=values)
 
 
 @st.composite
 def small_cases(draw) -> Case:
-    """Configurations that are small enough for `fuzz.possible`, which has no dropout."""
+    """Configurations that are small enough for `fuzz.possible`: of nn.RNN, without dropout."""
     T, B, layers = draw(FEW_STEPS), draw(FEW_BATCHES), draw(st.integers(1, 3))
     sizes = {"input_size": draw(FEW_SIZES), "hidden_size": draw(FEW_SIZES)}
-    return Case(**sizes, **draw(_rest(T, B, layers)))
+    cell = draw(st.sampled_from([RNN_TANH, RNN_RELU]))
+    return Case(**sizes, **draw(_rest(T, B, layers, cell)))
 
 
 @st.composite
-def _rest(draw, T: int, B: int, layers: int) -> dict:
+def _rest(draw, T: int, B: int, layers: int, cell: Cell, *, projected: bool = False) -> dict:
     """Every field of a case but those that the two strategies above draw themselves."""
     form = draw(st.sampled_from(["dense", "dense", "unbatched", "packed", "packed"]))
     lengths, enforce_sorted = None, draw(st.booleans())
@@ -53,10 +60,18 @@ def _rest(draw, T: int, B: int, layers: int) -> dict:
         lengths = draw(_lengths(T, B))
         lengths = tuple(sorted(lengths, reverse=True)) if enforce_sorted else tuple(lengths)
     bias, bidirectional = draw(st.booleans()), draw(st.booleans())
+    kinds = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if bias else [])
+    names = [
+        f"{kind}_l{layer}{suffix}"
+        for layer in range(layers)
+        for suffix in (["", "_reverse"] if bidirectional else [""])
+        for kind in kinds + (["weight_hr"] if projected else [])
+    ]
+    last = [f"{state}_n" for state in cell.states]
     return {
         "id": f"fuzz-{draw(st.integers(0, 10**6))}",
         "num_layers": layers,
-        "nonlinearity": draw(st.sampled_from(["tanh", "relu"])),
+        "cell": cell,
         "bias": bias,
         "batch_first": draw(st.booleans()),
         "bidirectional": bidirectional,
@@ -68,8 +83,8 @@ def _rest(draw, T: int, B: int, layers: int) -> dict:
         "h0": draw(st.booleans()),
         "training": draw(st.booleans()),
         "dtype": draw(st.sampled_from([torch.float32, torch.float32, torch.float64])),
-        "loss": draw(st.sampled_from(["both", "y", "h_n", "sum"])),
-        "frozen": draw(_frozen(layers, bias=bias, bidirectional=bidirectional)),
+        "loss": draw(st.sampled_from(["all", "y", "sum", *last])),
+        "frozen": draw(_frozen(names, [f"{state}0" for state in cell.states])),
     }
 
 
@@ -83,18 +98,11 @@ def _lengths(T: int, B: int) -> st.SearchStrategy:
     )
 
 
-def _frozen(layers: int, *, bias: bool, bidirectional: bool) -> st.SearchStrategy:
+def _frozen(weights: list[str], states: list[str]) -> st.SearchStrategy:
     """Nothing, all weights, or any set that leaves a weight, lest there be no gradient."""
-    kinds = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if bias else [])
-    names = [
-        f"{kind}_l{layer}{suffix}"
-        for layer in range(layers)
-        for suffix in (["", "_reverse"] if bidirectional else [""])
-        for kind in kinds
-    ]
-    some = st.integers(0, len(names) - 1).flatmap(
+    some = st.integers(0, len(weights) - 1).flatmap(
         lambda kept: st.frozensets(
-            st.sampled_from([*names[:kept], *names[kept + 1 :], "x", "h0"]),
+            st.sampled_from([*weights[:kept], *weights[kept + 1 :], "x", *states]),
         )
     )
     return st.one_of(st.just(frozenset()), st.just(frozenset({"weights"})), some)

@@ -78,7 +78,7 @@ def _target(call: Call, splash: Splash) -> Tensor | None:
         weights = list(call.module.parameters())
         return weights[splash.seed % len(weights)]
     found = getattr(call, splash.target)
-    return found[0] if isinstance(found, tuple) else found
+    return found[splash.seed % len(found)] if isinstance(found, tuple) else found
 
 
 def laid(call: Call, layouts: dict[str, str]) -> Call:

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from guarded.cases import Case
 from guarded.memory import Guards
-from rnnjit import LayerOutput, Needs, Problem, RNNSpec, Rows
+from rnnjit import Needs, Problem, RNNSpec, Rows
 from rnnjit.artifact import weights as artifact_weights
+from rnnjit.backend import States
+from rnnjit.frontend.arguments import as_hx
+from rnnjit.frontend.capture import torch_module
 from rnnjit.testing.tolerances import Expected, errors_of, largest
 
 Named = dict[str, Tensor]
@@ -22,27 +25,33 @@ class Given(NamedTuple):
     """The tensors of a call; `weights` in nn.RNN's order, `sizes` None if dense."""
 
     x: Tensor
-    h0: Tensor
+    hx: States
     sizes: Tensor | None
     grad_y: Tensor
-    grad_h_n: Tensor
+    grad_h_n: States
     weights: list[Tensor]
 
     def tensors(self) -> Iterator[Tensor]:
         """All of them that there are."""
-        own = (self.x, self.h0, self.sizes, self.grad_y, self.grad_h_n, *self.weights)
+        own = (self.x, *self.hx, self.sizes, self.grad_y, *self.grad_h_n, *self.weights)
         return (tensor for tensor in own if tensor is not None)
 
     def guarded(self, guards: Guards) -> Given:
         """Guarded copies, which can only be read."""
-        weights = [guards.copy(weight) for weight in self.weights]
-        own = [None if tensor is None else guards.copy(tensor) for tensor in self[:-1]]
-        return Given(*own, weights)
+        x, hx, sizes, grad_y, grad_h_n, weights = self
+        return Given(
+            guards.copy(x),
+            tuple(map(guards.copy, hx)),
+            None if sizes is None else guards.copy(sizes),
+            guards.copy(grad_y),
+            tuple(map(guards.copy, grad_h_n)),
+            [*map(guards.copy, weights)],
+        )
 
 
 def spec_of(case: Case) -> RNNSpec:
     options = (case.I, case.H, case.layers, case.cell, case.bias)
-    return RNNSpec(*options, bidirectional=case.directions == 2)
+    return RNNSpec(*options, bidirectional=case.directions == 2, proj_size=case.P)
 
 
 def given(case: Case) -> Given:
@@ -52,49 +61,58 @@ def given(case: Case) -> Given:
         # Numbers of float32, so that every dtype is given the same.
         return (scale * torch.randn(shape, generator=source)).to(case.dtype)
 
-    N, D = sum(case.sizes), case.directions
-    states = (case.layers * D, len(case.lengths), case.H)
-    h0 = random(*states) if case.state else torch.zeros(states, dtype=case.dtype)
-    weights = [random(*s, scale=0.6 * case.H**-0.5) for s in spec_of(case).weight_shapes]
+    spec, N = spec_of(case), sum(case.sizes)
+    shapes = spec.state_shapes(len(case.lengths))
+    hx = [random(*s) if case.state else torch.zeros(s, dtype=case.dtype) for s in shapes]
+    weights = [random(*s, scale=0.6 * case.H**-0.5) for s in spec.weight_shapes]
     sizes = torch.tensor(case.sizes) if case.packed else None
-    return Given(random(N, case.I), h0, sizes, random(N, D * case.H), random(*states), weights)
+    grad_y = random(N, case.directions * spec.layer(0).output_size)
+    grad_h_n = tuple(random(*s) for s in shapes)
+    return Given(random(N, case.I), tuple(hx), sizes, grad_y, grad_h_n, weights)
 
 
 def needs_of(case: Case) -> Needs:
-    own = case.needs[2:] if case.bias else case.needs[2:4]
-    x, h0, *_ = case.needs
-    return Needs(x, (h0,), own + (True,) * (len(own) * (case.directions - 1)))
+    x, h0, w_ih, w_hh, b_ih, b_hh, w_hr, others = case.needs
+    own = (w_ih, w_hh, *((b_ih, b_hh) if case.bias else ()), *((w_hr,) if case.P else ()))
+    states = (h0, *(others,) * (len(case.cell.states) - 1))
+    return Needs(x, states, own + (True,) * (len(own) * (case.directions - 1)))
 
 
 def eager(case: Case, values: Given, dtype: torch.dtype) -> Named:
-    """What nn.RNN makes of it in a dtype: y, h_n and, of a layer, the gradients needed."""
-    options = (case.I, case.H, case.layers, case.cell.name, case.bias)
-    rnn = nn.RNN(*options, bidirectional=case.directions == 2, dtype=dtype)
+    """What torch's layer makes of it in a dtype: y, last states and, of a layer, the gradients."""
+    rnn = torch_module(spec_of(case), dtype)
     with torch.no_grad():
         for parameter, weight in zip(rnn._flat_weights, values.weights, strict=True):
             parameter.copy_(weight)
-    x, h0 = (tensor.to(dtype).requires_grad_() for tensor in (values.x, values.h0))
+    x, *hx = (tensor.to(dtype).requires_grad_() for tensor in (values.x, *values.hx))
+    state = as_hx(tuple(hx))
     if values.sizes is None:
-        y, h_n = rnn(x.view(-1, len(case.lengths), case.I), h0)
+        y, last = rnn(x.view(-1, len(case.lengths), case.I), state)
         y = y.flatten(0, 1)
     else:
-        y, h_n = rnn(PackedSequence(x, values.sizes), h0)
+        y, last = rnn(PackedSequence(x, values.sizes), state)
         y = y.data
-    found = {"y": y.detach(), "h_n": h_n.detach()}
+    last = last if isinstance(last, tuple) else (last,)
+    found = _outputs(case, y.detach(), tuple(state.detach() for state in last))
     if case.how != "layer":
         return found
     needs = needs_of(case)
-    leaves = _named(x, h0, rnn._flat_weights)
-    needed = _named(needs.x, *needs.hx, needs.weights)
-    grads = (values.grad_y, values.grad_h_n)
-    pairs = [
-        pair
-        for pair, given in zip(zip((y, h_n), grads, strict=True), case.grads, strict=True)
-        if given
-    ]
+    leaves = _named(case, x, hx, rnn._flat_weights)
+    needed = _named(case, *needs)
+    total = sum(
+        (value * grad).sum()
+        for value, grad in zip((y, *last), _incoming(case, values), strict=True)
+        if grad is not None
+    )
     wanted = {name: leaf for name, leaf in leaves.items() if needed[name]}
-    total = sum((value * grad).sum() for value, grad in pairs)
     return found | dict(zip(wanted, torch.autograd.grad(total, list(wanted.values())), strict=True))
+
+
+def _incoming(case: Case, values: Given) -> list[Tensor | None]:
+    """The gradients of y and of the last states, those that are given."""
+    there = (*case.grads[:2], *case.grads[2:] * (len(values.hx) - 1))
+    grads = (values.grad_y, *values.grad_h_n)
+    return [grad if given else None for grad, given in zip(grads, there, strict=True)]
 
 
 def expectations(case: Case, values: Given) -> dict[str, Expected]:
@@ -125,42 +143,43 @@ def pass_of(name: str) -> str:
 def run_layer(backend: Any, case: Case, own: Given, guards: Guards) -> Named:
     layer = spec_of(case).layer(0)
     rows = Rows(case.lengths[0], len(case.lengths), len(own.x), own.sizes)
-    y, (h_n,), saved = backend.forward(layer, rows, own.x, (own.h0,), own.weights, True)
-    given = zip((own.grad_y, own.grad_h_n), case.grads, strict=True)
-    grad_y, grad_h_n = (grad if there else None for grad, there in given)
+    output = backend.forward(layer, rows, own.x, own.hx, own.weights, True)
+    grad_y, *grad_h_n = _incoming(case, own)
     grads = backend.backward(
-        *(layer, rows, own.x, (own.h0,), own.weights, LayerOutput(y, (h_n,), saved)),
-        *(grad_y, (grad_h_n,), needs_of(case)),
+        *(layer, rows, own.x, own.hx, own.weights, output),
+        *(grad_y, tuple(grad_h_n), needs_of(case)),
     )
-    named = _named(grads.x, *grads.hx, grads.weights)
-    return {"y": y, "h_n": h_n} | {name: g for name, g in named.items() if g is not None}
+    named = _named(case, *grads)
+    found = _outputs(case, output.y, output.h_n)
+    return found | {name: grad for name, grad in named.items() if grad is not None}
 
 
 def run_shortcut(backend: Any, case: Case, own: Given, guards: Guards) -> Named:
-    T, B = case.lengths[0], len(case.lengths)
+    T, B, spec = case.lengths[0], len(case.lengths), spec_of(case)
     problem = Problem(case.dtype, "cpu", T, B, T * B, False, False)
-    run = backend.shortcut(spec_of(case), problem, (T, B, case.directions * case.H))
-    y, (h_n,) = run(own.x.view(T, B, case.I), (own.h0,), tuple(own.weights))
-    return {"y": y.flatten(0, 1), "h_n": h_n}
+    columns = case.directions * spec.layer(0).output_size
+    run = backend.shortcut(spec, problem, (T, B, columns))
+    y, h_n = run(own.x.view(T, B, case.I), own.hx, tuple(own.weights))
+    return _outputs(case, y.flatten(0, 1), h_n)
 
 
 def run_stream(backend: Any, case: Case, own: Given, guards: Guards) -> Named:
-    B = len(case.lengths)
-    step = backend.stepper(spec_of(case), case.dtype, B)
-    before, steps = own.h0, []
+    B, spec = len(case.lengths), spec_of(case)
+    step = backend.stepper(spec, case.dtype, B)
+    before, steps = own.hx, []
     for x in own.x.split(B):
-        after, y = torch.empty_like(before), torch.empty(B, case.H, dtype=case.dtype)
-        step(guards.copy(x), (before,), (after,), y, tuple(own.weights))
+        after = tuple(torch.empty_like(state) for state in before)
+        y = torch.empty(B, spec.layer(0).output_size, dtype=case.dtype)
+        step(guards.copy(x), before, after, y, tuple(own.weights))
         before, steps = after, [*steps, y.clone()]
-    return {"y": torch.cat(steps), "h_n": before}
+    return _outputs(case, torch.cat(steps), before)
 
 
 def run_program(program: Any, case: Case, own: Given, guards: Guards) -> Named:
     rows = Rows(case.lengths[0], len(case.lengths), len(own.x), own.sizes)
     content = bytearray(artifact_weights.pack(spec_of(case), own.weights))
     block = guards.copy(torch.frombuffer(content, dtype=torch.uint8))
-    y, (h_n,) = program(rows, own.x, (own.h0,) if case.state else None, block)
-    return {"y": y, "h_n": h_n}
+    return _outputs(case, *program(rows, own.x, own.hx if case.state else None, block))
 
 
 #: The ways to run a case on a backend, by `Case.how`; a program stands in a backend's place.
@@ -172,7 +191,13 @@ WAYS = {
 }
 
 
-def _named(x: Any, h0: Any, weights: Any) -> dict[str, Any]:
-    names = ("x", "h0", *(f"weight {i}" for i in range(len(weights))))
-    values = zip(names, (x, h0, *weights), strict=True)
+def _outputs(case: Case, y: Tensor, last: States) -> Named:
+    names = (f"{state}_n" for state in case.cell.states)
+    return {"y": y} | dict(zip(names, last, strict=True))
+
+
+def _named(case: Case, x: Any, hx: Any, weights: Any) -> dict[str, Any]:
+    states = (f"{state}0" for state in case.cell.states)
+    names = ("x", *states, *(f"weight {i}" for i in range(len(weights))))
+    values = zip(names, (x, *hx, *weights), strict=True)
     return {f"gradient of {name}": value for name, value in values}

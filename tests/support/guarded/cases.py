@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
-from rnnjit.cells import RNN_RELU, RNN_TANH, Cell
+from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
 
 LARGEST = 70
 #: Constants of `rnnjit.codegen.row_slices` and of a backend's `plan`, so far as it has them.
 COSTS = ("THREAD_WORK", "_SYNC_WORK", "STRIDED_FEATURES", "_WINDOW_ROWS", "_WINDOW_BATCHES")
 _NEVER = 10**9
+#: Which of the gradients of y, h_n and the other last states are given; one of the first two is.
+_GRADS = ((True,) * 3, (True,) * 3, (True, False, True), (True, False, False), (False, True, False))
 #: Values of these by which small calls are divided between threads in every way there is.
 _COSTS = {
     "slices": (0, _NEVER, _NEVER, _NEVER, 1),
@@ -21,6 +24,22 @@ _COSTS = {
     "parts or tail": (0, 0, _NEVER, _NEVER, 1),
     "windows": (0, 0, 1, 20, 1),
 }
+
+
+class Kind(NamedTuple):
+    """A kind of layer.
+
+    Attributes:
+        cell: of one of torch's layers.
+        projected: whether it has a projection.
+    """
+
+    cell: Cell
+    projected: bool = False
+
+
+#: From which a sweep draws those that the backend takes.
+KINDS = (Kind(RNN_TANH), Kind(RNN_RELU), Kind(LSTM), Kind(LSTM, True), Kind(GRU))
 
 
 @dataclass(frozen=True)
@@ -33,13 +52,14 @@ class Case:
         I, H, layers, directions: as in nn.RNN.
         lengths: of the sequences, the longest first.
         packed: whether rows are packed; else all sequences are as long as the first.
-        cell: nn.RNN's, of either nonlinearity.
+        cell: of one of torch's layers.
+        P: proj_size, as in nn.LSTM.
         bias: as in nn.RNN.
         threads: most that may take part.
         costs: values of the `COSTS`.
-        grads: whether the gradients of y and of h_n are given.
-        needs: whether the gradients of x, h0, W_ih, W_hh, b_ih and b_hh are needed; those of a
-            second direction's weights always are.
+        grads: whether the gradients of y, of h_n, and of the other last states are given.
+        needs: whether the gradients of x, h0, W_ih, W_hh, b_ih, b_hh, W_hr, and the other initial
+            states are needed; those of a second direction's weights always are.
         state: whether there is an initial state, where there need not be one.
         tiling: the value of RNNJIT_TILES, "" for any.
         seed: of all values.
@@ -54,11 +74,12 @@ class Case:
     directions: int = 1
     packed: bool = False
     cell: Cell = RNN_TANH
+    P: int = 0
     bias: bool = True
     threads: int = 1
     costs: tuple[int, ...] = _COSTS["slices"]
-    grads: tuple[bool, bool] = (True, True)
-    needs: tuple[bool, ...] = (True,) * 6
+    grads: tuple[bool, bool, bool] = (True, True, True)
+    needs: tuple[bool, ...] = (True,) * 8
     state: bool = True
     tiling: str = ""
     seed: int = 0
@@ -72,12 +93,13 @@ class Case:
 
 
 def cases(
-    backend: str, tiles: list[tuple[int, int, str]], lanes: dict, more: int
+    backend: str, kinds: list[Kind], tiles: list[tuple[int, int, str]], lanes: dict, more: int
 ) -> Iterator[Case]:
     """The cases for one backend.
 
     Args:
         backend: its name.
+        kinds: the layers that it takes.
         tiles: (rows, vectors) of each register tile, and the value of RNNJIT_TILES by which it is
             used, "" where it always is.
         lanes: elements of a vector, by dtype.
@@ -85,17 +107,17 @@ def cases(
     """
     dice = random.Random(0)
     for dtype in (torch.float32, torch.float64):
-        yield from _all_sizes(dice, dtype)
-        yield from _few_rows(dice, dtype)
-        yield from _all_tiles(dice, dtype, tiles, lanes[dtype])
-        yield from _many_rows(dice, dtype)
-        yield from _stacks(dice, dtype, "shortcut")
+        yield from _all_sizes(dice, kinds, dtype)
+        yield from _few_rows(dice, kinds, dtype)
+        yield from _all_tiles(dice, kinds, dtype, tiles, lanes[dtype])
+        yield from _many_rows(dice, kinds, dtype)
+        yield from _stacks(dice, kinds, dtype, "shortcut")
         if backend == "numba":
-            yield from _stacks(dice, dtype, "stream")
+            yield from _stacks(dice, kinds, dtype, "stream")
     for _ in range(more):
         dtype = dice.choice((torch.float32, torch.float64))
         I, H, B = (dice.randint(1, LARGEST) for _ in range(3))
-        yield _layer(dice, dtype, I, H, B, dice.choice((1, 2, 3, 7, 20)))
+        yield _layer(dice, kinds, dtype, I, H, B, dice.choice((1, 2, 3, 7, 20)))
 
 
 def programs(more: int) -> Iterator[list[Case]]:
@@ -122,42 +144,48 @@ def programs(more: int) -> Iterator[list[Case]]:
         ]
 
 
-def _all_sizes(dice: random.Random, dtype: torch.dtype) -> Iterator[Case]:
+def _all_sizes(dice: random.Random, kinds: list[Kind], dtype: torch.dtype) -> Iterator[Case]:
     """Every I, every H and every B, each with others of the others."""
     every = range(1, LARGEST + 1)
     for I, H, B in zip(*(dice.sample(every, LARGEST) for _ in range(3)), strict=True):
-        yield _layer(dice, dtype, I, H, B, dice.choice((1, 2, 3, 5)))
+        yield _layer(dice, kinds, dtype, I, H, B, dice.choice((1, 2, 3, 5)))
 
 
-def _few_rows(dice: random.Random, dtype: torch.dtype) -> Iterator[Case]:
+def _few_rows(dice: random.Random, kinds: list[Kind], dtype: torch.dtype) -> Iterator[Case]:
     """Every I and every H, where weights are read as they lie."""
     every = range(1, LARGEST + 1)
     for I, H in zip(*(dice.sample(every, LARGEST) for _ in range(2)), strict=True):
         B = dice.randint(1, 6)
-        yield _layer(dice, dtype, I, H, B, dice.randint(1, 6 // B))
+        yield _layer(dice, kinds, dtype, I, H, B, dice.randint(1, 6 // B))
 
 
 def _all_tiles(
-    dice: random.Random, dtype: torch.dtype, tiles: list[tuple[int, int, str]], lanes: int
+    dice: random.Random,
+    kinds: list[Kind],
+    dtype: torch.dtype,
+    tiles: list[tuple[int, int, str]],
+    lanes: int,
 ) -> Iterator[Case]:
     """Every register tile, alone and below larger ones, its last vector full or ragged."""
     for rows, vectors, tiling in tiles:
         for B in (rows, 8 + rows):
             H, I = (vectors * lanes - dice.choice((0, dice.randrange(lanes))) for _ in range(2))
-            yield replace(_layer(dice, dtype, I, H, B, 7), tiling=tiling)
+            yield replace(_layer(dice, kinds, dtype, I, H, B, 7), tiling=tiling)
 
 
-def _many_rows(dice: random.Random, dtype: torch.dtype) -> Iterator[Case]:
+def _many_rows(dice: random.Random, kinds: list[Kind], dtype: torch.dtype) -> Iterator[Case]:
     """More rows than a reduction takes at a time, and than a window holds."""
     for B, T in ((1, 250), (3, 90), (30, 9), (66, 5)):
         for threads in (1, 2):
-            case = _layer(dice, dtype, dice.randint(1, LARGEST), dice.randint(1, LARGEST), B, T)
-            # The gradient of h_n alone would vanish on so long a way.
-            options = {"grads": (True, True), "threads": threads, "costs": _COSTS["windows"]}
+            case = _layer(
+                dice, kinds, dtype, dice.randint(1, LARGEST), dice.randint(1, LARGEST), B, T
+            )
+            # The gradients of the last states alone would vanish on so long a way.
+            options = {"grads": (True,) * 3, "threads": threads, "costs": _COSTS["windows"]}
             yield replace(case, directions=1, **options)
 
 
-def _stacks(dice: random.Random, dtype: torch.dtype, how: str) -> Iterator[Case]:
+def _stacks(dice: random.Random, kinds: list[Kind], dtype: torch.dtype, how: str) -> Iterator[Case]:
     """Several layers without gradients, every I and every H."""
     every = range(1, LARGEST + 1)
     for I, H in zip(*(dice.sample(every, LARGEST) for _ in range(2)), strict=True):
@@ -165,26 +193,30 @@ def _stacks(dice: random.Random, dtype: torch.dtype, how: str) -> Iterator[Case]
             *(how, dtype, I, H, (dice.choice((1, 2, 3, 5)),) * dice.choice((1, 1, 2, 5, 6, 9, 23))),
             layers=dice.randint(1, 3),
             directions=1 if how == "stream" else dice.randint(1, 2),
-            **_options(dice),
+            **_options(dice, kinds, H),
         )
 
 
-def _layer(dice: random.Random, dtype: torch.dtype, I: int, H: int, B: int, T: int) -> Case:
-    grads = dice.choice(((True, True), (True, True), (True, False), (False, True)))
-    needs = tuple(dice.random() < 0.6 for _ in range(6))
+def _layer(
+    dice: random.Random, kinds: list[Kind], dtype: torch.dtype, I: int, H: int, B: int, T: int
+) -> Case:
+    grads = dice.choice(_GRADS)
+    needs = tuple(dice.random() < 0.6 for _ in range(8))
     return Case(
         *("layer", dtype, I, H, _lengths(dice, B, T)),
         directions=dice.randint(1, 2),
         packed=dice.random() < 0.5,
         grads=grads,
-        needs=needs if any(needs[:4]) and dice.random() < 0.5 else (True,) * 6,
-        **_options(dice),
+        needs=needs if any(needs[:4]) and dice.random() < 0.5 else (True,) * 8,
+        **_options(dice, kinds, H),
     )
 
 
-def _options(dice: random.Random) -> dict:
+def _options(dice: random.Random, kinds: list[Kind], H: int) -> dict:
+    cell, projected = dice.choice(kinds)
     return {
-        "cell": dice.choice((RNN_TANH, RNN_RELU)),
+        "cell": cell,
+        "P": dice.randint(1, H - 1) if projected and H > 1 else 0,
         "bias": dice.random() < 0.7,
         "threads": dice.choice((1, 1, 2, 2, 4)),
         "costs": dice.choice(tuple(_COSTS.values())),

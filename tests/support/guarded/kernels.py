@@ -20,10 +20,13 @@ import torch
 
 from guarded.memory import Guards, Region
 from rnnjit.cells import Cell
+from rnnjit.codegen.kernel import Kind
 
 _WEIGHTS = tuple(f"{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b_ih", "b_hh"))
 _MATRICES = tuple(name for name in _WEIGHTS if name.startswith("w"))
 _GRADIENTS = ("grad_x", "grad_h0")
+_PROJECTIONS = ("w_hr_0", "w_hr_1")
+_OTHER_GRADIENTS = tuple(f"grad_{kind}_{d}" for d in range(2) for kind in ("b_hh", "w_hr"))
 _WEIGHT_GRADIENTS = tuple(f"grad_{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b"))
 
 
@@ -36,6 +39,8 @@ class Layout(NamedTuple):
         parts: from (arguments, bytes of an element, threads, lanes) to the bytes of each part of
             the scratch memory, by field.
         tables: from arguments to the elements of each table of int64 that is read.
+        states: of the addresses behind the fields, for each state but the first: "r" for what is
+            read, "w" for what is written.
     """
 
     fields: Any
@@ -43,36 +48,51 @@ class Layout(NamedTuple):
     outputs: tuple[str, ...]
     parts: Callable[[Any, int, int, int], dict[str, int]]
     tables: Callable[[Any], dict[str, int]] = lambda a: {}
+    states: str = ""
+
+    def behind(self, block: Any, access: str) -> list[int]:
+        """The addresses behind the fields that are read, or written."""
+        first, count = len(self.fields._fields), len(self.states)
+        found = zip(block[first : first + count], self.states, strict=True)
+        return [address for address, each in found if each == access and address]
 
 
-def numba_layouts() -> tuple[Layout, Layout]:
+def numba_layouts(cell: Cell) -> tuple[Layout, Layout]:
     from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
     from rnnjit_numba.plan import REDUCTION_ROWS
 
     def back(a: Any, size: int, threads: int, lanes: int) -> dict[str, int]:
         held = a.N if a.window == a.N else a.window + max(a.B, REDUCTION_ROWS)
+        wide = len(cell.accumulators) * a.H + (a.P if a.w_hr_0 else 0)
         return {
-            "scratch": a.D * a.packed,
-            "dz_buffer": a.D * held * a.H * size,
+            "scratch": a.grad_out + max(threads, a.D) * a.grad_out_size,
+            "dz_buffer": a.D * held * wide * size,
             "before": a.D * a.N * 8,
             "reduction": threads * a.reduction_size,
         }
 
     return (
         Layout(
-            *(ForwardArguments, ("sizes", "x", "h0", *_WEIGHTS), ("y", "h_n")),
-            lambda a, size, threads, lanes: {"scratch": a.D * a.packed},
+            ForwardArguments,
+            ("sizes", "x", "h0", *_WEIGHTS, *_PROJECTIONS),
+            ("y", "h_n", "values", "outputs"),
+            lambda a, size, threads, lanes: {"scratch": a.hoisted + a.D * a.hoisted_size},
+            states="rww" * (len(cell.states) - 1),
         ),
         Layout(
             BackwardArguments,
-            ("sizes", "x", "h0", "y", "grad_y", "grad_h_n", *_MATRICES),
-            (*_GRADIENTS, *_WEIGHT_GRADIENTS),
+            (
+                *("sizes", "x", "h0", "y", "grad_y", "grad_h_n", "values", "outputs"),
+                *(*_MATRICES, *_PROJECTIONS),
+            ),
+            (*_GRADIENTS, *_WEIGHT_GRADIENTS, *_OTHER_GRADIENTS),
             back,
+            states="rrrwr" * (len(cell.states) - 1),
         ),
     )
 
 
-def tvm_layouts() -> tuple[Layout, Layout]:
+def tvm_layouts(cell: Cell) -> tuple[Layout, Layout]:
     from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
 
     def back(a: Any, size: int, threads: int, lanes: int) -> dict[str, int]:
@@ -144,9 +164,10 @@ class _Kernel:
         moved = {**self._tables(a), **self._parts(a, threads, *block.buffer_info())}
         for name, tensor in moved.items():
             words[layout.fields._fields.index(name)] = tensor.data_ptr()
-        for address in _addresses(a, layout.outputs):
-            assert guards.region_at(address).writable
-        with _only_read([guards.region_at(address) for address in _addresses(a, layout.inputs)]):
+        written = _addresses(a, layout.outputs) + layout.behind(block, "w")
+        assert all(guards.region_at(address).writable for address in written)
+        read = _addresses(a, layout.inputs) + layout.behind(block, "r")
+        with _only_read([guards.region_at(address) for address in read]):
             self._kernel(_Block(words), threads)  # also after a thread that was late
         guards.check()
         self._watch.called(a, threads)
@@ -195,14 +216,14 @@ def _only_read(regions: list[Region]) -> Iterator[None]:
 @contextmanager
 def guarded_backend(name: str, watch: Watch) -> Iterator[None]:
     """Within it, a backend's kernels are called by `_Kernel`."""
-    run, layouts = import_module(f"rnnjit_{name}.run"), LAYOUTS[name]()
+    run = import_module(f"rnnjit_{name}.run")
     loader = import_module("rnnjit_numba.recipes") if name == "numba" else run
     original = loader.library
 
     @cache
-    def library(kind: tuple[int, Cell]) -> Any:
-        found, size = original(kind), kind[0] // 8
-        lanes = found.isa.lanes(size)
+    def library(kind: Kind) -> Any:
+        found, size = original(kind), kind.bits // 8
+        lanes, layouts = found.isa.lanes(size), LAYOUTS[name](kind.cell)
         forward, backward = (
             _Kernel(kernel, layout, size, lanes, watch)
             for kernel, layout in zip((found.forward, found.backward), layouts, strict=True)

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from guarded.calls import WAYS, expectations, given, pass_of, spec_of
-from guarded.cases import COSTS, Case, cases, programs
+from guarded.cases import COSTS, KINDS, Case, Kind, cases, programs
 from guarded.kernels import Watch, forget_recipes, guarded_backend
 from guarded.memory import Guards, allocating
+from rnnjit import Problem, RNNSpec
 from rnnjit.codegen import row_slices
 from rnnjit.codegen.host import host_isa
+from rnnjit.dispatch.choice import verdict
 from rnnjit.testing.tolerances import judge
 
 
@@ -94,6 +96,12 @@ def tilings_of(backend: str) -> list[str]:
     ]
 
 
+def reasons_against(backend: Any, kind: Kind) -> tuple[str, ...]:
+    """Why a backend declines layers of a kind."""
+    spec = RNNSpec(3, 4, cell=kind.cell, proj_size=2 if kind.projected else 0)
+    return verdict(backend, spec, Problem(torch.float32, "cpu", 3, 2, 6, False, True)).reasons
+
+
 def main(name: str, more: int) -> None:
     torch.set_num_threads(1)
     backend = import_module(f"rnnjit_{name}").BACKEND
@@ -103,7 +111,8 @@ def main(name: str, more: int) -> None:
     watch = Watch(guards, lambda a, threads: covered.update(traits(a, threads)))
     with guarded_backend(name, watch):
         tilings = cycle(tilings_of(name))
-        for case in cases(name, *tiles_of(name), more):
+        kinds = [kind for kind in KINDS if not reasons_against(backend, kind)]
+        for case in cases(name, kinds, *tiles_of(name), more):
             os.environ["RNNJIT_TILES"] = case.tiling or next(tilings)
             for cost, value in zip(COSTS, case.costs, strict=True):
                 for module in (plan, row_slices):
