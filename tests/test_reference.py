@@ -56,7 +56,7 @@ def by_hand(layer, rows, x, hx, weights):
 @pytest.mark.parametrize("backend", [ReferenceBackend(), EagerBackend()], ids=lambda b: b.name)
 def test_follows_the_definition(backend, rows):
     inputs = tensors(LAYER, rows)
-    y, h_n, _ = backend.forward(LAYER, rows, *inputs, False)
+    y, h_n, *_ = backend.forward(LAYER, rows, *inputs, False)
     torch.testing.assert_close((y, h_n), by_hand(LAYER, rows, *inputs))
 
 
@@ -132,7 +132,7 @@ def test_eager_takes_the_dtypes_that_torch_takes(dtype):
     spec, problem = RNNSpec(3, 4), Problem(dtype, "cpu", 5, 2, 10, False, True)
     assert EagerBackend().why_not(spec, problem) == []
     hx = (x.new_zeros(1, 2, 4),)
-    y, (h_n,), _ = EagerBackend().forward(
+    y, (h_n,), *_ = EagerBackend().forward(
         spec.layer(0), DENSE, x.flatten(0, 1), hx, list(rnn.parameters()), False
     )
     torch.testing.assert_close((y.view(5, 2, 4), h_n), rnn(x))

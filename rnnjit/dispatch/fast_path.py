@@ -71,7 +71,8 @@ class FastPath:
         Args:
             module: the module that is called.
             x: the input in the caller's form.
-            hx: the initial state in the caller's form: None, a tensor, or a tuple or list of several.
+            hx: the initial state in the caller's form: None, a tensor, or several in a tuple or
+                list.
         """
         # The guards detect neither dual tensors of forward-mode differentiation nor these modes.
         if forward_mode() or function_mode() or not self.surroundings.check():

@@ -1,4 +1,4 @@
-"""The conformance kit: what every backend must do, held against eager `torch.nn.RNN`.
+"""The conformance kit: what every backend must do, held against eager nn.RNN, nn.LSTM and nn.GRU.
 
     from rnnjit.testing import conformance
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,12 +120,14 @@ def build(case: Case) -> Call:
     shape = (*((case.T,) if case.unbatched else leading), case.input_size)
     x = _lay(case.layout, _special(case, draw(shape)).to(case.dtype))
     shapes = case.state_shapes
-    hx = [_lay(case.layout, draw(shape).to(case.dtype)) for shape in (shapes if case.h0 else ())]
+    hx = tuple(_lay(case.layout, draw(each).to(case.dtype)) for each in shapes) if case.h0 else None
+    for name, state in named_states(case, hx, "0").items() if hx else ():
+        state.requires_grad_(name not in case.frozen)
     return Call(
         case,
         module,
         x.requires_grad_("x" not in case.frozen),
-        tuple(state.requires_grad_("h0" not in case.frozen) for state in hx) or None,
+        hx,
         draw(case.y_shape).to(case.dtype),
         tuple(draw(shape).to(case.dtype) for shape in shapes),
     )
@@ -174,8 +177,16 @@ def _lay(layout: str, tensor: Tensor) -> Tensor:
 
 
 def _generators(x: Tensor) -> list[int]:
-    """The CUDA devices whose generators `manual_seed` would change for good."""
+    """The CUDA devices whose generators `_seed` would change for good."""
     return [x.get_device()] if x.is_cuda else []
+
+
+def _seed(x: Tensor) -> None:
+    """Seed the generator that draws dropout's masks; `torch.manual_seed`, of all, takes long."""
+    if x.is_cuda:
+        torch.cuda.manual_seed(_DROPOUT_SEED)
+    else:
+        torch.default_generator.manual_seed(_DROPOUT_SEED)
 
 
 def forward(module: nn.Module, call: Call) -> tuple[Tensor, States, Values]:
@@ -187,8 +198,10 @@ def forward(module: nn.Module, call: Call) -> tuple[Tensor, States, Values]:
     Raises:
         AssertionError: the result is not of the form that torch's own module gives.
     """
-    with torch.random.fork_rng(devices=_generators(call.x)):
-        torch.manual_seed(_DROPOUT_SEED)
+    with torch.random.fork_rng(devices=_generators(call.x)), warnings.catch_warnings():
+        # Torch's own layer says so once: what it then runs is the standard all the same.
+        warnings.filterwarnings("ignore", message="LSTM with projections is not supported with")
+        _seed(call.x)
         output, last = module(*call.arguments())
     case = call.case
     expected = Tensor if case.lengths is None else PackedSequence
@@ -212,13 +225,8 @@ def forward(module: nn.Module, call: Call) -> tuple[Tensor, States, Values]:
 
 def gradients(call: Call, y: Tensor, h_n: States, *, create_graph: bool = False) -> Values:
     """The gradients of the case's loss for every leaf, by name."""
-    leaves, all_grads = call.leaves(), [call.grad_y, *call.grad_h_n]
-    outputs, grads = {
-        "both": ([y, *h_n], all_grads),
-        "y": ([y], all_grads[:1]),
-        "h_n": ([*h_n], all_grads[1:]),
-        "sum": ([torch.stack([output.sum() for output in (y, *h_n)]).sum()], None),
-    }[call.case.loss]
+    leaves = call.leaves()
+    outputs, grads = _loss(call, {"y": y} | named_states(call.case, h_n, "_n"))
     found = torch.autograd.grad(
         outputs,
         list(leaves.values()),
@@ -228,3 +236,12 @@ def gradients(call: Call, y: Tensor, h_n: States, *, create_graph: bool = False)
         allow_unused=True,
     )
     return {f"the gradient of {name}": grad for name, grad in zip(leaves, found, strict=True)}
+
+
+def _loss(call: Call, outputs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
+    """What is differentiated, and the gradients that reach it."""
+    loss = call.case.loss
+    if loss == "sum":
+        return [torch.stack([output.sum() for output in outputs.values()]).sum()], None
+    names, incoming = list(outputs) if loss == "all" else [loss], call.incoming()
+    return [outputs[name] for name in names], [incoming[f"grad_{name}"] for name in names]

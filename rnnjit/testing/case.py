@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from rnnjit.frontend.capture import CELL_OF_NONLINEARITY
+from rnnjit.cells import RNN_TANH, Cell
 from rnnjit.spec import Problem, RNNSpec
 
 
@@ -15,27 +15,30 @@ from rnnjit.spec import Problem, RNNSpec
 class Case:
     """One layer and one call, with everything that follows from them.
 
-    The layer's options are nn.RNN's own. `rnnjit.testing.calls.build` makes the tensors.
+    The layer's options are those of nn.RNN, nn.LSTM and nn.GRU. `rnnjit.testing.calls.build` makes
+    the tensors.
 
     Attributes:
         id: what it is called in test ids; it also seeds the values.
+        cell: that of one of torch's layers.
+        proj_size: as in nn.LSTM.
         T: time steps of a dense input.
         B: batch size of a dense input.
         lengths: the sequences' lengths if the input is packed (then `T` and `B` do not count).
         enforce_sorted: as in `pack_padded_sequence`.
         unbatched: whether the input is one sequence `[T, I]`.
-        h0: whether initial states are given.
+        h0: whether initial states are given, all of the cell's.
         training: whether the module is in training mode.
         dtype: of all tensors.
         device: type of the device that all tensors are on.
         layout: how the input, the initial states and the weights lie in memory.
         values: "tiny" and "saturated" scale the input; "nan" and "inf" put some in.
-        loss: what the gradients come from, h_n standing for every last state; "sum" is
-            `y.sum() + h_n.sum()`, whose gradients reach the layer as expanded tensors, the others
-            weigh each element differently.
-        frozen: which of "x", "h0" (every initial state) and the weights need no gradient; "weights"
-            stands for all.
-        required: whether a backend may not decline it.
+        loss: what the gradients come from: "all" outputs, or one of them by name, "y", "h_n" or
+            "c_n"; "sum" is the sum of all outputs, whose gradients reach the layer as expanded
+            tensors, the others weigh each element differently.
+        frozen: names of what needs no gradient: "x", initial states ("h0", "c0"), weights;
+            "weights" stands for all weights.
+        required: whether a backend that computes the cell may not decline it.
         quick: whether it belongs to the quick subset.
         thorough: whether the checks beyond values, gradients and refusal are run on it as well.
 
@@ -48,11 +51,12 @@ class Case:
     input_size: int = 6
     hidden_size: int = 20
     num_layers: int = 1
-    nonlinearity: Literal["tanh", "relu"] = "tanh"
+    cell: Cell = RNN_TANH
     bias: bool = True
     batch_first: bool = False
     dropout: float = 0.0
     bidirectional: bool = False
+    proj_size: int = 0
     T: int = 7
     B: int = 5
     lengths: tuple[int, ...] | None = None
@@ -64,7 +68,7 @@ class Case:
     device: str = "cpu"
     layout: Literal["contiguous", "transposed", "offset", "strided", "expanded"] = "contiguous"
     values: Literal["normal", "tiny", "saturated", "nan", "inf"] = "normal"
-    loss: Literal["both", "y", "h_n", "sum"] = "both"
+    loss: Literal["all", "y", "h_n", "c_n", "sum"] = "all"
     frozen: frozenset[str] = frozenset()
     required: bool = True
     quick: bool = False
@@ -77,11 +81,12 @@ class Case:
             self.input_size,
             self.hidden_size,
             self.num_layers,
-            CELL_OF_NONLINEARITY[self.nonlinearity],
+            self.cell,
             self.bias,
             self.batch_first,
             self.dropout,
             self.bidirectional,
+            self.proj_size,
         )
 
     @property

@@ -1,22 +1,29 @@
-"""The cases of the kit: a quick subset, a covering array, and a product of a layer's options.
+"""The cases of the kit: a quick subset, covering arrays, and products of a layer's options.
 
-Each axis of `AXES` is one option, such as the dtype, and has a few values. Any two values of
-different axes occur together in some case of `CASES`. `product_cases` combines all values of fewer
-axes, for a run that may take minutes.
+There is one covering array for each of torch's layers. Each axis of it is one option, such as the
+dtype, and has a few values. Any two values of different axes occur together in some case of
+`CASES`. `product_cases` combines all values of fewer axes, for a run that may take minutes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
 import torch
 
+from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit.testing.case import Case
 from rnnjit.testing.covering import covering
 
 Options = Mapping[str, Any]
+#: For each axis its values, with the fields of `Case` that each sets.
+Axes = Mapping[str, Mapping[str, Options]]
+
+#: The cells that every backend computes, on pain of failing the kit; others it may decline.
+REQUIRED_CELLS = frozenset({RNN_TANH, RNN_RELU})
+
 _F64 = torch.float64
 _UNEVEN = (3, 7, 1, 5, 7)
 _SORTED = (6, 4, 4, 1)
@@ -24,11 +31,10 @@ _UNSORTED: Options = {"lengths": _UNEVEN, "enforce_sorted": False}
 #: 19 sequences: more rows than a register tile in the first steps, one row in the last.
 _STAIRCASE = (*(9,) * 10, 5, 5, 5, *(2,) * 5, 1)
 
-#: What the covering array combines: for each axis its values, with the fields of `Case` that each
-#: sets. Any two values go together: what one needs of another axis (an initial state, a second
-#: layer), it sets itself.
-AXES: dict[str, dict[str, Options]] = {
-    "cell": {"tanh": {}, "relu": {"nonlinearity": "relu"}},
+_LAYOUTS = ("contiguous", "transposed", "offset", "strided", "expanded")
+_VALUES = ("normal", "tiny", "saturated", "nan", "inf")
+_RNN: Axes = {
+    "cell": {"tanh": {}, "relu": {"cell": RNN_RELU}},
     "dtype": {"f32": {}, "f64": {"dtype": _F64}},
     "directions": {"forward": {}, "bidirectional": {"bidirectional": True}},
     "layers": {
@@ -56,14 +62,9 @@ AXES: dict[str, dict[str, Options]] = {
     "hidden": {f"hidden-{H}": {"hidden_size": H} for H in (20, 1, 33, 130, 257)},
     "input": {f"input-{I}": {"input_size": I} for I in (6, 1, 37, 130)},
     "states": {"no-h0": {}, "h0": {"h0": True}},
-    "layout": {
-        layout: {"layout": layout}
-        for layout in ("contiguous", "transposed", "offset", "strided", "expanded")
-    },
-    "values": {
-        values: {"values": values} for values in ("normal", "tiny", "saturated", "nan", "inf")
-    },
-    "loss": {f"through-{loss}": {"loss": loss} for loss in ("both", "y", "h_n", "sum")},
+    "layout": {layout: {"layout": layout} for layout in _LAYOUTS},
+    "values": {values: {"values": values} for values in _VALUES},
+    "loss": {f"through-{loss}": {"loss": loss} for loss in ("all", "y", "h_n", "sum")},
     "frozen": {
         "trained": {},
         "frozen-x": {"frozen": frozenset({"x"})},
@@ -74,9 +75,66 @@ AXES: dict[str, dict[str, Options]] = {
     },
 }
 
+
+def _some(axis: str, *names: str) -> Mapping[str, Options]:
+    """Some values of an axis of nn.RNN's."""
+    return {name: _RNN[axis][name] for name in names}
+
+
+#: What depends on a layer's gates and states combined with every option; of what the core does for
+#: all layers alike (`_RNN` has more of it), few values.
+_GATED: Axes = {
+    "dtype": _RNN["dtype"],
+    "directions": _RNN["directions"],
+    "layers": _some("layers", "1-layer", "2-layers", "3-layers", "dropout"),
+    "bias": _RNN["bias"],
+    "call": _some(
+        *("call", "dense", "steps-1", "batch-1", "batch-33", "batch-first", "unbatched"),
+        *("packed", "packed-unsorted", "packed-staircase"),
+    ),
+    "input": _some("input", "input-6", "input-1", "input-37"),
+    "states": _RNN["states"],
+    "layout": _RNN["layout"],
+    "values": _RNN["values"],
+}
+_FROZEN: Mapping[str, Options] = {
+    **_some("frozen", "trained", "frozen-x", "frozen-weights"),
+    "frozen-some": {
+        "frozen": frozenset({"h0", "weight_hh_l0", "bias_ih_l0", "weight_ih_l1", "bias_hh_l1"})
+    },
+}
+_LSTM: Axes = {
+    "cell": {"lstm": {"cell": LSTM}},
+    **_GATED,
+    "hidden": {
+        **_some("hidden", "hidden-20", "hidden-1", "hidden-130"),
+        **{
+            f"hidden-{H}-projected-{P}": {"hidden_size": H, "proj_size": P}
+            for H, P in ((20, 7), (33, 1), (70, 33))
+        },
+    },
+    "loss": {f"through-{loss}": {"loss": loss} for loss in ("all", "y", "h_n", "c_n", "sum")},
+    "frozen": {
+        **_FROZEN,
+        "frozen-all-but-h0": {"frozen": frozenset({"weights", "x", "c0"}), "h0": True},
+        "frozen-all-but-c0": {"frozen": frozenset({"weights", "x", "h0"}), "h0": True},
+    },
+}
+_GRU: Axes = {
+    "cell": {"gru": {"cell": GRU}},
+    **_GATED,
+    "hidden": _some("hidden", "hidden-20", "hidden-1", "hidden-33", "hidden-130"),
+    "loss": _RNN["loss"],
+    "frozen": {**_FROZEN, **_some("frozen", "frozen-all-but-h0")},
+}
+
+#: What the covering arrays combine, by layer. Any two values of a layer's go together: what one
+#: needs of another axis (an initial state, a second layer), it sets itself.
+AXES: Mapping[str, Axes] = {"RNN": _RNN, "LSTM": _LSTM, "GRU": _GRU}
+
 _QUICK = (
     Case("tanh", quick=True, thorough=True),
-    Case("relu-f64", nonlinearity="relu", dtype=_F64, h0=True, quick=True, thorough=True),
+    Case("relu-f64", cell=RNN_RELU, dtype=_F64, h0=True, quick=True, thorough=True),
     Case(
         "packed-bidirectional-2-layers",
         hidden_size=9,
@@ -87,15 +145,40 @@ _QUICK = (
         thorough=True,
         **_UNSORTED,
     ),
-    Case("relu", nonlinearity="relu", quick=True),
+    Case("relu", cell=RNN_RELU, quick=True),
     Case("batch-1", B=1, hidden_size=33, h0=True, quick=True),
     Case("bidirectional", bidirectional=True, h0=True, quick=True),
     Case("packed", lengths=_SORTED, quick=True),
     Case("nan", values="nan", quick=True),
-    Case("nan-relu", values="nan", nonlinearity="relu", quick=True),
+    Case("nan-relu", values="nan", cell=RNN_RELU, quick=True),
     Case("transposed", layout="transposed", h0=True, quick=True),
     Case("through-y", loss="y", h0=True, quick=True),
     Case("through-h_n", loss="h_n", h0=True, quick=True),
+    Case("plain-lstm", cell=LSTM, h0=True, quick=True),
+    Case("through-c_n-lstm", cell=LSTM, loss="c_n", h0=True, quick=True),
+    Case("plain-gru", cell=GRU, h0=True, quick=True),
+    Case(
+        "packed-bidirectional-2-layers-projected-lstm",
+        cell=LSTM,
+        hidden_size=9,
+        proj_size=4,
+        num_layers=2,
+        bidirectional=True,
+        h0=True,
+        quick=True,
+        thorough=True,
+        **_UNSORTED,
+    ),
+    Case(
+        "packed-bidirectional-gru",
+        cell=GRU,
+        hidden_size=9,
+        bidirectional=True,
+        h0=True,
+        quick=True,
+        thorough=True,
+        **_UNSORTED,
+    ),
 )
 
 #: With those of `_QUICK` that are thorough: run with every check of `checks.CHECKS`.
@@ -113,6 +196,9 @@ _THOROUGH = (
     Case("hidden-130", input_size=37, hidden_size=130, T=9, B=17, thorough=True),
     Case("batch-first-no-bias", batch_first=True, bias=False, h0=True, thorough=True),
     Case("single", T=1, B=1, input_size=1, hidden_size=1, h0=True, thorough=True),
+    # In float64: in float32 eager itself, which is then oneDNN's, needs its output unchanged.
+    Case("h0-lstm-f64", cell=LSTM, h0=True, dtype=_F64, thorough=True),
+    Case("h0-gru-f64", cell=GRU, h0=True, dtype=_F64, thorough=True),
 )
 
 #: Sizes and dtypes that are too slow, or too seldom accepted, to be combined with all others.
@@ -122,37 +208,66 @@ _ALONE = (
     Case("long", T=200, B=4, hidden_size=33),
     Case("long-batch-1-bidirectional", T=220, B=1, hidden_size=24, bidirectional=True, loss="h_n"),
     Case("dropout-packed", num_layers=3, dropout=0.5, lengths=_SORTED, h0=True),
+    Case("long-lstm", cell=LSTM, T=200, B=4, hidden_size=33, h0=True),
+    Case("long-gru", cell=GRU, T=200, B=4, hidden_size=33, h0=True),
     Case("batch-0", B=0, required=False),
+    Case("batch-0-lstm", cell=LSTM, B=0, required=False),
     Case("tanh-bf16", dtype=torch.bfloat16, h0=True, required=False),
-    Case("relu-bf16", dtype=torch.bfloat16, nonlinearity="relu", required=False),
+    Case("relu-bf16", dtype=torch.bfloat16, cell=RNN_RELU, required=False),
     Case("tanh-f16", dtype=torch.float16, bidirectional=True, required=False),
+    Case("lstm-bf16", dtype=torch.bfloat16, cell=LSTM, required=False),
+    Case("gru-f16", dtype=torch.float16, cell=GRU, required=False),
 )
 
 
-def _combined(row: Mapping[str, str]) -> Case:
-    """The case with one value for each axis; its id joins those that are not their axis's first."""
+def _combined(axes: Axes, row: Mapping[str, str]) -> Case:
+    """The case with one value for each axis; its id joins those that are not what is usual."""
     options: dict[str, Any] = {}
     words = []
     for axis, value in row.items():
-        options.update(AXES[axis][value])
-        if value != next(iter(AXES[axis])):
+        options.update(axes[axis][value])
+        if len(axes[axis]) == 1 or value != next(iter(axes[axis])):
             words.append(value)
     return Case("-".join(words) or "plain", **options)
+
+
+def _covering(axes: Axes) -> Iterator[Case]:
+    """Cases in which any two values of two axes meet."""
+    for row in covering({axis: list(values) for axis, values in axes.items()}):
+        yield _combined(axes, row)
 
 
 CASES: tuple[Case, ...] = (
     *_QUICK,
     *_THOROUGH,
     *_ALONE,
-    *(_combined(row) for row in covering({axis: list(values) for axis, values in AXES.items()})),
+    *(case for axes in AXES.values() for case in _covering(axes)),
 )
+
+_PRODUCTS: dict[str, dict[str, list[str]]] = {
+    "RNN": {
+        "layers": ["1-layer", "2-layers", "dropout"],
+        "call": ["dense", "batch-first", "unbatched", "packed", "packed-unsorted"],
+    },
+    "LSTM": {
+        "layers": ["1-layer", "2-layers"],
+        "call": ["dense", "packed-unsorted"],
+        "hidden": ["hidden-20", "hidden-20-projected-7"],
+    },
+    "GRU": {"layers": ["1-layer", "2-layers"], "call": ["dense", "packed-unsorted"]},
+}
 
 
 def product_cases() -> tuple[Case, ...]:
-    """All combinations of a layer's options and kinds of input, but for `CASES`; some 500 cases."""
-    chosen = {axis: list(AXES[axis]) for axis in ("cell", "dtype", "directions", "bias", "states")}
-    chosen["layers"] = ["1-layer", "2-layers", "dropout"]
-    chosen["call"] = ["dense", "batch-first", "unbatched", "packed", "packed-unsorted"]
-    rows = (dict(zip(chosen, values, strict=True)) for values in product(*chosen.values()))
+    """All combinations of a layer's options and kinds of input, but for `CASES`; some 600 cases."""
+    found: list[Case] = []
+    for layer, more in _PRODUCTS.items():
+        axes = AXES[layer]
+        shared = ("cell", "dtype", "directions", "bias", "states")
+        chosen = {axis: list(axes[axis]) for axis in shared} | more
+        found += [
+            _combined(axes, dict(zip(chosen, values, strict=True)))
+            for values in product(*chosen.values())
+        ]
     known = {case.id for case in CASES}
-    return tuple(case for case in map(_combined, rows) if case.id not in known)
+    return tuple(case for case in found if case.id not in known)

@@ -62,8 +62,11 @@ class Standard:
         narrow = self._call.to(torch.float32) if exact else self._call
         unit = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if exact else 1.0
         for draw in range(self._draws, draws):
-            nearby = narrow.nearby(draw) if draw else narrow
-            got, truth = _eagerly(self._procedure, nearby), self._wide(nearby)
+            if draw == 0 and not exact:
+                got, truth = self._eager, self._truth
+            else:
+                nearby = narrow.nearby(draw) if draw else narrow
+                got, truth = _eagerly(self._procedure, nearby), self._wide(nearby)
             for name, value in got.items():
                 exact_value = truth[name]
                 if value is None or exact_value is None or not value.is_floating_point():
@@ -76,7 +79,7 @@ class Standard:
         return _eagerly(self._procedure, call.to(torch.float64))
 
 
-@lru_cache(maxsize=400)  # every backend is held against the same
+@lru_cache(maxsize=600)  # every backend is held against the same
 def standard(procedure: Procedure, case: Case) -> Standard:
     """What eager gives for a case."""
     return Standard(procedure, build(case))
@@ -105,11 +108,15 @@ def _kind(name: str) -> str:
 def compare(got: Values, standard: Standard) -> None:
     """Judge every tensor of a backend by `rnnjit.testing.tolerances`.
 
+    Args:
+        got: what the backend gives, by name.
+        standard: of a procedure that gives these names, and maybe others.
+
     Raises:
         AssertionError: a tensor is wrong, or is there where eager has none, or the reverse.
     """
-    for name in standard.names:
-        found, expected = got[name], standard.expected(name)
+    for name, found in got.items():
+        expected = standard.expected(name)
         if (found is None) != (expected is None):
             raise AssertionError(
                 f"{name} is {'missing' if found is None else 'there'}, "
@@ -155,4 +162,6 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+    # Cloned, since a tensor of one element is contiguous whatever its strides.
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return copy.view(-1).view(torch.uint8)

@@ -22,6 +22,7 @@ class Result:
         id: `<backend>-<check>-<case>`.
         check: name of the check, a key of `CHECKS`.
         case: id of the case.
+        cell: name of the case's cell.
         outcome: "declined" where the backend declines the case, which is then not run.
         message: what is wrong, or the reasons for declining.
         seconds: how long it took.
@@ -30,6 +31,7 @@ class Result:
     id: str
     check: str
     case: str
+    cell: str
     outcome: Outcome
     message: str = ""
     seconds: float = 0.0
@@ -74,6 +76,17 @@ class Report:
         """Whether the backend ran here and nothing failed."""
         return not self.missing and not self.failures
 
+    @property
+    def by_cell(self) -> dict[str, Report]:
+        """The same for each cell alone, by its name."""
+        found: dict[str, list[Result]] = {}
+        for result in self.results:
+            found.setdefault(result.cell, []).append(result)
+        return {
+            cell: Report(self.backend, self.missing, tuple(results))
+            for cell, results in found.items()
+        }
+
     def _count(self, outcome: Outcome) -> int:
         return sum(result.outcome == outcome for result in self.results)
 
@@ -115,7 +128,8 @@ def count(*, quick: bool = False, full: bool = False) -> int:
 def _run(backend: Backend, pair: Pair) -> Result:
     def result(outcome: Outcome, message: str = "") -> Result:
         seconds = time.perf_counter() - start
-        return Result(pair.id_for(backend), pair.name, pair.case.id, outcome, message, seconds)
+        name, case = pair.id_for(backend), pair.case
+        return Result(name, pair.name, case.id, case.cell.name, outcome, message, seconds)
 
     start = time.perf_counter()
     reasons = pair.declined_by(backend)

@@ -1,8 +1,8 @@
 """How far a backend's numbers may lie from the truth: one table, one judge.
 
-The truth is eager `nn.RNN` run in float64 on the same values. A backend's largest error may be a
-small multiple of the error that eager itself makes in the dtype of the case, plus a few units in
-the last place of the largest true value, since eager's error can be zero.
+The truth is eager, torch's own layer, run in float64 on the same values. A backend's largest error
+may be a small multiple of the error that eager itself makes in the dtype of the case, plus a few
+units in the last place of the largest true value, since eager's error can be zero.
 """
 
 from __future__ import annotations

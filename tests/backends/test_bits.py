@@ -2,8 +2,8 @@
 
 On `numba` and `tvm`: the number of threads, the other rows of the batch and a row's place among
 them, padding, strides, and the run, in this process or another one. That holds for y, the states
-and the gradients of x and h0. The gradients of the weights are sums over all rows, and so do not
-depend on threads, strides and runs.
+and the gradients of x and the initial states. The gradients of the weights are sums over all rows,
+and so do not depend on threads, strides and runs.
 
 `inductor` and `eager` promise less: the same bits for the same call on as many threads. Their
 matrix products are torch's, whose order of summation depends on the size of the batch.
@@ -13,22 +13,30 @@ import hashlib
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from covered import in_full, in_turn
+from covered import covered, in_full, in_turn
 from folders import SUPPORT
+from kinds import ELMAN, called, first_states, gated, layer, taken
 from on_cpu import ON_CPU
-from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnjit
 
 EXACT = [name for name in ("numba", "tvm") if name in ON_CPU]
-exact = pytest.mark.parametrize("backend", EXACT)
-packings = pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+PACKINGS = [False, True]
+DTYPES = [torch.float32, torch.float64]
+#: Names of results that have a row for each sequence of the batch.
+BY_ROW = ("y", "h_n", "c_n", "x", "h0", "c0")
+
+
+def every(names, *axes, elman=("tanh",)):
+    """A decorator: nn.RNN with all combinations, other layers with a covering array of them."""
+    elman = [pytest.param(*row) for row in product(taken(EXACT, elman), *axes)]
+    return pytest.mark.parametrize(names, elman + covered(gated(EXACT), *axes), ids=str)
 
 
 def lengths_of(T, B):
@@ -36,18 +44,21 @@ def lengths_of(T, B):
     return (torch.linspace(T, 1, B).div(2).ceil() * 2).clamp(1, T).long()
 
 
-def results(module, x, h0, lengths=None):
+def results(module, x, hx, lengths=None):
     """Outputs and gradients by name; y, and the gradients of x, as `[T, B, ...]`."""
-    x, h0 = x.detach().requires_grad_(), h0.detach().requires_grad_()
+    x, hx = x.detach().requires_grad_(), tuple(state.detach().requires_grad_() for state in hx)
     packed = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
-    y, h_n = module(packed, h0)
+    y, last = called(module, packed, hx)
     y = y if lengths is None else pad_packed_sequence(y, total_length=len(x))[0]
-    weights = dict(module.named_parameters())
+    states = ("h", "c")[: len(hx)]
+    leaves = {"x": x}
+    leaves |= {f"{name}0": state for name, state in zip(states, hx, strict=True)}
+    leaves |= dict(module.named_parameters())
     # A row's share of the loss depends on nothing but the row.
-    loss = y.square().sum() + h_n.sin().sum()
-    names, leaves = ["x", "h0", *weights], [x, h0, *weights.values()]
-    grads = torch.autograd.grad(loss, leaves)
-    return {"y": y.detach(), "h_n": h_n.detach(), **dict(zip(names, grads, strict=True))}
+    loss = y.square().sum() + sum(state.sin().sum() for state in last)
+    grads = torch.autograd.grad(loss, list(leaves.values()))
+    outputs = {f"{name}_n": state.detach() for name, state in zip(states, last, strict=True)}
+    return {"y": y.detach(), **outputs, **dict(zip(leaves, grads, strict=True))}
 
 
 def assert_same(found, expected, names=None):
@@ -56,11 +67,10 @@ def assert_same(found, expected, names=None):
         assert torch.equal(found[name].signbit(), expected[name].signbit()), name
 
 
-def call(T, B, I, H, layers=1, bidirectional=False, nonlinearity="tanh", dtype=torch.float32):
+def call(kind, T, B, I, H, layers=1, bidirectional=False, dtype=torch.float32):
     torch.manual_seed(0)
-    rnn = nn.RNN(I, H, layers, nonlinearity, bidirectional=bidirectional, dtype=dtype)
-    x, h0 = torch.randn(T, B, I), torch.randn(layers * (1 + bidirectional), B, H)
-    return rnn, x.to(dtype), h0.to(dtype)
+    rnn = layer(kind, I, H, dtype, num_layers=layers, bidirectional=bidirectional)
+    return rnn, torch.randn(T, B, I).to(dtype), first_states(rnn, B)
 
 
 @pytest.fixture
@@ -83,52 +93,51 @@ SHAPES = [
 ]
 
 
-@exact
-@packings
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_threads(backend, packed, shape, threads):
-    rnn, x, h0 = call(*shape)
+@every("which, shape, packed", SHAPES, PACKINGS)
+def test_threads(which, shape, packed, threads):
+    rnn, x, hx = call(which.kind, *shape)
     lengths = lengths_of(*shape[:2]) if packed else None
-    module = rnnjit.compile(rnn, backend=backend)
+    module = rnnjit.compile(rnn, backend=which.backend)
     threads(1)
-    alone = results(module, x, h0, lengths)
+    alone = results(module, x, hx, lengths)
     for count in (2, 3, 4, 7):
         threads(count)
-        assert_same(results(module, x, h0, lengths), alone)
+        assert_same(results(module, x, hx, lengths), alone)
 
 
 ROWS = [[0], [22], [3, 4], [17, 2, 9], list(range(8)), list(range(22, -1, -1)), [5] * 6]
 
 
-@exact
-@dtypes
-@packings
-@pytest.mark.parametrize("config", [(37, 83, 1, False), (5, 33, 2, True)], ids=str)
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_company_and_place_in_the_batch(backend, packed, config, nonlinearity, dtype):
-    rnn, x, h0 = call(11, 23, *config, nonlinearity, dtype)
+CONFIGS = [(37, 83, 1, False), (5, 33, 2, True)]
+
+
+@every("which, config, packed, dtype", CONFIGS, PACKINGS, DTYPES, elman=ELMAN)
+def test_company_and_place_in_the_batch(which, config, packed, dtype):
+    rnn, x, hx = call(which.kind, 11, 23, *config, dtype)
     lengths = lengths_of(11, 23) if packed else None
-    module = rnnjit.compile(rnn, backend=backend)
-    whole = results(module, x, h0, lengths)
+    module = rnnjit.compile(rnn, backend=which.backend)
+    whole = results(module, x, hx, lengths)
     for rows in ROWS:
-        part = results(module, x[:, rows], h0[:, rows], lengths[rows] if packed else None)
-        by_rows = {name: whole[name][:, rows] for name in ("y", "h_n", "x", "h0")}
+        states = tuple(state[:, rows] for state in hx)
+        part = results(module, x[:, rows], states, lengths[rows] if packed else None)
+        by_rows = {name: whole[name][:, rows] for name in BY_ROW if name in whole}
         assert_same(part, by_rows)
 
 
-@exact
-@dtypes
-def test_padding(backend, dtype):
-    rnn, x, h0 = call(11, 9, 12, 70, 2, True, dtype=dtype)
-    module = rnnjit.compile(rnn, backend=backend)
+@every("which, dtype", DTYPES)
+def test_padding(which, dtype):
+    rnn, x, hx = call(which.kind, 11, 9, 12, 70, 2, True, dtype=dtype)
+    module = rnnjit.compile(rnn, backend=which.backend)
     lengths = lengths_of(11, 9)
-    together = results(module, x, h0, lengths)
+    together = results(module, x, hx, lengths)
+    states = [name for name in BY_ROW if name in together and name not in ("x", "y")]
     for b, length in enumerate(lengths):
-        alone = results(module, x[:length, b : b + 1], h0[:, b : b + 1])
+        own = tuple(state[:, b : b + 1] for state in hx)
+        alone = results(module, x[:length, b : b + 1], own)
         for name in ("y", "x"):
             assert torch.equal(together[name][:length, b : b + 1], alone[name])
             assert not together[name][length:, b].any()
-        assert_same({n: together[n][:, b : b + 1] for n in ("h_n", "h0")}, alone, ("h_n", "h0"))
+        assert_same({n: together[n][:, b : b + 1] for n in states}, alone, states)
 
 
 LAYOUTS = {
@@ -141,28 +150,27 @@ LAYOUTS = {
 }
 
 
-@exact
-@dtypes
-@packings
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_strides(backend, packed, layout, dtype):
-    rnn, x, h0 = call(7, 9, 21, 40, 2, True, dtype=dtype)
+@every("which, layout, packed, dtype", list(LAYOUTS), PACKINGS, DTYPES)
+def test_strides(which, layout, packed, dtype):
+    rnn, x, hx = call(which.kind, 7, 9, 21, 40, 2, True, dtype=dtype)
     lengths = lengths_of(7, 9) if packed else None
-    contiguous = results(rnnjit.compile(rnn, backend=backend), x, h0, lengths)
+    contiguous = results(rnnjit.compile(rnn, backend=which.backend), x, hx, lengths)
+    lay = LAYOUTS[layout]
     for parameter in rnn.parameters():
-        parameter.data = LAYOUTS[layout](parameter.data)
-    module = rnnjit.compile(rnn, backend=backend)
-    assert_same(results(module, LAYOUTS[layout](x), LAYOUTS[layout](h0), lengths), contiguous)
+        parameter.data = lay(parameter.data)
+    module = rnnjit.compile(rnn, backend=which.backend)
+    assert_same(results(module, lay(x), tuple(map(lay, hx)), lengths), contiguous)
 
 
 def digest(backend, packed):
-    """A hash of every bit of a call's results, on two threads."""
+    """A hash of every bit of the results of a call of each kind of layer, on two threads."""
     torch.set_num_threads(2)
-    rnn, x, h0 = call(40, 16, 24, 100, 2, True)
-    found = results(
-        rnnjit.compile(rnn, backend=backend), x, h0, lengths_of(40, 16) if packed else None
-    )
-    return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in found.values()))
+    lengths, found = lengths_of(40, 16) if packed else None, hashlib.sha256()
+    for _, kind in taken([backend]):
+        rnn, x, hx = call(kind, 40, 16, 24, 100, 2, True)
+        values = results(rnnjit.compile(rnn, backend=backend), x, hx, lengths).values()
+        found.update(b"".join(tensor.contiguous().numpy().tobytes() for tensor in values))
+    return found
 
 
 PROGRAM = "from test_bits import digest; print(digest({!r}, {!r}).hexdigest())"

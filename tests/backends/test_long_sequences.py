@@ -10,6 +10,7 @@ import pytest
 from fuzz.judging import check_accuracy
 from fuzzing import thorough
 
+from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit.testing import Case
 from rnnjit.testing.calls import build
 
@@ -20,14 +21,17 @@ STACKS = {
 }
 
 
-def case(nonlinearity, stack, packed, B):
+CELLS = {"tanh": RNN_TANH, "relu": RNN_RELU, "lstm": LSTM, "gru": GRU}
+
+
+def case(cell, stack, packed, B):
     # Eager's own backward pass over packed rows takes the square of their number.
     lengths = (STEPS, *(17 * b for b in range(B - 1, 0, -1))) if packed else None
     return Case(
-        f"two-thousand-steps-{nonlinearity}-{stack}-{B}",
+        f"two-thousand-steps-{cell}-{stack}-{B}",
         input_size=6,
         hidden_size=18,
-        nonlinearity=nonlinearity,
+        cell=CELLS[cell],
         T=STEPS,
         B=B,
         lengths=lengths,
@@ -41,11 +45,13 @@ FEW = [
     ("tanh", "one layer", "dense", 1),
     ("relu", "one layer", "packed", 16),
     ("tanh", "two layers both ways", "packed", 1),
+    ("lstm", "one layer", "packed", 16),
+    ("gru", "one layer", "dense", 1),
 ]
-ALL = list(product(["tanh", "relu"], STACKS, ["dense", "packed"], [1, 16]))
+ALL = list(product(CELLS, STACKS, ["dense", "packed"], [1, 16]))
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize(("nonlinearity", "stack", "form", "B"), ALL if thorough() else FEW)
-def test_two_thousand_steps_are_as_accurate_as_eager(nonlinearity, stack, form, B):
-    check_accuracy(build(case(nonlinearity, stack, form == "packed", B)), threads=2)
+@pytest.mark.parametrize(("cell", "stack", "form", "B"), ALL if thorough() else FEW)
+def test_two_thousand_steps_are_as_accurate_as_eager(cell, stack, form, B):
+    check_accuracy(build(case(cell, stack, form == "packed", B)), threads=2)

@@ -13,6 +13,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from kinds import called, first_states, layer, taken
 from on_cpu import ON_CPU
 from teams import forget_plans
 from torch import nn
@@ -96,6 +97,37 @@ def test_subnormal_numbers_pass_through_exactly(backend, dtype, switch):
         assert torch.equal(found, torch.full_like(found, TINY[dtype]))
 
 
+def holding(which, dtype, H):
+    """A layer whose last state stays as it is given, since its gates are open or shut."""
+    rnn = layer(which.kind, H, H, dtype)
+    with torch.no_grad():
+        for parameter in rnn.parameters():
+            parameter.fill_(0.0)
+        # Of nn.LSTM c' = f c + i g, with f of 1 and i and g of 0; of nn.GRU h' = z h, with z of 1.
+        rnn.bias_ih_l0.view(-1, H)[1] = 200.0
+        rnn.bias_ih_l0.view(-1, H)[0] = -800.0
+    return rnnjit.compile(rnn, backend=which.backend)
+
+
+@pytest.mark.parametrize("which", taken(ON_CPU, ("LSTM", "GRU")), ids=str)
+@dtypes
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("H", [1, 70])
+def test_a_subnormal_state_is_held_exactly_and_its_gradient_as_chosen(
+    which, dtype, mode, H, switch
+):
+    switch(mode)
+    module = holding(which, dtype, H)
+    tiny = torch.full((1, B, H), TINY[dtype], dtype=dtype)
+    hx = tuple(torch.zeros_like(state) for state in first_states(module, B))
+    hx = (*hx[:-1], tiny.clone().requires_grad_())
+    _, last = called(module, torch.zeros(T, B, H, dtype=dtype), hx)
+    assert torch.equal(last[-1], tiny)
+    (grad,) = torch.autograd.grad(last[-1], hx[-1], tiny)
+    flushed = mode == "flush" and X86 and which.backend in WITH_KERNELS
+    assert torch.equal(grad, torch.zeros_like(tiny) if flushed else tiny)
+
+
 @backends
 @dtypes
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
@@ -130,25 +162,27 @@ def test_relu_passes_gradients_on_where_states_are_subnormal(backend, dtype, mod
     assert torch.equal(grad, torch.ones_like(grad))
 
 
-def gradients_through_h_n(module, x):
+def gradients_through_last_states(module, x):
     """Of the input and the weights, on a way so long that they become subnormal."""
     x = x.clone().requires_grad_()
-    _, h_n = module(x)
-    return torch.autograd.grad(h_n.sum(), [x, *module.parameters()])
+    _, last = module(x)
+    last = last if isinstance(last, tuple) else (last,)
+    return torch.autograd.grad(sum(state.sum() for state in last), [x, *module.parameters()])
 
 
-@with_kernels
+@pytest.mark.parametrize("which", taken(WITH_KERNELS, ("tanh", "LSTM", "GRU")), ids=str)
 @counts
 @pytest.mark.parametrize("mode", MODES)
-def test_a_loss_on_the_last_state(backend, threads, mode, switch, always_teams):
+def test_a_loss_on_the_last_state(which, threads, mode, switch, always_teams):
     switch(mode)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    rnn, x = nn.RNN(5, 24), torch.randn(300, 9, 5)
-    wide = nn.RNN(5, 24, dtype=torch.float64)
+    rnn, x = layer(which.kind, 5, 24), torch.randn(300, 9, 5)
+    wide = layer(which.kind, 5, 24, torch.float64)
     wide.load_state_dict(rnn.state_dict())
-    fast = rnnjit.compile(rnn, backend=backend)
-    true, eager, found = map(gradients_through_h_n, (wide, rnn, fast), (x.double(), x, x))
+    fast = rnnjit.compile(rnn, backend=which.backend)
+    modules, inputs = (wide, rnn, fast), (x.double(), x, x)
+    true, eager, found = map(gradients_through_last_states, modules, inputs)
     for i, (truth, expected, got) in enumerate(zip(true, eager, found, strict=True)):
         own, scale = largest(errors_of(expected, truth)), largest(truth)
         judge(f"gradient {i}", "backward", got, Expected(expected, truth, own, scale))
@@ -178,18 +212,21 @@ def test_subnormal_numbers_are_flushed_where_the_thread_asks_for_it(backend, dty
         assert not found.any()
 
 
-@backends
+@pytest.mark.parametrize(
+    ("which", "hidden_size"),
+    [(which, H) for which in taken(ON_CPU, ("tanh", "LSTM", "GRU")) for H in (8, 200)],
+    ids=str,
+)
 @pytest.mark.parametrize("flush", [False, True], ids=["off", "on"])
 @counts
-@pytest.mark.parametrize("hidden_size", [8, 200])
-def test_the_choice_outlasts_both_passes(backend, flush, threads, hidden_size, always_teams):
-    module = rnnjit.compile(nn.RNN(5, hidden_size), backend=backend)
+def test_the_choice_outlasts_both_passes(which, flush, threads, hidden_size, always_teams):
+    module = rnnjit.compile(layer(which.kind, 5, hidden_size), backend=which.backend)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(flush)
     assert flushes() == flush
-    y, h_n = module(torch.randn(T, B, 5))
+    y, last = called(module, torch.randn(T, B, 5), first_states(module, B))
     assert flushes() == flush
-    (y.sum() + h_n.sum()).backward()
+    (y.sum() + sum(state.sum() for state in last)).backward()
     assert flushes() == flush
 
 

@@ -11,6 +11,7 @@ from covered import in_full
 from torch import nn
 
 import rnnjit
+from rnnjit.cells import GRU
 from rnnjit.cli import main
 from rnnjit.dispatch.registry import BrokenBackend
 from rnnjit.reference import ReferenceBackend
@@ -528,6 +529,22 @@ def test_check_lists_what_a_wrong_backend_fails(installed, capsys):
     printed = capsys.readouterr().out
     assert "FAILED wrong-" in printed
     assert " 0 failed" not in printed
+
+
+def test_check_reports_by_cell(installed, capsys):
+    class NoGRU(ReferenceBackend):
+        name = "no-gru"
+
+        def why_not_cell(self, cell):
+            return ["nn.GRU is not done yet"] if cell == GRU else []
+
+    installed(NoGRU(), rnnjit.backends()["eager"])
+    assert main(["check", "no-gru", "--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "declined plain-gru, packed-bidirectional-gru: nn.GRU is not done yet" in lines
+    found = [line.split(":")[0] for line in lines if line.startswith("  ")]
+    assert found == ["  tanh", "  relu", "  lstm", "  gru"]
+    assert any(line.startswith("  gru: 2 passed, 0 failed, ") for line in lines)
 
 
 def test_check_needs_a_backend_that_can_run(installed, capsys):

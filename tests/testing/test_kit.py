@@ -5,25 +5,24 @@ import inspect
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 import rnnjit
-from rnnjit.backend import LayerOutput
-from rnnjit.cells import GRU, LSTM, Cell
+from rnnjit.cells import GRU, LSTM
 from rnnjit.dispatch.registry import BrokenBackend
 from rnnjit.testing import CASES, CHECKS, Case, RecomputeBackend, conformance, count, plugin, run
-from rnnjit.testing.calls import build
+from rnnjit.testing.calls import build, forward, gradients
 from rnnjit.testing.cases import product_cases
-from rnnjit.testing.checks import check_forward, check_gradients
+from rnnjit.testing.checks import check_gradients
 from rnnjit.testing.compare import Standard, compare
 from rnnjit.testing.poison import poisoned
+from rnnjit.testing.procedures import with_gradients, without_gradients
 from rnnjit.testing.suite import device_of, pairs
 from rnnjit.testing.tolerances import TOLERANCES, Expected, judge
 
-HALF = {"tanh-bf16", "relu-bf16", "tanh-f16"}
+HALF = {"tanh-bf16", "relu-bf16", "tanh-f16", "lstm-bf16", "gru-f16"}
 EPS = torch.finfo(torch.float32).eps
 
 
@@ -32,6 +31,18 @@ class NoPacked(RecomputeBackend):
 
     def why_not(self, spec, problem):
         return ["packed input is not supported"] if problem.packed else []
+
+
+class NoPackedLSTM(RecomputeBackend):
+    """Computes nn.LSTM, though not packed, and no nn.GRU."""
+
+    name = "no-packed-lstm"
+
+    def why_not_cell(self, cell):
+        return ["nn.GRU is not supported"] if cell == GRU else []
+
+    def why_not(self, spec, problem):
+        return ["packed nn.LSTM is not supported"] if problem.packed and spec.cell == LSTM else []
 
 
 class NoHalf(RecomputeBackend):
@@ -77,9 +88,10 @@ def test_case_ids_are_unique():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_case_describes_the_call_it_makes(case):
-    backend = Recorder()
-    check_forward(backend, case)
-    check_gradients(backend, case)
+    backend, call = Recorder(), build(case)
+    fast = rnnjit.compile(call.module, backend=backend)
+    without_gradients(fast, call)
+    with_gradients(fast, call)
     assert backend.asked == [
         (case.spec, case.problem(needs_grad=False)),
         (case.spec, case.problem(needs_grad=True)),
@@ -144,94 +156,34 @@ def test_only_one_backend_at_a_time_can_be_meant(backend, error, message):
         run(backend)
 
 
-@dataclass(frozen=True)
-class Several(Case):
-    """A case of another of torch's layers."""
-
-    cell: Cell = LSTM
-    proj_size: int = 0
-
-    @property
-    def spec(self):
-        return replace(super().spec, cell=self.cell, proj_size=self.proj_size)
+def test_a_case_names_every_state_and_its_gradient():
+    call = build(Case("named", cell=LSTM, hidden_size=5, proj_size=2, h0=True))
+    names = [name for name, _ in call.module.named_parameters()]
+    assert list(call.inputs()) == ["x", "h0", "c0", *names]
+    assert names[-1] == "weight_hr_l0"
+    shapes = {name: list(grad.shape) for name, grad in call.incoming().items()}
+    assert shapes == {"grad_y": [7, 5, 2], "grad_h_n": [1, 5, 2], "grad_c_n": [1, 5, 5]}
 
 
-OTHERS = [
-    Several("lstm", dtype=torch.float64, h0=True, thorough=True),
-    Several("lstm-through-h_n", loss="h_n", unbatched=True, h0=True),
-    Several("lstm-through-sum", loss="sum", num_layers=2, bidirectional=True, hidden_size=6),
-    Several(
-        "lstm-packed", proj_size=3, lengths=(3, 1, 4), enforce_sorted=False, bidirectional=True
-    ),
-    Several("lstm-offset", proj_size=3, layout="offset", h0=True, thorough=True),
-    Several("gru", cell=GRU, lengths=(4, 4, 2), h0=True, thorough=True, layout="strided"),
-]
-
-
-@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # torch's own, of `flags`
-@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.id)
-def test_every_check_goes_over_all_states_and_gates(case):
+@pytest.mark.parametrize("name", ["x", "h0", "c0", "weight_hr_l0", "bias_hh_l0"])
+def test_anything_can_be_frozen_by_its_name(name):
+    case = Case("frozen", cell=LSTM, hidden_size=5, proj_size=2, h0=True, frozen=frozenset({name}))
     call = build(case)
-    names = [name for name in call.inputs() if name.endswith("0") and "_" not in name]
-    assert names == ["x", "h0", "c0"][1 : 1 + len(case.spec.cell.states)] * case.h0
-    assert [tensor.shape for tensor in call.grad_h_n] == list(case.state_shapes)
-    # oneDNN's LSTM refuses a backward pass once its output was changed, and warns of projections.
-    with torch.backends.mkldnn.flags(enabled=False):
-        for check in CHECKS.values():
-            if check.applies(case):
-                check.run(RecomputeBackend(), case)
+    assert call.inputs().keys() - call.leaves().keys() == {name}
 
 
-class SecondState(RecomputeBackend):
-    """Spoils one thing of c, and nothing of h."""
-
-    name = "second-state"
-
-    def __init__(self, how):
-        self.how = how
-
-    def forward(self, layer, rows, x, hx, weights, keep):
-        y, (h, c), _ = super().forward(layer, rows, x, hx, weights, keep)
-        if self.how == "value":
-            c = c * (1 + 1e-4)
-        if self.how == "memory of its input":
-            c = hx[1].data.copy_(c)  # where the core does not see it, as a kernel would
-        if self.how == "memory of h":
-            c = h
-        return LayerOutput(y, (h, c))
-
-    def backward(self, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs):
-        if self.how == "gradient from it":
-            grad_h_n = (grad_h_n[0], None)
-        given = (layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs)
-        grads = super().backward(*given)
-        if self.how == "gradient for it":
-            grads = grads._replace(hx=(grads.hx[0], torch.zeros_like(grads.hx[1])))
-        if self.how == "gradient written to":
-            grad_h_n[1].mul_(2)
-        return grads
-
-
-@pytest.mark.parametrize(
-    ("how", "caught_by", "words"),
-    [
-        ("value", "forward", "c_n is off by"),
-        ("gradient from it", "gradients", "the gradient of .* is off by"),
-        ("gradient for it", "gradients", "the gradient of c0 is off by"),
-        ("gradient written to", "inputs_untouched", "grad_c_n was written to"),
-        ("memory of its input", "inputs_untouched", "c0 was written to"),
-        ("memory of h", "fresh_outputs", "c_n shares memory with h_n"),
-    ],
-)
-def test_what_is_wrong_with_the_second_state_alone_is_seen(how, caught_by, words):
-    case = Several("lstm-h0", h0=True)
-    CHECKS[caught_by].run(SecondState("nothing"), case)
-    with pytest.raises(AssertionError, match=words):
-        CHECKS[caught_by].run(SecondState(how), case)
+@pytest.mark.parametrize("loss", ["y", "h_n", "c_n"])
+def test_a_loss_goes_through_one_output_alone(loss):
+    call = build(Case("loss", cell=LSTM, loss=loss, h0=True))
+    y, last = call.module(*call.arguments())
+    output = {"y": y, "h_n": last[0], "c_n": last[1]}[loss]
+    expected = torch.autograd.grad((output * call.incoming()[f"grad_{loss}"]).sum(), call.x)[0]
+    y, h_n, _ = forward(call.module, call)
+    torch.testing.assert_close(gradients(call, y, h_n)["the gradient of x"], expected)
 
 
 def test_run_counts_and_reports_progress(monkeypatch):
-    few = [case for case in CASES if case.id in ("tanh", "packed", *HALF)]
+    few = [case for case in CASES if case.id in ("tanh", "packed", "plain-gru", *HALF)]
     monkeypatch.setattr("rnnjit.testing.suite.CASES", few)
     seen = []
     report = run(NoHalf(), on_result=seen.append)
@@ -268,8 +220,28 @@ def test_run_fails_a_backend_that_declines_what_is_required():
     assert {result.id for result in report.failures} == {
         "no-packed-refusal-packed",
         "no-packed-refusal-packed-bidirectional-2-layers",
+        "no-packed-refusal-packed-bidirectional-2-layers-projected-lstm",
+        "no-packed-refusal-packed-bidirectional-gru",
     }
     assert "packed input is not supported" in report.failures[0].message
+
+
+def test_run_fails_a_backend_that_computes_a_cell_but_not_in_every_required_case():
+    report = run(NoPackedLSTM(), quick=True)
+    (failure,) = report.failures
+    assert failure.id == ("no-packed-lstm-refusal-packed-bidirectional-2-layers-projected-lstm")
+    assert "must be taken: packed nn.LSTM is not supported" in failure.message
+
+
+def test_a_report_counts_by_cell_too():
+    report = run(NoPackedLSTM(), quick=True)
+    by_cell = report.by_cell
+    assert list(by_cell) == ["tanh", "relu", "lstm", "gru"]
+    for outcome in ("passed", "failed", "declined"):
+        assert getattr(report, outcome) == sum(getattr(own, outcome) for own in by_cell.values())
+    gru = by_cell["gru"]
+    assert {result.check for result in gru.results if result.outcome == "passed"} == {"refusal"}
+    assert {result.message for result in gru.results} == {"", "nn.GRU is not supported"}
 
 
 def test_run_runs_nothing_on_a_machine_that_lacks_something():

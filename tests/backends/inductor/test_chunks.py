@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
 from rnnjit import Rows
-from rnnjit.cells import RNN_TANH, Cell
+from rnnjit.cells import RNN_RELU, RNN_TANH, Cell
 from rnnjit.cells.builder import detach, sigmoid, softplus
 from rnnjit.execution.stack import run_stack
 from rnnjit.recurrence.rows import offsets
@@ -203,8 +203,8 @@ TANH = ("tanh", "batch-1", "nan", "inf", "packed-bidirectional-2-layers", "throu
 RELU = ("nan-relu", "inf-relu", "packed-relu-h0")
 MORE = (
     Case("inf", values="inf"),
-    Case("inf-relu", values="inf", nonlinearity="relu", num_layers=2),
-    Case("packed-relu-h0", lengths=(6, 4, 4, 1), nonlinearity="relu", h0=True),
+    Case("inf-relu", values="inf", cell=RNN_RELU, num_layers=2),
+    Case("packed-relu-h0", lengths=(6, 4, 4, 1), cell=RNN_RELU, h0=True),
 )
 SHORT = [
     *((ROWS, case) for case in TANH),

@@ -8,6 +8,7 @@ from torch import nn
 import rnnjit
 from rnnjit import LayerSpec, Needs, Rows, reference
 from rnnjit.cells import RNN_TANH
+from rnnjit.testing.cases import REQUIRED_CELLS
 from rnnjit.testing.suite import pairs
 from rnnjit_cuda import CudaBackend
 from rnnjit_cuda.device import DeviceProperties
@@ -39,7 +40,11 @@ class Simulated(CudaBackend):
 
 BACKENDS = {family: Simulated(family) for family in FAMILIES}
 HALF = ("tanh-bf16", "relu-bf16", "tanh-f16")
-PAIRS = [pair for pair in pairs() if pair.case.quick or pair.case.id in HALF]
+PAIRS = [
+    pair
+    for pair in pairs()
+    if pair.case.cell in REQUIRED_CELLS and (pair.case.quick or pair.case.id in HALF)
+]
 CASES = list(dict.fromkeys(pair.case for pair in PAIRS))
 
 
