@@ -207,6 +207,9 @@ def _more(fields: ForwardFields, layer: LayerSpec) -> Callable[..., list[int]] |
     if not (saved_sizes(layer) or states > 1):
         return None
     write, at = more_pointers(states).pack_into, 8 * fields.more
+    projected = bool(layer.proj_size)
+    # Of each state but the first, the index of its initial values, which the last ones follow.
+    places = [(k, fields.more + 4 + 3 * (k - 1)) for k in range(1, states)]
 
     def more(
         block: array[int],
@@ -215,6 +218,10 @@ def _more(fields: ForwardFields, layer: LayerSpec) -> Callable[..., list[int]] |
         weights: Sequence[Tensor],
         saved: tuple[Tensor | None, ...],
     ) -> list[int]:
+        if not (saved or projected):
+            for k, place in places:
+                block[place], block[place + 1] = before[k], after[k]
+            return [weight.data_ptr() for weight in weights]
         own, projections = split_pointers(layer, weights)
         values, outputs, recorded = saved_pointers(layer, saved)
         others = zip(before[1:], after[1:], recorded, strict=True)

@@ -1,82 +1,65 @@
 """Training that keeps no gate: the backward pass recomputes the forward pass, segment by segment.
 
-A forward pass for training keeps several values of every step, such as the four gates and c of an
-LSTM. `Recomputing` keeps the states at the boundaries of segments of steps instead, about sqrt(T)
-of them, and its backward pass computes one segment at a time anew, from the last to the first
-(Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016). A training step then computes
-the forward pass twice: about 4/3 of the multiply-adds.
+A forward pass for training keeps several values of every step and hidden unit; for an LSTM they are
+the gates and c. `Recomputing` keeps the states between segments of steps instead, and its backward
+pass computes the segments anew, one at a time, from the last to the first (Chen et al., Training
+Deep Nets with Sublinear Memory Cost, 2016). The forward pass is computed twice, so that a training
+step has about 4/3 of the multiply-adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import isqrt
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
 from rnnjit.dispatch.fallback import Fallback
+from rnnjit.execution.segments import Direction, Segment, segments
 from rnnjit.execution.validate_backend import check_grads, check_output
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
 Found = TypeVar("Found")
 
-#: The fewest rows of a segment. Kernels lay out the weights anew in each, which is work of as many
-#: elements as some 20 rows read.
-_ROWS = 256
+
+def keeps_more(spec: RNNSpec) -> bool:
+    """Whether the forward pass of such a stack keeps more than y for the backward pass."""
+    cell = spec.cell
+    return bool(cell.saved or spec.proj_size or len(cell.states) > _states_in_y(spec.layer(0)))
 
 
-class Segment(NamedTuple):
-    """Consecutive steps of a direction, counted in the order in which it computes them.
-
-    Attributes:
-        first: the number of rows before it.
-        rows: how its rows are laid over time.
-    """
-
-    first: int
-    rows: Rows
-
-
-def segments(layer: LayerSpec, rows: Rows) -> list[Segment]:
-    """Cut the steps of each direction of a layer into segments of about equally many rows.
-
-    Two directions of a packed batch are one segment, since the backward one of those cannot be
-    computed as a forward one.
+def recomputing(backend: Backend, spec: RNNSpec, problem: Problem) -> Backend:
+    """The backend that runs a call with `recompute=True`: `backend` itself if nothing is saved.
 
     Args:
-        layer: the configuration of the layer.
-        rows: how its rows are laid over time.
+        backend: the backend that accepted the call.
+        spec: the stack.
+        problem: the properties of the call.
     """
-    count = min(isqrt(rows.T), rows.N // _ROWS)
-    if count < 2 or (rows.batch_sizes is not None and layer.num_directions > 1):
-        return [Segment(0, rows)]
-    found, sizes = [], rows.sizes
-    start = first = held = 0
-    for stop, size in enumerate(sizes, 1):
-        held += size
-        if held * count >= rows.N or stop == rows.T:
-            table = None if rows.batch_sizes is None else rows.batch_sizes[start:stop]
-            found.append(Segment(first, Rows(stop - start, sizes[start], held, table)))
-            start, first, held = stop, first + held, 0
-    return found
+    if backend.differentiable or not problem.needs_grad or not keeps_more(spec):
+        return backend
+    return Recomputing(backend)
 
 
 class Recomputing(Backend):
-    """Another backend, whose backward pass recomputes the forward pass.
+    """A backend whose backward pass recomputes the forward pass of another one.
 
-    It serves calls that the other backend accepted, and is never asked which.
+    The forward pass gives the same bits as that of the other backend, if that one gives the same
+    bits for a sequence at once and in parts. Of a packed batch with two directions, the backward
+    pass recomputes all steps at once.
 
     Args:
-        inner: the backend that computes both passes; not differentiable.
+        inner: the other backend; not differentiable. It has accepted the calls.
     """
 
     devices = None
 
     def __init__(self, inner: Backend) -> None:
-        self.name = inner.name  # type: ignore[misc]  # errors name the backend that computes
+        self.name = inner.name  # type: ignore[misc]  # one class stands for many backends
         self.inner = inner
 
     def forward(
@@ -88,13 +71,12 @@ class Recomputing(Backend):
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
-        """The forward pass of the other backend, which saves the states between segments.
+        """The forward pass, which saves the states before each segment that y does not hold.
 
-        They are, for each direction, boundary and state that y does not hold, `[1, sequences, P or
-        H]`. Where y holds all of them, the other backend computes the layer at once.
+        They are, direction by direction, segment by segment: each state `[1, b, P or H]`.
         """
-        cut = segments(layer, rows)
-        if not keep or len(cut) == 1 or len(hx) == _in_y(layer):
+        cut, known = segments(layer, rows), _states_in_y(layer)
+        if not keep or len(cut) == 1 or len(hx) == known:
             output = self.inner.forward(layer, rows, x, hx, weights, False)
             return output._replace(saved=())
         y = x.new_empty(rows.N, layer.num_directions * layer.output_size)
@@ -102,17 +84,18 @@ class Recomputing(Backend):
         saved: list[Tensor] = []
         for way in _directions(layer, rows):
             states, own = way.states(hx), way.weights(weights)
+            columns, last = way.columns(y), way.states(h_n)
             for segment in cut:
                 if segment.first:
-                    states = tuple([state[:, : segment.rows.B].contiguous() for state in states])
-                    saved += states[_in_y(layer) :]
-                given = way.layer, segment.rows, way.rows_of(x, segment)
-                output = self.inner.forward(*given, states, own, False)
-                check_output(self.inner, *given, output)
-                way.write(way.columns(y), segment, output.y)
+                    states = tuple([s[:, : segment.rows.B].contiguous() for s in states])
+                    saved += states[known:]
+                flat = way.take(x, segment)
+                output = self.inner.forward(way.layer, segment.rows, flat, states, own, False)
+                check_output(self.inner, way.layer, segment.rows, flat, output)
+                way.put(columns, segment, output.y)
                 states = output.h_n
-                for last, state in zip(way.states(h_n), states, strict=True):
-                    last[:, : segment.rows.B] = state
+                for whole, state in zip(last, states, strict=True):
+                    whole[:, : segment.rows.B] = state
         return LayerOutput(y, h_n, tuple(saved))
 
     def backward(
@@ -127,13 +110,13 @@ class Recomputing(Backend):
         grad_h_n: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
-        """Both passes of the other backend over each segment, from the last to the first."""
+        """Both passes over each segment. It reads all inputs."""
         given = layer, rows, x, hx, weights, output, grad_y, grad_h_n
         return self.backward_states(*given, (None,) * (len(hx) - 1), needs)
 
     def records_states(self, layer: LayerSpec, problem: Problem) -> bool:
-        """As the other backend."""
-        return self.inner.records_states(layer, problem)
+        """As the other backend, if y holds the first state."""
+        return _states_in_y(layer) == 1 and self.inner.records_states(layer, problem)
 
     def forward_states(
         self,
@@ -144,7 +127,7 @@ class Recomputing(Backend):
         weights: Sequence[Tensor],
         keep: bool,
     ) -> LayerOutput:
-        """The forward pass of the other backend: its results hold the states of every step."""
+        """The forward pass, which saves nothing: its results hold all states."""
         output = self.inner.forward_states(layer, rows, x, hx, weights, False)
         return output._replace(saved=())
 
@@ -161,40 +144,37 @@ class Recomputing(Backend):
         grad_states: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
-        """As `backward`, of outputs of `forward` or `forward_states`."""
+        """As `backward`, for results of `forward_states` as well."""
         cut = segments(layer, rows)
         if len(cut) == 1:
             given = layer, rows, x, hx, weights
-            return self._once_more(*given, grad_y, grad_h_n, grad_states, needs)
-        total = _Sums(x, weights, needs)
+            return self._anew(*given, grad_y, grad_h_n, grad_states, needs)
+        sums, saved = _Sums(x, weights, needs), iter(output.saved)
         starts: list[tuple[Tensor | None, ...]] = []
-        for d, way in enumerate(_directions(layer, rows)):
-            wanted = Needs(needs.x, needs.hx, way.weights(needs.weights))
+        for way in _directions(layer, rows):
+            wanted = needs._replace(weights=way.weights(needs.weights))
+            before = [way.states(hx)]
+            before += [_states_before(way, segment, output, saved) for segment in cut[1:]]
             if not (wanted.x or any(wanted.hx) or any(wanted.weights)):
                 continue
-            own, later = way.weights(weights), tuple([way.ends(grad) for grad in grad_h_n])
-            users = later
-            for k in reversed(range(len(cut))):
-                segment = cut[k]
-                before = way.states(hx) if k == 0 else _boundary(way, cut, k, output)
-                if k + 1 < len(cut):
-                    later = _joined(later, users, segment.rows.B)
-                else:
-                    later = tuple([None if g is None else g[:, : segment.rows.B] for g in users])
-                every = (True,) * len(hx)
-                found = self._once_more(
-                    *(way.layer, segment.rows, way.rows_of(x, segment), before, own),
-                    way.gradient(grad_y, segment),
-                    later,
-                    tuple([way.gradient(grad, segment) for grad in grad_states]),
-                    wanted if k == 0 else wanted._replace(hx=every),
+            own, of_ends = way.weights(weights), _each(way.state, grad_h_n)
+            of_rows = _each(way.columns, (grad_y, *grad_states))
+            later: tuple[Tensor | None, ...] = (None,) * len(hx)
+            for segment, states in zip(reversed(cut), reversed(before), strict=True):
+                later = _gradients_of_ends(later, of_ends, segment.rows.B)
+                of_y, *others = _each(partial(way.take, segment=segment), of_rows)
+                needed = wanted._replace(hx=(True,) * len(hx)) if segment.first else wanted
+                found = self._anew(
+                    *(way.layer, segment.rows, way.take(x, segment), states, own),
+                    *(of_y, later, tuple(others), needed),
                 )
+                sums.add(way, segment, found)
                 later = found.hx
-                total.add(way, segment, found)
+                del found  # before the next segment has gradients of the weights of its own
             starts.append(later)
-        return total.result(starts, needs)
+        return LayerGrads(sums.x, _side_by_side(starts, needs.hx), sums.of_weights())
 
-    def _once_more(
+    def _anew(
         self,
         layer: LayerSpec,
         rows: Rows,
@@ -206,7 +186,7 @@ class Recomputing(Backend):
         grad_states: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
-        """Both passes of the other backend, at once."""
+        """Both passes of the other backend."""
         inner, given = self.inner, (layer, rows, x, hx, weights)
         if all(grad is None for grad in grad_states):
             output = inner.forward(*given, True)
@@ -216,3 +196,147 @@ class Recomputing(Backend):
             found = inner.backward_states(*given, output, grad_y, grad_h_n, grad_states, needs)
         check_grads(inner, x, hx, weights, needs, found)
         return found
+
+
+class RecomputingFallback(Fallback):
+    """The policy of a backend, for its `Recomputing` form.
+
+    Args:
+        policy: the policy; those that take over recompute, too.
+        spec: the stack.
+        problem: the properties of the call.
+    """
+
+    def __init__(self, policy: Fallback, spec: RNNSpec, problem: Problem) -> None:
+        super().__init__()
+        self._policy, self._call = policy, (spec, problem)
+
+    @property
+    def active(self) -> bool:
+        """Whether another backend may take over."""
+        return self._policy.active
+
+    def run(self, backend: Backend, work: Callable[[Backend], Found]) -> Found:
+        """See `Fallback.run`."""
+        return self._policy.run(_inner(backend), self._recomputed(work))
+
+    def instead(
+        self, backend: Backend, error: Exception, work: Callable[[Backend], Found]
+    ) -> Found:
+        """See `Fallback.instead`."""
+        return self._policy.instead(_inner(backend), error, self._recomputed(work))
+
+    def or_else(
+        self, backend: Backend, work: Callable[[], Found], other: Callable[[], Found], instead: str
+    ) -> Found:
+        """See `Fallback.or_else`."""
+        return self._policy.or_else(_inner(backend), work, other, instead)
+
+    def _recomputed(self, work: Callable[[Backend], Found]) -> Callable[[Backend], Found]:
+        """The work by a backend's `Recomputing` form."""
+        return lambda backend: work(recomputing(backend, *self._call))
+
+
+class _Sums:
+    """The gradients of x and the weights, summed over segments and directions.
+
+    Those of the weights are summed in float32 at least.
+
+    Args:
+        x: the input.
+        weights: the weights.
+        needs: which gradients are needed.
+
+    Attributes:
+        x: the gradient of x, or None.
+    """
+
+    def __init__(self, x: Tensor, weights: Sequence[Tensor], needs: Needs) -> None:
+        self.x = torch.empty_like(x) if needs.x else None
+        self._dtype, self._sum_dtype = x.dtype, torch.promote_types(x.dtype, torch.float32)
+        self._weights: list[Tensor | None] = [None] * len(weights)
+
+    def add(self, way: Direction, segment: Segment, found: LayerGrads) -> None:
+        """Add the gradients of a segment of a direction."""
+        if self.x is not None and found.x is not None:
+            # The first direction writes every row, the second one adds to it.
+            (way.add if way.index else way.put)(self.x, segment, found.x)
+        for i, grad in zip(way.weights(range(len(self._weights))), found.weights, strict=True):
+            held = self._weights[i]
+            if grad is None:
+                continue
+            if held is None:
+                self._weights[i] = grad.to(self._sum_dtype, copy=True)
+            else:
+                held.add_(grad)
+
+    def of_weights(self) -> tuple[Tensor | None, ...]:
+        """The gradients of the weights."""
+        return _each(lambda grad: grad.to(self._dtype), self._weights)
+
+
+def _states_in_y(layer: LayerSpec) -> int:
+    """How many of the states y holds: the first one, or none."""
+    return 1 if layer.proj_size or layer.cell.out_state == 0 else 0
+
+
+def _inner(backend: Backend) -> Backend:
+    """The backend of which this is the `Recomputing` form, or the backend itself."""
+    return backend.inner if isinstance(backend, Recomputing) else backend
+
+
+def _directions(layer: LayerSpec, rows: Rows) -> list[Direction]:
+    return [Direction(layer, rows, index) for index in range(layer.num_directions)]
+
+
+def _states_before(
+    way: Direction, segment: Segment, output: LayerOutput, saved: Iterator[Tensor]
+) -> States:
+    """The states before a segment: from y, and from every state, or the next of what is saved."""
+    held = (output.y, *output.states)[: _states_in_y(way.layer) + len(output.states)]
+    found = [way.before(way.columns(state), segment) for state in held]
+    found += islice(saved, len(way.layer.state_sizes) - len(found))
+    return tuple(found)
+
+
+def _gradients_of_ends(
+    later: tuple[Tensor | None, ...], users: tuple[Tensor | None, ...], count: int
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the last states of a segment, each `[1, count, P or H]` or None for zero.
+
+    Args:
+        later: those of the states before the next segment, of the sequences that go on; None if
+            there is no next segment.
+        users: those of each sequence's last states, from outside.
+        count: the number of the segment's sequences, the first ones of the batch.
+    """
+    found = []
+    for going_on, user in zip(later, users, strict=True):
+        if going_on is None:
+            found.append(None if user is None else user[:, :count])
+            continue
+        _, start, features = going_on.shape
+        if user is None:
+            ended = going_on.new_zeros(1, count - start, features)
+        else:
+            ended = user[:, start:count]
+        found.append(torch.cat([going_on, ended], 1) if start < count else going_on)
+    return tuple(found)
+
+
+def _side_by_side(
+    starts: Sequence[tuple[Tensor | None, ...]], needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the initial states, from those of each direction."""
+    found = []
+    for index, need in enumerate(needed):
+        parts = [part for states in starts if (part := states[index]) is not None]
+        found.append((parts[0] if len(parts) == 1 else torch.cat(parts)) if need else None)
+    return tuple(found)
+
+
+def _each(
+    function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The function of each tensor, and None for None."""
+    return tuple([None if tensor is None else function(tensor) for tensor in tensors])

@@ -17,7 +17,7 @@ from rnnjit.dispatch.choice import why_not_cell
 from rnnjit.dispatch.registry import backends, resolve
 from rnnjit.errors import RNNJitWarning
 from rnnjit.frontend.capture import cell_of
-from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.frontend.compiled_base import CompiledBase, check_recompute
 from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
 from rnnjit.frontend.compiled_class import class_for, name_conflict, overridden, replaced
 from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
@@ -29,48 +29,52 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.RNN, *, backend: str | Backend = ..., inplace: bool = ...
+    module: nn.RNN, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
 ) -> CompiledRNN: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.LSTM, *, backend: str | Backend = ..., inplace: bool = ...
+    module: nn.LSTM, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
 ) -> CompiledLSTM: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.GRU, *, backend: str | Backend = ..., inplace: bool = ...
+    module: nn.GRU, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
 ) -> CompiledGRU: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.RNNCell, *, backend: str | Backend = ..., inplace: bool = ...
+    module: nn.RNNCell, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
 ) -> CompiledRNNCell: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.LSTMCell, *, backend: str | Backend = ..., inplace: bool = ...
+    module: nn.LSTMCell, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
 ) -> CompiledLSTMCell: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.GRUCell, *, backend: str | Backend = ..., inplace: bool = ...
+    module: nn.GRUCell, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
 ) -> CompiledGRUCell: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: ModuleT, *, backend: str | Backend = ..., inplace: bool = ...
+    module: ModuleT, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
 ) -> ModuleT: ...
 
 
 def compile(  # noqa: A001 - the name users know from torch.compile
-    module: ModuleT, *, backend: str | Backend = "auto", inplace: bool = False
+    module: ModuleT,
+    *,
+    backend: str | Backend = "auto",
+    inplace: bool = False,
+    recompute: bool = False,
 ) -> ModuleT | CompiledBase:
     """Replace every recurrent module in `module` by a compiled drop-in.
 
@@ -93,13 +97,16 @@ def compile(  # noqa: A001 - the name users know from torch.compile
             `rnnjit.backends`), or a `Backend`. A backend that is named is never replaced by
             another: a call that it declines raises `UnsupportedError`.
         inplace: change `module` itself rather than a copy of its structure, and return it.
+        recompute: in training, keep no gate for the backward pass: it recomputes the forward pass,
+            a segment of steps at a time, for about a third more time and less memory. Calls that
+            keep no gates anyway are not changed: of nn.RNN, and on the eager backend.
 
     Returns:
         `module` itself if `inplace`, else a copy of its structure that shares the tensors.
 
     Raises:
         TypeError: `module` is not a module, cannot be copied, or copies itself in a way that leaves
-            out what was compiled or shared, or `backend` is of the wrong type.
+            out what was compiled or shared, or `backend` or `recompute` is of the wrong type.
         ValueError: `module` contains nothing to compile, or no such backend is installed.
 
     Example:
@@ -111,17 +118,19 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    check_recompute(recompute)
     rnns = _compilable(module, resolve(backend))
     if inplace:
         for rnn in rnns:
-            _become_compiled(rnn, vars(rnn), backend)
+            _become_compiled(rnn, vars(rnn), backend, recompute)
         return module
     memo: dict[int, Any] = {id(tensor): tensor for tensor in _shared_tensors(module)}
     shells = {id(rnn): _shell(rnn) for rnn in rnns}
     memo.update(shells)
     try:
         for rnn in rnns:
-            _become_compiled(shells[id(rnn)], copy.deepcopy(vars(rnn), memo), backend)
+            state = copy.deepcopy(vars(rnn), memo)
+            _become_compiled(shells[id(rnn)], state, backend, recompute)
             for name, value in _slots(rnn).items():
                 setattr(shells[id(rnn)], name, copy.deepcopy(value, memo))
         copied = copy.deepcopy(module, memo)
@@ -311,14 +320,17 @@ def _slots(rnn: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _become_compiled(rnn: nn.Module, state: dict[str, Any], backend: str | Backend) -> None:
-    """Give a module a compiled class, the attributes in `state`, and a backend."""
+def _become_compiled(
+    rnn: nn.Module, state: dict[str, Any], backend: str | Backend, recompute: bool
+) -> None:
+    """Give a module a compiled class, the attributes in `state`, and what `compile` got."""
     if not isinstance(rnn, CompiledBase):
         rnn.__class__ = class_for(rnn)
     rnn.__dict__ = state
     state.pop("backend", None)
     hold_flat_weights(rnn)
     rnn.backend = backend  # type: ignore[assignment]  # a property of its new class
+    rnn.recompute = recompute  # type: ignore[assignment]  # another one
 
 
 def _shared_tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
 from rnnjit.dispatch.fast_path import FastPath
 from rnnjit.dispatch.registry import key_of, resolve
 from rnnjit.execution.fast_call import fast_call
+from rnnjit.execution.recompute import RecomputingFallback, recomputing
 from rnnjit.execution.stack import run_stack
 from rnnjit.frontend.arguments import Result, as_hx, initial_states, prepare, restore
 from rnnjit.frontend.capture import weight_names
@@ -53,6 +54,7 @@ class CompiledBase(HasSourceClass):
     """
 
     _weights_assigned = False
+    _recompute = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Construct the module of torch and compile it for "auto"; for `type(fast)(...)`."""
@@ -80,6 +82,21 @@ class CompiledBase(HasSourceClass):
         resolve(backend)
         self._backend = backend
         self._key = key_of(backend)
+        self._forget_choices()
+
+    @property
+    def recompute(self) -> bool:
+        """The `recompute` argument of `compile`; assignment takes effect at the next call.
+
+        Raises:
+            TypeError: (assigning) it is not a bool.
+        """
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, recompute: bool) -> None:
+        check_recompute(recompute)
+        self._recompute = recompute
         self._forget_choices()
 
     def _forget_choices(self) -> None:
@@ -233,6 +250,9 @@ class CompiledBase(HasSourceClass):
             wanted = resolve(self._backend)
             backend, sizes_matter = choose_for_sizes(spec, problem, wanted)
             found = backend, fallback_for(spec, problem, wanted)
+            if self._recompute:
+                policy = RecomputingFallback(found[1], spec, problem)
+                found = recomputing(backend, spec, problem), policy
             if len(choices) >= _CHOICES_KEPT:
                 choices.clear()
             choices[(kind, problem) if sizes_matter else kind] = found
@@ -251,6 +271,16 @@ class CompiledBase(HasSourceClass):
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles instead: the module of torch, with these Parameters."""
         return scriptable(self, self._source_class)
+
+
+def check_recompute(recompute: Any) -> None:
+    """Check the `recompute` argument of `compile`.
+
+    Raises:
+        TypeError: it is not a bool.
+    """
+    if not isinstance(recompute, bool):
+        raise TypeError(f"recompute must be True or False, got {type(recompute).__name__}")
 
 
 def _remember(

@@ -74,7 +74,7 @@ class HasSourceClass(nn.Module):
 COMPILED_ATTRIBUTES = frozenset(
     {
         *("_backend", "_key", "_choices", "_fast_paths", "_generation"),
-        *("_biased", "_strong_weight_refs", "_weights_assigned"),
+        *("_biased", "_recompute", "_strong_weight_refs", "_weights_assigned"),
     }
 )
 CompiledT = TypeVar("CompiledT", bound=HasSourceClass)
@@ -96,10 +96,9 @@ def stands_for(torch_class: type[nn.Module]) -> Callable[[type[CompiledT]], type
             input: Any,  # noqa: A002 - torch's own name
             hx: Any = None,
             reset: Any = None,
-            reset_to: Any = None,
-            return_states: bool = False,
+            **more: Any,
         ) -> Any:
-            return own.forward(self, input, hx, reset, reset_to, return_states)
+            return own.forward(self, input, hx, reset, **more)
 
         for name in ("_torch_class", "_source_class"):
             setattr(cls, name, torch_class)

@@ -41,6 +41,7 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
         hx: Any = None,
         reset: Tensor | None = None,
+        *,
         reset_to: Any = None,
         return_states: bool = False,
     ) -> Result | ResultWithStates:
@@ -124,7 +125,7 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
                 "reset_to needs reset: it says from which states a sequence starts anew where the "
                 "mask is set; the states that all start from are hx"
             )
-        node = fx_node(self, x, hx, reset, reset_to, return_states or None)
+        node = fx_node(self, x, hx, reset, reset_to=reset_to, return_states=return_states or None)
         if node is not None:
             return cast("Result", node)
         if torch.compiler.is_compiling():
@@ -209,6 +210,7 @@ class _Forward(Protocol[StatesT]):
         input: Tensor | PackedSequence,
         hx: StatesT | None = None,
         reset: Tensor | None = None,
+        *,
         reset_to: StatesT | None = None,
         return_states: Literal[False] = False,
     ) -> tuple[Tensor | PackedSequence, StatesT]: ...
@@ -219,8 +221,8 @@ class _Forward(Protocol[StatesT]):
         input: Tensor | PackedSequence,
         hx: StatesT | None = None,
         reset: Tensor | None = None,
-        reset_to: StatesT | None = None,
         *,
+        reset_to: StatesT | None = None,
         return_states: Literal[True],
     ) -> tuple[Tensor | PackedSequence, StatesT, AllStates]: ...
 

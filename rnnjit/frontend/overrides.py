@@ -42,24 +42,29 @@ def overriding(module: nn.Module, x: Any, hx: Any) -> str:
     return ""
 
 
-def fx_node(module: nn.Module, *args: Any) -> Any:
+def fx_node(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The node by which torch.fx records a call of a module, as it does for torch's own layers.
 
     Args:
         module: the module that is called.
         *args: its arguments.
+        **kwargs: its keyword arguments, None for those that were not given.
 
     Returns:
         A proxy, or None if torch.fx does not trace a model that contains the module.
     """
     found: list[fx.Proxy] = []
-    fx.node.map_aggregate(args, lambda arg: found.append(arg) if isinstance(arg, fx.Proxy) else arg)
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    every = (*args, *given.values())
+    fx.node.map_aggregate(
+        every, lambda arg: found.append(arg) if isinstance(arg, fx.Proxy) else arg
+    )
     if not found or getattr(found[0].tracer, "root", module) is module:
         return None
     tracer: Any = found[0].tracer
     while args and args[-1] is None:
         args = args[:-1]
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)
 
 
 def as_torch_module(module: nn.Module, source: type[nn.Module]) -> nn.Module:

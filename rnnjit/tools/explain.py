@@ -13,9 +13,10 @@ from rnnjit.dispatch import tuning_db
 from rnnjit.dispatch.choice import Verdict, verdict, verdicts, willing
 from rnnjit.dispatch.registry import backends, lacking
 from rnnjit.execution.all_states import why_not_recorded
+from rnnjit.execution.recompute import recomputing
 from rnnjit.frontend.compile import reachable_modules, why_left
 from rnnjit.frontend.compiled_base import CompiledBase
-from rnnjit.frontend.lowering import lower
+from rnnjit.frontend.lowering import Call, lower
 from rnnjit.frontend.overrides import overriding
 from rnnjit.spec import Problem
 from rnnjit.tools.observe import Seen, kind_of, observe
@@ -171,7 +172,15 @@ def _report_call(seen: Seen) -> CallReport:
         note = asked_for if chosen else f"{asked_for} and declines: the call raises"
     if return_states and backend and (reason := why_not_recorded(backend, spec, problem)):
         note += f"{'; ' if note else ''}plain torch operators run it, step by step: {reason}"
+    elif backend and _recomputes(module, backend, call):
+        note += f"{'; ' if note else ''}the backward pass recomputes the forward pass"
     return CallReport(name, kind, problem, chosen, note, asked, tuning_db.recall(spec, problem))
+
+
+def _recomputes(module: nn.Module, backend: Backend, call: Call) -> bool:
+    """Whether the backward pass of a module's call recomputes the forward pass."""
+    asked = isinstance(module, CompiledBase) and module.recompute
+    return asked and recomputing(backend, call.spec, call.problem) is not backend
 
 
 def _describe(problem: Problem) -> str:

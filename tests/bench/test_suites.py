@@ -27,7 +27,7 @@ def test_results_are_named_by_processor_and_threads(cpu, threads, expected):
 def test_the_file_of_results_says_what_was_run_where_but_names_no_host(tmp_path):
     file = tmp_path / "results.json"
     flags = ("--benchmark-enable", f"--benchmark-json={file}")
-    chosen = "benchmarks/suites", "-k", "forward-T5-B32 and float32-eager"
+    chosen = "benchmarks/suites", "-k", "forward-T5-B32-I10-H20-float32-eager"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, *flags],
         cwd=ROOT,

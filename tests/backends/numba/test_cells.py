@@ -3,12 +3,18 @@
 import pytest
 import torch
 from covered import in_turn
+from torch import nn
 
+import rnnjit
 from rnnjit import LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
 from rnnjit.cells.builder import detach, exp, relu, sigmoid, silu, softplus, tanh
+from rnnjit.codegen.kernel import Kind
 from rnnjit.reference import layer_backward, layer_forward
-from rnnjit_numba import BACKEND
+from rnnjit_numba import BACKEND, recipes
+from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.plan import Plan
+from rnnjit_numba.tile_shapes import TileShape, Tiling
 
 
 def elman(name, function):
@@ -158,6 +164,32 @@ def test_a_stack_by_shortcut_steps_and_layers(cell):
         now = after
     for stepped, whole in zip(now, h_n, strict=True):
         assert torch.equal(stepped, whole)
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(("T", "lengths"), [(1300, [1300]), (400, [400] * 5), (600, [600, 480, 3])])
+def test_input_projections_of_several_windows(make, T, lengths):
+    layer, B = make(3, 64).double(), len(lengths)
+    x = torch.randn(T, B, 3, dtype=torch.float64)
+    rows = sum(lengths)
+    spec, cut = LayerSpec(LSTM, 3, 64, 1, True), Plan(1, 1, B, 1, 1, hoist=True)
+    recipe = recipes.forward(
+        *(Kind(64, LSTM), spec, Rows(T, B, rows), cut, Tiling(TileShape(4, 4)))
+    )
+    window = recipe.block[ForwardArguments._fields.index("window")]
+    assert window < rows / 2
+    if len(set(lengths)) > 1:
+        x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths))
+    fast = rnnjit.compile(layer, backend="numba")
+    expected, before = layer(x), torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            y, h_n = fast(x)
+        finally:
+            torch.set_num_threads(before)
+        torch.testing.assert_close(y, expected[0], rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(h_n, expected[1], rtol=1e-11, atol=1e-12)
 
 
 def test_cells_do_not_share_kernels():
