@@ -130,8 +130,8 @@ def _add_step(context: CodegenContext, gates: Any, project_out: Any) -> Any:
     apply_cell = cell_step.step(context.lanes, context.cell)
     lanes, size = context.lanes.count, context.lanes.itemsize
     vector_bytes = context.lanes.vector_bytes
-    row_bytes = context.layout.gates * vector_bytes
-    parts = 1 + int(context.layout.apart)
+    G, parts = context.layout.gates, 1 + int(context.layout.apart)
+    row_bytes = G * vector_bytes
 
     def step(
         arguments: int,
@@ -165,7 +165,11 @@ def _add_step(context: CodegenContext, gates: Any, project_out: Any) -> Any:
                 if a.outputs != 0:
                     out = a.outputs + (row_now * a.D + d) * a.H * size
                     ld_out = a.D * a.H * size * stride
-            some = maximum(1, _BLOCK_BYTES // (n * row_bytes))
+            # As many units as fit, whose vectors fill the widest tiles.
+            whole = 1
+            while whole * G % (a.tile & 15) != 0:
+                whole += 1
+            some = maximum(1, _BLOCK_BYTES // (n * row_bytes * whole)) * whole
             for low in range(first, last, some):
                 high = minimum(last, low + some)
                 gates(arguments, d, low, high, hoisted, stride, row_now, n, h_now, ld_h, z, ld, zh)
