@@ -1,9 +1,9 @@
-"""rnnjit: compile the `nn.RNN` you already have into a drop-in that runs faster.
+"""rnnjit: compile the recurrent layers you already have into drop-ins that run faster.
 
 In use:
 
     import rnnjit
-    fast = rnnjit.compile(model)    # an nn.RNN, or any module that contains some
+    fast = rnnjit.compile(model)    # nn.RNN, nn.LSTM, nn.GRU, a Cell, or what contains some
     y, h = fast(x)                  # same arguments, same results, same gradients
 
 Each public name is imported on first use.

@@ -18,7 +18,7 @@ def build_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(
         prog="rnnjit",
-        description="Run torch.nn.RNN on compiled backends, and see what each of them does.",
+        description="Run PyTorch's recurrent layers on compiled backends, and see what each does.",
     )
     parser.add_argument("--version", action="version", version=f"rnnjit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)

@@ -96,9 +96,10 @@ def stands_for(torch_class: type[nn.Module]) -> Callable[[type[CompiledT]], type
             input: Any,  # noqa: A002 - torch's own name
             hx: Any = None,
             reset: Any = None,
-            **more: Any,
+            reset_to: Any = None,
+            return_states: bool = False,
         ) -> Any:
-            return own.forward(self, input, hx, reset, **more)
+            return own.forward(self, input, hx, reset, reset_to, return_states)
 
         for name in ("_torch_class", "_source_class"):
             setattr(cls, name, torch_class)

@@ -41,7 +41,6 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
         hx: Any = None,
         reset: Tensor | None = None,
-        *,
         reset_to: Any = None,
         return_states: bool = False,
     ) -> Result | ResultWithStates:
@@ -196,8 +195,8 @@ def _refuse_export(what: str) -> None:
     """
     if not torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
         raise RuntimeError(
-            f"torch.export cannot trace a compiled layer's call with {what}: export the model that "
-            "was not compiled, or give padded input"
+            f"torch.export cannot trace a compiled layer's call with {what}: leave it out, give "
+            "padded input instead of packed, or export a model that was not compiled"
         )
 
 
@@ -210,7 +209,6 @@ class _Forward(Protocol[StatesT]):
         input: Tensor | PackedSequence,
         hx: StatesT | None = None,
         reset: Tensor | None = None,
-        *,
         reset_to: StatesT | None = None,
         return_states: Literal[False] = False,
     ) -> tuple[Tensor | PackedSequence, StatesT]: ...
@@ -221,8 +219,8 @@ class _Forward(Protocol[StatesT]):
         input: Tensor | PackedSequence,
         hx: StatesT | None = None,
         reset: Tensor | None = None,
-        *,
         reset_to: StatesT | None = None,
+        *,
         return_states: Literal[True],
     ) -> tuple[Tensor | PackedSequence, StatesT, AllStates]: ...
 

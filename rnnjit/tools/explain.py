@@ -10,10 +10,11 @@ from torch import nn
 
 from rnnjit.backend import Backend
 from rnnjit.dispatch import tuning_db
-from rnnjit.dispatch.choice import Verdict, verdict, verdicts, willing
+from rnnjit.dispatch.choice import Verdict, verdict, verdicts, why_not_cell, willing
 from rnnjit.dispatch.registry import backends, lacking
 from rnnjit.execution.all_states import why_not_recorded
 from rnnjit.execution.recompute import recomputing
+from rnnjit.frontend.capture import capture
 from rnnjit.frontend.compile import reachable_modules, why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.lowering import Call, lower
@@ -92,12 +93,12 @@ class Explanation:
 
 
 def explain(module: nn.Module, *inputs: Any) -> Explanation:
-    """Report, for every RNN in `module`, which backend runs the call `module(*inputs)` and why.
+    """Report, for every layer and cell in `module`, which backend runs `module(*inputs)` and why.
 
     For a module that is not compiled, the report says what `rnnjit.compile(module)` would do. A
     copy of the module runs once, on torch's own layers, so that neither the module nor torch's
     random generators change. Without inputs the report says what each backend lacks on this
-    machine.
+    machine and for such a module.
 
     Args:
         module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, a compiled one, or any module that
@@ -146,8 +147,12 @@ def _report_uncalled(name: str, module: nn.Module) -> CallReport:
     left = why_left(module, None)
     if left:
         return CallReport(name, kind_of(module), None, None, left, ())
-    missing = tuple(Verdict(b, lacking(b)) for b in backends().values())
-    note = "no call was seen; what each backend lacks on this machine:"
+    cell = capture(module).cell
+    missing = tuple(
+        Verdict(each, lacking(each) or tuple(why_not_cell(each, cell)))
+        for each in backends().values()
+    )
+    note = "no call was seen; what each backend lacks, on this machine and for such a module:"
     return CallReport(name, kind_of(module), None, None, note, missing)
 
 

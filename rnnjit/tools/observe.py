@@ -91,7 +91,6 @@ def _arguments(
     input: Any,  # noqa: A002 - nn.RNN's own name
     hx: Any = None,
     reset: Any = None,
-    *,
     reset_to: Any = None,
     return_states: bool = False,
 ) -> tuple[Any, Any, bool]:

@@ -120,7 +120,8 @@ def test_bad_calls_of_other_stacks(name):
 
 def test_too_many_arguments():
     rnn, fast = pair()
-    row = Row(lambda module: module(X, None, None, None), "takes from 2 to 4 positional arguments")
+    given = (X, None, None, None, False, None)
+    row = Row(lambda module: module(*given), "takes from 2 to 6 positional arguments")
     expect_refusal(row._replace(asked=False), rnn, fast)  # it is Python that counts them
     expect_eager(rnn, fast)
 

@@ -144,6 +144,19 @@ def test_the_older_onnx_exporter_writes_a_file(make, tmp_path):
     torch.testing.assert_close(torch.from_numpy(got), model(X))
 
 
+@pytest.mark.parametrize("make", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter itself is deprecated
+@pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_older_onnx_exporter_takes_a_layer_itself(make, tmp_path):
+    layer, file, x = make(3, 4), tmp_path / "layer.onnx", torch.randn(5, 2, 3)
+    # It passes every argument that has a default by its place.
+    torch.onnx.export(rnnjit.compile(layer), (x,), file, dynamo=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    got, *_ = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), layer(x)[0])
+
+
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel")
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_without_inputs_it_says_what_is_missing():
     text = lines(rnnjit.explain(rnnjit.compile(nn.RNN(8, 16))))
     assert text[:2] == [
         "module: RNN(8, 16)",
-        "  no call was seen; what each backend lacks on this machine:",
+        "  no call was seen; what each backend lacks, on this machine and for such a module:",
     ]
     assert text[-1] == "  eager: could run it"
 
