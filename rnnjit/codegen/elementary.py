@@ -29,8 +29,6 @@ class Constants:
         degree: degree of the polynomial for exp(r) - 1.
         tanh_saturation: tanh rounds to 1 from this argument on.
         exp_low, exp_high: exp rounds to 0 at the first, and overflows at the second.
-        sigmoid_range: sigmoid rounds to 1 from this argument on, and is subnormal below its
-            negative, where it is taken for 0.
         mantissa_bits: bits of the mantissa, without the implicit one.
         bias: bias of the exponent.
         ln2_high: ln(2) with so few bits that n * ln2_high is exact for every n that occurs.
@@ -40,7 +38,6 @@ class Constants:
     tanh_saturation: float
     exp_low: float
     exp_high: float
-    sigmoid_range: float
     mantissa_bits: int
     bias: int
     ln2_high: float
@@ -59,7 +56,7 @@ class Constants:
 #: By the width of an element in bits.
 CONSTANTS: Mapping[int, Constants] = MappingProxyType(
     {
-        32: Constants(7, 10.0, -104.0, 89.0, 87.0, 23, 127, 0.693145751953125),
-        64: Constants(13, 20.0, -746.0, 710.0, 708.0, 52, 1023, 6.93147180369123816490e-01),
+        32: Constants(7, 10.0, -104.0, 89.0, 23, 127, 0.693145751953125),
+        64: Constants(13, 20.0, -746.0, 710.0, 52, 1023, 6.93147180369123816490e-01),
     }
 )

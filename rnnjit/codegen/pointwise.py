@@ -165,13 +165,8 @@ def _exp(v: Vectors, x: Any) -> Any:
 
 
 def _sigmoid(v: Vectors, x: Any) -> Any:
-    k, one = CONSTANTS[v.bits], v.constant(1.0)
-    # Without its upper bound exp needs one scale: where 2^n is out of range, the result is 0.
-    shifted, p = _reduced_exp(v, _at_least(v, v.neg(x), -k.sigmoid_range))
-    scale = _power_of_two(v, v.bits_of(shifted))
-    result = v.div(one, v.add(one, v.multiply_add(scale, p, scale)))
-    beyond = v.compare("<", x, v.constant(-k.sigmoid_range))
-    return v.select(beyond, v.constant(0.0), result)
+    one = v.constant(1.0)
+    return v.div(one, v.add(one, _exp(v, v.neg(x))))
 
 
 def _silu(v: Vectors, x: Any) -> Any:

@@ -103,6 +103,19 @@ def test_rounded_operations_keep_special_values(operation, dtype):
 
 
 @dtypes
+@pytest.mark.parametrize("operation", ["exp", "sigmoid"])
+def test_results_underflow_gradually(operation, dtype):
+    # Where they are subnormal, and just above: a gate of 1e-38 times a state of 3e38 is no zero.
+    tiny = math.log(torch.finfo(dtype).tiny)
+    x = torch.linspace(tiny - 20, tiny + 2, 500, dtype=torch.float64).to(dtype)
+    program = program_of(operation)
+    (expected,) = evaluate_tensors(program, [x])
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    rtol = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(evaluated(program, [x]), expected, rtol=rtol, atol=2 * smallest)
+
+
+@dtypes
 @pytest.mark.parametrize("operation", sorted(ROUNDED))
 def test_rounded_operations_are_accurate(operation, dtype):
     generator = torch.Generator().manual_seed(0)
