@@ -15,20 +15,16 @@ from torch import Tensor
 
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, States
 from rnnjit.dispatch.blame import blame
-from rnnjit.dispatch.choice import special_tensor
 from rnnjit.dispatch.fallback import Fallback
 from rnnjit.errors import BackendError
-from rnnjit.execution.autograd import needs_of, run_layer
+from rnnjit.execution.autograd import flat, needs_of, needs_torch, run_layer
 from rnnjit.execution.stack import run_stack
 from rnnjit.execution.validate_backend import check_grads, check_output, check_untouched
 from rnnjit.reference import layer_backward, layer_forward_states
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import (
-    forward_mode,
-    legacy_batched,
     never_traced,
     saved_tensor_hooks,
-    transforming,
     versions,
 )
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
@@ -96,7 +92,7 @@ def run_stack_states(
             return _run_layer(by, layer, problem, rows, x, hx, weights, last, fallback)
 
         y, h_n, states = fallback.run(backend, work)
-        found.append(tuple([_flat(state, rows) for state in states]))
+        found.append(tuple([flat(state) for state in states]))
         return y, h_n
 
     given = (backend, spec, rows, x, hx, weights, training, problem.needs_grad)
@@ -129,16 +125,16 @@ def _run_layer(
     if len(hx) == 1:
         y, h_n = run_layer(backend, layer, rows, x, hx, weights, recorded, last, fallback)
         return LayerStates(y, h_n, (y,))
-    flat = _flat(x, rows)
+    own = flat(x)
     try:
         by_backend = backend.records_states(layer, problem)
     except Exception as error:
         blame(error, recorded=False)
         raise
     if not by_backend:
-        output = layer_forward_states(layer, rows, flat, hx, weights)
+        output = layer_forward_states(layer, rows, own, hx, weights)
     elif backend.differentiable or not recorded:
-        output = _forward_states(backend, layer, rows, flat, hx, weights, recorded)
+        output = _forward_states(backend, layer, rows, own, hx, weights, recorded)
     else:
         needed = tuple([tensor.requires_grad for tensor in (x, *hx, *weights)])
         apply: Callable[..., tuple[Tensor, ...]] = _RecordedStates.apply
@@ -193,8 +189,8 @@ class _Recorded(NamedTuple):
 
     def forward(self, x: Tensor, tensors: tuple[Tensor, ...]) -> LayerOutput:
         """The backend's forward pass."""
-        flat, before = _flat(x, self.rows), versions(x, tensors)
-        given = self.backend, self.layer, self.rows, flat
+        before = versions(x, tensors)
+        given = self.backend, self.layer, self.rows, flat(x)
         output = _forward_states(
             *given, tensors[: self.state_count], tensors[self.state_count :], True
         )
@@ -216,9 +212,9 @@ class _Recorded(NamedTuple):
             grads: the gradients of y, h_n and these states, or None for zero.
         """
         count, split = self.state_count, self.state_count + 1
-        hx, weights, flat = inputs[1:split], inputs[split:], _flat(inputs[0], self.rows)
-        given, needs = (self.layer, self.rows, flat, hx, weights), needs_of(self.needed, count)
-        grad_y = None if grads[0] is None else _flat(grads[0], self.rows)
+        x, hx, weights = flat(inputs[0]), inputs[1:split], inputs[split:]
+        given, needs = (self.layer, self.rows, x, hx, weights), needs_of(self.needed, count)
+        grad_y = None if grads[0] is None else flat(grads[0])
         grad_h_n, grad_states = grads[1:split], grads[split:]
         output = LayerOutput(kept[0], hx, kept[count:], kept[1:count])
 
@@ -230,13 +226,13 @@ class _Recorded(NamedTuple):
                 found = self.backend.backward_states(
                     *given, output, grad_y, grad_h_n, grad_states, needs
                 )
-                check_grads(self.backend, flat, hx, weights, needs, found)
+                check_grads(self.backend, x, hx, weights, needs, found)
             except Exception as error:
                 blame(error, recorded=False)
                 raise
             return found
 
-        if _needs_torch(grads):
+        if needs_torch(*grads):
             return reference()
         return self.fallback.or_else(self.backend, compiled, reference, "the reference")
 
@@ -308,19 +304,6 @@ class _Facts:
     def _of(self, tensor: Tensor) -> tuple[Any, ...]:
         address = 0 if self._hooked else tensor.data_ptr()
         return tensor.shape, tensor.dtype, tensor.device, address
-
-
-def _flat(x: Tensor, rows: Rows) -> Tensor:
-    """Rows `[N, ...]` of rows `[N, ...]` or `[T, B, ...]`."""
-    return x if x.dim() == 2 else x.reshape(rows.N, x.shape[-1])
-
-
-def _needs_torch(grads: tuple[Tensor | None, ...]) -> bool:
-    """Whether torch's own operators must run a backward pass: it is recorded, vectorised, ..."""
-    if torch.is_grad_enabled() or transforming() or forward_mode():
-        return True
-    given = [grad for grad in grads if grad is not None]
-    return any(legacy_batched(grad) or special_tensor(grad) is not None for grad in given)
 
 
 def _check_states(

@@ -67,10 +67,10 @@ def run_layer(
         BackendError: the backend broke its contract.
     """
     if backend.differentiable or not needs_grad:
-        flat = _flat(x)
+        own = flat(x)
         try:
-            output = backend.forward(layer, rows, flat, hx, weights, needs_grad)
-            check_output(backend, layer, rows, flat, output)
+            output = backend.forward(layer, rows, own, hx, weights, needs_grad)
+            check_output(backend, layer, rows, own, output)
         except Exception as error:
             blame(error, recorded=needs_grad)
             raise
@@ -124,9 +124,9 @@ class RecordedLayer:
         Raises:
             BackendError: the backend broke its contract.
         """
-        backend, rows, flat, before = self.backend, self.rows, _flat(x), versions(x, hx)
-        output = backend.forward(self.layer, rows, flat, hx, weights, True)
-        check_output(backend, self.layer, rows, flat, output)
+        backend, rows, own, before = self.backend, self.rows, flat(x), versions(x, hx)
+        output = backend.forward(self.layer, rows, own, hx, weights, True)
+        check_output(backend, self.layer, rows, own, output)
         self._note_reads(output, versions(x, hx) == before)
         return output
 
@@ -148,10 +148,10 @@ class RecordedLayer:
         Raises:
             BackendError: the backend broke its contract.
         """
-        x, split = _flat(inputs[0]), self.states + 1
+        x, split = flat(inputs[0]), self.states + 1
         hx, weights = inputs[1:split], inputs[split:]
-        output = LayerOutput(_flat(kept[0]), hx, kept[1:])
-        grad_y = None if grad_y is None else _flat(grad_y)
+        output = LayerOutput(flat(kept[0]), hx, kept[1:])
+        grad_y = None if grad_y is None else flat(grad_y)
         grads = self.backend.backward(
             *(self.layer, self.rows, x, hx, weights, output, grad_y, grad_h_n, self.needs)
         )
@@ -167,9 +167,9 @@ class RecordedLayer:
         """As `backward`, by torch's own operators."""
         x, split = inputs[0], self.states + 1
         hx, weights = inputs[1:split], inputs[split:]
-        grad_y = None if grad_y is None else _flat(grad_y)
+        grad_y = None if grad_y is None else flat(grad_y)
         grads = layer_backward(
-            *(self.layer, self.rows, _flat(x), hx, weights, grad_y, grad_h_n, self.needs)
+            *(self.layer, self.rows, flat(x), hx, weights, grad_y, grad_h_n, self.needs)
         )
         return grads if grads.x is None else grads._replace(x=grads.x.reshape(x.shape))
 
@@ -312,7 +312,7 @@ class _RNNLayer(torch.autograd.Function):
                 raise _lost(unread[0], changed)
             return call.reference(originals, grad_y, grad_h_n)
 
-        if _needs_torch(grad_y, *grad_h_n):
+        if needs_torch(grad_y, *grad_h_n):
             grads = reference()
         else:
             try:
@@ -436,7 +436,7 @@ def _lost(tensor: Tensor, how: str) -> RuntimeError:
     )
 
 
-def _flat(x: Tensor) -> Tensor:
+def flat(x: Tensor) -> Tensor:
     """Flatten rows `[T, B, ...]` to `[N, ...]`; rows `[N, ...]` stay as they are."""
     if x.dim() == 2:
         return x
@@ -444,7 +444,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(steps * batch, features)
 
 
-def _needs_torch(*given: Tensor | None) -> bool:
+def needs_torch(*given: Tensor | None) -> bool:
     """Whether this backward pass must run on torch's own operators.
 
     It must if it is recorded (double backward), vectorised (`is_grads_batched`), or gets a tensor
