@@ -101,6 +101,7 @@ class BackwardArguments(NamedTuple):
         dz_buffer: memory for dz, the gradients of the pre-activations, and of the rows before the
             projection: `[D, N, wide]`, or a window of these (see `backward`).
         dz: where dz of row 0 is, or would be if the window reached that far: set by the kernel.
+        dz_columns: columns of a row of dz: those of all accumulators, and P with a projection.
         window: number of rows that are computed before the window moves.
         grad_x, grad_h0: `[N, I]`, `[D, B, P]`, written, or 0.
         grad_w_ih_0 ... grad_b_1: of each direction's weights, and of b_ih; written, or 0 in both
@@ -153,6 +154,7 @@ class BackwardArguments(NamedTuple):
     grad_h_n: int
     dz_buffer: int
     dz: int
+    dz_columns: int
     window: int
     grad_x: int
     grad_h0: int

@@ -43,14 +43,12 @@ def add_backward(context: CodegenContext, common: CommonFunctions) -> None:
     pack, move = _add_pack_task(context), _add_move(context, common)
     propagate, reduce = _add_propagate(context, common), add_reduce(context, common)
     recur, initial = _add_recur_task(context, common, propagate), _add_initial(context, propagate)
-    size, accumulators = context.lanes.itemsize, len(context.cell.accumulators)
+    size = context.lanes.itemsize
     dz_field = 8 * BackwardArguments._fields.index("dz")
 
     def backward(arguments: int, thread: int, threads: int) -> None:
         a = unpack(arguments)
-        ld = a.H * accumulators * size
-        if a.P != a.H:
-            ld += a.P * size
+        ld = a.dz_columns * size
         blocks = (a.N + REDUCTION_ROWS - 1) // REDUCTION_ROWS
         stop, row_stop, kept, phase = a.T, a.N, 0, 0
         while stop > 0:
@@ -150,18 +148,14 @@ def _add_move(context: CodegenContext, common: CommonFunctions) -> Any:
     """Move a task's columns of the first `kept` rows of the window up by `rows` rows."""
     unpack, copy_rows = memory.unpack_arguments(BackwardArguments), common.copy_rows
     lanes, size = context.lanes.count, context.lanes.itemsize
-    accumulators = len(context.cell.accumulators)
 
     def move(arguments: int, task: int, tasks: int, rows: int, kept: int) -> None:
         a = unpack(arguments)
-        columns = a.H * accumulators
-        if a.P != a.H:
-            columns += a.P
-        ld, vectors = columns * size, (columns + lanes - 1) // lanes
+        ld, vectors = a.dz_columns * size, (a.dz_columns + lanes - 1) // lanes
         first, last = vectors * task // tasks, vectors * (task + 1) // tasks
         # From the last row to the first, since source and destination may overlap.
         source = a.dz_buffer + (kept - 1) * ld
-        copy_rows(source + rows * ld, -ld, source, -ld, kept, first, last, columns)
+        copy_rows(source + rows * ld, -ld, source, -ld, kept, first, last, a.dz_columns)
 
     return context.symbols.add(move)
 
@@ -233,7 +227,6 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
     record_previous = _add_record_previous(context)
     reads_states = int(context.layout.reads_states)
     lanes, size = context.lanes.count, context.lanes.itemsize
-    accumulators = len(context.cell.accumulators)
 
     def recur_back(
         arguments: int,
@@ -250,9 +243,7 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
         place: int,
     ) -> None:
         a = unpack(arguments)
-        ld = a.H * accumulators * size
-        if a.P != a.H:
-            ld += a.P * size
+        ld = a.dz_columns * size
         dz = a.dz + d * a.N * ld
         vectors, part = (a.H + lanes - 1) // lanes, own
         first, last = vectors * part // parts, vectors * (part + 1) // parts
@@ -357,13 +348,10 @@ def _add_initial(context: CodegenContext, propagate: Any) -> Any:
     """
     unpack, read_int = memory.unpack_arguments(BackwardArguments), memory.read_int()
     lanes, size = context.lanes.count, context.lanes.itemsize
-    accumulators = len(context.cell.accumulators)
 
     def initial(arguments: int, task: int, tasks: int) -> None:
         a = unpack(arguments)
-        ld, vectors = a.H * accumulators * size, (a.P + lanes - 1) // lanes
-        if a.P != a.H:
-            ld += a.P * size
+        ld, vectors = a.dz_columns * size, (a.P + lanes - 1) // lanes
         first, last = vectors * task // tasks, vectors * (task + 1) // tasks
         propagate(arguments, 0, first, last, 1, a.dz, 0, a.B)
         row = 0
@@ -421,23 +409,21 @@ def _add_propagate(context: CodegenContext, common: CommonFunctions) -> Any:
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
     product, passes_state = common.product, int(context.layout.passes_state)
     lanes, size = context.lanes.count, context.lanes.itemsize
-    G, accumulators = context.layout.gates, len(context.cell.accumulators)
+    G = context.layout.gates
 
     def propagate(
         arguments: int, d: int, first: int, last: int, stride: int, dz: int, b: int, rows: int
     ) -> None:
         a = unpack(arguments)
-        ld, ld_to = a.H * accumulators * size, a.P * size
+        ld, ld_to = a.dz_columns * size, a.P * size
         base = a.scratch + d * a.packed
         wide_p, wide_i, wide_h = (
             (a.P + lanes - 1) // lanes,
             (a.I + lanes - 1) // lanes,
             (a.H + lanes - 1) // lanes,
         )
-        if a.P != a.H:
-            ld += a.P * size
-            if last == wide_h:
-                last = wide_p
+        if a.P != a.H and last == wide_h:
+            last = wide_p
         zeros = base + (wide_p + wide_i) * a.packed_column + wide_h * a.packed_out
         to = a.grad_h0 if a.grad_h0 != 0 else a.scratch + a.grad_h
         to += (d * a.B + b) * ld_to

@@ -68,7 +68,6 @@ def _add_projected(context: CodegenContext, common: CommonFunctions) -> Any:
         context.lanes.itemsize,
         context.lanes.vector_bytes,
     )
-    accumulators = len(context.cell.accumulators)
 
     def projected(
         arguments: int,
@@ -89,12 +88,12 @@ def _add_projected(context: CodegenContext, common: CommonFunctions) -> Any:
         )
         w_hr = a.scratch + d * a.packed + (wide_p + wide_i) * a.packed_column
         zeros, ld_out = w_hr + wide_h * a.packed_out, wide_h * vector_bytes
-        wide = (a.H * accumulators + a.P) * size
+        wide, behind = a.dz_columns * size, (a.dz_columns - a.P) * size
         out = a.scratch + a.grad_out + place * a.grad_out_size
         own = a.grad_h0 if a.grad_h0 != 0 else a.scratch + a.grad_h
         for done in range(0, rows, ROW_BLOCK):
             n, r = minimum(ROW_BLOCK, rows - done), done * stride
-            grad = a.dz + (d * a.N + row + r) * wide + a.H * accumulators * size
+            grad = a.dz + (d * a.N + row + r) * wide + behind
             for i in range(n):
                 given = a.grad_y + ((row + r + i * stride) * a.D + d) * a.P * size
                 source = own + (d * a.B + b + r + i * stride) * a.P * size

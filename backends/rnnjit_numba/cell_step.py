@@ -124,7 +124,7 @@ class _Rows:
         return self.builder.icmp_signed("!=", address, self.zero)
 
     def masked(self, address: Any, mask: Any) -> Any:
-        """The lanes in a mask at an address; zeros if the address is 0."""
+        """The lanes in a mask at an address, zeros in the others."""
         return self.lanes.masked_load(self.builder, address, mask)
 
     def present_or_zeros(self, present: Any, address: Any, mask: Any, valid: Any) -> Any:
@@ -139,7 +139,7 @@ class _Rows:
     def each(
         self, rows: Any, first: Any, last: Any, columns: Any, body: Callable[..., None]
     ) -> None:
-        """Call `body(r, at, mask)` for each row, and each vector at `at` bytes in it."""
+        """Call `body(r, v, at, mask)` for each row and vector; it is at `at` bytes in its row."""
         builder, lanes = self.builder, self.lanes
 
         def one_row(r: Any, block: Any) -> Any:
@@ -308,8 +308,7 @@ class _StepBackward(_Rows):
         cell, builder, lanes = self.cell, self.builder, self.lanes
         add, mul, store = builder.add, builder.mul, lanes.masked_store
         H, ld_state = self.H, self.bytes_of(self.H, self.stride)
-        wide = mul(H, I64(len(cell.accumulators)))
-        wide = add(wide, builder.select(projected, self.argument("P"), self.zero))
+        wide = self.argument("dz_columns")
         row = add(mul(self.d, self.argument("N")), self.row)
         dz, ld_dz = (
             add(self.argument("dz"), self.bytes_of(row, wide)),

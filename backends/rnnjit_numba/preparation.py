@@ -183,8 +183,8 @@ def _add_projection_at(context: CodegenContext) -> Any:
     def projection_at(arguments: int, d: int) -> int:
         a = unpack(arguments)
         vectors = (a.H + lanes - 1) // lanes * gates
-        behind: int = d * a.packed + vectors * (a.packed_row + parts * vector_bytes)
-        return a.scratch + behind  # type: ignore[no-any-return]  # numba: an int64
+        found: int = a.scratch + d * a.packed + vectors * (a.packed_row + parts * vector_bytes)
+        return found
 
     return context.symbols.add(projection_at)
 

@@ -142,8 +142,10 @@ def backward(
     grad_states = grad_h + _aligned(D * rows.B * P * size)
     grad_out = grad_states + _aligned((_states(layer) - 1) * D * rows.B * H * size)
     grad_out_size = ROW_BLOCK * wide_h * vector if layer.proj_size else 0
+    wide = len(cell.accumulators) * H + layer.proj_size
     fixed = {
         **_problem(layer, rows, cut, tiling),
+        "dz_columns": wide,
         "window": window_rows,
         "packed_column": packed_column,
         "packed_out": packed_out,
@@ -160,7 +162,6 @@ def backward(
     words = argument_count(BackwardArguments, _states(layer)) - len(names) + sync
     block = argument_block(names, fixed, words)
     dz = grad_out + max(cut.threads, D) * grad_out_size
-    wide = len(cell.accumulators) * H + layer.proj_size
     before = _aligned(dz + D * held_rows * wide * size)
     own = _aligned(before + D * rows.N * 8)
     scratch = (own + cut.threads * fixed["reduction_size"]) // size

@@ -73,16 +73,14 @@ def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
     minimum, product = memory.minimum(), common.product
     lanes, size = context.lanes.count, context.lanes.itemsize
-    vector_bytes, accumulators = context.lanes.vector_bytes, len(context.cell.accumulators)
+    vector_bytes = context.lanes.vector_bytes
     runs = [run for run in context.layout.runs if run.input_gate >= 0]
     count, firsts = len(runs), tuple(run.block for run in runs)
     blocks, gates = tuple(run.blocks for run in runs), tuple(run.input_gate for run in runs)
 
     def grad_x(arguments: int, task: int, tasks: int, low: int, high: int) -> None:
         a = unpack(arguments)
-        ld, ld_x = a.H * accumulators * size, a.I * size
-        if a.P != a.H:
-            ld += a.P * size
+        ld, ld_x = a.dz_columns * size, a.I * size
         wide, wide_p, wide_h = (
             (a.I + lanes - 1) // lanes,
             (a.P + lanes - 1) // lanes,
@@ -128,7 +126,7 @@ def _add_reduce_block(context: CodegenContext) -> Any:
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     segment, sums = _add_segment(context), _add_sums(context)
-    accumulators, runs = len(context.cell.accumulators), context.layout.runs
+    runs = context.layout.runs
     count, firsts = len(runs), tuple(run.block for run in runs)
     blocks = tuple(run.blocks for run in runs)
     inputs, hidden = (
@@ -161,7 +159,7 @@ def _add_reduce_block(context: CodegenContext) -> Any:
         for low in range(0, a.P if chunks_o > 0 else 0, SEGMENT):
             segment(
                 *(arguments, task, d, first, last, chunks_i, chunks_h, chunks_o, row, rows),
-                *(accumulators * a.H + low, minimum(SEGMENT, a.P - low), -1, -1, low),
+                *(a.dz_columns - a.P + low, minimum(SEGMENT, a.P - low), -1, -1, low),
             )
         if last > chunks_i + chunks_h + chunks_o:
             sums(arguments, task, d, row, rows)
@@ -236,15 +234,12 @@ def _add_pack_dz(context: CodegenContext) -> Any:
         memory.maximum(),
     )
     lanes, size, copy = context.lanes.count, context.lanes.itemsize, memory.copy(context.lanes)
-    accumulators = len(context.cell.accumulators)
 
     def pack_dz(
         arguments: int, d: int, to: int, row: int, rows: int, start: int, columns: int
     ) -> None:
         a = unpack(arguments)
-        tile_rows, wide = a.outer_rows, a.H * accumulators
-        if a.P != a.H:
-            wide += a.P
+        tile_rows, wide = a.outer_rows, a.dz_columns
         source = a.dz + ((d * a.N + row) * wide + start) * size
         for group in range((columns + tile_rows - 1) // tile_rows):
             for first in range(0, tile_rows, lanes):
@@ -393,16 +388,13 @@ def _add_sums_of_run(context: CodegenContext) -> Any:
         context.lanes.vector_bytes,
         context.lanes.itemsize,
     )
-    accumulators = len(context.cell.accumulators)
 
     def sums_of_run(
         arguments: int, task: int, d: int, to: int, start: int, columns: int, row: int, rows: int
     ) -> None:
         a = unpack(arguments)
         # The memory of this task holds no packed block now.
-        wide, result = a.H * accumulators, a.reduction + task * a.reduction_size
-        if a.P != a.H:
-            wide += a.P
+        wide, result = a.dz_columns, a.reduction + task * a.reduction_size
         dz = a.dz + ((d * a.N + row) * wide + start) * size
         for v in range((columns + lanes - 1) // lanes):
             at, count = v * vector_bytes, minimum(lanes, columns - v * lanes)
