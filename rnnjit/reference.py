@@ -165,6 +165,24 @@ class _Direction(NamedTuple):
     states: tuple[States, ...]
 
 
+#: How many steps are projected at once. The gradient of `w_ih` sums over their rows, and one sum in
+#: float32 over tens of thousands of rows is less exact than a sum of shorter ones.
+_STEPS_AT_ONCE = 64
+
+
+def _input_projections(
+    x: Tensor, w_ih: Tensor, b_ih: Tensor | None, sizes: list[int]
+) -> list[Tensor]:
+    """The input projection of each step, `[batch_sizes[t], G*H]`."""
+    groups = [sizes[t : t + _STEPS_AT_ONCE] for t in range(0, len(sizes), _STEPS_AT_ONCE)]
+    parts = torch.split(x, [sum(group) for group in groups])
+    return [
+        step
+        for part, group in zip(parts, groups, strict=True)
+        for step in torch.split(F.linear(part, w_ih, b_ih), group)
+    ]
+
+
 def _direction_forward(
     layer: LayerSpec,
     rows: Rows,
@@ -183,7 +201,7 @@ def _direction_forward(
             f"weight_hh must be a dense tensor, got one of layout {weights.w_hh.layout}"
         )
     sizes = rows.sizes
-    projected = torch.split(F.linear(x, w_ih, weights.b_ih), sizes)
+    projected = _input_projections(x, w_ih, weights.b_ih, sizes)
     outputs: dict[int, Tensor] = {}
     after: dict[int, States] = {}
     states = tuple(state[:0] for state in hx) if reverse else hx

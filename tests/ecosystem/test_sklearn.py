@@ -82,7 +82,8 @@ def test_cross_validation(digits, kind):
     )
     for score in ("test_accuracy", "test_neg_log_loss"):
         np.testing.assert_allclose(fast[score], eager[score], rtol=1e-7)
-    assert fast["test_accuracy"].mean() > 0.4  # of ten digits
+    # Of ten digits, in five epochs: more than by chance.
+    assert fast["test_accuracy"].mean() > 0.2
     for ours, theirs in zip(fast["estimator"], eager["estimator"], strict=True):
         assert isinstance(ours[-1].module_.rnn, CompiledBase)
         assert not isinstance(theirs[-1].module_.rnn, CompiledBase)

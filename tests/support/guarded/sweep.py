@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from guarded.calls import WAYS, expectations, given, pass_of, spec_of
+from guarded.calls import WAYS, Named, expectations, given, pass_of, spec_of
 from guarded.cases import COSTS, KINDS, Case, Kind, cases, programs
 from guarded.kernels import Watch, forget_recipes, guarded_backend
 from guarded.memory import Guards, allocating
@@ -24,7 +24,12 @@ from rnnjit import Problem, RNNSpec
 from rnnjit.codegen import row_slices
 from rnnjit.codegen.host import host_isa
 from rnnjit.dispatch.choice import verdict
-from rnnjit.testing.tolerances import judge
+from rnnjit.testing.tolerances import Expected, InexactError, judge
+
+#: As in the conformance kit: how many calls nearby show eager's error before a backend is failed,
+#: and from how many times of what is allowed on none of them could save it.
+_DRAWS_IN_DOUBT = 41
+_DOUBT = 20
 
 
 def say(line: str) -> None:
@@ -45,11 +50,21 @@ def check(case: Case, backend: Any, guards: Guards) -> None:
         torch.set_num_threads(1)
         guards.check()
         assert found.keys() == expected.keys(), f"got {[*found]}, expected {[*expected]}"
-        for name, value in found.items():
-            judge(name, pass_of(name), value, expected[name])
+        try:
+            _judge(found, expected)
+        except InexactError as error:
+            if error.excess > _DOUBT:
+                raise
+            expected = expectations(case, values, _DRAWS_IN_DOUBT)
+            _judge(found, expected)
         for value, copy in zip(values.tensors(), copies.tensors(), strict=True):
             same = torch.equal(value.view(torch.uint8), copy.view(torch.uint8))
             assert same, "an input was written to"
+
+
+def _judge(found: Named, expected: dict[str, Expected]) -> None:
+    for name, value in found.items():
+        judge(name, pass_of(name), value, expected[name])
 
 
 def traits(a: Any, threads: int) -> set[str]:
