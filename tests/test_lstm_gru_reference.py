@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 from computing import computing, usual
+from covered import covered, in_turn
 from eager_pair import CLOSE
 from torch import nn
 from torch.autograd import gradgradcheck
@@ -41,16 +42,22 @@ LAYERS = [
 FORMS = ["dense", "unbatched", "sorted", "unsorted"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-every_backend = pytest.mark.parametrize(
-    "backend", BACKENDS, ids=lambda backend: getattr(backend, "name", backend)
+FEW_LAYERS = [(nn.LSTM, {}), (nn.LSTM, {"proj_size": 2, "bidirectional": True}), (nn.GRU, {})]
+
+
+def name_of(value):
+    """Of a backend, a form or a layer."""
+    if isinstance(value, tuple):
+        return "-".join([value[0].__name__, *map(str, value[1].items())])
+    return getattr(value, "name", str(value))
+
+
+every_combination = pytest.mark.parametrize(
+    ("backend", "form", "layer"), covered(BACKENDS, FORMS, LAYERS), ids=name_of
 )
-every_layer = pytest.mark.parametrize(
-    ("make", "options"), LAYERS, ids=lambda value: getattr(value, "__name__", str(value))
-)
+every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=name_of)
 few_layers = pytest.mark.parametrize(
-    ("make", "options"),
-    [(nn.LSTM, {}), (nn.LSTM, {"proj_size": 2, "bidirectional": True}), (nn.GRU, {})],
-    ids=["LSTM", "LSTM-projected", "GRU"],
+    ("make", "options"), FEW_LAYERS, ids=["LSTM", "LSTM-projected", "GRU"]
 )
 # Dynamo warns of torch's own deprecations when it is first imported.
 quiet = pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
@@ -126,11 +133,9 @@ def agree(function, rnn, fast):
     torch.testing.assert_close(function(fast), function(rnn), **CLOSE)
 
 
-@every_backend
-@pytest.mark.parametrize("form", FORMS)
-@every_layer
-def test_values_and_gradients(make, options, form, backend):
-    rnn, fast = pair(make, options, backend)
+@every_combination
+def test_values_and_gradients(backend, form, layer):
+    rnn, fast = pair(*layer, backend)
     assert fast.state_dict().keys() == rnn.state_dict().keys()
     for state in (False, True):
         x, hx = arguments(rnn, form, state=state)
@@ -140,11 +145,9 @@ def test_values_and_gradients(make, options, form, backend):
                 agree(lambda module, x=x, hx=hx: module(given(rnn, form, x), hx), rnn, fast)
 
 
-@every_backend
-@pytest.mark.parametrize("form", FORMS)
-@every_layer
-def test_double_backward(make, options, form, backend):
-    rnn, fast = pair(make, options, backend)
+@every_combination
+def test_double_backward(backend, form, layer):
+    rnn, fast = pair(*layer, backend)
     x, hx = arguments(rnn, form, state=True)
     agree(lambda module: second_gradients(module, form, x, hx), rnn, fast)
 
@@ -203,10 +206,10 @@ def test_dropout_draws_what_eager_draws(make, options, backend):
 
 
 @quiet
-@every_backend
-@few_layers
-def test_in_a_graph_that_torch_traced(make, options, backend):
+@pytest.mark.parametrize(("backend", "layer"), in_turn(BACKENDS, FEW_LAYERS), ids=name_of)
+def test_in_a_graph_that_torch_traced(backend, layer):
     torch._dynamo.reset()
+    make, options = layer
     rnn, fast = pair(make, {**options, "num_layers": 2}, backend)
     traced = torch.compile(fast, backend="aot_eager", fullgraph=True)
     for state in (False, True):

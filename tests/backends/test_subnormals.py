@@ -13,6 +13,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from covered import in_turn
 from kinds import called, first_states, layer, taken
 from on_cpu import ON_CPU
 from teams import forget_plans
@@ -29,10 +30,22 @@ WITH_KERNELS = [name for name in ("numba", "tvm") if name in ON_CPU]
 MODES = ["flush", "exact"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
-backends = pytest.mark.parametrize("backend", ON_CPU)
 with_kernels = pytest.mark.parametrize("backend", WITH_KERNELS)
 counts = pytest.mark.parametrize("threads", [1, 2])
 dtypes = pytest.mark.parametrize("dtype", list(TINY), ids=["f32", "f64"])
+#: Inductor compiles for many seconds for each dtype.
+backends_and_dtypes = pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        pytest.param(
+            *(name, dtype),
+            id=f"{name}-{dtype}",
+            marks=pytest.mark.full if (name, dtype) == ("inductor", torch.float64) else (),
+        )
+        for name in ON_CPU
+        for dtype in TINY
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -89,8 +102,7 @@ def flushes():
     return False
 
 
-@backends
-@dtypes
+@backends_and_dtypes
 def test_subnormal_numbers_pass_through_exactly(backend, dtype, switch):
     switch("exact")
     for found in states_and_gradients(identity(backend, dtype), dtype):
@@ -128,8 +140,7 @@ def test_a_subnormal_state_is_held_exactly_and_its_gradient_as_chosen(
     assert torch.equal(grad, torch.zeros_like(tiny) if flushed else tiny)
 
 
-@backends
-@dtypes
+@backends_and_dtypes
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_subnormal_states_are_exact_by_default(backend, dtype, grad):
     with torch.set_grad_enabled(grad):
@@ -151,8 +162,7 @@ def test_subnormal_gradients_are_flushed_by_default(
     assert torch.equal(grad, torch.full_like(grad, 0.0 if X86 else TINY[dtype]))
 
 
-@backends
-@dtypes
+@backends_and_dtypes
 @pytest.mark.parametrize("mode", MODES)
 def test_relu_passes_gradients_on_where_states_are_subnormal(backend, dtype, mode, switch):
     switch(mode)
@@ -201,8 +211,7 @@ def test_an_unknown_choice_is_named(switch):
             identity(backend, torch.float32)(torch.ones(T, B, 1))
 
 
-@backends
-@dtypes
+@backends_and_dtypes
 @pytest.mark.parametrize("H", [1, 200])
 def test_subnormal_numbers_are_flushed_where_the_thread_asks_for_it(backend, dtype, H):
     module = identity(backend, dtype, H)
@@ -214,7 +223,7 @@ def test_subnormal_numbers_are_flushed_where_the_thread_asks_for_it(backend, dty
 
 @pytest.mark.parametrize(
     ("which", "hidden_size"),
-    [(which, H) for which in taken(ON_CPU, ("tanh", "LSTM", "GRU")) for H in (8, 200)],
+    in_turn(taken(ON_CPU, ("tanh", "LSTM", "GRU")), (8, 200)),
     ids=str,
 )
 @pytest.mark.parametrize("flush", [False, True], ids=["off", "on"])

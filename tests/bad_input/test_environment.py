@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from covered import in_full
 
 import rnnjit
 
@@ -44,7 +45,7 @@ def foreign_instruction_set():
     return "avx2" if os.uname().machine in ("aarch64", "arm64") else "neon"
 
 
-@pytest.mark.parametrize("value", ["nonsense", foreign_instruction_set()])
+@pytest.mark.parametrize("value", ["nonsense", *in_full([foreign_instruction_set()])])
 def test_an_instruction_set_that_is_not_here_is_refused_and_auto_goes_on(value):
     here = [name for name in ("numba", "tvm") if not rnnjit.backends()[name].missing()]
     said = printed(*here, "auto", RNNJIT_ISA=value)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covered import covered
 from on_cpu import ON_CPU
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -85,12 +86,12 @@ def assert_allows(module, backend, *given, recorded=True):
                 assert strides(result) == strides(eager)
 
 
-@pytest.mark.parametrize("recorded", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("form", INPUTS)
-@pytest.mark.parametrize("config", LAYERS, ids=str)
-@pytest.mark.parametrize(("kind", "backend"), EVERY, ids=lambda v: getattr(v, "name", None))
-def test_layers(kind, backend, config, form, recorded):
+@pytest.mark.parametrize(
+    ("which", "config", "form", "recorded"), covered(EVERY, LAYERS, list(INPUTS), [True, False])
+)
+def test_layers(which, config, form, recorded):
     torch.manual_seed(0)
+    kind, backend = which
     x = INPUTS[form](torch.randn(T, B, I))
     if config.get("batch_first") and isinstance(x, torch.Tensor) and x.dim() == 3:
         x = x.detach().transpose(0, 1).contiguous().requires_grad_(x.requires_grad)

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from covered import in_full
 from processes import assert_well, program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
@@ -115,9 +116,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    "method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("method", ["fork", *in_full(["spawn", "forkserver"])])
 def test_processes_that_multiprocessing_starts(method, tmp_path):
     file = tmp_path / "server.py"
     file.write_text("import faulthandler\nfrom crowds import *\n" + SERVER)
