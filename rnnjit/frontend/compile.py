@@ -87,11 +87,12 @@ def compile(  # noqa: A001 - the name users know from torch.compile
             that contains some, in submodules or in plain lists, tuples and dicts. Recurrent modules
             that only other objects hold, such as a deque or a SimpleNamespace, stay eager, and
             their Parameters are copied. A module that occurs several times is compiled once and
-            stays shared. One whose cell the named backend, or for "auto" no compiled one, computes
-            stays as it is. What a subclass's `forward` calls by `super()` runs compiled. A module
-            stays eager, with an `RNNJitWarning`, if it overrides what torch's `forward` uses, such
-            as `permute_hidden`, or has a `forward` set on the instance. A module that is already
-            compiled is compiled again, for `backend`.
+            stays shared. For "auto", one whose cell no compiled backend computes stays as it is.
+            What a subclass's `forward` calls by `super()` runs compiled. A module stays eager, with
+            an `RNNJitWarning`, if the backend that is named does not compute its cell, if it
+            overrides what torch's `forward` uses, such as `permute_hidden`, or if it has a
+            `forward` set on the instance. A module that is already compiled is compiled again, for
+            `backend`.
         backend: "auto" (the first backend in order of priority that accepts the call, or the
             fastest one that `rnnjit.tune` measured), the name of an installed backend (see
             `rnnjit.backends`), or a `Backend`. A backend that is named is never replaced by
@@ -271,18 +272,20 @@ def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
     """Every distinct RNN to replace; warns about those that must stay eager."""
     found: list[nn.Module] = []
     left: dict[str, list[str]] = {}
-    reasons: dict[str, None] = {}
+    not_computed: dict[str, list[str]] = {}
     for path, child in reachable_modules(module):
+        where = type(child).__name__ + (f" at {path!r}" if path else "")
         if isinstance(child, CompiledBase):
             found.append(child)
         elif isinstance(child, replaced()):
             if reason := _why_not_computed(child, wanted):
-                reasons[reason] = None
+                not_computed.setdefault(reason, []).append(where)
             elif why := overridden(child) or name_conflict(child):
-                where = type(child).__name__ + (f" at {path!r}" if path else "")
                 left.setdefault(why, []).append(where)
             else:
                 found.append(child)
+    if found and wanted is not None:
+        left |= not_computed
     if left:
         parts = [f"{', '.join(names)} ({why})" for why, names in left.items()]
         warnings.warn(f"left eager: {'; '.join(parts)}", RNNJitWarning, stacklevel=3)
@@ -290,8 +293,10 @@ def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
         scripted = any(isinstance(child, torch.jit.ScriptModule) for child in module.modules())
         advice = ". Compile the model that was scripted" if scripted else ""
         what = f"{type(module).__name__} has {sum(1 for _ in module.modules())} modules"
-        if reasons:
-            raise ValueError(f"module contains nothing to compile: {what}; {'; '.join(reasons)}")
+        if not_computed:
+            raise ValueError(
+                f"module contains nothing to compile: {what}; {'; '.join(not_computed)}"
+            )
         raise ValueError(
             f"module contains no {_known()} to compile: {what}, none of them one{advice}"
         )

@@ -3,6 +3,7 @@
 import collections
 import copy
 import types
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -250,12 +251,26 @@ def test_a_module_of_layers_that_no_backend_computes_is_refused(model, backend, 
         rnnjit.compile(model, backend=backend)
 
 
+NOT_COMPUTED = (
+    r"^left eager: LSTM at '2' \(backend 'tanh-only' computes no lstm layers\); GRUCell at '3' \(.*"
+    r"; RNN at '4', RNNCell at '5' \(backend 'tanh-only' computes no relu layers\)$"
+)
+
+
 @pytest.mark.usefixtures("only_tanh")
-@pytest.mark.parametrize("backend", ["auto", TanhOnly()])
-def test_what_no_compiled_or_not_the_named_backend_computes_stays_eager(backend):
+@pytest.mark.parametrize(
+    ("backend", "warned"),
+    [
+        ("auto", nullcontext()),
+        (TanhOnly(), pytest.warns(rnnjit.RNNJitWarning, match=NOT_COMPUTED)),
+    ],
+    ids=["auto", "named"],
+)
+def test_what_no_compiled_or_not_the_named_backend_computes_stays_eager(backend, warned):
     model = nn.ModuleList([nn.RNN(2, 3), nn.RNNCell(2, 3), nn.LSTM(2, 3), nn.GRUCell(2, 3)])
     relu = [make(2, 3, nonlinearity="relu") for make in (nn.RNN, nn.RNNCell)]
-    fast = rnnjit.compile(model.extend(relu), backend=backend)
+    with warned:
+        fast = rnnjit.compile(model.extend(relu), backend=backend)
     compiled = [rnnjit.CompiledRNN, rnnjit.CompiledRNNCell]
     assert [type(m) for m in fast] == [*compiled, nn.LSTM, nn.GRUCell, nn.RNN, nn.RNNCell]
     assert fast[2].weight_hh_l0 is model[2].weight_hh_l0
