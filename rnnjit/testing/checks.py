@@ -26,6 +26,7 @@ from rnnjit.testing.poison import poisoned
 from rnnjit.testing.procedures import (
     CHANGES,
     Procedure,
+    all_states,
     double_backward,
     interleaved,
     overwritten,
@@ -153,6 +154,11 @@ def check_double_backward(backend: Backend | str, case: Case) -> None:
     _compare(double_backward, backend, case, double_backward)
 
 
+def check_all_states(backend: Backend | str, case: Case) -> None:
+    """With `return_states`, the states of every step and the gradients through them are eager's."""
+    _compare(all_states, backend, case, all_states)
+
+
 class Check(NamedTuple):
     """One demand of the kit.
 
@@ -175,6 +181,13 @@ def _thorough(case: Case) -> bool:
     return case.thorough
 
 
+def _steps_are_calls(case: Case) -> bool:
+    """Whether torch's own layer, called step by step, gives all states, and y does not."""
+    several = len(case.cell.states) > 1 and case.T > 1
+    time_major = not (case.batch_first or case.unbatched or case.lengths)
+    return several and time_major and case.num_layers == 1 and not case.bidirectional
+
+
 CHECKS: dict[str, Check] = {
     "refusal": Check(check_refusal, False, _always),
     "forward": Check(check_forward, False, _always),
@@ -188,6 +201,7 @@ CHECKS: dict[str, Check] = {
     "double_backward": Check(
         check_double_backward, True, lambda case: case.thorough and case.dtype == torch.float64
     ),
+    "all_states": Check(check_all_states, True, _steps_are_calls),
 }
 
 

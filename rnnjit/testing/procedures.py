@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import dlpack
 
+from rnnjit.backend import States
+from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.testing.calls import Call, Values, forward, gradients
 from rnnjit.testing.poison import poisoned
 
@@ -61,6 +64,35 @@ def double_backward(module: nn.Module, call: Call) -> Values:
         second = torch.autograd.grad(penalty, list(leaves.values()), allow_unused=True)
     named = zip(leaves, second, strict=True)
     return first | {f"the second gradient of {name}": grad for name, grad in named}
+
+
+def all_states(module: nn.Module, call: Call) -> Values:
+    """Every state but the first after every step, `[T, B, D*H]`, and the gradients through them.
+
+    A compiled layer returns them; torch's own is called for one step after the other. The case has
+    one layer and one direction, and is dense, batched and time-major.
+    """
+    leaves = call.leaves()
+    with poisoned():
+        if isinstance(module, CompiledBase):
+            states = module(*call.arguments(), return_states=True)[2][0][1:]
+        else:
+            states = _step_by_step(module, call)
+        weights = [torch.ones_like(state).cumsum(0).sin() for state in states]
+        grads = torch.autograd.grad(states, list(leaves.values()), weights, allow_unused=True)
+    names = (f"every {name}" for name in call.case.cell.states[1:])
+    found: Values = dict(zip(names, states, strict=True))
+    return found | {f"the gradient of {k}": grad for k, grad in zip(leaves, grads, strict=True)}
+
+
+def _step_by_step(module: nn.Module, call: Call) -> States:
+    """What torch's own layer returns as its last states but the first, for each step alone."""
+    x, hx = call.arguments()
+    steps = []
+    for frame in torch.split(cast("Tensor", x), 1):
+        _, hx = module(frame, hx)
+        steps.append(hx[1:])
+    return tuple(map(torch.cat, zip(*steps, strict=True)))
 
 
 def _through_data(module: nn.Module) -> None:

@@ -292,5 +292,5 @@ def test_states_of_another_form_fail_every_check(backend, words):
 def test_gradients_of_another_form_fail_every_check_that_takes_any(backend, words):
     report = run(backend, quick=True)
     failed = {result.check for result in report.failures}
-    assert failed == CHECKS.keys() - {"forward", "fresh_outputs", "double_backward"}
+    assert failed == CHECKS.keys() - {"forward", "fresh_outputs", "double_backward", "all_states"}
     assert any(words in result.message for result in report.failures)

@@ -8,6 +8,7 @@ import torch
 
 from rnnjit.backend import LayerOutput
 from rnnjit.cells import GRU, LSTM
+from rnnjit.reference import layer_backward, layer_forward_states
 from rnnjit.testing import CHECKS, Case, RecomputeBackend
 from rnnjit.testing.suite import pairs
 
@@ -211,3 +212,48 @@ def test_what_is_wrong_with_the_second_state_alone_is_seen(how, caught_by, words
     CHECKS[caught_by].run(SecondState("nothing"), case)
     with pytest.raises(AssertionError, match=words):
         CHECKS[caught_by].run(SecondState(how), case)
+
+
+class EveryState(RecomputeBackend):
+    """Records c by itself, one thing of it wrong."""
+
+    name = "every-state"
+
+    def __init__(self, how):
+        self.how = how
+
+    def records_states(self, layer, problem):
+        return True
+
+    def forward_states(self, layer, rows, x, hx, weights, keep):
+        output = layer_forward_states(layer, rows, x, hx, weights)
+        (c,) = output.states
+        if self.how == "a step late":
+            c = torch.cat([hx[1][0], c[: -rows.B]])
+        if self.how == "value":
+            c = c * (1 + 1e-4)
+        return output._replace(states=(c,))
+
+    def backward_states(
+        self, layer, rows, x, hx, weights, output, grad_y, grad_h_n, grad_states, needs
+    ):
+        if self.how == "gradient":
+            grad_states = tuple(torch.zeros_like(grad) for grad in grad_states)
+        given = layer, rows, x, hx, weights, grad_y, grad_h_n, needs, grad_states
+        return layer_backward(*given)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("a step late", "every c is off by"),
+        ("value", "every c is off by"),
+        ("gradient", "the gradient of x is off by"),
+    ],
+)
+def test_what_is_wrong_with_all_states_is_seen(how, words):
+    case, check = Case("lstm-all-states", cell=LSTM, h0=True), CHECKS["all_states"]
+    assert check.applies(case)
+    check.run(EveryState("nothing"), case)
+    with pytest.raises(AssertionError, match=words):
+        check.run(EveryState(how), case)
