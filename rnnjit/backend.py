@@ -363,6 +363,21 @@ class Backend(ABC):
         """
         return None
 
+    def cell_shortcut(self, spec: RNNSpec, problem: Problem) -> Shortcut | None:
+        """`shortcut` for one step of a layer, without the dimension of time (optional).
+
+        It serves compiled cells, for calls without gradients.
+
+        Args:
+            spec: one layer, unidirectional.
+            problem: the shapes, dtype and device of the calls; T is 1.
+
+        Returns:
+            A function of x `[B, I]`, hx (each state `[B, H]`) and the weights, all contiguous,
+            which returns y and the new states, of these shapes and newly allocated.
+        """
+        return None
+
     def training(self, layer: LayerSpec, problem: Problem, needs: Needs) -> Training | None:
         """Functions that run a layer and its backward pass for calls like `problem` (optional).
 

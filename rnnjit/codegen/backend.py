@@ -94,6 +94,10 @@ class CPUBackend(Backend):
         found: Shortcut = run.shortcut(problem.dtype.itemsize, spec.layers, rows, y_shape)
         return found
 
+    def cell_shortcut(self, spec: RNNSpec, problem: Problem) -> Shortcut | None:
+        """As `shortcut`: what it allocates has the shape of the states that it gets."""
+        return self.shortcut(spec, problem, (1, problem.B, spec.hidden_size))
+
     def training(self, layer: LayerSpec, problem: Problem, needs: Needs) -> Training | None:
         """One call of a kernel in each direction, with no overhead except allocations."""
         run: Any = imported(self.run_module)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from rnnjit.backend import Backend, Shortcut, States
@@ -20,6 +22,9 @@ from rnnjit.execution.stack import dense_output, run_stack
 from rnnjit.execution.validate_backend import check_stack_output
 from rnnjit.runtime.torch_private import HAS_GUARDS
 from rnnjit.spec import Problem, RNNSpec, Rows
+
+#: y and the last states.
+Result = tuple[Tensor, States]
 
 
 def fast_call(
@@ -71,6 +76,46 @@ def fast_call(
     return _layer_by_layer(backend, spec, problem, training, fallback)
 
 
+def fast_cell_call(
+    backend: Backend,
+    spec: RNNSpec,
+    problem: Problem,
+    x: Tensor,
+    hx: States,
+    weights: tuple[Tensor, ...],
+    fallback: Fallback,
+) -> Shortcut | None:
+    """`fast_call` for a cell, in whose form x and the states are: `[B, I]`, each `[B, H]`.
+
+    Returns:
+        A function that gives its results in this form, too; None if the backend has no such one,
+        or these calls need more.
+    """
+    given = x, *hx, *weights
+    strided = all([tensor.layout is torch.strided for tensor in given])  # noqa: C419 - faster
+    if not (HAS_GUARDS and strided) or problem.needs_grad or x.dim() != 2 or x.numel() == 0:
+        return None
+    if not all([tensor.is_contiguous() for tensor in given]):  # noqa: C419 - faster
+        return None
+    try:
+        run = backend.cell_shortcut(spec, problem)
+    except Exception as error:
+        blame(error, recorded=False)
+        if not fallback.active or not replaceable(error):
+            raise
+        FAILURES.note(backend, error, "its own forward pass")
+        return None
+    if run is None:
+        return None
+
+    def others(by: Backend, x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> Result:
+        states = tuple([state.unsqueeze(0) for state in hx])
+        y, h_n = _layer_by_layer(by, spec, problem, False, RAISE)(x.unsqueeze(0), states, weights)
+        return y.squeeze_(0), tuple([state.squeeze_(0) for state in h_n])
+
+    return _checked(backend, run, (problem.B, spec.hidden_size), fallback, others)
+
+
 def _own(
     backend: Backend,
     spec: RNNSpec,
@@ -78,10 +123,36 @@ def _own(
     y_shape: tuple[int, int, int],
     fallback: Fallback,
 ) -> Shortcut | None:
-    """A backend's shortcut; only its first result is checked, since later calls are alike."""
+    """A backend's shortcut for calls in a layer's form."""
     run = backend.shortcut(spec, problem, y_shape)
     if run is None:
         return None
+
+    def others(by: Backend, x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> Result:
+        return _layer_by_layer(by, spec, problem, False, RAISE)(x, hx, weights)
+
+    return _checked(backend, run, y_shape, fallback, others, recorded=problem.needs_grad)
+
+
+def _checked(
+    backend: Backend,
+    run: Shortcut,
+    y_shape: tuple[int, ...],
+    fallback: Fallback,
+    others: Callable[[Backend, Tensor, States, tuple[Tensor, ...]], Result],
+    *,
+    recorded: bool = False,
+) -> Shortcut:
+    """A backend's shortcut; only its first result is checked, since later calls are alike.
+
+    Args:
+        backend: the backend.
+        run: its shortcut.
+        y_shape: the shape of y.
+        fallback: the policy if it raises.
+        others: computes a call by another backend.
+        recorded: whether autograd records the calls.
+    """
     checked = False
 
     def own(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
@@ -93,14 +164,10 @@ def _own(
                 checked = True
             return result
         except Exception as error:
-            blame(error, recorded=problem.needs_grad)
+            blame(error, recorded=recorded)
             if not fallback.active:
                 raise
-
-            def others(by: Backend) -> tuple[Tensor, States]:
-                return _layer_by_layer(by, spec, problem, False, RAISE)(x, hx, weights)
-
-            return fallback.instead(backend, error, others)
+            return fallback.instead(backend, error, lambda by: others(by, x, hx, weights))
 
     return own
 

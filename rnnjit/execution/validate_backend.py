@@ -92,12 +92,12 @@ def check_kept(backend: Backend, output: LayerOutput, read: tuple[bool, ...], in
 
 def check_stack_output(
     backend: Backend,
-    y_shape: tuple[int, int, int],
+    y_shape: tuple[int, ...],
     x: Tensor,
     hx: States,
     result: Any,
 ) -> None:
-    """Check what a backend's shortcut returned; see `Backend.shortcut`.
+    """Check what a backend's shortcut returned; see `Backend.shortcut` and `cell_shortcut`.
 
     Raises:
         BackendError: it is not a pair, or y or h_n violates the contract.

@@ -149,8 +149,19 @@ class CompiledBase(HasSourceClass):
         # The first call, too: what autograd saves must not differ between equal calls, since
         # checkpointing compares it.
         y, h_n = run(x, call.hx, call.weights)
+        if given is not None:
+            path = self._path_as_given(call, backend, fallback, *given)
+            if path is not None:
+                _remember(paths, path, given[0].shape)
+                return y, as_hx(h_n)
         _remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)
         return y, as_hx(h_n)
+
+    def _path_as_given(
+        self, call: Call, backend: Backend, fallback: Fallback, x: Any, hx: Any
+    ) -> FastPath | None:
+        """The fast path for arguments that differ from a layer's, or None if there is none."""
+        return None
 
     def _lowered(self, x: Any, hx: Any) -> Call:
         """`_lower`, whose errors get the types and the words of torch."""

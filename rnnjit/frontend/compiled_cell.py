@@ -7,16 +7,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rnnjit.backend import States
+from rnnjit.backend import Backend, States
 from rnnjit.cells import RNN_TANH, Cell
-from rnnjit.frontend.arguments import as_states, states_of
-from rnnjit.frontend.capture import CELL_OF_CLASS, as_size, capture, cell_of
+from rnnjit.dispatch.fallback import GENERATION, Fallback
+from rnnjit.dispatch.fast_path import FastPath
+from rnnjit.execution.fast_call import fast_cell_call
+from rnnjit.frontend.arguments import Result, as_states, states_of
+from rnnjit.frontend.capture import CELL_OF_CLASS, as_size, capture, cell_of, weight_names
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call, as_sequence, lower_sequence
 from rnnjit.frontend.overrides import overriding
 from rnnjit.frontend.torch_errors import REFUSALS
-from rnnjit.runtime.torch_private import parameters_of, transforming
+from rnnjit.runtime.openmp import FORK
+from rnnjit.runtime.torch_private import (
+    never_traced,
+    parameters_of,
+    profiler_runs,
+    transforming,
+)
 from rnnjit.spec import RNNSpec
 
 
@@ -62,6 +71,8 @@ class CompiledCell(CompiledBase, nn.RNNCellBase):
             return self._traced(input, hx)
         if self._has_one_bias():
             return self._eager_forward(input, hx)
+        if (found := self._fast_step(input, hx)) is not None:
+            return found[1]
         promotes = False
         try:
             sequence = as_sequence(input, hx, self._kind_of_cell)
@@ -106,6 +117,27 @@ class CompiledCell(CompiledBase, nn.RNNCellBase):
             if self.weight_ih is None:
                 raise TypeError("weight_ih must be a Tensor, got NoneType") from None
             raise
+
+    @never_traced
+    def _fast_step(self, x: Any, hx: Any) -> Result | None:
+        """The result of a call that matches a fast path for the arguments as they are, or None."""
+        if FORK.forked or self._generation != GENERATION.now or profiler_runs():
+            return None
+        # Those of three dimensions are for a layer's form.
+        taken = type(x) is Tensor and x.dim() == 2
+        return self._by_fast_path(self._fast_paths, x, hx) if taken else None
+
+    def _path_as_given(
+        self, call: Call, backend: Backend, fallback: Fallback, x: Any, hx: Any
+    ) -> FastPath | None:
+        """The fast path that `_fast_step` finds."""
+        if hx is None:
+            states = tuple([state.squeeze(0) for state in call.hx])
+        else:
+            states = (hx,) if type(hx) is Tensor else tuple(hx)
+        weights = call.weights
+        run = fast_cell_call(backend, call.spec, call.problem, x, states, weights, fallback)
+        return None if run is None else FastPath(run, weight_names(self), x, states, weights)
 
     def _has_one_bias(self) -> bool:
         """Whether the cell has one bias of two: torch's cells take that, our layers do not.
