@@ -1,8 +1,8 @@
 """Resets inside sequences: before the steps where `reset` is True, a sequence starts anew.
 
-No state passes a reset, so the segments between resets ("stretches" in the code) are independent
-sequences. All of them together form one packed batch, which every backend accepts. Each starts from
-zeros, or from the states that `reset_to` has for it.
+The segments between resets are independent sequences (`rnnjit.execution.stretches`), all of them
+together one packed batch, which every backend accepts. Each starts from zeros, or from the states
+that `reset_to` has for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import States
 from rnnjit.execution.stack import dense_output
+from rnnjit.execution.stretches import last_states, states_before, stretches
 from rnnjit.runtime.torch_private import any_autocast
 from rnnjit.spec import RNNSpec, Rows
 
@@ -35,30 +36,6 @@ class Outcome(NamedTuple):
 
 
 Run = Callable[[PackedSequence, States], Outcome]
-
-
-class Stretches(NamedTuple):
-    """The S segments between resets, the longest first.
-
-    Attributes:
-        rows: int64 `[N]`, for each packed row its index among the `T*B` dense rows.
-        batch_sizes: int64 `[longest]` on the CPU, as in a PackedSequence.
-        sequence: int64 `[S]`, the sequence that each segment belongs to.
-        start: int64 `[S]`, the first step of each segment.
-        stop: int64 `[S]`, the step after its last.
-        first: boolean `[S]`, whether a segment starts from the caller's state.
-        ending: int64 `[B]`, for each sequence the segment that holds its last step.
-        beginning: int64 `[B]`, for each sequence the segment that holds its first step.
-    """
-
-    rows: Tensor
-    batch_sizes: Tensor
-    sequence: Tensor
-    start: Tensor
-    stop: Tensor
-    first: Tensor
-    ending: Tensor
-    beginning: Tensor
 
 
 def check(x: Any, reset: Any) -> None:
@@ -181,89 +158,20 @@ def run(
     elif spec.batch_first:
         x, reset = x.transpose(0, 1), reset.transpose(0, 1)
     T, B, _ = x.shape
-    parts = stretches(reset)
-    packed = PackedSequence(x.flatten(0, 1).index_select(0, parts.rows), parts.batch_sizes)
-    found = forward(packed, _initial(spec, x, hx, starts, parts))
-    order = torch.empty_like(parts.rows).scatter_(0, parts.rows, _counting(parts.rows))
+    parts, directions = stretches(reset), spec.num_directions
+    packed = PackedSequence(parts.packed(x.flatten(0, 1)), parts.batch_sizes)
+    if hx is None:
+        hx = tuple([x.new_zeros(shape) for shape in spec.state_shapes(B)])
+    found = forward(packed, states_before(parts, directions, hx, starts))
 
     def restored(rows: Tensor) -> Tensor:
-        rows = rows.index_select(0, order)
+        rows = parts.dense(rows)
         if not batched:
             return rows
         return dense_output(rows, Rows(T, B, T * B), bool(spec.batch_first))
 
-    h_n = tuple([_last(spec, state, parts) for state in found.h_n])
+    h_n = tuple([last_states(parts, directions, state) for state in found.h_n])
     if not batched:
         h_n = tuple([state.squeeze(1) for state in h_n])
     states = tuple([tuple([restored(state) for state in layer]) for layer in found.states])
     return Outcome(restored(found.y), h_n, states)
-
-
-def stretches(reset: Tensor) -> Stretches:
-    """Cut B >= 1 sequences of T >= 1 steps at the True elements of `reset`, boolean `[T, B]`."""
-    T, B = reset.shape
-    cuts = reset.clone()
-    cuts[0] = True
-    # Ordered by sequence, then by step.
-    sequence, start = cuts.t().nonzero(as_tuple=True)
-    following = torch.cat([start[1:], start.new_zeros(1)])
-    stop = torch.where(following > 0, following, T)
-    order = (stop - start).argsort(descending=True, stable=True)
-    sequence, start, stop = sequence[order], start[order], stop[order]
-    length = stop - start
-    steps = _counting(reset.new_empty(int(length[0]), dtype=torch.int64))
-    present = length > steps[:, None]
-    rows = ((start + steps[:, None]) * B + sequence)[present]
-    place = _counting(sequence)
-    ending, beginning = torch.empty_like(sequence[:B]), torch.empty_like(sequence[:B])
-    ending[sequence[stop == T]] = place[stop == T]
-    beginning[sequence[start == 0]] = place[start == 0]
-    first = (start == 0) & ~reset[0][sequence]
-    sizes = present.sum(1).cpu()
-    return Stretches(rows, sizes, sequence, start, stop, first, ending, beginning)
-
-
-def _initial(
-    spec: RNNSpec, x: Tensor, hx: States | None, starts: States | None, parts: Stretches
-) -> States:
-    """The states `[L*D, S, P or H]` that the segments start from."""
-    shapes = spec.state_shapes(len(parts.sequence))
-    if hx is None and starts is None:
-        return tuple([x.new_zeros(shape) for shape in shapes])
-    goes_on = parts.first.expand(spec.num_layers * spec.num_directions, -1)
-    if spec.num_directions == 2:
-        last = torch.zeros_like(parts.first)
-        last[parts.ending] = True
-        goes_on = goes_on.clone()
-        goes_on[1::2] = last
-    which, found = goes_on.unsqueeze(2), []
-    for index in range(len(shapes)):
-        on = 0 if hx is None else hx[index].index_select(1, parts.sequence)
-        anew = 0 if starts is None else _anew(starts[index], parts)
-        found.append(torch.where(which, on, anew))
-    return tuple(found)
-
-
-def _anew(start: Tensor, parts: Stretches) -> Tensor:
-    """The states `[L*D, S, P or H]` of segments that start at a reset, from `starting_states`."""
-    if start.dim() == 3:
-        return start.unsqueeze(2).expand(-1, -1, len(parts.sequence), -1).flatten(0, 1)
-    # The backward direction enters a segment over the reset behind it. There is none behind the
-    # last segment, which goes on from hx.
-    steps = parts.start, parts.stop.clamp(max=start.shape[1] - 1)
-    directions = [start[:, steps[d], parts.sequence, d] for d in range(start.shape[3])]
-    return torch.stack(directions, 1).flatten(0, 1)
-
-
-def _last(spec: RNNSpec, state: Tensor, parts: Stretches) -> Tensor:
-    """A state of h_n `[L*D, B, P or H]`, taken from the segment in which each direction ends."""
-    forward = state.index_select(1, parts.ending)
-    if spec.num_directions == 1:
-        return forward
-    backward = state.index_select(1, parts.beginning)
-    directions = torch.arange(state.shape[0], dtype=torch.int64, device=state.device) % 2
-    return torch.where((directions == 1)[:, None, None], backward, forward)
-
-
-def _counting(like: Tensor) -> Tensor:
-    return torch.arange(len(like), dtype=torch.int64, device=like.device)
