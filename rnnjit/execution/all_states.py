@@ -156,7 +156,7 @@ def _forward_states(
     """What `Backend.forward_states` returns, checked."""
     try:
         output = backend.forward_states(layer, rows, x, hx, weights, recorded)
-        _check_states(backend, layer, rows, x, output)
+        check_states(backend, layer, rows, x, output)
     except Exception as error:
         blame(error, recorded=recorded and backend.differentiable)
         raise
@@ -306,7 +306,7 @@ class _Facts:
         return tensor.shape, tensor.dtype, tensor.device, address
 
 
-def _check_states(
+def check_states(
     backend: Backend, layer: LayerSpec, rows: Rows, x: Tensor, output: LayerOutput
 ) -> None:
     """Check what `Backend.forward_states` returned.

@@ -2,10 +2,12 @@
 
 A graph holds one node for the whole sequence, whatever its length. The node holds the name of the
 backend that the user asked for ("auto" included). The backend is chosen when the node runs, for the
-actual sizes:
+actual sizes (`rnnjit.execution.traced_layer`):
 
     rnnjit::layer           x, hx, weights -> y, h_n
     rnnjit::layer_backward  x, hx, weights, y, h_n and their gradients -> the gradients needed
+    rnnjit::batch_sizes     the batch sizes of a PackedSequence, checked
+    rnnjit::zero_states     initial states, where only the batch sizes say how many
 
 Eager mode does not use these operators: an `autograd.Function` has a fifth of their overhead. This
 module is imported only when something is traced, since torch.library imports torch's compiler.
@@ -13,38 +15,39 @@ module is imported only when something is traced, since torch.library imports to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op, register_autograd
 
-from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
+from rnnjit.backend import Backend, LayerOutput, States
 from rnnjit.cells import Cell
-from rnnjit.dispatch.blame import blame
-from rnnjit.dispatch.choice import choose, fallback_for
-from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
-from rnnjit.dispatch.registry import by_key
-from rnnjit.execution.validate_backend import check_grads, check_output
-from rnnjit.reference import layer_backward
-from rnnjit.runtime.torch_private import autograd_allowed
-from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
-
-# Backends whose forward pass saves more than y. A graph does not hold it, so they rerun forward.
-_SAVING: set[str] = set()
+from rnnjit.execution.batch_sizes import check_counts
+from rnnjit.execution.traced_layer import TracedLayer, run_backward, run_forward
+from rnnjit.spec import LayerSpec, Problem, Rows, integers
 
 
 class TracedBackend(Backend):
-    """Adds `rnnjit::layer` to the graph being traced; the node chooses a backend when it runs."""
+    """Adds `rnnjit::layer` to the graph being traced; the node chooses a backend when it runs.
+
+    Args:
+        key: key of the backend that the user asked for.
+        reset: boolean `[T, B]`, where sequences start anew, or None.
+        starts: for each layer, in the order of the calls of `forward`, what a reset puts in the
+            place of each state; an empty tuple for zeros.
+    """
 
     name = "traced"
     devices = None
     differentiable = True
 
-    def __init__(self, key: str) -> None:
-        self.key = key
+    def __init__(
+        self, key: str, reset: Tensor | None = None, starts: Sequence[States] = ()
+    ) -> None:
+        self.key, self.reset = key, reset
+        self._starts: Iterator[States] = iter(starts)
 
     def forward(
         self,
@@ -56,21 +59,67 @@ class TracedBackend(Backend):
         keep: bool,
     ) -> LayerOutput:
         """Call the operator, which becomes one node of the graph."""
-        y, *h_n = torch.ops.rnnjit.layer(
-            *(x, rows.batch_sizes, rows.T, list(hx), list(weights)),
-            *(layer.cell.text, layer.hidden_size, layer.bias, layer.proj_size, keep, self.key),
+        return self._added(layer, rows, x, hx, weights, keep, record=False)
+
+    def records_states(self, layer: LayerSpec, problem: Problem) -> bool:
+        """Always: the backend that is chosen does, or else the reference."""
+        return True
+
+    def forward_states(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """As `forward`, with the states of every step."""
+        return self._added(layer, rows, x, hx, weights, keep, record=True)
+
+    def _added(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        keep: bool,
+        *,
+        record: bool,
+    ) -> LayerOutput:
+        reset_to = next(self._starts, ())
+        y, *states = torch.ops.rnnjit.layer(
+            *(x, rows.batch_sizes, rows.T, list(hx), list(weights), self.reset, list(reset_to)),
+            *(layer.cell.text, layer.hidden_size, layer.bias, layer.proj_size),
+            *(record, keep, self.key),
         )
-        return LayerOutput(y, tuple(h_n))
+        return LayerOutput(y, tuple(states[: len(hx)]), (), tuple(states[len(hx) :]))
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-# Calls a function outside of the graph being traced, with a graph break.
-untraced: Callable[..., Any] = torch.compiler.disable(  # type: ignore[no-untyped-call]  # torch has no types here
-    _call, reason="the sizes of a packed batch are not known while tracing"
-)
+def _untraced(reason: str) -> Callable[..., Any]:
+    return torch.compiler.disable(_call, reason=reason)  # type: ignore[no-untyped-call,no-any-return]  # torch has no types here
+
+
+#: By why: what calls a function outside of the graph being traced, with a graph break.
+UNTRACED = {
+    "transform": _untraced(
+        "inside a torch.func transform, a call of a compiled layer with packed input, reset or "
+        "return_states is not traced"
+    ),
+    "autocast": _untraced(
+        "under autocast torch's own layer runs, and torch does not trace it with packed input, nor "
+        "rnnjit its reset and return_states"
+    ),
+    "assigned": _untraced(
+        "torch's own layer runs, since what its forward uses was assigned, and torch does not "
+        "trace it with packed input, nor rnnjit its reset and return_states"
+    ),
+}
 
 
 @custom_op("rnnjit::layer", mutates_args=())
@@ -80,10 +129,13 @@ def layer_op(
     steps: int,
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
+    reset: Tensor | None,
+    reset_to: Sequence[Tensor],
     cell: str,
     hidden_size: int,
     bias: bool,
     proj_size: int,
+    record: bool,
     needs_grad: bool,
     backend: str,
 ) -> list[Tensor]:
@@ -95,38 +147,30 @@ def layer_op(
         steps: T.
         hx: each state `[D, B, P or H]`.
         weights: the weights of every direction, in nn.RNN's order.
+        reset: boolean `[T, B]`, where the sequences of a dense batch start anew, or None.
+        reset_to: for each state, what a reset puts in its place, `[T, B, D, P or H]` or
+            `[D, P or H]`; empty for zeros.
         cell: the cell, as `Cell.text`.
         hidden_size: H.
         bias: whether the weights include biases.
         proj_size: P, or 0.
+        record: whether to return every state of every step.
         needs_grad: whether a backward pass may follow.
         backend: key of the backend that the user asked for, see `key_of`.
 
     Returns:
-        y `[N, D*P]`, then each state of h_n `[D, B, P or H]`, all contiguous.
+        y `[N, D*P]`, then each state of h_n `[D, B, P or H]`, then with `record` each state after
+        the first after every step, `[N, D*H]`; all contiguous.
 
     Raises:
         UnsupportedError: the backend that the user named declines the call.
         BackendError: the backend broke its contract, and no other may run the call.
     """
-    layer = _layer(x, hx, cell, hidden_size, bias, proj_size)
-    rows, chosen = _meet(layer, x, batch_sizes, steps, hx, needs_grad, backend)
-    x, states = x.contiguous(), tuple(state.contiguous() for state in hx)
-
-    def run(by: Backend) -> LayerOutput:
-        try:
-            with torch.no_grad():
-                output = by.forward(layer, rows, x, states, weights, needs_grad)
-            check_output(by, layer, rows, x, output)
-        except Exception as error:
-            blame(error, recorded=False)
-            raise
-        if any(tensor.numel() for tensor in output.saved):
-            _SAVING.add(by.name)
-        return output
-
-    output = chosen.fallback.run(chosen.backend, run)
-    return [tensor.contiguous() for tensor in (output.y, *output.h_n)]
+    call = _as_call(
+        *(x, batch_sizes, steps, hx, weights, reset, reset_to, cell, hidden_size, bias, proj_size),
+        backend,
+    )
+    return run_forward(call, needs_grad, record)
 
 
 @layer_op.register_fake
@@ -136,16 +180,21 @@ def _(
     steps: int,
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
+    reset: Tensor | None,
+    reset_to: Sequence[Tensor],
     cell: str,
     hidden_size: int,
     bias: bool,
     proj_size: int,
+    record: bool,
     needs_grad: bool,
     backend: str,
 ) -> list[Tensor]:
     directions, _, features = hx[0].shape
     states = [state.new_empty(state.shape) for state in hx]
-    return [x.new_empty((x.shape[0], directions * features)), *states]
+    widths = [directions * state.shape[2] for state in hx[1:]] if record else []
+    y, *after = (x.new_empty((x.shape[0], c)) for c in (directions * features, *widths))
+    return [y, *states, *after]
 
 
 @custom_op("rnnjit::layer_backward", mutates_args=())
@@ -155,6 +204,8 @@ def layer_backward_op(
     steps: int,
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
+    reset: Tensor | None,
+    reset_to: Sequence[Tensor],
     outputs: Sequence[Tensor],
     grads: Sequence[Tensor],
     given: Sequence[bool],
@@ -173,10 +224,13 @@ def layer_backward_op(
         steps: as in `rnnjit::layer`.
         hx: as in `rnnjit::layer`.
         weights: as in `rnnjit::layer`.
+        reset: as in `rnnjit::layer`.
+        reset_to: as in `rnnjit::layer`.
         outputs: the outputs of `rnnjit::layer`.
         grads: the gradients of those outputs that have one.
         given: for each output, whether it has a gradient.
-        needs: whether to compute the gradient of x, of each state, and of each weight.
+        needs: whether to compute the gradient of x, of each state of hx, of each weight, and of
+            each state of `reset_to`.
         cell: as in `rnnjit::layer`.
         hidden_size: as in `rnnjit::layer`.
         bias: as in `rnnjit::layer`.
@@ -186,46 +240,11 @@ def layer_backward_op(
     Returns:
         The gradients that are needed, in the order of `needs`; none shares memory with an input.
     """
-    layer = _layer(x, hx, cell, hidden_size, bias, proj_size)
-    rows, chosen = _meet(layer, x, batch_sizes, steps, hx, True, backend)
-    x, states = x.contiguous(), tuple(state.contiguous() for state in hx)
-    left = iter(grads)
-    grad_y, *grad_h_n = (next(left) if present else None for present in given)
-    split = 1 + len(states)
-    wanted = Needs(needs[0], tuple(needs[1:split]), tuple(needs[split:]))
-    by = chosen.backend
-
-    def reference() -> LayerGrads:
-        return layer_backward(layer, rows, x, states, weights, grad_y, tuple(grad_h_n), wanted)
-
-    def compiled() -> LayerGrads:
-        if by.differentiable:
-            return reference()
-        try:
-            return own()
-        except Exception as error:
-            blame(error, recorded=False)
-            raise
-
-    def own() -> LayerGrads:
-        output = LayerOutput(outputs[0], tuple(outputs[1:]))
-        if by.name in _SAVING:
-            output = by.forward(layer, rows, x, states, weights, True)
-        found = by.backward(
-            *(layer, rows, x, states, weights, output, grad_y, tuple(grad_h_n), wanted)
-        )
-        check_grads(by, x, states, weights, wanted, found)
-        return found
-
-    # Inside an operator torch disables autograd, but a backend may use it in its backward pass.
-    with torch.no_grad(), autograd_allowed(required=by.differentiable):
-        policy = RAISE if by.differentiable else chosen.fallback
-        result = policy.or_else(by, compiled, reference, "the reference")
-    found = [result.x, *result.hx, *result.weights]
-    return _apart(
-        [grad for grad, need in zip(found, needs, strict=True) if need and grad is not None],
-        [x, *hx, *weights, *outputs, *grads],
+    call = _as_call(
+        *(x, batch_sizes, steps, hx, weights, reset, reset_to, cell, hidden_size, bias, proj_size),
+        backend,
     )
+    return run_backward(call, outputs, grads, given, needs)
 
 
 @layer_backward_op.register_fake
@@ -235,6 +254,8 @@ def _(
     steps: int,
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
+    reset: Tensor | None,
+    reset_to: Sequence[Tensor],
     outputs: Sequence[Tensor],
     grads: Sequence[Tensor],
     given: Sequence[bool],
@@ -245,99 +266,122 @@ def _(
     proj_size: int,
     backend: str,
 ) -> list[Tensor]:
-    inputs = (x, *hx, *weights)
+    inputs = (x, *hx, *weights, *reset_to)
     return [t.new_empty(t.shape) for t, need in zip(inputs, needs, strict=True) if need]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, batch_sizes, steps, hx, weights, *options, _, backend = inputs
+    x, batch_sizes, steps, hx, weights, reset, reset_to, *options, _, _, backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, batch_sizes, *hx, *output, *weights)
-    ctx.steps, ctx.states, ctx.options = steps, len(hx), (*options, backend)
+    ctx.save_for_backward(x, batch_sizes, reset, *hx, *weights, *reset_to, *output)
+    ctx.steps, ctx.options = steps, (*options, backend)
+    ctx.counts = len(hx), len(weights), len(reset_to)
 
 
 def _backward(ctx: Any, output_grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    x, batch_sizes, *rest = ctx.saved_tensors
-    states = ctx.states
-    hx, outputs, weights = rest[:states], rest[states : 2 * states + 1], rest[2 * states + 1 :]
-    needs_x, _, _, needs_hx, needs_weights = ctx.needs_input_grad[:5]
-    needs = [needs_x, *needs_hx, *needs_weights]
+    x, batch_sizes, reset, *rest = ctx.saved_tensors
+    left = iter(rest)
+    hx, weights, reset_to = ([next(left) for _ in range(count)] for count in ctx.counts)
+    needs_x, _, _, needs_hx, needs_weights, _, needs_to = ctx.needs_input_grad[:7]
+    needs = [needs_x, *needs_hx, *needs_weights, *needs_to]
     given = [grad is not None for grad in output_grads]
     found: list[Tensor] = []
     if any(given):
         arrived = [grad for grad in output_grads if grad is not None]
         found = layer_backward_op(
-            *(x, batch_sizes, ctx.steps, hx, weights, outputs, arrived, given, needs),
+            *(x, batch_sizes, ctx.steps, hx, weights, reset, reset_to),
+            *(list(left), arrived, given, needs),
             *ctx.options,
         )
-    left = iter(found)
-    grads = [next(left, None) if need else None for need in needs]
-    return grads[0], None, None, grads[1 : 1 + states], grads[1 + states :], *([None] * 6)
+    gradients = iter(found)
+    grads = iter([next(gradients, None) if need else None for need in needs])
+    of_x = next(grads)
+    of_hx, of_weights, of_to = ([next(grads) for _ in range(count)] for count in ctx.counts)
+    return of_x, None, None, of_hx, of_weights, None, of_to, *([None] * 7)
 
 
 register_autograd(layer_op, _backward, setup_context=_save)
 
 
-class _Chosen(NamedTuple):
-    """The backend chosen for a call, and the policy if it raises."""
+@custom_op("rnnjit::batch_sizes", mutates_args=())
+def batch_sizes_op(sizes: Tensor, rows: int, batch: int) -> Tensor:
+    """Check the values of the batch sizes of a PackedSequence, which are unknown while tracing.
 
-    backend: Backend
-    fallback: Fallback
+    Args:
+        sizes: int64 `[T]` on the CPU.
+        rows: N, the number of rows of the packed data.
+        batch: B, the number of sequences.
+
+    Returns:
+        A copy, since the backward pass trusts these numbers long after they were checked.
+
+    Raises:
+        RuntimeError: the sizes grow, are negative, or do not add up to N, or the first is not B.
+    """
+    counts = integers(sizes)
+    check_counts(counts, rows)
+    if sum(counts) != rows:
+        raise RuntimeError(
+            f"input.batch_sizes adds up to {sum(counts)} rows, but input.data has {rows}: in a "
+            "traced graph input.data must have no further rows"
+        )
+    if counts[0] != batch:
+        raise RuntimeError(
+            f"input.batch_sizes begins with {counts[0]} sequences, but hx or input.sorted_indices "
+            f"has {batch}"
+        )
+    return sizes.clone(memory_format=torch.contiguous_format)
 
 
-def _layer(
-    x: Tensor, hx: Sequence[Tensor], cell: str, hidden_size: int, bias: bool, proj_size: int
-) -> LayerSpec:
-    """The layer that an operator's arguments describe."""
-    directions = hx[0].shape[0]
-    return LayerSpec(Cell.parse(cell), x.shape[1], hidden_size, directions, bias, proj_size)
+@batch_sizes_op.register_fake
+def _(sizes: Tensor, rows: int, batch: int) -> Tensor:
+    return sizes.new_empty(sizes.shape)
 
 
-def _meet(
-    layer: LayerSpec,
+@custom_op("rnnjit::zero_states", mutates_args=())
+def zero_states_op(
+    data: Tensor, sizes: Tensor, count: int, features: Sequence[int]
+) -> list[Tensor]:
+    """Make the states that a packed call starts from, where only the batch sizes say how many.
+
+    Args:
+        data: the packed data, whose dtype and device the states get.
+        sizes: int64 `[T]` on the CPU; the first one is B.
+        count: L*D.
+        features: for each state its features.
+
+    Returns:
+        Each state `[L*D, B, features]`, zeros.
+
+    Raises:
+        RuntimeError: B is negative.
+    """
+    batch = int(sizes[0])
+    return [data.new_zeros((count, batch, columns)) for columns in features]
+
+
+@zero_states_op.register_fake
+def _(data: Tensor, sizes: Tensor, count: int, features: Sequence[int]) -> list[Tensor]:
+    batch = torch.library.get_ctx().new_dynamic_size()
+    return [data.new_empty((count, batch, columns)) for columns in features]
+
+
+def _as_call(
     x: Tensor,
     batch_sizes: Tensor | None,
     steps: int,
     hx: Sequence[Tensor],
-    needs_grad: bool,
-    key: str,
-) -> tuple[Rows, _Chosen]:
-    """The rows of an operator's arguments, and the backend chosen for them."""
-    rows = Rows(steps, hx[0].shape[1], x.shape[0], batch_sizes)
-    packed = batch_sizes is not None
-    where, index = x.device.type, x.get_device()
-    problem = Problem(x.dtype, where, steps, rows.B, rows.N, packed, needs_grad, index)
-    return rows, _choose(layer, problem, key, GENERATION.now, torch.get_num_threads())
-
-
-@lru_cache(maxsize=512)
-def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int, threads: int) -> _Chosen:
-    # What `tune` measured holds for one generation and thread count.
-    spec = RNNSpec(
-        layer.input_size,
-        layer.hidden_size,
-        cell=layer.cell,
-        bias=layer.bias,
-        bidirectional=layer.num_directions == 2,
-        proj_size=layer.proj_size,
-    )
-    wanted = by_key(key)
-    chosen = choose(spec, problem, wanted, traced=True)
-    return _Chosen(chosen, fallback_for(spec, problem, wanted))
-
-
-def _apart(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """Make the outputs contiguous, and copy those that share memory with an input or each other.
-
-    A custom operator must not return such tensors, but the two biases of a direction have the same
-    gradient, and a backend may return one tensor for both.
-    """
-    taken = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    apart = []
-    for output in outputs:
-        fresh = output.contiguous()
-        if fresh.untyped_storage().data_ptr() in taken:
-            fresh = fresh.clone()
-        taken.add(fresh.untyped_storage().data_ptr())
-        apart.append(fresh)
-    return apart
+    weights: Sequence[Tensor],
+    reset: Tensor | None,
+    reset_to: Sequence[Tensor],
+    cell: str,
+    hidden_size: int,
+    bias: bool,
+    proj_size: int,
+    backend: str,
+) -> TracedLayer:
+    """The layer and the tensors that an operator's arguments describe."""
+    directions, batch, _ = hx[0].shape
+    layer = LayerSpec(Cell.parse(cell), x.shape[1], hidden_size, directions, bias, proj_size)
+    rows = Rows(steps, batch, x.shape[0], batch_sizes)
+    return TracedLayer(layer, backend, x, rows, tuple(hx), weights, reset, tuple(reset_to))

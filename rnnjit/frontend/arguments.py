@@ -11,7 +11,13 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnjit.backend import States
 from rnnjit.cells import Cell
 from rnnjit.execution.stack import dense_output
-from rnnjit.frontend.packed import check_batch_sizes, check_order, first_size, permute_state
+from rnnjit.frontend.packed import (
+    check_batch_sizes,
+    check_order,
+    check_sizes_tensor,
+    first_size,
+    permute_state,
+)
 from rnnjit.runtime.torch_private import any_autocast
 from rnnjit.spec import RNNSpec, Rows
 
@@ -183,6 +189,38 @@ def _prepare_packed(spec: RNNSpec, weight: Tensor, packed: PackedSequence, hx: A
     # A copy, since the backward pass trusts these numbers long after they were checked.
     rows = Rows(len(counts), batch, total, sizes.clone(memory_format=torch.contiguous_format))
     return Prepared(data[:total].contiguous(), states, rows, packed, True)
+
+
+def check_packed(
+    spec: RNNSpec, weight: Tensor, packed: PackedSequence, hx: Any
+) -> tuple[int | None, States | None]:
+    """Check packed arguments as `prepare` does, but for the values of their batch sizes.
+
+    Returns:
+        B, or None if only the batch sizes say it; and each state `[L*D, B, P or H]` in the order of
+        the rows, or None for zeros.
+    """
+    data, order, back = packed.data, packed.sorted_indices, packed.unsorted_indices
+    _expect_tensor("input.data", data)
+    if data.layout is not torch.strided or data.is_nested:
+        raise _not_dense("input.data", data)
+    check_sizes_tensor(packed.batch_sizes, given_state=hx is not None)
+    given = as_states(spec, hx, indexed=order is not None)
+    batch = None
+    if order is not None:
+        batch = order.shape[0]
+    elif given is not None:
+        if given[0].dim() != 3:
+            raise RuntimeError(f"hx must be 3-D, got {given[0].dim()}-D: {_of(given[0])}")
+        batch = given[0].shape[1]
+    elif back is not None:
+        batch = back.shape[0]
+    states = _packed_states(spec, weight, data, hx, order, batch)
+    if batch is not None:
+        check_order("input.unsorted_indices", back, batch, data)
+    _check_dtypes(weight, states)
+    _check_devices(weight, data, states)
+    return batch, states
 
 
 def _packed_states(

@@ -17,13 +17,14 @@ from rnnjit.dispatch.registry import key_of, resolve
 from rnnjit.execution.fast_call import fast_call
 from rnnjit.execution.recompute import RecomputingFallback, recomputing
 from rnnjit.execution.stack import run_stack
-from rnnjit.frontend.arguments import Result, as_hx, initial_states, prepare, restore
+from rnnjit.frontend.arguments import Result, as_hx
 from rnnjit.frontend.capture import weight_names
 from rnnjit.frontend.compiled_class import HasSourceClass
-from rnnjit.frontend.lowering import Call, lower_sequence, needs_grad
+from rnnjit.frontend.lowering import Call, lower_sequence
 from rnnjit.frontend.overrides import fx_node, overriding, scriptable, warn_unquantized
 from rnnjit.frontend.torch_errors import REFUSALS, refusal
-from rnnjit.reference import EagerBackend, ReferenceBackend
+from rnnjit.frontend.traced import run_dense
+from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import (
     LAYER_INTERNALS,
@@ -31,7 +32,6 @@ from rnnjit.runtime.torch_private import (
     never_traced,
     profiler_runs,
     scripting,
-    transforming_while_traced,
 )
 from rnnjit.spec import RNNSpec
 
@@ -41,7 +41,6 @@ _KINDS_KEPT = 4
 #: Attributes whose assignment invalidates the cached fast paths.
 _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "nonlinearity", "training"})
 _REFERENCE = ReferenceBackend()
-_EAGER = EagerBackend()
 _Choices = dict[tuple[Hashable, ...], tuple[Backend, Fallback]]
 
 
@@ -209,29 +208,9 @@ class CompiledBase(HasSourceClass):
         return None
 
     def _traced_call(self, spec: RNNSpec, x: Tensor, hx: Any) -> Result | None:
-        """What torch.compile and torch.export trace: one operator for each layer.
-
-        It is `_call` without the caches, which cannot be traced.
-        """
-        # Imported here, since torch.library imports the whole of torch's compiler.
-        from rnnjit.execution.torch_ops import TracedBackend
-
+        """What torch.compile and torch.export trace of a call with dense input."""
         weights = tuple([getattr(self, name) for name in weight_names(self)])
-        if torch.is_autocast_enabled(weights[0].device.type):
-            return None
-        prepared = prepare(spec, weights[0], x, hx)
-        states = initial_states(spec, prepared)
-        recorded = needs_grad(prepared.x, states, weights)
-        training = getattr(self, "training", False)
-        backend: Backend = TracedBackend(self._key)
-        if transforming_while_traced():
-            backend = _REFERENCE
-        if torch.onnx.is_in_onnx_export():
-            backend = _EAGER  # ONNX has torch's recurrent operators, but not ours
-        y, h_n = run_stack(
-            backend, spec, prepared.rows, prepared.x, states, weights, training, recorded
-        )
-        return restore(spec, prepared, y, h_n)
+        return run_dense(spec, weights, self._key, getattr(self, "training", False), x, hx)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

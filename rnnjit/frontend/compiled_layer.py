@@ -13,11 +13,12 @@ from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
 from rnnjit.execution.all_states import run_stack_states
 from rnnjit.frontend import resets
 from rnnjit.frontend.arguments import AllStates, Result, as_hx, as_states, restore_states
-from rnnjit.frontend.capture import cell_of
+from rnnjit.frontend.capture import cell_of, weight_names
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call
 from rnnjit.frontend.overrides import fx_node, overriding
+from rnnjit.frontend.traced import run_any, why_not_traced
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import FlatWeightRefs, never_traced, scripting
@@ -88,18 +89,17 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
         result = self._call(input, hx)
         return self._eager_forward(input, hx) if result is None else result
 
-    def _traced(self, x: Tensor | PackedSequence, hx: Any) -> Result:
-        """What torch.compile and torch.export trace.
-
-        Packed input breaks the graph: the number of rows in a step is unknown while tracing.
-        """
-        if isinstance(x, PackedSequence):
-            _refuse_export("packed input")
-            from rnnjit.execution.torch_ops import untraced
-
-            broken: Result = untraced(self.forward, x, hx)
-            return broken
-        if self._weights_assigned:
+    def _traced(
+        self,
+        x: Tensor | PackedSequence,
+        hx: Any,
+        reset: Any = None,
+        reset_to: Any = None,
+        return_states: bool = False,
+    ) -> Result | ResultWithStates:
+        """What torch.compile and torch.export trace."""
+        plain = reset is None and not return_states and not isinstance(x, PackedSequence)
+        if plain and self._weights_assigned:
             return cast("Result", self._eager_forward(x, hx))
         spec = RNNSpec(
             self.input_size,
@@ -112,8 +112,24 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
             self.bidirectional,
             self.proj_size,
         )
-        result = self._traced_call(spec, x, hx)
-        return self._eager_forward(x, hx) if result is None else result
+        if plain:
+            result = self._traced_call(spec, cast("Tensor", x), hx)
+            return self._eager_forward(x, hx) if result is None else result
+        weights = tuple([getattr(self, name) for name in weight_names(self)])
+        why = "assigned" if self._weights_assigned else why_not_traced(weights[0])
+        if why:
+            from rnnjit.execution.torch_ops import UNTRACED
+
+            _refuse_export(f"packed input, reset= or return_states= here ({why})")
+            untraced = UNTRACED[why]
+            broken: Result = untraced(self.forward, x, hx, reset, reset_to, return_states)
+            return broken
+        if torch.onnx.is_in_onnx_export():
+            _refuse_export("packed input, reset= or return_states= to ONNX")
+        y, h_n, states = run_any(
+            *(spec, weights, self._key, self.training, x, hx, reset, reset_to, return_states)
+        )
+        return (y, h_n) if states is None else (y, h_n, states)
 
     def _extended_call(
         self, x: Any, hx: Any, reset: Any, reset_to: Any, return_states: bool
@@ -128,12 +144,7 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
         if node is not None:
             return cast("Result", node)
         if torch.compiler.is_compiling():
-            _refuse_export("return_states=" if reset is None else "reset=")
-            from rnnjit.execution.torch_ops import untraced
-
-            # The lengths of the segments between resets are unknown while tracing.
-            result: Result = untraced(self._extended_call, x, hx, reset, reset_to, return_states)
-            return result
+            return self._traced(x, hx, reset, reset_to, return_states)
         if reset is None:
             return self._with_states(x, hx)
         return self._with_resets(x, hx, reset, reset_to, return_states)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnnjit.execution.batch_sizes import check_counts
 from rnnjit.spec import integers
 
 
@@ -23,6 +24,14 @@ def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[in
         TypeError: `sizes` is not a Tensor, or not of integers.
         RuntimeError: `sizes` is not an int64 CPU tensor, grows, or does not fit `data`.
     """
+    check_sizes_tensor(sizes, given_state=given_state)
+    counts = integers(sizes)
+    check_counts(counts, data.shape[0] if data.dim() else None)
+    return counts
+
+
+def check_sizes_tensor(sizes: Any, *, given_state: bool) -> None:
+    """Check what is known of batch sizes without their values; as `check_batch_sizes`."""
     if not isinstance(sizes, Tensor):
         empty = isinstance(sizes, (list, tuple)) and not sizes
         raise (IndexError if empty else TypeError)(
@@ -43,19 +52,6 @@ def check_batch_sizes(sizes: Any, data: Tensor, *, given_state: bool) -> list[in
         raise (TypeError if makes_zeros else RuntimeError)(
             f"input.batch_sizes must be 1-D and torch.int64, got {sizes.dim()}-D {sizes.dtype}"
         )
-    counts = integers(sizes)
-    if counts[-1] < 0 or counts != sorted(counts, reverse=True):
-        raise RuntimeError(
-            "input.batch_sizes must never grow from one step to the next nor be negative, "
-            f"got {_some(counts)}"
-        )
-    total = sum(counts)
-    if data.dim() and total > data.shape[0]:
-        raise RuntimeError(
-            f"{_beyond(counts, data.shape[0])} "
-            f"input.batch_sizes adds up to {total} rows, but input.data has {data.shape[0]}"
-        )
-    return counts
 
 
 def first_size(sizes: Any) -> int | None:
@@ -64,19 +60,6 @@ def first_size(sizes: Any) -> int | None:
         return int(sizes[0])
     except (IndexError, RuntimeError, TypeError, ValueError):
         return None
-
-
-def _beyond(counts: list[int], rows: int) -> str:
-    """Torch's sentence for the first step that ends beyond the data.
-
-    Torch is not asked for it: some of its kernels take such sizes, and read beyond the data.
-    """
-    start = 0
-    for count in counts:
-        if start + count > rows:
-            break
-        start += count
-    return f"start ({start}) + length ({count}) exceeds dimension size ({rows})."
 
 
 def permute_state(hx: Tensor, order: Any) -> Tensor:
@@ -116,15 +99,11 @@ def check_order(name: str, order: Any, batch: int, data: Tensor) -> None:
             f"{name} must have an element for each of {batch} sequences, on {data.device}, got "
             f"{order.numel()} on {order.device}"
         )
-    # On other devices reading the values would synchronise, and the device checks them itself.
-    if order.is_cpu and batch:
+    # On other devices reading the values would synchronise, and the device checks them itself. In a
+    # traced graph `index_select` does.
+    if not torch.compiler.is_compiling() and order.is_cpu and batch:
         numbers = integers(order.view(batch))
         low, high = min(numbers), max(numbers)
         if low < 0 or high >= batch:
             wrong = low if low < 0 else high
             raise RuntimeError(f"{name} must lie between 0 and {batch - 1}, got {wrong}")
-
-
-def _some(counts: list[int]) -> str:
-    shown = ", ".join(str(count) for count in counts[:8])
-    return f"[{shown}{', ...' if len(counts) > 8 else ''}]"

@@ -129,6 +129,13 @@ def _check_dense(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a dense Tensor, got {kind}")
 
 
+def time_major(spec: RNNSpec, reset: Tensor) -> Tensor:
+    """The mask as `[T, B]`, in whatever form the input has."""
+    if reset.dim() == 1:
+        return reset.unsqueeze(1)
+    return reset.transpose(0, 1) if spec.batch_first else reset
+
+
 def run(
     spec: RNNSpec,
     x: Tensor,
@@ -152,11 +159,11 @@ def run(
         segment at its last step: from `hx` if that is the last step of the sequence, else from the
         state that the reset after it has in `starts`.
     """
-    batched = x.dim() == 3
+    batched, reset = x.dim() == 3, time_major(spec, reset)
     if not batched:
-        x, reset = x.unsqueeze(1), reset.unsqueeze(1)
+        x = x.unsqueeze(1)
     elif spec.batch_first:
-        x, reset = x.transpose(0, 1), reset.transpose(0, 1)
+        x = x.transpose(0, 1)
     T, B, _ = x.shape
     parts, directions = stretches(reset), spec.num_directions
     packed = PackedSequence(parts.packed(x.flatten(0, 1)), parts.batch_sizes)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parametrizations
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
 from rnnjit.cells import RNN_TANH
@@ -18,6 +17,8 @@ from rnnjit.testing import RecomputeBackend
 
 BACKENDS = [RecomputeBackend(), *(b for b in rnnjit.backends().values() if not b.missing())]
 T, B, I, H = 4, 3, 2, 5
+# No resets, and no states to put in their place.
+NO_RESETS = (None, [])
 # What an operator is told of the layer: the cell, H, whether it has biases, P.
 CELL = (RNN_TANH.text, H, True, 0)
 # Dynamo and Inductor warn of torch's own deprecations when they are first imported.
@@ -74,7 +75,8 @@ def operator_arguments(backend, directions, batch_sizes, grad):
     steps = T if batch_sizes is None else len(batch_sizes)
     shapes = [(rows, I), (directions, B, H), *[(H, I), (H, H), (H,), (H,)] * directions]
     x, h0, *weights = (torch.randn(s, dtype=torch.float64, requires_grad=grad) for s in shapes)
-    return x, batch_sizes, steps, [h0], weights, *CELL, grad, key_of(backend)
+    given = x, batch_sizes, steps, [h0], weights, *NO_RESETS
+    return *given, *CELL, False, grad, key_of(backend)
 
 
 # By torch's own checks, which look at the gradients of tensors that they made.
@@ -92,9 +94,10 @@ def test_the_operators_pass_torchs_own_checks(backend, batch_sizes):
     for grads, through in (([torch.ones_like(y)], "y"), ([torch.ones_like(h_n)], "h_n")):
         given = [through == "y", through == "h_n"]
         needs = [True, False, *[True, False, True, True] * 2]
-        tensors = (x, batch_sizes, steps, [h0], weights, [y, h_n], grads, given, needs)
+        inputs = (x, batch_sizes, steps, [h0], weights, *NO_RESETS)
         torch.library.opcheck(
-            torch.ops.rnnjit.layer_backward.default, (*tensors, *CELL, arguments[-1])
+            torch.ops.rnnjit.layer_backward.default,
+            (*inputs, [y, h_n], grads, given, needs, *CELL, arguments[-1]),
         )
 
 
@@ -108,7 +111,8 @@ def test_the_operator_is_the_layer(backend):
 
     def operator(x, h0):
         rows = x.reshape(T * B, I)
-        y, h = torch.ops.rnnjit.layer(rows, None, T, [h0], weights, *CELL, True, key)
+        given = rows, None, T, [h0], weights, *NO_RESETS, *CELL
+        y, h = torch.ops.rnnjit.layer(*given, False, True, key)
         return y.view(T, B, 2 * H), h
 
     operator.parameters = rnn.parameters
@@ -217,18 +221,6 @@ def test_transforms_inside_the_graph():
     leaf = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(model(leaf)[0].square().sum(), leaf)
     torch.testing.assert_close(traced(x), expected)
-
-
-def test_packed_input_breaks_the_graph_and_is_right():
-    rnn = Tagger(bidirectional=True).rnn
-    fast = rnnjit.compile(rnn)
-    given = pack_padded_sequence(inputs().detach(), [4, 2, 1])
-    y, h = torch.compile(fast, backend="aot_eager")(given)
-    expected = rnn(given)
-    torch.testing.assert_close((y.data, h), (expected[0].data, expected[1]))
-    torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="sizes of a packed batch"):
-        torch.compile(fast, backend="aot_eager", fullgraph=True)(given)
 
 
 @pytest.mark.parametrize(
