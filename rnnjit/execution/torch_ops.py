@@ -26,6 +26,7 @@ from rnnjit.backend import Backend, LayerOutput, States
 from rnnjit.cells import Cell
 from rnnjit.execution.batch_sizes import check_counts
 from rnnjit.execution.traced_layer import TracedLayer, run_backward, run_forward
+from rnnjit.runtime.torch_private import unknown_size
 from rnnjit.spec import LayerSpec, Problem, Rows, integers
 
 
@@ -362,7 +363,7 @@ def zero_states_op(
 
 @zero_states_op.register_fake
 def _(data: Tensor, sizes: Tensor, count: int, features: Sequence[int]) -> list[Tensor]:
-    batch = torch.library.get_ctx().new_dynamic_size()
+    batch = unknown_size()
     return [data.new_empty((count, batch, columns)) for columns in features]
 
 

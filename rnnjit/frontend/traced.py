@@ -141,7 +141,9 @@ def _prepared(
     batch, states = check_packed(spec, weight, packed, hx)
     if batch is None:
         count, features = spec.num_layers * spec.num_directions, spec.layer(0).state_sizes
-        states = tuple(torch.ops.rnnjit.zero_states(data.new_empty(0), sizes, count, list(features)))
+        states = tuple(
+            torch.ops.rnnjit.zero_states(data.new_empty(0), sizes, count, list(features))
+        )
         batch = states[0].shape[1]
     sizes = torch.ops.rnnjit.batch_sizes(sizes, data.shape[0], batch)
     rows = Rows(sizes.shape[0], batch, data.shape[0], sizes)

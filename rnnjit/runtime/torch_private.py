@@ -83,6 +83,10 @@ NAMES = {
         "the address of the current CUDA stream",
         "torch.cuda.current_stream is asked",
     ),
+    "torch._library.fake_impl.allocate_size": (
+        "a size that is unknown while tracing, also where the graph might break",
+        "torch breaks the graph there, if it may",
+    ),
     "torch._inductor.standalone_compile": (
         "compiling a graph without torch.compile's guards",
         "the inductor backend is missing, and says so",
@@ -480,6 +484,19 @@ def autograd_allowed(*, required: bool) -> Iterator[None]:
         excluded = excluded.remove(key)
     with guard(include(), excluded):
         yield
+
+
+def unknown_size() -> Any:
+    """A size that depends on values, for the results of an operator that is being traced.
+
+    Torch's public function refuses where the graph need not be whole, so that it breaks there.
+    """
+    context = torch.library.get_ctx()
+    allocate = imported("torch._library.fake_impl.allocate_size")
+    shapes = getattr(context, "_shape_env", None)
+    if allocate is None or shapes is None:
+        return context.new_dynamic_size()
+    return allocate(shapes)
 
 
 #: What compiling a graph with Inductor takes.

@@ -1,11 +1,10 @@
 """Protects resets of nn.LSTM and nn.GRU, and `reset_to`, against eager on sequences cut by hand."""
 
-from itertools import pairwise
-
 import pytest
 import torch
+from cut_by_hand import cut_by_hand
+from layer_kinds import as_hx, states
 from torch import nn
-from torch.func import functional_call
 
 import rnnjit
 
@@ -39,50 +38,6 @@ def state_sizes(rnn):
     return (rnn.proj_size or H, H) if isinstance(rnn, nn.LSTM) else (H,)
 
 
-def joined(states):
-    """States as torch takes and gives them."""
-    return states[0] if len(states) == 1 else tuple(states)
-
-
-def split(hx):
-    return hx if isinstance(hx, tuple) else (hx,)
-
-
-def by_hand(rnn, x, hx, reset, to):
-    """Each sequence cut where it is reset, its parts run by eager one after the other.
-
-    `to` has each state as `[L, T, B, D * features]`.
-    """
-    D, ys, lasts = (2 if rnn.bidirectional else 1), [], []
-    for b in range(B):
-        cuts = [0, *(t for t in range(1, T) if reset[t, b]), T]
-        parts, ends = [], []
-        for start, stop in pairwise(cuts):
-            starts = []
-            for h, anew in zip(hx, to, strict=True):
-                ways = [
-                    h[0::D, b]
-                    if start == 0 and not reset[0, b]
-                    else anew[:, start, b].chunk(D, -1)[0],
-                    h[D - 1 :: D, b] if stop == T else anew[:, stop, b].chunk(D, -1)[D - 1],
-                ]
-                starts.append(torch.stack(ways[:D], 1).flatten(0, 1))
-            y, last = functional_call(
-                rnn, dict(rnn.named_parameters()), (x[start:stop, b], joined(starts))
-            )
-            parts.append(y)
-            ends.append(split(last))
-        ys.append(torch.cat(parts))
-        lasts.append([[e, s] for s, e in zip(ends[0], ends[-1], strict=True)])
-    found = []
-    for states in zip(*lasts, strict=True):
-        last = torch.stack([end for end, _ in states], 1)
-        first = torch.stack([start for _, start in states], 1)
-        backward = torch.arange(len(last))[:, None, None] % D == 1
-        found.append(torch.where(backward, first, last))
-    return torch.stack(ys, 1), *found
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_as_if_sequences_were_cut(case):
     kind, options, backend, given, to = CASES[case]
@@ -100,18 +55,18 @@ def test_it_is_as_if_sequences_were_cut(case):
     turned = [start.transpose(1, 2) if first and to == "steps" else start for start in starts]
     y, last = fast(
         x.transpose(0, 1) if first else x,
-        joined(hx) if given else None,
+        as_hx(hx) if given else None,
         reset=RESET.t() if first else RESET,
-        reset_to=joined(turned) if to else None,
+        reset_to=as_hx(turned) if to else None,
     )
-    found = (y.transpose(0, 1) if first else y, *split(last))
+    found = (y.transpose(0, 1) if first else y, *states(last))
 
     cut = kind(I, H, **DOUBLE, **{**options, "batch_first": False})
     cut.load_state_dict(rnn.state_dict())
     wide = [
         start if to == "steps" else start[:, None, None].expand(L, T, B, -1) for start in starts
     ]
-    expected = by_hand(
+    expected = cut_by_hand(
         *(cut, x, hx if given else [torch.zeros_like(h) for h in hx], RESET),
         wide if to else [torch.zeros_like(start) for start in wide],
     )
