@@ -91,7 +91,7 @@ class TracedBackend(Backend):
     ) -> LayerOutput:
         reset_to = next(self._starts, ())
         y, *states = torch.ops.rnnjit.layer(
-            *(x, rows.batch_sizes, rows.T, list(hx), list(weights), self.reset, list(reset_to)),
+            *(x, rows.batch_sizes, rows.T, [*hx, *reset_to], list(weights), self.reset),
             *(layer.cell.text, layer.hidden_size, layer.bias, layer.proj_size),
             *(record, keep, self.key),
         )
@@ -131,7 +131,6 @@ def layer_op(
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     reset: Tensor | None,
-    reset_to: Sequence[Tensor],
     cell: str,
     hidden_size: int,
     bias: bool,
@@ -146,11 +145,11 @@ def layer_op(
         x: `[N, I]`.
         batch_sizes: int64 `[T]` of a packed batch, or None for a dense one.
         steps: T.
-        hx: each state `[D, B, P or H]`.
+        hx: each state `[D, B, P or H]`. After them, for resets that do not lead to zeros, what a
+            reset puts in the place of each: `[T, B, D, P or H]` or `[D, P or H]`. A list of their
+            own could be empty, which AOTInductor does not pass on.
         weights: the weights of every direction, in nn.RNN's order.
         reset: boolean `[T, B]`, where the sequences of a dense batch start anew, or None.
-        reset_to: for each state, what a reset puts in its place, `[T, B, D, P or H]` or
-            `[D, P or H]`; empty for zeros.
         cell: the cell, as `Cell.text`.
         hidden_size: H.
         bias: whether the weights include biases.
@@ -168,8 +167,7 @@ def layer_op(
         BackendError: the backend broke its contract, and no other may run the call.
     """
     call = _as_call(
-        *(x, batch_sizes, steps, hx, weights, reset, reset_to, cell, hidden_size, bias, proj_size),
-        backend,
+        *(x, batch_sizes, steps, hx, weights, reset, cell, hidden_size, bias, proj_size, backend)
     )
     return run_forward(call, needs_grad, record)
 
@@ -182,7 +180,6 @@ def _(
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     reset: Tensor | None,
-    reset_to: Sequence[Tensor],
     cell: str,
     hidden_size: int,
     bias: bool,
@@ -192,6 +189,7 @@ def _(
     backend: str,
 ) -> list[Tensor]:
     directions, _, features = hx[0].shape
+    hx = hx[: len(Cell.parse(cell).states)]
     states = [state.new_empty(state.shape) for state in hx]
     widths = [directions * state.shape[2] for state in hx[1:]] if record else []
     y, *after = (x.new_empty((x.shape[0], c)) for c in (directions * features, *widths))
@@ -206,7 +204,6 @@ def layer_backward_op(
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     reset: Tensor | None,
-    reset_to: Sequence[Tensor],
     outputs: Sequence[Tensor],
     grads: Sequence[Tensor],
     given: Sequence[bool],
@@ -226,12 +223,10 @@ def layer_backward_op(
         hx: as in `rnnjit::layer`.
         weights: as in `rnnjit::layer`.
         reset: as in `rnnjit::layer`.
-        reset_to: as in `rnnjit::layer`.
         outputs: the outputs of `rnnjit::layer`.
         grads: the gradients of those outputs that have one.
         given: for each output, whether it has a gradient.
-        needs: whether to compute the gradient of x, of each state of hx, of each weight, and of
-            each state of `reset_to`.
+        needs: whether to compute the gradient of x, of each tensor of hx, and of each weight.
         cell: as in `rnnjit::layer`.
         hidden_size: as in `rnnjit::layer`.
         bias: as in `rnnjit::layer`.
@@ -242,8 +237,7 @@ def layer_backward_op(
         The gradients that are needed, in the order of `needs`; none shares memory with an input.
     """
     call = _as_call(
-        *(x, batch_sizes, steps, hx, weights, reset, reset_to, cell, hidden_size, bias, proj_size),
-        backend,
+        *(x, batch_sizes, steps, hx, weights, reset, cell, hidden_size, bias, proj_size, backend)
     )
     return run_backward(call, outputs, grads, given, needs)
 
@@ -256,7 +250,6 @@ def _(
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     reset: Tensor | None,
-    reset_to: Sequence[Tensor],
     outputs: Sequence[Tensor],
     grads: Sequence[Tensor],
     given: Sequence[bool],
@@ -267,38 +260,35 @@ def _(
     proj_size: int,
     backend: str,
 ) -> list[Tensor]:
-    inputs = (x, *hx, *weights, *reset_to)
+    inputs = (x, *hx, *weights)
     return [t.new_empty(t.shape) for t, need in zip(inputs, needs, strict=True) if need]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, batch_sizes, steps, hx, weights, reset, reset_to, *options, _, _, backend = inputs
+    x, batch_sizes, steps, hx, weights, reset, *options, _, _, backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, batch_sizes, reset, *hx, *weights, *reset_to, *output)
+    ctx.save_for_backward(x, batch_sizes, reset, *hx, *weights, *output)
     ctx.steps, ctx.options = steps, (*options, backend)
-    ctx.counts = len(hx), len(weights), len(reset_to)
+    ctx.counts = len(hx), len(weights)
 
 
 def _backward(ctx: Any, output_grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     x, batch_sizes, reset, *rest = ctx.saved_tensors
-    left = iter(rest)
-    hx, weights, reset_to = ([next(left) for _ in range(count)] for count in ctx.counts)
-    needs_x, _, _, needs_hx, needs_weights, _, needs_to = ctx.needs_input_grad[:7]
-    needs = [needs_x, *needs_hx, *needs_weights, *needs_to]
+    states, count = ctx.counts
+    hx, weights, outputs = rest[:states], rest[states : states + count], rest[states + count :]
+    needs_x, _, _, needs_hx, needs_weights = ctx.needs_input_grad[:5]
+    needs = [needs_x, *needs_hx, *needs_weights]
     given = [grad is not None for grad in output_grads]
     found: list[Tensor] = []
     if any(given):
         arrived = [grad for grad in output_grads if grad is not None]
         found = layer_backward_op(
-            *(x, batch_sizes, ctx.steps, hx, weights, reset, reset_to),
-            *(list(left), arrived, given, needs),
+            *(x, batch_sizes, ctx.steps, hx, weights, reset, outputs, arrived, given, needs),
             *ctx.options,
         )
-    gradients = iter(found)
-    grads = iter([next(gradients, None) if need else None for need in needs])
-    of_x = next(grads)
-    of_hx, of_weights, of_to = ([next(grads) for _ in range(count)] for count in ctx.counts)
-    return of_x, None, None, of_hx, of_weights, None, of_to, *([None] * 7)
+    left = iter(found)
+    grads = [next(left, None) if need else None for need in needs]
+    return grads[0], None, None, grads[1 : 1 + states], grads[1 + states :], *([None] * 8)
 
 
 register_autograd(layer_op, _backward, setup_context=_save)
@@ -374,7 +364,6 @@ def _as_call(
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     reset: Tensor | None,
-    reset_to: Sequence[Tensor],
     cell: str,
     hidden_size: int,
     bias: bool,
@@ -384,5 +373,6 @@ def _as_call(
     """The layer and the tensors that an operator's arguments describe."""
     directions, batch, _ = hx[0].shape
     layer = LayerSpec(Cell.parse(cell), x.shape[1], hidden_size, directions, bias, proj_size)
-    rows = Rows(steps, batch, x.shape[0], batch_sizes)
-    return TracedLayer(layer, backend, x, rows, tuple(hx), weights, reset, tuple(reset_to))
+    rows, count = Rows(steps, batch, x.shape[0], batch_sizes), len(layer.cell.states)
+    states, reset_to = tuple(hx[:count]), tuple(hx[count:])
+    return TracedLayer(layer, backend, x, rows, states, weights, reset, reset_to)

@@ -150,8 +150,8 @@ def run_backward(
         outputs: what `run_forward` returned.
         grads: the gradients of those outputs that have one.
         given: for each output, whether it has a gradient.
-        needs: whether to compute the gradient of x, of each state of hx, of each weight, and of
-            each state of `reset_to`.
+        needs: whether to compute the gradient of x, of each state of hx, of each state of
+            `reset_to`, and of each weight.
 
     Returns:
         The gradients that are needed, in the order of `needs`; none shares memory with an input.
@@ -166,9 +166,9 @@ def run_backward(
         parts = laid.parts
         of_h_n = [None if grad is None else gradient_of_last(parts, grad) for grad in of_h_n]
     y, *states = (laid.gathered(rows) for rows in (outputs[0], *outputs[split:]))
-    needs_hx, of_weights = needs[1:split], needs[split : split + len(call.weights)]
-    needs_to = needs[split + len(call.weights) :]
-    wanted = Needs(needs[0], _either(needs_hx, needs_to), tuple(of_weights))
+    needs_hx, first = needs[1:split], split + len(call.reset_to)
+    needs_to = needs[split:first]
+    wanted = Needs(needs[0], _either(needs_hx, needs_to), tuple(needs[first:]))
     arguments = (laid.layer, laid.rows, laid.x, laid.hx, laid.weights)
     of_outputs = (laid.gathered(of_y), tuple(of_h_n))
     recorded = any(grad is not None for grad in of_states)
@@ -207,7 +207,7 @@ def run_backward(
         result = policy.or_else(by, compiled, reference, "the reference")
     with torch.no_grad():
         found = _of_the_whole(call, laid, result, needs_hx, needs_to)
-    inputs = [call.x, *call.hx, *call.weights, *call.reset_to]
+    inputs = [call.x, *call.hx, *call.reset_to, *call.weights]
     return _apart(
         [
             torch.zeros_like(of) if grad is None else grad  # no path leads to what has no gradient
@@ -254,10 +254,10 @@ def _of_the_whole(
     needs_hx: Sequence[bool],
     needs_to: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of x, hx, the weights and `reset_to`, from those of a call as it was laid."""
+    """The gradients of x, hx, `reset_to` and the weights, from those of a call as it was laid."""
     parts, directions = laid.parts, call.layer.num_directions
     if parts is None:
-        return [grads.x, *grads.hx, *grads.weights, *[None] * len(call.reset_to)]
+        return [grads.x, *grads.hx, *[None] * len(call.reset_to), *grads.weights]
     of_hx: list[Tensor | None] = [None] * len(needs_hx)
     of_to: list[Tensor | None] = [None] * len(needs_to)
     for index, grad in enumerate(grads.hx):
@@ -266,7 +266,7 @@ def _of_the_whole(
         if grad is not None and needs_to and needs_to[index]:
             of_to[index] = gradient_of_start(parts, directions, grad, call.reset_to[index])
     grad_x = None if grads.x is None else laid.scattered(grads.x)
-    return [grad_x, *of_hx, *grads.weights, *of_to]
+    return [grad_x, *of_hx, *of_to, *grads.weights]
 
 
 def _either(needs_hx: Sequence[bool], needs_to: Sequence[bool]) -> tuple[bool, ...]:

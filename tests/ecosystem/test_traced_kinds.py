@@ -65,25 +65,26 @@ def test_the_operators_pass_torchs_own_checks(kind):
     rnn = make(I, H, bidirectional=True, dtype=torch.float64)
     x = torch.randn(6, I, dtype=torch.float64, requires_grad=True)
     hx = [state.requires_grad_() for state in states(initial(rnn, 3))]
-    rows, steps, reset, to = torch.tensor([3, 2, 1]), 3, None, []
+    rows, steps, reset = torch.tensor([3, 2, 1]), 3, None
     if how == "resets":
         rows, steps = None, 2
         reset = torch.tensor([[True, False, False], [False, True, False]])
-        to = [torch.randn(2, 3, *s.shape[::2], dtype=s.dtype, requires_grad=True) for s in hx]
+        shapes = [(2, 3, *state.shape[::2]) for state in hx]
+        hx += [torch.randn(each, dtype=x.dtype, requires_grad=True) for each in shapes]
     cell = (cell_of(rnn).text, H, True, rnn.proj_size)
     weights, key = list(rnn.parameters()), key_of(backend)
-    arguments = (x, rows, steps, hx, weights, reset, to, *cell, how == "states", True, key)
+    arguments = (x, rows, steps, hx, weights, reset, *cell, how == "states", True, key)
     torch.library.opcheck(ops.layer_op._opoverload, arguments)
     with torch.no_grad():
         outputs = list(torch.ops.rnnjit.layer(*arguments))
-    plain = iter([tensor.detach() for tensor in (x, *hx, *weights, *to)])
-    x, *lists = next(plain), *([next(plain) for _ in of] for of in (hx, weights, to))
-    needs = [True, *[False] * len(hx), *[True, False, True, True, True][: len(weights) // 2] * 2]
-    needs += [True, False][: len(to)]
+    x, *rest = (tensor.detach() for tensor in (x, *hx, *weights))
+    hx, weights = rest[: len(hx)], rest[len(hx) :]
+    of_hx = [how == "resets", *[False] * len(hx)][: len(hx)]
+    needs = [True, *reversed(of_hx), *[True, False, True, True, True][: len(weights) // 2] * 2]
     for place in range(len(outputs)):
         given = [place == other for other in range(len(outputs))]
         grads = [torch.ones_like(outputs[place])]
-        tensors = (x, rows, steps, *lists[:2], reset, lists[2], outputs, grads, given, needs)
+        tensors = (x, rows, steps, hx, weights, reset, outputs, grads, given, needs)
         torch.library.opcheck(torch.ops.rnnjit.layer_backward.default, (*tensors, *cell, key))
 
 

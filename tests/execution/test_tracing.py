@@ -17,8 +17,6 @@ from rnnjit.testing import RecomputeBackend
 
 BACKENDS = [RecomputeBackend(), *(b for b in rnnjit.backends().values() if not b.missing())]
 T, B, I, H = 4, 3, 2, 5
-# No resets, and no states to put in their place.
-NO_RESETS = (None, [])
 # What an operator is told of the layer: the cell, H, whether it has biases, P.
 CELL = (RNN_TANH.text, H, True, 0)
 # Dynamo and Inductor warn of torch's own deprecations when they are first imported.
@@ -75,7 +73,7 @@ def operator_arguments(backend, directions, batch_sizes, grad):
     steps = T if batch_sizes is None else len(batch_sizes)
     shapes = [(rows, I), (directions, B, H), *[(H, I), (H, H), (H,), (H,)] * directions]
     x, h0, *weights = (torch.randn(s, dtype=torch.float64, requires_grad=grad) for s in shapes)
-    given = x, batch_sizes, steps, [h0], weights, *NO_RESETS
+    given = x, batch_sizes, steps, [h0], weights, None
     return *given, *CELL, False, grad, key_of(backend)
 
 
@@ -94,7 +92,7 @@ def test_the_operators_pass_torchs_own_checks(backend, batch_sizes):
     for grads, through in (([torch.ones_like(y)], "y"), ([torch.ones_like(h_n)], "h_n")):
         given = [through == "y", through == "h_n"]
         needs = [True, False, *[True, False, True, True] * 2]
-        inputs = (x, batch_sizes, steps, [h0], weights, *NO_RESETS)
+        inputs = (x, batch_sizes, steps, [h0], weights, None)
         torch.library.opcheck(
             torch.ops.rnnjit.layer_backward.default,
             (*inputs, [y, h_n], grads, given, needs, *CELL, arguments[-1]),
@@ -111,7 +109,7 @@ def test_the_operator_is_the_layer(backend):
 
     def operator(x, h0):
         rows = x.reshape(T * B, I)
-        given = rows, None, T, [h0], weights, *NO_RESETS, *CELL
+        given = rows, None, T, [h0], weights, None, *CELL
         y, h = torch.ops.rnnjit.layer(*given, False, True, key)
         return y.view(T, B, 2 * H), h
 
