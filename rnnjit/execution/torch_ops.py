@@ -102,24 +102,19 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def _untraced(reason: str) -> Callable[..., Any]:
-    return torch.compiler.disable(_call, reason=reason)  # type: ignore[no-untyped-call,no-any-return]  # torch has no types here
-
-
-#: By why: what calls a function outside of the graph being traced, with a graph break.
-UNTRACED = {
-    "transform": _untraced(
-        "inside a torch.func transform, a call of a compiled layer with packed input, reset or "
-        "return_states is not traced"
-    ),
-    "autocast": _untraced(
-        "under autocast torch's own layer runs, and torch does not trace it with packed input, nor "
-        "rnnjit its reset and return_states"
-    ),
-    "assigned": _untraced(
-        "torch's own layer runs, since what its forward uses was assigned, and torch does not "
-        "trace it with packed input, nor rnnjit its reset and return_states"
-    ),
+#: Why a call with packed input, resets or all states is not traced, by a word for it.
+WHY_UNTRACED = {
+    "transform": "a torch.func transform is active, which rnnjit traces for dense input alone, "
+    "without reset and return_states",
+    "autocast": "under autocast torch's own layer runs, which torch does not trace with packed "
+    "input, and which has neither reset nor return_states",
+    "assigned": "torch's own layer runs, since what its forward uses was assigned; torch does not "
+    "trace it with packed input, and it has neither reset nor return_states",
+}
+#: By the same words: what calls a function outside of the graph being traced, with a graph break.
+UNTRACED: dict[str, Callable[..., Any]] = {
+    word: torch.compiler.disable(_call, reason=reason)  # type: ignore[no-untyped-call]  # torch has no types here
+    for word, reason in WHY_UNTRACED.items()
 }
 
 

@@ -74,8 +74,9 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
             AttributeError: `input` or `hx` is not a tensor.
             ValueError: `input` has a wrong rank or dtype, or `reset` or `reset_to` a wrong shape.
             RuntimeError: any other wrong shape, dtype or device; `return_states` where torch would
-                use other weights than the module's parameters; torch.export of a call with
-                packed input, `reset` or `return_states`.
+                use other weights than the module's parameters; in a graph of torch.compile or
+                torch.export a PackedSequence with more rows than its `batch_sizes` add up to;
+                ONNX export of a call with packed input, `reset` or `return_states`.
             IndexError: a PackedSequence without time steps.
             TypeError: `reset` is not a boolean Tensor, or is given with packed input; `reset_to` is
                 not what it must be, or is given without `reset`.
@@ -118,14 +119,22 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
         weights = tuple([getattr(self, name) for name in weight_names(self)])
         why = "assigned" if self._weights_assigned else why_not_traced(weights[0])
         if why:
-            from rnnjit.execution.torch_ops import UNTRACED
+            from rnnjit.execution.torch_ops import UNTRACED, WHY_UNTRACED
 
-            _refuse_export(f"packed input, reset= or return_states= here ({why})")
+            # Where it uses Dynamo (`strict=True`), the graph break is the error.
+            if not torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
+                raise RuntimeError(
+                    f"torch.export cannot trace this call of a compiled layer: {WHY_UNTRACED[why]}"
+                )
             untraced = UNTRACED[why]
             broken: Result = untraced(self.forward, x, hx, reset, reset_to, return_states)
             return broken
         if torch.onnx.is_in_onnx_export():
-            _refuse_export("packed input, reset= or return_states= to ONNX")
+            raise RuntimeError(
+                "a compiled layer's call with packed input, reset or return_states cannot be "
+                "exported to ONNX, which does not have rnnjit's operators: leave it out, give "
+                "padded input instead of packed, or export a model that was not compiled"
+            )
         y, h_n, states = run_any(
             *(spec, weights, self._key, self.training, x, hx, reset, reset_to, return_states)
         )
@@ -149,6 +158,7 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
             return self._with_states(x, hx)
         return self._with_resets(x, hx, reset, reset_to, return_states)
 
+    @never_traced
     def _with_resets(
         self, x: Any, hx: Any, reset: Any, reset_to: Any, return_states: bool
     ) -> Result | ResultWithStates:
@@ -197,18 +207,6 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
         if self._generation != GENERATION.now:
             self._forget_choices()
         return self._choice(call, self._choices)
-
-
-def _refuse_export(what: str) -> None:
-    """Raise a RuntimeError if torch.export traces a call that its graph cannot hold.
-
-    Where it uses Dynamo (`strict=True`), the graph break is the error.
-    """
-    if not torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
-        raise RuntimeError(
-            f"torch.export cannot trace a compiled layer's call with {what}: leave it out, give "
-            "padded input instead of packed, or export a model that was not compiled"
-        )
 
 
 class _Forward(Protocol[StatesT]):

@@ -266,27 +266,6 @@ def test_a_mode_of_torchs_functions_sees_torchs_own_layer(before, make, function
         assert rnnjit.explain(fast, X).calls[0].chosen == "numba"
 
 
-@each_kind
-def test_export_refuses_what_its_graph_cannot_hold(make):
-    fast = rnnjit.compile(make(3, 4))
-    packed = nn.utils.rnn.pack_padded_sequence(X, [5, 2])
-
-    class Packs(nn.Module):
-        def __init__(self, rnn):
-            super().__init__()
-            self.rnn = rnn
-
-        def forward(self, data):
-            return self.rnn(packed._replace(data=data))[0].data
-
-    for model, args, kwargs, what in (
-        (fast, (X,), {"reset": MASK}, "reset="),
-        (Packs(fast), (packed.data,), {}, "packed input"),
-    ):
-        with pytest.raises(RuntimeError, match=rf"torch.export cannot trace .* with {what}"):
-            torch.export.export(model, args, kwargs)
-
-
 @models
 def test_parameters_are_converted_where_torch_swaps_them(make):
     torch.__future__.set_swap_module_params_on_conversion(True)

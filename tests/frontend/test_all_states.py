@@ -364,24 +364,6 @@ def test_a_backward_pass_that_fails_is_replaced_under_auto(monkeypatch):
     torch.testing.assert_close(got, wanted, **CLOSE)
 
 
-# Dynamo itself looks at .grad where it goes on behind a break of the graph.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_inside_a_compiled_model():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn = compiled(nn.LSTM(I, H), "auto")
-
-        def forward(self, x):
-            _, _, ((_, c),) = self.rnn(x * 2, return_states=True)
-            return c + 1
-
-    model, x = Model(), torch.randn(T, B, I)
-    torch.testing.assert_close(torch.compile(model, backend="eager")(x), model(x))
-    with pytest.raises(RuntimeError, match=r"torch\.export cannot trace .* return_states="):
-        torch.export.export(model, (x,), strict=False)
-
-
 def test_a_subclass_and_a_copy():
     class Mine(nn.LSTM):
         pass

@@ -114,22 +114,6 @@ def test_every_backend_gives_the_same():
             torch.testing.assert_close(found, expected, **CLOSE)
 
 
-# Dynamo itself looks at .grad where it goes on behind a break of the graph.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_inside_a_compiled_model():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn = rnnjit.compile(nn.RNN(I, H))
-
-        def forward(self, x, reset):
-            return self.rnn(x * 2, reset=reset)[0] + 1
-
-    model, reset = Model(), MASKS["random"]()
-    x = torch.randn(T, B, I)
-    torch.testing.assert_close(torch.compile(model, backend="eager")(x, reset), model(x, reset))
-
-
 X, RESET = torch.randn(T, B, I), torch.ones(T, B, dtype=torch.bool)
 BAD = {
     "packed": ((pack_sequence([X[:, 0]]),), RESET, TypeError, "dense input"),
