@@ -78,7 +78,11 @@ class Tuning:
 
 
 def tune(
-    module: nn.Module, *inputs: Any, rounds: int = 15, backends: Iterable[str] | None = None
+    module: nn.Module,
+    *inputs: Any,
+    rounds: int = 15,
+    backends: Iterable[str] | None = None,
+    **named: Any,
 ) -> Tuning:
     """Time the backends that `auto` may choose on the calls that `module(*inputs)` makes.
 
@@ -106,6 +110,8 @@ def tune(
         rounds: interleaved samples of each time; fewer than 5 are not stored.
         backends: names of the backends to measure, or None for all. The one that `auto` takes by
             itself is measured too, since the others are compared with it.
+        **named: its keyword arguments, such as `reset`: with resets, what is measured is the packed
+            batch of the segments between them.
 
     Raises:
         TypeError: `module` is not a module, `rounds` is not an int, or `backends` is no list of
@@ -127,7 +133,7 @@ def tune(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     names = selected(backends).keys()
     calls: list[_Call] = []
-    observe(module, inputs, lambda seen: calls.append(_Call(seen, names, rounds)))
+    observe(module, inputs, lambda seen: calls.append(_Call(seen, names, rounds)), named)
     if not calls:
         raise ValueError(
             "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU, nor a cell of one, that an "

@@ -94,7 +94,11 @@ class ComparedCalls:
 
 
 def compare(
-    module: nn.Module, *inputs: Any, rounds: int = 15, backends: Iterable[str] | None = None
+    module: nn.Module,
+    *inputs: Any,
+    rounds: int = 15,
+    backends: Iterable[str] | None = None,
+    **named: Any,
 ) -> ComparedCalls:
     """Run the calls that `module(*inputs)` makes to its recurrent layers on the installed backends.
 
@@ -111,6 +115,8 @@ def compare(
         *inputs: the arguments for `module`.
         rounds: samples of each time, of which the least is used.
         backends: names of the backends to compare with PyTorch, or None for all.
+        **named: its keyword arguments, such as `reset`: with resets, what is measured is the packed
+            batch of the segments between them.
 
     Raises:
         TypeError: `module` is not a module, or `backends` is no list of names.
@@ -133,7 +139,7 @@ def compare(
     def record(seen: Seen) -> None:
         calls[seen.name] = _copy(seen)
 
-    observe(module, inputs, record)
+    observe(module, inputs, record, named)
     if not calls:
         raise ValueError(
             "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU, nor a cell of one, that an "

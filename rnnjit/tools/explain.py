@@ -92,7 +92,7 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(module: nn.Module, *inputs: Any) -> Explanation:
+def explain(module: nn.Module, *inputs: Any, **named: Any) -> Explanation:
     """Report, for every layer and cell in `module`, which backend runs `module(*inputs)` and why.
 
     For a module that is not compiled, the report says what `rnnjit.compile(module)` would do. A
@@ -104,6 +104,8 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
         module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, a compiled one, or any module that
             contains some.
         *inputs: the arguments for `module`.
+        **named: its keyword arguments, such as `reset`. With resets the report is on the packed
+            batch of the segments between them.
 
     Raises:
         TypeError: `module` is not a module.
@@ -120,7 +122,7 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    called = _record_calls(module, inputs) if inputs else {}
+    called = _record_calls(module, inputs, named) if inputs or named else {}
     reports = [
         called.get(name) or _report_uncalled(name, child)
         for name, child in reachable_modules(module)
@@ -132,14 +134,16 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
     return Explanation(tuple(reports))
 
 
-def _record_calls(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, CallReport]:
-    """Report on the first call to each RNN in `module(*inputs)`, at the point of the call."""
+def _record_calls(
+    module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]
+) -> dict[str, CallReport]:
+    """Report on the first call to each RNN in a call of `module`, at the point of the call."""
     reports: dict[str, CallReport] = {}
 
     def record(seen: Seen) -> None:
         reports[seen.name] = _report_call(seen)
 
-    observe(module, inputs, record)
+    observe(module, inputs, record, named)
     return reports
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +40,16 @@ class Seen(NamedTuple):
     return_states: bool
 
 
-def observe(module: nn.Module, inputs: tuple[Any, ...], see: Callable[[Seen], None]) -> None:
-    """Run `module(*inputs)` once and pass the first call to each RNN in it to `see`.
+def observe(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    see: Callable[[Seen], None],
+    named: Mapping[str, Any] | None = None,
+) -> None:
+    """Run `module(*inputs, **named)` once and pass the first call to each RNN in it to `see`.
+
+    A call with `reset` is seen as the call that runs in its place: that of the segments between
+    resets, as one packed batch.
 
     `see` runs at the point of the call, since the model may disable gradients or enable autocast
     around an RNN. A copy of the module runs, on torch's own layers, so that neither the module nor
@@ -52,7 +60,7 @@ def observe(module: nn.Module, inputs: tuple[Any, ...], see: Callable[[Seen], No
         if isinstance(child, (*replaced(), CompiledBase)) and not why_left(child, None):
             _Observer(name, child, see)
     with torch.random.fork_rng():
-        replica(*inputs)
+        replica(*inputs, **(named or {}))
 
 
 def wanted_by(module: nn.Module) -> Backend | None:
@@ -78,8 +86,8 @@ class _Observer:
         self._class: Any = self._base if overrides else source
 
     def _forward(self, rnn: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self._see:
-            given = _arguments(*args, **kwargs)
+        *given, reset = _arguments(*args, **kwargs)
+        if self._see and reset is None:
             copy = self._class.__new__(self._class)
             vars(copy).update(vars(rnn))
             self._see.pop()(Seen(self._name, kind_of(rnn), copy, self._wanted, *given))
@@ -93,5 +101,5 @@ def _arguments(
     reset: Any = None,
     reset_to: Any = None,
     return_states: bool = False,
-) -> tuple[Any, Any, bool]:
-    return input, hx, return_states
+) -> tuple[Any, Any, bool, Any]:
+    return input, hx, return_states, reset
