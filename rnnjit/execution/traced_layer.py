@@ -6,7 +6,7 @@ the graph only knows the sizes of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
 from rnnjit.dispatch.blame import blame
-from rnnjit.dispatch.choice import choose, fallback_for
-from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
+from rnnjit.dispatch.choice import choose_for_sizes, fallback_for, kind_of
+from rnnjit.dispatch.fallback import RAISE, Fallback
+from rnnjit.dispatch.memory import Memory
 from rnnjit.dispatch.registry import by_key
 from rnnjit.execution.all_states import check_states
 from rnnjit.execution.stretches import (
@@ -95,6 +96,10 @@ class _Chosen(NamedTuple):
 
     backend: Backend
     fallback: Fallback
+
+
+#: By the key of what the user asked for, and what a choice depends on.
+_CHOICES: Memory[tuple[Hashable, ...], _Chosen] = Memory(512)
 
 
 def run_forward(call: TracedLayer, needs_grad: bool, record: bool) -> list[Tensor]:
@@ -281,14 +286,21 @@ def _choice(call: TracedLayer, laid: _Laid, needs_grad: bool) -> tuple[Problem, 
     x, (T, B, N, sizes) = laid.x, laid.rows
     where, index = x.device.type, x.get_device()
     problem = Problem(x.dtype, where, T, B, N, sizes is not None, needs_grad, index)
-    threads = torch.get_num_threads()
-    return problem, _choose(call.layer, problem, call.key, GENERATION.now, threads)
+    spec, answers = _spec(call.layer), _CHOICES.answers()
+    kind = (call.key, *kind_of(spec, problem))
+    chosen = answers.get(kind) or answers.get((*kind, problem))
+    if chosen is None:
+        wanted = by_key(call.key)
+        backend, sizes_matter = choose_for_sizes(spec, problem, wanted, traced=True)
+        chosen = _Chosen(backend, fallback_for(spec, problem, wanted))
+        answers[(*kind, problem) if sizes_matter else kind] = chosen
+    return problem, chosen
 
 
 @lru_cache(maxsize=512)
-def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int, threads: int) -> _Chosen:
-    # What `tune` measured holds for one generation and thread count.
-    spec = RNNSpec(
+def _spec(layer: LayerSpec) -> RNNSpec:
+    """The stack of one layer alone."""
+    return RNNSpec(
         layer.input_size,
         layer.hidden_size,
         cell=layer.cell,
@@ -296,9 +308,6 @@ def _choose(layer: LayerSpec, problem: Problem, key: str, generation: int, threa
         bidirectional=layer.num_directions == 2,
         proj_size=layer.proj_size,
     )
-    wanted = by_key(key)
-    chosen = choose(spec, problem, wanted, traced=True)
-    return _Chosen(chosen, fallback_for(spec, problem, wanted))
 
 
 def _apart(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:

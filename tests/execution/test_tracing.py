@@ -99,6 +99,14 @@ def test_the_operators_pass_torchs_own_checks(backend, batch_sizes):
         )
 
 
+def test_the_operators_for_packed_input_pass_torchs_own_checks():
+    sizes, data = torch.tensor([3, 3, 1]), torch.randn(0)
+    torch.library.opcheck(torch.ops.rnnjit.batch_sizes.default, (sizes, 7, 3))
+    torch.library.opcheck(torch.ops.rnnjit.zero_states.default, (data, sizes, 2, [4, 5]))
+    found = torch.ops.rnnjit.zero_states(data, sizes, 2, [4, 5])
+    torch.testing.assert_close(found, [torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)])
+
+
 @pytest.mark.parametrize("backend", [*BACKENDS, Keeping()], ids=lambda b: b.name)
 def test_the_operator_is_the_layer(backend):
     torch.manual_seed(0)
