@@ -102,6 +102,20 @@ def test_one_graph_for_any_length_and_batch(kind):
     assert counts[-1] == counts[0]
 
 
+def test_gradients_of_what_the_loss_does_not_depend_on():
+    """Of one step, c depends neither on the weight of the projection nor, from zeros, on W_hh."""
+    torch.manual_seed(0)
+    rnn = KINDS["projected"](I, H, dtype=torch.float64)
+    fast = rnnjit.compile(rnn, backend="eager")
+    traced = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    x, leaves, results = torch.randn(1, B, I, dtype=torch.float64), list(rnn.parameters()), []
+    for module in (rnn, traced):
+        _, (_, c) = module(x)
+        results.append(torch.autograd.grad(c.sin().sum(), leaves, materialize_grads=True))
+    torch.testing.assert_close(results[1], results[0], **CLOSE)
+    assert not results[1][-1].any()
+
+
 @inductor
 @pytest.mark.parametrize("kind", first_of("LSTM"))
 def test_inductor(kind):
