@@ -107,7 +107,8 @@ def test_gradients_of_what_the_loss_does_not_depend_on():
     torch.manual_seed(0)
     rnn = KINDS["projected"](I, H, dtype=torch.float64)
     fast = rnnjit.compile(rnn, backend="eager")
-    traced = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    # AOTAutograd would pass zeros on for the gradients of y and h.
+    traced = torch.compile(fast, backend="eager", fullgraph=True)
     x, leaves, results = torch.randn(1, B, I, dtype=torch.float64), list(rnn.parameters()), []
     for module in (rnn, traced):
         _, (_, c) = module(x)

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
 # torch takes sizes that are equal in the first call for one, and 1 for a constant: T, B and N of
 # the first batch are no others.
 LENGTHS = [9, 3, 7], [4, 11], [5, 5, 5, 5], [1, 8, 1, 1, 2, 3]
-SORTED = "sorted", "unsorted"
+#: Whether the sequences came sorted, and whether there is hx.
+WAYS = "sorted-zeros", "unsorted-zeros", "sorted-hx", "unsorted-hx"
 
 
 @pytest.fixture(autouse=True)
@@ -61,16 +62,16 @@ def assert_trains_alike(traced, eager, packed, hx=None):
     torch.testing.assert_close(results[1], results[0], **CLOSE)
 
 
-@pytest.mark.parametrize("kind", kinds_on_few(*SORTED))
-@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
-def test_one_graph_for_any_lengths(kind, given):
-    make, backend, order = kind
+@pytest.mark.parametrize("kind", kinds_on_few(*WAYS))
+def test_one_graph_for_any_lengths(kind):
+    make, backend, way = kind
+    order, given = way.split("-")
     model = Tagger(make)
     fast = rnnjit.compile(model, backend=backend)
     traced = torch.compile(fast, backend="aot_eager", fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for lengths in LENGTHS:
-            hx = initial(model.rnn, len(lengths)) if given else None
+            hx = initial(model.rnn, len(lengths)) if given == "hx" else None
             assert_trains_alike(traced, model, packed_of(lengths, order), hx)
 
 
@@ -102,7 +103,7 @@ def test_all_states():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
-@pytest.mark.parametrize("order", SORTED)
+@pytest.mark.parametrize("order", ["sorted", pytest.param("unsorted", marks=pytest.mark.full)])
 def test_inductor(order):
     model = Tagger(nn.LSTM)
     traced = torch.compile(rnnjit.compile(model), fullgraph=True, dynamic=True)

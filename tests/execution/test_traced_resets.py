@@ -92,6 +92,7 @@ def test_one_graph_for_any_mask(kind):
             assert_trains_alike(traced, model, *inputs(model.rnn, shape, share, way))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_inductor():
     model = Tagger(KINDS["projected"])
@@ -103,7 +104,7 @@ def test_inductor():
 def test_all_states(way):
     model = Tagger(nn.LSTM)
     fast = rnnjit.compile(model)
-    traced = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    traced = torch.compile(fast, backend="eager", fullgraph=True)
     x, hx, reset, to = inputs(model.rnn, *SHAPES[0], way)
     leaves, results = [x, *model.parameters()], []
     for module in (fast, traced):
@@ -112,7 +113,7 @@ def test_all_states(way):
         loss = weigh(y, last) + sum((state * state.cos()).sum() for state in every)
         results.append((y, last, every, torch.autograd.grad(loss, leaves)))
     torch.testing.assert_close(results[1], results[0], **CLOSE)
-    # Only the cell state of the last layer.
+    # Only the cell state of the last layer: with AOTAutograd the other results would get zeros.
     c = traced(x, hx, reset, to, return_states=True)[2][1][1]
     again = fast(x, hx, reset, to, return_states=True)[2][1][1]
     found = [torch.autograd.grad(state.sum(), leaves) for state in (c, again)]
