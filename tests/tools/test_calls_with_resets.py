@@ -47,6 +47,7 @@ def test_inside_a_model():
     assert (call.name, facts(call.problem)) == ("rnn", CUT)
 
 
+@pytest.mark.full
 def test_tune_and_compare_measure_it():
     fast = rnnjit.compile(nn.LSTM(3, 4))
     (tuned,) = rnnjit.tune(fast, X, reset=RESET, rounds=1, backends=["numba"]).calls
