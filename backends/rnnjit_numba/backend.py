@@ -15,7 +15,6 @@ from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, 
 from rnnjit.backend import Program, Runner, States, Stepper
 from rnnjit.cells import Cell
 from rnnjit.codegen.backend import CPUBackend
-from rnnjit.codegen.elman import why_not_elman
 from rnnjit.runtime.compile_once import imported
 from rnnjit.runtime.packages import lacking, needed
 from rnnjit_numba import private
@@ -106,10 +105,6 @@ class NumbaBackend(CPUBackend):
         from rnnjit_numba.targets import NAMES
 
         return NAMES
-
-    def why_not_build(self, cell: Cell) -> list[str]:
-        """Programs have the kernels of nn.RNN's cell alone."""
-        return why_not_elman(cell)
 
     def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
         """An object file with the forward kernel and a function that runs the whole stack by it."""

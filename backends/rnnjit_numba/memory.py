@@ -72,6 +72,18 @@ def unpack_arguments(kind: type) -> Any:
     return intrinsic(typer)
 
 
+def write_arguments(kind: type, fields: tuple[str, ...]) -> Any:
+    """Intrinsic `write(address, ...)`: set some fields of the named tuple `kind` at an address."""
+    indices = [kind._fields.index(field) for field in fields]  # type: ignore[attr-defined]  # a NamedTuple class
+
+    def emit(builder: Any, address: Any, *values: Any) -> None:
+        for index, value in zip(indices, values, strict=True):
+            place = builder.add(address, I64(8 * index))
+            builder.store(value, builder.inttoptr(place, I64.as_pointer()), align=8)
+
+    return emitting(1 + len(fields), emit)
+
+
 def copy(lanes: Lanes) -> Any:
     """Intrinsic `copy(to, source, count, width)`: `count` lanes, then zeros up to `width` lanes.
 

@@ -20,6 +20,9 @@ SEGMENT = 1032
 #: Rows that a pass over all rows takes at a time, so that they stay in a core's own cache.
 ROW_BLOCK = 64
 
+#: Rows whose pre-activations a step computes at a time: a multiple of the rows of most tiles.
+Z_ROWS = 72
+
 #: The cost of synchronising with one more thread, in multiply-adds of a thread.
 _SYNC_WORK = 16_000
 #: Up to this many rows, a step is bound by reading the weights: fewer rows take no less time.

@@ -1,11 +1,18 @@
 """A whole stack as one object file for any processor of LLVM's: a program without Python.
 
-    int NAME_forward(int64_t T, int64_t B, const int64_t *batch_sizes, const real *x,
-                     const real *h0, const void *weights, real *y, real *h_n, void *scratch)
+    int32 NAME_forward(int64 T, int64 B, const int64 *batch_sizes, const real *x, states at first,
+                       const void *weights, real *y, last states, void *scratch)
+    int64 NAME_scratch_bytes(int64 B, int64 N)
+
+and, for a stack of one direction, step by step (see `program_step`):
+
+    int32 NAME_prepare(const void *weights, void *prepared)
+    int32 NAME_step(int64 B, const void *prepared, const real *x, states, real *y, void *scratch)
+    int64 NAME_step_scratch_bytes(int64 B)
 
 The sizes of the layers and the offsets of their weights are constants of the program. It runs on
-the calling thread alone, keeps no state between calls and allocates nothing (see `scratch`). It
-returns 0, or 1 if T < 1 or the batch sizes are negative, increase, or do not begin with B.
+the calling thread alone, keeps no state between calls and allocates nothing: see `scratch` for what
+the caller allocates. `program.h` says what the functions take and return.
 """
 
 from __future__ import annotations
@@ -15,169 +22,227 @@ from typing import Any
 
 from llvmlite import ir
 
-from rnnjit import RNNSpec
+from rnnjit import LayerSpec, RNNSpec
 from rnnjit.artifact.weights import Place, layout
 from rnnjit.codegen import Isa
-from rnnjit.codegen.kernel import LINE
-from rnnjit_numba import memory
-from rnnjit_numba.arguments import ForwardArguments
-from rnnjit_numba.context import CodegenContext, CommonFunctions, add_common
+from rnnjit_numba.arguments import ForwardArguments, state_argument
+from rnnjit_numba.context import CodegenContext, add_common
 from rnnjit_numba.forward import add_forward
+from rnnjit_numba.forward_sizes import ForwardSizes
 from rnnjit_numba.numba_lowering import lower
-from rnnjit_numba.plan import FEW_ROWS, TILE_ROWS
-from rnnjit_numba.scratch import BLOCK, packed_bytes
+from rnnjit_numba.program_arguments import add_arguments
+from rnnjit_numba.scratch import Layout
 from rnnjit_numba.simd import I32, I64, load
 from rnnjit_numba.tile_choice import program_tiling
 
 
-def text(spec: RNNSpec, isa: Isa, bits: int, symbol: str) -> str:
-    """LLVM IR of the program, not optimised; `symbol` is the only public function."""
+def functions(spec: RNNSpec, name: str) -> tuple[str, ...]:
+    """The names of a program's public functions, the first two those for whole sequences."""
+    stepping = () if spec.bidirectional else ("prepare", "step", "step_scratch_bytes")
+    return tuple(f"{name}_{each}" for each in ("forward", "scratch_bytes", *stepping))
+
+
+def text(spec: RNNSpec, isa: Isa, bits: int, name: str) -> str:
+    """LLVM IR of the program, not optimised; see `functions` for what is public."""
     context = CodegenContext.of(isa, bits, spec.cell)
     common = add_common(context)
     add_forward(context, common)
-    _add_count(context)
-    _add_zeros(context, common, spec)
-    module = ir.Module(symbol)
-    for name, function in context.symbols.take().items():
-        lower(function, name, module)
-    _define_entry(module, context, spec, isa, symbol)
+    memory_layout = Layout.of(spec, isa, bits // 8)
+    add_arguments(context, common, spec, memory_layout, program_tiling(isa).code)
+    module = ir.Module(name)
+    for symbol, function in context.symbols.take().items():
+        lower(function, symbol, module)
+    program = _Program(module, context, spec, isa, memory_layout)
+    definitions = {
+        "forward": program.define_forward,
+        "scratch_bytes": program.define_scratch_bytes,
+        "prepare": program.define_prepare,
+        "step": program.define_step,
+        "step_scratch_bytes": program.define_step_scratch_bytes,
+    }
+    for public in functions(spec, name):
+        definitions[public.removeprefix(f"{name}_")](public)
     return str(module)
 
 
-def _add_count(context: CodegenContext) -> None:
-    """Write the number of rows, or -1 if the sizes are invalid, to an address."""
-    read_int, write_int = memory.read_int(), memory.write_int()
+class _Program:
+    """Defines the public functions, which call the kernel's functions for each layer.
 
-    def count(T: int, B: int, sizes: int, to: int) -> None:
-        total, before = T * B, B
-        if sizes != 0:
-            total = 0
-            if T > 0 and read_int(sizes) != B:
-                before = -1
-            for t in range(T):
-                size = read_int(sizes + 8 * t)
-                before = -1 if size > before or size < 0 else size
-                total += size
-        if T < 1 or before < 0:
-            total = -1
-        write_int(to, total)
-
-    context.symbols.add(count)
-
-
-def _add_zeros(context: CodegenContext, common: CommonFunctions, spec: RNNSpec) -> None:
-    """Write an initial state of zeros for one layer."""
-    copy_rows, H, D = common.copy_rows, spec.hidden_size, spec.num_directions
-    size = context.lanes.itemsize
-    vectors = -(-H // context.lanes.count)
-
-    def zeros(to: int, B: int) -> None:
-        copy_rows(to, H * size, 0, 0, D * B, 0, vectors, H)
-
-    context.symbols.add(zeros)
-
-
-def _define_entry(
-    module: Any, context: CodegenContext, spec: RNNSpec, isa: Isa, symbol: str
-) -> None:
-    """Define the program's one public function, which calls the kernel for each layer.
-
-    It is emitted instruction by instruction: a few stores of arguments, and a call, per layer.
+    They are emitted instruction by instruction: a few stores of arguments, and a call, per layer.
     """
-    pointer = ir.PointerType()
-    function = ir.Function(module, ir.FunctionType(I32, [I64, I64, *[pointer] * 7]), symbol)
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    T, B = function.args[:2]
-    sizes, x, h0, weights, y, h_n, room = (builder.ptrtoint(a, I64) for a in function.args[2:])
-    size, D = context.lanes.itemsize, spec.num_directions
-    width = D * spec.hidden_size * size
-    base = _rounded_up(builder, room)
-    _call(builder, context, "count", T, B, sizes, base)
-    N = load(builder, base, I64, 8)
-    with builder.if_then(builder.icmp_signed("<", N, I64(0))):
-        builder.ret(I32(1))
-    packed = builder.add(base, I64(BLOCK))
-    largest = max(packed_bytes(spec, index, isa, size) for index in range(spec.num_layers))
-    state = _rounded_up(builder, builder.add(packed, I64(D * largest)))
-    states = builder.mul(B, I64(width))
-    rows = _rounded_up(builder, builder.add(state, states))
-    absent = builder.icmp_signed("==", h0, I64(0))
-    with builder.if_then(absent):
-        _call(builder, context, "zeros", state, B)
-    h0 = builder.select(absent, state, h0)
-    first_from = builder.select(absent, I64(0), states)
-    shared = {
-        "T": T,
-        "B": B,
-        "N": N,
-        "window": N,
-        "sizes": sizes,
-        "slice_rows": B,
-        "scratch": packed,
-    }
-    where = iter(layout(spec, size).places)
-    for index in range(spec.num_layers):
-        out = y if (spec.num_layers - 1 - index) % 2 == 0 else rows
-        fields = {
-            **shared,
-            **_constants(builder, spec, index, isa, size, T, B),
-            **_weights(builder, spec, weights, where),
-            "x": x,
-            "h0": h0,
-            "y": out,
-            "h_n": h_n,
+
+    def __init__(
+        self, module: Any, context: CodegenContext, spec: RNNSpec, isa: Isa, memory_layout: Layout
+    ) -> None:
+        self.module, self.context, self.spec, self.isa = module, context, spec, isa
+        self.layout, self.size = memory_layout, context.lanes.itemsize
+        self.states = len(spec.cell.states)
+
+    def define_forward(self, name: str) -> None:
+        """Define `NAME_forward`."""
+        pointers = 5 + 2 * self.states
+        builder, (T, B, sizes, x, *rest) = self._function(name, I32, [I64, I64], pointers)
+        first, (weights, y), last = (
+            rest[: self.states],
+            rest[self.states :][:2],
+            rest[-1 - self.states : -1],
+        )
+        N = self._call(builder, "count", T, B, sizes)
+        with builder.if_then(builder.icmp_signed("<", N, I64(0))):
+            builder.ret(I32(1))
+        block = self._call(builder, "begin", T, B, N, sizes, room, I64(0))
+        strides = [builder.mul(B, I64(width)) for width in self._state_bytes()]
+        zeros = self._address(builder, block, 2)
+        before, steps = [], []
+        for state, stride in zip(first, strides, strict=True):
+            absent = builder.icmp_signed("==", state, I64(0))
+            with builder.if_then(absent):
+                self._call(builder, "zeros", zeros, B)
+            before.append(builder.select(absent, zeros, state))
+            steps.append(builder.select(absent, I64(0), stride))
+        packed = self._address(builder, block, 1)
+        for index, (layer, places) in enumerate(self._layers()):
+            out = self._rows_after(builder, index, y, block)
+            self._set_layer(builder, block, packed, layer)
+            tensors = {"x": x, "y": out, **_weights(builder, weights, places)}
+            self._set(builder, block, tensors, before, last)
+            self._call(builder, "forward", block, I64(0), I64(1))
+            before = [builder.add(*pair) for pair in zip(before, steps, strict=True)]
+            last = [builder.add(*pair) for pair in zip(last, strides, strict=True)]
+            x = out
+        builder.ret(I32(0))
+
+    def define_scratch_bytes(self, name: str) -> None:
+        """Define `NAME_scratch_bytes`."""
+        builder, (B, N) = self._function(name, I64, [I64, I64], 0)
+        builder.ret(self._call(builder, "scratch_bytes", B, N, I64(0)))
+
+    def define_prepare(self, name: str) -> None:
+        """Define `NAME_prepare`, which packs the weights of all layers."""
+        builder, (weights, prepared) = self._function(name, I32, [], 2)
+        self._refuse_unaligned(builder, prepared)
+        block = self._call(builder, "begin", I64(1), I64(0), I64(0), I64(0), prepared, I64(1))
+        none = [I64(0)] * self.states
+        for packed, (layer, places) in zip(
+            self._prepared(builder, prepared), self._layers(), strict=True
+        ):
+            self._set_layer(builder, block, packed, layer)
+            self._set(builder, block, _weights(builder, weights, places), none, none)
+            self._call(builder, "pack_task", block, I64(0), I64(1))
+        builder.ret(I32(0))
+
+    def define_step(self, name: str) -> None:
+        """Define `NAME_step`, which reads what was prepared."""
+        pointers = 4 + self.states
+        builder, (B, prepared, x, *rest) = self._function(name, I32, [I64], pointers)
+        states, y, room = rest[: self.states], *rest[self.states :]
+        self._refuse_unaligned(builder, prepared)
+        with builder.if_then(builder.icmp_signed("<", B, I64(0))):
+            builder.ret(I32(1))
+        block = self._call(builder, "begin", I64(1), B, B, I64(0), room, I64(1))
+        strides = [builder.mul(B, I64(width)) for width in self._state_bytes()]
+        zero, one = I64(0), I64(1)
+        for index, (packed, (layer, _)) in enumerate(
+            zip(self._prepared(builder, prepared), self._layers(), strict=True)
+        ):
+            out = self._rows_after(builder, index, y, block)
+            self._set_layer(builder, block, packed, layer)
+            self._set(builder, block, {"x": x, "y": out}, states, states)
+            # One step of all rows, in direction 0, of weights that are packed: see `forward`.
+            whole = (zero, zero, B, one, zero, one, zero)
+            alone = (zero, zero, zero, zero, one, zero, zero, zero, zero)
+            self._call(builder, "recur", block, *whole, *alone)
+            states = [builder.add(*pair) for pair in zip(states, strides, strict=True)]
+            x = out
+        builder.ret(I32(0))
+
+    def define_step_scratch_bytes(self, name: str) -> None:
+        """Define `NAME_step_scratch_bytes`."""
+        builder, (B,) = self._function(name, I64, [I64], 0)
+        builder.ret(self._call(builder, "scratch_bytes", B, B, I64(1)))
+
+    def _function(
+        self, name: str, result: Any, integers: list[Any], pointers: int
+    ) -> tuple[Any, list[Any]]:
+        """A public function's builder and its arguments, pointers as integers."""
+        kinds = [*integers, *[ir.PointerType()] * pointers]
+        function = ir.Function(self.module, ir.FunctionType(result, kinds), name)
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        count = len(integers)
+        addresses = [builder.ptrtoint(a, I64) for a in function.args[count:]]
+        return builder, [*function.args[:count], *addresses]
+
+    def _call(self, builder: Any, name: str, *args: Any) -> Any:
+        return builder.call(self.module.globals[self.context.symbols.symbol(name)], args)
+
+    def _refuse_unaligned(self, builder: Any, address: Any) -> None:
+        low = builder.and_(address, I64(63))
+        with builder.if_then(builder.icmp_signed("!=", low, I64(0))):
+            builder.ret(I32(1))
+
+    def _layers(self) -> Iterator[tuple[LayerSpec, list[tuple[str, Place]]]]:
+        """Each layer, with the arguments that its weights are and where these lie."""
+        where = iter(layout(self.spec, self.size).places)
+        for layer in self.spec.layers:
+            kinds = ["w_ih", "w_hh", *(["b_ih", "b_hh"] if layer.bias else [])]
+            kinds += ["w_hr"] if layer.proj_size else []
+            names = [f"{kind}_{d}" for d in range(layer.num_directions) for kind in kinds]
+            yield layer, [(name, next(where)) for name in names]
+
+    def _state_bytes(self) -> list[int]:
+        """Bytes of each state of a layer, for one sequence."""
+        layer = self.spec.layer(0)
+        return [layer.num_directions * width * self.size for width in layer.state_sizes]
+
+    def _prepared(self, builder: Any, prepared: Any) -> list[Any]:
+        """The addresses of the packed weights of each layer."""
+        found, offset = [], self.layout.block
+        for size in self.layout.prepared:
+            found.append(builder.add(prepared, I64(offset)))
+            offset += size
+        return found
+
+    def _address(self, builder: Any, block: Any, behind: int) -> Any:
+        """One of the addresses before the block (see `program_arguments`)."""
+        return load(builder, builder.sub(block, I64(8 * behind)), I64, 8)
+
+    def _rows_after(self, builder: Any, index: int, y: Any, block: Any) -> Any:
+        """Where the rows after a layer are written: alternately, so that the last are in y."""
+        if (self.spec.num_layers - 1 - index) % 2 == 0:
+            return y
+        return self._address(builder, block, 3)
+
+    def _set_layer(self, builder: Any, block: Any, packed: Any, layer: LayerSpec) -> None:
+        """Set the arguments that follow from a layer's sizes."""
+        sizes = ForwardSizes.of(self.isa, self.size, layer, direct=False)
+        in_place = ForwardSizes.of(self.isa, self.size, layer, direct=True)
+        numbers = (*sizes[:4], in_place.packed, layer.input_size)
+        self._call(builder, "set_layer", block, packed, *map(I64, numbers))
+
+    def _set(
+        self, builder: Any, block: Any, tensors: dict[str, Any], before: Any, after: Any
+    ) -> None:
+        """Set the arguments that are addresses of tensors, 0 for those that there are not."""
+        first, *others = zip(before, after, strict=True)
+        given = {"h0": first[0], "h_n": first[1], **tensors}
+        addresses = {
+            ForwardArguments._fields.index(field): given.get(field, I64(0)) for field in _TENSORS
         }
-        block = builder.add(base, I64(8))
-        for at, field in enumerate(ForwardArguments._fields):
-            place = builder.inttoptr(builder.add(block, I64(8 * at)), pointer)
-            builder.store(fields.get(field, I64(0)), place, align=8)
-        _call(builder, context, "forward", block, I64(0), I64(1))
-        x, h0, h_n = out, builder.add(h0, first_from), builder.add(h_n, states)
-    builder.ret(I32(0))
+        for state, pair in enumerate(others, 1):
+            for which, address in enumerate((*pair, I64(0))):
+                addresses[state_argument(ForwardArguments, state, which)] = address
+        for index, address in addresses.items():
+            place = builder.inttoptr(builder.add(block, I64(8 * index)), ir.PointerType())
+            builder.store(address, place, align=8)
 
 
-def _constants(
-    builder: Any, spec: RNNSpec, index: int, isa: Isa, size: int, T: Any, B: Any
-) -> dict[str, Any]:
-    """The arguments that say how a layer is computed: the plan of one thread (see `plan`)."""
-    layer, lanes, vector = spec.layer(index), isa.lanes(size), isa.vector_bytes
-    inputs, hidden = (-(-n // lanes) * lanes * vector for n in (layer.input_size, spec.hidden_size))
-    vectors = -(-spec.hidden_size // lanes)
-    single = builder.icmp_signed("==", T, I64(1))
-    direct = builder.and_(single, builder.icmp_signed("<=", B, I64(FEW_ROWS)))
-    hoist = builder.icmp_signed("<", B, I64(TILE_ROWS))
-
-    def packing(count: int, otherwise: int = 0) -> Any:
-        return builder.select(direct, I64(otherwise), I64(count))
-
-    return {
-        "I": I64(layer.input_size),
-        "H": I64(spec.hidden_size),
-        "P": I64(spec.hidden_size),
-        "D": I64(spec.num_directions),
-        "slices": I64(1),
-        "stride": I64(1),
-        "parts": I64(1),
-        "hoist": builder.zext(hoist, I64),
-        "direct": builder.zext(direct, I64),
-        "tile": I64(program_tiling(isa).code),
-        "packed_inputs": packing(inputs),
-        "packed_row": packing(inputs + hidden),
-        "packed": packing(vectors * (inputs + hidden + vector), vectors * vector),
-    }
+#: The arguments that differ between layers, beside those of `set_layer`.
+_TENSORS = (
+    *("x", "h0", "y", "h_n", "w_ih_0", "w_hh_0", "b_ih_0", "b_hh_0"),
+    *("w_ih_1", "w_hh_1", "b_ih_1", "b_hh_1", "w_hr_0", "w_hr_1"),
+)
 
 
-def _weights(builder: Any, spec: RNNSpec, weights: Any, where: Iterator[Place]) -> dict[str, Any]:
-    """The addresses of a layer's weights, which are the next in the block."""
-    kinds = ("w_ih", "w_hh", "b_ih", "b_hh") if spec.bias else ("w_ih", "w_hh")
-    names = [f"{kind}_{d}" for d in range(spec.num_directions) for kind in kinds]
-    return {name: builder.add(weights, I64(next(where).offset)) for name in names}
-
-
-def _call(builder: Any, context: CodegenContext, name: str, *args: Any) -> None:
-    builder.call(builder.module.globals[context.symbols.symbol(name)], args)
-
-
-def _rounded_up(builder: Any, address: Any) -> Any:
-    """The first address from `address` on at which a cache line begins."""
-    return builder.and_(builder.add(address, I64(LINE - 1)), I64(-LINE))
+def _weights(builder: Any, weights: Any, places: list[tuple[str, Place]]) -> dict[str, Any]:
+    """The addresses of a layer's weights."""
+    return {name: builder.add(weights, I64(place.offset)) for name, place in places}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from rnnjit import LayerSpec, Rows
 from rnnjit.codegen.argument_block import argument_block
 from rnnjit.codegen.forward_call import Recipe
@@ -16,14 +14,13 @@ from rnnjit_numba.arguments import (
     argument_count,
 )
 from rnnjit_numba.cell_layout import CellLayout
+from rnnjit_numba.forward_sizes import ForwardSizes
 from rnnjit_numba.library import library
-from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Plan, plan, window
+from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Z_ROWS, Plan, plan, window
 from rnnjit_numba.tile_shapes import TileShape, Tiling
 
 #: From this many bytes on, scratch memory is allocated; less is part of the argument block.
 _LARGE = 4096
-#: Rows whose pre-activations a step computes at a time: a multiple of the rows of most tiles.
-Z_ROWS = 72
 #: Bytes of input projections that are computed before their steps, so that they stay in a cache,
 #: and the fewest rows of them.
 _WINDOW_BYTES, _LEAST_WINDOW = 1 << 20, 64
@@ -43,14 +40,20 @@ def backward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Pla
 def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> Recipe:
     """How a layer's forward kernel is called for some rows."""
     kernels, size, D = library(kind), kind.bits // 8, layer.num_directions
-    sizes = _ForwardSizes.of(kind, layer, cut)
+    sizes = ForwardSizes.of(kernels.isa, size, layer, direct=cut.direct)
     areas, hoisted = max(cut.threads, D), _hoisted_rows(layer, rows, cut, sizes)
-    z = _aligned(D * sizes.packed)
-    hoisted_at = z + _aligned(areas * sizes.z_size)
+    z_rows = max(1, min(max(cut.slice_rows, cut.tail), Z_ROWS))
+    z, z_size = _aligned(D * sizes.packed), _aligned(z_rows * sizes.z)
+    hoisted_at = z + areas * z_size
     fixed = {
         **_problem(layer, rows, cut, tiling),
-        **sizes._asdict(),
+        "packed_inputs": sizes.packed_inputs,
+        "packed_row": sizes.packed_row,
+        "packed_out": sizes.packed_out,
+        "packed": sizes.packed,
         "hoist": int(cut.hoist),
+        "z_size": z_size,
+        "z_rows": z_rows,
         "z": z,
         "hoisted": hoisted_at,
         "hoisted_size": hoisted * sizes.row,
@@ -65,55 +68,14 @@ def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling)
     return Recipe(kernels.forward, cut.threads, block, scratch // size, inside, sync, (), late)
 
 
-class _ForwardSizes(NamedTuple):
-    """Bytes of parts of the forward kernel's scratch memory, see `ForwardArguments`.
-
-    Attributes:
-        packed_inputs, packed_row, packed_out, packed: of packed weights.
-        z_size, z_rows: of the memory for a few rows; 0 bytes where the cell needs none.
-        row: of one row of pre-activations.
-    """
-
-    packed_inputs: int
-    packed_row: int
-    packed_out: int
-    packed: int
-    z_size: int
-    z_rows: int
-    row: int
-
-    @staticmethod
-    def of(kind: Kind, layer: LayerSpec, cut: Plan) -> _ForwardSizes:
-        """Those of a layer."""
-        kernels, cell = library(kind), CellLayout(layer.cell)
-        lanes, vector = kernels.isa.lanes(kind.bits // 8), kernels.isa.vector_bytes
-        wide_i, wide_h, wide_p = (
-            _vectors(kind, n) for n in (layer.input_size, layer.hidden_size, layer.output_size)
-        )
-        inputs = wide_i * lanes * vector
-        row = inputs + wide_p * lanes * vector
-        out = wide_h * lanes * vector if layer.proj_size else 0
-        if cut.direct:
-            inputs = row = out = 0
-        z_row, parts = wide_h * cell.gates * vector, 1 + cell.apart
-        packed = wide_h * cell.gates * (row + parts * vector)
-        if layer.proj_size:
-            packed += wide_p * (out + vector)
-        z_rows = max(1, min(max(cut.slice_rows, cut.tail), Z_ROWS))
-        z_size = z_rows * (parts * z_row + (wide_h * vector if layer.proj_size else 0))
-        if cell.in_place:
-            z_size = z_row = 0
-        return _ForwardSizes(inputs, row, out, packed, _aligned(z_size), z_rows, z_row)
-
-
-def _window_rows(layer: LayerSpec, rows: Rows, sizes: _ForwardSizes) -> int:
+def _window_rows(layer: LayerSpec, rows: Rows, sizes: ForwardSizes) -> int:
     """Rows whose input projection is computed before their steps."""
     if layer.num_directions == 2:
         return rows.N  # the directions begin at opposite ends
     return max(_LEAST_WINDOW, _WINDOW_BYTES // sizes.row)
 
 
-def _hoisted_rows(layer: LayerSpec, rows: Rows, cut: Plan, sizes: _ForwardSizes) -> int:
+def _hoisted_rows(layer: LayerSpec, rows: Rows, cut: Plan, sizes: ForwardSizes) -> int:
     """Rows of the memory for input projections; none if they are computed by steps, or in y."""
     hoists = (cut.hoist or cut.parts > 1) and not cut.direct
     if not (hoists and sizes.row):

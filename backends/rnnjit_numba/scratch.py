@@ -1,9 +1,17 @@
-"""The layout of a program's scratch memory (see `program`), which the caller allocates.
+"""The memory of a program (see `program`), which its caller allocates.
 
-the number of rows, one word, then the argument block of the forward kernel
-packed weights                 of the layer that is running, all directions
-zeros [D, B, H]                the initial state where none is given
-rows [N, D*H]                  of every second layer before the last; the others are in y
+The scratch memory of a call, for whole sequences or for a step:
+
+ADDRESSES words                addresses of the parts below; then the argument block of the kernel
+packed weights                 of the layer that is running, all directions; not for a step
+zeros [D, B, max(P, H)]        the initial state where none is given; not for a step
+pre-activations                of at most `Z_ROWS` rows, for each direction
+input projections              that are computed before their steps, for each direction; not for a
+                               step
+rows [N, D*P]                  of every second layer before the last; the others are in y
+
+What is prepared once for many steps: an argument block, then the packed weights of all layers.
+Every part begins with a cache line.
 """
 
 from __future__ import annotations
@@ -13,38 +21,58 @@ from typing import NamedTuple
 from rnnjit import RNNSpec
 from rnnjit.codegen import Isa
 from rnnjit.codegen.kernel import LINE
-from rnnjit_numba.arguments import ForwardArguments
+from rnnjit_numba.arguments import ForwardArguments, argument_count
+from rnnjit_numba.forward_sizes import ForwardSizes
 
-#: Bytes of the number of rows and the argument block, in whole cache lines.
-BLOCK = -(-8 * (1 + len(ForwardArguments._fields)) // LINE) * LINE
+#: Words before the argument block.
+ADDRESSES = 4
+#: Rows whose input projection is computed before their steps, if there is one direction.
+WINDOW = 64
 
 
-class Scratch(NamedTuple):
-    """How much scratch memory a call takes: `fixed + B * per_sequence + N * per_row` bytes.
+class Layout(NamedTuple):
+    """Bytes of the parts of a program's memory.
 
     Attributes:
-        fixed: for the arguments and the packed weights.
-        per_sequence: for the initial state.
-        per_row: for the rows between layers.
+        block: of the addresses and the argument block.
+        packed: of the packed weights of the largest layer, all directions.
+        zeros: of the initial state, per sequence.
+        z: of the pre-activations of a row, in one direction.
+        hoisted: of the input projection of a row, in one direction.
+        between: of a row between layers.
+        prepared: of each layer's packed weights, in one direction.
     """
 
-    fixed: int
-    per_sequence: int
-    per_row: int
+    block: int
+    packed: int
+    zeros: int
+    z: int
+    hoisted: int
+    between: int
+    prepared: tuple[int, ...]
+
+    @staticmethod
+    def of(spec: RNNSpec, isa: Isa, size: int) -> Layout:
+        """That of a stack's program for elements of `size` bytes."""
+        layer, D = spec.layer(0), spec.num_directions
+        sizes = [ForwardSizes.of(isa, size, each, direct=False) for each in spec.layers]
+        words = ADDRESSES + argument_count(ForwardArguments, len(spec.cell.states))
+        return Layout(
+            block=aligned(8 * words),
+            packed=aligned(D * max(each.packed for each in sizes)),
+            zeros=D * max(layer.output_size, layer.hidden_size) * size,
+            z=sizes[0].z,
+            hoisted=sizes[0].row,
+            between=D * layer.output_size * size if spec.num_layers > 1 else 0,
+            prepared=tuple(aligned(each.packed) for each in sizes),
+        )
+
+    @property
+    def prepared_bytes(self) -> int:
+        """Bytes of all that is prepared for steps."""
+        return self.block + sum(self.prepared)
 
 
-def scratch(spec: RNNSpec, isa: Isa, bits: int) -> Scratch:
-    """The scratch memory that a call of a stack's program takes."""
-    size, width = bits // 8, spec.num_directions * spec.hidden_size
-    packed = max(packed_bytes(spec, index, isa, size) for index in range(spec.num_layers))
-    between = width * size if spec.num_layers > 1 else 0
-    # Alignment may leave up to a cache line unused before each part.
-    fixed = BLOCK + spec.num_directions * packed + 3 * LINE
-    return Scratch(fixed, width * size, between)
-
-
-def packed_bytes(spec: RNNSpec, index: int, isa: Isa, size: int) -> int:
-    """Bytes of one direction's packed weights and bias."""
-    lanes, layer = isa.lanes(size), spec.layer(index)
-    wide_i, wide_h = -(-layer.input_size // lanes), -(-layer.hidden_size // lanes)
-    return wide_h * ((wide_i + wide_h) * lanes + 1) * isa.vector_bytes
+def aligned(size: int) -> int:
+    """The next multiple of a cache line."""
+    return -(-size // LINE) * LINE

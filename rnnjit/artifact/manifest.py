@@ -12,7 +12,7 @@ import msgspec
 from rnnjit.cells import Cell
 from rnnjit.spec import RNNSpec
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, CHECKSUM, WEIGHTS = "manifest.json", "manifest.sha256", "weights.bin"
 
 

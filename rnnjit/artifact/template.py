@@ -20,9 +20,12 @@ def shapes(spec: RNNSpec) -> dict[str, str]:
         >>> shapes(RNNSpec(8, 16, num_layers=2))["h0"]
         '[2, B, 16]'
     """
-    states = f"[{spec.num_layers * spec.num_directions}, B, {spec.hidden_size}]"
-    y = f"[T, B, {spec.num_directions * spec.hidden_size}]"
-    return {"x": f"[T, B, {spec.input_size}]", "h0": states, "y": y, "h_n": states}
+    found = {"x": f"[T, B, {spec.input_size}]", "y": f"[T, B, {_width(spec)}]"}
+    sizes = zip(spec.cell.states, spec.layer(0).state_sizes, strict=True)
+    for state, size in sizes:
+        shape = f"[{spec.num_layers * spec.num_directions}, B, {size}]"
+        found |= {f"{state}0": shape, f"{state}_n": shape}
+    return found
 
 
 def fill(
@@ -54,16 +57,22 @@ def fill(
         "hidden_size": spec.hidden_size,
         "num_layers": spec.num_layers,
         "num_directions": spec.num_directions,
-        "width": spec.num_directions * spec.hidden_size,
+        "width": _width(spec),
         "weights_bytes": layout(spec, dtype.itemsize).size,
     }
     return template.substitute({**values, **shapes(spec), **others}).encode()
 
 
+def _width(spec: RNNSpec) -> int:
+    """Features of a row of y."""
+    return spec.num_directions * spec.layer(0).output_size
+
+
 def _describe(spec: RNNSpec, dtype: torch.dtype) -> str:
     kind = "bidirectional " if spec.bidirectional else ""
     layers = "1 layer" if spec.num_layers == 1 else f"{spec.num_layers} layers"
+    projected = f", projected to {spec.proj_size}" if spec.proj_size else ""
     return (
         f"A {kind}recurrent network, {layers}: {spec.cell.name}, {spec.input_size} to "
-        f"{spec.hidden_size} features, {str(dtype).removeprefix('torch.')}."
+        f"{spec.hidden_size} features{projected}, {str(dtype).removeprefix('torch.')}."
     )

@@ -7,7 +7,17 @@ import threading
 
 import pytest
 import torch
-from artifact_programs import assert_as_exact_as_eager, export, make_rnn
+from artifact_programs import (
+    assert_as_exact_as_eager,
+    export,
+    flat,
+    make_rnn,
+    out_features,
+    random_states,
+    state_shapes,
+)
+from covered import in_full
+from program_steps import Steps, filled
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -21,7 +31,14 @@ INPUTS = {
     "one-step": lambda: torch.randn(1, 1, 19),
     "unbatched": lambda: torch.randn(7, 19),
     "no-rows": lambda: torch.randn(7, 0, 19),
-    "many-rows": lambda: torch.randn(3, 70, 19),
+    "many-rows": lambda: torch.randn(3, 75, 19),
+    "many-steps": lambda: torch.randn(70, 2, 19),
+}
+BOTH = {"num_layers": 2, "bidirectional": True}
+STACKS = {
+    "rnn": (nn.RNN, torch.float32, BOTH),
+    "lstm-projected": (nn.LSTM, torch.float32, {**BOTH, "proj_size": 10}),
+    "gru": (nn.GRU, torch.float64, {**BOTH, "bias": False}),
 }
 
 
@@ -31,6 +48,16 @@ def shared(tmp_path_factory):
     rnn = make_rnn(num_layers=2, bidirectional=True)
     place = export(rnn, tmp_path_factory.mktemp("shared"))
     return rnn, place, rnnjit.load_artifact(place)
+
+
+@pytest.fixture(scope="module", params=STACKS)
+def stack(request, shared, tmp_path_factory):
+    """A stack of each cell, and its artifact loaded."""
+    kind, dtype, options = STACKS[request.param]
+    if kind is nn.RNN:
+        return shared[0], shared[2]
+    rnn = make_rnn(dtype, kind, **options)
+    return rnn, rnnjit.load_artifact(export(rnn, tmp_path_factory.mktemp(request.param)))
 
 
 @pytest.fixture
@@ -43,43 +70,114 @@ def copied(shared, tmp_path):
     return place
 
 
+def assert_same_bits(found, expected):
+    for tensor, same in zip(flat(found), flat(expected), strict=True):
+        torch.testing.assert_close(tensor, same, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 @pytest.mark.parametrize("kind", INPUTS)
-def test_it_computes_what_eager_does(shared, kind, given):
-    rnn, _, artifact = shared
+def test_it_computes_what_eager_does(stack, kind, given):
+    rnn, artifact = stack
     torch.manual_seed(0)
-    x = INPUTS[kind]()
-    hx = torch.randn(4, *x.shape[1:-1], 45) if given else None
+    x = INPUTS[kind]().to(rnn.weight_ih_l0.dtype)
+    hx = random_states(rnn, *x.shape[1:-1]) if given else None
     found = artifact(x, hx)
     if x.numel():
         assert_as_exact_as_eager(rnn, found, x, hx)
     with torch.no_grad():
-        for tensor, same in zip(found, rnnjit.compile(rnn, backend="numba")(x, hx), strict=True):
-            torch.testing.assert_close(tensor, same, rtol=0, atol=0)
+        assert_same_bits(found, rnnjit.compile(rnn, backend="numba")(x, hx))
 
 
 @pytest.mark.parametrize("lengths", [(7, 4, 4, 1), (2, 5, 1)], ids=str)
-def test_packed_sequences(shared, lengths):
-    rnn, _, artifact = shared
-    padded = torch.randn(max(lengths), len(lengths), 19)
+def test_packed_sequences(stack, lengths):
+    rnn, artifact = stack
+    padded = torch.randn(max(lengths), len(lengths), 19).to(rnn.weight_ih_l0.dtype)
     packed = pack_padded_sequence(padded, torch.tensor(lengths), enforce_sorted=False)
-    hx = torch.randn(4, len(lengths), 45)
+    hx = random_states(rnn, len(lengths))
     y, _ = found = artifact(packed, hx)
     assert_as_exact_as_eager(rnn, found, packed, hx)
     assert torch.equal(y.unsorted_indices, packed.unsorted_indices)
 
 
+STREAMS = {
+    "lstm-projected": (nn.LSTM, torch.float64, {"num_layers": 2, "proj_size": 10}),
+    "gru": (nn.GRU, torch.float32, {"num_layers": 3, "bias": False}),
+    "lstm": (nn.LSTM, torch.float32, {}),
+    "rnn": (nn.RNN, torch.float32, {"num_layers": 2}),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "lstm-projected",
+        "gru",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("lstm", "rnn")),
+    ],
+)
+def stream(request, tmp_path_factory):
+    """A stack of one direction, its artifact loaded, its functions for steps, and its weights."""
+    kind, dtype, options = STREAMS[request.param]
+    rnn = make_rnn(dtype, kind, **options)
+    place = export(rnn, tmp_path_factory.mktemp("stream"))
+    header, states = (place / "rnn.h").read_text(), len(state_shapes(rnn, 1))
+    steps = Steps((place / "rnn.o").read_bytes(), "rnn", header, states)
+    weights = torch.frombuffer(bytearray((place / "weights.bin").read_bytes()), dtype=torch.uint8)
+    return rnn, rnnjit.load_artifact(place), steps, weights
+
+
+@pytest.mark.parametrize("B", [0, 1, 4, 75])
+def test_steps_compute_what_the_whole_sequence_does(stream, B):
+    rnn, artifact, steps, weights = stream
+    torch.manual_seed(0)
+    x = torch.randn(6, B, 19, dtype=rnn.weight_ih_l0.dtype)
+    hx = random_states(rnn, B)
+    before = hx if isinstance(hx, tuple) else (hx,)
+    y, states = steps.run(x, before, out_features(rnn), weights)
+    found = y.view(6, B, out_features(rnn)), states if len(states) > 1 else states[0]
+    assert_same_bits(found, artifact(x, hx))
+    if B:
+        assert_as_exact_as_eager(rnn, found, x, hx)
+
+
+def test_a_step_refuses_what_it_cannot_take(stream):
+    """Fewer than no streams, and prepared weights that are not aligned."""
+    rnn, _, steps, weights = stream
+    room = filled((steps.prepared_bytes + 64,), torch.uint8)
+    assert steps.prepare(weights.data_ptr(), room.data_ptr() + 8) == 1
+    assert room.eq(255).all()
+    assert steps.prepare(weights.data_ptr(), room.data_ptr()) == 0
+    y, scratch = filled((1, 45), torch.float64), filled((steps.scratch_bytes(1),), torch.uint8)
+    tensors = [torch.zeros(1, 19, dtype=torch.float64)]
+    tensors += [torch.zeros(shape, dtype=torch.float64) for shape in state_shapes(rnn, 1)]
+    addresses = [tensor.data_ptr() for tensor in (*tensors, y, scratch)]
+    assert steps.step(-1, room.data_ptr(), *addresses) == 1
+    assert steps.step(1, room.data_ptr() + 8, *addresses) == 1
+    assert y.isnan().all()
+    assert scratch.eq(255).all()
+    assert not any(tensor.any() for tensor in tensors)
+
+
+def test_a_network_of_two_directions_has_no_steps(shared):
+    _, place, _ = shared
+    header = (place / "rnn.h").read_text()
+    assert "no function for a step" in header
+    assert "rnn_step" not in header
+    assert b"rnn_step" not in (place / "rnn.o").read_bytes()
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "options"),
     [
-        pytest.param({"batch_first": True}, marks=pytest.mark.full),
-        {"nonlinearity": "relu", "bias": False},
-        pytest.param({"num_layers": 4}, marks=pytest.mark.full),
+        (nn.RNN, {"nonlinearity": "relu", "bias": False}),
+        *in_full([nn.RNN, nn.LSTM, nn.GRU], [{"batch_first": True}, {"num_layers": 4}]),
+        *in_full([nn.LSTM], [{"proj_size": 44}, {"proj_size": 1, "bias": False}]),
     ],
     ids=str,
 )
-def test_configurations(options, tmp_path):
-    rnn = make_rnn(torch.float64, **options)
+def test_configurations(kind, options, tmp_path):
+    rnn = make_rnn(torch.float64, kind, **options)
     artifact = rnnjit.load_artifact(export(rnn, tmp_path))
     x = torch.randn(6, 9, 19, dtype=torch.float64)
     assert_as_exact_as_eager(rnn, artifact(x), x)
@@ -238,7 +336,6 @@ FOREIGN = {
     "system": (lambda m: m["machine"].update(triple="x86_64-pc-windows-msvc"), "windows|x86_64"),
     "feature": (lambda m: m["machine"].update(requires="avx9"), "avx9"),
     "machine": (lambda m: m["machine"].pop("triple"), "triple"),
-    "scratch": (lambda m: m["machine"].update(scratch_fixed="much"), "much"),
     "symbol": (lambda m: m.update(name="other"), "other"),
 }
 
@@ -281,8 +378,8 @@ def test_an_object_file_of_another_kind_is_refused(shared, copied, kind, tmp_pat
 def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(TypeError, match=r"nn\.GRU, got Linear"):
         rnnjit.export_artifact(nn.Linear(2, 3), tmp_path / "a")
-    with pytest.raises(TypeError, match="LSTM"):
-        rnnjit.export_artifact(nn.LSTM(2, 3), tmp_path / "a")
+    with pytest.raises(TypeError, match="LSTM"):  # the CUDA source is that of nn.RNN alone
+        rnnjit.export_artifact(nn.LSTM(2, 3), tmp_path / "a", target="cuda")
     with pytest.raises(ValueError, match="bfloat16"):
         rnnjit.export_artifact(nn.RNN(2, 3).bfloat16(), tmp_path / "a")
     with pytest.raises(ValueError, match=r"target must be one of .*native.*, got 'z80'"):

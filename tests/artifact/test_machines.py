@@ -1,6 +1,7 @@
 """Protects artifacts without Python: C programs, run here and on processors that qemu emulates."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +14,34 @@ from artifact_programs import (
     export,
     make_rnn,
     needs,
+    out_features,
     run,
+    run_steps,
     split,
+    state_shapes,
 )
 from covered import in_full
 from folders import ROOT
+from torch import nn
 
 import rnnjit
-from rnnjit.artifact import manifest
 
+BOTH = {"num_layers": 2, "bidirectional": True}
 STACKS = {
-    "one-layer": {},
-    "bidirectional": {"num_layers": 2, "bidirectional": True},
+    "rnn": {},
+    "rnn-bidirectional": BOTH,
     "relu-no-bias": {"num_layers": 3, "nonlinearity": "relu", "bias": False},
+    "lstm": {"kind": nn.LSTM, **BOTH},
+    "lstm-projected": {"kind": nn.LSTM, **BOTH, "proj_size": 10},
+    "gru": {"kind": nn.GRU, **BOTH},
+    "gru-no-bias": {"kind": nn.GRU, "num_layers": 3, "bias": False},
+}
+#: Stacks of one direction, which are run step by step.
+STREAMS = {
+    "rnn": {"num_layers": 2},
+    "lstm": {"kind": nn.LSTM},
+    "lstm-projected": {"kind": nn.LSTM, "num_layers": 2, "proj_size": 10},
+    "gru": {"kind": nn.GRU, "num_layers": 2, "bias": False},
 }
 DTYPES = [torch.float32, torch.float64]
 #: Steps and sequences: few rows, whose weights are read as they lie; hoisted; and full tiles.
@@ -47,6 +63,16 @@ OBJECTS = {
 ELF_MACHINES = {"x86-64-v3": 62, "x86-64-v4": 62, "aarch64": 183, "riscv64": 243}
 
 
+#: Programs in JavaScript that call a network in WebAssembly.
+WASM = Path(__file__).parent / "wasm"
+
+
+def assert_steps_agree(command, artifact, rnn, dtype):
+    for T, B in CALLS:
+        x = torch.randn(T, B, 19, dtype=dtype)
+        assert_as_exact_as_eager(rnn, run_steps(command, artifact, rnn, x), x)
+
+
 def assert_program_agrees(command, artifact, rnn, dtype):
     for T, B in CALLS:
         x = torch.randn(T, B, 19, dtype=dtype)
@@ -56,9 +82,11 @@ def assert_program_agrees(command, artifact, rnn, dtype):
 @pytest.mark.parametrize(
     ("stack", "dtype"),
     [
-        ("bidirectional", torch.float64),
-        *in_full(["bidirectional"], [torch.float32]),
-        *in_full(["one-layer", "relu-no-bias"], DTYPES),
+        ("lstm-projected", torch.float64),
+        ("gru", torch.float32),
+        *in_full(["lstm-projected"], [torch.float32]),
+        *in_full(["gru"], [torch.float64]),
+        *in_full(["rnn", "rnn-bidirectional", "relu-no-bias", "lstm", "gru-no-bias"], DTYPES),
     ],
 )
 def test_a_c_program_runs_the_network(stack, dtype, tmp_path):
@@ -103,86 +131,131 @@ def test_the_c_program_says_what_it_is_called_with(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "dtype"),
+    ("stack", "dtype"),
     [
-        ("aarch64", torch.float32),
-        *in_full(["aarch64"], [torch.float64]),
-        *in_full(["riscv64"], DTYPES),
+        ("lstm-projected", torch.float32),
+        *in_full(["lstm-projected"], [torch.float64]),
+        *in_full(["rnn", "lstm", "gru"], DTYPES),
     ],
 )
-def test_another_processor_computes_the_same(target, dtype, tmp_path):
+def test_a_c_program_runs_it_step_by_step(stack, dtype, tmp_path):
+    (compiler,) = needs("cc")
+    rnn = make_rnn(dtype, **STREAMS[stack])
+    artifact = export(rnn, tmp_path)
+    program = build(artifact, compiler, source="stream")
+    assert_steps_agree([program], artifact, rnn, dtype)
+
+
+@pytest.mark.parametrize(
+    ("target", "stack", "dtype"),
+    [
+        ("aarch64", "gru", torch.float32),
+        *in_full(["aarch64"], ["gru"], [torch.float64]),
+        *in_full(["aarch64"], ["rnn-bidirectional", "lstm-projected"], DTYPES),
+        *in_full(["riscv64"], ["rnn-bidirectional", "lstm-projected", "gru"], DTYPES),
+    ],
+)
+def test_another_processor_computes_the_same(target, stack, dtype, tmp_path):
     compiler, machine = needs(*PLAYED[target])
-    rnn = make_rnn(dtype, **STACKS["bidirectional"])
+    rnn = make_rnn(dtype, **STACKS[stack])
     artifact = export(rnn, tmp_path, target=target)
     program = build(artifact, compiler, "-static")
     assert_program_agrees([machine, program], artifact, rnn, dtype)
 
 
-WASM = """
-import fs from 'node:fs';
-const [module, weights, x, T, B, room, out] = process.argv.slice(2);
-const { instance } = await WebAssembly.instantiate(fs.readFileSync(module), {});
-const { memory, rnn_forward, __heap_base } = instance.exports;
-let end = (__heap_base.value + 63) & ~63;
-const place = (size) => { const at = end; end = (end + size + 63) & ~63; return at; };
-const files = [x, weights].map((name) => fs.readFileSync(name));
-const [input, block] = files.map((file) => place(file.length));
-const y = place(+out), scratch = place(+room);
-memory.grow(Math.ceil(end / 65536));
-files.forEach((file, i) => new Uint8Array(memory.buffer).set(file, [input, block][i]));
-const states = y + +T * +B * 90 * 4;
-const status = rnn_forward(BigInt(T), BigInt(B), 0, input, 0, block, y, states, scratch);
-if (status !== 0) process.exit(1);
-process.stdout.write(new Uint8Array(memory.buffer, y, +out));
-"""
+@pytest.mark.parametrize(
+    ("target", "stack", "dtype"),
+    [
+        ("aarch64", "lstm-projected", torch.float32),
+        *in_full(["aarch64", "riscv64"], ["rnn", "gru"], [torch.float32]),
+        *in_full(["riscv64"], ["lstm-projected"], DTYPES),
+    ],
+)
+def test_another_processor_runs_it_step_by_step(target, stack, dtype, tmp_path):
+    compiler, machine = needs(*PLAYED[target])
+    rnn = make_rnn(dtype, **STREAMS[stack])
+    artifact = export(rnn, tmp_path, target=target)
+    program = build(artifact, compiler, "-static", source="stream")
+    assert_steps_agree([machine, program], artifact, rnn, dtype)
 
 
-def test_webassembly_computes_the_same(tmp_path):
+@pytest.fixture
+def wasm(tmp_path):
+    """`run(rnn, x, stepwise)`: the bytes of y and the states that WebAssembly computes in Node."""
     linker, node = needs("wasm-ld", "node")
-    rnn = make_rnn(**STACKS["bidirectional"])
-    artifact = export(rnn, tmp_path, target="wasm32")
-    module, script = tmp_path / "rnn.wasm", tmp_path / "run.mjs"
-    exported = ("--export=rnn_forward", "--export=__heap_base")
-    command = [linker, "--no-entry", *exported, str(artifact / "rnn.o"), "-o", str(module)]
-    subprocess.run(command, check=True, timeout=60)
-    script.write_text(WASM)
-    T, B = 6, 9
-    x = torch.randn(T, B, 19)
-    (tmp_path / "x").write_bytes(x.numpy().tobytes())
-    needed = manifest.read(artifact).machine
-    room = sum(
-        int(needed[f"scratch_{part}"]) * count
-        for part, count in (("fixed", 1), ("per_sequence", B), ("per_row", T * B))
-    )
-    out = (T * B * 90 + 4 * B * 45) * 4
-    arguments = (artifact / "weights.bin", tmp_path / "x", T, B, room, out)
-    done = subprocess.run(
-        [node, str(script), str(module), *map(str, arguments)],
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    assert_as_exact_as_eager(rnn, split(done.stdout, rnn, x), x)
+
+    def run_in_node(rnn, x, stepwise):
+        artifact = export(rnn, tmp_path, target="wasm32")
+        names = ["forward", "scratch_bytes"]
+        names += [] if rnn.bidirectional else ["prepare", "step", "step_scratch_bytes"]
+        exported = [*(f"--export=rnn_{name}" for name in names), "--export=__heap_base"]
+        module = tmp_path / "rnn.wasm"
+        command = [linker, "--no-entry", *exported, str(artifact / "rnn.o"), "-o", str(module)]
+        subprocess.run(command, check=True, timeout=60)
+        (tmp_path / "x").write_bytes(x.numpy().tobytes())
+        T, B, _ = x.shape
+        numbers = (T, B, out_features(rnn), x.element_size(), prepared_bytes(artifact, stepwise))
+        states = [torch.Size(shape).numel() for shape in state_shapes(rnn, B)]
+        arguments = [module, artifact / "weights.bin", tmp_path / "x", *numbers, *states]
+        script = WASM / ("steps.mjs" if stepwise else "whole.mjs")
+        command = [node, str(script), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+
+    return run_in_node
+
+
+def prepared_bytes(artifact, stepwise):
+    found = re.search(r"rnn_prepared_bytes = (\d+)", (artifact / "rnn.h").read_text())
+    return int(found[1]) if stepwise else 0
+
+
+@pytest.mark.parametrize(
+    ("stack", "dtype"),
+    [
+        ("lstm-projected", torch.float32),
+        *in_full(["lstm-projected"], [torch.float64]),
+        *in_full(["rnn-bidirectional", "gru"], DTYPES),
+    ],
+)
+def test_webassembly_computes_the_same(stack, dtype, wasm):
+    rnn, x = make_rnn(dtype, **STACKS[stack]), torch.randn(6, 9, 19, dtype=dtype)
+    assert_as_exact_as_eager(rnn, split(wasm(rnn, x, stepwise=False), rnn, x), x)
+
+
+@pytest.mark.parametrize(
+    ("stack", "dtype"),
+    [
+        ("gru", torch.float32),
+        *in_full(["gru"], [torch.float64]),
+        *in_full(["rnn", "lstm-projected"], DTYPES),
+    ],
+)
+def test_webassembly_runs_it_step_by_step(stack, dtype, wasm):
+    rnn, x = make_rnn(dtype, **STREAMS[stack]), torch.randn(6, 2, 19, dtype=dtype)
+    assert_as_exact_as_eager(rnn, split(wasm(rnn, x, stepwise=True), rnn, x), x)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("target", OBJECTS)
 def test_every_target_gets_an_object_file_of_its_own_kind(target, tmp_path):
-    artifact = export(make_rnn(), tmp_path, target=target, name="net")
+    rnn = make_rnn(kind=nn.LSTM, num_layers=2, proj_size=10)
+    artifact = export(rnn, tmp_path, target=target, name="net")
     code = (artifact / "net.o").read_bytes()
     assert code.startswith(OBJECTS[target])
     if target in ELF_MACHINES:
         assert int.from_bytes(code[18:20], "little") == ELF_MACHINES[target]
-    assert b"net_forward" in code
+    assert all(name in code for name in (b"net_forward", b"net_prepare", b"net_step"))
     # Nothing but itself: no C library, no runtime.
-    assert not any(name in code for name in (b"memcpy", b"sched_yield", b"GOMP_", b"NumbaEnv"))
+    assert not any(
+        name in code for name in (b"memcpy", b"memset", b"sched_yield", b"GOMP_", b"NumbaEnv")
+    )
 
 
 @pytest.mark.full
 def test_two_networks_link_into_one_program(tmp_path):
     (compiler,) = needs("cc")
-    for name in ("one", "two"):
-        rnnjit.export_artifact(make_rnn(), tmp_path / name, name=name)
+    for name, kind in (("one", nn.RNN), ("two", nn.GRU)):
+        rnnjit.export_artifact(make_rnn(kind=kind), tmp_path / name, name=name)
     main = tmp_path / "main.c"
     main.write_text(
         '#include "one/one.h"\n#include "two/two.h"\n'

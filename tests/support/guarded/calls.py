@@ -198,17 +198,29 @@ def run_stream(backend: Any, case: Case, own: Given, guards: Guards) -> Named:
 
 def run_program(program: Any, case: Case, own: Given, guards: Guards) -> Named:
     rows = Rows(case.lengths[0], len(case.lengths), len(own.x), own.sizes)
-    content = bytearray(artifact_weights.pack(spec_of(case), own.weights))
-    block = guards.copy(torch.frombuffer(content, dtype=torch.uint8))
+    block = _weight_block(case, own, guards)
     return _outputs(case, *program(rows, own.x, own.hx if case.state else None, block))
 
 
-#: The ways to run a case on a backend, by `Case.how`; a program stands in a backend's place.
+def run_steps(steps: Any, case: Case, own: Given, guards: Guards) -> Named:
+    x, width = own.x.view(-1, len(case.lengths), case.I), spec_of(case).layer(0).output_size
+    block = _weight_block(case, own, guards)
+    return _outputs(case, *steps.run(x, own.hx, width, block, guards.empty, guards.copy))
+
+
+def _weight_block(case: Case, own: Given, guards: Guards) -> Tensor:
+    content = bytearray(artifact_weights.pack(spec_of(case), own.weights))
+    return guards.copy(torch.frombuffer(content, dtype=torch.uint8))
+
+
+#: The ways to run a case on a backend, by `Case.how`; a program, or its functions for steps, stand
+#: in a backend's place.
 WAYS = {
     "layer": run_layer,
     "shortcut": run_shortcut,
     "stream": run_stream,
     "program": run_program,
+    "steps": run_steps,
 }
 
 

@@ -40,6 +40,8 @@ class Kind(NamedTuple):
 
 #: From which a sweep draws those that the backend takes.
 KINDS = (Kind(RNN_TANH), Kind(RNN_RELU), Kind(LSTM), Kind(LSTM, True), Kind(GRU))
+#: Of which a program is compiled in every sweep.
+_ALWAYS = (Kind(RNN_TANH), Kind(LSTM, True), Kind(GRU))
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Case:
     """One call of a backend.
 
     Attributes:
-        how: "layer" (forward, then backward), "shortcut", "stream" or "program".
+        how: "layer" (forward, then backward), "shortcut", "stream", or, of a program that was
+            compiled ahead of time, "program" or "steps".
         dtype: of all tensors.
         I, H, layers, directions: as in nn.RNN.
         lengths: of the sequences, the longest first.
@@ -120,19 +123,25 @@ def cases(
         yield _layer(dice, kinds, dtype, I, H, B, dice.choice((1, 2, 3, 7, 20)))
 
 
-def programs(more: int) -> Iterator[list[Case]]:
-    """Stacks to be compiled ahead of time, and the calls of each: one stack, or one in 100 more."""
+def programs(kinds: list[Kind], more: int) -> Iterator[list[Case]]:
+    """Stacks to be compiled ahead of time, and the calls of each.
+
+    One stack of each kind in `_ALWAYS`, and one in 100 more.
+    """
     dice = random.Random(1)
-    for _ in range(1 + more // 100):
+    always = [kind for kind in _ALWAYS if kind in kinds]
+    drawn = [*always, *(dice.choice(kinds) for _ in range(more // 100))]
+    for index, (cell, projected) in enumerate(drawn):
         dtype = dice.choice((torch.float32, torch.float64))
-        I, H = dice.randint(1, LARGEST), dice.randint(1, LARGEST)
+        I, H = dice.randint(1, LARGEST), dice.randint(2, LARGEST)
         stack = {
             "layers": dice.randint(1, 3),
-            "directions": dice.randint(1, 2),
-            "cell": dice.choice((RNN_TANH, RNN_RELU)),
+            "directions": 1 + index % 2,
+            "cell": cell,
+            "P": dice.randint(1, H - 1) if projected else 0,
             "bias": dice.random() < 0.7,
         }
-        yield [
+        calls = [
             Case(
                 *("program", dtype, I, H, _lengths(dice, B, T)),
                 **stack,
@@ -140,8 +149,10 @@ def programs(more: int) -> Iterator[list[Case]]:
                 state=dice.random() < 0.5,
                 seed=dice.getrandbits(30),
             )
-            for B, T in ((1, 1), (1, 6), (2, 3), (3, 2), (7, 4), (13, 3), (70, 2))
+            for B, T in ((1, 1), (1, 6), (2, 3), (3, 2), (1, 130), (7, 4), (13, 3), (75, 2))
         ]
+        steps = [replace(case, how="steps", packed=False, directions=1) for case in calls]
+        yield [*calls, *steps] if stack["directions"] == 1 else calls
 
 
 def _all_sizes(dice: random.Random, kinds: list[Kind], dtype: torch.dtype) -> Iterator[Case]:

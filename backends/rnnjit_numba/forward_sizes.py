@@ -1,0 +1,56 @@
+"""Sizes of the parts of the forward kernel's scratch memory: of packed weights, and of a row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rnnjit import LayerSpec
+from rnnjit.codegen import Isa
+from rnnjit_numba.cell_layout import CellLayout
+
+
+class ForwardSizes(NamedTuple):
+    """Bytes of parts of the forward kernel's scratch memory, see `ForwardArguments`.
+
+    Attributes:
+        packed_inputs, packed_row, packed_out, packed: of packed weights.
+        z: of a row of the memory for the pre-activations of a few rows; 0 where the cell needs
+            none.
+        row: of a row of input projections that are computed before the steps; 0 where they lie in
+            y, and where weights are read in place.
+    """
+
+    packed_inputs: int
+    packed_row: int
+    packed_out: int
+    packed: int
+    z: int
+    row: int
+
+    @staticmethod
+    def of(isa: Isa, size: int, layer: LayerSpec, *, direct: bool) -> ForwardSizes:
+        """Those of a layer, for elements of `size` bytes.
+
+        Args:
+            isa: whose vectors the kernel uses.
+            size: bytes of an element.
+            layer: the layer.
+            direct: whether weights are read in place, see `ForwardArguments.direct`.
+        """
+        cell, lanes, vector = CellLayout(layer.cell), isa.lanes(size), isa.vector_bytes
+        wide_i, wide_h, wide_p = (
+            -(-n // lanes) for n in (layer.input_size, layer.hidden_size, layer.output_size)
+        )
+        inputs = wide_i * lanes * vector
+        packed_row = inputs + wide_p * lanes * vector
+        out = wide_h * lanes * vector if layer.proj_size else 0
+        if direct:
+            inputs = packed_row = out = 0
+        row, parts = wide_h * cell.gates * vector, 1 + cell.apart
+        packed = wide_h * cell.gates * (packed_row + parts * vector)
+        if layer.proj_size:
+            packed += wide_p * (out + vector)
+        z = parts * row + (wide_h * vector if layer.proj_size else 0)
+        if cell.in_place:
+            z = row = 0
+        return ForwardSizes(inputs, packed_row, out, packed, z, 0 if direct else row)
