@@ -38,7 +38,7 @@ def build(spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
     code = object_code(program.text(spec, isa, bits, name), isa, public, jit=False)
     machine = {"triple": isa.triple, "cpu": isa.cpu, "requires": " ".join(requires)}
     versions = {package: version(package) for package in ("numba", "llvmlite")}
-    files = {f"{name}.o": code, f"{name}.h": header(spec, dtype, target, name, isa)}
+    files = {f"{name}.o": code, f"{name}.h": header(spec, dtype, target, name)}
     return Program(files, machine, versions)
 
 

@@ -37,7 +37,7 @@ enum {
     ${name}_num_directions = $num_directions,
     ${name}_output_size = $width, /* features of a row of y */
 $state_sizes
-    ${name}_weights_bytes = $weights_bytes$prepared_size
+    ${name}_weights_bytes = $weights_bytes
 };
 
 /* Bytes of scratch memory for ${name}_forward with B sequences of N rows in all, a multiple of 64.

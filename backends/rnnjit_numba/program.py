@@ -8,7 +8,7 @@ and, for a stack of one direction, step by step (see `program_step`):
 
     int32 NAME_prepare(const void *weights, void *prepared)
     int32 NAME_step(int64 B, const void *prepared, const real *x, states, real *y, void *scratch)
-    int64 NAME_step_scratch_bytes(int64 B)
+    int64 NAME_prepared_bytes(), NAME_step_scratch_bytes(int64 B)
 
 The sizes of the layers and the offsets of their weights are constants of the program. It runs on
 the calling thread alone, keeps no state between calls and allocates nothing: see `scratch` for what
@@ -35,10 +35,13 @@ from rnnjit_numba.scratch import Layout
 from rnnjit_numba.simd import I32, I64, load
 from rnnjit_numba.tile_choice import program_tiling
 
+#: What the names of the functions for steps end with.
+STEPPING = ("prepare", "step", "prepared_bytes", "step_scratch_bytes")
+
 
 def functions(spec: RNNSpec, name: str) -> tuple[str, ...]:
     """The names of a program's public functions, the first two those for whole sequences."""
-    stepping = () if spec.bidirectional else ("prepare", "step", "step_scratch_bytes")
+    stepping = () if spec.bidirectional else STEPPING
     return tuple(f"{name}_{each}" for each in ("forward", "scratch_bytes", *stepping))
 
 
@@ -58,6 +61,7 @@ def text(spec: RNNSpec, isa: Isa, bits: int, name: str) -> str:
         "scratch_bytes": program.define_scratch_bytes,
         "prepare": program.define_prepare,
         "step": program.define_step,
+        "prepared_bytes": program.define_prepared_bytes,
         "step_scratch_bytes": program.define_step_scratch_bytes,
     }
     for public in functions(spec, name):
@@ -82,11 +86,8 @@ class _Program:
         """Define `NAME_forward`."""
         pointers = 5 + 2 * self.states
         builder, (T, B, sizes, x, *rest) = self._function(name, I32, [I64, I64], pointers)
-        first, (weights, y), last = (
-            rest[: self.states],
-            rest[self.states :][:2],
-            rest[-1 - self.states : -1],
-        )
+        S = self.states
+        first, (weights, y, *last), room = rest[:S], rest[S:-1], rest[-1]
         N = self._call(builder, "count", T, B, sizes)
         with builder.if_then(builder.icmp_signed("<", N, I64(0))):
             builder.ret(I32(1))
@@ -155,6 +156,11 @@ class _Program:
             states = [builder.add(*pair) for pair in zip(states, strides, strict=True)]
             x = out
         builder.ret(I32(0))
+
+    def define_prepared_bytes(self, name: str) -> None:
+        """Define `NAME_prepared_bytes`."""
+        builder, _ = self._function(name, I64, [], 0)
+        builder.ret(I64(self.layout.prepared_bytes))
 
     def define_step_scratch_bytes(self, name: str) -> None:
         """Define `NAME_step_scratch_bytes`."""

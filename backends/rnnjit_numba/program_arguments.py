@@ -76,8 +76,8 @@ def _add_scratch_bytes(context: CodegenContext, spec: RNNSpec, layout: Layout) -
             if B < TILE_ROWS:
                 hoisted = minimum(N, WINDOW) if window != 0 else N
                 total += (D * hoisted * row + LINE - 1) // LINE * LINE
-        total = (total + N * between + LINE - 1) // LINE * LINE
-        return total
+        total += N * between
+        return total + -total % LINE
 
     context.symbols.add(scratch_bytes)
 

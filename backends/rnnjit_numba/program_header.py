@@ -9,19 +9,16 @@ import torch
 
 from rnnjit import RNNSpec
 from rnnjit.artifact.template import fill
-from rnnjit.codegen import Isa
 from rnnjit_numba.plan import TILE_ROWS
-from rnnjit_numba.scratch import Layout
 
 _WIDTH = 98
 
 
-def header(spec: RNNSpec, dtype: torch.dtype, target: str, name: str, isa: Isa) -> bytes:
+def header(spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> bytes:
     """The header of a stack's program, as UTF-8."""
     states, real = spec.cell.states, f"const {name}_real *"
     given, written = [f"{state}0" for state in states], [f"{state}_n" for state in states]
     void, out = "const void *weights", f"{name}_real *"
-    layout = Layout.of(spec, isa, dtype.itemsize)
     forward = (
         *("int64_t T", "int64_t B", "const int64_t *batch_sizes", f"{real}x"),
         *(f"{real}{state}" for state in given),
@@ -50,11 +47,9 @@ def header(spec: RNNSpec, dtype: torch.dtype, target: str, name: str, isa: Isa) 
         ),
         "forward": _declaration(f"int32_t {name}_forward", forward),
         "step": _declaration(f"int32_t {name}_step", step),
-        "prepared_size": "",
         "stepping": "",
     }
     if not spec.bidirectional:
-        texts["prepared_size"] = f",\n    {name}_prepared_bytes = {layout.prepared_bytes}"
         texts["stepping"] = fill(
             "rnnjit_numba", "program_step.h", spec, dtype, name, **texts
         ).decode()

@@ -33,7 +33,7 @@ static void *prepared_weights(const char *path)
         perror(path);
         return NULL;
     }
-    void *weights = room(rnn_weights_bytes), *prepared = room(rnn_prepared_bytes);
+    void *weights = room(rnn_weights_bytes), *prepared = room(rnn_prepared_bytes());
     int whole = fread(weights, 1, rnn_weights_bytes, file) == rnn_weights_bytes;
     fclose(file);
     if (!whole)

@@ -121,8 +121,7 @@ def stream(request, tmp_path_factory):
     kind, dtype, options = STREAMS[request.param]
     rnn = make_rnn(dtype, kind, **options)
     place = export(rnn, tmp_path_factory.mktemp("stream"))
-    header, states = (place / "rnn.h").read_text(), len(state_shapes(rnn, 1))
-    steps = Steps((place / "rnn.o").read_bytes(), "rnn", header, states)
+    steps = Steps((place / "rnn.o").read_bytes(), "rnn", len(state_shapes(rnn, 1)))
     weights = torch.frombuffer(bytearray((place / "weights.bin").read_bytes()), dtype=torch.uint8)
     return rnn, rnnjit.load_artifact(place), steps, weights
 

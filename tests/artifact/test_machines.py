@@ -1,7 +1,6 @@
 """Protects artifacts without Python: C programs, run here and on processors that qemu emulates."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from folders import ROOT
 from torch import nn
 
 import rnnjit
+from rnnjit_numba.program import STEPPING
 
 BOTH = {"num_layers": 2, "bidirectional": True}
 STACKS = {
@@ -186,15 +186,14 @@ def wasm(tmp_path):
 
     def run_in_node(rnn, x, stepwise):
         artifact = export(rnn, tmp_path, target="wasm32")
-        names = ["forward", "scratch_bytes"]
-        names += [] if rnn.bidirectional else ["prepare", "step", "step_scratch_bytes"]
+        names = ["forward", "scratch_bytes", *(() if rnn.bidirectional else STEPPING)]
         exported = [*(f"--export=rnn_{name}" for name in names), "--export=__heap_base"]
         module = tmp_path / "rnn.wasm"
         command = [linker, "--no-entry", *exported, str(artifact / "rnn.o"), "-o", str(module)]
         subprocess.run(command, check=True, timeout=60)
         (tmp_path / "x").write_bytes(x.numpy().tobytes())
         T, B, _ = x.shape
-        numbers = (T, B, out_features(rnn), x.element_size(), prepared_bytes(artifact, stepwise))
+        numbers = (T, B, out_features(rnn), x.element_size())
         states = [torch.Size(shape).numel() for shape in state_shapes(rnn, B)]
         arguments = [module, artifact / "weights.bin", tmp_path / "x", *numbers, *states]
         script = WASM / ("steps.mjs" if stepwise else "whole.mjs")
@@ -202,11 +201,6 @@ def wasm(tmp_path):
         return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
 
     return run_in_node
-
-
-def prepared_bytes(artifact, stepwise):
-    found = re.search(r"rnn_prepared_bytes = (\d+)", (artifact / "rnn.h").read_text())
-    return int(found[1]) if stepwise else 0
 
 
 @pytest.mark.parametrize(

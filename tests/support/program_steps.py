@@ -7,34 +7,33 @@ import ctypes
 import torch
 
 from rnnjit_numba.artifact import linked
+from rnnjit_numba.program import STEPPING
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
 class Steps:
-    """`NAME_prepare`, `NAME_step` and `NAME_step_scratch_bytes` of an object file, on tensors.
+    """`NAME_prepare`, `NAME_step` and the sizes of their memory, of an object file, on tensors.
 
     Args:
         code: the object file.
         name: prefix of its symbols.
-        header: its C header, which says how large prepared weights are.
         states: how many states the cell has.
     """
 
-    def __init__(self, code, name, header, states):
-        functions = [f"{name}_{each}" for each in ("prepare", "step", "step_scratch_bytes")]
-        self._code = linked(code, functions)
+    def __init__(self, code, name, states):
+        self._code = linked(code, [f"{name}_{each}" for each in STEPPING])
         kinds = (
             (ctypes.c_int32, [_POINTER] * 2),
             (ctypes.c_int32, [_INT] + [_POINTER] * (4 + states)),
+            (_INT, []),
             (_INT, [_INT]),
         )
-        self.prepare, self.step, self.scratch_bytes = (
+        self.prepare, self.step, prepared_bytes, self.scratch_bytes = (
             ctypes.CFUNCTYPE(result, *arguments)(address)
             for (result, arguments), address in zip(kinds, self._code.addresses, strict=True)
         )
-        line = next(each for each in header.splitlines() if f"{name}_prepared_bytes =" in each)
-        self.prepared_bytes = int(line.split("=")[1].rstrip(","))
+        self.prepared_bytes = prepared_bytes()
 
     def run(self, x, before, width, weights, empty=None, copy=torch.clone):
         """Y `[N, width]` and the last states of x `[T, B, I]`.

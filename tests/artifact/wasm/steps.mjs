@@ -1,9 +1,9 @@
-// steps.mjs MODULE WEIGHTS X T B WIDTH ITEMSIZE PREPARED STATE...: writes each y, then the states.
+// steps.mjs MODULE WEIGHTS X T B WIDTH ITEMSIZE STATE...: writes each y, then the states.
 import { network, numbers } from './network.mjs';
 
-const [T, B, width, size, bytes, ...counts] = numbers(5);
+const [T, B, width, size, ...counts] = numbers(5);
 const { functions, place, write, checked, weights, x } = await network();
-const prepared = place(bytes);
+const prepared = place(functions.rnn_prepared_bytes());
 checked(functions.rnn_prepare(weights, prepared));
 const states = counts.map((count) => place(count * size)); // fresh memory is 0
 const y = place(B * width * size);

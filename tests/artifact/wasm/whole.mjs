@@ -1,7 +1,7 @@
-// whole.mjs MODULE WEIGHTS X T B WIDTH ITEMSIZE 0 STATE...: writes y and the last states.
+// whole.mjs MODULE WEIGHTS X T B WIDTH ITEMSIZE STATE...: writes y and the last states.
 import { network, numbers } from './network.mjs';
 
-const [T, B, width, size, , ...states] = numbers(5);
+const [T, B, width, size, ...states] = numbers(5);
 const { functions, place, write, checked, weights, x } = await network();
 const y = place(T * B * width * size);
 const last = states.map((count) => place(count * size));
