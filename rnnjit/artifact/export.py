@@ -54,12 +54,13 @@ def export_artifact(
     """Write a stack and its weights, compiled ahead of time, into a directory.
 
     The artifact computes the forward pass in evaluation mode, without Python and without PyTorch.
-    `NAME.h` documents how to call it from C. `rnnjit.load_artifact` runs an artifact for this
+    `NAME.h` documents how to call it from C: for whole sequences, dense or packed, and, if the
+    stack has one direction, a step at a time. `rnnjit.load_artifact` runs an artifact for this
     machine from Python.
 
     Args:
-        module: an nn.RNN or a compiled one, float32 or float64, that computes what torch's own
-            does. Hooks on it take no part.
+        module: an nn.RNN, nn.LSTM or nn.GRU, or a compiled one, float32 or float64, that computes
+            what torch's own does. Hooks on it take no part.
         path: the directory. It must be empty or not exist; with `overwrite` it may hold an
             artifact.
         target: one of `rnnjit.targets()`; "native" is this machine with all its vector features.
@@ -70,7 +71,7 @@ def export_artifact(
         The directory.
 
     Raises:
-        TypeError: `module` is not an nn.RNN, the backend cannot build its cell for `target`, or
+        TypeError: `module` is none of these, the backend cannot build its cell for `target`, or
             `path` is not a path.
         ValueError: `target` is unknown, `name` is not a C identifier, `path` contains a null
             character, `module` has its own `forward`, assigned `_flat_weights` or an override of

@@ -21,7 +21,7 @@ from rnnjit.runtime.torch_private import never_traced
 class Artifact:
     """A stack that was compiled ahead of time; made by `load_artifact`.
 
-    It has the arguments and results of the exported nn.RNN in evaluation mode, on the CPU. Several
+    It has the arguments and results of the exported layer in evaluation mode, on the CPU. Several
     threads may call it at once. It has no backward pass.
 
     Attributes:
@@ -42,14 +42,15 @@ class Artifact:
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
         hx: Any = None,
     ) -> Result:
-        """Run the stack; arguments, results and exceptions are those of `nn.RNN.forward`.
+        """Run the stack; arguments, results and exceptions are those of the layer's `forward`.
 
         Args:
             input: `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]` unbatched, or packed.
-            hx: initial state `[L*D, B, H]`, or `[L*D, H]` if unbatched; zeros if None.
+            hx: the initial state `[L*D, B, H]`, or `[L*D, H]` if unbatched, of nn.LSTM the tuple
+                (h `[L*D, B, P]`, c `[L*D, B, H]`); zeros if None. P is H, or nn.LSTM's proj_size.
 
         Returns:
-            The outputs of the last layer at every step (`[T, B, D*H]`, or in the input's form) and
+            The outputs of the last layer at every step (`[T, B, D*P]`, or in the input's form) and
             the last state of every layer and direction, in the form of `hx`.
 
         Raises:

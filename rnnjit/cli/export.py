@@ -1,4 +1,4 @@
-"""`rnnjit export`: compiles the RNNs of a saved model ahead of time."""
+"""`rnnjit export`: compiles the recurrent layers of a saved model ahead of time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def add(commands: Commands[Parser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "export",
-        help="compile the RNNs of a saved model for a machine without Python",
-        description="Write an nn.RNN and its weights, compiled ahead of time, into a directory: an "
-        "object file (or source for a GPU), a C header, the weights and a manifest. A model with "
-        "several RNNs gets a directory for each, inside DIR.",
+        help="compile the recurrent layers of a saved model for a machine without Python",
+        description="Write an nn.RNN, nn.LSTM or nn.GRU and its weights, compiled ahead of time, "
+        "into a directory: an object file (or source for a GPU), a C header, the weights and a "
+        "manifest. A model with several gets a directory for each, inside DIR.",
     )
     parser.add_argument("model", metavar="MODEL", help="what torch.save wrote")
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="where to write")

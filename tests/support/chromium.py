@@ -105,8 +105,8 @@ class Page:
 
 
 @contextmanager
-def browser():
-    """A `Page` of a browser of its own, with a fresh profile."""
+def browser(*flags):
+    """A `Page` of a browser of its own, with a fresh profile; `flags` are further ones of it."""
     read_calls, calls = os.pipe()
     answers, write_answers = os.pipe()
 
@@ -120,7 +120,7 @@ def browser():
         prefix="rnnjit-browser-", ignore_cleanup_errors=True
     ) as profile:
         process = subprocess.Popen(
-            [PROGRAM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [PROGRAM, *FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"],
             preexec_fn=place,
             close_fds=False,
             stdout=subprocess.DEVNULL,
