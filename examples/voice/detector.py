@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 #: Hidden units of each GRU.
 SIZES = (24, 48, 96)
-BATCH, LEARNING_RATE = 16, 4e-3
+BATCH, LEARNING_RATE = 16, 6e-3
 
 
 class Detector(nn.Module):

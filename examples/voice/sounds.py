@@ -53,6 +53,15 @@ def clip(source: Generator, seconds: float) -> Clip:
     return Clip(mixed * 10 ** (source.uniform(-35, -6) / 20) / np.abs(mixed).max(), speech)
 
 
+def demonstration() -> Clip:
+    """The sound that the page comes with: phrases and pauses in 8 seconds of noise."""
+    source = np.random.default_rng(2)
+    while True:
+        found = clip(source, 8.0)
+        if 0.3 < found.speech.mean() < 0.7:
+            return found
+
+
 def phrases(source: Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Speech-like phrases with pauses between them, and where they are."""
     voiced, breath = np.zeros(count), np.zeros(count)
@@ -156,7 +165,7 @@ def _shaped(sound: np.ndarray, envelope: np.ndarray) -> np.ndarray:
 
 def _smooth(columns: np.ndarray, width: int) -> np.ndarray:
     """The running mean of each column over `width` samples."""
-    padded = np.pad(columns, ((width // 2 + 1, width - width // 2 - 1), (0, 0)), mode="edge")
+    padded = np.pad(columns, ((width // 2 + 1, width - width // 2 - 1), (0, 0)), mode="reflect")
     total = np.cumsum(padded, axis=0)
     means = (total[width:] - total[:-width]) / width
     return np.vstack([means, means[-1:]])[: len(columns)]

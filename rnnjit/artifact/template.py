@@ -33,6 +33,8 @@ def fill(
 ) -> bytes:
     """Fill the template `file` of a package with the values that all C files of artifacts share.
 
+    `$h0` and `$h_n` are the shapes of the first state, whatever its name.
+
     Args:
         package: import package that ships the template, a `string.Template`.
         file: file name of the template in the package.
@@ -48,6 +50,7 @@ def fill(
         KeyError: the template has a placeholder without a value.
     """
     template = Template(files(package).joinpath(file).read_text(encoding="utf-8"))
+    found, first = shapes(spec), spec.cell.states[0]
     values: dict[str, object] = {
         "what": _describe(spec, dtype),
         "name": name,
@@ -60,7 +63,8 @@ def fill(
         "width": _width(spec),
         "weights_bytes": layout(spec, dtype.itemsize).size,
     }
-    return template.substitute({**values, **shapes(spec), **others}).encode()
+    values |= {"h0": found[f"{first}0"], "h_n": found[f"{first}_n"], **found}
+    return template.substitute({**values, **others}).encode()
 
 
 def _width(spec: RNNSpec) -> int:
