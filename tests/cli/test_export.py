@@ -41,9 +41,9 @@ def test_flags_say_for_what_and_under_which_name(model, tmp_path):
 
 
 @pytest.mark.full
-def test_every_rnn_of_a_model_gets_a_directory(tmp_path):
+def test_every_layer_of_a_model_gets_a_directory(tmp_path):
     file = tmp_path / "model.pt"
-    torch.save(nn.ModuleDict({"a": nn.RNN(3, 5), "b": nn.RNN(5, 2)}), file)
+    torch.save(nn.ModuleDict({"a": nn.LSTM(3, 5), "b": nn.GRU(5, 2)}), file)
     assert main(["export", str(file), "-o", str(tmp_path / "out")]) == 0
     sizes = {name: manifest(tmp_path / "out" / name)["spec"]["hidden_size"] for name in "ab"}
     assert sizes == {"a": 5, "b": 2}
