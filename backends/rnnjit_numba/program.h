@@ -40,8 +40,8 @@ $state_sizes
     ${name}_weights_bytes = $weights_bytes
 };
 
-/* Bytes of scratch memory for ${name}_forward with B sequences of N rows in all, a multiple of 64.
- * More sequences or more rows never take less, but from B = $tile_rows on: ask for the B of the call. */
+/* Bytes of scratch memory for ${name}_forward with B sequences of N rows in all, a multiple of 64. More
+ * rows never take less, but more sequences may: ask with the B of the call. */
 int64_t ${name}_scratch_bytes(int64_t B, int64_t N);
 
 /* Run the stack over whole sequences.

@@ -9,7 +9,6 @@ import torch
 
 from rnnjit import RNNSpec
 from rnnjit.artifact.template import fill
-from rnnjit_numba.plan import TILE_ROWS
 
 _WIDTH = 98
 
@@ -31,7 +30,6 @@ def header(spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> bytes:
     nulls = ["NULL"] * len(states)
     texts = {
         "target": target,
-        "tile_rows": TILE_ROWS,
         "num_states": len(states),
         "forward_example": ", ".join(["T, B, NULL, x", *nulls, "weights, y", *written, "scratch"]),
         "step_example": ", ".join(["B, prepared, x", *states, "y", "scratch"]),
@@ -63,14 +61,12 @@ def _states(spec: RNNSpec) -> str:
         f"{state} [{spec.num_layers * D}, B, {size}]"
         for state, size in zip(spec.cell.states, layer.state_sizes, strict=True)
     )
-    plural = "States" if len(spec.cell.states) > 1 else "The state"
-    number = "layer" if D == 1 else f"{D} * layer + direction, and direction 1 reads from the end"
-    text = f"{plural}: {sizes}. The first dimension is the {number}. h is what a step put out"
-    text = text.replace("h is", f"{spec.cell.states[0]} is")
-    text += (
-        f": {layer.output_size} features, projected from {layer.hidden_size}."
-        if spec.proj_size
-        else "."
+    subject = "The state" if len(spec.cell.states) == 1 else "States"
+    number = "the layer" if D == 1 else f"{D} * layer + direction; direction 1 reads from the end"
+    projected = f": {layer.output_size} features, projected from {layer.hidden_size}"
+    text = (
+        f"{subject}: {sizes}. The first dimension is {number}. {spec.cell.states[0]} is what a "
+        f"step put out{projected if spec.proj_size else ''}."
     )
     if spec.bidirectional:
         text += " There is no function for a step, since direction 1 needs the whole sequence."
