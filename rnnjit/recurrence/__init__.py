@@ -3,14 +3,24 @@
 Such a backend passes its `Recurrence` to `layer_forward` and `layer_backward`.
 """
 
-from rnnjit.recurrence.base import Backward, Forward, Recurrence, why_not_cell
-from rnnjit.recurrence.layer import layer_backward, layer_forward
+from rnnjit.recurrence.base import (
+    Backward,
+    Forward,
+    Recurrence,
+    dz_blocks,
+    why_not_cell,
+    why_not_projected,
+)
+from rnnjit.recurrence.layer import Saved, layer_backward, layer_forward
 
 __all__ = [
     "Backward",
     "Forward",
     "Recurrence",
+    "Saved",
+    "dz_blocks",
     "layer_backward",
     "layer_forward",
     "why_not_cell",
+    "why_not_projected",
 ]
