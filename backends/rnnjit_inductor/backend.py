@@ -12,7 +12,13 @@ from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, 
 from rnnjit.backend import Shortcut, States, values_read
 from rnnjit.cells import Cell
 from rnnjit.codegen.deferral import why_torch
-from rnnjit.recurrence import layer_backward, layer_forward, why_not_cell
+from rnnjit.recurrence import (
+    Saved,
+    layer_backward,
+    layer_forward,
+    why_not_cell,
+    why_not_projected,
+)
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.reference import has_operator
 from rnnjit.runtime.openmp import most_threads
@@ -29,7 +35,7 @@ Planner = Callable[[LayerSpec, Rows, torch.dtype, str, int, bool], Plan | None]
 
 
 class InductorBackend(Backend):
-    """Computes layers of cells with one state, on every device that Inductor serves.
+    """Computes layers of cells, on every device that Inductor serves.
 
     Args:
         planned: chooses what is compiled for a call (see `rnnjit_inductor.plan.plan`).
@@ -53,25 +59,13 @@ class InductorBackend(Backend):
         return unsupported()
 
     def why_not_cell(self, cell: Cell) -> list[str]:
-        """Declines cells with several states, or gates that use more than the sum of zx and zh."""
-        reasons = why_not_cell(cell)
-        if len(cell.states) > 1:
-            reasons.append(
-                f"cell {cell.name!r} has {len(cell.states)} states: only one is computed"
-            )
-        apart = [cell.gates[a.gate] for a in cell.accumulators if a.part == "hidden"]
-        if apart:
-            reasons.append(
-                f"cell {cell.name!r} uses W_ih x and W_hh h of gate {' and '.join(apart)} apart: "
-                "only their sum is computed"
-            )
-        return reasons
+        """Declines cells with parameters, an operand, or an output that is not the first state."""
+        return why_not_cell(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Declines projections, and devices without a compiler."""
-        if spec.proj_size:
-            return ["proj_size is not supported"]
-        return lacking(problem.device)
+        """Declines some projections, and devices without a compiler."""
+        reasons = why_not_projected(spec.cell) if spec.proj_size else []
+        return reasons + lacking(problem.device)
 
     def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Defers to torch's products on the CPU, and on devices where it was not measured."""
@@ -122,7 +116,7 @@ class InductorBackend(Backend):
         needs: Needs,
     ) -> LayerGrads:
         """The recurrence, then one GEMM over all rows for each gradient; or torch's autograd."""
-        unknown = not output.saved and not layer.cell.saved  # from the graph of torch.compile
+        unknown = not output.saved and not Saved.count(layer)  # from the graph of torch.compile
         whole = unknown and self._is_whole(layer, rows, x.dtype, x.device.type, True)
         if whole or was_whole(layer, output):
             return whole_backward(layer, rows, x, hx, weights, grad_y, grad_h_n, needs)

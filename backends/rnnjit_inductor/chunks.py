@@ -8,20 +8,28 @@ makes memory of that form to write to, `unlay` copies it back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from rnnjit import Rows
-from rnnjit.recurrence import Backward, Forward, Recurrence
+from rnnjit.recurrence import Backward, Forward, Recurrence, dz_blocks
 from rnnjit_inductor.compiler import Compiled, Key, compiled
-from rnnjit_inductor.graphs import has_share, panels
+from rnnjit_inductor.graphs import biased, has_share, panels
 from rnnjit_inductor.layout import DenseLayout, Layout, PackedLayout, last_rows
-from rnnjit_inductor.plan import Plan
-from rnnjit_inductor.steps import backward_rows, forward_rows, walk_backward, walk_forward
+from rnnjit_inductor.plan import MATRIX, Plan
+from rnnjit_inductor.steps import (
+    backward_rows,
+    first_gradients,
+    forward_rows,
+    forward_weights,
+    gates_of,
+    walk_backward,
+    walk_forward,
+)
 
 
 class Chunks(Recurrence):
@@ -47,75 +55,128 @@ class Chunks(Recurrence):
             self._backward(call, run, d)
 
     def _forward(self, call: Forward, run: Compiled, d: int) -> None:
-        cell, G, from_last = call.layer.cell, len(call.layer.cell.gates), d == 1
-        h0, h_n = call.hx[0][d], call.h_n[0][d]
-        given = forward_rows(call, d)
-        layout = self._layout(call, from_last, descending=False)
-        gates = [layout.lay(z) for z in given.gates]
-        y = gates[0] if given.y is given.z else layout.room(given.y)
-        written = [y, *map(layout.room, given.saved)]
-        weights = [panels(w.t(), self._plan.tile) for w in call.w_hh[d].chunk(G)]
-        h = self._state(h0, layout)
-        for z, into in self._blocks(layout, gates, written):
-            found = run(*z, _first_rows(h, z[0]), *weights)
-            # Without a backward pass the saved values are dropped.
-            for memory, values in zip(into, found, strict=False):
-                memory.copy_(values)
-            h = found[0][-1]
-        for laid, rows in zip(written, (given.y, *given.saved), strict=True):
-            layout.unlay(laid, rows)
-        if isinstance(layout, DenseLayout):
-            before = self._true(h, h_n)
-            h_n.copy_(before)
-            rest, w_t = given.part(layout.rest), call.w_hh[d].t()
-            walk_forward(cell, rest, layout.rest_sizes, from_last, w_t, before, h_n)
+        layer, from_last = call.layer, d == 1
+        hx, h_n = ([state[d] for state in states] for states in (call.hx, call.h_n))
+        given, weights = forward_rows(call, d), forward_weights(call, d)
+        wide, narrow = self._layouts(call, from_last, descending=False)
+        gates = [wide.lay(z) for z in gates_of(given.z, len(layer.cell.gates))]
+        y = gates[0] if given.y is given.z else narrow.room(given.y)
+        # In the order of the chunk's results: h, the outputs if they are projected, the other
+        # states, saved values. What no backward pass reads has no rows, and is not kept.
+        others = given.states or self._rows_of_states(call, wide)
+        targets: list[_Target | None] = [_Target(given.y, y, narrow)]
+        targets += [_target(given.out, wide)] if layer.proj_size else []
+        first = len(targets)
+        targets += [_target(rows, wide) for rows in [*others, *given.saved]]
+        fixed = self._forward_weights(call, d)
+        states = [self._state(state, wide) for state in hx]
+        for z, into in self._blocks(wide, gates, _laid(targets)):
+            found = run(*z, *(_first_rows(state, z[0]) for state in states), *fixed)
+            _store(found, into)
+            states = [found[0][-1], *(each[-1] for each in found[first : first + len(hx) - 1])]
+        _unlay(targets)
+        if isinstance(wide, DenseLayout):
+            before = [_true(state, last) for state, last in zip(states, h_n, strict=True)]
+            for last, state in zip(h_n, before, strict=True):
+                last.copy_(state)
+            rest = given.part(wide.rest)
+            walk_forward(layer.cell, rest, wide.rest_sizes, from_last, weights, before, h_n)
         else:
-            h_n.copy_(given.y[_ends(call.rows, layout, from_last)])
+            ends = _ends(call.rows, wide, from_last)
+            for last, rows in zip(h_n, [given.y, *others], strict=True):
+                last.copy_(rows[ends])
 
     def _backward(self, call: Backward, run: Compiled, d: int) -> None:
         # The backward pass walks each direction against its own order.
-        cell, G, from_last = call.layer.cell, len(call.layer.cell.gates), d == 0
-        grad_h0, grad_h_n = call.grad_hx[0][d], call.grad_h_n[0]
+        layer, from_last = call.layer, d == 0
+        cell, A = layer.cell, len(layer.cell.accumulators)
         given, w_hh = backward_rows(call, d), call.w_hh[d]
-        layout = self._layout(call, from_last, descending=True)
-        read, gates = [layout.lay(rows) for rows in given.read], list(given.dz.chunk(G, 1))
-        written = [layout.room(dz) for dz in gates]
-        grad_y = _zeros_like(written[0]) if given.grad_y is None else layout.lay(given.grad_y)
-        # A packed sequence may end in any chunk, and so g is kept for every row.
-        kept = None
-        if has_share(cell) and isinstance(layout, PackedLayout):
-            kept = torch.empty_like(gates[0], memory_format=torch.contiguous_format)
-            gates.append(kept)
-            written.append(layout.room(kept))
-        weights = [panels(w, self._plan.tile) for w in w_hh.chunk(G)]
-        g = self._state(grad_h0.zero_() if grad_h_n is None else grad_h_n[d], layout)
-        for blocks, into in self._blocks(layout, [*read, grad_y], written):
-            found = run(*blocks, _first_rows(g, blocks[0]), *weights)
-            for memory, values in zip(into, found, strict=False):
-                memory.copy_(values)
-            g = found[-1][0] if has_share(cell) else found[-1]
-        for laid, rows in zip(written, gates, strict=True):
-            layout.unlay(laid, rows)
-        if isinstance(layout, DenseLayout):
-            grad_h0.copy_(self._true(g, grad_h0))
-            rest = given.part(layout.rest)
-            walk_backward(cell, rest, layout.rest_sizes, from_last, w_hh, grad_h0)
-        elif kept is not None:
-            grad_h0.copy_(kept[_ends(call.rows, layout, from_last)])
+        w_hr = call.w_hr[d] if call.w_hr else None
+        wide, narrow = self._layouts(call, from_last, descending=True)
+        grads = first_gradients(call, d)
+        blocks = gates_of(given.dz, A)
+        # In the order of the chunk's results: dz, dh, the g of the states but h, that of h.
+        targets = [_target(blocks[block], wide) for block in dz_blocks(cell)]
+        targets += [] if given.dh is None else [_target(given.dh, narrow)]
+        first, packed = len(targets), isinstance(wide, PackedLayout)
+        # A packed sequence may end in any chunk, and so each g is kept for every row.
+        kept = [torch.empty_like(blocks[0], memory_format=torch.contiguous_format) for _ in grads]
+        shared = has_share(cell)
+        targets += [_target(rows, wide) if packed else None for rows in kept[1:]]
+        targets += [_target(kept[0], wide) if packed and shared else None]
+        fixed = self._backward_weights(call, d)
+        states = [self._state(grad, wide) for grad in grads]
+        read = [wide.lay(rows) for rows in given.read]
+        if given.grad_y is not None:
+            read.append(narrow.lay(given.grad_y))
         else:
-            torch.mm(given.dz[_ends(call.rows, layout, from_last)], w_hh, out=grad_h0)
+            like = given.dz if given.dh is None else given.dh
+            read.append(_zeros_like(narrow.room(like[:, : layer.output_size])))
+        for block, into in self._blocks(wide, read, _laid(targets)):
+            found = run(*block, *(_first_rows(state, block[-1]) for state in states), *fixed)
+            _store(found, into)
+            last = found[-1][0] if shared else found[-1]
+            states = [last, *(each[0] for each in found[first:-1])]
+        _unlay(targets)
+        if isinstance(wide, DenseLayout):
+            for grad, state in zip(grads, states, strict=True):
+                grad.copy_(_true(state, grad))
+            rest = given.part(wide.rest)
+            walk_backward(cell, rest, wide.rest_sizes, from_last, w_hh, w_hr, grads)
+            return
+        ends = _ends(call.rows, wide, from_last)
+        for grad, rows in zip(grads[1:], kept[1:], strict=True):
+            grad.copy_(rows[ends])
+        if shared:
+            grads[0].copy_(kept[0][ends])
+        else:
+            torch.mm(given.dz[ends][:, : len(w_hh)], w_hh, out=grads[0])
 
     def _compiled(
         self, pass_: Literal["forward", "backward"], call: Forward | Backward
     ) -> Compiled:
-        y = call.y
-        return compiled(Key(pass_, call.layer.cell, y.dtype, y.device.type, self._plan))
+        layer, y = call.layer, call.y
+        projected = layer.proj_size > 0
+        return compiled(Key(pass_, layer.cell, y.dtype, y.device.type, self._plan, projected))
 
-    def _layout(self, call: Forward | Backward, from_last: bool, *, descending: bool) -> Layout:
-        rows, H = call.rows, call.layer.hidden_size
-        if call.starts is None:
-            return DenseLayout(rows, from_last, descending, H, self._plan)
-        return PackedLayout(rows, call.starts, from_last, descending, H, self._plan)
+    def _layouts(
+        self, call: Forward | Backward, from_last: bool, *, descending: bool
+    ) -> tuple[Layout, Layout]:
+        """The layouts of rows of H features and of rows of the first state."""
+
+        def layout(features: int) -> Layout:
+            if call.starts is None:
+                return DenseLayout(call.rows, from_last, descending, features, self._plan)
+            return PackedLayout(call.rows, call.starts, from_last, descending, features, self._plan)
+
+        wide = layout(call.layer.hidden_size)
+        return wide, layout(call.layer.proj_size) if call.layer.proj_size else wide
+
+    def _forward_weights(self, call: Forward, d: int) -> list[Tensor]:
+        """A direction's weights, and biases, as the chunk takes them."""
+        tile, G, H = self._plan.tile, len(call.layer.cell.gates), call.layer.hidden_size
+        w_hh, w_hr = call.w_hh[d], call.w_hr[d : d + 1]
+        found = [w_hh, *w_hr]
+        if tile != MATRIX:
+            found = [panels(w.t(), tile) for w in [*w_hh.chunk(G), *w_hr]]
+        gates = biased(call.layer.cell)
+        bias = call.b_hh[d] if call.b_hh else w_hh.new_zeros(G * H)
+        own = [pad(bias[g * H : (g + 1) * H], (0, tile.padded(H) - H)) for g in gates]
+        return found + [each.view(tile.columns, -1, tile.lanes) for each in own]
+
+    def _backward_weights(self, call: Backward, d: int) -> list[Tensor]:
+        """A direction's weights as the chunk takes them."""
+        w_hh, w_hr = call.w_hh[d], call.w_hr[d : d + 1]
+        if self._plan.tile == MATRIX:
+            return [w_hh, *w_hr]
+        gates = w_hh.chunk(len(call.layer.cell.gates))
+        return [panels(w, self._plan.tile) for w in [*gates, *w_hr]]
+
+    def _rows_of_states(self, call: Forward, layout: Layout) -> list[Tensor | None]:
+        """Rows for the states but the first if the last of a packed batch are found in them."""
+        shape = (call.rows.N, call.layer.hidden_size)
+        packed = isinstance(layout, PackedLayout)
+        return [call.z.new_empty(shape) if packed else None for _ in call.hx[1:]]
 
     def _state(self, state: Tensor, layout: Layout) -> Tensor:
         """A state `[B, H]` as the first chunk takes it, `[R, q, U, P, L]`."""
@@ -125,22 +186,59 @@ class Chunks(Recurrence):
         padded = pad(state, (0, self._plan.tile.padded(H) - H, 0, size - batch))
         return padded.view(R, size // R, U, -1, L)
 
-    def _true(self, state: Tensor, like: Tensor) -> Tensor:
-        """A chunk's state without padding, `[B, H]`."""
-        batch, H = like.shape
-        return state.flatten(2).flatten(0, 1)[:batch, :H]
-
     def _blocks(
-        self, layout: Layout, read: list[Tensor], written: list[Tensor]
-    ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        self, layout: Layout, read: list[Tensor], written: list[Tensor | None]
+    ) -> Iterator[tuple[list[Tensor], list[Tensor | None]]]:
         """`[K, R, q, U, P, L]` of each chunk's rows, of the tensors read and of those written."""
         steps, (R, U, L), _ = self._plan
         for start, size in layout.chunks:
             own, shape = slice(start, start + steps * size), (steps, R, size // R, U, -1, L)
             yield (
                 [laid[own].view(shape) for laid in read],
-                [laid[own].view(shape) for laid in written],
+                [None if laid is None else laid[own].view(shape) for laid in written],
             )
+
+
+class _Target(NamedTuple):
+    """Where a result of the chunks goes.
+
+    Attributes:
+        rows: `[N, features]`.
+        laid: memory like that of the rows, as chunks write it.
+        layout: how it is laid out.
+    """
+
+    rows: Tensor
+    laid: Tensor
+    layout: Layout
+
+
+def _target(rows: Tensor | None, layout: Layout) -> _Target | None:
+    return None if rows is None else _Target(rows, layout.room(rows), layout)
+
+
+def _laid(targets: Sequence[_Target | None]) -> list[Tensor | None]:
+    return [None if each is None else each.laid for each in targets]
+
+
+def _store(found: Sequence[Tensor], into: Sequence[Tensor | None]) -> None:
+    """Copy a chunk's results; without a backward pass some of them are dropped."""
+    for memory, values in zip(into, found, strict=False):
+        if memory is not None:
+            memory.copy_(values)
+
+
+def _unlay(targets: Sequence[_Target | None]) -> None:
+    """Write the rows of all targets."""
+    for each in targets:
+        if each is not None:
+            each.layout.unlay(each.laid, each.rows)
+
+
+def _true(state: Tensor, like: Tensor) -> Tensor:
+    """A chunk's state without padding, `[B, features]`."""
+    batch, features = like.shape
+    return state.flatten(2).flatten(0, 1)[:batch, :features]
 
 
 def _ends(rows: Rows, layout: PackedLayout, from_last: bool) -> slice | Tensor:
@@ -150,9 +248,10 @@ def _ends(rows: Rows, layout: PackedLayout, from_last: bool) -> slice | Tensor:
 
 def _first_rows(state: Tensor, block: Tensor) -> Tensor:
     """The state of the sequences with rows in this chunk, the first ones: `[R, q, U, P, L]`."""
-    if state.shape[1] == block.shape[2]:
+    R, q = block.shape[1:3]
+    if state.shape[1] == q:
         return state
-    return state.flatten(0, 1)[: block.shape[1] * block.shape[2]].view(block.shape[1:])
+    return state.flatten(0, 1)[: R * q].view(R, q, *state.shape[2:])
 
 
 def _zeros_like(laid: Tensor) -> Tensor:

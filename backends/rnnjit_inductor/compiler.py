@@ -21,7 +21,14 @@ from torch import Tensor
 from rnnjit.cells import Cell
 from rnnjit.runtime import torch_private
 from rnnjit.runtime.compile_once import CompileOnce
-from rnnjit_inductor.graphs import backward_chunk, forward_chunk, matrix_product, tile_product
+from rnnjit_inductor.graphs import (
+    MATRIX_PRODUCT,
+    Form,
+    backward_chunk,
+    biased,
+    forward_chunk,
+    tile_product,
+)
 from rnnjit_inductor.plan import MATRIX, Plan
 from rnnjit_inductor.toolchain import import_paths_quietly
 
@@ -42,6 +49,7 @@ class Key(NamedTuple):
         dtype: of all tensors.
         device: type of the device.
         plan: what is compiled.
+        projected: whether outputs are projected.
     """
 
     pass_: Literal["forward", "backward"]
@@ -49,6 +57,7 @@ class Key(NamedTuple):
     dtype: torch.dtype
     device: str
     plan: Plan
+    projected: bool = False
 
 
 class CompilationError(RuntimeError):
@@ -77,7 +86,7 @@ def _chunk(key: Key) -> Compiled:
 
 def _compile(key: Key) -> Compiled:
     steps, tile, _ = key.plan
-    product = matrix_product if tile == MATRIX else tile_product(tile)
+    product = MATRIX_PRODUCT if tile == MATRIX else tile_product(tile)
     make = forward_chunk if key.pass_ == "forward" else backward_chunk
     with torch.no_grad(), warnings.catch_warnings():
         # Those of torch's own code, which the caller cannot change.
@@ -87,7 +96,7 @@ def _compile(key: Key) -> Compiled:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         mode, arguments = _symbolic(key)
-        chunk = make(key.cell, steps, product)
+        chunk = make(Form(key.cell, steps, product, key.projected))
         # A lambda, since a graph keeps annotations, and Inductor's cache takes no strings.
         graph = make_fx(lambda *tensors: chunk(*tensors))(*arguments)
         return torch_private.compile_graph(graph, arguments, mode, _settings(key))
@@ -124,12 +133,36 @@ def _symbolic(key: Key) -> tuple[Any, list[Any]]:
         return result.as_strided(shape, (step, q * row, row, *result.stride()[3:]))
 
     steps, (R, U, L), _ = key.plan
-    q, P, H = symbol(_BATCH), symbol(_PANELS), symbol(_PANELS * U * L - 1)
-    G = len(key.cell.gates)
-    # The backward chunk reads all inputs of its program but the state's gradient as blocks.
-    blocks = G if key.pass_ == "forward" else len(key.cell.backward.inputs) - 1
-    strides = [(symbol(_STRIDE), symbol(_STRIDE)) for _ in range(blocks)]
-    state = (R, q, U, P, L)
+    cell, q, cut = key.cell, symbol(_BATCH), key.plan.tile != MATRIX
+    G, S = len(cell.gates), len(cell.states)
+
+    def width() -> tuple[int, int]:
+        """The panels of a row, and its features; without panels both are the features."""
+        panels = symbol(_PANELS)
+        return panels, symbol(_PANELS * U * L - 1) if cut else panels
+
+    wide = width()
+    narrow = width() if key.projected else wide  # of the first state
+
+    # The backward chunk reads as blocks what its program reads but the gradients, and grad_y.
+    forward = key.pass_ == "forward"
+    blocks = [wide] * (G if forward else len(cell.backward.inputs) - 1 - S)
+    blocks += [] if forward else [narrow]
+    strides = [(symbol(_STRIDE), symbol(_STRIDE)) for _ in blocks]
+
+    def matrix(gates: int, rows: tuple[int, int], columns: tuple[int, int]) -> list[Tensor]:
+        """A matrix, of which each gate has some rows, that rows of `columns` are multiplied by."""
+        if not cut:
+            return [empty((gates * rows[1], columns[1]))]
+        given, found = (columns, rows) if forward else (rows, columns)
+        return [empty((U, found[0], given[1], L)) for _ in range(gates)]
+
     with mode:
-        laid = [empty((steps, *state), *own) for own in strides]
-        return mode, [*laid, empty(state), *(empty((U, P, H, L)) for _ in range(G))]
+        read = [
+            empty((steps, R, q, U, panels, L), *own)
+            for (panels, _), own in zip(blocks, strides, strict=True)
+        ]
+        states = [empty((R, q, U, panels, L)) for panels, _ in [narrow, *[wide] * (S - 1)]]
+        weights = matrix(G, wide, narrow) + (matrix(1, narrow, wide) if key.projected else [])
+        biases = [empty((U, wide[0], L)) for _ in biased(cell)] if forward else []
+        return mode, [*read, *states, *weights, *biases]

@@ -1,11 +1,13 @@
 """What is compiled: a few steps of a recurrence, unrolled, on plain tensors.
 
-    forward    h = step(z_t + h W_hh^T, h)                                for t = 0 ... K - 1
-    backward   dz_t, d_t = backward(g + grad_y_t, ...),  g = d_t + dz_t W_hh  for t = K - 1 ... 0
+    forward    out, s_t = step(z_t + h W_hh^T, s),  h = out W_hr^T        for t = 0 ... K - 1
+    backward   dz_t, d_t = backward((g + grad_y_t) W_hr, ...),
+               g = d_t + dz_t W_hh                                        for t = K - 1 ... 0
 
-`step` and `backward` are the cell's own programs. Every gate has its own tensor of z and of W_hh:
-z = (z_1 .. z_G), W_hh = (W_1 .. W_G). g is the gradient of h_t, and d_t the part of the gradient of
-h_{t-1} that bypasses the product.
+`step` and `backward` are the cell's own programs, s its states, of which h is the first. Every gate
+has its own tensor of z and of W_hh: z = (z_1 .. z_G), W_hh = (W_1 .. W_G). g are the gradients of
+the states after step t, and d_t the parts of the gradients of the states before it that bypass the
+products. Without a projection, W_hr, h is out.
 
 On the CPU, Inductor makes one C++ function of a whole chunk, products included, if they are written
 as sums over k of products that broadcast:
@@ -23,97 +25,197 @@ column has no effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rnnjit.cells import Cell
+from rnnjit.cells import Accumulator, Cell
 from rnnjit_inductor.plan import Tile
 from rnnjit_inductor.pointwise import evaluate_like, step_of
 
-Product = Callable[[Tensor, Tensor], Tensor]
 
+class Product(NamedTuple):
+    """A form of the products with a matrix `[G*H, P]`, which is cut into its G gates or is not.
 
-def forward_chunk(cell: Cell, steps: int, product: Product) -> Callable[..., tuple[Tensor, ...]]:
-    """A function of each gate's z `[K, R, q, U, P, L]`, h `[R, q, U, P, L]` and G panels.
-
-    It returns the states and each saved value `[K, R, q, U, P, L]`.
+    Attributes:
+        cut: whether the functions take a tensor for each gate, from `panels`, or the matrix alone.
+        forward: `x W^T` of each gate, from x and the tensors; the last argument is G.
+        backward: the sum over the gates of `dz W`, from each gate's dz or None, and the tensors.
     """
-    program, G = step_of(cell, True), len(cell.gates)
+
+    cut: bool
+    forward: Callable[[Tensor, Sequence[Tensor], int], list[Tensor]]
+    backward: Callable[[Sequence[Tensor | None], Sequence[Tensor]], Tensor | None]
+
+    def tensors(self, gates: int) -> int:
+        """How many tensors a matrix is."""
+        return gates if self.cut else 1
+
+
+class Form(NamedTuple):
+    """What a chunk computes.
+
+    Attributes:
+        cell: what a step computes.
+        steps: K.
+        product: the form of the products.
+        projected: whether outputs are projected.
+    """
+
+    cell: Cell
+    steps: int
+    product: Product
+    projected: bool
+
+
+def biased(cell: Cell) -> list[int]:
+    """The gates whose zh the cell uses apart from zx, which have a bias of their own."""
+    return [each.gate for each in cell.accumulators if each.part == "hidden"]
+
+
+def forward_chunk(form: Form) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of each gate's z, each state, W_hh, W_hr, and b_hh of the gates `biased`.
+
+    Each z is `[K, R, q, U, C, L]`, each state `[R, q, U, C, L]`, each b_hh `[U, C, L]`. Padded to
+    U * C * L, these are H columns, or P for h. There is a W_hr if there is a projection. It returns
+    h, the outputs if they are projected, the other states, and each saved value, each
+    `[K, R, q, U, C, L]`.
+    """
+    cell = form.cell
+    program, G, S, apart = step_of(cell, True), len(cell.gates), len(cell.states), biased(cell)
+    count = form.product.tensors(G)
 
     def chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
-        gates, h, weights = tensors[:G], tensors[G], tensors[G + 1 :]
+        gates, states, rest = tensors[:G], list(tensors[G : G + S]), tensors[G + S :]
+        w_hh, w_hr, biases = rest[:count], rest[count : count + form.projected], rest[count:]
+        bias = dict(zip(apart, biases[form.projected :], strict=True))
         found = []
-        for t in range(steps):
-            sums = [z[t] + product(h, panel) for z, panel in zip(gates, weights, strict=True)]
-            outputs = _present(evaluate_like(h, program, [*sums, h]))
-            h = outputs[0]
-            found.append(outputs)
+        for t in range(form.steps):
+            hidden = form.product.forward(states[0], w_hh, G)
+            inputs = [
+                _accumulated(each, gates[each.gate][t], hidden[each.gate], bias)
+                for each in cell.accumulators
+            ]
+            values = _present(evaluate_like(gates[0], program, [*inputs, *states]))
+            out, *others = [v.expand_as(hidden[0]) if v.ndim == 0 else v for v in values]
+            h = form.product.forward(out, w_hr, 1)[0] if form.projected else out
+            states = [h, *others[: S - 1]]
+            found.append([h, *([out] if form.projected else []), *others])
         return tuple(map(torch.stack, zip(*found, strict=True)))
 
     return chunk
 
 
-def backward_chunk(cell: Cell, steps: int, product: Product) -> Callable[..., tuple[Tensor, ...]]:
-    """A function of what the cell's backward program reads, grad_y, g and G panels.
+def _accumulated(
+    accumulator: Accumulator, z: Tensor, hidden: Tensor, bias: Mapping[int, Tensor]
+) -> Tensor:
+    """What a step takes for an accumulator."""
+    if accumulator.part == "sum":
+        return z + hidden
+    return hidden + bias[accumulator.gate] if accumulator.part == "hidden" else z
 
-    The blocks that are read and grad_y are `[K, R, q, U, P, L]`, g is `[R, q, U, P, L]`. It returns
-    each gate's dz `[K, R, q, U, P, L]`, and the g of the state before the chunk; if
-    `has_share(cell)`, the g of the state before each of its steps `[K, R, q, U, P, L]`.
+
+def backward_chunk(form: Form) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of what the backward program reads, grad_y, g of each state, W_hh, and W_hr.
+
+    The blocks that are read and grad_y are `[K, R, q, U, C, L]`, each g is `[R, q, U, C, L]`. It
+    returns each accumulator's dz, dh if there is a projection, the g of the states but h before
+    each step, and those of h if `has_share(cell)`; all `[K, R, q, U, C, L]`. Without a share, the
+    last is the g of h before the chunk.
     """
-    G = len(cell.gates)
+    cell = form.cell
+    G, S, A = len(cell.gates), len(cell.states), len(cell.accumulators)
+    count = form.product.tensors(G)
+    hidden = [k for k, each in enumerate(cell.accumulators) if each.has_hidden]
 
     def chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
-        *blocks, g = tensors[:-G]
-        weights = tensors[-G:]
-        found, before = [], []
-        for t in reversed(range(steps)):
-            outputs = evaluate_like(g, cell.backward, [*(block[t] for block in blocks), g])
-            *dz, share = outputs
-            products = [product(d, w) for d, w in zip(dz, weights, strict=True) if d is not None]
-            terms = _present([*products, share])
-            g = sum(terms[1:], terms[0]) if terms else torch.zeros_like(g)
-            found.append([torch.zeros_like(g) if d is None else d for d in dz])
-            before.append(g)
-        gates = tuple(torch.stack(own[::-1]) for own in zip(*found, strict=True))
-        return *gates, torch.stack(before[::-1]) if has_share(cell) else g
+        last = len(tensors) - count - form.projected
+        *read, grad_y = tensors[: last - S]
+        grads, w_hh, w_hr = (
+            list(tensors[last - S : last]),
+            tensors[last:][:count],
+            tensors[last:][count:],
+        )
+        found = []
+        for t in reversed(range(form.steps)):
+            given, dh = [grad_y[t], grads[0]], []
+            if form.projected:
+                dh = [grad_y[t] + grads[0]]
+                of_out = _present([form.product.backward(dh, w_hr)])
+                given = [torch.zeros_like(of_out[0]), *of_out]
+            outputs = evaluate_like(
+                grad_y, cell.backward, [*(block[t] for block in read), *given, *grads[1:]]
+            )
+            dz, (share, *shares) = outputs[:A], outputs[A:]
+            terms = _present([form.product.backward([dz[k] for k in hidden], w_hh), share])
+            others = [_filled(own, grad) for own, grad in zip(shares, grads[1:], strict=True)]
+            grads = [sum(terms[1:], terms[0]) if terms else torch.zeros_like(grads[0]), *others]
+            found.append([*(_filled(each, given[1]) for each in dz), *dh, *others, grads[0]])
+        *stacked, of_h = zip(*found, strict=True)
+        results = [torch.stack(own[::-1]) for own in stacked]
+        return *results, torch.stack(of_h[::-1]) if has_share(cell) else grads[0]
 
     return chunk
 
 
+def _filled(value: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient, or zeros if there is none."""
+    return torch.zeros_like(like) if value is None else value
+
+
 def has_share(cell: Cell) -> bool:
-    """Whether a part of the previous state's gradient bypasses the product."""
-    return cell.backward.outputs[-1] is not None
+    """Whether a part of the first previous state's gradient bypasses the product."""
+    return cell.backward.outputs[-len(cell.states)] is not None
 
 
-def _present(values: list[Tensor | None]) -> list[Tensor]:
+def _present(values: Sequence[Tensor | None]) -> list[Tensor]:
     return [value for value in values if value is not None]
 
 
 def tile_product(tile: Tile) -> Product:
-    """The product of rows `[R, q, U, P, L]` and panels `[U, P, H, L]`, as a register tile."""
+    """The products of rows `[R, q, U, P, L]` and panels `[U, P, H, L]`, as a register tile."""
 
-    def product(h: Tensor, panels: Tensor) -> Tensor:
-        rows = h.flatten(2).narrow(2, 0, panels.shape[2])[:, :, None, :, None]
+    def product(x: Tensor, panels: Tensor) -> Tensor:
+        rows = x.flatten(2).narrow(2, 0, panels.shape[2])[:, :, None, :, None]
         if tile.columns == 1:
             return torch.stack([(row * panels[0]).sum(2) for row in rows]).unsqueeze(2)
         return torch.stack([(rows[0] * panel).sum(2) for panel in panels], 1).unsqueeze(0)
 
-    return product
+    def forward(x: Tensor, gates: Sequence[Tensor], count: int) -> list[Tensor]:
+        return [product(x, panels) for panels in gates]
+
+    def backward(dz: Sequence[Tensor | None], gates: Sequence[Tensor]) -> Tensor | None:
+        pairs = zip(dz, gates, strict=True)
+        terms = [product(each, panels) for each, panels in pairs if each is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    return Product(True, forward, backward)
 
 
-def matrix_product(h: Tensor, panels: Tensor) -> Tensor:
-    """The product of rows `[1, q, 1, P, 1]` and panels `[1, P, H, 1]`, by torch's own operator."""
-    matrix = panels[0, :, :, 0].t()
-    rows = h.view(h.shape[1], -1).narrow(1, 0, matrix.shape[0])
-    return torch.mm(rows, matrix).view(h.shape)
+def _matrix_forward(x: Tensor, matrices: Sequence[Tensor], count: int) -> list[Tensor]:
+    (matrix,), q = matrices, x.shape[1]
+    found = torch.mm(x.view(q, -1), matrix.t()).view(q, count, matrix.shape[0] // count)
+    return [found[:, gate][None, :, None, :, None] for gate in range(count)]
+
+
+def _matrix_backward(dz: Sequence[Tensor | None], matrices: Sequence[Tensor]) -> Tensor | None:
+    present = _present(dz)
+    if not present:
+        return None
+    rows = [_filled(each, present[0]).view(present[0].shape[1], -1) for each in dz]
+    return torch.mm(torch.cat(rows, 1), matrices[0])[None, :, None, :, None]
+
+
+#: The products by torch's own operator, of rows `[1, q, 1, H, 1]`.
+MATRIX_PRODUCT = Product(False, _matrix_forward, _matrix_backward)
 
 
 def panels(matrix: Tensor, tile: Tile) -> Tensor:
-    """`[U, P, H, L]` of a matrix `[H, H]` that rows are multiplied by, with zeros for padding."""
-    H = matrix.shape[0]
-    columns = tile.padded(H)
-    padded = torch.nn.functional.pad(matrix, (0, columns - H)) if columns > H else matrix
-    cut = padded.view(H, tile.columns, -1, tile.lanes)
+    """`[U, P, rows, L]` of a matrix `[rows, columns]`, with zeros for padding."""
+    own = matrix.shape[1]
+    columns = tile.padded(own)
+    padded = torch.nn.functional.pad(matrix, (0, columns - own)) if columns > own else matrix
+    cut = padded.reshape(-1, tile.columns, columns // (tile.columns * tile.lanes), tile.lanes)
     return cut.permute(1, 2, 0, 3).contiguous()

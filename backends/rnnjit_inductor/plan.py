@@ -103,6 +103,12 @@ def plan(
     """
     if rows.T < STEPS or not rows.N:
         return None
+    if (
+        len(layer.cell.states) > 1
+        or len(layer.cell.accumulators) > len(layer.cell.gates)
+        or layer.proj_size
+    ):
+        return None
     if device != "cpu":
         return Plan(STEPS, MATRIX, 1)
     if dtype not in (torch.float32, torch.float64):

@@ -25,25 +25,28 @@ def evaluate_like(like: Tensor, program: Program, inputs: Sequence[Tensor]) -> l
 
 
 def step_of(cell: Cell, saves: bool) -> Program:
-    """A cell's step without the new state, which equals `out`: outputs out, then the saved values.
+    """A cell's step without the first new state, which is `out`.
+
+    Its outputs are out, the other new states, then the saved values.
 
     Args:
-        cell: of one state.
+        cell: the cell; its output is its first state.
         saves: whether the saved values are among the outputs.
     """
     program = cell.step_saving if saves else cell.step
-    out, _, *saved = program.outputs
-    return Program(program.inputs, program.instructions, (out, *saved))
+    out, _, *others = program.outputs
+    return Program(program.inputs, program.instructions, (out, *others))
 
 
 def read_by_backward(cell: Cell, named: Callable[[str], Tensor]) -> list[Tensor]:
-    """The inputs of a cell's backward program except the last two, which are gradients.
+    """The inputs of a cell's backward program except the last, which are gradients.
 
     Args:
-        cell: of one state, which is its output.
-        named: maps a name to its tensor: saved_0, saved_1, ..., out, and the previous state's name.
+        cell: the cell; its output is its first state.
+        named: maps a name to its tensor: saved_0, saved_1, ..., out, new_STATE, and STATE for the
+            state before.
     """
-    return [named(name) for name in cell.backward.inputs[:-2]]
+    return [named(name) for name in cell.backward.inputs[: -1 - len(cell.states)]]
 
 
 class Pointwise:

@@ -1,11 +1,13 @@
-"""Steps that are not compiled: a product and the cell's pointwise operations, in place.
+"""Steps that are not compiled: products and the cell's pointwise operations, in place.
 
-    forward    z_t = z_t + h_{t-1} W_hh^T,  then the cell's step
-    backward   g = g + grad_y_t,  (dz_t, d_t) = the cell's backward step of g,  g = d_t + dz_t W_hh
+    forward    z_t = z_t + h_{t-1} W_hh^T,  then the cell's step,  h_t = out W_hr^T
+    backward   g = g + grad_y_t,  (dz_t, d_t) = the cell's backward step of g W_hr,
+               g = d_t + dz_t W_hh
 
-g is the gradient of h_t, and d_t the part of the gradient of h_{t-1} that bypasses the product.
-Both passes walk over packed rows in either direction; if the next step has more rows, sequences
-begin or end there.
+g are the gradients of the states after step t, and d_t the parts of the gradients of the states
+before it that bypass the products with the weights. Without a projection, W_hr, h_t is out. Both
+passes walk over packed rows in either direction; if the next step has more rows, sequences begin or
+end there.
 """
 
 from __future__ import annotations
@@ -17,34 +19,52 @@ import torch
 from torch import Tensor
 
 from rnnjit.cells import Cell
-from rnnjit.recurrence import Backward, Forward, Recurrence
+from rnnjit.recurrence import Backward, Forward, Recurrence, dz_blocks
 from rnnjit.recurrence.rows import states_before
 from rnnjit_inductor.pointwise import Pointwise, read_by_backward, step_of
 
 
 class ForwardRows(NamedTuple):
-    """A direction's rows in a forward walk.
+    """A direction's rows in a forward walk; what no backward pass reads is not there.
 
     Attributes:
         z: `[N, G*H]`, overwritten.
-        y: `[N, H]`, written; z itself for an Elman cell.
-        saved: `[N, H]` for each saved value, written; empty if none is needed.
+        y: `[N, P or H]`, written; z itself for an Elman cell.
+        out: `[N, H]`, the outputs before the projection, written, or None.
+        states: `[N, H]` for each state but the first, written, or none of them.
+        saved: `[N, H]` for each saved value, written, or none of them.
     """
 
     z: Tensor
     y: Tensor
+    out: Tensor | None
+    states: tuple[Tensor, ...]
     saved: tuple[Tensor, ...]
-
-    @property
-    def gates(self) -> list[Tensor]:
-        """`[N, H]` of each gate."""
-        return _gates(self.z, self.y.shape[1])
 
     def part(self, rows: slice) -> ForwardRows:
         """Some of the rows."""
         z = self.z[rows]
-        y = z if self.y is self.z else self.y[rows]
-        return ForwardRows(z, y, tuple(each[rows] for each in self.saved))
+        return ForwardRows(
+            z,
+            z if self.y is self.z else self.y[rows],
+            None if self.out is None else self.out[rows],
+            tuple(each[rows] for each in self.states),
+            tuple(each[rows] for each in self.saved),
+        )
+
+
+class ForwardWeights(NamedTuple):
+    """What a forward walk multiplies and adds.
+
+    Attributes:
+        w_hh: `[P or H, G*H]`, transposed.
+        b_hh: `[G*H]`, see `Forward.b_hh`; None if there is none.
+        w_hr: `[H, P]`, transposed; None if there is no projection.
+    """
+
+    w_hh: Tensor
+    b_hh: Tensor | None
+    w_hr: Tensor | None
 
 
 class BackwardRows(NamedTuple):
@@ -52,46 +72,72 @@ class BackwardRows(NamedTuple):
 
     Attributes:
         read: `[N, H]` of each input of the cell's backward program except the gradients.
-        grad_y: `[N, H]`, or None for zeros.
-        dz: `[N, G*H]`, written.
+        grad_y: `[N, P or H]`, or None for zeros.
+        dz: `[N, A*H]`, written.
+        dh: `[N, P]`, written; None if there is no projection.
     """
 
     read: list[Tensor]
     grad_y: Tensor | None
     dz: Tensor
+    dh: Tensor | None
 
     def part(self, rows: slice) -> BackwardRows:
         """Some of the rows."""
         grad_y = None if self.grad_y is None else self.grad_y[rows]
-        return BackwardRows([each[rows] for each in self.read], grad_y, self.dz[rows])
+        dh = None if self.dh is None else self.dh[rows]
+        return BackwardRows([each[rows] for each in self.read], grad_y, self.dz[rows], dh)
 
 
 def forward_rows(call: Forward, direction: int) -> ForwardRows:
     """The rows of a direction."""
-    H, G = call.layer.hidden_size, len(call.layer.cell.gates)
-    own = slice(direction * H, (direction + 1) * H)
+    layer, d = call.layer, direction
+    H, P, G = layer.hidden_size, layer.output_size, len(layer.cell.gates)
+    own = slice(d * H, (d + 1) * H)
     z = call.z[:, own.start * G : own.stop * G]
-    y = z if call.y is call.z else call.y[:, own]
-    return ForwardRows(z, y, tuple(each[:, own] for each in call.saved))
+    return ForwardRows(
+        z,
+        z if call.y is call.z else call.y[:, d * P : (d + 1) * P],
+        None if call.out is None else call.out[:, own],
+        tuple(each[:, own] for each in call.states),
+        tuple(each[:, own] for each in call.saved),
+    )
+
+
+def forward_weights(call: Forward, direction: int) -> ForwardWeights:
+    """The weights of a direction."""
+    return ForwardWeights(
+        call.w_hh[direction].t(),
+        call.b_hh[direction] if call.b_hh else None,
+        call.w_hr[direction].t() if call.w_hr else None,
+    )
 
 
 def backward_rows(call: Backward, direction: int) -> BackwardRows:
     """The rows of a direction."""
-    cell, H = call.layer.cell, call.layer.hidden_size
-    own = slice(direction * H, (direction + 1) * H)
+    layer, d = call.layer, direction
+    cell, H, P, A = layer.cell, layer.hidden_size, layer.output_size, len(layer.cell.accumulators)
+    own, projected = slice(d * H, (d + 1) * H), slice(d * P, (d + 1) * P)
+
+    def after(index: int) -> Tensor:
+        return call.states[index - 1][:, own] if index else call.y[:, projected]
 
     def named(name: str) -> Tensor:
         if name == "out":
-            return call.y[:, own]
-        if name == cell.states[0]:
-            y, h0 = call.y[:, own], call.hx[0][direction]
-            return states_before(call.rows, call.starts, y, h0, direction)
-        return call.saved[int(name.removeprefix("saved_"))][:, own]
+            return after(0) if call.out is None else call.out[:, own]
+        if name in cell.states:
+            index = cell.states.index(name)
+            return states_before(call.rows, call.starts, after(index), call.hx[index][d], d)
+        if name.startswith("saved_"):
+            return call.saved[int(name.removeprefix("saved_"))][:, own]
+        return after(cell.states.index(name.removeprefix("new_")))
 
-    grad_y = None if call.grad_y is None else call.grad_y[:, own]
-    G = len(cell.gates)
-    dz = call.dz[:, own.start * G : own.stop * G]
-    return BackwardRows(read_by_backward(cell, named), grad_y, dz)
+    return BackwardRows(
+        read_by_backward(cell, named),
+        None if call.grad_y is None else call.grad_y[:, projected],
+        call.dz[:, own.start * A : own.stop * A],
+        None if call.dh is None else call.dh[:, projected],
+    )
 
 
 class Steps(Recurrence):
@@ -100,20 +146,28 @@ class Steps(Recurrence):
     def forward(self, call: Forward) -> None:
         """All steps of each direction."""
         cell, sizes = call.layer.cell, call.rows.sizes
-        for d, w_hh in enumerate(call.w_hh):
-            given = forward_rows(call, d)
-            walk_forward(cell, given, sizes, d == 1, w_hh.t(), call.hx[0][d], call.h_n[0][d])
+        for d in range(call.layer.num_directions):
+            hx, h_n = ([state[d] for state in states] for states in (call.hx, call.h_n))
+            weights = forward_weights(call, d)
+            walk_forward(cell, forward_rows(call, d), sizes, d == 1, weights, hx, h_n)
 
     def backward(self, call: Backward) -> None:
         """All steps of each direction."""
-        cell, sizes, (grad_h_n,) = call.layer.cell, call.rows.sizes, call.grad_h_n
+        cell, sizes = call.layer.cell, call.rows.sizes
         for d, w_hh in enumerate(call.w_hh):
-            state = call.grad_hx[0][d]
-            if grad_h_n is None:
-                state.zero_()
-            else:
-                state.copy_(grad_h_n[d])
-            walk_backward(cell, backward_rows(call, d), sizes, d == 0, w_hh, state)
+            states, w_hr = first_gradients(call, d), call.w_hr[d] if call.w_hr else None
+            walk_backward(cell, backward_rows(call, d), sizes, d == 0, w_hh, w_hr, states)
+
+
+def first_gradients(call: Backward, direction: int) -> list[Tensor]:
+    """`grad_hx` of a direction, filled with the gradients of the last states."""
+    states = [state[direction] for state in call.grad_hx]
+    for state, grad in zip(states, call.grad_h_n, strict=True):
+        if grad is None:
+            state.zero_()
+        else:
+            state.copy_(grad[direction])
+    return states
 
 
 def walk_forward(
@@ -121,42 +175,123 @@ def walk_forward(
     given: ForwardRows,
     sizes: Sequence[int],
     from_last: bool,
-    w_t: Tensor,
-    h0: Tensor,
-    h_n: Tensor,
+    weights: ForwardWeights,
+    hx: Sequence[Tensor],
+    h_n: Sequence[Tensor],
 ) -> None:
-    """Write the rows' states and saved values, and the last states to h_n `[B, H]`.
+    """Write the rows' states and saved values, and the last states to h_n.
 
     Args:
         cell: what a step computes.
         given: its z holds x W_ih^T + b.
         sizes: rows of each step.
         from_last: whether to walk from the last step to the first.
-        w_t: `[H, G*H]`, W_hh transposed.
-        h0: `[B, H]`, the initial states.
-        h_n: written.
+        weights: what it is multiplied by.
+        hx: each state `[B, P or H]`, the initial ones.
+        h_n: written; may be `hx`.
     """
-    z, y, saved = given
-    program = step_of(cell, bool(saved))
-    step = Pointwise(program, z, 1 + len(saved))
-    reads_state = cell.states[0] in program.used
-    gates, written = given.gates, (y, *saved)
-    before, held = h0, 0
-    for now, *own, size in _walk(sizes, from_last, z, *gates, *written):
-        state = before[:size]
-        if size <= held or not held:
-            if size < held:
-                h_n[size:held].copy_(before[size:held])
-            now.addmm_(state, w_t)
-        else:
-            now[:held].addmm_(before, w_t)
-            now[held:].addmm_(h0[held:size], w_t)
-            if reads_state:
-                state = torch.cat([before, h0[held:size]])
-        into = own[len(gates) :]
-        step([*own[: len(gates)], state], into)
-        before, held = into[0], size
-    h_n[:held].copy_(before[:held])
+    z, y, out, states, saved = given
+    H = z.shape[1] // len(cell.gates)
+    sums = _Sums(cell, weights, H)
+    step = Pointwise(step_of(cell, bool(saved)), z, len(cell.states) + len(saved))
+    rooms = _Rooms(cell, given, H, max(sizes, default=0), weights.w_hr is not None)
+    before, held, turn = list(hx), 0, 0
+    optional = () if out is None else (out,)
+    for now, h, *own, size in _walk(sizes, from_last, z, y, *optional, *states, *saved):
+        previous = [state[:size] for state in before]
+        if held and size > held:
+            previous = [
+                torch.cat([state, first[held:size]])
+                for state, first in zip(before, hx, strict=True)
+            ]
+        elif size < held:
+            for last, state in zip(h_n, before, strict=True):
+                last[size:held].copy_(state[size:held])
+        into = rooms.of_step(h, own, size, turn)
+        step([*sums(now, previous[0]), *previous], into)
+        if weights.w_hr is not None:
+            torch.mm(into[0], weights.w_hr, out=h)
+        before, held, turn = [h, *into[1 : len(hx)]], size, 1 - turn
+    for last, state in zip(h_n, before, strict=True):
+        last[:held].copy_(state[:held])
+
+
+class _Sums:
+    """The accumulators of a step, from the rows' zx and the first state before.
+
+    Args:
+        cell: what a step computes.
+        weights: as for `walk_forward`.
+        features: H.
+    """
+
+    def __init__(self, cell: Cell, weights: ForwardWeights, features: int) -> None:
+        self._weights, self._H = weights, features
+        self._accumulators, self._gates = cell.accumulators, len(cell.gates)
+        self._together = len(cell.accumulators) == len(cell.gates)
+        self._runs: list[slice] = []
+        for gate in (a.gate for a in cell.accumulators if a.part == "sum"):
+            start = gate * features
+            if self._runs and self._runs[-1].stop == start:
+                start = self._runs.pop().start
+            self._runs.append(slice(start, (gate + 1) * features))
+
+    def __call__(self, z: Tensor, h: Tensor) -> list[Tensor]:
+        """`[size, H]` of each accumulator; the sums are written to z."""
+        w_hh, b_hh, _ = self._weights
+        if self._together:
+            z.addmm_(h, w_hh)
+            return gates_of(z, self._gates)
+        hidden = h @ w_hh if b_hh is None else torch.addmm(b_hh, h, w_hh)
+        for run in self._runs:
+            z[:, run] += hidden[:, run]
+        of_z, of_hidden = gates_of(z, self._gates), gates_of(hidden, self._gates)
+        return [
+            of_hidden[each.gate] if each.part == "hidden" else of_z[each.gate]
+            for each in self._accumulators
+        ]
+
+
+class _Rooms:
+    """Memory for what a step writes: the rows, or memory for one step if the rows have none.
+
+    Args:
+        cell: what a step computes.
+        given: the rows.
+        features: H.
+        size: the most rows of a step.
+        projected: whether outputs are projected.
+    """
+
+    def __init__(
+        self, cell: Cell, given: ForwardRows, features: int, size: int, projected: bool
+    ) -> None:
+        self._projected, self._kept_out = projected, given.out is not None
+        self._kept_states = bool(given.states)
+        shape, others = (size, features), len(cell.states) - 1
+        if projected and not self._kept_out:
+            self._out = given.z.new_empty(shape)
+        if others and not self._kept_states:
+            # A step reads one half and writes the other.
+            self._states = [[given.z.new_empty(shape) for _ in range(others)] for _ in range(2)]
+        self._others = others
+
+    def of_step(self, h: Tensor, own: list[Tensor], size: int, turn: int) -> list[Tensor]:
+        """`[size, H]` of the output, each state but the first, and each saved value.
+
+        Args:
+            h: the step's rows of y.
+            own: its rows of what else the walk writes.
+            size: how many rows.
+            turn: 0 and 1 in turn.
+        """
+        found, first = [h], 0
+        if self._projected:
+            found = [own[0] if self._kept_out else self._out[:size]]
+            first = int(self._kept_out)
+        if self._others and not self._kept_states:
+            found += [each[:size] for each in self._states[turn]]
+        return found + own[first:]
 
 
 def walk_backward(
@@ -165,38 +300,62 @@ def walk_backward(
     sizes: Sequence[int],
     from_last: bool,
     w_hh: Tensor,
-    state: Tensor,
+    w_hr: Tensor | None,
+    states: Sequence[Tensor],
 ) -> None:
-    """Write dz, and to `state` the gradients of the initial states.
+    """Write dz and dh, and to `states` the gradients of the initial states.
 
     Args:
         cell: what a step computes.
         given: the rows.
         sizes: rows of each step.
         from_last: whether to walk from the last step to the first.
-        w_hh: `[G*H, H]`.
-        state: `[B, H]`; on entry, the gradients of the last states.
+        w_hh: `[G*H, P or H]`.
+        w_hr: `[P, H]`; None if there is no projection.
+        states: each `[B, P or H]`; on entry, the gradients of the last states.
     """
-    read, grad_y, dz = given
-    gates = _gates(dz, state.shape[1])
-    # `out` is the state, so the gradient of y is added to that of the state, in place.
-    step = Pointwise(cell.backward, dz, len(gates), absent=["grad_out"])
-    optional = () if grad_y is None else (grad_y,)
-    stop = len(read) + len(gates)
-    for own_dz, *own, size in _walk(sizes, from_last, dz, *read, *gates, *optional):
-        g, own_grad = state[:size], own[stop:]
-        if own_grad:
-            g += own_grad[0]
-        (share,) = step([*own[: len(read)], None, g], own[len(read) : stop])
+    read, grad_y, dz, dh = given
+    A, columns = len(cell.accumulators), w_hh.shape[0]
+    blocks = gates_of(dz, A)
+    written = [blocks[block] for block in dz_blocks(cell)]
+    # `out` is the first state, so the gradient of y is added to that of the state, in place.
+    step = Pointwise(cell.backward, dz, A, absent=["grad_out"])
+    optional = [each for each in (grad_y, dh) if each is not None]
+    stop = len(read) + A
+    for own_dz, *own, size in _walk(sizes, from_last, dz, *read, *written, *optional):
+        grads = [state[:size] for state in states]
+        g, rest = grads[0], own[stop:]
+        if grad_y is not None:
+            g += rest[0]
+        of_output = g
+        if w_hr is not None:
+            rest[-1].copy_(g)
+            of_output = g @ w_hr
+        given_grads = [of_output, *grads[1:]]
+        share, *shares = step([*own[: len(read)], None, *given_grads], own[len(read) : stop])
+        # A share may be the gradient of another state, which is about to be overwritten.
+        shares = [_apart_from(each, grads) for each in shares]
+        own_dz = own_dz[:, :columns]
         if share is None:
             torch.mm(own_dz, w_hh, out=g)
         else:
             torch.addmm(share, own_dz, w_hh, out=g)
+        for grad, each in zip(grads[1:], shares, strict=True):
+            if each is None:
+                grad.zero_()
+            else:
+                grad.copy_(each)
 
 
-def _gates(columns: Tensor, features: int) -> list[Tensor]:
-    """`[N, H]` of each gate in `[N, G*H]`; a single one is the tensor itself."""
-    count = columns.shape[1] // features
+def _apart_from(value: Tensor | None, grads: Sequence[Tensor]) -> Tensor | None:
+    """A value, or a copy of it if it is one of these tensors."""
+    if value is None or all(value is not grad for grad in grads):
+        return value
+    return value.clone()
+
+
+def gates_of(columns: Tensor, count: int) -> list[Tensor]:
+    """`[N, H]` of each of `count` blocks; a single one is the tensor itself."""
     return [columns] if count == 1 else list(columns.chunk(count, 1))
 
 

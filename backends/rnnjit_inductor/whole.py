@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Rows
 from rnnjit.backend import States
+from rnnjit.recurrence import Saved
 from rnnjit.reference import BACKEND as EAGER
 
 
@@ -17,17 +18,17 @@ def whole_forward(
 ) -> LayerOutput:
     """`Backend.forward`; the results are copies that share no memory.
 
-    One tensor is saved beside the cell's own, see `was_whole`.
+    One tensor more is saved than `layer_forward` saves, see `was_whole`.
     """
     output = EAGER.forward(layer, rows, x, hx, weights, keep)
     y, h_n = output.y.clone(), tuple(state.clone() for state in output.h_n)
-    saved = tuple(y.new_empty(0) for _ in range(1 + len(layer.cell.saved))) if keep else ()
+    saved = tuple(y.new_empty(0) for _ in range(1 + Saved.count(layer))) if keep else ()
     return LayerOutput(y, h_n, saved)
 
 
 def was_whole(layer: LayerSpec, output: LayerOutput) -> bool:
     """Whether `whole_forward` made an output: the number of threads may have changed since."""
-    return len(output.saved) > len(layer.cell.saved)
+    return len(output.saved) > Saved.count(layer)
 
 
 def whole_backward(
