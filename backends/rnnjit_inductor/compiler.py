@@ -4,7 +4,8 @@ Inductor is called directly, by `torch._inductor.standalone_compile`, and not th
 `torch.compile`. The result is a plain function without guards, so that a call costs 7 us instead of
 24. It is never recompiled, does not count towards the caller's limit of recompilations, and is
 neither reset nor disabled together with the caller's own compiled functions. Settings are patched
-for this compilation only. Inductor's cache on disk is used, as by `torch.compile`.
+for this compilation only. Inductor's cache on disk is used, as by `torch.compile`; before that, on
+the CPU, that of `library_cache`.
 
 torch._inductor is imported on the first compilation, which takes seconds.
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 from rnnjit.cells import Cell
 from rnnjit.runtime import torch_private
 from rnnjit.runtime.compile_once import CompileOnce
+from rnnjit_inductor import library_cache
 from rnnjit_inductor.graphs import (
     MATRIX_PRODUCT,
     Form,
@@ -85,6 +87,22 @@ def _chunk(key: Key) -> Compiled:
 
 
 def _compile(key: Key) -> Compiled:
+    settings = _settings(key)
+    facts = (*key._replace(cell=None), key.cell.digest, settings)  # type: ignore[arg-type]
+    name = library_cache.name_of(*facts) if key.device == "cpu" else None
+    if name is None:
+        return _by_inductor(key, settings)
+    kept: Compiled | None = library_cache.load(name)
+    if kept is not None:
+        return kept
+    before = torch_private.libraries()
+    made = _by_inductor(key, settings)
+    alone: Compiled | None = library_cache.keep(name, before, lambda each: _agree(key, made, each))
+    return made if alone is None else alone
+
+
+def _by_inductor(key: Key, settings: dict[str, Any]) -> Compiled:
+    """Trace a chunk and compile it."""
     steps, tile, _ = key.plan
     product = MATRIX_PRODUCT if tile == MATRIX else tile_product(tile)
     make = forward_chunk if key.pass_ == "forward" else backward_chunk
@@ -99,7 +117,16 @@ def _compile(key: Key) -> Compiled:
         chunk = make(Form(key.cell, steps, product, key.projected))
         # A lambda, since a graph keeps annotations, and Inductor's cache takes no strings.
         graph = make_fx(lambda *tensors: chunk(*tensors))(*arguments)
-        return torch_private.compile_graph(graph, arguments, mode, _settings(key))
+        return torch_private.compile_graph(graph, arguments, mode, settings)
+
+
+def _agree(key: Key, made: Compiled, alone: Compiled) -> bool:
+    """Whether a chunk gives the same results when it is called without Inductor."""
+    with torch.no_grad():
+        shape = _Shape(key, lambda hint: min(hint, 2))
+        given = [torch.rand(each, dtype=key.dtype) for each in shape.tensors]
+        pairs = zip(made(*given), alone(*given), strict=True)
+        return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
 
 
 def _settings(key: Key) -> dict[str, Any]:
@@ -124,45 +151,58 @@ def _symbolic(key: Key) -> tuple[Any, list[Any]]:
     def symbol(hint: int) -> int:
         return torch_private.symbolic_size(mode, hint)
 
-    def empty(shape: tuple[int, ...], *rows: int) -> Tensor:
-        """A contiguous tensor, except for the strides of steps and rows if they are given."""
-        result = torch.empty(shape, dtype=key.dtype, device=key.device)
-        if not rows:
-            return result
-        step, row = rows
-        return result.as_strided(shape, (step, q * row, row, *result.stride()[3:]))
-
-    steps, (R, U, L), _ = key.plan
-    cell, q, cut = key.cell, symbol(_BATCH), key.plan.tile != MATRIX
-    G, S = len(cell.gates), len(cell.states)
-
-    def width() -> tuple[int, int]:
-        """The panels of a row, and its features; without panels both are the features."""
-        panels = symbol(_PANELS)
-        return panels, symbol(_PANELS * U * L - 1) if cut else panels
-
-    wide = width()
-    narrow = width() if key.projected else wide  # of the first state
-
-    # The backward chunk reads as blocks what its program reads but the gradients, and grad_y.
-    forward = key.pass_ == "forward"
-    blocks = [wide] * (G if forward else len(cell.backward.inputs) - 1 - S)
-    blocks += [] if forward else [narrow]
-    strides = [(symbol(_STRIDE), symbol(_STRIDE)) for _ in blocks]
-
-    def matrix(gates: int, rows: tuple[int, int], columns: tuple[int, int]) -> list[Tensor]:
-        """A matrix, of which each gate has some rows, that rows of `columns` are multiplied by."""
-        if not cut:
-            return [empty((gates * rows[1], columns[1]))]
-        given, found = (columns, rows) if forward else (rows, columns)
-        return [empty((U, found[0], given[1], L)) for _ in range(gates)]
-
+    shape = _Shape(key, symbol)
+    strides = [(symbol(_STRIDE), symbol(_STRIDE)) for _ in range(shape.blocks)]
     with mode:
-        read = [
-            empty((steps, R, q, U, panels, L), *own)
-            for (panels, _), own in zip(blocks, strides, strict=True)
-        ]
-        states = [empty((R, q, U, panels, L)) for panels, _ in [narrow, *[wide] * (S - 1)]]
-        weights = matrix(G, wide, narrow) + (matrix(1, narrow, wide) if key.projected else [])
-        biases = [empty((U, wide[0], L)) for _ in biased(cell)] if forward else []
-        return mode, [*read, *states, *weights, *biases]
+        found = [torch.empty(each, dtype=key.dtype, device=key.device) for each in shape.tensors]
+        for k, (step, row) in enumerate(strides):
+            q, inner = found[k].shape[2], found[k].stride()[3:]
+            found[k] = found[k].as_strided(found[k].shape, (step, q * row, row, *inner))
+    return mode, found
+
+
+class _Shape:
+    """The shapes of a chunk's tensors.
+
+    Args:
+        key: the chunk.
+        size: gives a size; the argument is one that it may have.
+
+    Attributes:
+        tensors: of all tensors, in the order of `rnnjit_inductor.graphs`.
+        blocks: how many of them, the first, are rows of K steps, with strides of their own.
+    """
+
+    def __init__(self, key: Key, size: Callable[[int], int]) -> None:
+        steps, (R, U, L), _ = key.plan
+        cell, q, self._cut = key.cell, size(_BATCH), key.plan.tile != MATRIX
+        self._tile, self._forward = (U, L), key.pass_ == "forward"
+        G, S = len(cell.gates), len(cell.states)
+
+        def width() -> tuple[int, int]:
+            """The panels of a row, and its features; without panels both are the features."""
+            panels = size(_PANELS)
+            return panels, size(_PANELS * U * L - 1) if self._cut else panels
+
+        wide = width()
+        narrow = width() if key.projected else wide  # of the first state
+        # The backward chunk reads as blocks what its program reads but the gradients, and grad_y.
+        read = [wide] * (G if self._forward else len(cell.backward.inputs) - 1 - S)
+        read += [] if self._forward else [narrow]
+        state = [(R, q, U, panels, L) for panels, _ in [*read, narrow, *[wide] * (S - 1)]]
+        weights = self._matrix(G, wide, narrow)
+        weights += self._matrix(1, narrow, wide) if key.projected else []
+        biases = [(U, wide[0], L) for _ in biased(cell)] if self._forward else []
+        self.blocks = len(read)
+        blocks = [(steps, *each) for each in state[: self.blocks]]
+        self.tensors: list[tuple[int, ...]] = [*blocks, *state[self.blocks :], *weights, *biases]
+
+    def _matrix(
+        self, gates: int, rows: tuple[int, int], columns: tuple[int, int]
+    ) -> list[tuple[int, ...]]:
+        """A matrix, of which each gate has some rows, that rows of `columns` are multiplied by."""
+        if not self._cut:
+            return [(gates * rows[1], columns[1])]
+        given, found = (columns, rows) if self._forward else (rows, columns)
+        U, L = self._tile
+        return [(U, found[0], given[1], L)] * gates

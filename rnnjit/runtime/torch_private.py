@@ -6,12 +6,15 @@ public means, or is taken to be as the slower and safer way needs it to be.
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any, TypeVar, cast
 
 import torch
@@ -97,6 +100,16 @@ NAMES = {
     "torch.fx.experimental.symbolic_shapes.DimDynamic": ("as above", "as above"),
     "torch.fx.experimental.symbolic_shapes.ShapeEnv": ("as above", "as above"),
     "torch.fx.experimental.symbolic_shapes.StatelessSymbolicContext": ("as above", "as above"),
+    "torch._inductor.codecache.CppPythonBindingsCodeCache": (
+        "finding the shared library that Inductor compiled for the CPU, to keep it",
+        "a new process traces and lowers what it has in Inductor's cache, for seconds",
+    ),
+    "torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors": (
+        "calling such a library, which takes handles of tensors",
+        "as above",
+    ),
+    "torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs": ("as above", "as above"),
+    "torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr": ("as above", "as above"),
     "torch._guards.TracingContext.try_get": (
         "whether torch.compile traces, so that a compiled module says that it is no nn.RNN",
         "it is taken not to: torch.compile breaks the graph at compiled modules",
@@ -574,3 +587,58 @@ def compile_graph(
             options={"config_patches": settings},
         )
     return compiled
+
+
+#: What calls a library of Inductor's.
+_LIBRARY = (
+    "torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors",
+    "torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs",
+    "torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr",
+)
+_ENTRY, _ADDRESS = "inductor_entry_cpp", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
+
+
+def loads_libraries() -> bool:
+    """Whether `load_library` can work in this torch."""
+    return os.name == "posix" and all(find(path) is not None for path in _LIBRARY)
+
+
+def libraries() -> frozenset[str]:
+    """The paths of the libraries that Inductor has compiled or loaded for the CPU."""
+    cache = imported("torch._inductor.codecache.CppPythonBindingsCodeCache")
+    names = list(getattr(cache, "_loaded_module_names", ()))
+    modules = [sys.modules.get(name) for name in names if name.endswith(_ENTRY)]
+    return frozenset(str(each.__file__) for each in modules if each is not None)
+
+
+def load_library(path: str, name: str) -> Callable[..., Any]:
+    """A library of `libraries` as a function of tensors, called without the rest of Inductor.
+
+    Args:
+        path: the library; the file may be removed afterwards.
+        name: that no other library is loaded under.
+
+    Raises:
+        ImportError: it cannot be loaded, or is no such library.
+    """
+    handles, tensors, address = (find(each) for each in _LIBRARY)
+    loader = ExtensionFileLoader(f"{name}.{_ENTRY}", path)
+    spec = spec_from_file_location(f"{name}.{_ENTRY}", path, loader=loader)
+    before = os.environ.get(_ADDRESS)
+    os.environ[_ADDRESS] = str(address)
+    try:
+        if spec is None:
+            raise ImportError(f"{path} is no library")
+        module = module_from_spec(spec)
+        loader.exec_module(module)
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS]
+        else:
+            os.environ[_ADDRESS] = before
+    entry = getattr(module, _ENTRY)
+
+    def run(*given: Any) -> Any:
+        return tensors(entry(handles(list(given))))
+
+    return run
