@@ -138,8 +138,8 @@ class InductorBackend(Backend):
     def _is_whole(
         self, layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str, keep: bool
     ) -> bool:
-        """Whether torch's own operator computes the call: it is dense, and nothing is compiled."""
-        if device != "cpu" or rows.batch_sizes is not None or not rows.N:
+        """Whether torch's own operator computes the call: dense, and nothing is compiled for it."""
+        if device != "cpu" or rows.batch_sizes is not None or layer.proj_size or not rows.N:
             return False
         return has_operator(layer.cell) and self._cut(layer, rows, dtype, device, keep) is None
 

@@ -11,13 +11,22 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
-from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU
+from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, Cell
+from rnnjit.cells.builder import tanh
 from rnnjit.dispatch.choice import verdict
 from rnnjit.runtime import torch_private
 from rnnjit_inductor import BACKEND, compiler, toolchain
 from rnnjit_inductor.plan import MATRIX, Plan
 
 SPEC = rnnjit.RNNSpec(2, 3)
+
+
+def scaled(zx, zh, h, p):
+    h = tanh(zx[0] + zh[0]) * p
+    return h, h
+
+
+SCALED = Cell.trace(scaled, name="scaled", gates=["z"], states=["h"], parameters=["p"])
 
 
 def problem(dtype=torch.float32, device="cpu"):
@@ -47,12 +56,19 @@ def reasons(spec, asked):
 def test_it_declines_what_it_cannot_do():
     (reason,) = reasons(SPEC, problem(torch.complex64))
     assert "complex64" in reason
-    (reason,) = reasons(rnnjit.RNNSpec(2, 3, cell=LSTM), problem())
-    assert "'lstm' has 2 states" in reason
-    (reason,) = reasons(rnnjit.RNNSpec(2, 3, cell=GRU), problem())
-    assert "gate n apart" in reason
-    (reason,) = reasons(rnnjit.RNNSpec(2, 3, proj_size=1), problem())
+    (reason,) = reasons(rnnjit.RNNSpec(2, 3, cell=GRU, proj_size=1), problem())
     assert "proj_size" in reason
+    assert "'gru'" in reason
+    (reason,) = reasons(rnnjit.RNNSpec(2, 3, cell=SCALED), problem())
+    assert "parameters" in reason
+
+
+def test_it_computes_every_layer_of_torch():
+    for cell, proj_size in ((RNN_RELU, 0), (LSTM, 0), (LSTM, 1), (GRU, 0)):
+        for dtype in BACKEND.dtypes:
+            assert (
+                reasons(rnnjit.RNNSpec(2, 3, cell=cell, proj_size=proj_size), problem(dtype)) == []
+            )
 
 
 def test_it_lowers_every_operation():

@@ -17,7 +17,7 @@ from rnnjit.reference import ReferenceBackend
 from rnnjit.testing import CASES, Case
 from rnnjit.testing.checks import CHECKS
 from rnnjit_inductor import InductorBackend
-from rnnjit_inductor.graphs import matrix_product, panels, tile_product
+from rnnjit_inductor.graphs import MATRIX_PRODUCT, panels, tile_product
 from rnnjit_inductor.layout import DenseLayout, PackedLayout
 from rnnjit_inductor.plan import MATRIX, ONE_ROW, ROWS, Plan, plan
 
@@ -33,10 +33,43 @@ def test_products(tile, H):
     rows = torch.randn(8, tile.padded(H), dtype=torch.float64)
     rows[:, H:] = torch.nan  # padding must reach nothing
     R, U, L = tile
-    product = matrix_product if tile == MATRIX else tile_product(tile)
-    found = product(rows.view(R, 8 // R, U, -1, L), panels(matrix, tile)).flatten(2).flatten(0, 1)
-    torch.testing.assert_close(found[:, :H], rows[:, :H] @ matrix, **CLOSE)
-    assert not found[:, H:].any()
+    laid = rows.view(R, 8 // R, U, -1, L)
+    if tile == MATRIX:
+        products = MATRIX_PRODUCT.forward(laid, [matrix.t()], 1)
+        products.append(MATRIX_PRODUCT.backward([laid], [matrix]))
+    else:
+        products = tile_product(tile).forward(laid, [panels(matrix, tile)], 1)
+        products.append(tile_product(tile).backward([laid], [panels(matrix, tile)]))
+    for product in products:
+        found = product.flatten(2).flatten(0, 1)
+        torch.testing.assert_close(found[:, :H], rows[:, :H] @ matrix, **CLOSE)
+        assert not found[:, H:].any()
+
+
+@pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
+def test_products_of_several_gates(tile):
+    torch.manual_seed(0)
+    G, H, P, (R, U, L) = 3, 32, 64, tile
+    w, x = torch.randn(G * H, P, dtype=torch.float64), torch.randn(8, P, dtype=torch.float64)
+    dz = torch.randn(8, G * H, dtype=torch.float64)
+    product = MATRIX_PRODUCT if tile == MATRIX else tile_product(tile)
+    transposed = [panels(own.t(), tile) for own in w.chunk(G)] if product.cut else [w]
+    own = [panels(own, tile) for own in w.chunk(G)] if product.cut else [w]
+
+    def lay(rows):
+        return rows.reshape(R, 8 // R, U, -1, L)
+
+    def rows(laid):
+        return laid.flatten(2).flatten(0, 1)
+
+    found = torch.cat([rows(each) for each in product.forward(lay(x), transposed, G)], 1)
+    torch.testing.assert_close(found, x @ w.t(), **CLOSE)
+    gates = [lay(each) for each in dz.chunk(G, 1)]
+    torch.testing.assert_close(rows(product.backward(gates, own)), dz @ w, **CLOSE)
+    dz[:, H : 2 * H] = 0
+    found = product.backward([gates[0], None, gates[2]], own)
+    torch.testing.assert_close(rows(found), dz @ w, **CLOSE)
+    assert product.backward([None] * G, own) is None
 
 
 @pytest.mark.parametrize("from_last", [False, True])
