@@ -282,9 +282,22 @@ _OPERATORS: dict[Cell, Callable[..., Any]] = {
 }
 
 
+#: Cells whose dense layers torch gives to one primitive of oneDNN on the CPU, for all steps, if
+#: they are not projected. Torch runs the others step by step.
+_PRIMITIVES = {LSTM}
+
+
 def has_operator(cell: Cell) -> bool:
     """Whether torch has an operator that computes whole layers of a cell."""
     return cell in _OPERATORS
+
+
+def has_primitive(layer: LayerSpec, dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes dense layers like this on the CPU, in both passes."""
+    known = layer.cell in _PRIMITIVES and not layer.proj_size
+    if not known or dtype is not torch.float32:
+        return False
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch has no types here
 
 
 class EagerBackend(Backend):

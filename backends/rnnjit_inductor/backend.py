@@ -116,9 +116,14 @@ class InductorBackend(Backend):
         needs: Needs,
     ) -> LayerGrads:
         """The recurrence, then one GEMM over all rows for each gradient; or torch's autograd."""
-        unknown = not output.saved and not Saved.count(layer)  # from the graph of torch.compile
-        whole = unknown and self._is_whole(layer, rows, x.dtype, x.device.type, True)
-        if whole or was_whole(layer, output):
+        whole = was_whole(layer, output)
+        if not output.saved:  # as in the graph of torch.compile, which holds y alone
+            whole = self._is_whole(layer, rows, x.dtype, x.device.type, True)
+            if Saved.count(layer):
+                # Only a call of torch's operator saves nothing, or one without rows.
+                whole = rows.N > 0
+                output = output if whole else self.forward(layer, rows, x, hx, weights, True)
+        if whole:
             return whole_backward(layer, rows, x, hx, weights, grad_y, grad_h_n, needs)
         recurrence = self._recurrence(layer, rows, x, True)
         return layer_backward(

@@ -1,9 +1,9 @@
 """Recurrences as compiled chunks; steps of a dense batch that fill no chunk are not compiled.
 
-A chunk sees a step's rows `[B, H]` as `[R, q, U, P, L]`: B, padded, is R * q (R rows share a
-register tile, q tiles); H, padded, is U * P * L (L lanes of a vector, U panels at once, P groups of
-them). K is the number of a chunk's steps; see `plan.Tile`. `lay` copies rows into that form, `room`
-makes memory of that form to write to, `unlay` copies it back.
+A chunk sees a step's rows `[B, H]` as `[R, q, P, L]`: B, padded, is R * q (R rows share a register
+tile, q tiles); H, padded, is P * L (P panels of L columns). K is the number of a chunk's steps; see
+`plan.Tile`. `lay` copies rows into that form, `room` makes memory of that form to write to, `unlay`
+copies it back.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Chunks(Recurrence):
         gates = biased(call.layer.cell)
         bias = call.b_hh[d] if call.b_hh else w_hh.new_zeros(G * H)
         own = [pad(bias[g * H : (g + 1) * H], (0, tile.padded(H) - H)) for g in gates]
-        return found + [each.view(tile.columns, -1, tile.lanes) for each in own]
+        return found + [each.view(-1, tile.lanes) for each in own]
 
     def _backward_weights(self, call: Backward, d: int) -> list[Tensor]:
         """A direction's weights as the chunk takes them."""
@@ -179,24 +179,34 @@ class Chunks(Recurrence):
         return [call.z.new_empty(shape) if packed else None for _ in call.hx[1:]]
 
     def _state(self, state: Tensor, layout: Layout) -> Tensor:
-        """A state `[B, H]` as the first chunk takes it, `[R, q, U, P, L]`."""
-        R, U, L = self._plan.tile
+        """A state `[B, H]` as the first chunk takes it, `[R, q, P, L]`."""
+        R, L = self._plan.tile
         batch, H = state.shape
         size = layout.chunks[0].size
         padded = pad(state, (0, self._plan.tile.padded(H) - H, 0, size - batch))
-        return padded.view(R, size // R, U, -1, L)
+        return padded.view(R, size // R, -1, L)
 
     def _blocks(
         self, layout: Layout, read: list[Tensor], written: list[Tensor | None]
     ) -> Iterator[tuple[list[Tensor], list[Tensor | None]]]:
-        """`[K, R, q, U, P, L]` of each chunk's rows, of the tensors read and of those written."""
-        steps, (R, U, L), _ = self._plan
-        for start, size in layout.chunks:
-            own, shape = slice(start, start + steps * size), (steps, R, size // R, U, -1, L)
-            yield (
-                [laid[own].view(shape) for laid in read],
-                [None if laid is None else laid[own].view(shape) for laid in written],
-            )
+        """`[K, R, q, P, L]` of each chunk's rows, of the tensors read and of those written."""
+        count = len(layout.chunks)
+        reads = [self._cut(laid, layout) for laid in read]
+        writes = [[None] * count if laid is None else self._cut(laid, layout) for laid in written]
+        for c in range(count):
+            yield [own[c] for own in reads], [own[c] for own in writes]
+
+    def _cut(self, laid: Tensor, layout: Layout) -> list[Tensor]:
+        """The rows of each chunk."""
+        steps, (R, L), _ = self._plan
+        if isinstance(layout, DenseLayout):  # equal chunks: one operator for all of them
+            size = layout.chunks[0].size
+            blocks = laid.view(len(layout.chunks), steps, R, size // R, -1, L).unbind(0)
+            return [blocks[start // (steps * size)] for start, _ in layout.chunks]
+        return [
+            laid[start : start + steps * size].view(steps, R, size // R, -1, L)
+            for start, size in layout.chunks
+        ]
 
 
 class _Target(NamedTuple):
@@ -247,7 +257,7 @@ def _ends(rows: Rows, layout: PackedLayout, from_last: bool) -> slice | Tensor:
 
 
 def _first_rows(state: Tensor, block: Tensor) -> Tensor:
-    """The state of the sequences with rows in this chunk, the first ones: `[R, q, U, P, L]`."""
+    """The state of the sequences with rows in this chunk, the first ones: `[R, q, P, L]`."""
     R, q = block.shape[1:3]
     if state.shape[1] == q:
         return state

@@ -25,11 +25,11 @@ from rnnjit.runtime.compile_once import CompileOnce
 from rnnjit_inductor import library_cache
 from rnnjit_inductor.graphs import (
     MATRIX_PRODUCT,
+    TILE_PRODUCT,
     Form,
     backward_chunk,
     biased,
     forward_chunk,
-    tile_product,
 )
 from rnnjit_inductor.plan import MATRIX, Plan
 from rnnjit_inductor.toolchain import import_paths_quietly
@@ -104,7 +104,7 @@ def _compile(key: Key) -> Compiled:
 def _by_inductor(key: Key, settings: dict[str, Any]) -> Compiled:
     """Trace a chunk and compile it."""
     steps, tile, _ = key.plan
-    product = MATRIX_PRODUCT if tile == MATRIX else tile_product(tile)
+    product = MATRIX_PRODUCT if tile == MATRIX else TILE_PRODUCT
     make = forward_chunk if key.pass_ == "forward" else backward_chunk
     with torch.no_grad(), warnings.catch_warnings():
         # Those of torch's own code, which the caller cannot change.
@@ -174,25 +174,25 @@ class _Shape:
     """
 
     def __init__(self, key: Key, size: Callable[[int], int]) -> None:
-        steps, (R, U, L), _ = key.plan
+        steps, (R, L), _ = key.plan
         cell, q, self._cut = key.cell, size(_BATCH), key.plan.tile != MATRIX
-        self._tile, self._forward = (U, L), key.pass_ == "forward"
+        self._lanes, self._forward = L, key.pass_ == "forward"
         G, S = len(cell.gates), len(cell.states)
 
         def width() -> tuple[int, int]:
             """The panels of a row, and its features; without panels both are the features."""
             panels = size(_PANELS)
-            return panels, size(_PANELS * U * L - 1) if self._cut else panels
+            return panels, size(_PANELS * L - 1) if self._cut else panels
 
         wide = width()
         narrow = width() if key.projected else wide  # of the first state
         # The backward chunk reads as blocks what its program reads but the gradients, and grad_y.
         read = [wide] * (G if self._forward else len(cell.backward.inputs) - 1 - S)
         read += [] if self._forward else [narrow]
-        state = [(R, q, U, panels, L) for panels, _ in [*read, narrow, *[wide] * (S - 1)]]
+        state = [(R, q, panels, L) for panels, _ in [*read, narrow, *[wide] * (S - 1)]]
         weights = self._matrix(G, wide, narrow)
         weights += self._matrix(1, narrow, wide) if key.projected else []
-        biases = [(U, wide[0], L) for _ in biased(cell)] if self._forward else []
+        biases = [(wide[0], L) for _ in biased(cell)] if self._forward else []
         self.blocks = len(read)
         blocks = [(steps, *each) for each in state[: self.blocks]]
         self.tensors: list[tuple[int, ...]] = [*blocks, *state[self.blocks :], *weights, *biases]
@@ -204,5 +204,4 @@ class _Shape:
         if not self._cut:
             return [(gates * rows[1], columns[1])]
         given, found = (columns, rows) if self._forward else (rows, columns)
-        U, L = self._tile
-        return [(U, found[0], given[1], L)] * gates
+        return [(found[0], given[1], self._lanes)] * gates

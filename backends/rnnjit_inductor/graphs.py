@@ -14,13 +14,12 @@ as sums over k of products that broadcast:
 
     (h W)[b, p, l] = sum_k h[b, k] panel[p, k, l]        panel[p, k, l] = W[k, p * L + l]
 
-A loop over k then adds a vector of L columns, times one element of a row. R rows are written as R
-reductions that read the same vector, or U panels as U that read the same element, so that Inductor
-fuses them into one loop with as many accumulators: a register tile, as in Goto and van de Geijn,
-"Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008. All reductions read one
-tensor with all rows of the previous step; otherwise Inductor would fuse different steps of
-different rows instead. The sum runs over the H true features only, so that a NaN in a padding
-column has no effect.
+A loop over k then adds a vector of L columns, times one element of a row. R rows and G gates are
+written as R * G reductions that read the same vectors and elements, so that Inductor fuses them
+into loops with several accumulators: register tiles, as in Goto and van de Geijn, "Anatomy of
+High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008. All reductions read one tensor with
+all rows of the previous step; otherwise Inductor would fuse different steps of different rows
+instead. The sum runs over the true features only, so that a NaN in a padding column has no effect.
 """
 
 from __future__ import annotations
@@ -78,10 +77,10 @@ def biased(cell: Cell) -> list[int]:
 def forward_chunk(form: Form) -> Callable[..., tuple[Tensor, ...]]:
     """A function of each gate's z, each state, W_hh, W_hr, and b_hh of the gates `biased`.
 
-    Each z is `[K, R, q, U, C, L]`, each state `[R, q, U, C, L]`, each b_hh `[U, C, L]`. Padded to
-    U * C * L, these are H columns, or P for h. There is a W_hr if there is a projection. It returns
+    Each z is `[K, R, q, C, L]`, each state `[R, q, C, L]`, each b_hh `[C, L]`. Padded to
+    C * L, these are H columns, or P for h. There is a W_hr if there is a projection. It returns
     h, the outputs if they are projected, the other states, and each saved value, each
-    `[K, R, q, U, C, L]`.
+    `[K, R, q, C, L]`.
     """
     cell = form.cell
     program, G, S, apart = step_of(cell, True), len(cell.gates), len(cell.states), biased(cell)
@@ -120,9 +119,9 @@ def _accumulated(
 def backward_chunk(form: Form) -> Callable[..., tuple[Tensor, ...]]:
     """A function of what the backward program reads, grad_y, g of each state, W_hh, and W_hr.
 
-    The blocks that are read and grad_y are `[K, R, q, U, C, L]`, each g is `[R, q, U, C, L]`. It
+    The blocks that are read and grad_y are `[K, R, q, C, L]`, each g is `[R, q, C, L]`. It
     returns each accumulator's dz, dh if there is a projection, the g of the states but h before
-    each step, and those of h if `has_share(cell)`; all `[K, R, q, U, C, L]`. Without a share, the
+    each step, and those of h if `has_share(cell)`; all `[K, R, q, C, L]`. Without a share, the
     last is the g of h before the chunk.
     """
     cell = form.cell
@@ -174,30 +173,30 @@ def _present(values: Sequence[Tensor | None]) -> list[Tensor]:
     return [value for value in values if value is not None]
 
 
-def tile_product(tile: Tile) -> Product:
-    """The products of rows `[R, q, U, P, L]` and panels `[U, P, H, L]`, as a register tile."""
+def _tile(x: Tensor, panels: Tensor) -> Tensor:
+    """The product of rows `[R, q, P, L]` and panels `[P, H, L]`, as a register tile."""
+    rows = x.flatten(2).narrow(2, 0, panels.shape[1])[:, :, None, :, None]
+    return torch.stack([(row * panels).sum(2) for row in rows])
 
-    def product(x: Tensor, panels: Tensor) -> Tensor:
-        rows = x.flatten(2).narrow(2, 0, panels.shape[2])[:, :, None, :, None]
-        if tile.columns == 1:
-            return torch.stack([(row * panels[0]).sum(2) for row in rows]).unsqueeze(2)
-        return torch.stack([(rows[0] * panel).sum(2) for panel in panels], 1).unsqueeze(0)
 
-    def forward(x: Tensor, gates: Sequence[Tensor], count: int) -> list[Tensor]:
-        return [product(x, panels) for panels in gates]
+def _tile_forward(x: Tensor, gates: Sequence[Tensor], count: int) -> list[Tensor]:
+    return [_tile(x, panels) for panels in gates]
 
-    def backward(dz: Sequence[Tensor | None], gates: Sequence[Tensor]) -> Tensor | None:
-        pairs = zip(dz, gates, strict=True)
-        terms = [product(each, panels) for each, panels in pairs if each is not None]
-        return sum(terms[1:], terms[0]) if terms else None
 
-    return Product(True, forward, backward)
+def _tile_backward(dz: Sequence[Tensor | None], gates: Sequence[Tensor]) -> Tensor | None:
+    pairs = zip(dz, gates, strict=True)
+    terms = [_tile(each, panels) for each, panels in pairs if each is not None]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+#: The products as register tiles, of rows `[R, q, P, L]`.
+TILE_PRODUCT = Product(True, _tile_forward, _tile_backward)
 
 
 def _matrix_forward(x: Tensor, matrices: Sequence[Tensor], count: int) -> list[Tensor]:
     (matrix,), q = matrices, x.shape[1]
     found = torch.mm(x.view(q, -1), matrix.t()).view(q, count, matrix.shape[0] // count)
-    return [found[:, gate][None, :, None, :, None] for gate in range(count)]
+    return [found[:, gate][None, :, :, None] for gate in range(count)]
 
 
 def _matrix_backward(dz: Sequence[Tensor | None], matrices: Sequence[Tensor]) -> Tensor | None:
@@ -205,17 +204,16 @@ def _matrix_backward(dz: Sequence[Tensor | None], matrices: Sequence[Tensor]) ->
     if not present:
         return None
     rows = [_filled(each, present[0]).view(present[0].shape[1], -1) for each in dz]
-    return torch.mm(torch.cat(rows, 1), matrices[0])[None, :, None, :, None]
+    return torch.mm(torch.cat(rows, 1), matrices[0])[None, :, :, None]
 
 
-#: The products by torch's own operator, of rows `[1, q, 1, H, 1]`.
+#: The products by torch's own operator, of rows `[1, q, H, 1]`.
 MATRIX_PRODUCT = Product(False, _matrix_forward, _matrix_backward)
 
 
 def panels(matrix: Tensor, tile: Tile) -> Tensor:
-    """`[U, P, rows, L]` of a matrix `[rows, columns]`, with zeros for padding."""
+    """`[P, rows, L]` of a matrix `[rows, columns]`, with zeros for padding."""
     own = matrix.shape[1]
     columns = tile.padded(own)
     padded = torch.nn.functional.pad(matrix, (0, columns - own)) if columns > own else matrix
-    cut = padded.reshape(-1, tile.columns, columns // (tile.columns * tile.lanes), tile.lanes)
-    return cut.permute(1, 2, 0, 3).contiguous()
+    return padded.reshape(-1, columns // tile.lanes, tile.lanes).transpose(0, 1).contiguous()

@@ -12,14 +12,7 @@ Zen 4 generation (torch 2.13, float32 tanh), by form of the product (R rows, U p
     28, 64, 28, 128     1.11 / 1.12   1.09 / 1.13   0.90 / 0.98   T < K         0.99 / 1.09
     1000, 16, 64, 128   1.55 / 1.67   1.74 / 1.73   1.34 / 1.48   1.34 / 1.56   1.02 / 1.41
 
-K=1 compiles nothing: the forward pass is torch's own operator, the backward pass that of `steps`.
-The plan is therefore R=4 for two sequences and more, U=4 for one, and K=16: 32 steps gain little
-and leave more steps uncompiled. On a CPU, torch's own matrix product is no faster within a chunk
-than outside of one (2.62 ms against 2.53 ms for the steps of the fourth shape). It is used on other
-devices, where this has not been measured.
-
-Cells that torch has no operator for have not been measured either. Each of their steps would take
-several of torch's operators, so they are compiled wherever possible.
+XXX
 """
 
 from __future__ import annotations
@@ -29,49 +22,50 @@ from typing import NamedTuple
 import torch
 
 from rnnjit import LayerSpec, Rows
-from rnnjit.reference import has_operator
+from rnnjit.cells import Cell
+from rnnjit.reference import has_operator, has_primitive
 
-#: K, the steps of a compiled chunk.
-STEPS = 16
+#: Calls of fewer steps compile nothing.
+_FEWEST = 16
+#: Products in a chunk, G for each step, and its steps: how long a chunk compiles grows with both.
+_PRODUCTS, _STEPS = 16, 8
 #: Columns of a panel: a vector register of AVX-512 float32, and a multiple of every narrower one.
 LANES = 16
 #: From this many multiply-adds per step on, several threads share a chunk. They synchronise twice a
 #: step; this is an estimate of the time that takes, not measured.
 THREAD_WORK = 2**18
-#: From this many steps on, and hidden features if there is one sequence, a compiled dense forward
-#: pass alone is faster than torch's own operator. Measured on two threads: 0.98 times as fast as
-#: eager for (28, 64, 28, 128), 0.95 for (100, 1, 64, 64), 1.09 for (100, 1, 128, 256).
-_FORWARD_STEPS, _FORWARD_FEATURES = 32, 128
+#: Bytes of W_hh up to which a tile is faster than torch's product. A tile reads all of W_hh for
+#: every four rows, which is slow where a core's cache does not hold it.
+_CACHED = 2 << 20
+#: From this many steps on, a compiled dense forward pass alone is faster than torch's operator.
+#: Measured on two threads: 0.98 times as fast as eager for (28, 64, 28, 128).
+_FORWARD_STEPS = 32
 
 
 class Tile(NamedTuple):
-    """The register tile of a compiled product; one of R and U is 1.
+    """The register tile of a compiled product.
 
     Attributes:
         rows: R, rows that are multiplied at once.
-        columns: U, panels that are multiplied at once.
         lanes: L, columns of a panel.
     """
 
     rows: int
-    columns: int
     lanes: int = LANES
 
     def padded(self, features: int) -> int:
-        """`features` rounded up to a multiple of U panels."""
-        return _up(features, self.columns * self.lanes)
+        """`features` rounded up to whole panels."""
+        return _up(features, self.lanes)
 
     def padded_rows(self, batch: int) -> int:
         """`batch` rounded up to a multiple of R."""
         return _up(batch, self.rows)
 
 
-#: For two sequences and more: every vector of weights that is read serves four rows.
-ROWS = Tile(4, 1)
-#: For one sequence: four independent sums, which hide the latency of a multiply-add.
-ONE_ROW = Tile(1, 4)
+#: Every vector of weights that is read serves four rows.
+ROWS = Tile(4)
 #: No tile: torch's own matrix product, which has its own tiles.
-MATRIX = Tile(1, 1, 1)
+MATRIX = Tile(1, 1)
 
 
 class Plan(NamedTuple):
@@ -101,23 +95,28 @@ def plan(
         threads: the most that may be used.
         keep: whether a backward pass may follow, which gains more from being compiled.
     """
-    if rows.T < STEPS or not rows.N:
+    if rows.T < _FEWEST or not rows.N:
         return None
-    if (
-        len(layer.cell.states) > 1
-        or len(layer.cell.accumulators) > len(layer.cell.gates)
-        or layer.proj_size
-    ):
-        return None
+    cell, steps = layer.cell, steps_of(layer.cell)
     if device != "cpu":
-        return Plan(STEPS, MATRIX, 1)
+        return Plan(steps, MATRIX, 1)
     if dtype not in (torch.float32, torch.float64):
         return None
-    small = rows.T < _FORWARD_STEPS or (rows.B == 1 and layer.hidden_size < _FORWARD_FEATURES)
-    if small and not keep and rows.batch_sizes is None and has_operator(layer.cell):
+    G, H, dense = len(cell.gates), layer.hidden_size, rows.batch_sizes is None
+    if dense and has_primitive(layer, dtype):
         return None
-    work = rows.B * len(layer.cell.gates) * layer.hidden_size**2
-    return Plan(STEPS, ONE_ROW if rows.B == 1 else ROWS, 1 if work < THREAD_WORK else threads)
+    alone = rows.B == 1 or G * H * layer.output_size * dtype.itemsize > _CACHED
+    forward = dense and not keep and has_operator(cell) and not layer.proj_size
+    if forward and (alone or rows.T < _FORWARD_STEPS):
+        return None
+    if alone:
+        return Plan(steps, MATRIX, 1)
+    return Plan(steps, ROWS, 1 if rows.B * G * H**2 < THREAD_WORK else threads)
+
+
+def steps_of(cell: Cell) -> int:
+    """K, the steps of a chunk of a cell."""
+    return max(1, min(_STEPS, _PRODUCTS // len(cell.gates)))
 
 
 def _up(size: int, to: int) -> int:

@@ -14,7 +14,7 @@ from rnnjit.cells.builder import sigmoid, tanh
 from rnnjit.execution.stack import run_stack
 from rnnjit.reference import ReferenceBackend
 from rnnjit_inductor import InductorBackend
-from rnnjit_inductor.plan import MATRIX, ONE_ROW, ROWS, Plan
+from rnnjit_inductor.plan import MATRIX, ROWS, Plan
 
 I, H = 3, 5
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
@@ -71,10 +71,9 @@ BACKENDS = {
     "reference": ReferenceBackend(),
     "inductor-steps": InductorBackend(lambda *call: None),
     "inductor-rows": chunks(ROWS),
-    "inductor-one-row": chunks(ONE_ROW),
     "inductor-matrix": chunks(MATRIX),
 }
-SLOW = ("inductor-one-row", "inductor-matrix")
+SLOW = ("inductor-matrix",)
 
 
 def by_hand(step, sizes, x, h0, weights):

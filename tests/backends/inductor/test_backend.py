@@ -67,7 +67,7 @@ def test_it_computes_every_layer_of_torch():
     for cell, proj_size in ((RNN_RELU, 0), (LSTM, 0), (LSTM, 1), (GRU, 0)):
         for dtype in BACKEND.dtypes:
             assert (
-                reasons(rnnjit.RNNSpec(2, 3, cell=cell, proj_size=proj_size), problem(dtype)) == []
+                reasons(rnnjit.RNNSpec(2, 3, cell=cell, proj_size=proj_size), problem(dtype)) == ()
             )
 
 

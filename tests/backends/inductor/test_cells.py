@@ -11,7 +11,7 @@ from rnnjit.cells import GRU, LSTM, Cell
 from rnnjit.cells.builder import detach, relu, sigmoid, tanh
 from rnnjit.reference import layer_backward, layer_forward
 from rnnjit_inductor import InductorBackend
-from rnnjit_inductor.plan import MATRIX, ONE_ROW, ROWS, Plan
+from rnnjit_inductor.plan import MATRIX, ROWS, Plan
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 
@@ -146,8 +146,7 @@ CHUNKS = [
     )
     for tile, names in {
         MATRIX: list(CELLS),
-        ROWS: ["lstm", "lstm, projected", "gru", "three states"],
-        ONE_ROW: ["lstm, projected", "parts first"],
+        ROWS: ["lstm, projected", "gru", "parts first", "three states"],
     }.items()
     for name in names
 ]

@@ -17,11 +17,11 @@ from rnnjit.reference import ReferenceBackend
 from rnnjit.testing import CASES, Case
 from rnnjit.testing.checks import CHECKS
 from rnnjit_inductor import InductorBackend
-from rnnjit_inductor.graphs import MATRIX_PRODUCT, panels, tile_product
+from rnnjit_inductor.graphs import MATRIX_PRODUCT, TILE_PRODUCT, panels
 from rnnjit_inductor.layout import DenseLayout, PackedLayout
-from rnnjit_inductor.plan import MATRIX, ONE_ROW, ROWS, Plan, plan
+from rnnjit_inductor.plan import MATRIX, ROWS, Plan, plan
 
-TILES = {"rows": ROWS, "one-row": ONE_ROW, "matrix": MATRIX}
+TILES = {"rows": ROWS, "matrix": MATRIX}
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
 
@@ -32,14 +32,14 @@ def test_products(tile, H):
     matrix = torch.randn(H, H, dtype=torch.float64)
     rows = torch.randn(8, tile.padded(H), dtype=torch.float64)
     rows[:, H:] = torch.nan  # padding must reach nothing
-    R, U, L = tile
-    laid = rows.view(R, 8 // R, U, -1, L)
+    R, L = tile
+    laid = rows.view(R, 8 // R, -1, L)
     if tile == MATRIX:
         products = MATRIX_PRODUCT.forward(laid, [matrix.t()], 1)
         products.append(MATRIX_PRODUCT.backward([laid], [matrix]))
     else:
-        products = tile_product(tile).forward(laid, [panels(matrix, tile)], 1)
-        products.append(tile_product(tile).backward([laid], [panels(matrix, tile)]))
+        products = TILE_PRODUCT.forward(laid, [panels(matrix, tile)], 1)
+        products.append(TILE_PRODUCT.backward([laid], [panels(matrix, tile)]))
     for product in products:
         found = product.flatten(2).flatten(0, 1)
         torch.testing.assert_close(found[:, :H], rows[:, :H] @ matrix, **CLOSE)
@@ -49,15 +49,15 @@ def test_products(tile, H):
 @pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
 def test_products_of_several_gates(tile):
     torch.manual_seed(0)
-    G, H, P, (R, U, L) = 3, 32, 64, tile
+    G, H, P, (R, L) = 3, 32, 64, tile
     w, x = torch.randn(G * H, P, dtype=torch.float64), torch.randn(8, P, dtype=torch.float64)
     dz = torch.randn(8, G * H, dtype=torch.float64)
-    product = MATRIX_PRODUCT if tile == MATRIX else tile_product(tile)
+    product = MATRIX_PRODUCT if tile == MATRIX else TILE_PRODUCT
     transposed = [panels(own.t(), tile) for own in w.chunk(G)] if product.cut else [w]
     own = [panels(own, tile) for own in w.chunk(G)] if product.cut else [w]
 
     def lay(rows):
-        return rows.reshape(R, 8 // R, U, -1, L)
+        return rows.reshape(R, 8 // R, -1, L)
 
     def rows(laid):
         return laid.flatten(2).flatten(0, 1)
@@ -242,11 +242,7 @@ MORE = (
 SHORT = [
     *((ROWS, case) for case in TANH),
     *(pytest.param(ROWS, case, marks=pytest.mark.full) for case in RELU),
-    *(
-        pytest.param(tile, case, marks=pytest.mark.full)
-        for tile in (ONE_ROW, MATRIX)
-        for case in TANH
-    ),
+    *(pytest.param(tile, case, marks=pytest.mark.full) for tile in (MATRIX,) for case in TANH),
 ]
 
 
