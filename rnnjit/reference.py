@@ -282,14 +282,16 @@ _OPERATORS: dict[Cell, Callable[..., Any]] = {
 }
 
 
+#: Cells whose operator also projects.
+_PROJECTING = {LSTM}
 #: Cells whose dense layers torch gives to one primitive of oneDNN on the CPU, for all steps, if
 #: they are not projected. Torch runs the others step by step.
 _PRIMITIVES = {LSTM}
 
 
-def has_operator(cell: Cell) -> bool:
-    """Whether torch has an operator that computes whole layers of a cell."""
-    return cell in _OPERATORS
+def has_operator(layer: LayerSpec) -> bool:
+    """Whether torch has an operator that computes whole layers like this."""
+    return layer.cell in (_PROJECTING if layer.proj_size else _OPERATORS)
 
 
 def has_primitive(layer: LayerSpec, dtype: torch.dtype) -> bool:

@@ -68,17 +68,24 @@ class InductorBackend(Backend):
         return reasons + lacking(problem.device)
 
     def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Defers to torch's products on the CPU, and on devices where it was not measured."""
-        if problem.device == "cpu":
-            return why_torch(spec, problem)
-        return [f"it has not been measured on {problem.device} devices"]
+        """Defers to torch's own layers where they are faster, and where it was not measured."""
+        if problem.device != "cpu":
+            return [f"it has not been measured on {problem.device} devices"]
+        reasons = why_torch(spec, problem)
+        trains = problem.needs_grad and spec.dropout > 0 and spec.num_layers > 1
+        if trains and not problem.packed and self._uses_torch(spec, problem):
+            reasons.append(
+                "it calls torch's operator, layer by layer with dropout between them, and once "
+                "more for the backward pass"
+            )
+        return reasons
 
     def compile_seconds(self, spec: RNNSpec, problem: Problem) -> float:
-        """Half a minute for each pass, unless nothing is compiled for the call."""
+        """Ten seconds for each pass, unless nothing is compiled for the call."""
         rows, keep = Rows(problem.T, problem.B, problem.N), problem.needs_grad
         if self._cut(spec.layer(0), rows, problem.dtype, problem.device, keep) is None:
             return 0.0
-        return 60.0 if keep else 30.0
+        return 20.0 if keep else 10.0
 
     def forward(
         self,
@@ -134,19 +141,25 @@ class InductorBackend(Backend):
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
         """Torch's own operator for a whole stack, if nothing is compiled for the call."""
-        rows = Rows(problem.T, problem.B, problem.N)
-        keep = problem.needs_grad
-        if self._is_whole(spec.layer(0), rows, problem.dtype, problem.device, keep):
-            return EAGER.shortcut(spec, problem, y_shape)
-        return None
+        return EAGER.shortcut(spec, problem, y_shape) if self._uses_torch(spec, problem) else None
+
+    def _uses_torch(self, spec: RNNSpec, problem: Problem) -> bool:
+        """Whether torch's own operator computes dense calls."""
+        rows, keep = Rows(problem.T, problem.B, problem.N), problem.needs_grad
+        return self._is_whole(spec.layer(0), rows, problem.dtype, problem.device, keep)
 
     def _is_whole(
         self, layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str, keep: bool
     ) -> bool:
-        """Whether torch's own operator computes the call: dense, and nothing is compiled for it."""
-        if device != "cpu" or rows.batch_sizes is not None or layer.proj_size or not rows.N:
+        """Whether torch's own operator computes the call, and nothing is compiled for it.
+
+        Recorded calls of packed rows are computed step by step: a layer's backward pass would run
+        torch's operator once more, where that of a dense stack is autograd's (see `shortcut`).
+        """
+        packed = rows.batch_sizes is not None
+        if device != "cpu" or not rows.N or not has_operator(layer) or (packed and keep):
             return False
-        return has_operator(layer.cell) and self._cut(layer, rows, dtype, device, keep) is None
+        return self._cut(layer, rows, dtype, device, keep) is None
 
     def _recurrence(self, layer: LayerSpec, rows: Rows, x: Tensor, keep: bool) -> Recurrence:
         cut = self._cut(layer, rows, x.dtype, x.device.type, keep)

@@ -18,18 +18,17 @@ from torch.nn.functional import pad
 from rnnjit import Rows
 from rnnjit.recurrence import Backward, Forward, Recurrence, dz_blocks
 from rnnjit_inductor.compiler import Compiled, Key, compiled
-from rnnjit_inductor.graphs import biased, has_share, panels
-from rnnjit_inductor.layout import DenseLayout, Layout, PackedLayout, last_rows
-from rnnjit_inductor.plan import MATRIX, Plan
-from rnnjit_inductor.steps import (
+from rnnjit_inductor.direction import (
     backward_rows,
     first_gradients,
     forward_rows,
     forward_weights,
     gates_of,
-    walk_backward,
-    walk_forward,
 )
+from rnnjit_inductor.graphs import biased, has_share, panels
+from rnnjit_inductor.layout import DenseLayout, Layout, PackedLayout, last_rows
+from rnnjit_inductor.plan import MATRIX, Plan
+from rnnjit_inductor.steps import walk_backward, walk_forward
 
 
 class Chunks(Recurrence):

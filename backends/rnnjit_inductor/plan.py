@@ -1,18 +1,34 @@
 """What is compiled for a call and what is not, in one place.
 
-Speed-up over eager, forward / forward+backward, measured on one thread of an AMD EPYC of the
-Zen 4 generation (torch 2.13, float32 tanh), by form of the product (R rows, U panels) and steps K:
+Speed-up over eager, forward / forward+backward, by CPU time on one thread of an AMD EPYC (torch
+2.13, float32), by form of the product: in chunks of 8 steps (tanh) or 5 (GRU) with tiles of four
+rows or with torch's matrix product, and step by step with nothing compiled:
 
-    T, B, I, H          R=4, K=8      R=4, K=16     U=4, K=16     U=4, K=32     K=1
-    100, 1, 64, 64      0.77 / 1.96   0.89 / 2.26   1.10 / 2.70   1.15 / 2.81   1.02 / 1.80
-    100, 1, 128, 256    0.74 / 1.85   0.82 / 2.00   1.25 / 2.68   1.26 / 2.79   1.01 / 1.95
-    100, 1, 512, 512    0.87 / 2.06   0.80 / 2.17   1.18 / 2.72   1.26 / 2.81   1.02 / 2.20
-    100, 8, 128, 256    1.33 / 1.59   1.44 / 1.71   1.02 / 1.37   1.00 / 1.38   1.07 / 1.35
-    100, 32, 128, 256   1.17 / 1.20   1.21 / 1.26   0.86 / 0.96   0.83 / 0.97   1.01 / 1.15
-    28, 64, 28, 128     1.11 / 1.12   1.09 / 1.13   0.90 / 0.98   T < K         0.99 / 1.09
-    1000, 16, 64, 128   1.55 / 1.67   1.74 / 1.73   1.34 / 1.48   1.34 / 1.56   1.02 / 1.41
+    T, B, I, H             tiles         matrix        steps
+    tanh
+    100, 1, 64, 64         0.72 / 1.71   0.93 / 2.09   0.54 / 1.01
+    100, 1, 128, 256       0.70 / 1.57   0.95 / 2.13   0.70 / 1.36
+    100, 1, 512, 512       0.72 / 1.60   0.99 / 2.11   0.83 / 1.75
+    100, 8, 128, 256       1.34 / 1.67   1.05 / 1.38   0.86 / 1.16
+    28, 64, 28, 128        1.20 / 1.05   1.09 / 0.99   0.93 / 0.91
+    100, 32, 128, 256      1.33 / 1.23   1.16 / 1.12   1.04 / 1.04
+    20, 128, 1024, 1024    1.12 / 1.07   1.05 / 1.07   1.05 / 1.03
+    GRU
+    100, 1, 64, 64         0.72 / 1.90   1.02 / 2.59   0.29 / 0.98
+    100, 1, 512, 512       0.76 / 1.76   1.01 / 2.07   0.75 / 1.60
+    100, 8, 128, 256       1.49 / 1.66   1.05 / 1.29   0.77 / 1.02
+    28, 64, 28, 128        1.17 / 1.04   0.95 / 0.95   0.78 / 0.90
+    100, 32, 128, 256      1.37 / 1.29   1.02 / 1.05   0.90 / 0.99
+    20, 128, 1024, 1024    1.30 / 1.11   0.99 / 1.00   0.98 / 0.99
 
-XXX
+So torch's product serves one row, and tiles serve several; forward, one row is left to torch's own
+operator. Where W_hh exceeds the caches of a core, torch's product serves as well: on an Intel
+server tiles took twice as long as eager for the last shape. On other devices torch's product is
+used, which has not been measured there.
+
+Dense LSTM layers in float32 are one primitive of oneDNN in eager, which is 1.4 to 10 times as fast
+as any of these. So torch's operator runs them in both passes. Cells that torch has no operator for
+would take several of torch's operators a step, so they are compiled wherever possible.
 """
 
 from __future__ import annotations
@@ -106,7 +122,7 @@ def plan(
     if dense and has_primitive(layer, dtype):
         return None
     alone = rows.B == 1 or G * H * layer.output_size * dtype.itemsize > _CACHED
-    forward = dense and not keep and has_operator(cell) and not layer.proj_size
+    forward = dense and not keep and has_operator(layer)
     if forward and (alone or rows.T < _FORWARD_STEPS):
         return None
     if alone:

@@ -1,4 +1,4 @@
-"""Dense layers on the CPU for which nothing is compiled: torch's own operator for all steps."""
+"""Layers on the CPU for which nothing is compiled: torch's own operator for all steps."""
 
 from __future__ import annotations
 
