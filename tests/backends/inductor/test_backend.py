@@ -15,8 +15,8 @@ from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, Cell
 from rnnjit.cells.builder import tanh
 from rnnjit.dispatch.choice import verdict
 from rnnjit.runtime import torch_private
-from rnnjit_inductor import BACKEND, compiler, toolchain
-from rnnjit_inductor.plan import MATRIX, Plan
+from rnnjit_inductor import BACKEND, InductorBackend, compiler, steps, toolchain
+from rnnjit_inductor.plan import MATRIX, ROWS, Plan, plan
 
 SPEC = rnnjit.RNNSpec(2, 3)
 
@@ -65,10 +65,8 @@ def test_it_declines_what_it_cannot_do():
 
 def test_it_computes_every_layer_of_torch():
     for cell, proj_size in ((RNN_RELU, 0), (LSTM, 0), (LSTM, 1), (GRU, 0)):
-        for dtype in BACKEND.dtypes:
-            assert (
-                reasons(rnnjit.RNNSpec(2, 3, cell=cell, proj_size=proj_size), problem(dtype)) == ()
-            )
+        spec = rnnjit.RNNSpec(2, 3, cell=cell, proj_size=proj_size)
+        assert not any(reasons(spec, problem(dtype)) for dtype in BACKEND.dtypes)
 
 
 def test_it_lowers_every_operation():
@@ -247,3 +245,62 @@ def test_it_says_for_which_calls_it_compiles_long():
 
     assert seconds(100, True) > seconds(100, False) >= 10
     assert seconds(5, True) == seconds(5, False) == 0.0
+
+
+def planned(cell, T, B, H, dtype=torch.float32, keep=True, packed=False, device="cpu"):
+    sizes = torch.full((T,), B) if packed else None
+    rows = rnnjit.Rows(T, B, T * B, sizes)
+    return plan(rnnjit.RNNSpec(8, H, cell=cell).layer(0), rows, dtype, device, 2, keep)
+
+
+def test_what_is_compiled():
+    # Nothing for few steps, half precision, and dense LSTM layers in float32, which oneDNN runs.
+    assert planned(GRU, 15, 4, 64) is None
+    assert planned(GRU, 100, 4, 64, torch.bfloat16) is None
+    assert planned(LSTM, 100, 4, 64) is None
+    assert planned(LSTM, 100, 4, 64, torch.float64).tile == ROWS
+    assert planned(LSTM, 100, 4, 64, packed=True).tile == ROWS
+    # Torch's product for one row and for large weights; its operator for such forward passes.
+    assert planned(GRU, 100, 1, 64).tile == planned(GRU, 100, 4, 1024).tile == MATRIX
+    for size in ((1, 64), (4, 1024)):
+        assert planned(GRU, 100, *size, keep=False) is None
+        assert planned(GRU, 100, *size, keep=False, packed=True).tile == MATRIX
+    assert planned(GRU, 100, 4, 64, torch.bfloat16, device="cuda").tile == MATRIX
+    # A chunk has fewer steps, the more gates there are.
+    assert [planned(cell, 100, 1, 64, packed=True).steps for cell in (RNN_RELU, GRU, LSTM)] == [
+        8,
+        5,
+        4,
+    ]
+
+
+def test_a_packed_forward_pass_without_chunks_is_torchs(monkeypatch):
+    torch.manual_seed(0)
+    eager = nn.LSTM(3, 5, proj_size=2)
+    fast = rnnjit.compile(eager, backend="inductor")
+    packed = pack_padded_sequence(torch.randn(6, 3, 3), [6, 4, 1])
+    with torch.no_grad():
+        expected = eager(packed)
+        monkeypatch.setattr(steps, "walk_forward", None)
+        y, states = fast(packed)
+    assert torch.equal(y.data, expected[0].data)
+    assert all(map(torch.equal, states, expected[1]))
+
+
+@pytest.mark.parametrize("lengths", [None, [20, 7, 1]], ids=["dense", "packed"])
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU])
+def test_the_backward_pass_of_a_graph(make, lengths):
+    """A graph holds y alone: the rest is computed anew, by torch's operator or step by step."""
+    torch.manual_seed(0)
+    eager = make(3, 5)
+    fast = rnnjit.compile(eager, backend=InductorBackend(lambda *call: None))
+    x = torch.randn(20, 3, 3)
+    x = x if lengths is None else pack_padded_sequence(x, lengths)
+    traced = torch.compile(lambda x: fast(x), backend="aot_eager")
+    for module in (eager, traced):
+        y, _ = module(x)
+        y = y if lengths is None else y.data
+        found = torch.autograd.grad((y * y).sum(), list(eager.parameters()))
+        if module is eager:
+            expected = found
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
