@@ -20,7 +20,7 @@ from rnnjit.recurrence import (
     why_not_projected,
 )
 from rnnjit.reference import BACKEND as EAGER
-from rnnjit.reference import has_operator
+from rnnjit.reference import has_operator, has_primitive
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_inductor.plan import Plan, plan
 from rnnjit_inductor.pointwise import OPERATIONS
@@ -72,8 +72,8 @@ class InductorBackend(Backend):
         if problem.device != "cpu":
             return [f"it has not been measured on {problem.device} devices"]
         reasons = why_torch(spec, problem)
-        trains = problem.needs_grad and spec.dropout > 0 and spec.num_layers > 1
-        if trains and not problem.packed and self._uses_torch(spec, problem):
+        stacked = problem.needs_grad and spec.dropout > 0 and spec.num_layers > 1
+        if stacked and not problem.packed and has_primitive(spec.layer(0), problem.dtype):
             reasons.append(
                 "it calls torch's operator, layer by layer with dropout between them, and once "
                 "more for the backward pass"
@@ -82,7 +82,8 @@ class InductorBackend(Backend):
 
     def compile_seconds(self, spec: RNNSpec, problem: Problem) -> float:
         """Ten seconds for each pass, unless nothing is compiled for the call."""
-        rows, keep = Rows(problem.T, problem.B, problem.N), problem.needs_grad
+        sizes = torch.full((problem.T,), problem.B) if problem.packed else None
+        rows, keep = Rows(problem.T, problem.B, problem.N, sizes), problem.needs_grad
         if self._cut(spec.layer(0), rows, problem.dtype, problem.device, keep) is None:
             return 0.0
         return 20.0 if keep else 10.0
@@ -141,12 +142,10 @@ class InductorBackend(Backend):
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
         """Torch's own operator for a whole stack, if nothing is compiled for the call."""
-        return EAGER.shortcut(spec, problem, y_shape) if self._uses_torch(spec, problem) else None
-
-    def _uses_torch(self, spec: RNNSpec, problem: Problem) -> bool:
-        """Whether torch's own operator computes dense calls."""
         rows, keep = Rows(problem.T, problem.B, problem.N), problem.needs_grad
-        return self._is_whole(spec.layer(0), rows, problem.dtype, problem.device, keep)
+        if self._is_whole(spec.layer(0), rows, problem.dtype, problem.device, keep):
+            return EAGER.shortcut(spec, problem, y_shape)
+        return None
 
     def _is_whole(
         self, layer: LayerSpec, rows: Rows, dtype: torch.dtype, device: str, keep: bool

@@ -9,6 +9,10 @@ rows or with torch's matrix product, and step by step with nothing compiled:
     100, 1, 64, 64         0.72 / 1.71   0.93 / 2.09   0.54 / 1.01
     100, 1, 128, 256       0.70 / 1.57   0.95 / 2.13   0.70 / 1.36
     100, 1, 512, 512       0.72 / 1.60   0.99 / 2.11   0.83 / 1.75
+    100, 2, 64, 64         0.87 / 2.01   1.04 / 2.32
+    32, 5, 64, 64          0.68 / 1.19   0.83 / 1.40
+    100, 3, 128, 256       1.36 / 2.07   1.06 / 1.78
+    100, 4, 512, 512       1.53 / 2.50   1.06 / 1.67
     100, 8, 128, 256       1.34 / 1.67   1.05 / 1.38   0.86 / 1.16
     28, 64, 28, 128        1.20 / 1.05   1.09 / 0.99   0.93 / 0.91
     100, 32, 128, 256      1.33 / 1.23   1.16 / 1.12   1.04 / 1.04
@@ -21,10 +25,10 @@ rows or with torch's matrix product, and step by step with nothing compiled:
     100, 32, 128, 256      1.37 / 1.29   1.02 / 1.05   0.90 / 0.99
     20, 128, 1024, 1024    1.30 / 1.11   0.99 / 1.00   0.98 / 0.99
 
-So torch's product serves one row, and tiles serve several; forward, one row is left to torch's own
-operator. Where W_hh exceeds the caches of a core, torch's product serves as well: on an Intel
-server tiles took twice as long as eager for the last shape. On other devices torch's product is
-used, which has not been measured there.
+So torch's product serves one row and small products, and tiles serve the others; forward, the
+former are left to torch's own operator. Where W_hh exceeds the caches of a core, torch's product
+serves as well: on an Intel server tiles took twice as long as eager for the last shape. On other
+devices torch's product is used, which has not been measured there.
 
 Dense LSTM layers in float32 are one primitive of oneDNN in eager, which is 1.4 to 10 times as fast
 as any of these. So torch's operator runs them in both passes. Cells that torch has no operator for
@@ -50,6 +54,9 @@ LANES = 16
 #: From this many multiply-adds per step on, several threads share a chunk. They synchronise twice a
 #: step; this is an estimate of the time that takes, not measured.
 THREAD_WORK = 2**18
+#: Multiply-adds of a gate's product in a step from which on tiles are faster than torch's product,
+#: which does not copy the weights.
+_TILED = 2**16
 #: Bytes of W_hh up to which a tile is faster than torch's product. A tile reads all of W_hh for
 #: every four rows, which is slow where a core's cache does not hold it.
 _CACHED = 2 << 20
@@ -121,11 +128,12 @@ def plan(
     G, H, dense = len(cell.gates), layer.hidden_size, rows.batch_sizes is None
     if dense and has_primitive(layer, dtype):
         return None
-    alone = rows.B == 1 or G * H * layer.output_size * dtype.itemsize > _CACHED
+    large = G * H * layer.output_size * dtype.itemsize > _CACHED
+    tiled = rows.B > 1 and rows.B * H**2 >= _TILED and not large
     forward = dense and not keep and has_operator(layer)
-    if forward and (alone or rows.T < _FORWARD_STEPS):
+    if forward and (not tiled or rows.T < _FORWARD_STEPS):
         return None
-    if alone:
+    if not tiled:
         return Plan(steps, MATRIX, 1)
     return Plan(steps, ROWS, 1 if rows.B * G * H**2 < THREAD_WORK else threads)
 

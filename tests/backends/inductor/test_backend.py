@@ -236,15 +236,26 @@ def test_a_compilation_for_the_cpu_finds_paths_quietly_first(monkeypatch):
 
 
 def test_it_says_for_which_calls_it_compiles_long():
-    spec = rnnjit.RNNSpec(64, 64)
-
-    def seconds(T, needs_grad):
+    def seconds(cell, T, needs_grad, packed=False):
         return BACKEND.compile_seconds(
-            spec, rnnjit.Problem(torch.float32, "cpu", T, 4, 4 * T, False, needs_grad)
+            rnnjit.RNNSpec(64, 256, cell=cell),
+            rnnjit.Problem(torch.float32, "cpu", T, 4, 4 * T, packed, needs_grad),
         )
 
-    assert seconds(100, True) > seconds(100, False) >= 10
-    assert seconds(5, True) == seconds(5, False) == 0.0
+    assert seconds(GRU, 100, True) > seconds(GRU, 100, False) >= 10
+    assert seconds(GRU, 5, True) == seconds(GRU, 5, False) == 0.0
+    assert seconds(LSTM, 100, True, packed=True) > seconds(LSTM, 100, True) == 0.0
+
+
+def test_it_defers_where_torchs_operator_would_run_twice():
+    def reasons(cell, dropout, needs_grad=True):
+        spec = rnnjit.RNNSpec(64, 64, num_layers=2, cell=cell, dropout=dropout)
+        asked = rnnjit.Problem(torch.float32, "cpu", 100, 4, 400, False, needs_grad)
+        return BACKEND.defers(spec, asked)
+
+    (reason,) = reasons(LSTM, 0.5)
+    assert "dropout" in reason
+    assert reasons(LSTM, 0.0) == reasons(GRU, 0.5) == reasons(LSTM, 0.5, False) == []
 
 
 def planned(cell, T, B, H, dtype=torch.float32, keep=True, packed=False, device="cpu"):
@@ -258,14 +269,15 @@ def test_what_is_compiled():
     assert planned(GRU, 15, 4, 64) is None
     assert planned(GRU, 100, 4, 64, torch.bfloat16) is None
     assert planned(LSTM, 100, 4, 64) is None
-    assert planned(LSTM, 100, 4, 64, torch.float64).tile == ROWS
-    assert planned(LSTM, 100, 4, 64, packed=True).tile == ROWS
-    # Torch's product for one row and for large weights; its operator for such forward passes.
-    assert planned(GRU, 100, 1, 64).tile == planned(GRU, 100, 4, 1024).tile == MATRIX
-    for size in ((1, 64), (4, 1024)):
+    assert planned(LSTM, 100, 16, 64, torch.float64).tile == ROWS
+    assert planned(LSTM, 100, 4, 256, packed=True).tile == ROWS
+    # Torch's product for one row, small products and large weights; its operator for such forward
+    # passes.
+    for size in ((1, 256), (4, 64), (4, 1024)):
+        assert planned(GRU, 100, *size).tile == MATRIX
         assert planned(GRU, 100, *size, keep=False) is None
         assert planned(GRU, 100, *size, keep=False, packed=True).tile == MATRIX
-    assert planned(GRU, 100, 4, 64, torch.bfloat16, device="cuda").tile == MATRIX
+    assert planned(GRU, 100, 4, 256, torch.bfloat16, device="cuda").tile == MATRIX
     # A chunk has fewer steps, the more gates there are.
     assert [planned(cell, 100, 1, 64, packed=True).steps for cell in (RNN_RELU, GRU, LSTM)] == [
         8,
