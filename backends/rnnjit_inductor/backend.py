@@ -31,6 +31,9 @@ from rnnjit_inductor.whole import was_whole, whole_backward, whole_forward
 if TYPE_CHECKING:
     from rnnjit.recurrence import Recurrence
 
+#: Steps of packed rows up to which chunks are no faster than torch's operator in training.
+_FEW_PACKED = 32
+
 Planner = Callable[[LayerSpec, Rows, torch.dtype, str, int, bool], Plan | None]
 
 
@@ -71,13 +74,17 @@ class InductorBackend(Backend):
         """Defers to torch's own layers where they are faster, and where it was not measured."""
         if problem.device != "cpu":
             return [f"it has not been measured on {problem.device} devices"]
-        reasons = why_torch(spec, problem)
-        stacked = problem.needs_grad and spec.dropout > 0 and spec.num_layers > 1
-        if stacked and not problem.packed and has_primitive(spec.layer(0), problem.dtype):
-            reasons.append(
-                "it calls torch's operator, layer by layer with dropout between them, and once "
-                "more for the backward pass"
-            )
+        reasons, layer = why_torch(spec, problem), spec.layer(0)
+        twice = "it calls torch's operator, and once more for the backward pass"
+        stacked = spec.dropout > 0 and spec.num_layers > 1
+        primitive = has_primitive(layer, problem.dtype) and problem.needs_grad
+        if problem.packed and has_operator(layer):
+            if primitive and problem.B == 1:
+                reasons.append(twice)
+            elif not problem.needs_grad or problem.T <= _FEW_PACKED:
+                reasons.append("torch's operator is as fast on packed rows of this kind")
+        elif primitive and stacked:
+            reasons.append(f"with dropout between layers, {twice}")
         return reasons
 
     def compile_seconds(self, spec: RNNSpec, problem: Problem) -> float:
@@ -156,7 +163,9 @@ class InductorBackend(Backend):
         torch's operator once more, where that of a dense stack is autograd's (see `shortcut`).
         """
         packed = rows.batch_sizes is not None
-        if device != "cpu" or not rows.N or not has_operator(layer) or (packed and keep):
+        if device != "cpu" or not rows.N or not has_operator(layer):
+            return False
+        if packed and keep and not (rows.B == 1 and has_primitive(layer, dtype)):
             return False
         return self._cut(layer, rows, dtype, device, keep) is None
 

@@ -142,9 +142,10 @@ class Chunks(Recurrence):
         self, call: Forward | Backward, from_last: bool, *, descending: bool
     ) -> tuple[Layout, Layout]:
         """The layouts of rows of H features and of rows of the first state."""
+        equal = call.rows.batch_sizes is None or int(call.rows.batch_sizes[-1]) == call.rows.B
 
         def layout(features: int) -> Layout:
-            if call.starts is None:
+            if call.starts is None or equal:
                 return DenseLayout(call.rows, from_last, descending, features, self._plan)
             return PackedLayout(call.rows, call.starts, from_last, descending, features, self._plan)
 

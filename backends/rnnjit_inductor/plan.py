@@ -30,8 +30,12 @@ former are left to torch's own operator. Where W_hh exceeds the caches of a core
 serves as well: on an Intel server tiles took twice as long as eager for the last shape. On other
 devices torch's product is used, which has not been measured there.
 
-Dense LSTM layers in float32 are one primitive of oneDNN in eager, which is 1.4 to 10 times as fast
-as any of these. So torch's operator runs them in both passes. Cells that torch has no operator for
+Packed, torch's operator is as fast as a forward pass of chunks, which copy rows, and in training as
+fast as those of a few steps (see `InductorBackend.defers`).
+
+Dense LSTM layers in float32 are one primitive of oneDNN in eager, as are packed ones of a single
+sequence; it is 1.4 to 10 times as fast as any of these. So torch's operator runs them in both
+passes. Cells that torch has no operator for
 would take several of torch's operators a step, so they are compiled wherever possible.
 """
 
@@ -60,9 +64,9 @@ _TILED = 2**16
 #: Bytes of W_hh up to which a tile is faster than torch's product. A tile reads all of W_hh for
 #: every four rows, which is slow where a core's cache does not hold it.
 _CACHED = 2 << 20
-#: From this many steps on, a compiled dense forward pass alone is faster than torch's operator.
-#: Measured on two threads: 0.98 times as fast as eager for (28, 64, 28, 128).
-_FORWARD_STEPS = 32
+#: From this many steps on, compiled dense forward passes alone, and small ones in training, are
+#: faster than torch's operator.
+_SHORT = 32
 
 
 class Tile(NamedTuple):
@@ -126,12 +130,14 @@ def plan(
     if dtype not in (torch.float32, torch.float64):
         return None
     G, H, dense = len(cell.gates), layer.hidden_size, rows.batch_sizes is None
-    if dense and has_primitive(layer, dtype):
+    if (dense or rows.B == 1) and has_primitive(layer, dtype):
         return None
     large = G * H * layer.output_size * dtype.itemsize > _CACHED
     tiled = rows.B > 1 and rows.B * H**2 >= _TILED and not large
-    forward = dense and not keep and has_operator(layer)
-    if forward and (not tiled or rows.T < _FORWARD_STEPS):
+    few = rows.T < _SHORT
+    if has_operator(layer) and not keep and (few or not tiled or not dense):
+        return None
+    if has_operator(layer) and dense and few and rows.B * H**2 < _TILED:
         return None
     if not tiled:
         return Plan(steps, MATRIX, 1)

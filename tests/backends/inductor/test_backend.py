@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
 from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, Cell
-from rnnjit.cells.builder import tanh
+from rnnjit.cells.builder import sigmoid, tanh
 from rnnjit.dispatch.choice import verdict
 from rnnjit.runtime import torch_private
 from rnnjit_inductor import BACKEND, InductorBackend, compiler, steps, toolchain
@@ -26,6 +26,13 @@ def scaled(zx, zh, h, p):
     return h, h
 
 
+def ugrnn(zx, zh, h):
+    g = sigmoid(zx[1] + zh[1])
+    h = g * h + (1.0 - g) * tanh(zx[0] + zh[0])
+    return h, h
+
+
+UGRNN = Cell.trace(ugrnn, name="ugrnn", gates=["c", "g"], states=["h"])
 SCALED = Cell.trace(scaled, name="scaled", gates=["z"], states=["h"], parameters=["p"])
 
 
@@ -247,15 +254,23 @@ def test_it_says_for_which_calls_it_compiles_long():
     assert seconds(LSTM, 100, True, packed=True) > seconds(LSTM, 100, True) == 0.0
 
 
-def test_it_defers_where_torchs_operator_would_run_twice():
-    def reasons(cell, dropout, needs_grad=True):
+def test_it_defers_where_torchs_operator_is_as_fast():
+    def reasons(cell, T=100, B=4, dropout=0.0, needs_grad=True, packed=False):
         spec = rnnjit.RNNSpec(64, 64, num_layers=2, cell=cell, dropout=dropout)
-        asked = rnnjit.Problem(torch.float32, "cpu", 100, 4, 400, False, needs_grad)
+        asked = rnnjit.Problem(torch.float32, "cpu", T, B, T * B, packed, needs_grad)
         return BACKEND.defers(spec, asked)
 
-    (reason,) = reasons(LSTM, 0.5)
+    (reason,) = reasons(LSTM, dropout=0.5)
     assert "dropout" in reason
-    assert reasons(LSTM, 0.0) == reasons(GRU, 0.5) == reasons(LSTM, 0.5, False) == []
+    assert reasons(LSTM) == reasons(GRU, dropout=0.5) == []
+    assert reasons(LSTM, dropout=0.5, needs_grad=False) == []
+    (reason,) = reasons(LSTM, B=1, packed=True)
+    assert "once more" in reason
+    for call in ({"needs_grad": False}, {"T": 32}):
+        (reason,) = reasons(GRU, packed=True, **call)
+        assert "packed" in reason
+        assert reasons(UGRNN, packed=True, **call) == []
+    assert reasons(GRU, packed=True) == reasons(LSTM, packed=True) == []
 
 
 def planned(cell, T, B, H, dtype=torch.float32, keep=True, packed=False, device="cpu"):
@@ -276,10 +291,17 @@ def test_what_is_compiled():
     for size in ((1, 256), (4, 64), (4, 1024)):
         assert planned(GRU, 100, *size).tile == MATRIX
         assert planned(GRU, 100, *size, keep=False) is None
-        assert planned(GRU, 100, *size, keep=False, packed=True).tile == MATRIX
+        assert planned(GRU, 100, *size, packed=True).tile == MATRIX
+    assert planned(GRU, 100, 4, 256, keep=False).tile == ROWS
+    assert planned(GRU, 100, 4, 256, keep=False, packed=True) is None
+    assert planned(LSTM, 100, 1, 256, packed=True) is None
+    # Few steps of small products are torch's, where it has an operator.
+    assert planned(GRU, 16, 4, 64) is None
+    assert planned(GRU, 16, 4, 256).tile == ROWS
+    assert planned(UGRNN, 16, 4, 64, keep=False).tile == MATRIX
     assert planned(GRU, 100, 4, 256, torch.bfloat16, device="cuda").tile == MATRIX
     # A chunk has fewer steps, the more gates there are.
-    assert [planned(cell, 100, 1, 64, packed=True).steps for cell in (RNN_RELU, GRU, LSTM)] == [
+    assert [planned(cell, 100, 2, 64, packed=True).steps for cell in (RNN_RELU, GRU, LSTM)] == [
         8,
         5,
         4,
