@@ -15,7 +15,7 @@ from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, 
 from rnnjit.artifact import ArtifactError
 from rnnjit.backend import Program, Runner, States, values_read
 from rnnjit.cells import Cell
-from rnnjit.recurrence import layer_backward, layer_forward
+from rnnjit.recurrence import layer_backward, layer_forward, why_not_cell, why_not_projected
 from rnnjit_cuda import availability, cudnn_heuristics
 from rnnjit_cuda.cells import OPERATIONS
 from rnnjit_cuda.kernels import FAMILIES, DType, Family, Pass
@@ -33,7 +33,7 @@ DTYPES: dict[torch.dtype, DType] = {
 
 
 class CudaBackend(Backend):
-    """Elman layers on CUDA devices; one kernel per layer and pass if its weights fit on the chip.
+    """Layers on CUDA devices; one kernel per layer and pass if its weights fit on the chip.
 
     float32 and float64 are computed as such; bfloat16 and float16 with sums in float32.
 
@@ -53,16 +53,11 @@ class CudaBackend(Backend):
         return availability.missing()
 
     def why_not_cell(self, cell: Cell) -> list[str]:
-        """Declines cells that are not Elman cells."""
-        if cell.is_elman:
-            return []
-        return [
-            f"cell {cell.name!r} is not an Elman cell, h' = f(W_ih x + b_ih + W_hh h + b_hh) with "
-            "f's derivative given by h': others are not supported"
-        ]
+        """Declines cells that the matrix products around the recurrence do not serve."""
+        return why_not_cell(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Declines projections and GPUs before Ampere."""
+        """Declines projections of outputs that the step reads, and GPUs before Ampere."""
         return self._device_reasons(problem.device_index) + _projection(spec)
 
     def defers(self, spec: RNNSpec, problem: Problem) -> list[str]:
@@ -118,7 +113,7 @@ class CudaBackend(Backend):
         """
         from rnnjit_cuda import artifact
 
-        if reasons := self.why_not_cell(spec.cell) + _projection(spec):
+        if reasons := _not_in_source(spec):
             raise ValueError(f"target {target!r} cannot compute these layers: {'; '.join(reasons)}")
         return artifact.build(spec, dtype, name)
 
@@ -144,10 +139,23 @@ class CudaBackend(Backend):
         return availability.too_old(found.name, (found.major, found.minor))
 
 
+def _not_in_source(spec: RNNSpec) -> list[str]:
+    """Why the CUDA source cannot compute a stack; empty if it can."""
+    reasons = []
+    if not spec.cell.is_elman:
+        reasons.append(f"cell {spec.cell.name!r} is not an Elman cell")
+    if spec.proj_size:
+        reasons.append(f"proj_size is {spec.proj_size}, not 0")
+    return reasons
+
+
 def _projection(spec: RNNSpec) -> list[str]:
     if not spec.proj_size:
         return []
-    return [f"proj_size is {spec.proj_size}: layers with a projection are not supported"]
+    if spec.cell.is_elman:
+        # Their y takes the place of z, which has other columns here.
+        return [f"proj_size is {spec.proj_size}: not supported for Elman cells"]
+    return why_not_projected(spec.cell)
 
 
 BACKEND = CudaBackend()

@@ -1,10 +1,10 @@
 """The pointwise part of a cell as Python functions of numbers, which numba-cuda compiles.
 
-    forward    h = activation(z)
-    backward   dz = gradient(grad, h), where grad is the whole gradient of h
+    any cell     found = step(given), found = gradient(given), both arrays in registers
+    Elman cells  h = activation(z), dz = gradient(grad, h), where grad is the whole gradient of h
 
-They are generated from `Cell.step` and `Cell.backward`, one assignment for each instruction, and
-call the operations below as device functions; the simulator calls the same functions in Python.
+They are generated from `Cell.step_saving` and `Cell.backward`, one assignment for each instruction,
+and call the operations below as device functions; the simulator calls the same functions in Python.
 """
 
 from __future__ import annotations
@@ -29,6 +29,26 @@ class Pointwise(NamedTuple):
 
     activation: Callable[[Any], Any]
     gradient: Callable[[Any, Any], Any]
+
+
+class Steps(NamedTuple):
+    """The pointwise part of any cell, as device functions of local arrays.
+
+    Attributes:
+        step: `(given, found)`: from the inputs of `Cell.step_saving` to its outputs.
+        gradient: `(given, found)`: from the inputs of `Cell.backward` to its outputs, 0 for those
+            that are None.
+    """
+
+    step: Callable[[Any, Any], None]
+    gradient: Callable[[Any, Any], None]
+
+
+def steps(cell: Cell, real: Any, library: ModuleType, inlined: Callable[[Any], Any]) -> Steps:
+    """Lower a cell; arguments as for `pointwise`."""
+    operations = {name: inlined(each) for name, each in scalar_operations(real, library).items()}
+    made = (_of_arrays(each, operations, real) for each in (cell.step_saving, cell.backward))
+    return Steps(*map(inlined, made))
 
 
 def pointwise(
@@ -67,6 +87,36 @@ def _function(
     """
     lines = [f"def function({', '.join(parameters)}):"]
     space: dict[str, Any] = {"__name__": __name__, **operations}
+    output = _body(program, program.inputs, operations, real, lines, space)[0]
+    lines.append(f"return {output}")
+    exec("\n    ".join(lines), space)
+    return space["function"]
+
+
+def _of_arrays(program: Program, operations: Mapping[str, Callable[..., Any]], real: Any) -> Any:
+    """A program as a function that reads its inputs from one array and writes another."""
+    lines = ["def function(given, found):"]
+    space: dict[str, Any] = {"__name__": __name__, **operations}
+    inputs = []
+    for number, name in enumerate(program.inputs):
+        inputs.append(f"i{number}")
+        if name in program.used:
+            lines.append(f"i{number} = given[{number}]")
+    for number, output in enumerate(_body(program, inputs, operations, real, lines, space)):
+        lines.append(f"found[{number}] = {output}")
+    exec("\n    ".join(lines), space)
+    return space["function"]
+
+
+def _body(
+    program: Program,
+    inputs: Sequence[str],
+    operations: Mapping[str, Callable[..., Any]],
+    real: Any,
+    lines: list[str],
+    space: dict[str, Any],
+) -> list[str]:
+    """Append a program's assignments to `lines`, its constants to `space`; returns its outputs."""
 
     def constant(value: float) -> str:
         name = f"c{len(space)}"
@@ -80,10 +130,8 @@ def _function(
         return result
 
     calls = {name: partial(call, name) for name in operations}
-    output = evaluate(program, program.inputs, calls, constant)[0]
-    lines.append(f"return {constant(0.0) if output is None else output}")
-    exec("\n    ".join(lines), space)
-    return space["function"]
+    outputs = evaluate(program, inputs, calls, constant)
+    return [constant(0.0) if output is None else output for output in outputs]
 
 
 def scalar_operations(real: Any, library: ModuleType) -> dict[str, Callable[..., Any]]:

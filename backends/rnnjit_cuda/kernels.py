@@ -31,6 +31,8 @@ _BYTES: dict[DType, tuple[int, int]] = {
     "float16": (2, 4),
 }
 FAMILIES: tuple[Family, ...] = ("register", "block", "grid", "stream", "step")
+#: The families that have kernels for cells other than Elman's.
+CELL_FAMILIES: tuple[Family, ...] = ("step",)
 _PASSES: tuple[Pass, ...] = ("forward", "backward")
 _WARP = 32
 #: More threads than these gain little: two warps for each of a multiprocessor's schedulers.
@@ -50,7 +52,7 @@ class KernelKey(NamedTuple):
         family: how the work is divided between blocks.
         pass_: forward or backward recurrence.
         dtype: of all tensors; sums are in float64 if that is the dtype, else in float32.
-        cell: what it computes, an Elman cell.
+        cell: what it computes.
         rows: batch rows that share one pass over the weights: those of a block ("block"), or of a
             tile ("grid", "stream"); 1 for the others.
         reach: weights that a thread holds, for "register"; 0 for the others.
@@ -80,6 +82,7 @@ def variants(cells: Sequence[Cell] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
         for pass_ in _PASSES
         for dtype in _BYTES
         for cell in cells
+        if cell.is_elman or family in CELL_FAMILIES
         for rows in row_choices(family)
         for reach in (REACHES if family == "register" else (0,))
     ]

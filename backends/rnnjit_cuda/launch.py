@@ -154,8 +154,12 @@ class SimulatedLauncher(Launcher):
 
         from rnnjit_cuda.sources import source
 
-        kernel = cuda.jit(source(key).function)
+        made = source(key)
+        kernel = cuda.jit(made.function)
         values = [a if isinstance(a, int) else _elements(a) for a in arguments]
+        if made.together:
+            # numba passes a tuple to a kernel as its elements, and so does the other launcher.
+            values = [tuple(values[: made.together]), *values[made.together :]]
         kernel[shape.grid, shape.threads, 0, shape.shared](*values)
 
 

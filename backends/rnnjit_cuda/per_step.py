@@ -45,7 +45,7 @@ class PerStep(Recurrence):
         for d, w_hh in enumerate(call.w_hh):
             y, h0, h_n = call.y[:, d * H : (d + 1) * H], call.hx[0][d], call.h_n[0][d]
             before, held = h0, 0
-            for step in _steps(call.rows, backwards=d == 1):
+            for step in steps(call.rows, backwards=d == 1):
                 now, linked = y[step.start : step.stop], min(step.size, held)
                 if linked:
                     now[:linked].addmm_(before[:linked], w_hh.t())
@@ -66,7 +66,7 @@ class PerStep(Recurrence):
                 state.zero_()
             else:
                 state.copy_(grad_h_n[d])
-            for step in _steps(call.rows, backwards=d == 0):
+            for step in steps(call.rows, backwards=d == 0):
                 rows = slice(step.start, step.stop)
                 y, dz = call.y[rows, own], call.dz[rows, own]
                 grad_y = y if call.grad_y is None else call.grad_y[rows, own]
@@ -80,7 +80,7 @@ class PerStep(Recurrence):
         self._launcher(key, shape, arguments)
 
 
-def _steps(rows: Rows, *, backwards: bool) -> Iterator[Step]:
+def steps(rows: Rows, *, backwards: bool) -> Iterator[Step]:
     """The steps that have rows, from the first to the last or backwards."""
     found, start = [], 0
     for size in rows.sizes:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from rnnjit import LayerSpec
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import (
+    CELL_FAMILIES,
     FAMILIES,
     LANES,
     REACHES,
@@ -122,7 +123,7 @@ def candidates(
         ("grid", _grid),
         ("stream", _stream),
     ):
-        if name in among:
+        if name in among and (layer.cell.is_elman or name in CELL_FAMILIES):
             yield from found(layer, B, dtype, pass_, device)
 
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from rnnjit_cuda import block_kernel, grid_kernel, register_kernel, step_kernel
-from rnnjit_cuda.cells import pointwise
+from rnnjit_cuda import (
+    block_kernel,
+    cell_step_kernel,
+    grid_kernel,
+    register_kernel,
+    step_kernel,
+)
+from rnnjit_cuda.cell_layout import layout_of
+from rnnjit_cuda.cells import pointwise, steps
 from rnnjit_cuda.kernels import Family, KernelKey, most_threads, variants
 from rnnjit_cuda.primitives import element, inlined, library
 
-_MODULES: dict[Family, Any] = {
+#: The kernels of Elman cells, whose y takes the place of z.
+_ELMAN: dict[Family, Any] = {
     "register": register_kernel,
     "block": block_kernel,
     "grid": grid_kernel,
     "stream": grid_kernel,
     "step": step_kernel,
+}
+#: Those of all other cells.
+_CELLS: dict[Family, Any] = {
+    "step": cell_step_kernel,
 }
 
 
@@ -25,11 +37,13 @@ class Source(NamedTuple):
         function: plain Python, which the simulator runs too.
         signature: numba types of its arguments.
         most_threads: the most threads of a block that it will be launched with.
+        together: how many arguments, the first ones, it takes as one tuple; 0 for none.
     """
 
     function: Any
     signature: tuple[Any, ...]
     most_threads: int
+    together: int
 
 
 def source(key: KernelKey) -> Source:
@@ -38,12 +52,17 @@ def source(key: KernelKey) -> Source:
     Raises:
         ValueError: there is no such kernel.
     """
-    if not key.cell.is_elman or key not in variants([key.cell]):
+    if key not in variants([key.cell]):
         raise ValueError(f"there is no kernel {key}: see rnnjit_cuda.kernels.variants()")
-    module = _MODULES[key.family]
-    numbers = element(key.dtype)
-    make = module.forward if key.pass_ == "forward" else module.backward
+    numbers, size = element(key.dtype), key.reach or key.rows
     more = {"resident": False} if key.family == "stream" else {}
-    cell = pointwise(key.cell, numbers.real, library, inlined)
-    function, signature = make(numbers, cell, key.reach or key.rows, **more)
-    return Source(function, signature, most_threads(key))
+    if key.cell.is_elman:
+        cell: Any = (pointwise(key.cell, numbers.real, library, inlined),)
+        module = _ELMAN[key.family]
+    else:
+        cell = steps(key.cell, numbers.real, library, inlined), layout_of(key.cell)
+        module = _CELLS[key.family]
+    make = module.forward if key.pass_ == "forward" else module.backward
+    function, signature = make(numbers, *cell, size, **more)
+    together = 0 if key.cell.is_elman else len(signature[0])
+    return Source(function, signature, most_threads(key), together)

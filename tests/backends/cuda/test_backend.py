@@ -10,7 +10,7 @@ from torch import nn
 
 import rnnjit
 from rnnjit import Rows
-from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH
+from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH, Cell, builder
 from rnnjit.recurrence.rows import offsets, states_before
 from rnnjit.runtime.packages import install
 from rnnjit_cuda import BACKEND, availability
@@ -72,20 +72,28 @@ def test_it_says_what_it_takes():
     assert BACKEND.operations == OPERATIONS.keys()
 
 
-def test_it_declines_other_cells_than_elman_s():
-    for cell in (RNN_TANH, RNN_RELU, SIGMOID):
+def test_it_takes_every_cell_of_torch_s():
+    for cell in (RNN_TANH, RNN_RELU, SIGMOID, LSTM, GRU):
         assert BACKEND.why_not_cell(cell) == []
-    for cell in (LSTM, GRU):
-        (reason,) = BACKEND.why_not_cell(cell)
-        assert reason.startswith(f"cell '{cell.name}' is not an Elman cell")
 
 
-def test_it_declines_projections(monkeypatch):
+def test_it_declines_cells_with_parameters_of_their_own():
+    def function(zx, zh, h, p):
+        return [builder.tanh(p * zx[0] + zh[0])] * 2
+
+    cell = Cell.trace(function, name="scaled", gates=["z"], states=["h"], parameters=["p"])
+    (reason,) = BACKEND.why_not_cell(cell)
+    assert reason.startswith("cell 'scaled' has parameters")
+
+
+def test_it_declines_projections_of_what_the_step_reads(monkeypatch):
     monkeypatch.setattr(type(BACKEND), "_device_reasons", lambda self, index: [])
     problem = rnnjit.Problem(torch.float32, "cuda", 1, 1, 1, False, False)
     assert BACKEND.why_not(rnnjit.RNNSpec(2, 3), problem) == []
-    (reason,) = BACKEND.why_not(rnnjit.RNNSpec(2, 3, proj_size=2), problem)
-    assert reason.startswith("proj_size is 2")
+    assert BACKEND.why_not(rnnjit.RNNSpec(2, 3, proj_size=2, cell=LSTM), problem) == []
+    for cell, why in ((RNN_TANH, "proj_size is 2"), (GRU, "reads its first state")):
+        (reason,) = BACKEND.why_not(rnnjit.RNNSpec(2, 3, proj_size=2, cell=cell), problem)
+        assert why in reason
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_a_cell_that_no_kernel_was_written_for(family, dtype):
 
 def test_what_there_is_not_is_refused():
     with pytest.raises(ValueError, match="no kernel"):
-        source(KernelKey("block", "forward", "float32", GRU, 1))
+        source(KernelKey("block", "forward", "float32", GRU, 8))
     with pytest.raises(ValueError, match="no kernel"):
         source(KernelKey("block", "forward", "float64", RNN_TANH, 8))
     with pytest.raises(ValueError, match="multiple of 8"):

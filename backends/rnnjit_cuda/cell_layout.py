@@ -1,0 +1,110 @@
+"""Where the values of a cell lie: in the arrays of its device functions, and among its tensors.
+
+A kernel takes its tensors as one tuple, since their number depends on the cell. Their order is:
+
+    forward    z, y, state 1 .. S-1, saved 0 .. K-1, hx 0 .. S-1, h_n 0 .. S-1, then the weights
+    backward   dz, y, state 1 .. S-1, saved 0 .. K-1, hx 0 .. S-1, grad_hx 0 .. S-1, grad_y,
+               then what the family of kernels has besides
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rnnjit.cells import Cell
+from rnnjit.recurrence import dz_blocks
+
+#: The numbers of the first two tensors of a tuple.
+Z, Y = 0, 1
+
+
+class CellLayout(NamedTuple):
+    """The sizes of a cell, and where its values lie.
+
+    Attributes:
+        gates: G.
+        accumulators: A.
+        states: S.
+        saved: K, the values that the forward pass saves besides states.
+        inputs: for each accumulator the gate whose zx it contains, or -1.
+        hidden: for each accumulator the gate whose zh it contains, or -1.
+        blocks: for each accumulator its block of dz.
+        after: the states after the step that the gradient reads, by their number.
+        before: the states before the step that the gradient reads.
+        direct: whether the gradient of the first state before does not only come through W_hh.
+    """
+
+    gates: int
+    accumulators: int
+    states: int
+    saved: int
+    inputs: tuple[int, ...]
+    hidden: tuple[int, ...]
+    blocks: tuple[int, ...]
+    after: tuple[int, ...]
+    before: tuple[int, ...]
+    direct: bool
+
+    @property
+    def given(self) -> int:
+        """Inputs of the step."""
+        return self.accumulators + self.states
+
+    @property
+    def found(self) -> int:
+        """Outputs of the step: out, the new states, what is saved."""
+        return 1 + self.states + self.saved
+
+    @property
+    def read(self) -> int:
+        """Inputs of the gradient that come from the forward pass: saved, after, before."""
+        return self.saved + len(self.after) + len(self.before)
+
+    @property
+    def gradients(self) -> int:
+        """Inputs of the gradient: `read`, then grad_out and the gradient of each new state."""
+        return self.read + 1 + self.states
+
+    @property
+    def found_back(self) -> int:
+        """Outputs of the gradient: of each accumulator, then of each state before."""
+        return self.accumulators + self.states
+
+    @property
+    def first_saved(self) -> int:
+        """The number of the first saved tensor."""
+        return Y + self.states
+
+    @property
+    def first_hx(self) -> int:
+        """The number of the first initial state."""
+        return self.first_saved + self.saved
+
+    @property
+    def first_end(self) -> int:
+        """The number of the first of h_n or grad_hx."""
+        return self.first_hx + self.states
+
+    @property
+    def first_more(self) -> int:
+        """The number of the first tensor behind those that both passes have."""
+        return self.first_end + self.states
+
+
+def layout_of(cell: Cell) -> CellLayout:
+    """The layout of a cell."""
+    names = list(cell.states)
+    used = cell.backward.inputs[len(cell.saved) : -1 - len(names)]
+    after = [0 if name == "out" else names.index(name[4:]) for name in used if name not in names]
+    return CellLayout(
+        len(cell.gates),
+        len(cell.accumulators),
+        len(names),
+        len(cell.saved),
+        tuple(each.gate if each.has_input else -1 for each in cell.accumulators),
+        tuple(each.gate if each.has_hidden else -1 for each in cell.accumulators),
+        dz_blocks(cell),
+        tuple(after),
+        tuple(names.index(name) for name in used if name in names),
+        cell.backward.outputs[len(cell.accumulators)] is not None,
+    )
