@@ -7,6 +7,7 @@ from functools import lru_cache
 from rnnjit import LayerSpec, Rows
 from rnnjit.recurrence import Recurrence
 from rnnjit_cuda.cell_per_step import CellPerStep
+from rnnjit_cuda.cell_persistent import CellPersistent
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import DType, Family, Pass
 from rnnjit_cuda.launch import Launcher
@@ -30,10 +31,10 @@ def recurrence(
     if rows.T < _FEW and "step" in among:
         among = tuple(name for name in among if name != "stream")
     chosen = _cached_plan(layer, rows.B, dtype, pass_, launcher.properties, among)
-    if not layer.cell.is_elman:
-        return CellPerStep(chosen, launcher)
-    runs = PerStep if chosen.key.family == "step" else Persistent
-    return runs(chosen, launcher)
+    one_by_one = chosen.key.family == "step"
+    if layer.cell.is_elman:
+        return (PerStep if one_by_one else Persistent)(chosen, launcher)
+    return (CellPerStep if one_by_one else CellPersistent)(chosen, launcher)
 
 
 @lru_cache(maxsize=4096)

@@ -32,17 +32,18 @@ _BYTES: dict[DType, tuple[int, int]] = {
 }
 FAMILIES: tuple[Family, ...] = ("register", "block", "grid", "stream", "step")
 #: The families that have kernels for cells other than Elman's.
-CELL_FAMILIES: tuple[Family, ...] = ("step",)
+CELL_FAMILIES: tuple[Family, ...] = ("register", "step")
 _PASSES: tuple[Pass, ...] = ("forward", "backward")
 _WARP = 32
 #: More threads than these gain little: two warps for each of a multiprocessor's schedulers.
 _ENOUGH_THREADS = 256
 #: int64 elements between the counters of two directions, so that each has its own cache lines.
 COUNTER_STRIDE = 32
-#: Threads that share the sum of a column, for "register".
-LANES = 4
-#: The values of `KernelKey.reach` for "register".
-REACHES = (8, 16, 32)
+#: Threads that share the sum of a column, for "register": of an Elman cell, and of others.
+LANES, CELL_LANES = 4, 8
+#: The values of `KernelKey.reach` for "register" and Elman cells, and those for others, whose
+#: threads hold as many weights of each gate, but not more than the last of `REACHES` in all.
+REACHES, CELL_REACHES = (8, 16, 32), (4, 8)
 
 
 class KernelKey(NamedTuple):
@@ -55,7 +56,7 @@ class KernelKey(NamedTuple):
         cell: what it computes.
         rows: batch rows that share one pass over the weights: those of a block ("block"), or of a
             tile ("grid", "stream"); 1 for the others.
-        reach: weights that a thread holds, for "register"; 0 for the others.
+        reach: weights of each gate that a thread holds, for "register"; 0 for the others.
     """
 
     family: Family
@@ -84,8 +85,25 @@ def variants(cells: Sequence[Cell] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
         for cell in cells
         if cell.is_elman or family in CELL_FAMILIES
         for rows in row_choices(family)
-        for reach in (REACHES if family == "register" else (0,))
+        for reach in (reaches(cell) if family == "register" else (0,))
     ]
+
+
+def reaches(cell: Cell) -> tuple[int, ...]:
+    """The values of `KernelKey.reach` that "register" has for a cell; none if it has too many gates."""
+    if cell.is_elman:
+        return REACHES
+    return tuple(reach for reach in CELL_REACHES if reach * len(cell.gates) <= REACHES[-1])
+
+
+def lanes(cell: Cell) -> int:
+    """Threads that share the sum of a hidden unit, for "register"."""
+    return LANES if cell.is_elman else CELL_LANES
+
+
+def gates_summed(key: KernelKey) -> int:
+    """Gates that each sum runs over: forward, each gate of a hidden unit has a sum of its own."""
+    return len(key.cell.gates) if key.pass_ == "backward" else 1
 
 
 def row_choices(family: Family) -> tuple[int, ...]:
@@ -100,7 +118,7 @@ def row_choices(family: Family) -> tuple[int, ...]:
 def most_threads(key: KernelKey) -> int:
     """The most threads of a block, which share a multiprocessor's registers."""
     if key.family == "register":
-        return LANES * LANES * key.reach
+        return lanes(key.cell) ** 2 * key.reach
     return 256 if key.dtype == "float64" or key.family in ("stream", "step") else 512
 
 
@@ -167,7 +185,7 @@ def threads(key: KernelKey, H: int, part: Share | None = None) -> int:
     if key.family == "step":
         return min(most, _up(H, _WARP))
     if key.family == "register":
-        count = _up(LANES * H, _WARP)
+        count = _up(lanes(key.cell) * H, _WARP)
     elif part is not None:
         count = _WARP * part.columns // column_tile(key) * part.splits * part.teams
     else:
@@ -192,7 +210,7 @@ def shared_bytes(key: KernelKey, H: int, part: Share | None = None) -> int:
         return 0
     store, real = _BYTES[key.dtype]
     if key.family == "register":
-        return 2 * LANES * key.reach * real
+        return 2 * gates_summed(key) * lanes(key.cell) * key.reach * real
     across, count = padded(H), threads(key, H, part)
     if part is None:
         splits = count // across * width(key)

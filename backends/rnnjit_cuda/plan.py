@@ -15,8 +15,6 @@ from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import (
     CELL_FAMILIES,
     FAMILIES,
-    LANES,
-    REACHES,
     DType,
     Family,
     KernelKey,
@@ -24,7 +22,9 @@ from rnnjit_cuda.kernels import (
     Share,
     blocks,
     column_tile,
+    lanes,
     padded,
+    reaches,
     row_choices,
     share,
     shared_bytes,
@@ -102,7 +102,7 @@ def plan(
         device: what it runs on.
         among: families to choose from; "step" is also used if none of these can run the layer.
     """
-    found = list(candidates(layer, B, dtype, pass_, device, among))
+    found = [] if layer.proj_size else list(candidates(layer, B, dtype, pass_, device, among))
     if "step" in among or not found:
         found.append(_step(layer, B, dtype, pass_, device))
     return min(found, key=lambda each: each.cycles)
@@ -132,14 +132,15 @@ def _register(
 ) -> Iterator[Plan]:
     """A plan for the register kernel with the fewest registers, if the layer is small enough."""
     H, D = layer.hidden_size, layer.num_directions
-    reach = next((reach for reach in REACHES if LANES * reach >= H), None)
+    cell, G = layer.cell, len(layer.cell.gates)
+    reach = next((reach for reach in reaches(cell) if lanes(cell) * reach >= H), None)
     if reach is None:
         return
     key = KernelKey("register", pass_, dtype, layer.cell, reach=reach)
     size, slow = threads(key, H), _slowness(dtype, device)
-    each = reach * (2 if dtype == "float64" else 1) + _REGISTER_REST
+    each = G * reach * (2 if dtype == "float64" else 1) + _REGISTER_REST
     waves, beside = _waves(B * D, _room(size, 0, each, device), device)
-    work = beside * size // 32 * (reach * slow + _REGISTER_WORK) / _ISSUE
+    work = beside * size // 32 * (G * reach * slow + _REGISTER_WORK) / _ISSUE
     cycles = waves * (_REGISTER_STEP + work)
     yield Plan(key, blocks(key, D, B, H), size, shared_bytes(key, H), None, cycles)
 

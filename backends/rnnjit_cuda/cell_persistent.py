@@ -1,0 +1,71 @@
+"""Recurrences of any cell with one launch for all steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rnnjit.recurrence import Backward, Forward, Recurrence
+from rnnjit_cuda.kernels import counter_elements, exchange_elements
+from rnnjit_cuda.launch import Argument, Launcher, Shape
+from rnnjit_cuda.plan import Plan
+
+
+class CellPersistent(Recurrence):
+    """Recurrences in a single kernel, of any family but "step", without a projection.
+
+    Args:
+        plan: what to launch.
+        launcher: starts kernels.
+    """
+
+    def __init__(self, plan: Plan, launcher: Launcher) -> None:
+        self._plan, self._launcher = plan, launcher
+
+    def forward(self, call: Forward) -> None:
+        """One launch of a forward kernel."""
+        keep = bool(call.saved or call.states)
+        # Of what it is not to write or read, any tensor serves as the argument.
+        cell = call.layer.cell
+        kept = [*call.states, *call.saved]
+        if not keep:
+            kept = [call.y] * (len(cell.states) - 1 + len(cell.saved))
+        b_hh = call.b_hh or [call.z]
+        tensors = [call.z, call.y, *kept, *call.hx, *call.h_n]
+        tensors += [*self._weights(call.w_hh), b_hh[0], b_hh[-1]]
+        self._launch(call, tensors, [int(keep), int(bool(call.b_hh))])
+
+    def backward(self, call: Backward) -> None:
+        """One launch of a backward kernel."""
+        grad_y = call.y if call.grad_y is None else call.grad_y
+        has_grads = sum((grad is not None) << s for s, grad in enumerate(call.grad_h_n))
+        pairs = zip(call.grad_h_n, call.grad_hx, strict=True)
+        given = [other if grad is None else grad for grad, other in pairs]
+        tensors = [call.dz, call.y, *call.states, *call.saved, *call.hx, *call.grad_hx]
+        tensors += [grad_y, *self._weights(call.w_hh), *given]
+        self._launch(call, tensors, [int(call.grad_y is not None), has_grads])
+
+    def _weights(self, w_hh: list[Tensor]) -> list[Tensor]:
+        """The weights of both directions."""
+        return [w_hh[0], w_hh[-1]]
+
+    def _launch(self, call: Forward | Backward, tensors: list[Tensor], flags: list[int]) -> None:
+        plan, rows, H = self._plan, call.rows, call.layer.hidden_size
+        if not rows.B:
+            return
+        sizes: list[Argument] = [rows.T, rows.B, H]
+        workspace: list[Argument] = []
+        if plan.part is not None:
+            real = torch.float64 if call.y.dtype is torch.float64 else torch.float32
+            place = {"device": call.y.device}
+            count = exchange_elements(plan.key, plan.grid, H, plan.part)
+            counters = counter_elements(plan.grid)
+            workspace = [
+                torch.empty(count, dtype=real, **place),
+                torch.zeros(counters, dtype=torch.int64, **place),
+            ]
+            sizes += [plan.part.columns, plan.part.splits, plan.part.slab]
+        starts, packed = (call.y, 0) if call.starts is None else (call.starts, 1)
+        shape = Shape(plan.grid, plan.threads, plan.shared, cooperative=bool(workspace))
+        arguments = [*tensors, *workspace, starts, *sizes, packed, *flags]
+        self._launcher(plan.key, shape, arguments)
