@@ -69,7 +69,7 @@ def forward(element: Element, cell: Pointwise, rows: int) -> tuple[Any, tuple[An
         splits, group, column = groups * width, thread // across, thread % across
         part, vector, begin, end = share_product(thread, across, splits)
         weights_at = rows * across * (1 + splits) * ratio
-        fill(weights, weights_at, w_hh_0 if d == 0 else w_hh_1, H, 0, across)
+        fill(weights, weights_at, w_hh_0 if d == 0 else w_hh_1, 0, H, 0, across)
         for e in range(thread, rows * across, threads):
             row, j = first + e // across, e % across
             x[e] = up(h0[(d * B + row) * H + j]) if row < B and j < H else zero
@@ -151,7 +151,7 @@ def backward(element: Element, cell: Pointwise, rows: int) -> tuple[Any, tuple[A
         splits, group, column = groups * width, thread // across, thread % across
         part, vector, begin, end = share_product(thread, across, splits)
         weights_at = rows * across * (1 + splits) * ratio
-        fill(weights, weights_at, w_hh_0 if d == 0 else w_hh_1, H, 0, across)
+        fill(weights, weights_at, w_hh_0 if d == 0 else w_hh_1, 0, H, 0, across)
         # Weights from column H on are zero, and x must be too: 0 * NaN is NaN.
         for e in range(thread, rows * across, threads):
             if e % across >= H:

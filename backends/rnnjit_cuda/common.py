@@ -34,10 +34,11 @@ bounds = inlined(_bounds)
 
 
 def filling(element: Element, transposed: bool) -> Any:
-    """Build `fill(weights, at, w, H, first, rows)`, by which a block copies a matrix.
+    """Build `fill(weights, at, w, w_at, H, first, rows)`, by which a block copies a matrix.
 
     It writes M `[rows][padded(H)]`, with `spread` between rows, from `weights[at]` on, where
-    M[r][c] = w[first + r, c], or w[c, first + r] if `transposed`; zero beyond `w` `[H, H]`.
+    M[r][c] = w[first + r, c], or w[c, first + r] if `transposed`; zero beyond `w` `[H, H]`, which
+    begins at element `w_at`.
 
     A warp moves 8 rows by 32 columns at a time: 8 loads a lane are in flight together, and a load
     of the warp touches whole sectors of 32 bytes. If transposed, the lanes of a load cover 8 rows
@@ -45,7 +46,7 @@ def filling(element: Element, transposed: bool) -> Any:
     """
     zero, store = element.store(0), element.store
 
-    def fill(weights: Any, at: int, w: Any, H: int, first: int, rows: int) -> None:
+    def fill(weights: Any, at: int, w: Any, w_at: int, H: int, first: int, rows: int) -> None:
         lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
         warps = cuda.blockDim.x // 32
         across = padded(H)
@@ -64,9 +65,9 @@ def filling(element: Element, transposed: bool) -> Any:
                 held[i] = zero
                 if first + row < H and column < H:
                     if transposed:
-                        held[i] = w[column * H + first + row]
+                        held[i] = w[w_at + column * H + first + row]
                     else:
-                        held[i] = w[(first + row) * H + column]
+                        held[i] = w[w_at + (first + row) * H + column]
             for i in range(8):
                 row, column = (r, c + 4 * i) if transposed else (r + i, c)
                 if row < rows and column < across:

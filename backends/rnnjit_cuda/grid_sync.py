@@ -52,7 +52,7 @@ def holding(element: Element, transposed: bool, resident: bool) -> Any:
 
     def keep(w: Any, at: int, H: int, first: int, rows: int) -> Any:
         weights = cuda.shared.array(0, stored, alignment=16)
-        fill(weights, at, w, H, first, rows)
+        fill(weights, at, w, 0, H, first, rows)
         return weights
 
     def leave(w: Any, at: int, H: int, first: int, rows: int) -> Any:

@@ -32,7 +32,7 @@ _BYTES: dict[DType, tuple[int, int]] = {
 }
 FAMILIES: tuple[Family, ...] = ("register", "block", "grid", "stream", "step")
 #: The families that have kernels for cells other than Elman's.
-CELL_FAMILIES: tuple[Family, ...] = ("register", "step")
+CELL_FAMILIES: tuple[Family, ...] = ("register", "block", "step")
 _PASSES: tuple[Pass, ...] = ("forward", "backward")
 _WARP = 32
 #: More threads than these gain little: two warps for each of a multiprocessor's schedulers.
@@ -84,7 +84,7 @@ def variants(cells: Sequence[Cell] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
         for dtype in _BYTES
         for cell in cells
         if cell.is_elman or family in CELL_FAMILIES
-        for rows in row_choices(family)
+        for rows in row_choices(family, cell)
         for reach in (reaches(cell) if family == "register" else (0,))
     ]
 
@@ -101,24 +101,55 @@ def lanes(cell: Cell) -> int:
     return LANES if cell.is_elman else CELL_LANES
 
 
-def gates_summed(key: KernelKey) -> int:
-    """Gates that each sum runs over: forward, each gate of a hidden unit has a sum of its own."""
-    return len(key.cell.gates) if key.pass_ == "backward" else 1
+class Sums(NamedTuple):
+    """The sums of a hidden unit in each step: forward, one for each gate; backward, one over all.
+
+    Attributes:
+        of_unit: how many there are.
+        gates: how many gates each runs over.
+    """
+
+    of_unit: int
+    gates: int
 
 
-def row_choices(family: Family) -> tuple[int, ...]:
-    """The values of `KernelKey.rows` that a family has; registers limit them."""
+def sums_of(key: KernelKey) -> Sums:
+    """The sums of a kernel's hidden units; one over one gate for Elman cells."""
+    G = len(key.cell.gates)
+    return Sums(G, 1) if key.pass_ == "forward" else Sums(1, G)
+
+
+def splits_of(count: int, across: int, of_unit: int, gates: int, vector: int) -> int:
+    """Ranges that a block of "block" divides each sum into, for cells other than Elman's.
+
+    Args:
+        count: threads of the block; each computes `vector` sums over one range.
+        across: the padded hidden size.
+        of_unit: sums of each hidden unit.
+        gates: gates that each runs over.
+        vector: numbers in a vector.
+    """
+    most = gates * across // (2 * vector)
+    return max(1, min(count * vector // (of_unit * across), most))
+
+
+def row_choices(family: Family, cell: Cell) -> tuple[int, ...]:
+    """The values of `KernelKey.rows` that a family has for a cell; registers limit them."""
     if family in ("register", "step"):
         return (1,)
     if family == "stream":
         return (1, 4)
-    return (1, 2, 4) if family == "block" else (1, 2, 4, 8)
+    if family == "block":
+        return (1, 2, 4) if cell.is_elman else (1, 2)
+    return (1, 2, 4, 8)
 
 
 def most_threads(key: KernelKey) -> int:
     """The most threads of a block, which share a multiprocessor's registers."""
     if key.family == "register":
         return lanes(key.cell) ** 2 * key.reach
+    if key.family == "block" and not key.cell.is_elman:
+        return _ENOUGH_THREADS
     return 256 if key.dtype == "float64" or key.family in ("stream", "step") else 512
 
 
@@ -189,10 +220,11 @@ def threads(key: KernelKey, H: int, part: Share | None = None) -> int:
     elif part is not None:
         count = _WARP * part.columns // column_tile(key) * part.splits * part.teams
     else:
-        across = padded(H)
-        # Each thread of a column has at least two vectors of the sum.
-        groups = max(1, min(_ENOUGH_THREADS // across, across // (2 * vector * vector)))
+        # Each thread of a column has at least two vectors of the sums.
+        across, G = padded(H), len(key.cell.gates)
+        groups = max(1, min(_ENOUGH_THREADS // across, G * across // (2 * vector * vector)))
         count = _up(groups * across, _WARP)
+        count = max(count, _up(sums_of(key).of_unit * across // vector, _WARP))
     if count > most:
         raise ValueError(f"{key} has {most} threads in a block at most, and would need {count}")
     return count
@@ -210,11 +242,16 @@ def shared_bytes(key: KernelKey, H: int, part: Share | None = None) -> int:
         return 0
     store, real = _BYTES[key.dtype]
     if key.family == "register":
-        return 2 * gates_summed(key) * lanes(key.cell) * key.reach * real
+        return 2 * sums_of(key).gates * lanes(key.cell) * key.reach * real
     across, count = padded(H), threads(key, H, part)
-    if part is None:
+    if part is None and key.cell.is_elman:
         splits = count // across * width(key)
         return key.rows * across * (1 + splits) * real + across * spread(across) * store
+    if part is None:
+        of_unit, gates = sums_of(key)
+        splits = splits_of(count, across, of_unit, gates, width(key))
+        reals = key.rows * across * (gates + splits * of_unit)
+        return reals * real + of_unit * gates * across * spread(across) * store
     warps = count // _WARP
     parts = 2 * warps * key.rows * column_tile(key) * real
     return parts + (part.columns * spread(across) * store if key.family == "grid" else 0)

@@ -150,7 +150,7 @@ def _block(
 ) -> Iterator[Plan]:
     """Plans for the block-local kernels whose matrix fits into a block's shared memory."""
     H, D = layer.hidden_size, layer.num_directions
-    for count in row_choices("block"):
+    for count in row_choices("block", layer.cell):
         key = KernelKey("block", pass_, dtype, layer.cell, count)
         try:
             size, shared = threads(key, H), shared_bytes(key, H)
@@ -160,7 +160,8 @@ def _block(
             continue
         grid = blocks(key, D, B, H)
         waves, beside = _waves(grid[0] * D, _room(size, shared, _BLOCK_REGISTERS, device), device)
-        step, row = (fixed + each * H for fixed, each in (_BLOCK_STEP, _BLOCK_ROW))
+        G = len(layer.cell.gates)
+        step, row = (fixed + each * G * H for fixed, each in (_BLOCK_STEP, _BLOCK_ROW))
         work = step + count * row * max(1, _slowness(dtype, device) / 2)
         cycles = waves * work * (1 + _BLOCK_MORE * (beside - 1))
         yield Plan(key, grid, size, shared, None, cycles)
@@ -209,7 +210,7 @@ def _cooperative(
 ) -> Iterator[Plan]:
     """Plans for kernels with a grid barrier, whose columns and slabs let all blocks run at once."""
     H, D = layer.hidden_size, layer.num_directions
-    for count in row_choices(family):
+    for count in row_choices(family, layer.cell):
         key = KernelKey(family, pass_, dtype, layer.cell, count)
         tile = column_tile(key)
         for slabs in _slab_counts(-(-B // count), device.multiprocessors // D):

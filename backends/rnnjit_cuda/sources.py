@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from rnnjit_cuda import (
     block_kernel,
+    cell_block_kernel,
     cell_register_kernel,
     cell_step_kernel,
     grid_kernel,
@@ -28,6 +29,7 @@ _ELMAN: dict[Family, Any] = {
 #: Those of all other cells.
 _CELLS: dict[Family, Any] = {
     "register": cell_register_kernel,
+    "block": cell_block_kernel,
     "step": cell_step_kernel,
 }
 
