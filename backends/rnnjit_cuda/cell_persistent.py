@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rnnjit.recurrence import Backward, Forward, Recurrence
-from rnnjit_cuda.kernels import counter_elements, exchange_elements
+from rnnjit_cuda.kernels import counter_elements, exchange_elements, padded
 from rnnjit_cuda.launch import Argument, Launcher, Shape
 from rnnjit_cuda.plan import Plan
 
@@ -32,7 +32,7 @@ class CellPersistent(Recurrence):
             kept = [call.y] * (len(cell.states) - 1 + len(cell.saved))
         b_hh = call.b_hh or [call.z]
         tensors = [call.z, call.y, *kept, *call.hx, *call.h_n]
-        tensors += [*self._weights(call.w_hh), b_hh[0], b_hh[-1]]
+        tensors += [*self._weights(call.w_hh, transposed=False), b_hh[0], b_hh[-1]]
         self._launch(call, tensors, [int(keep), int(bool(call.b_hh))])
 
     def backward(self, call: Backward) -> None:
@@ -42,11 +42,15 @@ class CellPersistent(Recurrence):
         pairs = zip(call.grad_h_n, call.grad_hx, strict=True)
         given = [other if grad is None else grad for grad, other in pairs]
         tensors = [call.dz, call.y, *call.states, *call.saved, *call.hx, *call.grad_hx]
-        tensors += [grad_y, *self._weights(call.w_hh), *given]
+        tensors += [grad_y, *self._weights(call.w_hh, transposed=True), *given]
         self._launch(call, tensors, [int(call.grad_y is not None), has_grads])
 
-    def _weights(self, w_hh: list[Tensor]) -> list[Tensor]:
-        """The weights of both directions."""
+    def _weights(self, w_hh: list[Tensor], *, transposed: bool) -> list[Tensor]:
+        """The weights of both directions; for "stream", padded as its kernels read them."""
+        part = self._plan.part
+        if self._plan.key.family == "stream" and part is not None:
+            columns = self._plan.grid[0] * part.columns
+            w_hh = [_panels(w, columns, transposed=transposed) for w in w_hh]
         return [w_hh[0], w_hh[-1]]
 
     def _launch(self, call: Forward | Backward, tensors: list[Tensor], flags: list[int]) -> None:
@@ -69,3 +73,12 @@ class CellPersistent(Recurrence):
         shape = Shape(plan.grid, plan.threads, plan.shared, cooperative=bool(workspace))
         arguments = [*tensors, *workspace, starts, *sizes, packed, *flags]
         self._launcher(plan.key, shape, arguments)
+
+
+def _panels(w_hh: Tensor, columns: int, *, transposed: bool) -> Tensor:
+    """W_hh `[G*H, H]`, each gate padded with zeros to `[columns, padded(H)]`."""
+    H = w_hh.shape[1]
+    gates = w_hh.view(-1, H, H)
+    panels = w_hh.new_zeros(gates.shape[0], columns, padded(H))
+    panels[:, :H, :H] = gates.transpose(1, 2) if transposed else gates
+    return panels

@@ -84,7 +84,7 @@ def multiplying(element: Element, rows: int, resident: bool) -> Any:
     zero = element.real(0)
     tile = tile_columns(rows, width)
     count, loaded = rows * tile, rows * width
-    fold_16, fold_8, fold_4, fold_2, fold_1 = (_folding(count, s) for s in range(5))
+    fold_16, fold_8, fold_4, fold_2, fold_1 = (folding(count, s) for s in range(5))
 
     def multiply(
         parts: Any,
@@ -126,7 +126,7 @@ def multiplying(element: Element, rows: int, resident: bool) -> Any:
     return inlined(multiply)
 
 
-def _folding(count: int, stage: int) -> Any:
+def folding(count: int, stage: int) -> Any:
     """Build stage 0 to 4 of adding up `count` (at most 32) sums over the lanes of a warp.
 
     Of a pair of lanes, the lower keeps the first half of the sums and the upper the second, each

@@ -32,7 +32,7 @@ _BYTES: dict[DType, tuple[int, int]] = {
 }
 FAMILIES: tuple[Family, ...] = ("register", "block", "grid", "stream", "step")
 #: The families that have kernels for cells other than Elman's.
-CELL_FAMILIES: tuple[Family, ...] = ("register", "block", "step")
+CELL_FAMILIES: tuple[Family, ...] = ("register", "block", "grid", "stream", "step")
 _PASSES: tuple[Pass, ...] = ("forward", "backward")
 _WARP = 32
 #: More threads than these gain little: two warps for each of a multiprocessor's schedulers.
@@ -148,9 +148,14 @@ def most_threads(key: KernelKey) -> int:
     """The most threads of a block, which share a multiprocessor's registers."""
     if key.family == "register":
         return lanes(key.cell) ** 2 * key.reach
-    if key.family == "block" and not key.cell.is_elman:
+    if key.dtype == "float64" or key.family in ("stream", "step"):
+        return 256
+    if key.cell.is_elman:
+        return 512
+    # What is kept for a hidden unit takes more registers.
+    if key.family == "block":
         return _ENOUGH_THREADS
-    return 256 if key.dtype == "float64" or key.family in ("stream", "step") else 512
+    return 384 if key.pass_ == "backward" else 512
 
 
 def width(key: KernelKey) -> int:
@@ -193,7 +198,7 @@ def share(key: KernelKey, H: int, columns: int, slab: int) -> Share:
     tile, most = column_tile(key), most_threads(key) // _WARP
     if columns < 1 or columns % tile:
         raise ValueError(f"columns must be a multiple of {tile}, got {columns}")
-    groups, slab = columns // tile, _up(slab, key.rows)
+    groups, slab = sums_of(key).of_unit * columns // tile, _up(slab, key.rows)
     if groups > most:
         raise ValueError(f"{key} has {most} warps in a block at most, and would need {groups}")
     teams = min(slab // key.rows, most // groups)
@@ -218,7 +223,8 @@ def threads(key: KernelKey, H: int, part: Share | None = None) -> int:
     if key.family == "register":
         count = _up(lanes(key.cell) * H, _WARP)
     elif part is not None:
-        count = _WARP * part.columns // column_tile(key) * part.splits * part.teams
+        groups = sums_of(key).of_unit * part.columns // column_tile(key)
+        count = _WARP * groups * part.splits * part.teams
     else:
         # Each thread of a column has at least two vectors of the sums.
         across, G = padded(H), len(key.cell.gates)
@@ -254,7 +260,8 @@ def shared_bytes(key: KernelKey, H: int, part: Share | None = None) -> int:
         return reals * real + of_unit * gates * across * spread(across) * store
     warps = count // _WARP
     parts = 2 * warps * key.rows * column_tile(key) * real
-    return parts + (part.columns * spread(across) * store if key.family == "grid" else 0)
+    rows_held = part.columns * len(key.cell.gates) if key.family == "grid" else 0
+    return parts + rows_held * spread(across) * store
 
 
 def blocks(
@@ -276,12 +283,14 @@ def blocks(
     return -(-B // key.rows), D, 1
 
 
-def exchange_elements(grid: tuple[int, int, int], H: int, part: Share) -> int:
-    """Elements of the buffer that blocks exchange states through.
+def exchange_elements(key: KernelKey, grid: tuple[int, int, int], H: int, part: Share) -> int:
+    """Elements of the buffer that blocks exchange states, or their gradients, through.
 
-    They are float64 for dtype float64, else float32, and need not be initialised.
+    They are float64 for dtype float64, else float32, and need not be initialised. For cells other
+    than Elman's, threads keep the states of their own units there, too.
     """
-    return 2 * grid[1] * grid[2] * part.slab * padded(H)
+    own = 0 if key.cell.is_elman else len(key.cell.states)
+    return (2 * sums_of(key).gates + own) * grid[1] * grid[2] * part.slab * padded(H)
 
 
 def counter_elements(grid: tuple[int, int, int]) -> int:

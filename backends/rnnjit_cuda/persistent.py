@@ -70,7 +70,8 @@ class Persistent(Recurrence):
         """The buffer that states are exchanged through, and the grid barriers' counters."""
         grid = self._plan.grid
         real = torch.float64 if like.dtype is torch.float64 else torch.float32
-        exchange = torch.empty(exchange_elements(grid, H, part), dtype=real, device=like.device)
+        count = exchange_elements(self._plan.key, grid, H, part)
+        exchange = torch.empty(count, dtype=real, device=like.device)
         counters = torch.zeros(counter_elements(grid), dtype=torch.int64, device=like.device)
         return exchange, counters
 

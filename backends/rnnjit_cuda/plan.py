@@ -29,6 +29,7 @@ from rnnjit_cuda.kernels import (
     share,
     shared_bytes,
     stored_bytes,
+    sums_of,
     threads,
     width,
 )
@@ -239,18 +240,20 @@ def _slab_counts(tiles: int, most: int) -> Iterator[int]:
 def _cooperative_cycles(key: KernelKey, H: int, part: Share, device: DeviceProperties) -> float:
     """The predicted cycles of a step of the kernels with a grid barrier."""
     tile, vector, slow = column_tile(key), width(key), _slowness(key.dtype, device)
-    groups, tiles = part.columns // tile, part.slab // key.rows
+    of_unit, gates = sums_of(key)
+    groups, tiles = of_unit * part.columns // tile, part.slab // key.rows
     rounds = -(-tiles // part.teams)
-    turns = -(-padded(H) // (32 * vector * part.splits))
+    turns = gates * -(-padded(H) // (32 * vector * part.splits))
     sums = key.rows * tile
-    products = tiles * groups * sums * padded(H) / 32 * slow / _ISSUE
+    products = tiles * groups * sums * gates * padded(H) / 32 * slow / _ISSUE
     summing = rounds * part.teams * part.splits * groups * 3 * sums / _ISSUE
-    states = tiles * groups * key.rows * padded(H) * (16 / vector)
+    states = tiles * groups * key.rows * gates * padded(H) * (16 / vector)
     barrier = _GRID_BARRIER + _GRID_BLOCK * -(-H // part.columns)
     chain = rounds * (_GRID_TILE + _GRID_TURN * turns + _GRID_ROW * key.rows)
     work = _GRID_PRODUCT * products + _GRID_SUM * summing + states / _STATE_RATE
     if key.family == "stream":
-        work += rounds * part.columns * padded(H) * stored_bytes(key) / _WEIGHT_RATE
+        weights = of_unit * gates * part.columns * padded(H)
+        work += rounds * weights * stored_bytes(key) / _WEIGHT_RATE
     return barrier + chain + work
 
 
@@ -259,7 +262,7 @@ def _step(layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DevicePro
     H, D = layer.hidden_size, layer.num_directions
     key = KernelKey("step", pass_, dtype, layer.cell)
     slow = 1 if device.capability in _FAST_DOUBLES else _slowness(dtype, device)
-    work = B * H * H * slow / (_RATE * _SHARE * device.multiprocessors)
+    work = len(layer.cell.gates) * B * H * H * slow / (_RATE * _SHARE * device.multiprocessors)
     grid = blocks(key, 1, max(B, 1), H)
     return Plan(key, grid, threads(key, H), 0, None, D * max(_LAUNCH_STEP, work))
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from rnnjit_cuda import (
     block_kernel,
     cell_block_kernel,
+    cell_grid_kernel,
     cell_register_kernel,
     cell_step_kernel,
     grid_kernel,
@@ -30,6 +31,8 @@ _ELMAN: dict[Family, Any] = {
 _CELLS: dict[Family, Any] = {
     "register": cell_register_kernel,
     "block": cell_block_kernel,
+    "grid": cell_grid_kernel,
+    "stream": cell_grid_kernel,
     "step": cell_step_kernel,
 }
 
