@@ -186,9 +186,7 @@ def backward(
             if row - first < last and row < size:
                 n, former, linked = start + row, start_next + row, row < size_next
                 at = i * each
-                load_row(
-                    tensors, ahead, at, n, former, linked, place, d, D, H, column, has_grad_y
-                )
+                load_row(tensors, ahead, at, n, former, linked, place, d, D, H, column, has_grad_y)
         while size > first:
             step += 1
             start_last, size_last = bounds(offsets, step + 1, T, B, packed, d == 1)
@@ -254,7 +252,7 @@ def _holding(element: Element, gates: int, transposed: bool) -> Any:
 
 def _placing(element: Element) -> Any:
     """Build `weights_at(rows, across, splits, of_unit, each)`: where W_hh begins, stored."""
-    ratio = element.real.bitwidth // element.store.bitwidth
+    ratio: int = element.real.bitwidth // element.store.bitwidth
 
     def weights_at(rows: int, across: int, splits: int, of_unit: int, each: int) -> int:
         return rows * across * (each + splits * of_unit) * ratio

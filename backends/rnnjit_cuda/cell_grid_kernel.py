@@ -368,10 +368,11 @@ def _placing(resident: bool) -> Any:
 
 
 def _multiplying(element: Element, rows: int, sums_each: Sums, resident: bool) -> Any:
-    """Build `multiply(parts, turn, exchange, x_at, weights, own_at, columns, across, split, splits)`.
+    """Build the function by which a warp writes its parts of the sums.
 
-    It writes sum_k x[i][k] M[c][k] over the warp's split of k, of all gates of a sum, to `parts`
-    from `turn` on, of `rows` rows of x at `exchange[x_at]` and the `tile` rows of M that begin at
+    `multiply(parts, turn, exchange, x_at, weights, own_at, columns, across, split, splits)` writes
+    sum_k x[i][k] M[c][k] over the warp's split of k, of all gates of a sum, to `parts` from `turn`
+    on, of `rows` rows of x at `exchange[x_at]` and the `tile` rows of M that begin at
     `weights[own_at]`. A lane reads a vector of each at a time.
     """
     real, width, load_weights = element.real, element.width, element.load

@@ -1,4 +1,4 @@
-"""Recurrences of any cell and size: for each step, torch's matrix products and a pointwise kernel."""
+"""Recurrences of any cell and size: in each step, matrix products by torch and one kernel."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class CellPerStep(Recurrence):
 
     def backward(self, call: Backward) -> None:
         """`dz_t, ds_{t-1} = gradient(...)`, `dh_{t-1} += dz_t W_hh` for each step."""
-        layer, cell = call.layer, call.layer.cell
-        H, P, G, A = *_sizes(call), len(cell.gates), len(cell.accumulators)
+        cell, H, P = call.layer.cell, call.layer.hidden_size, call.layer.output_size
+        G, A = len(cell.gates), len(cell.accumulators)
         direct = cell.backward.outputs[A] is not None
         for grad, given in zip(call.grad_hx, call.grad_h_n, strict=True):
             grad.zero_() if given is None else grad.copy_(given)
@@ -107,11 +107,6 @@ class CellPerStep(Recurrence):
         key = self._plan.key
         shape = Shape(blocks(key, 1, step.size, H), self._plan.threads)
         self._launcher(key, shape, arguments)
-
-
-def _sizes(call: Forward | Backward) -> tuple[int, int]:
-    """H and P."""
-    return call.layer.hidden_size, call.layer.output_size
 
 
 def _kept(call: Forward) -> int:

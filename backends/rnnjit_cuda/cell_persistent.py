@@ -61,12 +61,12 @@ class CellPersistent(Recurrence):
         workspace: list[Argument] = []
         if plan.part is not None:
             real = torch.float64 if call.y.dtype is torch.float64 else torch.float32
-            place = {"device": call.y.device}
+            where = call.y.device
             count = exchange_elements(plan.key, plan.grid, H, plan.part)
             counters = counter_elements(plan.grid)
             workspace = [
-                torch.empty(count, dtype=real, **place),
-                torch.zeros(counters, dtype=torch.int64, **place),
+                torch.empty(count, dtype=real, device=where),
+                torch.zeros(counters, dtype=torch.int64, device=where),
             ]
             sizes += [plan.part.columns, plan.part.splits, plan.part.slab]
         starts, packed = (call.y, 0) if call.starts is None else (call.starts, 1)

@@ -161,9 +161,7 @@ def backward(
             n_next = place_of(offsets, 1, length, B, row, packed, onward)
         if own:
             start(tensors, given, read + 1, at, has_grad_h_n)
-            load_row(
-                tensors, ahead, 0, n, n_next, length > 1, at, d, D, H, column, has_grad_y
-            )
+            load_row(tensors, ahead, 0, n, n_next, length > 1, at, d, D, H, column, has_grad_y)
         cuda.syncthreads()
         step, turn = small(0), small(0)
         while step < length:
@@ -174,9 +172,7 @@ def backward(
                 n_last = place_of(offsets, step + 2, length, B, row, packed, onward)
             if own and step + 1 < length:
                 linked = step + 2 < length
-                load_row(
-                    tensors, ahead, 0, n_next, n_last, linked, at, d, D, H, column, has_grad_y
-                )
+                load_row(tensors, ahead, 0, n_next, n_last, linked, at, d, D, H, column, has_grad_y)
             gradient(given, found)
             if own and lane == 0:
                 for a in range(A):

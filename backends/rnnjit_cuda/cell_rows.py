@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from numba import types
 
-from rnnjit_cuda.cell_layout import Y, CellLayout
+from rnnjit_cuda.cell_layout import CellLayout, Y
 from rnnjit_cuda.primitives import Element, inlined
 
 
@@ -115,7 +115,8 @@ def forward_rows(element: Element, layout: CellLayout) -> ForwardRows:
         for s in range(S):
             tensors[first_end + s][place] = down(state[at + s])
 
-    return ForwardRows(*map(inlined, (load, join, store, start, end)))
+    made: tuple[Callable[..., Any], ...] = load, join, store, start, end
+    return ForwardRows(*map(inlined, made))
 
 
 def backward_rows(element: Element, layout: CellLayout) -> BackwardRows:
@@ -171,4 +172,5 @@ def backward_rows(element: Element, layout: CellLayout) -> BackwardRows:
         for s in range(S):
             tensors[first_end + s][place] = down(grad[at + s])
 
-    return BackwardRows(*map(inlined, (load, store, start, end)))
+    made: tuple[Callable[..., Any], ...] = load, store, start, end
+    return BackwardRows(*map(inlined, made))

@@ -13,7 +13,7 @@ from typing import Any
 
 from numba import cuda, types
 
-from rnnjit_cuda.cell_layout import Y, CellLayout
+from rnnjit_cuda.cell_layout import CellLayout, Y
 from rnnjit_cuda.cells import Steps
 from rnnjit_cuda.primitives import Element
 

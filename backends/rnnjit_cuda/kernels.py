@@ -90,7 +90,7 @@ def variants(cells: Sequence[Cell] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
 
 
 def reaches(cell: Cell) -> tuple[int, ...]:
-    """The values of `KernelKey.reach` that "register" has for a cell; none if it has too many gates."""
+    """The values of `KernelKey.reach` that "register" has for a cell; too many gates have none."""
     if cell.is_elman:
         return REACHES
     return tuple(reach for reach in CELL_REACHES if reach * len(cell.gates) <= REACHES[-1])
