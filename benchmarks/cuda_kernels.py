@@ -1,6 +1,6 @@
 """The resources that every CUDA kernel takes of a multiprocessor, found without a GPU.
 
-    python benchmarks/cuda_kernels.py [--only TEXT ...] [--arch 80 90] [--largest]
+    python benchmarks/cuda_kernels.py [--only TEXT ...] [--arch 80 90] [--largest] [--cell lstm gru]
 
 Each variant is compiled to PTX and assembled by ptxas (wheel nvidia-cuda-nvcc), for each
 architecture. The exit status is 1 if a persistent kernel spills registers or has a stack: its loop
@@ -24,12 +24,13 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit.runtime import object_cache
 from rnnjit_cuda.kernels import (
-    LANES,
     KernelKey,
     Share,
     column_tile,
+    lanes,
     most_threads,
     share,
     shared_bytes,
@@ -39,6 +40,7 @@ from rnnjit_cuda.kernels import (
 
 #: Bytes of shared memory that a block may have, by architecture (CUDA C programming guide).
 LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+_CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU)}
 #: The hidden sizes for which the table gives shared memory.
 _SHOWN = {"register": 128, "block": 128, "grid": 1024, "stream": 1024, "step": 1024}
 _USED = re.compile(r"Used (\d+) registers")
@@ -133,7 +135,7 @@ def _part(key: KernelKey, H: int) -> Share | None:
 
 def row(key: KernelKey, arch: int, use: Use) -> list[str]:
     """A line of the table."""
-    shown = min(_SHOWN[key.family], LANES * key.reach or _SHOWN[key.family])
+    shown = min(_SHOWN[key.family], lanes(key.cell) * key.reach or _SHOWN[key.family])
     shared = use.shared + shared_bytes(key, shown, _part(key, shown))
     bad = bool(use.stack or use.spilled)
     both = (use.stack, use.spilled)
@@ -169,12 +171,16 @@ def main(arguments: list[str] | None = None) -> int:
         help="the largest of each family alone: forward in float64, backward in float32",
     )
     parser.add_argument("--arch", nargs="*", type=int, default=[80, 90], choices=sorted(LIMITS))
+    parser.add_argument("--cell", nargs="*", default=["tanh", "relu"], choices=sorted(_CELLS))
     options = parser.parse_args(arguments)
-    keys = [k for k in variants() if all(word in k.words for word in options.only)]
+    cells = [_CELLS[name] for name in options.cell]
+    keys = [k for k in variants(cells) if all(word in k.words for word in options.only)]
     if options.largest:
         # The last of each kind has the most rows, or the longest reach.
         dtypes = {"forward": "float64", "backward": "float32"}
-        keys = list({(k.family, k.pass_): k for k in keys if k.dtype == dtypes[k.pass_]}.values())
+        keys = [k for k in keys if k.dtype == dtypes[k.pass_]]
+        gates = {(k.family, k.pass_, len(k.cell.gates)): k for k in keys}
+        keys = list(gates.values())
     jobs = list(product(keys, options.arch))
     shown, bad = table(), []
     with ProcessPoolExecutor() as pool:

@@ -155,12 +155,21 @@ class SimulatedLauncher(Launcher):
         from rnnjit_cuda.sources import source
 
         made = source(key)
+        values = simulated_arguments(made.together, arguments)
         kernel = cuda.jit(made.function)
-        values = [a if isinstance(a, int) else _elements(a) for a in arguments]
-        if made.together:
-            # numba passes a tuple to a kernel as its elements, and so does the other launcher.
-            values = [tuple(values[: made.together]), *values[made.together :]]
         kernel[shape.grid, shape.threads, 0, shape.shared](*values)
+
+
+def simulated_arguments(together: int, arguments: Sequence[Argument]) -> list[Any]:
+    """The arguments of a kernel in the simulator: numpy arrays on the tensors' memory.
+
+    Args:
+        together: how many, the first ones, the kernel takes as one tuple. numba passes a tuple to a
+            compiled kernel as its elements, so that a driver gets them one by one.
+        arguments: as for a launcher.
+    """
+    values = [a if isinstance(a, int) else _elements(a) for a in arguments]
+    return [tuple(values[:together]), *values[together:]] if together else values
 
 
 def _elements(tensor: Tensor) -> Any:

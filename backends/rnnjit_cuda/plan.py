@@ -28,6 +28,7 @@ from rnnjit_cuda.kernels import (
     row_choices,
     share,
     shared_bytes,
+    spread,
     stored_bytes,
     sums_of,
     threads,
@@ -126,6 +127,49 @@ def candidates(
     ):
         if name in among and (layer.cell.is_elman or name in CELL_FAMILIES):
             yield from found(layer, B, dtype, pass_, device)
+
+
+def why_not(
+    family: Family,
+    layer: LayerSpec,
+    B: int,
+    dtype: DType,
+    pass_: Pass,
+    device: DeviceProperties,
+) -> str | None:
+    """Why a family has no plan for a layer, in a sentence; None if it has one.
+
+    Args:
+        family: the family.
+        layer: what the layer is.
+        B: batch size.
+        dtype: of its tensors.
+        pass_: which recurrence.
+        device: what it would run on.
+    """
+    if family == "step":
+        return None
+    if layer.proj_size:
+        return "a projection is a second product in each step, which only 'step' computes"
+    if next(candidates(layer, B, dtype, pass_, device, (family,)), None) is not None:
+        return None
+    H, cell, G = layer.hidden_size, layer.cell, len(layer.cell.gates)
+    of_gates = f"{H} hidden units of {G} gates"
+    if family == "register":
+        most = max((lanes(cell) * reach for reach in reaches(cell)), default=0)
+        return f"{of_gates}: the registers of a block hold the weights of {most}"
+    key = KernelKey(family, pass_, dtype, cell)
+    room = f"of {device.shared_per_block:,} bytes of shared memory that a block may have"
+    if family == "block":
+        weights = G * padded(H) * spread(padded(H)) * stored_bytes(key)
+        return f"{of_gates} in {dtype} need {weights:,} {room} for W_hh alone"
+    if family == "grid":
+        blocks_there = max(1, device.multiprocessors // layer.num_directions)
+        tile = column_tile(key)
+        units = -(-H // (blocks_there * tile)) * tile
+        weights = G * units * spread(padded(H)) * stored_bytes(key)
+        return f"{of_gates} in {dtype}: a block's {units} units need {weights:,} {room}"
+    return f"{of_gates}: {device.multiprocessors} multiprocessors have too few warps for them"
 
 
 def _register(

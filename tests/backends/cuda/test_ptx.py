@@ -18,7 +18,11 @@ SCRIPT = ROOT / "benchmarks" / "cuda_kernels.py"
 
 
 LARGEST = list(product(FAMILIES, ("forward", "backward")))
+#: Those of cells with more gates keep more of each unit in registers.
+CELLS = ["--largest", "--cell", "lstm", "gru", "--arch"]
 EXTENTS = [
+    pytest.param(["--only", "lstm", "grid", *CELLS, "90"], 2, id="lstm"),
+    pytest.param([*CELLS, "80", "90"], 4 * len(LARGEST), id="cells", marks=pytest.mark.full),
     pytest.param(["--largest", "--arch", "90"], len(LARGEST), id="largest"),
     pytest.param(["--arch", "80", "90"], 2 * len(variants()), id="all", marks=pytest.mark.full),
 ]
