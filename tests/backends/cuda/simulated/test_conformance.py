@@ -3,40 +3,17 @@
 import pytest
 import torch
 from cuda_cells import DECAY, SIGMOID
+from cuda_layers import SMALL, Simulated
 from torch import nn
 
 import rnnjit
 from rnnjit import LayerSpec, Needs, Rows, reference
 from rnnjit.cells import RNN_TANH
 from rnnjit.testing.suite import pairs
-from rnnjit_cuda import CudaBackend
-from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import CELL_FAMILIES, FAMILIES
 from rnnjit_cuda.launch import SimulatedLauncher
 
 LAYER = LayerSpec(RNN_TANH, 20, 20, 2, True), Rows(7, 5, 35)
-SMALL = DeviceProperties((9, 0), 4, 232_448, 233_472, 2048)
-
-
-class Simulated(CudaBackend):
-    """The CUDA backend on CPU tensors, by one family of kernels wherever it has room."""
-
-    devices = ("cpu",)
-
-    def __init__(self, family):
-        self.families = (family,)
-        self._simulator = SimulatedLauncher(SMALL)
-
-    def missing(self):
-        return []
-
-    def _device_reasons(self, index):
-        return []
-
-    def _launcher(self, x):
-        return self._simulator
-
-
 BACKENDS = {family: Simulated(family) for family in FAMILIES}
 HALF = ("tanh-bf16", "relu-bf16", "tanh-f16")
 PAIRS = [pair for pair in pairs() if pair.case.quick or pair.case.id in HALF]
@@ -50,7 +27,13 @@ def quick_cases():
     So are repeated calls: `test_barriers` repeats launches, in other orders of threads.
     """
     chosen = [(family, case) for family in FAMILIES for case in ELMAN]
-    chosen += [(family, case) for family in CELL_FAMILIES for case in CELLS]
+    chosen += [
+        (family, case)
+        for family in CELL_FAMILIES
+        for case in CELLS
+        # Which every family leaves to "step".
+        if family == "step" or not case.proj_size
+    ]
     for f, family in enumerate(FAMILIES):
         for c, case in enumerate(case for name, case in chosen if name == family):
             own = [pair for pair in PAIRS if pair.case == case]
