@@ -126,6 +126,14 @@ def test_it_defers_for_no_more_than_was_measured(more):
     assert BACKEND.defers(rnnjit.RNNSpec(64, 64, **more), problem) == []
 
 
+@pytest.mark.parametrize("cell", [LSTM, GRU], ids=lambda cell: cell.name)
+def test_it_defers_where_cudnn_has_a_layer_that_was_not_measured(cell):
+    for packed, dtype in ((False, torch.float32), (True, torch.float64)):
+        problem = rnnjit.Problem(dtype, "cuda", 100, 8, 700, packed, True)
+        (reason,) = BACKEND.defers(rnnjit.RNNSpec(512, 512, cell=cell), problem)
+        assert reason == f"layers of cell '{cell.name}' have not been measured against cuDNN's"
+
+
 def test_importing_it_imports_no_compiler():
     code = (
         "import sys, rnnjit_cuda; rnnjit_cuda.BACKEND.missing();"

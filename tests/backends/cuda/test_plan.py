@@ -5,13 +5,13 @@ import math
 import pytest
 
 from rnnjit import LayerSpec, Rows
-from rnnjit.cells import RNN_TANH
+from rnnjit.cells import GRU, LSTM, RNN_TANH
 from rnnjit_cuda import kernels
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.executor import recurrence
 from rnnjit_cuda.kernels import FAMILIES
 from rnnjit_cuda.launch import SimulatedLauncher
-from rnnjit_cuda.plan import plan
+from rnnjit_cuda.plan import plan, why_not
 
 # Compute capability, multiprocessors, shared memory of a block and of a multiprocessor, threads:
 # from NVIDIA's "CUDA C++ Programming Guide", tables of compute capabilities, and data sheets.
@@ -23,28 +23,32 @@ DEVICES = {
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
-def layer(H, D=1):
-    return LayerSpec(RNN_TANH, 32, H, D, True)
+def layer(H, D=1, cell=RNN_TANH, P=0):
+    return LayerSpec(cell, 32, H, D, True, P)
 
 
-def planned(H, B, device="H100", dtype="float32", D=1, pass_="forward", among=FAMILIES):
-    return plan(layer(H, D), B, dtype, pass_, DEVICES[device], among)
+def planned(
+    H, B, device="H100", dtype="float32", D=1, pass_="forward", among=FAMILIES, cell=RNN_TANH
+):
+    return plan(layer(H, D, cell), B, dtype, pass_, DEVICES[device], among)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
 @pytest.mark.parametrize("among", [FAMILIES, *((name,) for name in FAMILIES)], ids="-".join)
-def test_plans_respect_the_device(device, dtype, pass_, among):
+@pytest.mark.parametrize("cell", [RNN_TANH, LSTM, GRU], ids=lambda cell: cell.name)
+def test_plans_respect_the_device(device, dtype, pass_, among, cell):
     limits = DEVICES[device]
+    kinds = set(kernels.variants([cell]))
     for H in (1, 4, 33, 64, 128, 200, 256, 384, 512, 1000, 1024, 2048, 5000):
         for B in (1, 2, 7, 32, 128, 1000):
             for D in (1, 2):
-                found = planned(H, B, device, dtype, D, pass_, among)
+                found = planned(H, B, device, dtype, D, pass_, among, cell)
                 key = found.key
-                assert key in kernels.variants()
+                assert key in kinds
                 assert key.family in (*among, "step")
-                assert (key.dtype, key.pass_, key.cell) == (dtype, pass_, RNN_TANH)
+                assert (key.dtype, key.pass_, key.cell) == (dtype, pass_, cell)
                 assert 0 < found.threads <= 1024
                 assert found.threads % 32 == 0
                 assert found.shared <= limits.shared_per_block
@@ -129,3 +133,54 @@ def test_rows_share_a_pass_over_the_weights_where_there_are_many():
 def test_asking_for_what_cannot_be_had_gives_what_always_works():
     assert planned(5000, 1, among=("block",)).key.family == "step"
     assert planned(64, 1, among=("step",)).key.family == "step"
+
+
+@pytest.mark.parametrize("cell", [LSTM, GRU], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_more_gates_leave_room_for_fewer_hidden_units(cell, pass_):
+    for H, reach in ((1, 4), (32, 4), (33, 8), (64, 8)):
+        found = planned(H, 8, pass_=pass_, cell=cell)
+        assert (found.key.family, found.key.reach) == ("register", reach)
+    assert planned(65, 8, pass_=pass_, among=("register",), cell=cell).key.family == "step"
+    largest = max(
+        H
+        for H in range(1, 300)
+        if planned(H, 1, pass_=pass_, among=("block",), cell=cell).key.family == "block"
+    )
+    # A square of H for each gate in 227 KiB, and some room for what is computed with.
+    whole = (232_448 / 4 / len(cell.gates)) ** 0.5
+    assert 0.85 * whole < largest < whole
+    assert planned(512, 1, pass_=pass_, cell=cell).key.family == "grid"
+    assert planned(2048, 1, pass_=pass_, cell=cell).key.family == "stream"
+
+
+def test_a_grid_s_block_holds_at_most_32_units_of_four_gates_forward():
+    key = kernels.KernelKey("grid", "forward", "float32", LSTM, 1)
+    assert kernels.share(key, 4096, 32, 1).columns == 32
+    with pytest.raises(ValueError, match="16 warps in a block at most, and would need 20"):
+        kernels.share(key, 4096, 40, 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_single_steps_have_a_projection(family):
+    projected = layer(20, cell=LSTM, P=8)
+    found = plan(projected, 4, "float32", "forward", DEVICES["H100"], (family,))
+    assert found.key.family == "step"
+    reason = why_not(family, projected, 4, "float32", "forward", DEVICES["H100"])
+    assert (reason is None) == (family == "step")
+
+
+@pytest.mark.parametrize(
+    ("family", "H", "why"),
+    [
+        ("register", 65, "65 hidden units of 4 gates: the registers of a block hold the weights"),
+        ("block", 200, "need 652,800 of 232,448 bytes of shared memory"),
+        ("grid", 4096, "a block's 32 units need 2,099,200 of 232,448 bytes of shared memory"),
+        ("stream", 60_000, "132 multiprocessors have too few warps"),
+        ("stream", 2048, None),
+        ("step", 60_000, None),
+    ],
+)
+def test_it_says_why_a_family_has_no_room(family, H, why):
+    reason = why_not(family, layer(H, cell=LSTM), 1, "float32", "forward", DEVICES["H100"])
+    assert reason is None if why is None else why in reason
