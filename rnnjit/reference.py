@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, Shortcut, States
 from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell, Program
 from rnnjit.cells.torch_evaluator import evaluate_tensors
+from rnnjit.runtime.second_gradients import differentiate_twice
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
 
@@ -333,12 +334,16 @@ class EagerBackend(Backend):
         if rows.batch_sizes is None:
             dense = x.view(rows.T, rows.B, layer.input_size)
             y, *h_n = operator(dense, state, list(weights), *options, False)
+            if keep and _may_be_cudnn(x):
+                _differentiate_twice((layer,), rows, (dense, *hx, *weights), (y, *h_n))
             if y.requires_grad or torch.compiler.is_compiling():
                 y = y.flatten(0, 1)
             else:  # A view could not become a tensor that the caller may change in place.
                 y.resize_(rows.N, y.shape[2])
             return LayerOutput(y, tuple(h_n))
         y, *h_n = operator(x, rows.batch_sizes, state, list(weights), *options)
+        if keep and _may_be_cudnn(x):
+            _differentiate_twice((layer,), rows, (x, *hx, *weights), (y, *h_n))
         return LayerOutput(y, tuple(h_n))
 
     def shortcut(
@@ -350,13 +355,56 @@ class EagerBackend(Backend):
             return None
         options = (spec.bias, spec.num_layers, 0.0, problem.needs_grad)
         layout = (spec.bidirectional, spec.batch_first)
+        rows = Rows(problem.T, problem.B, problem.N)
 
         def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
             state = hx[0] if len(hx) == 1 else hx
-            y, *h_n = operator(x, state, weights, *options, *layout)
-            return y, tuple(h_n)
+            if not (problem.needs_grad and _may_be_cudnn(x)):
+                y, *h_n = operator(x, state, weights, *options, *layout)
+                return y, tuple(h_n)
+            x = x.transpose(0, 1) if spec.batch_first else x
+            y, *h_n = operator(x, state, weights, *options, spec.bidirectional, False)
+            _differentiate_twice(spec.layers, rows, (x, *hx, *weights), (y, *h_n))
+            return y.transpose(0, 1) if spec.batch_first else y, tuple(h_n)
 
         return run
+
+
+def _may_be_cudnn(x: Tensor) -> bool:
+    """Whether torch's operators may run on cuDNN, outside of a trace."""
+    return x.is_cuda and not torch.compiler.is_compiling()
+
+
+def _differentiate_twice(
+    layers: Sequence[LayerSpec],
+    rows: Rows,
+    inputs: tuple[Tensor, ...],
+    outputs: Sequence[Tensor],
+) -> None:
+    """Have recorded backward passes of a stack on cuDNN go through `layer_forward`.
+
+    Args:
+        layers: of the stack, without dropout.
+        rows: how the rows of x are laid over time.
+        inputs: x `[T, B, I]` or `[N, I]`, each state `[L*D, B, P or H]` and all weights.
+        outputs: y and each h_n.
+    """
+    states = len(layers[0].cell.states)
+
+    def run(given: tuple[Tensor, ...]) -> Sequence[Tensor]:
+        x, hx, weights = given[0], given[1 : 1 + states], given[1 + states :]
+        y, ends = x.reshape(rows.N, -1), []
+        for index, layer in enumerate(layers):
+            D = layer.num_directions
+            count = D * layer.weights_per_direction
+            own = tuple(state[index * D : (index + 1) * D] for state in hx)
+            of_layer = weights[index * count : (index + 1) * count]
+            y, h_n = layer_forward(layer, rows, y, own, of_layer)
+            ends.append(h_n)
+        y = y.view(*x.shape[:-1], y.shape[1])
+        return y, *map(torch.cat, zip(*ends, strict=True))
+
+    differentiate_twice(run, inputs, outputs)
 
 
 BACKEND = EagerBackend()

@@ -48,6 +48,7 @@ def forward(
     last step to the first.
     """
     real, zero, width, step_of = element.real, element.real(0), element.width, cell.step
+    up, first_hx = element.up, layout.first_hx
     G, A, S = layout.gates, layout.accumulators, layout.states
     given_size, found_size, w_hh = layout.given, layout.found, layout.first_more
     load_z, join, keep_row, start_of, end_of = forward_rows(element, layout)
@@ -78,8 +79,10 @@ def forward(
         given = cuda.local.array(given_size, real)
         found = cuda.local.array(found_size, real)
         for e in range(thread, rows * across, threads):
+            row, j = first + e // across, e % across
             x[e] = zero
-        cuda.syncthreads()
+            if row < B and j < H:
+                x[e] = up(tensors[first_hx][(d * B + row) * H + j])
         last = rows if group < groups and column < H else 0
         step = 0
         start, size = bounds(offsets, step, T, B, packed, d == 0)
@@ -90,7 +93,6 @@ def forward(
             row = group + i * groups
             if row < last and first + row < B:
                 start_of(tensors, state, i * S, (d * B + first + row) * H + column)
-                x[row * across + column] = state[i * S]
             if row < last and first + row < size:
                 load_z(tensors, z, i * A, start + first + row, d, D, H, column, has_bias)
         cuda.syncthreads()
@@ -169,8 +171,8 @@ def backward(
         found = cuda.local.array(found_size, real)
         # Weights from unit H on are zero, and x must be too: 0 * NaN is NaN.
         for e in range(thread, rows * G * across, threads):
-            x[e] = zero
-        cuda.syncthreads()
+            if e % across >= H:
+                x[e] = zero
         last = rows if group < groups and column < H else 0
         step = 0
         start, size = bounds(offsets, step, T, B, packed, d == 1)
