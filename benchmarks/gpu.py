@@ -1,13 +1,14 @@
 """A backend on a GPU, in one command: the kit, sanitizers, step times, and times against eager.
 
-    python benchmarks/gpu.py [--json FILE] [--quick]
+    python benchmarks/gpu.py [--cell rnn lstm gru] [--json FILE] [--quick]
 
-On a GPU, eager nn.RNN is cuDNN; it is timed with TF32 off and on, and through torch.compile. All
-run the same call in one process and take samples in turns, each the device time between two events;
-figures are medians. The time of one more step of a single sequence is given for every family of
-kernels. For the grid-wide ones at H=64, which compute next to nothing, it is that of the grid
-barrier. If values differ from eager's by more than another order of summation explains, the row
-says so and gives no times. `--device cpu --backend numba` tries the script without a GPU.
+With --quick and all cells it is to take three minutes. On a GPU, eager's layers are cuDNN; they are
+timed with TF32 off and on, and through torch.compile. All run the same call in one process and take
+samples in turns, each the device time between two events; figures are medians. The time of one more
+step of a single sequence is given for every family of kernels. For the grid-wide ones at H=64,
+which compute next to nothing, it is that of the grid barrier. If values or gradients differ from
+eager's by more than another order of summation explains, the row says so and gives no times.
+`--device cpu --backend numba` tries the script without a GPU.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from typing import Any
 
 import torch
 from measures import sanitizer
-from measures.device import PASSES, Call, medians, tf32
+from measures.device import LAYERS, PASSES, Call, medians, tf32
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import rnnjit
 from rnnjit import Backend, testing
+from rnnjit.cells import GRU, LSTM, RNN_TANH
 from rnnjit.tools.environment import environment
 from rnnjit_cuda import CudaBackend
 from rnnjit_cuda.kernels import FAMILIES
@@ -44,6 +46,10 @@ EXTENTS = ((100, 1), (100, 8), (100, 32), (100, 128), (1000, 1), (1000, 32))
 #: Where torch.compile is tried too: it takes a second for each shape.
 COMPILED = ((100, 8), (100, 32))
 QUICK = ((100, 1), (100, 32)), (64, 512)
+#: Seconds for each sanitizer with --quick.
+_QUICK_PATIENCE = 100
+#: The cells of torch's layers, as the planner knows them.
+_CELLS = {"rnn": RNN_TANH, "lstm": LSTM, "gru": GRU}
 #: The largest allowed difference of results, and of gradients relative to the largest one: the
 #: order of summation differs, over many steps.
 CLOSE = {"float32": 1e-3, "float64": 1e-10, "bfloat16": 5e-2}
@@ -52,12 +58,12 @@ LONG = (2000, 6000)
 
 
 def measure(
-    shape: tuple[int, int, int], dtype: str, packed: bool, options: argparse.Namespace
+    shape: tuple[int, int, int], dtype: str, packed: bool, cell: str, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Times and ratios of one shape."""
-    call = Call(*shape, dtype, packed, options.device)
+    call = Call(*shape, dtype, packed, options.device, cell)
     ours = rnnjit.compile(call.rnn, backend=options.backend)
-    found: dict[str, Any] = {"shape": shape, "dtype": dtype, "packed": packed}
+    found: dict[str, Any] = {"cell": cell, "shape": shape, "dtype": dtype, "packed": packed}
     with torch.no_grad(), tf32(False):
         try:
             found["difference"] = float((call.forward(call.rnn) - call.forward(ours)).abs().max())
@@ -117,7 +123,8 @@ def check(options: argparse.Namespace) -> dict[str, str]:
         for family in families:
             jobs[f"kit, {family or 'as it is'}"] = pool.submit(kit, family, options)
         for tool in sanitizer.TOOLS:
-            jobs[tool] = pool.submit(sanitizer.verdict, tool, options.backend)
+            patience = [_QUICK_PATIENCE] if options.quick else []
+            jobs[tool] = pool.submit(sanitizer.verdict, tool, options.backend, *patience)
         return {what: job.result() for what, job in jobs.items()}
 
 
@@ -133,29 +140,29 @@ def backends_by_family(options: argparse.Namespace) -> dict[str, str | Backend]:
     return found
 
 
-def has_room(family: str, H: int) -> bool:
+def has_room(family: str, H: int, cell: str) -> bool:
     """Whether steps of a family are timed: the device must have room for a layer of float32."""
     if family not in FAMILIES:
         return True
     if family == "step":
         return HIDDEN[0] == H  # The host's time is the same for all sizes, and long.
-    layer, device = rnnjit.RNNSpec(H, H).layer(0), driver_launcher(0).properties
+    layer, device = rnnjit.RNNSpec(H, H, cell=_CELLS[cell]).layer(0), driver_launcher(0).properties
     return any(True for _ in candidates(layer, 1, "float32", "forward", device, (family,)))
 
 
 def step_times(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds that one more time step of a single sequence takes, by family and hidden size."""
     found = []
-    for (family, backend), H in itertools.product(
-        backends_by_family(options).items(), options.hidden
+    for cell, (family, backend), H in itertools.product(
+        options.cell, backends_by_family(options).items(), options.hidden
     ):
-        if not has_room(family, H):
+        if not has_room(family, H, cell):
             continue
-        row: dict[str, Any] = {"family": family, "H": H}
+        row: dict[str, Any] = {"cell": cell, "family": family, "H": H}
         for passes in PASSES:
             times = []
             for T in LONG:
-                call = Call(T, 1, H, "float32", False, options.device)
+                call = Call(T, 1, H, "float32", False, options.device, cell)
                 module = rnnjit.compile(call.rnn, backend=backend)
                 run = {"one": call.run(module, passes)}
                 times.append(medians(run, options.rounds, options.device)["one"])
@@ -168,8 +175,8 @@ def waits_for_the_device(options: argparse.Namespace) -> str:
     """Whether a call makes the host wait: "no", or torch's message."""
     if options.device == "cpu":
         return "not run: there is no device"
-    for packed in (False, True):
-        call = Call(20, 4, 64, "float32", packed, options.device)
+    for cell, packed in itertools.product(options.cell, (False, True)):
+        call = Call(20, 4, 64, "float32", packed, options.device, cell)
         run = call.run(rnnjit.compile(call.rnn, backend=options.backend), "forward_backward")
         run()
         torch.cuda.set_sync_debug_mode("error")
@@ -214,6 +221,7 @@ def measure_all(
     shapes: list[tuple[int, int, int]],
     dtype: str,
     packed: bool,
+    cell: str,
     options: argparse.Namespace,
     results: list[dict[str, Any]],
 ) -> None:
@@ -221,9 +229,10 @@ def measure_all(
     before = len(results)
     try:
         for shape in track(shapes, console=Console(stderr=True), transient=True):
-            results.append(measure(shape, dtype, packed, options))
+            results.append(measure(shape, dtype, packed, cell, options))
     finally:
-        title = f"{options.backend} against eager, {dtype}, {'packed' if packed else 'dense'}"
+        layout = "packed" if packed else "dense"
+        title = f"{options.backend} against eager, {cell}, {dtype}, {layout}"
         show(results[before:], title)
 
 
@@ -233,6 +242,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=rnnjit.backends(), default="cuda")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cell", nargs="+", choices=sorted(LAYERS), default=["rnn"])
     parser.add_argument("--quick", action="store_true", help="a few shapes, the quick cases")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -245,12 +255,12 @@ def main() -> None:
     step = step_times(options)
     for row in step:
         times = ", ".join(f"{passes} {row[passes] * 1e6:.2f} us" for passes in PASSES)
-        print(f"one more step, {row['family']}, B=1, H={row['H']}: {times}")
+        print(f"one more step, {row['cell']}, {row['family']}, B=1, H={row['H']}: {times}")
     results: list[dict[str, Any]] = []
     shapes = [(*extent, H) for extent, H in itertools.product(extents, options.hidden)]
     try:
-        for dtype, packed in itertools.product(CLOSE, (False, True)):
-            measure_all(shapes, dtype, packed, options, results)
+        for cell, dtype, packed in itertools.product(options.cell, CLOSE, (False, True)):
+            measure_all(shapes, dtype, packed, cell, options, results)
     except KeyboardInterrupt:
         print("interrupted: what follows was not measured")
     if options.json is not None:

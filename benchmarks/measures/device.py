@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from rnnjit.runtime.timing import interleave, sample
 
 PASSES = ("forward", "forward_backward")
+#: torch's layers, by what a user calls them.
+LAYERS: dict[str, Any] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 #: The least seconds of a sample, and about the most of all samples of one candidate.
 _SAMPLE, _ENOUGH = 2e-3, 0.2
 
@@ -25,12 +27,15 @@ class Call:
         dtype: name of torch's.
         packed: whether the input is packed, with lengths from T / 4 to T.
         device: where.
+        layer: a key of `LAYERS`.
     """
 
-    def __init__(self, T: int, B: int, H: int, dtype: str, packed: bool, device: str) -> None:
+    def __init__(
+        self, T: int, B: int, H: int, dtype: str, packed: bool, device: str, layer: str = "rnn"
+    ) -> None:
         torch.manual_seed(0)
         options: Any = {"dtype": getattr(torch, dtype), "device": device}
-        self.rnn = nn.RNN(H, H, **options)
+        self.rnn = LAYERS[layer](H, H, **options)
         x = torch.randn(T, B, H, **options)
         self.leaf = x.requires_grad_()
         self.x: Tensor | PackedSequence = self.leaf
@@ -51,9 +56,17 @@ class Call:
         inputs = (self.leaf, *module.parameters())
         return torch.autograd.grad(self.forward(module), inputs, self.grad)
 
+    def gradients_of_all(self, module: nn.Module) -> tuple[Tensor, ...]:
+        """As `gradients`, through the last states, too."""
+        y, states = module(self.x)
+        ends = states if isinstance(states, tuple) else (states,)
+        inputs = (self.leaf, *module.parameters())
+        outputs = (y.data if isinstance(y, PackedSequence) else y, *ends)
+        return torch.autograd.grad(outputs, inputs, (self.grad, *map(torch.sin, ends)))
+
     def apart(self, one: nn.Module, other: nn.Module) -> float:
         """The largest difference of two modules' gradients, relative to each tensor's largest."""
-        pairs = zip(self.gradients(one), self.gradients(other), strict=True)
+        pairs = zip(self.gradients_of_all(one), self.gradients_of_all(other), strict=True)
         return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
 
     def run(self, module: nn.Module, passes: str) -> Callable[[], None]:

@@ -27,8 +27,14 @@ _OPTIONS = (
 _APART = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
-def verdict(tool: str, backend: str) -> str:
-    """A tool's verdict on `rnnjit check BACKEND --quick`: "clean", or what else happened."""
+def verdict(tool: str, backend: str, patience: int = _PATIENCE) -> str:
+    """A tool's verdict on `rnnjit check BACKEND --quick`: "clean", or what else happened.
+
+    Args:
+        tool: one of `TOOLS`.
+        backend: a backend's name.
+        patience: seconds that it may take.
+    """
     path = find_nvidia_binary_utility("compute-sanitizer") or shutil.which("compute-sanitizer")
     if path is None:
         return "not run: compute-sanitizer is not there (pip install nvidia-cuda-sanitizer-api)"
@@ -36,10 +42,10 @@ def verdict(tool: str, backend: str) -> str:
     command = [path, f"--tool={tool}", *_OPTIONS, *check]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE, env=os.environ | _APART
+            command, capture_output=True, text=True, timeout=patience, env=os.environ | _APART
         )
     except subprocess.TimeoutExpired:
-        return f"not finished in {_PATIENCE} s"
+        return f"not finished in {patience} s"
     if done.returncode == 0:
         return "clean"
     tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
