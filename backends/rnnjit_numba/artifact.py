@@ -13,9 +13,9 @@ from torch import Tensor
 from rnnjit import RNNSpec, Rows
 from rnnjit.artifact import ArtifactError
 from rnnjit.backend import Program, Runner, States
+from rnnjit.codegen.cell_layout import why_not_projected
 from rnnjit.codegen.host import host_isa
 from rnnjit.runtime.linker import Linked
-from rnnjit_numba.cell_layout import why_not_projected
 from rnnjit_numba.object_code import object_code, target_machine
 from rnnjit_numba.program_header import header
 from rnnjit_numba.targets import target as target_named

@@ -15,10 +15,10 @@ from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, 
 from rnnjit.backend import Program, Runner, States, Stepper
 from rnnjit.cells import Cell
 from rnnjit.codegen.backend import CPUBackend
+from rnnjit.codegen.cell_layout import why_not_layout, why_not_projected
 from rnnjit.runtime.compile_once import imported
 from rnnjit.runtime.packages import lacking, needed
 from rnnjit_numba import private
-from rnnjit_numba.cell_layout import why_not_layout, why_not_projected
 
 
 class NumbaBackend(CPUBackend):

@@ -12,9 +12,9 @@ from typing import Any
 from llvmlite import ir
 
 from rnnjit.cells import Cell
+from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.pointwise import lower
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, state_argument
-from rnnjit_numba.cell_layout import CellLayout
 from rnnjit_numba.pointwise import vectors
 from rnnjit_numba.simd import I64, Lanes, define, emitting, load, loop
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
+from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit_numba import memory, pointwise
-from rnnjit_numba.cell_layout import CellLayout
 from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
 from rnnjit_numba.simd import Lanes
 from rnnjit_numba.symbol_table import SymbolTable

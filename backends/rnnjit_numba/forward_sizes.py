@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rnnjit import LayerSpec
 from rnnjit.codegen import Isa
-from rnnjit_numba.cell_layout import CellLayout
+from rnnjit.codegen.cell_layout import CellLayout
 
 
 class ForwardSizes(NamedTuple):

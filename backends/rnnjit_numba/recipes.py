@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rnnjit import LayerSpec, Rows
 from rnnjit.codegen.argument_block import argument_block
+from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.forward_call import Recipe
 from rnnjit.codegen.kernel import LINE, Kind
 from rnnjit.codegen.row_slices import late_threads_for, shared_in_backward
@@ -13,7 +14,6 @@ from rnnjit_numba.arguments import (
     area_bytes,
     argument_count,
 )
-from rnnjit_numba.cell_layout import CellLayout
 from rnnjit_numba.forward_sizes import ForwardSizes
 from rnnjit_numba.library import library
 from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Z_ROWS, Plan, plan, window

@@ -8,7 +8,7 @@ from __future__ import annotations
 from rnnjit import Problem, RNNSpec
 from rnnjit.cells import Cell
 from rnnjit.codegen.backend import CPUBackend
-from rnnjit.codegen.elman import why_not_elman
+from rnnjit.codegen.cell_layout import why_not_layout, why_not_projected
 from rnnjit.runtime.packages import install, lacking
 
 #: The release of TVM whose TensorIR the kernels are written in; others have other builders.
@@ -18,7 +18,7 @@ LOADERS = ">=0.45,<0.51"
 
 
 class TvmBackend(CPUBackend):
-    """Layers of one gate and one state on the CPU, as TensorIR compiled by Apache TVM."""
+    """Layers of any cell whose output is its first state, on the CPU, as TensorIR compiled by Apache TVM."""
 
     name = "tvm"
     priority = 60
@@ -32,12 +32,12 @@ class TvmBackend(CPUBackend):
         ]
 
     def why_not_cell(self, cell: Cell) -> list[str]:
-        """Declines cells that do not have the form of nn.RNN's."""
-        return why_not_elman(cell)
+        """Declines cells whose output is no state, and cells with parameters."""
+        return why_not_layout(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Declines projections."""
-        return ["projections (proj_size) are not supported"] if spec.proj_size else []
+        """Declines some projections."""
+        return why_not_projected(spec.cell) if spec.proj_size else []
 
 
 BACKEND = TvmBackend()

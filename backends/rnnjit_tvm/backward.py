@@ -1,11 +1,24 @@
-"""The backward kernel: the gradients of the pre-activations, step by step.
+"""The backward kernel: all gradients of one layer, all directions, in one call.
 
-    dz_t = (g_t + grad_y_t) f'(z_t),   g_{t-1} = dz_t W_hh
+Each direction runs through its steps in reverse order (Werbos, "Backpropagation through time",
+Proc. IEEE 78(10), 1990). Where g_t is the gradient that reaches h_t from h_n and the next step, and
+those of other states likewise:
 
-f' is expressed by y_t = f(z_t). In a sequence's last step g_t is grad_h_n; the g before its first
-step is grad_h0 (Werbos, "Backpropagation through time", Proc. IEEE 78(10), 1990). All other
-gradients are reductions over the rows of dz (see `reductions`). For shapes see `BackwardArguments`;
-distances of rows are in elements, and the caller owns all memory.
+    dz_t, s_t = derivative of the cell's step, of g_t + grad_y_t and the gradients of other states
+    g_{t-1} = s_t + W_hh^T dz_t
+
+dz_t is the gradient of the accumulators, and s_t what reaches h_{t-1} without W_hh (see
+`cell_step`). With a projection, the step gets W_hr^T (g_t + grad_y_t). Only this recurrence runs
+step by step; the other gradients are one reduction each over all rows (see `reductions`).
+
+dz of a row has the blocks of `cell_layout`, each of H columns, and then, where there is a
+projection, the P columns of g_t + grad_y_t. It is stored for one window of steps at a time. The
+window's reductions are done while dz is in the caches; then the window moves to earlier steps. Rows
+that are still needed move with it: those of the last step computed, and those of an incomplete
+block of the reductions.
+
+For shapes see `BackwardArguments`; addresses are in bytes, distances of rows in elements, and the
+caller owns all memory.
 """
 
 from __future__ import annotations
@@ -14,183 +27,295 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.kernel import LINE
 from rnnjit_tvm.arguments import BackwardArguments
-from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, pointer, when
+from rnnjit_tvm.backward_step import add_step
+from rnnjit_tvm.forward import tail_start
+from rnnjit_tvm.plan import REDUCTION_ROWS
+from rnnjit_tvm.propagation import add_propagation
+from rnnjit_tvm.tensorir import (
+    Module,
+    address,
+    call,
+    either,
+    integer,
+    least,
+    loop,
+    most,
+    pointer,
+    when,
+)
 from rnnjit_tvm.time_loop import (
     Slice,
     Steps,
+    Variable,
     add_entries,
     backward_arguments,
     of_direction,
+    part_of,
     partition,
     slice_of,
 )
+from rnnjit_tvm.work_stealing import tasks
 
-#: The backward kernel's phases; its threads synchronise after each.
-PHASES = ["backward_pack", "backward_recur", "backward_reduce"]
+_DZ = BackwardArguments._fields.index("dz")
 
 
-def add_backward(module: Module, flush: bool) -> None:
-    """Add the phases of the backward kernel except the last, and its entries.
+def add_backward(module: Module, layout: CellLayout, flush: bool) -> None:
+    """Add the backward kernel but for its reductions, and its entries.
 
     Args:
         module: what they are added to.
+        layout: of the cell.
         flush: whether the usual entries flush subnormal numbers; those named `..._exact_...` follow
             the caller's setting.
     """
-    _add_pack(module)
-    _add_remember(module)
-    _add_recur(module)
-    add_entries(module, "backward", PHASES, flush=flush)
-    add_entries(module, "backward", PHASES, "_exact")
+    _add_pack(module, layout)
+    _add_move(module)
+    add_step(module)
+    add_propagation(module, layout)
+    _add_recur(module, layout)
+    _add_recur_task(module)
+    _add_backward(module)
+    add_entries(module, "backward", flush=flush)
+    add_entries(module, "backward", "_exact")
 
 
-def zeros_at(a: BackwardArguments) -> Any:
-    """The index of the row of zeros in the scratch memory."""
-    return a.D * a.packed
-
-
-def _add_pack(module: Module) -> None:
-    """Pack W_hh of every direction, W_ih if grad_x is needed, and a row of zeros."""
+def _add_backward(module: Module) -> None:
+    """PrimFunc `backward(block, thread, threads)`, which each thread calls."""
     lanes = module.lanes
 
     def body(block: Any, thread: Any, threads: Any) -> None:
-        a = backward_arguments(block)
-        scratch = pointer(a.scratch, lanes.dtype)
-        wide, inputs = T.bind(lanes.vectors(a.H)), T.bind(lanes.vectors(a.I))
-        panels = T.bind(wide + T.if_then_else(a.grad_x != 0, inputs, integer(0)))
-        with partition(a.D * panels, thread, threads) as index:
-            unit = T.bind(thread + index * threads)
-            d = T.bind(T.truncdiv(unit, panels))
-            vector = T.bind(unit - d * panels)
-            hidden = vector < wide
-            w = T.bind(T.Select(hidden, of_direction(a, d, "w_hh"), of_direction(a, d, "w_ih")))
-            columns = T.bind(T.Select(hidden, a.H, a.I))
-            column = T.bind(T.Select(hidden, vector, vector - wide) * lanes.count)
-            source = address(pointer(w, lanes.dtype), column)
-            to = address(scratch, d * a.packed + vector * a.panel)
-            call("pack", source, to, columns, a.H, least(columns - column, integer(lanes.count)))
-        with partition(T.max(wide, inputs), thread, threads) as index:
-            at = T.bind(zeros_at(a) + (thread + index * threads) * lanes.count)
-            T.buffer_store(scratch, lanes.zeros(), [lanes.at(at)])
+        a, own, zero = backward_arguments(block), address(block, integer(0)), integer(0)
+        steps, ld = Steps(a), a.dz_columns
+        total = T.truncdiv(a.N + (REDUCTION_ROWS - 1), integer(REDUCTION_ROWS))
+        stop, unsummed, kept, phase = Variable(a.T), Variable(total), Variable(zero), Variable(zero)
+        with T.While(stop.get() > 0):
+            end, left = stop.now(), unsummed.now()
+            row_stop = steps.start(end)
+            start = _window_start(a, steps, end, row_stop)
+            row, last = steps.start(start), steps.size(start)
+            with tasks(a.sync, thread, threads, phase.now(), zero) as task:
+                with T.If(end < a.T):
+                    with T.Then():
+                        call("backward_move", own, task, threads, row_stop - row, kept.now())
+                    with T.Else():
+                        call("backward_pack", own, task, threads)
+                with when(task == 0):
+                    T.buffer_store(block, lanes.after(a.dz_buffer, -(row * ld)), [integer(_DZ)])
+            with tasks(a.sync, thread, threads, phase.now() + 1, zero) as task:
+                call("backward_recur_task", own, task, threads, start, end)
+            first = T.bind(
+                T.truncdiv(row + (REDUCTION_ROWS - 1), integer(REDUCTION_ROWS)),
+            )
+            final = T.bind(T.cast(start == 0, "int64"))
+            with tasks(a.sync, thread, threads, phase.now() + 2, final) as task:
+                call("backward_reduce", own, task, threads, row, row_stop, first, left)
+                with when(T.And(final != 0, a.grad_h0 != 0)):
+                    call("backward_initial", own, task, threads)
+            kept.set(T.min(T.max(last, first * REDUCTION_ROWS - row), a.N - row))
+            stop.set(start)
+            unsummed.set(first)
+            phase.set(phase.get() + 3)
 
-    module.add_phase("backward_pack", body)
+    module.add_phase("backward", body)
 
 
-def _add_remember(module: Module) -> None:
-    """PrimFunc `remember(before, stride, state, distance, rows)`: records addresses of states.
+def _window_start(a: BackwardArguments, steps: Steps, stop: Any, row_stop: Any) -> Any:
+    """The first step of the window that ends before step `stop`: it has one step at least."""
+    start, more = Variable(stop - 1), Variable(integer(1))
+    with T.While(T.And(start.get() > 0, more.get() != 0)):
+        before = T.bind(start.get() - 1)
+        fits = T.bind(row_stop - steps.start(before) <= a.window)
+        more.set(T.cast(fits, "int64"))
+        start.set(either(fits, before, before + 1))
+    return start.now()
 
-    It writes `rows` addresses to `before`, `stride` elements apart: `state`, `state + distance`,
-    ... in bytes.
+
+def _add_pack(module: Module, layout: CellLayout) -> None:
+    """PrimFunc `backward_pack(block, task, tasks)`: a task's part of packing.
+
+    The columns of W_hh, those of W_ih where grad_x is needed, and those of W_hr, as panels
+    `[K][lanes]`; and a row of zeros. K is G*H for the first two, and P for W_hr.
     """
+    lanes, G = module.lanes, layout.gates
 
-    def body(before: Any, stride: Any, state: Any, distance: Any, rows: Any) -> None:
-        with loop(integer(0), rows) as r:
-            T.buffer_store(before, state + r * distance, [r * stride])
-
-    module.add("remember", ["before"], ["stride", "state", "distance", "rows"], body, dtype="int64")
-
-
-def _add_recur(module: Module) -> None:
-    """The time loop of a thread's slices."""
-
-    def body(block: Any, thread: Any, threads: Any) -> None:
+    def body(block: Any, task: Any, count: Any) -> None:
         a = backward_arguments(block)
-        with partition(a.D * a.slices, thread, threads) as index:
-            part = slice_of(a, T.bind(thread + index * threads))
-            steps = Steps(a)
-            with loop(integer(0), a.T) as s:
-                _step(module, a, part, steps, s)
+        wide_p, wide_i, wide_h = (T.bind(lanes.vectors(n)) for n in (a.P, a.I, a.H))
+        inputs = T.bind(wide_p + either(a.grad_x != 0, wide_i, integer(0)))
+        columns = T.bind(inputs + either(a.P != a.H, wide_h, integer(0)))
+        low, high = part_of(columns, task, count)
+        with loop(integer(0), a.D) as d, loop(low, high) as column:
+            base = lanes.after(a.scratch, d * a.packed)
 
-    module.add_phase("backward_recur", body)
+            def pack(name: str, features: Any, k: Any, v: Any, to: Any) -> None:
+                source = lanes.after(of_direction(a, d, name), v * lanes.count)
+                some = least(features - v * lanes.count, integer(lanes.count))
+                call("pack", lanes.element(source), lanes.element(to), features, k, some)
+
+            with when(column < wide_p):
+                pack("w_hh", a.P, a.H * G, column, lanes.after(base, column * a.panel))
+            with when(T.And(column >= wide_p, column < inputs)):
+                to = lanes.after(base, column * a.panel)
+                pack("w_ih", a.I, a.H * G, column - wide_p, to)
+            with when(column >= inputs):
+                v = T.bind(column - inputs)
+                to = lanes.after(base, (wide_p + wide_i) * a.panel + v * a.panel_out)
+                pack("w_hr", a.H, a.P, v, to)
+        with when(task == 0):
+            zeros = lanes.memory(lanes.after(a.scratch, a.D * a.packed))
+            with loop(integer(0), most(most(wide_p, wide_h), wide_i)) as v:
+                T.buffer_store(zeros, lanes.zeros(), [lanes.at(v * lanes.count)])
+
+    module.add("backward_pack", ["block"], ["task", "tasks"], body, dtype="int64")
 
 
-def _step(module: Module, a: BackwardArguments, part: Slice, steps: Steps, s: Any) -> None:
-    """The s-th step of a slice: its rows of dz, and of grad_h0 where sequences begin."""
-    lanes, d, H = module.lanes, part.d, a.H
-    dz = pointer(a.dz, lanes.dtype)
-    t = T.bind(T.Select(d == 0, a.T - 1 - s, s))
-    onward = T.bind(T.Select(d == 0, integer(1), integer(-1)))
-    ld = T.bind(a.D * H)
+def _add_move(module: Module) -> None:
+    """PrimFunc `backward_move(block, task, tasks, rows, kept)`: moves the window.
+
+    A task's columns of the first `kept` rows move up by `rows` rows.
+    """
+    lanes = module.lanes
+
+    def body(block: Any, task: Any, count: Any, rows: Any, kept: Any) -> None:
+        a = backward_arguments(block)
+        first, last = part_of(T.bind(lanes.vectors(a.dz_columns)), task, count)
+        # From the last row to the first, since source and destination may overlap.
+        source = lanes.after(a.dz_buffer, (kept - 1) * a.dz_columns)
+        to, ld = lanes.after(source, rows * a.dz_columns), T.bind(-a.dz_columns)
+        call("copy_rows", to, ld, source, ld, kept, first, last, a.dz_columns)
+
+    names = ["task", "tasks", "rows", "kept"]
+    module.add("backward_move", ["block"], names, body, dtype="int64")
+
+
+def _add_recur_task(module: Module) -> None:
+    """PrimFunc `backward_recur_task(block, task, tasks, start, stop)`: steps `stop` to `start`."""
+
+    def body(block: Any, *sizes: Any) -> None:
+        task, count, start, stop = sizes
+        a, own, zero, one = (
+            backward_arguments(block),
+            address(block, integer(0)),
+            integer(0),
+            integer(1),
+        )
+        steps = Steps(a)
+        by_columns = T.bind(T.And(a.parts > 1, count >= a.D * a.parts))
+        tail = Variable(start)
+        with when(T.Not(by_columns)):
+            behind = _tail(a, steps, start, stop, count)
+            tail.set(behind)
+        first = tail.now()
+        parts = either(by_columns, a.parts, count)
+        d = T.bind(T.truncdiv(task, parts))
+        with when(T.And(first < stop, d < a.D)):
+            area = T.bind(a.sync + LINE * (1 + count) * (1 + d))
+            call(
+                *("backward_recur", own, d, zero, a.B, one, first, stop),
+                *(area, task - d * parts, parts, d),
+            )
+        with when(first > start), partition(a.D * a.slices, task, count) as index:
+            d, part = slice_of(a, T.bind(task + index * count))
+            call("backward_recur", own, d, *part, start, first, zero, zero, one, task)
+
+    names = ["task", "tasks", "start", "stop"]
+    module.add("backward_recur_task", ["block"], names, body, dtype="int64")
+
+
+def _tail(a: BackwardArguments, steps: Steps, start: Any, stop: Any, threads: Any) -> Any:
+    """The first of the steps up to `stop` that threads divide by columns; `stop` if none."""
+    return T.bind(T.max(T.min(tail_start(a, steps, start, threads), stop), start))
+
+
+def _add_recur(module: Module, layout: CellLayout) -> None:
+    """PrimFunc `backward_recur`: dz of rows `low`, `low + stride`, ... below `high`.
+
+    `backward_recur(block, d, low, high, stride, start, stop, area, own, parts, place)` goes from
+    step `stop` down to `start` in direction 0. Direction 1 runs through all steps, and so `start`
+    is 0 and `stop` is T.
+
+    If `parts` > 1, that many threads divide the hidden columns, and each step is a phase of `area`
+    (see `work_stealing`); `own` is this thread's part. `place` numbers the memory for gradients
+    before the projection, which is theirs.
+    """
+    lanes = module.lanes
+
+    def body(block: Any, *sizes: Any) -> None:
+        d, low, high, stride, start, stop, area, own, parts, place = sizes
+        a = backward_arguments(block)
+        steps, vectors, part = Steps(a), T.bind(lanes.vectors(a.H)), Slice(low, high, stride)
+
+        def one(s: Any, task: Any) -> None:
+            where = (d, steps, part, s)
+            _step(module, layout, block, a, where, (task, part_of(vectors, task, parts), place))
+
+        with loop(a.T - stop, a.T - start) as s, T.If(parts > 1):
+            with T.Then(), tasks(area, own, parts, s, integer(0)) as task:
+                one(s, task)
+            with T.Else():
+                one(s, integer(0))
+
+    names = ["d", "low", "high", "stride", "start", "stop", "area", "own", "parts", "place"]
+    module.add("backward_recur", ["block"], names, body, dtype="int64")
+
+
+def _step(
+    module: Module,
+    layout: CellLayout,
+    block: Any,
+    a: BackwardArguments,
+    where: tuple[Any, Steps, Slice, Any],
+    how: tuple[Any, tuple[Any, Any], Any],
+) -> None:
+    """The s-th step of a slice."""
+    lanes, own, zero, one = module.lanes, address(block, integer(0)), integer(0), integer(1)
+    (d, steps, part, s), (task, span, place) = where, how
+    t = either(d == 0, a.T - 1 - s, s)
+    onward = either(d == 0, one, integer(-1))
     row, size = steps.start(t), steps.size(t)
     rows = part.count(size)
+    # Rows that continue in the step computed just before get its gradient through W_hh. For the
+    # others this is the last state, and they get the gradient of h_n.
     linked = part.count(T.min(steps.size(t + onward), size))
+    # The states before the step: y for the rows that have begun, h0 for the others.
     begun = part.count(T.min(steps.size(t - onward), size))
-    here = T.bind((row + part.low) * ld + d * H)
+    earlier = T.bind(steps.start(T.max(t - onward, zero)) + part.low)
     with when(linked > 0):
-        later = T.bind(steps.start(T.max(t + onward, integer(0))) + part.low)
-        source = address(dz, later * ld + d * H)
-        _through(lanes, a, part, source, address(dz, here), ld, linked)
+        later = T.bind(steps.start(T.max(t + onward, zero)) + part.low)
+        source = lanes.after(a.dz, (d * a.N + later) * a.dz_columns)
+        call("backward_propagate", own, d, *span, part.stride, source, part.low, linked)
     with when(rows > linked):
-        _last_states(lanes, a, part, row, linked, rows - linked)
-    with when(rows > 0):
-        _pointwise(lanes, a, part, here, rows)
-    with when(T.And(rows > begun, a.grad_h0 != integer(0))):
-        first = part.row(begun)
-        source = address(dz, (row + first) * ld + d * H)
-        to = address(pointer(a.grad_h0, lanes.dtype), (d * a.B + first) * H)
-        _through(lanes, a, part, source, to, H, rows - begun)
-    with when(a.before != integer(0)):
-        earlier = T.bind(steps.start(T.max(t - onward, integer(0))) + part.low)
-        _states_before(lanes, a, part, row, earlier, begun, rows)
+        b = part.row(linked)
+        call("backward_begin", own, d, *span, part.stride, b, rows - linked)
+    before = begun if layout.reads_states else rows
+    with when(before > 0):
+        call(
+            *("backward_step", own, d, *span, part.stride, row + part.low, part.low, before),
+            *(earlier, zero, place),
+        )
+    with when(rows > before):
+        b = part.row(before)
+        call(
+            *("backward_step", own, d, *span, part.stride, row + b, b, rows - before),
+            *(zero, one, place),
+        )
+    with when(T.And(a.before != 0, task == 0)):
+        _record_previous(module, a, d, part, (row, earlier, begun, rows))
 
 
-def _states_before(
-    lanes: Lanes, a: BackwardArguments, part: Slice, row: Any, earlier: Any, begun: Any, rows: Any
+def _record_previous(
+    module: Module, a: BackwardArguments, d: Any, part: Slice, rows: tuple[Any, Any, Any, Any]
 ) -> None:
-    """Record the states before a step: y for its first `begun` rows, h0 for the others."""
-    before, size, d = pointer(a.before, "int64"), lanes.bits // 8, part.d
-    ld, at = T.bind(a.D * a.H), T.bind(d * a.N + row)
-    state = a.y + (earlier * ld + d * a.H) * size
-    to = address(before, at + part.low)
-    call("remember", to, part.stride, state, ld * part.stride * size, begun)
-    first = part.row(begun)
-    state = a.h0 + (d * a.B + first) * a.H * size
-    to = address(before, at + first)
-    call("remember", to, part.stride, state, a.H * part.stride * size, rows - begun)
-
-
-def _through(
-    lanes: Lanes, a: BackwardArguments, part: Slice, source: Any, to: Any, ld_to: Any, rows: Any
-) -> None:
-    """`to = dz W_hh` for `rows` of a slice's rows."""
-    scratch, zero = pointer(a.scratch, lanes.dtype), integer(0)
-    w = address(scratch, part.d * a.packed)
-    ld = T.bind(a.D * a.H * part.stride)
-    pointers = (address(scratch, zeros_at(a)), source, source, w, to)
-    sizes = (zero, zero, zero, zero, ld, a.H, a.panel, ld_to * part.stride)
-    call("block", *pointers, *sizes, rows, a.H)
-
-
-def _last_states(
-    lanes: Lanes, a: BackwardArguments, part: Slice, row: Any, first: Any, rows: Any
-) -> None:
-    """Write the gradient of h_n to dz, for rows that this step is the last of."""
-    size, d, H = lanes.bits // 8, part.d, a.H
-    b = part.row(first)
-    given = T.bind(a.grad_h_n + (d * a.B + b) * H * size)
-    source, ld_source = _or_zeros(lanes, a, a.grad_h_n, given, H * part.stride)
-    ld = T.bind(a.D * H)
-    to = address(pointer(a.dz, lanes.dtype), (row + b) * ld + d * H)
-    call("copy", source, to, ld_source, ld * part.stride, rows, H)
-
-
-def _pointwise(lanes: Lanes, a: BackwardArguments, part: Slice, here: Any, rows: Any) -> None:
-    """Compute dz = (dz + grad_y) f'(z) in place."""
-    ld = T.bind(a.D * a.H * part.stride)
-    given = T.bind(a.grad_y + here * (lanes.bits // 8))
-    grad, ld_grad = _or_zeros(lanes, a, a.grad_y, given, ld)
-    pointers = [address(pointer(each, lanes.dtype), here) for each in (a.dz, a.y)]
-    call("activate_gradient", *pointers, grad, ld, ld_grad, rows, a.H)
-
-
-def _or_zeros(
-    lanes: Lanes, a: BackwardArguments, tensor: Any, given: Any, ld: Any
-) -> tuple[Any, Any]:
-    """The given pointer and distance of rows, or those of zeros if the tensor is absent."""
-    present = tensor != integer(0)
-    zeros = a.scratch + zeros_at(a) * (lanes.bits // 8)
-    source = T.bind(T.Select(present, given, zeros))
-    return address(pointer(source, lanes.dtype), integer(0)), T.bind(
-        T.Select(present, ld, integer(0))
-    )
+    """Write the addresses of the states before a step's rows: y for the `begun` first, then h0."""
+    row, earlier, begun, count = rows
+    size, before = module.lanes.itemsize, pointer(a.before, "int64")
+    at = T.bind(d * a.N + row)
+    with loop(integer(0), begun) as r:
+        state = a.y + ((earlier + r * part.stride) * a.D + d) * a.P * size
+        T.buffer_store(before, state, [at + part.row(r)])
+    with loop(begun, count) as r:
+        b = part.row(r)
+        T.buffer_store(before, a.h0 + (d * a.B + b) * a.P * size, [at + b])

@@ -6,26 +6,31 @@ from typing import Any
 
 from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
+from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.subnormals import can_flush
 from rnnjit_tvm.backward import add_backward
+from rnnjit_tvm.cell_step import add_step, add_step_backward
 from rnnjit_tvm.forward import add_forward
 from rnnjit_tvm.packing import add_packing
-from rnnjit_tvm.pointwise import add_cell
 from rnnjit_tvm.reductions import add_reductions
 from rnnjit_tvm.tensorir import Lanes, Module
 from rnnjit_tvm.tile_shapes import tile_shapes
 from rnnjit_tvm.tiles import add_tiles
 from rnnjit_tvm.time_loop import add_copy
+from rnnjit_tvm.work_stealing import add_next_task
 
 
 def kernels(isa: Isa, bits: int, cell: Cell) -> dict[str, Any]:
     """A cell's PrimFuncs for elements of `bits` bits, by name, with those that they call."""
-    module = Module(Lanes(bits, isa.lanes(bits // 8), isa.fma))
+    module, layout = Module(Lanes(bits, isa.lanes(bits // 8), isa.fma)), CellLayout(cell)
+    shapes = tile_shapes(isa, cell)
+    add_next_task(module)
     add_copy(module)
     add_packing(module)
-    add_cell(module, cell)
-    add_tiles(module, tile_shapes(isa))
-    add_forward(module)
-    add_backward(module, can_flush(isa))
-    add_reductions(module, tile_shapes(isa)[0][1])
+    add_tiles(module, shapes)
+    add_step(module, cell)
+    add_forward(module, layout, shapes[0][1])
+    add_step_backward(module, cell)
+    add_backward(module, layout, can_flush(isa))
+    add_reductions(module, layout, shapes[0])
     return module.functions

@@ -15,10 +15,9 @@ from rnnjit_tvm.tensorir import Module, integer, loop, when
 
 
 def add_packing(module: Module) -> None:
-    """PrimFuncs `pack_transposed`, `pack` and `pack_bias`, each of which fills one panel."""
+    """PrimFuncs `pack_transposed` and `pack`, each of which fills one panel."""
     _add_pack_transposed(module)
     _add_pack(module)
-    _add_pack_bias(module)
 
 
 def _add_pack_transposed(module: Module) -> None:
@@ -75,13 +74,3 @@ def _add_pack(module: Module) -> None:
             T.buffer_store(panel, value, [lanes.at(i * lanes.count)])
 
     module.add("pack", ["w", "panel"], ["ld", "k", "count"], body)
-
-
-def _add_pack_bias(module: Module) -> None:
-    """`pack_bias(b_ih, b_hh, bias, columns)`: bias = b_ih + b_hh."""
-
-    def body(b_ih: Any, b_hh: Any, bias: Any, columns: Any) -> None:
-        with loop(integer(0), columns) as i:
-            T.buffer_store(bias, b_ih[i] + b_hh[i], [i])
-
-    module.add("pack_bias", ["b_ih", "b_hh", "bias"], ["columns"], body)

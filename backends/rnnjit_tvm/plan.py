@@ -1,17 +1,34 @@
-"""How a call is divided between threads, and whether the input projection is hoisted."""
+"""How a call is divided between threads: a small cost model, in one place.
+
+Results are the same, bit for bit, whatever the plan, which affects time alone.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from rnnjit.codegen.row_slices import RowSlices, one_slice, row_slices, worth_team
+from rnnjit.codegen.row_slices import one_slice, row_slices, worth_team
 from rnnjit.spec import LayerSpec, Rows
 
 #: Rows that a reduction over all rows sums at a time; fixed, so that its rounding is fixed.
 REDUCTION_ROWS = 192
 
-#: Rows that fill the register tile with the most rows.
+#: Columns of dz that a reduction packs at a time: a multiple of the rows of every tile, so that a
+#: packed block stays within a core's second-level cache.
+SEGMENT = 1032
+
+#: Rows that a pass over all rows takes at a time, so that they stay in a core's own cache.
+ROW_BLOCK = 64
+
+#: The cost of synchronising with one more thread, in multiply-adds of a thread.
+_SYNC_WORK = 16_000
+#: Up to this many rows, a step is bound by reading the weights: fewer rows take no less time.
+_READING_ROWS = 3
+#: Rows that fill the largest register tile.
 _TILE_ROWS = 8
+#: A window of the backward pass (see `window`) has at least this many rows, and at least the rows
+#: of this many steps of the whole batch.
+_WINDOW_ROWS, _WINDOW_BATCHES = 768, 4
 
 
 class Plan(NamedTuple):
@@ -20,40 +37,112 @@ class Plan(NamedTuple):
     Attributes:
         threads: size of the team.
         slices, slice_rows, stride: of the batch, see `rnnjit.codegen.row_slices.RowSlices`.
+        parts: into how many parts the hidden features of a slice are divided. One thread computes
+            each part, and they synchronise after each step.
         hoist: whether the input projection of all steps is computed before the first, since a
             step has too few rows to fill a tile.
+        tail: steps of fewer rows than this, at the end of a packed batch, are divided by hidden
+            features between all threads.
     """
 
     threads: int
     slices: int
     slice_rows: int
     stride: int
+    parts: int
     hoist: bool
+    tail: int = 0
 
 
-def plan(layer: LayerSpec, rows: Rows, threads: int, shared: int = 0) -> Plan:
-    """The plan for a call.
+def plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int, shared: int = 0) -> Plan:
+    """The plan for a call of the forward or the backward kernel.
 
     Args:
         layer: what the layer is.
         rows: how many rows it has and how they are divided into time steps.
         threads: the most that may be used.
+        vectors: how many vectors hold the hidden features of a row.
         shared: multiply-adds beside those of a forward pass, which all threads share evenly.
     """
+    step_rows, weights = _mean_rows(rows, rows.B), _weights(layer)
+    alone = Plan(1, *one_slice(rows), 1, step_rows < _TILE_ROWS)
+    if threads == 1:
+        return alone
+    cut, step = _team(layer, rows, threads, vectors)
+    own = layer.num_directions * (_step_work(step_rows, weights, 1) + _inputs(layer, step_rows))
+    saved = (own - step) * rows.N / step_rows + shared * (threads - 1) / threads
+    return cut if worth_team(saved) else alone
+
+
+def _team(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> tuple[Plan, float]:
+    """The best plan for several threads, and the cost of a step of the whole batch by it."""
+    weights, D, step_rows = _weights(layer), layer.num_directions, _mean_rows(rows, rows.B)
+    # All hidden units of a row have to be known before its projection.
+    most = 1 if layer.proj_size else max(1, min(threads // D, vectors))
+    # Costs are those of one time step, in multiply-adds of a thread. Of the input projection:
+    inputs = _inputs(layer, step_rows)
+
+    def by_columns(parts: int) -> float:
+        return _step_work(step_rows, weights, parts) + inputs / parts
+
+    parts = min(range(1, most + 1), key=by_columns)
     cut = row_slices(layer, rows, threads)
-    hoist = cut.slice_rows < _TILE_ROWS
-    if not worth_team(_saved(layer, rows, threads, cut, hoist, shared)):
-        threads, cut = 1, one_slice(rows)
-    return Plan(threads, *cut, cut.slice_rows < _TILE_ROWS)
+    slice_rows = _mean_rows(rows, cut.slice_rows)
+    by_rows = _step_work(slice_rows, weights, 1) + inputs / -(-threads // D)
+    hoist = slice_rows < _TILE_ROWS
+    if hoist and parts > 1 and by_columns(parts) < by_rows:
+        return Plan(threads, *one_slice(rows), parts, True), by_columns(parts)
+    packed = rows.T * rows.B > rows.N
+    tail = _tail(weights, threads) if packed and D == 1 and most == threads else 0
+    return Plan(threads, *cut, 1, hoist, tail), by_rows
 
 
-def _saved(
-    layer: LayerSpec, rows: Rows, threads: int, cut: RowSlices, hoist: bool, shared: int
-) -> float:
-    """Multiply-adds that a team takes off the calling thread."""
-    all_threads = (threads - 1) / threads
-    units = layer.num_directions * cut.slices
-    by_slices = 1 - -(-units // threads) / units
-    work = rows.N * layer.num_directions * layer.hidden_size
-    projected = work * layer.input_size * (all_threads if hoist else by_slices)
-    return projected + work * layer.hidden_size * by_slices + shared * all_threads
+def _mean_rows(rows: Rows, sequences: int) -> int:
+    """The mean rows of a step that some of the sequences have, rounded up; at least 1.
+
+    The steps of a packed batch have ever fewer rows, and the more of them, the more a step costs
+    that reads all weights for few rows.
+    """
+    return max(1, -(-sequences * rows.N // max(rows.T * rows.B, 1)))
+
+
+def _weights(layer: LayerSpec) -> int:
+    """The recurrent weights of a direction, with its projection: multiply-adds of a row's step."""
+    H, P = layer.hidden_size, layer.output_size
+    return len(layer.cell.gates) * H * P + H * layer.proj_size
+
+
+def _inputs(layer: LayerSpec, step_rows: int) -> int:
+    """Multiply-adds of the input projection of a step in one direction."""
+    return step_rows * layer.input_size * len(layer.cell.gates) * layer.hidden_size
+
+
+def _step_work(step_rows: int, weights: int, parts: int) -> float:
+    """The cost, in multiply-adds, of a step whose hidden features `parts` threads divide.
+
+    It counts the product with the state alone, not the input projection. The cost of synchronising
+    grows with the threads, which increment one word of memory in turn.
+    """
+    return max(step_rows, _READING_ROWS) * weights / parts + _SYNC_WORK * (parts - 1)
+
+
+def _tail(weights: int, threads: int) -> int:
+    """The fewest rows of a step for which dividing its columns between all threads does not pay."""
+    alone, few = _READING_ROWS * weights, 2 * threads
+    return next((n for n in range(few) if _step_work(n, weights, threads) >= alone), few)
+
+
+def window(layer: LayerSpec, rows: Rows) -> tuple[int, int]:
+    """How many rows of dz a backward pass computes before it sums them, and how many it holds.
+
+    dz is the gradient of the pre-activations. Besides a window it holds the last rows computed:
+    those of the last step, which the next needs, or those of an incomplete block of the reductions,
+    whichever are more. Two directions traverse the rows from opposite ends, and so their window is
+    all rows.
+    """
+    batch = max(rows.B, 1)
+    size = max(_WINDOW_ROWS, _WINDOW_BATCHES * batch)
+    held = size + max(batch, REDUCTION_ROWS)
+    if layer.num_directions == 2 or held >= rows.N:
+        return rows.N, rows.N
+    return size, held

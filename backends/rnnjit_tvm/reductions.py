@@ -1,10 +1,16 @@
-"""The gradients that are one reduction each over all rows of dz.
+"""The gradients that are one reduction each over all rows: grad_x and those of the weights.
 
-    dX = dZ W_ih   dW_ih = dZ^T X   dW_hh = dZ^T H_before   db = sum_n dz_n
+    dW_ih = sum_n dz_n x_n^T      dW_hh = sum_n dz_n h'_n^T      db = sum_n dz_n
+    dW_hr = sum_n g_n out_n^T     grad_x_n = sum over directions of W_ih^T dz_n
 
-Row n of H_before is the state before row n's step. Rows are summed in windows of `REDUCTION_ROWS`,
-which stay in a core's own cache. The bounds of the windows are fixed, and so results are the same,
-bit for bit, for any number of threads. For shapes see `BackwardArguments`.
+h'_n is the state before row n's step, g_n the gradient of h_n; of dz_n, W_ih and b_ih take the
+blocks of zx, W_hh and b_hh those of zh (see `rnnjit.codegen.cell_layout`). Rows are summed in
+blocks of `REDUCTION_ROWS`, whose bounds depend on N alone. Each block is packed so that the tile
+streams through it. The sums of the blocks are added from the last to the first, the order in which
+dz is computed. Tasks divide the columns of the results, never the rows, so the sums do not depend
+on the number of threads.
+
+The first parameter of each PrimFunc is a `BackwardArguments`, which has the shapes.
 """
 
 from __future__ import annotations
@@ -13,172 +19,343 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from rnnjit_tvm.backward import zeros_at
-from rnnjit_tvm.plan import REDUCTION_ROWS
-from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, pointer, when
-from rnnjit_tvm.time_loop import backward_arguments, of_direction, partition
+from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit_tvm.arguments import BackwardArguments
+from rnnjit_tvm.backward_step import zeros_at
+from rnnjit_tvm.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT
+from rnnjit_tvm.tensorir import (
+    Lanes,
+    Module,
+    address,
+    call,
+    either,
+    integer,
+    least,
+    loop,
+    pointer,
+    when,
+)
+from rnnjit_tvm.time_loop import Masked, affine, backward_arguments, blocks, of_direction, part_of
 
-#: Rows of grad_x that are computed at a time; a thread's rows of other gradients are multiples of
-#: the second.
-_ROW_BLOCK, _TILE = 64, 8
 #: Rows in a chain of additions before it is added to the total.
 _CHAIN = 16
 
 
-def add_reductions(module: Module, widest: int) -> None:
-    """The last phase of the backward kernel, `backward_reduce`.
+def add_reductions(module: Module, layout: CellLayout, tile: tuple[int, int]) -> None:
+    """PrimFunc `backward_reduce`, and what it calls.
+
+    `backward_reduce(block, task, tasks, low, high, first, last)` computes a task's part of grad_x
+    of rows `low` to `high`, and sums blocks `first` to `last` of rows.
 
     Args:
         module: what to add it to.
-        widest: most vectors of the tile with the most rows; the width of a window.
+        layout: of the cell.
+        tile: rows and vectors of the tile with the most rows.
     """
-    _add_gather(module)
+    _add_grad_x(module, layout)
+    _add_pack_dz(module, tile[0])
+    _add_pack_operand(module)
+    _add_product(module, *tile)
     _add_sum_rows(module)
-    _add_outer(module, widest)
-    _add_inputs(module)
-    _add_reduce(module)
+    _add_reduce(module, layout, *tile)
 
 
-def _add_reduce(module: Module) -> None:
-    """One thread's part of every gradient that is needed."""
-    lanes, size = module.lanes, module.lanes.bits // 8
+def _chunks(lanes: Lanes, columns: Any, widest: int, wanted: Any) -> Any:
+    """How many blocks of columns, no wider than a tile, a result has; none if it is not wanted."""
+    number = T.truncdiv(lanes.vectors(columns) + (widest - 1), integer(widest))
+    return either(wanted != 0, number, integer(0))
 
-    def body(block: Any, thread: Any, threads: Any) -> None:
-        a = backward_arguments(block)
-        dz = pointer(a.dz, lanes.dtype)
-        window = address(pointer(a.windows, lanes.dtype), thread * a.window)
-        zeros = T.bind(a.scratch + zeros_at(a) * size)
-        ld = T.bind(a.D * a.H)
-        with when(a.grad_x != integer(0)):
-            call("inputs", address(block, integer(0)), thread, threads)
+
+def _add_reduce(module: Module, layout: CellLayout, rows: int, widest: int) -> None:
+    lanes = module.lanes
+
+    def body(block: Any, *sizes: Any) -> None:
+        task, count, low, high, first, last = sizes
+        a, own = backward_arguments(block), address(block, integer(0))
+        with when(a.grad_x != 0):
+            call("grad_x", own, task, count, low, high)
+        inputs = _chunks(lanes, a.I, widest, a.grad_w_ih_0)
+        hidden = _chunks(lanes, a.P, widest, a.grad_w_hh_0)
+        outputs = _chunks(lanes, a.H, widest, a.grad_w_hr_0)
+        biased = T.bind(T.Or(a.grad_b_0 != 0, a.grad_b_hh_0 != 0))
+        matrices = T.bind(inputs + hidden + outputs)
+        chunks = T.bind(matrices + T.cast(biased, "int64"))
+        start, stop = part_of(T.bind(a.D * chunks), task, count)
         with loop(integer(0), a.D) as d:
-            own = address(dz, d * a.H)
-            sizes = (ld, a.N, a.H, thread, threads)
-            w_ih = T.bind(of_direction(a, d, "grad_w_ih"))
-            with when(w_ih != 0):
-                call("outer", own, window, zeros, w_ih, integer(0), a.x, a.I, *sizes)
-            w_hh = T.bind(of_direction(a, d, "grad_w_hh"))
-            with when(w_hh != 0):
-                before = T.bind(a.before + d * a.N * 8)
-                call("outer", own, window, zeros, w_hh, before, integer(0), a.H, *sizes)
-            b = T.bind(of_direction(a, d, "grad_b"))
-            with when(b != 0), partition(lanes.vectors(a.H), thread, threads) as index:
-                column = T.bind((thread + index * threads) * lanes.count)
-                to = address(pointer(b + column * size, lanes.dtype), integer(0))
-                count = least(a.H - column, integer(lanes.count))
-                call("sum_rows", address(dz, d * a.H + column), to, ld, a.N, count)
+            begin = T.bind(T.max(start - d * chunks, 0))
+            end = T.bind(T.min(stop - d * chunks, chunks))
+            with when(end > begin), loop(integer(0), last - first) as index:
+                row = T.bind((last - 1 - index) * REDUCTION_ROWS)
+                some = least(a.N - row, integer(REDUCTION_ROWS))
+                bounds = (inputs, hidden, outputs)
+                _reduce_block(
+                    module, layout, (block, a, task, d), (begin, end, *bounds), (row, some)
+                )
 
-    module.add_phase("backward_reduce", body)
+    names = ["task", "tasks", "low", "high", "first", "last"]
+    module.add("backward_reduce", ["block"], names, body, dtype="int64")
+    _add_segment(module, rows, widest)
 
 
-def _add_inputs(module: Module) -> None:
-    """PrimFunc `inputs(block, thread, threads)`: grad_x = dz W_ih, summed over directions."""
-    lanes = module.lanes
+def _reduce_block(
+    module: Module,
+    layout: CellLayout,
+    where: tuple[Any, BackwardArguments, Any, Any],
+    chunks: tuple[Any, ...],
+    rows: tuple[Any, Any],
+) -> None:
+    """Add a block of rows to chunks of the results.
 
-    def body(block: Any, thread: Any, threads: Any) -> None:
-        a = backward_arguments(block)
-        dz, grad_x, scratch = (pointer(each, lanes.dtype) for each in (a.dz, a.grad_x, a.scratch))
-        ld, zero = T.bind(a.D * a.H), integer(0)
-        blocks = T.truncdiv(a.N + (_ROW_BLOCK - 1), integer(_ROW_BLOCK))
-        with partition(blocks, thread, threads) as index:
-            row = T.bind((thread + index * threads) * _ROW_BLOCK)
-            rows = least(a.N - row, integer(_ROW_BLOCK))
-            out = address(grad_x, row * a.I)
-
-            def add(d: int, init: Any, ld_init: Any) -> None:
-                source = address(dz, row * ld + d * a.H)
-                w = address(scratch, d * a.packed + lanes.vectors(a.H) * a.panel)
-                sizes = (ld_init, zero, zero, zero, ld, a.H, a.panel, a.I, rows, a.I)
-                call("block", init, source, source, w, out, *sizes)
-
-            add(0, address(scratch, zeros_at(a)), zero)
-            with when(integer(1) < a.D):
-                add(1, out, a.I)
-
-    module.add("inputs", ["block"], ["thread", "threads"], body, dtype="int64")
-
-
-def _add_outer(module: Module, widest: int) -> None:
-    """PrimFunc `outer`: one thread's rows of `out = dz^T s`, with `out` `[H, columns]`.
-
-    `outer(dz, window, zeros, out, rows_at, s, columns, ld, N, H, thread, threads)`, where
-    `zeros`, `out` and `s` are addresses. `rows_at` is the address of an array of the addresses of
-    the rows of s; if it is 0, s is contiguous.
+    Chunks are column blocks no wider than a tile: those of dW_ih, then those of dW_hh, then those
+    of dW_hr, then the biases. The columns of dz are taken by segments of adjacent rows of a result.
     """
-    lanes, size = module.lanes, module.lanes.bits // 8
-
-    def body(dz: Any, window: Any, *sizes: Any) -> None:
-        zeros, out, rows_at, s, columns, ld, N, H, thread, threads = sizes
-        wide, zero = T.bind(lanes.vectors(columns)), integer(0)
-        cuts = T.bind(T.truncdiv(wide + (widest - 1), integer(widest)))
-        each = T.bind(T.truncdiv(H + threads * _TILE - 1, threads * _TILE) * _TILE)
-        low = T.bind(thread * each)
-        height = least(H - low, each)
-        windows = T.truncdiv(N + (REDUCTION_ROWS - 1), integer(REDUCTION_ROWS))
-        with when(height > 0), loop(zero, windows) as number, loop(zero, cuts) as cut:
-            first = T.bind(T.truncdiv(wide * cut, cuts))
-            vectors = T.bind(T.truncdiv(wide * (cut + 1), cuts) - first)
-            column, start = T.bind(first * lanes.count), T.bind(number * REDUCTION_ROWS)
-            width = least(columns - column, vectors * lanes.count)
-            rows = least(N - start, integer(REDUCTION_ROWS))
-            _fill(lanes, window, (rows_at, s, columns, column, start, rows), vectors)
-            to = T.bind(out + (low * columns + column) * size)
-            init = T.bind(T.Select(number == 0, zeros, to))
-            operand = address(dz, start * ld + low)
-            pointers = (
-                address(pointer(init, lanes.dtype), zero),
-                operand,
-                operand,
-                address(window, zero),
-                address(pointer(to, lanes.dtype), zero),
+    block, a, task, d = where
+    own, none = address(block, integer(0)), integer(-1)
+    _, last, inputs, hidden, outputs = chunks
+    for run in layout.runs:
+        start = T.bind(a.H * run.block)
+        with blocks(integer(0), a.H * run.blocks, SEGMENT) as (low, columns):
+            row_i = none if run.input_gate < 0 else T.bind(a.H * run.input_gate + low)
+            row_h = none if run.hidden_gate < 0 else T.bind(a.H * run.hidden_gate + low)
+            call(
+                *("reduce_segment", own, task, d, *chunks, *rows),
+                *(start + low, columns, row_i, row_h, none),
             )
-            ld_init = T.Select(number == 0, zero, columns)
-            panel = integer(REDUCTION_ROWS * lanes.count)
-            shape = (ld_init, integer(1), ld, rows, zero, zero, panel, columns)
-            call("block", *pointers, *shape, height, width)
-
-    sizes = ["zeros", "out", "rows_at", "s", "columns", "ld", "N", "H", "thread", "threads"]
-    module.add("outer", ["dz", "window"], sizes, body)
-
-
-def _fill(lanes: Lanes, window: Any, source: tuple[Any, ...], vectors: Any) -> None:
-    """Fill a window with rows of s: a panel for each of `vectors` vectors."""
-    rows_at, s, columns, column, start, rows = source
-    size = lanes.bits // 8
-    with loop(integer(0), vectors) as v:
-        at = T.bind(column + v * lanes.count)
-        panel = address(window, v * (REDUCTION_ROWS * lanes.count))
-        count = least(columns - at, integer(lanes.count))
-        with T.If(rows_at != 0):
-            with T.Then():
-                call("gather", panel, rows_at + start * 8, at * size, rows, count)
-            with T.Else():
-                here = pointer(s + (start * columns + at) * size, lanes.dtype)
-                call("pack", address(here, integer(0)), panel, columns, rows, count)
+    with when(outputs > 0), blocks(integer(0), a.P, SEGMENT) as (low, columns):
+        start = T.bind(a.dz_columns - a.P + low)
+        call(
+            *("reduce_segment", own, task, d, *chunks, *rows),
+            *(start, columns, none, none, low),
+        )
+    with when(last > inputs + hidden + outputs):
+        for run in layout.runs:
+            start, columns = T.bind(a.H * run.block), T.bind(a.H * run.blocks)
+            for name, gate in (("grad_b", run.input_gate), ("grad_b_hh", run.hidden_gate)):
+                to = of_direction(a, d, name)
+                if gate >= 0:
+                    _sums(module, a, d, to, (a.H * gate, start, columns), rows)
 
 
-def _add_gather(module: Module) -> None:
-    """PrimFunc `gather(panel, rows_at, offset, k, count)`: panel[i, l] = row i [l].
+def _sums(
+    module: Module,
+    a: BackwardArguments,
+    d: Any,
+    to: Any,
+    columns: tuple[Any, Any, Any],
+    rows: tuple[Any, Any],
+) -> None:
+    """Add the sums of some columns of dz over some rows to the gradient of a bias, if it is wanted.
 
-    Row i is `offset` bytes after the i-th address in the array at `rows_at`.
+    If the rows are the last ones, which come first, they overwrite it.
+    """
+    lanes, (first, start, count), (row, some) = module.lanes, columns, rows
+    with when(to != 0), blocks(integer(0), count, lanes.count) as (at, width):
+        dz = lanes.after(a.dz, (d * a.N + row) * a.dz_columns + start + at)
+        out = lanes.element(lanes.after(to, first + at))
+        keep = T.cast(row + some < a.N, "int64")
+        call("sum_rows", lanes.element(dz), out, a.dz_columns, some, width, keep)
+
+
+def _add_grad_x(module: Module, layout: CellLayout) -> None:
+    """PrimFunc `grad_x(block, task, tasks, low, high)`: a task's part of grad_x of some rows."""
+    lanes = module.lanes
+    runs = [run for run in layout.runs if run.input_gate >= 0]
+
+    def body(block: Any, *sizes: Any) -> None:
+        task, count, low, high = sizes
+        a, zero = backward_arguments(block), integer(0)
+        wide, zeros = T.bind(lanes.vectors(a.I)), zeros_at(lanes, a)
+        packed = lanes.after(a.scratch, lanes.vectors(a.P) * a.panel)
+        pieces = T.bind(T.truncdiv(high - low + (ROW_BLOCK - 1), integer(ROW_BLOCK)))
+        first, last = part_of(pieces, task, count)
+        with loop(first, last) as piece:
+            row = T.bind(low + piece * ROW_BLOCK)
+            rows = least(high - row, integer(ROW_BLOCK))
+            to = lanes.after(a.grad_x, row * a.I)
+            with loop(zero, a.D) as d:
+                for number, run in enumerate(runs):
+                    place = T.bind((d * a.N + row) * a.dz_columns + a.H * run.block)
+                    dz, k = lanes.after(a.dz, place), T.bind(a.H * run.blocks)
+                    gate = T.bind(a.H * (run.input_gate * lanes.count))
+                    w = lanes.after(packed, d * a.packed + gate)
+                    init, ld_init = to, a.I
+                    if number == 0:
+                        init, ld_init = either(d == 0, zeros, to), either(d == 0, zero, a.I)
+                    affine(
+                        *(lanes, (init, ld_init), (dz, a.dz_columns, k), (dz, zero, zero)),
+                        *((w, a.panel), (to, a.I), (rows, (zero, wide), a.I)),
+                    )
+
+    names = ["task", "tasks", "low", "high"]
+    module.add("grad_x", ["block"], names, body, dtype="int64")
+
+
+def _add_segment(module: Module, tile_rows: int, widest: int) -> None:
+    """PrimFunc `reduce_segment`: the part of a block of rows for some adjacent columns of dz.
+
+    `reduce_segment(block, task, d, first, last, inputs, hidden, outputs, row, rows, start, columns,
+    row_i, row_h, row_o)`. The `columns` columns from `start` on are rows `row_i` on of dW_ih,
+    `row_h` on of dW_hh and `row_o` on of dW_hr, or of none of one of these where the number is
+    negative.
     """
     lanes = module.lanes
 
-    def body(panel: Any, rows_at: Any, offset: Any, k: Any, count: Any) -> None:
+    def body(block: Any, *sizes: Any) -> None:
+        task, d, first, last, inputs, hidden, outputs, row, rows, start, columns, *to_rows = sizes
+        a, own, zero = backward_arguments(block), address(block, integer(0)), integer(0)
+        groups = T.bind(T.truncdiv(columns + (tile_rows - 1), integer(tile_rows)))
+        dz_block = lanes.after(a.reduction, task * a.reduction_size)
+        operand = lanes.after(dz_block, groups * (tile_rows * REDUCTION_ROWS))
+        packed = T.alloc_buffer((1,), "int64", scope="local", layout=None)
+        T.buffer_store(packed, zero, [zero])
+        begin = zero
+        kinds = (("x", inputs), ("h", hidden), ("o", outputs))
+        for (kind, chunks), to_row in zip(kinds, to_rows, strict=True):
+            low = T.bind(T.max(first, begin))
+            high = T.bind(T.min(last, begin + chunks))
+            with when(T.And(to_row >= 0, low < high)):
+                with when(packed[zero] == 0):
+                    T.buffer_store(packed, integer(1), [zero])
+                    call("pack_dz", own, d, dz_block, row, rows, start, columns)
+                _products(
+                    *(lanes, own, a, kind, d, (low - begin, high - begin, chunks)),
+                    *(dz_block, operand, (row, rows, to_row, columns)),
+                )
+            begin = T.bind(begin + chunks)
+
+    names = ["task", "d", "first", "last", "inputs", "hidden", "outputs", "row", "rows", "start"]
+    names += ["columns", "row_i", "row_h", "row_o"]
+    module.add("reduce_segment", ["block"], names, body, dtype="int64")
+
+
+def _products(
+    lanes: Lanes,
+    own: Any,
+    a: BackwardArguments,
+    kind: str,
+    d: Any,
+    chunks: tuple[Any, Any, Any],
+    dz_block: Any,
+    operand: Any,
+    rows: tuple[Any, Any, Any, Any],
+) -> None:
+    """Add a segment's products to chunks of dW: with x, with the states before, or with outputs."""
+    columns = {"x": a.I, "h": a.P, "o": a.H}[kind]
+    out = of_direction(a, d, {"x": "grad_w_ih", "h": "grad_w_hh", "o": "grad_w_hr"}[kind])
+    row, some, to_row, height = rows
+    to, wide = lanes.after(out, to_row * columns), T.bind(lanes.vectors(columns))
+    with loop(chunks[0], chunks[1]) as chunk:
+        v, end = part_of(wide, chunk, chunks[2])
+        at, zero = T.bind(v * lanes.count), integer(0)
+        width = least(columns - at, (end - v) * lanes.count)
+        if kind == "h":
+            call(
+                *("gather", lanes.element(operand), a.before + (d * a.N + row) * 8),
+                *(at * lanes.itemsize, some, width),
+            )
+        else:
+            source, ld = lanes.after(a.x, row * a.I + at), a.I
+            if kind == "o":
+                source, ld = lanes.after(a.outputs, (row * a.D + d) * a.H + at), a.D * a.H
+            call("pack_operand", lanes.element(operand), source, ld, some, width)
+        keep = T.bind(row + some < a.N)
+        target = lanes.after(to, at)
+        init = either(keep, target, zeros_at(lanes, a))
+        ld_init = either(keep, columns, zero)
+        call(
+            *("outer", lanes.element(init), lanes.element(dz_block), lanes.element(operand)),
+            *(lanes.element(target), ld_init, columns, some, height, width),
+        )
+
+
+def _add_pack_dz(module: Module, tile_rows: int) -> None:
+    """PrimFunc `pack_dz(block, d, to, row, rows, start, columns)`: a block of columns of dz.
+
+    It is packed as `[groups][REDUCTION_ROWS][tile_rows]`.
+    """
+    lanes = module.lanes
+
+    def body(block: Any, *sizes: Any) -> None:
+        d, to, row, rows, start, columns = sizes
+        a = backward_arguments(block)
+        source = lanes.memory(lanes.after(a.dz, (d * a.N + row) * a.dz_columns + start))
+        target = lanes.memory(to)
+        with blocks(integer(0), columns, tile_rows) as (low, count):
+            place = T.bind(low * REDUCTION_ROWS)
+            with loop(integer(0), rows) as n:
+                for first in range(0, tile_rows, lanes.count):
+                    piece = min(lanes.count, tile_rows - first)
+                    some = T.max(T.min(count - first, integer(piece)), 0)
+                    masked = Masked(lanes, T.bind(some))
+                    value = masked.load(source, n * a.dz_columns + low + first)
+                    at = place + n * tile_rows + first
+                    Masked(lanes, integer(piece)).store(target, at, value)
+
+    names = ["d", "to", "row", "rows", "start", "columns"]
+    module.add("pack_dz", ["block"], names, body, dtype="int64")
+
+
+def _add_product(module: Module, tile_rows: int, widest: int) -> None:
+    """PrimFunc `outer`: a chunk of dW, init plus the product of packed dz and operand.
+
+    `outer(init, dz, operand, out, ld_init, ld_out, k, height, width)` for `k` rows of dz; the chunk
+    has `height` rows and `width` columns.
+    """
+    lanes = module.lanes
+
+    def body(init: Any, dz: Any, operand: Any, out: Any, *sizes: Any) -> None:
+        ld_init, ld_out, k, height, width = sizes
+        zero, panel = integer(0), integer(REDUCTION_ROWS * lanes.count)
+        with blocks(zero, height, tile_rows) as (low, count):
+            source = address(dz, low * REDUCTION_ROWS)
+            pointers = (
+                address(init, low * ld_init),
+                *(source, source, address(operand, zero)),
+                address(out, low * ld_out),
+            )
+            shape = (ld_init, integer(1), integer(tile_rows), k, zero, zero, panel, ld_out)
+            call("block", *pointers, *shape, count, width)
+
+    names = ["ld_init", "ld_out", "k", "height", "width"]
+    module.add("outer", ["init", "dz", "operand", "out"], names, body)
+
+
+def _add_pack_operand(module: Module) -> None:
+    """PrimFuncs `pack_operand` and `gather`: columns of some rows as panels `[k][lanes]`.
+
+    `pack_operand(panels, source, ld, k, columns)` has rows `ld` elements apart from the address
+    `source` on. `gather(panels, rows_at, offset, k, columns)` has row i `offset` bytes after the
+    i-th address in the array at `rows_at`. Panels are `REDUCTION_ROWS` vectors apart.
+    """
+    lanes = module.lanes
+
+    def pack(panels: Any, *sizes: Any) -> None:
+        source, ld, k, columns = sizes
+        with blocks(integer(0), columns, lanes.count) as (at, count):
+            here = lanes.element(lanes.after(source, at))
+            call("pack", here, address(panels, at * REDUCTION_ROWS), ld, k, count)
+
+    def gather(panels: Any, *sizes: Any) -> None:
+        rows_at, offset, k, columns = sizes
         rows = pointer(rows_at, "int64")
         with loop(integer(0), k) as i:
-            row = pointer(rows[i] + offset, lanes.dtype)
-            value = lanes.load(row, integer(0), count)
-            T.buffer_store(panel, value, [lanes.at(i * lanes.count)])
+            row = lanes.memory(T.bind(rows[i] + offset))
+            with blocks(integer(0), columns, lanes.count) as (at, count):
+                value = lanes.load(row, at, count)
+                T.buffer_store(panels, value, [lanes.at(at * REDUCTION_ROWS + i * lanes.count)])
 
-    module.add("gather", ["panel"], ["rows_at", "offset", "k", "count"], body)
+    module.add("pack_operand", ["panels"], ["source", "ld", "k", "columns"], pack)
+    module.add("gather", ["panels"], ["rows_at", "offset", "k", "columns"], gather)
 
 
 def _add_sum_rows(module: Module) -> None:
-    """PrimFunc `sum_rows(x, out, ld, rows, count)`: the sum of rows, on `count` lanes."""
+    """PrimFunc `sum_rows(x, out, ld, rows, count, keep)`: the sum of rows, on `count` lanes.
+
+    It is added to what `out` holds if `keep` is 1.
+    """
     lanes = module.lanes
 
-    def body(x: Any, out: Any, ld: Any, rows: Any, count: Any) -> None:
+    def body(x: Any, out: Any, ld: Any, rows: Any, count: Any, keep: Any) -> None:
         sums = T.alloc_buffer((2 * lanes.count,), lanes.dtype, scope="local", layout=None)
         total, chain = lanes.at(integer(0)), lanes.at(integer(lanes.count))
         T.buffer_store(sums, lanes.zeros(), [total])
@@ -188,6 +365,8 @@ def _add_sum_rows(module: Module) -> None:
             with loop(start, least(start + _CHAIN, rows)) as i:
                 T.buffer_store(sums, sums[chain] + lanes.load(x, i * ld, count), [chain])
             T.buffer_store(sums, sums[total] + sums[chain], [total])
+        with when(keep != 0):
+            T.buffer_store(sums, sums[total] + lanes.load(out, integer(0), count), [total])
         lanes.store(out, integer(0), sums[total], count)
 
-    module.add("sum_rows", ["x", "out"], ["ld", "rows", "count"], body)
+    module.add("sum_rows", ["x", "out"], ["ld", "rows", "count", "keep"], body)

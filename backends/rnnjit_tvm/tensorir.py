@@ -99,6 +99,23 @@ class Lanes:
         """A vector of zeros."""
         return self.constant(0.0)
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.bits // 8
+
+    def memory(self, place: Any) -> Any:
+        """The memory at an address, as a buffer of elements."""
+        return pointer(place, self.dtype)
+
+    def element(self, place: Any) -> Any:
+        """A pointer to the element at an address."""
+        return address(self.memory(place), integer(0))
+
+    def after(self, place: Any, *elements: Any) -> Any:
+        """The address that is so many elements behind another."""
+        return T.bind(place + sum(elements[1:], elements[0]) * self.itemsize)
+
 
 class Module:
     """PrimFuncs that are compiled together.
@@ -168,6 +185,11 @@ def pointer(address: Any, dtype: str) -> Any:
 def address(buffer: Any, index: Any) -> Any:
     """A pointer to an element."""
     return T.address_of(buffer[index])
+
+
+def either(condition: Any, a: Any, b: Any) -> Any:
+    """One of two int64 values, both of which are computed."""
+    return T.bind(T.Select(condition, a, b))
 
 
 def call(name: str, *args: Any) -> None:

@@ -30,7 +30,7 @@ from rnnjit_tvm.tensorir import (
 )
 
 #: Multiply-adds in a chain before it is added to the total.
-FOLD = 128
+FOLD = 64
 
 _POINTERS = ["init", "a", "b", "w", "out"]
 _SIZES = ["ld_init", "ld_a", "step_a", "k_a", "ld_b", "k_b", "panel", "ld_out"]
@@ -173,13 +173,9 @@ def _add_block(module: Module, heights: list[int]) -> None:
 
     def body(init: Any, a: Any, b: Any, w: Any, out: Any, *sizes: Any) -> None:
         ld_init, ld_a, _, _, ld_b, _, _, ld_out, rows, columns = sizes
+        row = integer(0)
         for height in heights:
-            count, row = T.truncdiv(rows, integer(height)), integer(0)
-            if height != heights[0]:
-                # Tiles have powers of two rows: each smaller one takes a bit of the remainder.
-                count = T.truncmod(count, integer(2))
-                row = T.truncdiv(rows, integer(2 * height)) * (2 * height)
-            count, row = T.bind(count), T.bind(row)
+            count = T.bind(T.truncdiv(rows - row, integer(height)))
             pointers = [
                 address(init, row * ld_init),
                 address(a, row * ld_a),
@@ -189,5 +185,6 @@ def _add_block(module: Module, heights: list[int]) -> None:
             ]
             with when(count > 0):
                 call(f"rows_{height}", *pointers, *sizes[:8], count, columns)
+            row = T.bind(row + count * height)
 
     module.add("block", _POINTERS, [*_SIZES, "rows", "columns"], body)

@@ -1,0 +1,256 @@
+"""The pointwise part of a cell's step and of its gradient, on some rows and hidden units.
+
+The PrimFuncs here read a kernel's argument block, and so the memory of all states and of all that
+is saved for the backward pass. Addresses are in bytes, distances of rows in elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from rnnjit.cells import Cell
+from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.pointwise import lower
+from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
+from rnnjit_tvm.pointwise import TirVectors
+from rnnjit_tvm.tensorir import Lanes, Module, either, integer, when
+from rnnjit_tvm.time_loop import (
+    Masked,
+    backward_arguments,
+    each_vector,
+    forward_arguments,
+    of_state,
+)
+
+
+def add_step(module: Module, cell: Cell) -> None:
+    """PrimFunc `cell_step`: the step of some rows and hidden units, from their pre-activations.
+
+    `cell_step(block, d, row, b, stride, rows, first, last, zx, ld_zx, zh, ld_zh, h, ld_h, fresh,
+    out, ld_out)` where
+
+    * `block` is a `ForwardArguments`, and `d` the direction;
+    * `row` and `b` number the first of `rows` rows, among all rows and within the batch; the next
+      one is `stride` further on in both;
+    * `first` and `last` bound the vectors of hidden units;
+    * `zx` and `zh` are the pre-activations `[rows, V, G, lanes]`, rows `ld_zx` and `ld_zh` apart.
+      Where the cell only uses sums, `zx` holds these, and `zh` is not read;
+    * `h` is the first state before the step, rows `ld_h` apart. The others are what the block says:
+      the initial ones if `fresh` is 1, else those that the step before wrote;
+    * `out` gets the outputs, rows `ld_out` apart.
+
+    It writes the new states, and what is recorded of every step if the block has memory for that.
+    """
+
+    def body(block: Any, *sizes: Any) -> None:
+        values = forward_arguments(block).values
+        if not cell.saved:
+            _emit_step(module.lanes, cell, block, sizes, keep=False)
+            return
+        with T.If(values != 0):
+            with T.Then():
+                _emit_step(module.lanes, cell, block, sizes, keep=True)
+            with T.Else():
+                _emit_step(module.lanes, cell, block, sizes, keep=False)
+
+    names = ["d", "row", "b", "stride", "rows", "first", "last", "zx", "ld_zx", "zh", "ld_zh"]
+    names += ["h", "ld_h", "fresh", "out", "ld_out"]
+    module.add("cell_step", ["block"], names, body, dtype="int64")
+
+
+def _emit_step(lanes: Lanes, cell: Cell, block: Any, sizes: tuple[Any, ...], *, keep: bool) -> None:
+    d, row, b, stride, rows, first, last, zx, ld_zx, zh, ld_zh, h, ld_h, fresh, *out = sizes
+    a, layout, count = forward_arguments(block), CellLayout(cell), len(cell.saved)
+    place, record = T.bind((d * a.B + b) * a.H), T.bind(row * a.D + d)
+    ld_state, ld_record = T.bind(a.H * stride), T.bind(a.D * a.H * stride)
+    z, hidden, h_before = lanes.memory(zx), lanes.memory(zh), lanes.memory(h)
+    to, ld_out = lanes.memory(out[0]), out[1]
+    states = []
+    for k in range(1, len(cell.states)):
+        initial, latest, every = (of_state(block, ForwardArguments, k, n) for n in range(3))
+        before = lanes.after(either(fresh != 0, initial, latest), place)
+        states.append((lanes.memory(before), lanes.memory(lanes.after(latest, place)), every))
+    recorded = [lanes.memory(lanes.after(every, record * a.H)) for *_, every in states]
+    saved = lanes.memory(lanes.after(a.values, record * a.H * count)) if keep else None
+
+    def accumulator(r: Any, v: Any, gate: int, part: str) -> Any:
+        at = T.bind((v * layout.gates + gate) * lanes.count)
+        if not layout.apart or part == "input":
+            return T.bind(z[lanes.at(r * ld_zx + at)])
+        if part == "hidden":
+            return T.bind(hidden[lanes.at(r * ld_zh + at)])
+        return T.bind(z[lanes.at(r * ld_zx + at)] + hidden[lanes.at(r * ld_zh + at)])
+
+    def one(r: Any, v: Any, masked: Masked) -> None:
+        at = T.bind(v * lanes.count)
+        here = T.bind(r * ld_state + at)
+        inputs = {each.name: accumulator(r, v, each.gate, each.part) for each in cell.accumulators}
+        if cell.states[0] in cell.step.used:
+            inputs[cell.states[0]] = masked.load(h_before, r * ld_h + at)
+        for name, (before, *_) in zip(cell.states[1:], states, strict=True):
+            inputs[name] = masked.load(before, here)
+        program = cell.step_saving if keep else cell.step
+        new, _, *found = lower(program, TirVectors(lanes), inputs)
+        masked.store(to, r * ld_out + at, new)
+        for value, (_, after, every), memory in zip(found, states, recorded, strict=False):
+            masked.store(after, here, value)
+            with when(every != 0):
+                masked.store(memory, r * ld_record + at, value)
+        for k, value in enumerate(found[len(states) :]):
+            masked.store(saved, r * ld_record * count + k * a.H + at, value)
+
+    each_vector(lanes, rows, (first, last), a.H, one)
+
+
+def add_step_backward(module: Module, cell: Cell) -> None:
+    """PrimFunc `cell_step_backward`: dz, and the gradients of the states before.
+
+    `cell_step_backward(block, d, row, b, stride, rows, first, last, before, fresh, grad_out,
+    ld_grad_out, zeros)` where
+
+    * `block` is a `BackwardArguments`; `d` ... `last` are as in `cell_step`;
+    * `before` numbers the row of the step before that precedes row `row`; the states before are
+      the initial ones if `fresh` is 1;
+    * `grad_out` has the gradients of the outputs, rows `ld_grad_out` apart, or is 0 for zeros;
+    * `zeros` is the address of a row of zeros.
+
+    The gradients of the states are read and written in place. That of the first state is added to
+    `grad_out`, unless the output is projected. It is left alone if nothing but W_hh reads the state
+    before.
+    """
+
+    def body(block: Any, *sizes: Any) -> None:
+        _StepBackward(module.lanes, cell, block, sizes).emit()
+
+    names = ["d", "row", "b", "stride", "rows", "first", "last", "before", "fresh"]
+    names += ["grad_out", "ld_grad_out", "zeros"]
+    module.add("cell_step_backward", ["block"], names, body, dtype="int64")
+
+
+#: Memory, the distance of its rows, and where the first row begins in it.
+_Rows = tuple[Any, Any]
+
+
+class _StepBackward:
+    """Code of `cell_step_backward`."""
+
+    def __init__(self, lanes: Lanes, cell: Cell, block: Any, sizes: tuple[Any, ...]) -> None:
+        self._lanes, self._cell, self._block = lanes, cell, block
+        self._a, self._layout = backward_arguments(block), CellLayout(cell)
+        (self._d, self._row, self._b, self._stride, self._rows, self._first, self._last, *rest) = (
+            sizes
+        )
+        self._before, fresh, self._grad_out, self._ld_grad_out, self._zeros = rest
+        self._fresh = T.bind(fresh != 0)
+        a = self._a
+        self._record, self._place = (
+            T.bind((self._row * a.D + self._d) * a.H),
+            T.bind((self._d * a.B + self._b) * a.H),
+        )
+        self._ld_record, self._ld_state = (
+            T.bind(a.D * a.H * self._stride),
+            T.bind(a.H * self._stride),
+        )
+
+    def _values(self) -> dict[str, _Rows]:
+        """The memory of each input of the gradient's program, but for gradients."""
+        a, lanes, cell = self._a, self._lanes, self._cell
+        used, earlier = cell.backward.used, T.bind((self._before * a.D + self._d) * a.H)
+        found: dict[str, tuple[Callable[[], Any], Any]] = {}
+
+        def previous(name: str, first: Any, every: Any) -> None:
+            def where() -> Any:
+                initial, later = lanes.after(first, self._place), lanes.after(every, earlier)
+                return either(self._fresh, initial, later)
+
+            found[name] = where, T.Select(self._fresh, self._ld_state, self._ld_record)
+
+        out = either(a.P != a.H, a.outputs, a.y)
+        found["out"] = (lambda: lanes.after(out, self._record)), self._ld_record
+        previous(cell.states[0], a.h0, a.y)
+        for k, name in enumerate(cell.states[1:], 1):
+            initial, every = (of_state(self._block, BackwardArguments, k, n) for n in range(2))
+            previous(name, initial, every)
+            found[f"new_{name}"] = (
+                (lambda every=every: lanes.after(every, self._record)),
+                self._ld_record,
+            )
+        count = len(cell.saved)
+        for k in range(count):
+            found[f"saved_{k}"] = (
+                (lambda k=k: lanes.after(a.values, self._record * count, a.H * k)),
+                self._ld_record * count,
+            )
+        return {
+            name: (lanes.memory(where()), T.bind(ld))
+            for name, (where, ld) in found.items()
+            if name in used
+        }
+
+    def _gradients(self) -> list[Any]:
+        """The addresses of the gradients of the states, which run through the steps."""
+        a, lanes, grads = self._a, self._lanes, []
+        for k in range(len(self._cell.states)):
+            if k == 0:
+                given, own = a.grad_h0, lanes.after(a.scratch, a.grad_h)
+                place = T.bind((self._d * a.B + self._b) * a.P)
+            else:
+                given = of_state(self._block, BackwardArguments, k, 3)
+                own = lanes.after(a.scratch, a.grad_states, a.D * a.B * a.H * (k - 1))
+                place = self._place
+            grads.append(lanes.after(either(given != 0, given, own), place))
+        return grads
+
+    def _or_zeros(self, absent: Any, place: Any, ld: Any) -> _Rows:
+        """The rows at an address, or zeros."""
+        source, distance = (
+            either(absent, self._zeros, place),
+            either(absent, integer(0), ld),
+        )
+        return self._lanes.memory(source), distance
+
+    def emit(self) -> None:
+        """The loops."""
+        a, lanes, cell, layout = self._a, self._lanes, self._cell, self._layout
+        values, grads, wide = self._values(), self._gradients(), a.dz_columns
+        dz = lanes.memory(lanes.after(a.dz, (self._d * a.N + self._row) * wide))
+        ld_dz = T.bind(wide * self._stride)
+        grad_out = self._or_zeros(self._grad_out == 0, self._grad_out, self._ld_grad_out)
+        # The gradient of a projected output is P wide, and `grad_out` comes from it.
+        incoming = [self._or_zeros(a.P != a.H, grads[0], self._ld_state)]
+        incoming += [(lanes.memory(grad), self._ld_state) for grad in grads[1:]]
+        every = []
+        for k in range(1, len(cell.states)):
+            given = of_state(self._block, BackwardArguments, k, 4)
+            every.append(
+                self._or_zeros(given == 0, lanes.after(given, self._record), self._ld_record)
+            )
+        outgoing = [lanes.memory(grad) for grad in grads]
+
+        def one(r: Any, v: Any, masked: Masked) -> None:
+            at = T.bind(v * lanes.count)
+
+            def read(rows: _Rows) -> Any:
+                return masked.load(rows[0], r * rows[1] + at)
+
+            inputs: Mapping[str, Any] = {name: read(rows) for name, rows in values.items()}
+            inputs = {**inputs, "grad_out": read(grad_out)}
+            for k, name in enumerate(cell.states):
+                value = read(incoming[k])
+                if k > 0:
+                    value = T.bind(value + read(every[k - 1]))
+                inputs[f"grad_new_{name}"] = value
+            found = lower(cell.backward, TirVectors(lanes), inputs)
+            for block, value in zip(layout.blocks, found, strict=False):
+                kept = lanes.zeros() if value is None else value
+                masked.store(dz, r * ld_dz + a.H * block + at, kept)
+            states = found[len(cell.accumulators) :]
+            for k, (value, grad) in enumerate(zip(states, outgoing, strict=False)):
+                if k > 0 or layout.passes_state:
+                    kept = lanes.zeros() if value is None else value
+                    masked.store(grad, r * self._ld_state + at, kept)
+
+        each_vector(lanes, self._rows, (self._first, self._last), a.H, one)
