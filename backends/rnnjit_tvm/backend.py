@@ -18,7 +18,7 @@ LOADERS = ">=0.45,<0.51"
 
 
 class TvmBackend(CPUBackend):
-    """Layers of any cell whose output is its first state, on the CPU, as TensorIR compiled by Apache TVM."""
+    """Layers of any cell whose output is its first state, on the CPU, compiled by Apache TVM."""
 
     name = "tvm"
     priority = 60

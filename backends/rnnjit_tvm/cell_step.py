@@ -6,7 +6,7 @@ is saved for the backward pass. Addresses are in bytes, distances of rows in ele
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -15,7 +15,7 @@ from rnnjit.cells import Cell
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.pointwise import lower
 from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
-from rnnjit_tvm.pointwise import TirVectors
+from rnnjit_tvm.pointwise import vectors
 from rnnjit_tvm.tensorir import Lanes, Module, either, integer, when
 from rnnjit_tvm.time_loop import (
     Masked,
@@ -93,7 +93,7 @@ def _emit_step(lanes: Lanes, cell: Cell, block: Any, sizes: tuple[Any, ...], *, 
         for name, (before, *_) in zip(cell.states[1:], states, strict=True):
             inputs[name] = masked.load(before, here)
         program = cell.step_saving if keep else cell.step
-        new, _, *found = lower(program, TirVectors(lanes), inputs)
+        new, _, *found = lower(program, vectors(lanes), inputs)
         masked.store(to, r * ld_out + at, new)
         for value, (_, after, every), memory in zip(found, states, recorded, strict=False):
             masked.store(after, here, value)
@@ -130,7 +130,7 @@ def add_step_backward(module: Module, cell: Cell) -> None:
     module.add("cell_step_backward", ["block"], names, body, dtype="int64")
 
 
-#: Memory, the distance of its rows, and where the first row begins in it.
+#: Memory, and the distance of its rows.
 _Rows = tuple[Any, Any]
 
 
@@ -157,38 +157,31 @@ class _StepBackward:
 
     def _values(self) -> dict[str, _Rows]:
         """The memory of each input of the gradient's program, but for gradients."""
-        a, lanes, cell = self._a, self._lanes, self._cell
-        used, earlier = cell.backward.used, T.bind((self._before * a.D + self._d) * a.H)
-        found: dict[str, tuple[Callable[[], Any], Any]] = {}
+        a, lanes, cell, block = self._a, self._lanes, self._cell, self._block
+        used, count = cell.backward.used, len(cell.saved)
+        found: dict[str, _Rows] = {}
+
+        def add(name: str, place: Any, ld: Any) -> None:
+            if name in used:
+                found[name] = lanes.memory(place), T.bind(ld)
 
         def previous(name: str, first: Any, every: Any) -> None:
-            def where() -> Any:
-                initial, later = lanes.after(first, self._place), lanes.after(every, earlier)
-                return either(self._fresh, initial, later)
-
-            found[name] = where, T.Select(self._fresh, self._ld_state, self._ld_record)
+            earlier = (self._before * a.D + self._d) * a.H
+            initial, later = lanes.after(first, self._place), lanes.after(every, earlier)
+            ld = T.Select(self._fresh, self._ld_state, self._ld_record)
+            add(name, either(self._fresh, initial, later), ld)
 
         out = either(a.P != a.H, a.outputs, a.y)
-        found["out"] = (lambda: lanes.after(out, self._record)), self._ld_record
+        add("out", lanes.after(out, self._record), self._ld_record)
         previous(cell.states[0], a.h0, a.y)
         for k, name in enumerate(cell.states[1:], 1):
-            initial, every = (of_state(self._block, BackwardArguments, k, n) for n in range(2))
+            initial, every = (of_state(block, BackwardArguments, k, n) for n in range(2))
             previous(name, initial, every)
-            found[f"new_{name}"] = (
-                (lambda every=every: lanes.after(every, self._record)),
-                self._ld_record,
-            )
-        count = len(cell.saved)
+            add(f"new_{name}", lanes.after(every, self._record), self._ld_record)
         for k in range(count):
-            found[f"saved_{k}"] = (
-                (lambda k=k: lanes.after(a.values, self._record * count, a.H * k)),
-                self._ld_record * count,
-            )
-        return {
-            name: (lanes.memory(where()), T.bind(ld))
-            for name, (where, ld) in found.items()
-            if name in used
-        }
+            place = lanes.after(a.values, self._record * count, a.H * k)
+            add(f"saved_{k}", place, self._ld_record * count)
+        return found
 
     def _gradients(self) -> list[Any]:
         """The addresses of the gradients of the states, which run through the steps."""
@@ -243,7 +236,7 @@ class _StepBackward:
                 if k > 0:
                     value = T.bind(value + read(every[k - 1]))
                 inputs[f"grad_new_{name}"] = value
-            found = lower(cell.backward, TirVectors(lanes), inputs)
+            found = lower(cell.backward, vectors(lanes), inputs)
             for block, value in zip(layout.blocks, found, strict=False):
                 kept = lanes.zeros() if value is None else value
                 masked.store(dz, r * ld_dz + a.H * block + at, kept)

@@ -80,9 +80,10 @@ def _add_step(module: Module, layout: CellLayout, widest: int) -> None:
 
 
 def _add_gates(module: Module, layout: CellLayout) -> None:
-    """PrimFunc `forward_gates(block, d, first, last, hoisted, stride, row, rows, h, ld_h, z, ld, zh)`.
+    """PrimFunc `forward_gates`: the pre-activations of `rows` rows.
 
-    The pre-activations of `rows` rows, in `z` and, where zh is used apart, in `zh`.
+    `forward_gates(block, d, first, last, hoisted, stride, row, rows, h, ld_h, z, ld, zh)` writes
+    them to `z` and, where zh is used apart, to `zh`.
     """
     lanes, G = module.lanes, layout.gates
 

@@ -23,7 +23,7 @@ from rnnjit_tvm.work_stealing import add_next_task
 def kernels(isa: Isa, bits: int, cell: Cell) -> dict[str, Any]:
     """A cell's PrimFuncs for elements of `bits` bits, by name, with those that they call."""
     module, layout = Module(Lanes(bits, isa.lanes(bits // 8), isa.fma)), CellLayout(cell)
-    shapes = tile_shapes(isa, cell)
+    shapes = tile_shapes(isa)
     add_next_task(module)
     add_copy(module)
     add_packing(module)

@@ -11,6 +11,7 @@ from typing import Any
 import tvm
 from tvm.tirx.script.builder import ir as T
 
+from rnnjit.codegen.pointwise import Vectors
 from rnnjit_tvm.tensorir import Lanes, integer, local
 
 _COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
@@ -26,13 +27,18 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
 )
 
 
+def vectors(lanes: Lanes) -> Vectors:
+    """`Vectors` that TVM's builder emits."""
+    return _Vectors(lanes)
+
+
 @dataclass(frozen=True)
-class TirVectors:
+class _Vectors:
     """`rnnjit.codegen.pointwise.Vectors` in TensorIR.
 
-    Numbers and integers are kept in memory, which LLVM replaces by registers: TensorIR's expressions
-    are trees, and so a value that is used twice would be computed twice. Variables would not do,
-    since TVM's simplifier replaces them by their values, and those in these, which takes
+    Numbers and integers are kept in memory, which LLVM replaces by registers: expressions of
+    TensorIR are trees, and so a value that is used twice would be computed twice. Variables would
+    not do: TVM's simplifier replaces them by their values, and those in these, which takes
     exponential time. Conditions cannot be kept and are computed anew at each use.
 
     Attributes:

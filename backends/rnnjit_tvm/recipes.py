@@ -118,7 +118,7 @@ def backward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
     panel = len(cell.gates) * H * lanes
     panel_out = P * lanes if layer.proj_size else 0
     packed = (wide_p + wide_i) * panel + wide_h * panel_out
-    tile_rows, tile_vectors = tile_shapes(kernels.isa, cell)[0]
+    tile_rows, tile_vectors = tile_shapes(kernels.isa)[0]
     longest = max(run.blocks for run in CellLayout(cell).runs) * H
     segment = -(-min(SEGMENT, max(longest, P)) // tile_rows) * tile_rows
     # After the packed blocks of dz and of an operand, one vector for the sums of db.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
 
 
-def tile_shapes(isa: Isa, cell: Cell) -> tuple[tuple[int, int], ...]:
+def tile_shapes(isa: Isa) -> tuple[tuple[int, int], ...]:
     """Register tiles, largest first: (rows, most adjacent vectors).
 
     Rows are powers of two, each half of the one before, down to 1. A tile's accumulators fit into

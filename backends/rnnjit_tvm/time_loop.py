@@ -214,9 +214,11 @@ def affine(
 
     Args:
         lanes: the vectors.
-        init, out: address and distance of rows; init's distance is 0 if one row serves for all.
-        x, h: address, distance of rows and k; k may be 0.
+        init: address and distance of rows, which is 0 if one row serves for all.
+        x: address, distance of rows and k, which may be 0.
+        h: as well.
         weights: address of the panels, and their distance.
+        out: address and distance of rows.
         shape: rows, the first and the last of the panels to compute, and columns of all panels.
     """
     rows, (first, last), columns = shape

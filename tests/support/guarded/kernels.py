@@ -57,71 +57,58 @@ class Layout(NamedTuple):
         return [address for address, each in found if each == access and address]
 
 
-def numba_layouts(cell: Cell) -> tuple[Layout, Layout]:
-    from rnnjit_numba.arguments import BackwardArguments, ForwardArguments
-    from rnnjit_numba.plan import REDUCTION_ROWS
+def layouts(name: str, cell: Cell) -> tuple[Layout, Layout]:
+    """Those of a backend's kernels, forward and backward.
+
+    They have the same fields, except for the table of a packed batch. Sizes of parts are in bytes
+    where `numba` has them, and in elements where `tvm` does.
+    """
+    arguments = import_module(f"rnnjit_{name}.arguments")
+    rows = import_module(f"rnnjit_{name}.plan").REDUCTION_ROWS
+    table: tuple[str, ...] = ("sizes",)
+    if name == "tvm":
+        table = ()
+
+    def tables(a: Any) -> dict[str, int]:
+        return {"starts": a.T + 1} if name == "tvm" else {}
+
+    def unit(size: int) -> int:
+        return size if name == "tvm" else 1
+
+    def forward(a: Any, size: int, threads: int, lanes: int) -> dict[str, int]:
+        return {"scratch": (a.hoisted + a.D * a.hoisted_size) * unit(size)}
 
     def back(a: Any, size: int, threads: int, lanes: int) -> dict[str, int]:
-        held = a.N if a.window == a.N else a.window + max(a.B, REDUCTION_ROWS)
+        held = a.N if a.window == a.N else a.window + max(a.B, rows)
         wide = len(cell.accumulators) * a.H + (a.P if a.w_hr_0 else 0)
         return {
-            "scratch": a.grad_out + max(threads, a.D) * a.grad_out_size,
+            "scratch": (a.grad_out + max(threads, a.D) * a.grad_out_size) * unit(size),
             "dz_buffer": a.D * held * wide * size,
             "before": a.D * a.N * 8,
-            "reduction": threads * a.reduction_size,
+            "reduction": threads * a.reduction_size * unit(size),
         }
 
     return (
         Layout(
-            ForwardArguments,
-            ("sizes", "x", "h0", *_WEIGHTS, *_PROJECTIONS),
+            arguments.ForwardArguments,
+            (*table, "x", "h0", *_WEIGHTS, *_PROJECTIONS),
             ("y", "h_n", "values", "outputs"),
-            lambda a, size, threads, lanes: {"scratch": a.hoisted + a.D * a.hoisted_size},
+            forward,
+            tables,
             states="rww" * (len(cell.states) - 1),
         ),
         Layout(
-            BackwardArguments,
+            arguments.BackwardArguments,
             (
-                *("sizes", "x", "h0", "y", "grad_y", "grad_h_n", "values", "outputs"),
+                *(*table, "x", "h0", "y", "grad_y", "grad_h_n", "values", "outputs"),
                 *(*_MATRICES, *_PROJECTIONS),
             ),
             (*_GRADIENTS, *_WEIGHT_GRADIENTS, *_OTHER_GRADIENTS),
             back,
+            tables,
             states="rrrwr" * (len(cell.states) - 1),
         ),
     )
-
-
-def tvm_layouts(cell: Cell) -> tuple[Layout, Layout]:
-    from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
-
-    def back(a: Any, size: int, threads: int, lanes: int) -> dict[str, int]:
-        zeros = max(-(-a.H // lanes), -(-a.I // lanes)) * lanes
-        return {
-            "scratch": (a.D * a.packed + zeros) * size,
-            "windows": threads * a.window * size,
-        }
-
-    def starts(a: Any) -> dict[str, int]:
-        return {"starts": a.T + 1}
-
-    return (
-        Layout(
-            *(ForwardArguments, ("x", "h0", *_WEIGHTS), ("y", "h_n")),
-            lambda a, size, threads, lanes: {"scratch": a.D * a.packed * size},
-            starts,
-        ),
-        Layout(
-            BackwardArguments,
-            ("x", "h0", "y", "grad_y", "grad_h_n", *_MATRICES),
-            (*_GRADIENTS, *_WEIGHT_GRADIENTS, "dz", "before"),
-            back,
-            starts,
-        ),
-    )
-
-
-LAYOUTS = {"numba": numba_layouts, "tvm": tvm_layouts}
 
 
 class Watch(NamedTuple):
@@ -217,16 +204,18 @@ def _only_read(regions: list[Region]) -> Iterator[None]:
 def guarded_backend(name: str, watch: Watch) -> Iterator[None]:
     """Within it, a backend's kernels are called by `_Kernel`."""
     run = import_module(f"rnnjit_{name}.run")
-    loader = import_module("rnnjit_numba.recipes") if name == "numba" else run
+    loader = import_module(f"rnnjit_{name}.recipes")
     original = loader.library
 
     @cache
     def library(kind: Kind) -> Any:
         found, size = original(kind), kind.bits // 8
-        lanes, layouts = found.isa.lanes(size), LAYOUTS[name](kind.cell)
+        lanes = found.isa.lanes(size)
         forward, backward = (
             _Kernel(kernel, layout, size, lanes, watch)
-            for kernel, layout in zip((found.forward, found.backward), layouts, strict=True)
+            for kernel, layout in zip(
+                (found.forward, found.backward), layouts(name, kind.cell), strict=True
+            )
         )
         return SimpleNamespace(isa=found.isa, forward=forward, backward=backward)
 
