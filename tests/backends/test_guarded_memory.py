@@ -28,8 +28,8 @@ WAYS = {
         *(f"backward {way}" for way in ("direct", "parts", "slices", "tail", "strides", "windows")),
     },
     "tvm": {
-        *(f"forward {way}" for way in ("hoist", "slices", "strides")),
-        *(f"backward {way}" for way in ("slices", "strides")),
+        *(f"forward {way}" for way in ("hoist", "parts", "slices", "tail", "strides")),
+        *(f"backward {way}" for way in ("parts", "slices", "tail", "strides", "windows")),
     },
 }
 

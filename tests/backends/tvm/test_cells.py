@@ -6,16 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from covered import in_turn
+from own_cells import CALLS, CELLS, DECLINED, accepts_what_it_should, agrees, elman, stacked
 
 import rnnjit
-from rnnjit.cells import OPERATIONS, Cell, Instruction, Kind, Program, builder
+from rnnjit.cells import GRU, LSTM, OPERATIONS, Instruction, Kind, Program, builder
 from rnnjit.cells.numpy_evaluator import evaluate_arrays
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.pointwise import lower
-from rnnjit.reference import layer_backward, layer_forward
 from rnnjit.runtime.linker import Linked
 from rnnjit_tvm import BACKEND, compiler
 
+full = pytest.mark.full
 DTYPES = {32: np.float32, 64: np.float64}
 CONSTANTS = {"leaky_relu": (0.01,), "clamp": (-1.5, 2.0)}
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, -2.5, math.inf, -math.inf, math.nan]
@@ -36,7 +38,7 @@ def program_of(name):
 @pytest.fixture(scope="module", params=[32, 64])
 def run(request):
     """A function that applies an operation to two arrays, compiled for this machine."""
-    from rnnjit_tvm.pointwise import _Vectors
+    from rnnjit_tvm.pointwise import vectors
     from rnnjit_tvm.tensorir import Lanes, Module, T, integer, loop
 
     bits, isa = request.param, host_isa()
@@ -48,7 +50,7 @@ def run(request):
             with loop(integer(0), T.truncdiv(count, integer(lanes.count))) as v:
                 at = lanes.at(v * lanes.count)
                 given = {"a": T.bind(a[at]), "b": T.bind(b[at])}
-                (value,) = lower(program_of(name), _Vectors(lanes), given)
+                (value,) = lower(program_of(name), vectors(lanes), given)
                 T.buffer_store(out, value, [at])
 
         module.add(name + "_", ["a", "b", "out"], ["count"], body)
@@ -105,60 +107,47 @@ def test_exp_near_the_ends_of_its_range(run):
     assert found[3:].tolist() == [limits.smallest_subnormal, 0.0, 0.0]
 
 
-def elman(function, name):
-    def step(zx, zh, h):
-        new = function(zx[0] + zh[0])
-        return new, new
-
-    return Cell.trace(step, name=name, gates=["z"], states=["h"])
+#: Those that other tests compile anyway, and two that have all that a cell may have.
+QUICK = {"lstm", "gru", "parts first", "three states"}
 
 
-SIGMOID, EXP = elman(builder.sigmoid, "sigmoid"), elman(builder.exp, "exp")
+def cells_in_turn():
+    """Each cell with both element types: `QUICK` ones with one of them in `make test`."""
+    rows = in_turn(CELLS, [torch.float32, torch.float64])
+    return [
+        pytest.param(*row.values, marks=row.marks if row.values[0].name in QUICK else [full])
+        for row in rows
+    ]
 
 
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
-    ("cell", "dtype"),
-    [(SIGMOID, torch.float32), (SIGMOID, torch.float64), (EXP, torch.float64)],
-    ids=["sigmoid-32", "sigmoid-64", "exp-64"],
+    ("cell", "dtype"), cells_in_turn(), ids=lambda value: getattr(value, "name", str(value))
 )
-@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-def test_layers_agree_with_the_reference(cell, dtype, packed):
-    assert BACKEND.why_not_cell(cell) == []
-    assert cell.operations <= BACKEND.operations
-    generator = torch.Generator().manual_seed(0)
-    layer = rnnjit.LayerSpec(cell, 7, 21, 2, True)
-    sizes = [5, 5, 4, 2, 1, 1] if packed else [5] * 6
-    rows = rnnjit.Rows(6, 5, sum(sizes), torch.tensor(sizes) if packed else None)
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    x, hx = random(rows.N, 7), (random(2, 5, 21),)
-    weights = [random(*shape) * 0.05 for shape in layer.weight_shapes * 2]
-    grad_y, grad_h_n = random(rows.N, 42), (random(2, 5, 21),)
-    needs = rnnjit.Needs(True, (True,), (True,) * len(weights))
-    y, h_n = layer_forward(layer, rows, x, hx, weights)
-    grads = layer_backward(layer, rows, x, hx, weights, grad_y, grad_h_n, needs)
-
-    def cast(tensors):
-        return tuple(tensor.to(dtype) for tensor in tensors)
-
-    given = (layer, rows, x.to(dtype), cast(hx), cast(weights))
-    output = BACKEND.forward(*given, keep=True)
-    found = BACKEND.backward(*given, output, grad_y.to(dtype), cast(grad_h_n), needs)
-    tolerance = {"rtol": 3e-5, "atol": 3e-5} if dtype == torch.float32 else {}
-    for ours, exact in (
-        (output.y, y),
-        (output.h_n[0], h_n[0]),
-        (found.x, grads.x),
-        (found.hx[0], grads.hx[0]),
-        *zip(found.weights, grads.weights, strict=True),
-    ):
-        torch.testing.assert_close(ours.double(), exact.detach(), **tolerance)
+def test_cells_of_ones_own_agree_with_the_reference(cell, call, dtype):
+    agrees(BACKEND, cell, call, dtype)
 
 
+@pytest.mark.parametrize("cell", [LSTM, GRU], ids=lambda cell: cell.name)
+def test_a_stack_by_shortcut_and_layers(cell):
+    stacked(BACKEND, cell)
+
+
+@pytest.mark.parametrize(("cell", "lacking"), DECLINED)
+def test_other_cells_are_declined_in_words(cell, lacking):
+    reasons = BACKEND.why_not_cell(cell)
+    assert len(reasons) == len(lacking)
+    for words, reason in zip(lacking, reasons, strict=True):
+        assert words in reason
+
+
+def test_what_is_accepted():
+    accepts_what_it_should(BACKEND)
+
+
+@full
 def test_a_cell_that_no_gradient_passes():
-    layer, rows = rnnjit.LayerSpec(elman(builder.detach, "stopped"), 2, 3, 1, False), (2, 1, 2)
+    layer, rows = rnnjit.LayerSpec(elman("stopped", builder.detach), 2, 3, 1, False), (2, 1, 2)
     given = (layer, rnnjit.Rows(*rows), torch.ones(2, 2), (torch.ones(1, 1, 3),))
     weights = [torch.ones(shape) for shape in layer.weight_shapes]
     output = BACKEND.forward(*given, weights, keep=True)
