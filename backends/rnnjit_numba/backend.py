@@ -6,13 +6,11 @@ Modules that import llvmlite are imported on first use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from rnnjit import LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.backend import Program, Runner, States, Stepper
+from rnnjit import Problem, RNNSpec
+from rnnjit.backend import Program, Runner, Stepper
 from rnnjit.cells import Cell
 from rnnjit.codegen.backend import CPUBackend
 from rnnjit.codegen.cell_layout import why_not_layout, why_not_projected
@@ -45,44 +43,6 @@ class NumbaBackend(CPUBackend):
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Declines some projections."""
         return why_not_projected(spec.cell) if spec.proj_size else []
-
-    def records_states(self, layer: LayerSpec, problem: Problem) -> bool:
-        """The kernels write the states of every step in the pass that computes them."""
-        return True
-
-    def forward_states(
-        self,
-        layer: LayerSpec,
-        rows: Rows,
-        x: Tensor,
-        hx: States,
-        weights: Sequence[Tensor],
-        keep: bool,
-    ) -> LayerOutput:
-        """One call of the forward kernel."""
-        run: Any = imported(self.run_module)
-        output: LayerOutput = run.forward_states(layer, rows, x, hx, weights, keep)
-        return output
-
-    def backward_states(
-        self,
-        layer: LayerSpec,
-        rows: Rows,
-        x: Tensor,
-        hx: States,
-        weights: Sequence[Tensor],
-        output: LayerOutput,
-        grad_y: Tensor | None,
-        grad_h_n: tuple[Tensor | None, ...],
-        grad_states: tuple[Tensor | None, ...],
-        needs: Needs,
-    ) -> LayerGrads:
-        """One call of the backward kernel."""
-        run: Any = imported(self.run_module)
-        grads: LayerGrads = run.backward_states(
-            *(layer, rows, x, hx, weights, output, grad_y, grad_h_n, grad_states, needs)
-        )
-        return grads
 
     def stepper(self, spec: RNNSpec, dtype: torch.dtype, batch: int) -> Stepper | None:
         """One call of the forward kernel per layer, over argument blocks that are kept."""

@@ -74,6 +74,38 @@ def backward(
     return call(x, hx, held, output.y, output.saved, grad_y, grad_h_n, (), starts)
 
 
+def forward_states(
+    layer: LayerSpec, rows: Rows, x: Tensor, hx: States, weights: Sequence[Tensor], keep: bool
+) -> LayerOutput:
+    """`Backend.forward_states`."""
+    T, B, N, sizes = rows if rows.batch_sizes is None else alike(rows)
+    threads = most_threads(torch.get_num_threads())
+    call = _forward_call(x.element_size(), layer, T, B, N, threads)
+    starts = None if sizes is None else offsets(rows, x.device)
+    return forward_call.forward_states(call, layer, x, hx, weights, starts, keep)
+
+
+def backward_states(
+    layer: LayerSpec,
+    rows: Rows,
+    x: Tensor,
+    hx: States,
+    weights: Sequence[Tensor],
+    output: LayerOutput,
+    grad_y: Tensor | None,
+    grad_h_n: tuple[Tensor | None, ...],
+    grad_states: tuple[Tensor | None, ...],
+    needs: Needs,
+) -> LayerGrads:
+    """`Backend.backward_states`."""
+    T, B, N, sizes = rows
+    threads = most_threads(torch.get_num_threads())
+    call = _backward_call(x.element_size(), layer, T, B, N, threads, needs)
+    starts = None if sizes is None else offsets(rows, x.device)
+    held, saved = [w.contiguous() for w in weights], forward_call.joined(layer, output)
+    return call(x, hx, held, output.y, saved, grad_y, grad_h_n, grad_states, starts)
+
+
 @lru_cache(maxsize=1024)
 def _backward_call(
     size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int, needs: Needs

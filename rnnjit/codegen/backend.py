@@ -30,7 +30,8 @@ class CPUBackend(Backend):
     Class attributes:
         run_module: name of the module that plans and calls the kernels, imported on first use. It
             has `forward(layer, rows, x, hx, weights, keep)`, `backward(layer, rows, x, hx, weights,
-            output, grad_y, grad_h_n, needs)`, `shortcut(itemsize, layers, rows, y_shape)` and
+            output, grad_y, grad_h_n, needs)`, `forward_states` and `backward_states`, which take
+            what `rnnjit.Backend`'s do, `shortcut(itemsize, layers, rows, y_shape)` and
             `training(itemsize, layer, rows, needs, y_shape)`, as in `rnnjit.Backend`.
     """
 
@@ -80,6 +81,44 @@ class CPUBackend(Backend):
         run: Any = imported(self.run_module)
         grads: LayerGrads = run.backward(
             *(layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs)
+        )
+        return grads
+
+    def records_states(self, layer: LayerSpec, problem: Problem) -> bool:
+        """The kernels write the states of every step in the pass that computes them."""
+        return True
+
+    def forward_states(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """One call of the forward kernel."""
+        run: Any = imported(self.run_module)
+        output: LayerOutput = run.forward_states(layer, rows, x, hx, weights, keep)
+        return output
+
+    def backward_states(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        output: LayerOutput,
+        grad_y: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
+        grad_states: tuple[Tensor | None, ...],
+        needs: Needs,
+    ) -> LayerGrads:
+        """One call of the backward kernel."""
+        run: Any = imported(self.run_module)
+        grads: LayerGrads = run.backward_states(
+            *(layer, rows, x, hx, weights, output, grad_y, grad_h_n, grad_states, needs)
         )
         return grads
 
