@@ -6,12 +6,14 @@ import time
 
 import pytest
 import torch
+from on_cpu import ON_CPU
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
 from rnnjit.runtime.openmp import openmp
 
+EXACT = [name for name in ("numba", "tvm") if name in ON_CPU]
 ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -99,14 +101,17 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("enters", [False, True], ids=["never", "after"])
 @pytest.mark.parametrize(("count", "present"), [(2, {0}), (2, {1}), (4, {2}), (5, {1, 3})])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_threads_do_the_work_of_absent_ones(case, count, present, enters, threads, monkeypatch):
+def test_threads_do_the_work_of_absent_ones(
+    case, count, present, enters, backend, threads, monkeypatch
+):
     T, B, I, H, bidirectional, packed = case
     torch.manual_seed(0)
     rnn = nn.RNN(I, H, bidirectional=bidirectional)
-    fast = rnnjit.compile(rnn, backend="numba")
+    fast = rnnjit.compile(rnn, backend=backend)
     x, h0 = torch.randn(T, B, I), torch.randn(1 + bidirectional, B, H)
     lengths = torch.linspace(T, 1, B).round().long() if packed else None
     threads(1)
@@ -122,11 +127,12 @@ def test_threads_do_the_work_of_absent_ones(case, count, present, enters, thread
         torch.testing.assert_close(ours.double(), true, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("count", [2, 4])
-def test_threads_may_join_in_the_middle(count, packed, threads, monkeypatch):
+def test_threads_may_join_in_the_middle(count, packed, backend, threads, monkeypatch):
     torch.manual_seed(0)
-    module = rnnjit.compile(nn.RNN(3, 170), backend="numba")
+    module = rnnjit.compile(nn.RNN(3, 170), backend=backend)
     B = 6 if packed else 1
     x, h0 = torch.randn(500, B, 3), torch.randn(1, B, 170)
     lengths = torch.linspace(500, 1, B).round().long() if packed else None
