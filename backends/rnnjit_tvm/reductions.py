@@ -23,6 +23,7 @@ from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit_tvm.arguments import BackwardArguments
 from rnnjit_tvm.backward_step import zeros_at
 from rnnjit_tvm.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT
+from rnnjit_tvm.reduction_memory import add_reduction_memory
 from rnnjit_tvm.tensorir import (
     Lanes,
     Module,
@@ -32,13 +33,9 @@ from rnnjit_tvm.tensorir import (
     integer,
     least,
     loop,
-    pointer,
     when,
 )
-from rnnjit_tvm.time_loop import Masked, affine, backward_arguments, blocks, of_direction, part_of
-
-#: Rows in a chain of additions before it is added to the total.
-_CHAIN = 16
+from rnnjit_tvm.time_loop import Variable, affine, backward_arguments, blocks, of_direction, part_of
 
 
 def add_reductions(module: Module, layout: CellLayout, tile: tuple[int, int]) -> None:
@@ -53,10 +50,8 @@ def add_reductions(module: Module, layout: CellLayout, tile: tuple[int, int]) ->
         tile: rows and vectors of the tile with the most rows.
     """
     _add_grad_x(module, layout)
-    _add_pack_dz(module, tile[0])
-    _add_pack_operand(module)
-    _add_product(module, *tile)
-    _add_sum_rows(module)
+    add_reduction_memory(module, tile[0])
+    _add_product(module, tile[0])
     _add_reduce(module, layout, *tile)
 
 
@@ -94,7 +89,7 @@ def _add_reduce(module: Module, layout: CellLayout, rows: int, widest: int) -> N
 
     names = ["task", "tasks", "low", "high", "first", "last"]
     module.add("backward_reduce", ["block"], names, body, dtype="int64")
-    _add_segment(module, rows, widest)
+    _add_segment(module, rows)
 
 
 def _reduce_block(
@@ -190,7 +185,7 @@ def _add_grad_x(module: Module, layout: CellLayout) -> None:
     module.add("grad_x", ["block"], names, body, dtype="int64")
 
 
-def _add_segment(module: Module, tile_rows: int, widest: int) -> None:
+def _add_segment(module: Module, tile_rows: int) -> None:
     """PrimFunc `reduce_segment`: the part of a block of rows for some adjacent columns of dz.
 
     `reduce_segment(block, task, d, first, last, inputs, hidden, outputs, row, rows, start, columns,
@@ -206,16 +201,15 @@ def _add_segment(module: Module, tile_rows: int, widest: int) -> None:
         groups = T.bind(T.truncdiv(columns + (tile_rows - 1), integer(tile_rows)))
         dz_block = lanes.after(a.reduction, task * a.reduction_size)
         operand = lanes.after(dz_block, groups * (tile_rows * REDUCTION_ROWS))
-        packed = T.alloc_buffer((1,), "int64", scope="local", layout=None)
-        T.buffer_store(packed, zero, [zero])
+        packed = Variable(zero)
         begin = zero
         kinds = (("x", inputs), ("h", hidden), ("o", outputs))
         for (kind, chunks), to_row in zip(kinds, to_rows, strict=True):
             low = T.bind(T.max(first, begin))
             high = T.bind(T.min(last, begin + chunks))
             with when(T.And(to_row >= 0, low < high)):
-                with when(packed[zero] == 0):
-                    T.buffer_store(packed, integer(1), [zero])
+                with when(packed.get() == 0):
+                    packed.set(integer(1))
                     call("pack_dz", own, d, dz_block, row, rows, start, columns)
                 _products(
                     *(lanes, own, a, kind, d, (low - begin, high - begin, chunks)),
@@ -268,34 +262,7 @@ def _products(
         )
 
 
-def _add_pack_dz(module: Module, tile_rows: int) -> None:
-    """PrimFunc `pack_dz(block, d, to, row, rows, start, columns)`: a block of columns of dz.
-
-    It is packed as `[groups][REDUCTION_ROWS][tile_rows]`.
-    """
-    lanes = module.lanes
-
-    def body(block: Any, *sizes: Any) -> None:
-        d, to, row, rows, start, columns = sizes
-        a = backward_arguments(block)
-        source = lanes.memory(lanes.after(a.dz, (d * a.N + row) * a.dz_columns + start))
-        target = lanes.memory(to)
-        with blocks(integer(0), columns, tile_rows) as (low, count):
-            place = T.bind(low * REDUCTION_ROWS)
-            with loop(integer(0), rows) as n:
-                for first in range(0, tile_rows, lanes.count):
-                    piece = min(lanes.count, tile_rows - first)
-                    some = T.max(T.min(count - first, integer(piece)), 0)
-                    masked = Masked(lanes, T.bind(some))
-                    value = masked.load(source, n * a.dz_columns + low + first)
-                    at = place + n * tile_rows + first
-                    Masked(lanes, integer(piece)).store(target, at, value)
-
-    names = ["d", "to", "row", "rows", "start", "columns"]
-    module.add("pack_dz", ["block"], names, body, dtype="int64")
-
-
-def _add_product(module: Module, tile_rows: int, widest: int) -> None:
+def _add_product(module: Module, tile_rows: int) -> None:
     """PrimFunc `outer`: a chunk of dW, init plus the product of packed dz and operand.
 
     `outer(init, dz, operand, out, ld_init, ld_out, k, height, width)` for `k` rows of dz; the chunk
@@ -318,55 +285,3 @@ def _add_product(module: Module, tile_rows: int, widest: int) -> None:
 
     names = ["ld_init", "ld_out", "k", "height", "width"]
     module.add("outer", ["init", "dz", "operand", "out"], names, body)
-
-
-def _add_pack_operand(module: Module) -> None:
-    """PrimFuncs `pack_operand` and `gather`: columns of some rows as panels `[k][lanes]`.
-
-    `pack_operand(panels, source, ld, k, columns)` has rows `ld` elements apart from the address
-    `source` on. `gather(panels, rows_at, offset, k, columns)` has row i `offset` bytes after the
-    i-th address in the array at `rows_at`. Panels are `REDUCTION_ROWS` vectors apart.
-    """
-    lanes = module.lanes
-
-    def pack(panels: Any, *sizes: Any) -> None:
-        source, ld, k, columns = sizes
-        with blocks(integer(0), columns, lanes.count) as (at, count):
-            here = lanes.element(lanes.after(source, at))
-            call("pack", here, address(panels, at * REDUCTION_ROWS), ld, k, count)
-
-    def gather(panels: Any, *sizes: Any) -> None:
-        rows_at, offset, k, columns = sizes
-        rows = pointer(rows_at, "int64")
-        with loop(integer(0), k) as i:
-            row = lanes.memory(T.bind(rows[i] + offset))
-            with blocks(integer(0), columns, lanes.count) as (at, count):
-                value = lanes.load(row, at, count)
-                T.buffer_store(panels, value, [lanes.at(at * REDUCTION_ROWS + i * lanes.count)])
-
-    module.add("pack_operand", ["panels"], ["source", "ld", "k", "columns"], pack)
-    module.add("gather", ["panels"], ["rows_at", "offset", "k", "columns"], gather)
-
-
-def _add_sum_rows(module: Module) -> None:
-    """PrimFunc `sum_rows(x, out, ld, rows, count, keep)`: the sum of rows, on `count` lanes.
-
-    It is added to what `out` holds if `keep` is 1.
-    """
-    lanes = module.lanes
-
-    def body(x: Any, out: Any, ld: Any, rows: Any, count: Any, keep: Any) -> None:
-        sums = T.alloc_buffer((2 * lanes.count,), lanes.dtype, scope="local", layout=None)
-        total, chain = lanes.at(integer(0)), lanes.at(integer(lanes.count))
-        T.buffer_store(sums, lanes.zeros(), [total])
-        with loop(integer(0), T.truncdiv(rows + (_CHAIN - 1), integer(_CHAIN))) as fold:
-            start = T.bind(fold * _CHAIN)
-            T.buffer_store(sums, lanes.zeros(), [chain])
-            with loop(start, least(start + _CHAIN, rows)) as i:
-                T.buffer_store(sums, sums[chain] + lanes.load(x, i * ld, count), [chain])
-            T.buffer_store(sums, sums[total] + sums[chain], [total])
-        with when(keep != 0):
-            T.buffer_store(sums, sums[total] + lanes.load(out, integer(0), count), [total])
-        lanes.store(out, integer(0), sums[total], count)
-
-    module.add("sum_rows", ["x", "out"], ["ld", "rows", "count", "keep"], body)
