@@ -66,7 +66,9 @@ class _Vectors:
         return self._kept(x - y)
 
     def mul(self, x: Any, y: Any) -> Any:
-        return self._kept(x * y)
+        # TVM allows LLVM to fuse a product with the sum that follows. The fence keeps them apart, so
+        # that each is rounded.
+        return self._kept(self.lanes.call("arithmetic.fence", x * y))
 
     def div(self, x: Any, y: Any) -> Any:
         return self._kept(x / y)
