@@ -28,7 +28,7 @@ _LARGE = {
 def reasons(spec: RNNSpec, problem: Problem) -> list[str]:
     """Why a call should be left to cuDNN; empty if it should not."""
     if spec.cell not in _CELLS:
-        if not has_operator(spec.cell):
+        if not has_operator(spec.layer(0)):
             return []
         return [f"layers of cell {spec.cell.name!r} have not been measured against cuDNN's"]
     H, found = spec.hidden_size, []

@@ -66,8 +66,8 @@ class _Vectors:
         return self._kept(x - y)
 
     def mul(self, x: Any, y: Any) -> Any:
-        # TVM allows LLVM to fuse a product with the sum that follows. The fence keeps them apart, so
-        # that each is rounded.
+        # TVM allows LLVM to fuse a product with the sum that follows. The fence keeps them apart,
+        # so that each is rounded.
         return self._kept(self.lanes.call("arithmetic.fence", x * y))
 
     def div(self, x: Any, y: Any) -> Any:

@@ -17,6 +17,7 @@ from rnnjit_numba.tile_shapes import TileShape, Tiling
 
 DTYPES = [torch.float32, torch.float64]
 
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     ("cell", "dtype"),
