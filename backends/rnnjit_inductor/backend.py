@@ -89,7 +89,9 @@ class InductorBackend(Backend):
 
     def compile_seconds(self, spec: RNNSpec, problem: Problem) -> float:
         """Ten seconds for each pass, unless nothing is compiled for the call."""
-        sizes = torch.full((problem.T,), problem.B) if problem.packed else None
+        sizes = None
+        if problem.packed:
+            sizes = torch.full((problem.T,), problem.B, dtype=torch.int64, device="cpu")
         rows, keep = Rows(problem.T, problem.B, problem.N, sizes), problem.needs_grad
         if self._cut(spec.layer(0), rows, problem.dtype, problem.device, keep) is None:
             return 0.0

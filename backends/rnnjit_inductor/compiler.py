@@ -124,7 +124,7 @@ def _agree(key: Key, made: Compiled, alone: Compiled) -> bool:
     """Whether a chunk gives the same results when it is called without Inductor."""
     with torch.no_grad():
         shape = _Shape(key, lambda hint: min(hint, 2))
-        given = [torch.rand(each, dtype=key.dtype) for each in shape.tensors]
+        given = [torch.rand(each, dtype=key.dtype, device="cpu") for each in shape.tensors]
         pairs = zip(made(*given), alone(*given), strict=True)
         return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
 
