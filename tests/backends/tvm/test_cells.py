@@ -23,8 +23,14 @@ CONSTANTS = {"leaky_relu": (0.01,), "clamp": (-1.5, 2.0)}
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, -2.5, math.inf, -math.inf, math.nan]
 
 
+#: The name of a program that is two operations: a * b + a.
+PRODUCT_AND_SUM = "product_and_sum"
+
+
 def program_of(name):
     """A program of inputs a and b that is one operation; a condition selects one of them."""
+    if name == PRODUCT_AND_SUM:
+        return Program(("a", "b"), (Instruction("mul", (0, 1)), Instruction("add", (2, 0))), (3,))
     if name == "where":
         less = Instruction("lt", (0, 1))
         return Program(("a", "b"), (less, Instruction("where", (2, 0, 1))), (3,))
@@ -55,7 +61,7 @@ def run(request):
 
         module.add(name + "_", ["a", "b", "out"], ["count"], body)
 
-    names = sorted(BACKEND.operations - {"constant"})
+    names = [*sorted(BACKEND.operations - {"constant"}), PRODUCT_AND_SUM]
     for name in names:
         add(name)
     linked = Linked(compiler._object_code(module.functions, isa), [name + "_" for name in names])
@@ -82,6 +88,12 @@ def test_operations_agree_with_numpy(name, run):
     np.testing.assert_allclose(found, expected, rtol=4 * unit, atol=8 * unit)
     if name in ("neg", "abs", "sqrt", "detach"):
         np.testing.assert_array_equal(np.signbit(found), np.signbit(expected.astype(found.dtype)))
+
+
+def test_a_product_is_rounded_before_it_is_added_to(run):
+    values = np.random.default_rng(0).normal(0.0, 3.0, 1000)
+    a, b, found = run(PRODUCT_AND_SUM, values, values[::-1])
+    np.testing.assert_array_equal(found, a * b + a)
 
 
 @pytest.mark.parametrize(("name", "units"), [("exp", 1.0), ("sigmoid", 2.5)])
