@@ -106,9 +106,7 @@ def _add_backward(module: Module) -> None:
                     T.buffer_store(block, lanes.after(a.dz_buffer, -(row * ld)), [integer(_DZ)])
             with tasks(a.sync, thread, threads, phase.now() + 1, zero) as task:
                 call("backward_recur_task", own, task, threads, start, end)
-            first = T.bind(
-                T.truncdiv(row + (REDUCTION_ROWS - 1), integer(REDUCTION_ROWS)),
-            )
+            first = T.bind(T.truncdiv(row + (REDUCTION_ROWS - 1), integer(REDUCTION_ROWS)))
             final = T.bind(T.cast(start == 0, "int64"))
             with tasks(a.sync, thread, threads, phase.now() + 2, final) as task:
                 call("backward_reduce", own, task, threads, row, row_stop, first, left)
@@ -206,8 +204,7 @@ def _add_recur_task(module: Module) -> None:
         by_columns = T.bind(T.And(a.parts > 1, count >= a.D * a.parts))
         tail = Variable(start)
         with when(T.Not(by_columns)):
-            behind = _tail(a, steps, start, stop, count)
-            tail.set(behind)
+            tail.set(_tail(a, steps, start, stop, count))
         first = tail.now()
         parts = either(by_columns, a.parts, count)
         d = T.bind(T.truncdiv(task, parts))

@@ -30,21 +30,20 @@ def _add_begin(module: Module, states: int) -> None:
     def body(block: Any, *sizes: Any) -> None:
         d, first, last, stride, b, rows = sizes
         a, zero = backward_arguments(block), integer(0)
-        place, ld = T.bind((d * a.B + b) * a.P), T.bind(a.P * stride)
-        # A projected layer is not divided by columns.
+        # The first state of a projected layer is not divided by columns.
         low = either(a.P != a.H, zero, first)
         high = either(a.P != a.H, lanes.vectors(a.P), last)
 
-        def copy(given: Any, own: Any, columns: Any) -> None:
+        def copy(given: Any, own: Any, columns: Any, span: tuple[Any, Any]) -> None:
+            place, ld = T.bind((d * a.B + b) * columns), T.bind(columns * stride)
             source = either(given != 0, lanes.after(given, place), zero)
-            call("copy_rows", lanes.after(own, place), ld, source, ld, rows, low, high, columns)
+            call("copy_rows", lanes.after(own, place), ld, source, ld, rows, *span, columns)
 
-        copy(a.grad_h_n, states_gradient_at(lanes, a), a.P)
-        place, ld, low, high = T.bind((d * a.B + b) * a.H), T.bind(a.H * stride), first, last
+        copy(a.grad_h_n, states_gradient_at(lanes, a), a.P, (low, high))
         for k in range(1, states):
             given, start = (of_state(block, BackwardArguments, k, n) for n in (2, 3))
             own = lanes.after(a.scratch, a.grad_states, a.D * a.B * a.H * (k - 1))
-            copy(given, either(start != 0, start, own), a.H)
+            copy(given, either(start != 0, start, own), a.H, (first, last))
 
     names = ["d", "first", "last", "stride", "b", "rows"]
     module.add("backward_begin", ["block"], names, body, dtype="int64")
