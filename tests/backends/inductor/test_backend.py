@@ -134,7 +134,7 @@ def test_a_failed_compilation_names_the_backend_and_its_cause(monkeypatch):
     monkeypatch.setattr(compiler, "_compile", fail)
     module = rnnjit.compile(nn.RNN(2, 3), backend="inductor")
     with pytest.raises(compiler.CompilationError, match=r"backend 'inductor'.*no space left") as e:
-        module(torch.randn(20, 4, 2))
+        module(torch.randn(40, 4, 2))
     assert isinstance(e.value.__cause__, OSError)
 
 
@@ -147,14 +147,15 @@ def step(module, x):
 @pytest.mark.full
 @pytest.mark.parametrize("backend", [SHORT_CHUNKS, BACKEND])
 def test_nothing_is_compiled_anew_for_other_sizes(backend, monkeypatch):
-    step(rnnjit.compile(nn.RNN(3, 5), backend=backend), torch.randn(16, 4, 3))
+    step(rnnjit.compile(nn.RNN(3, 5), backend=backend), torch.randn(40, 4, 3))
     known = dict(compiler._chunk.made)
+    assert known
 
     def never(key):
         raise AssertionError(f"compiled anew: {key}")
 
     monkeypatch.setattr(compiler, "_compile", never)
-    for T, B, I, H in ((16, 2, 1, 1), (17, 5, 3, 16), (64, 8, 7, 33), (33, 3, 2, 64)):
+    for T, B, I, H in ((32, 2, 1, 1), (33, 5, 3, 16), (64, 8, 7, 33), (41, 3, 2, 64)):
         step(rnnjit.compile(nn.RNN(I, H), backend=backend), torch.randn(T, B, I))
         bidirectional = rnnjit.compile(nn.RNN(I, H, bidirectional=True), backend=backend)
         step(bidirectional, torch.randn(T, B, I))
@@ -175,10 +176,11 @@ def test_inside_a_compiled_model_and_whatever_becomes_of_it(monkeypatch):
     eager = nn.Sequential(nn.Linear(4, 3), nn.RNN(3, 5)).double()
     fast = rnnjit.compile(eager, backend="inductor")
     whole = torch.compile(lambda x: fast(x)[0], fullgraph=True)
-    x = torch.randn(20, 4, 4, dtype=torch.float64)
+    x = torch.randn(40, 4, 4, dtype=torch.float64)
     expected = eager(x)[0]
     torch.testing.assert_close(whole(x), expected, rtol=1e-12, atol=1e-12)
     known = dict(compiler._chunk.made)
+    assert known
     torch.compiler.reset()
     with torch.compiler.set_stance("force_eager"):
         torch.testing.assert_close(fast(x)[0], expected, rtol=1e-12, atol=1e-12)
