@@ -159,7 +159,7 @@ def launch(
     grid = kernels.blocks(key, D, B, H, part)
     if part is not None:
         real = np.float64 if key.dtype == "float64" else np.float32
-        exchange = np.full(kernels.exchange_elements(grid, H, part), np.nan, real)
+        exchange = np.full(kernels.exchange_elements(key, grid, H, part), np.nan, real)
         workspace = [exchange, np.zeros(kernels.counter_elements(grid), np.int64)]
         sizes += [part.columns, part.splits, part.slab]
     if key.family == "stream":
