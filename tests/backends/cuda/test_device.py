@@ -217,3 +217,51 @@ def test_empty_batches(family):
     y.sum().backward()
     assert x.grad.shape == x.shape
     assert module.weight_hh_l0.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("H", [48, 80, 520])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
+def test_layers_of_more_gates_and_their_gradients(kind, H, packed):
+    torch.manual_seed(0)
+    eager = kind(5, H, dtype=torch.float64, bidirectional=True)
+    module = kind(5, H, device="cuda", bidirectional=True)
+    module.load_state_dict(eager.state_dict())
+    lengths = torch.linspace(9, 2, 7).long()
+    data = torch.randn(9, 7, 5, dtype=torch.float64)
+    found = []
+    for model in (eager, rnnjit.compile(module, backend="cuda")):
+        weights = tuple(model.parameters())
+        given = data.to(weights[0]).requires_grad_()
+        y, ends = model(pack_padded_sequence(given, lengths) if packed else given)
+        ends = ends if isinstance(ends, tuple) else (ends,)
+        y = y.data if packed else y
+        loss = y.square().sum() + sum(end.sin().sum() for end in ends)
+        grads = torch.autograd.grad(loss, (given, *weights))
+        found.append([each.detach() for each in (y, *ends, *grads)])
+    for expected, got in zip(*found, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(got.double().cpu() / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
+def test_calls_that_auto_leaves_to_cudnn_have_second_gradients(kind, options):
+    torch.manual_seed(0)
+    eager = kind(5, 16, dtype=torch.float64, batch_first=True, **options)
+    module = kind(5, 16, device="cuda", batch_first=True, **options)
+    module.load_state_dict(eager.state_dict())
+    compiled = rnnjit.compile(module)
+    data = torch.randn(3, 6, 5, dtype=torch.float64)
+    report = rnnjit.explain(compiled, data.float().cuda())
+    assert report.calls[0].chosen == ("eager" if kind is not nn.RNN or not options else "cuda")
+    found = []
+    for model in (eager, compiled):
+        leaves = (*model.parameters(),)
+        given = data.to(leaves[0]).requires_grad_()
+        leaves = (given, *leaves)
+        first = torch.autograd.grad(model(given)[0].square().sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(each.square().sum() for each in first), leaves))
+    for expected, got in zip(*found, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(got.double().cpu() / scale, expected / scale, rtol=0, atol=1e-4)
