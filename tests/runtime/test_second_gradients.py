@@ -73,10 +73,14 @@ def gradients(module, x, packed):
     inputs = given
     if packed:
         inputs = pack_padded_sequence(given, lengths, batch_first=module.batch_first)
-    y, states = module(inputs)
+    shape = (module.num_layers * (1 + module.bidirectional), 3, module.hidden_size)
+    generator = torch.Generator().manual_seed(2)
+    hx = [torch.randn(shape, generator=generator).to(x) for _ in range(2)]
+    hx = [state.requires_grad_() for state in hx[: 1 + isinstance(module, nn.LSTM)]]
+    y, states = module(inputs, tuple(hx) if len(hx) > 1 else hx[0])
     ends = states if isinstance(states, tuple) else (states,)
     loss = (y.data if packed else y).square().sum() + sum(end.sin().sum() for end in ends)
-    leaves = (given, *module.parameters())
+    leaves = (given, *hx, *module.parameters())
     first = torch.autograd.grad(loss, leaves, create_graph=True)
     second = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
     return [each.detach() for each in (*first, *second)]
