@@ -18,6 +18,7 @@ from rnnjit.cells import Cell
 from rnnjit.recurrence import layer_backward, layer_forward, why_not_cell, why_not_projected
 from rnnjit_cuda import availability, cudnn_heuristics
 from rnnjit_cuda.cells import OPERATIONS
+from rnnjit_cuda.elman import why_not_elman
 from rnnjit_cuda.kernels import FAMILIES, DType, Family, Pass
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class CudaBackend(Backend):
     def targets(self) -> Sequence[str]:
         """CUDA source, which needs neither a GPU nor a CUDA compiler here."""
         return ("cuda",)
+
+    def why_not_build(self, cell: Cell) -> list[str]:
+        """Programs have the kernels of nn.RNN's cell alone."""
+        return why_not_elman(cell)
 
     def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
         """CUDA C++ source and a header.
