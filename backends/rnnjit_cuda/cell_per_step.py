@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,8 @@ class CellPerStep(Recurrence):
             own, units = slice(d * P, (d + 1) * P), slice(d * H, (d + 1) * H)
             grads, first = [grad[d] for grad in call.grad_hx], [state[d] for state in call.hx]
             order = list(steps(call.rows, backwards=d == 0))
-            for step, former in zip(order, [*order[1:], None], strict=True):
+            # The walk's next step is the recurrence's previous one; the last step has none.
+            for step, former in zip_longest(order, order[1:]):
                 rows, linked = slice(step.start, step.stop), 0
                 dz = call.dz[rows, d * A * H : (d + 1) * A * H]
                 grad_h = grads[0][: step.size]

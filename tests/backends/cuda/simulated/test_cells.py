@@ -66,6 +66,15 @@ def test_layers(family, call, backends):
     check(backends[family], call)
 
 
+@pytest.mark.parametrize("P", [0, 2])
+@pytest.mark.parametrize("family", CELL_FAMILIES)
+def test_empty_batches(family, P, backends):
+    call = layer_of(LSTM, 4, torch.float32, (0, 0), D=2, P=P)
+    found = results(backends[family], call)
+    assert found["grad_x"].shape == (0, 3)
+    assert all(not each.any() for name, each in found.items() if name.startswith("grad_weight"))
+
+
 @pytest.mark.parametrize("call", PROJECTED.values(), ids=PROJECTED.keys())
 def test_projections(call, backends):
     check(backends["step"], call)
