@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from rnnjit import cells
+from rnnjit import cells, recurrence
 from rnnjit.cells import Cell
 from rnnjit.runtime import object_cache
 from rnnjit_cuda.availability import LIBRARIES
@@ -72,7 +72,7 @@ def key_of(key: KernelKey, capability: tuple[int, int]) -> str:
     fields = [each.digest if isinstance(each, Cell) else each for each in key]
     versions = [version(name) for name in COMPILERS]
     facts = (fields, capability, versions, list(_toolkit()))
-    return object_cache.name_of(*facts, files=(__file__, cells.__file__))
+    return object_cache.name_of(*facts, files=(__file__, cells.__file__, recurrence.__file__))
 
 
 def _toolkit() -> Iterator[tuple[str, object]]:
