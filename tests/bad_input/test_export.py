@@ -17,11 +17,6 @@ def spoilt(name, value):
 MODULES = {
     "None": (lambda: None, TypeError, "module must be a torch.nn.RNN, .* got NoneType"),
     "class": (lambda: nn.RNN, TypeError, "module must be a torch.nn.RNN, .* got type"),
-    "LSTM": (
-        lambda: nn.LSTM(I, H),
-        TypeError,
-        "module must be of a cell that backend 'numba' builds for 'native', got LSTM: .*4 gates",
-    ),
     "cell": (lambda: nn.RNNCell(I, H), TypeError, "nn.LSTM or nn.GRU, got RNNCell"),
     "model": (lambda: nn.Sequential(nn.RNN(I, H)), TypeError, "got Sequential: give the layer"),
     "float16": (lambda: nn.RNN(I, H).half(), ValueError, "float32 or float64, got torch.float16"),
