@@ -51,8 +51,13 @@ def whole_backward(
     with torch.enable_grad():
         output = EAGER.forward(layer, rows, x, own_hx, own_weights, True)
     outputs = zip((output.y, *output.h_n), (grad_y, *grad_h_n), strict=True)
-    values, grads = zip(*((v, g) for v, g in outputs if g is not None), strict=True)
+    # A state may depend on none of the inputs that need a gradient: c on W_hr, for one step.
+    pairs = [(v, g) for v, g in outputs if g is not None and v.requires_grad]
     leaves = [tensor for tensor in inputs if tensor.requires_grad]
-    found = iter(torch.autograd.grad(values, leaves, grads))
+    if pairs:
+        values, grads = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(values, leaves, grads, materialize_grads=True))
+    else:
+        found = map(torch.zeros_like, leaves)
     grad_x, *rest = [next(found) if tensor.requires_grad else None for tensor in inputs]
     return LayerGrads(grad_x, tuple(rest[:states]), tuple(rest[states:]))

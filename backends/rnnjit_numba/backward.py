@@ -27,11 +27,11 @@ from __future__ import annotations
 from typing import Any
 
 from rnnjit.codegen.kernel import LINE
+from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import BackwardArguments, state_argument
 from rnnjit_numba.backward_step import add_step
 from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
-from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK
 from rnnjit_numba.reductions import add_reduce
 
 

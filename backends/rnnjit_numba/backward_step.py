@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from rnnjit.codegen.plan import ROW_BLOCK
 from rnnjit_numba import cell_step, memory
 from rnnjit_numba.arguments import BackwardArguments
 from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
-from rnnjit_numba.plan import ROW_BLOCK
 
 
 def add_step(context: CodegenContext, common: CommonFunctions) -> Any:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from rnnjit.codegen.plan import ROW_BLOCK
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import ForwardArguments
 from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
-from rnnjit_numba.plan import ROW_BLOCK
 
 
 class Preparation(NamedTuple):

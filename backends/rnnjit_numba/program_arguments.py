@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from rnnjit import RNNSpec
 from rnnjit.codegen.kernel import LINE
+from rnnjit.codegen.plan import FEW_ROWS, TILE_ROWS, Z_ROWS
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import ForwardArguments
 from rnnjit_numba.context import CodegenContext, CommonFunctions
-from rnnjit_numba.plan import FEW_ROWS, TILE_ROWS, Z_ROWS
 from rnnjit_numba.scratch import ADDRESSES, WINDOW, Layout
 
 

@@ -7,6 +7,7 @@ from rnnjit.codegen.argument_block import argument_block
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.forward_call import Recipe
 from rnnjit.codegen.kernel import LINE, Kind
+from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Z_ROWS, Plan, plan, window
 from rnnjit.codegen.row_slices import late_threads_for, shared_in_backward
 from rnnjit_numba.arguments import (
     BackwardArguments,
@@ -16,7 +17,6 @@ from rnnjit_numba.arguments import (
 )
 from rnnjit_numba.forward_sizes import ForwardSizes
 from rnnjit_numba.library import library
-from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Z_ROWS, Plan, plan, window
 from rnnjit_numba.tile_shapes import TileShape, Tiling
 
 #: From this many bytes on, scratch memory is allocated; less is part of the argument block.

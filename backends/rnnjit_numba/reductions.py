@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import BackwardArguments
 from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
-from rnnjit_numba.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT
 
 #: What a column block of a result is multiplied with: x, the states before, or the outputs.
 _INPUTS, _STATES, _OUTPUTS = 0, 1, 2

@@ -14,11 +14,11 @@ from rnnjit import LayerSpec, Needs, Rows
 from rnnjit.backend import States
 from rnnjit.codegen import backward_call, forward_call
 from rnnjit.codegen.kernel import Kind
+from rnnjit.codegen.plan import REDUCTION_ROWS, Plan
 from rnnjit.codegen.row_slices import multiply_adds, one_slice
 from rnnjit_numba import recipes
 from rnnjit_numba.arguments import BACKWARD_FIELDS, FIELDS
 from rnnjit_numba.library import library
-from rnnjit_numba.plan import REDUCTION_ROWS, Plan
 from rnnjit_numba.recipes import places
 from rnnjit_numba.tile_shapes import (
     TileShape,

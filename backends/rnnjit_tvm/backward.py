@@ -29,10 +29,10 @@ from tvm.tirx.script.builder import ir as T
 
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.kernel import LINE
+from rnnjit.codegen.plan import REDUCTION_ROWS
 from rnnjit_tvm.arguments import BackwardArguments
 from rnnjit_tvm.backward_step import add_step
 from rnnjit_tvm.forward import tail_start
-from rnnjit_tvm.plan import REDUCTION_ROWS
 from rnnjit_tvm.propagation import add_propagation
 from rnnjit_tvm.tensorir import (
     Module,

@@ -6,8 +6,8 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from rnnjit.codegen.plan import ROW_BLOCK
 from rnnjit_tvm.arguments import BackwardArguments
-from rnnjit_tvm.plan import ROW_BLOCK
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, either, integer
 from rnnjit_tvm.time_loop import Masked, affine, backward_arguments, blocks, each_vector
 

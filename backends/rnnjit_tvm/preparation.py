@@ -16,8 +16,8 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.plan import ROW_BLOCK
 from rnnjit_tvm.arguments import ForwardArguments
-from rnnjit_tvm.plan import ROW_BLOCK
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, when
 from rnnjit_tvm.time_loop import Masked, affine, blocks, forward_arguments, of_direction
 

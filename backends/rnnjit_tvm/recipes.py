@@ -9,6 +9,7 @@ from rnnjit.codegen.argument_block import argument_block
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.forward_call import Recipe
 from rnnjit.codegen.kernel import LINE, Kind
+from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Z_ROWS, Plan, plan, window
 from rnnjit.codegen.row_slices import late_threads_for, shared_in_backward
 from rnnjit_tvm.arguments import (
     BackwardArguments,
@@ -17,11 +18,8 @@ from rnnjit_tvm.arguments import (
     argument_count,
 )
 from rnnjit_tvm.library import library
-from rnnjit_tvm.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Plan, plan, window
 from rnnjit_tvm.tile_shapes import tile_shapes
 
-#: Rows whose pre-activations a step computes at a time: a multiple of the rows of most tiles.
-Z_ROWS = 72
 #: Bytes of input projections that are computed before their steps, so that they stay in a cache,
 #: and the fewest rows of them.
 _WINDOW_BYTES, _LEAST_WINDOW = 1 << 20, 64
@@ -29,7 +27,7 @@ _WINDOW_BYTES, _LEAST_WINDOW = 1 << 20, 64
 
 def forward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
     """How a layer's forward kernel is called for some rows, on at most `threads` threads."""
-    cut = plan(layer, rows, threads, _vectors(kind, layer.hidden_size))
+    cut = plan(layer, rows, threads, _vectors(kind, layer.hidden_size), in_place=False)
     return forward_by(kind, layer, rows, cut)
 
 
@@ -113,7 +111,7 @@ def backward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
     kernels, size, D, lanes = library(kind), kind.bits // 8, layer.num_directions, _lanes(kind)
     cell, H, P = layer.cell, layer.hidden_size, layer.output_size
     shared, (window_rows, held_rows) = shared_in_backward(layer, rows), window(layer, rows)
-    cut = plan(layer, rows, threads, _vectors(kind, H), shared)
+    cut = plan(layer, rows, threads, _vectors(kind, H), shared, in_place=False)
     wide_i, wide_h, wide_p = (_vectors(kind, n) for n in (layer.input_size, H, P))
     panel = len(cell.gates) * H * lanes
     panel_out = P * lanes if layer.proj_size else 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from rnnjit_tvm.plan import REDUCTION_ROWS
+from rnnjit.codegen.plan import REDUCTION_ROWS
 from rnnjit_tvm.tensorir import Module, address, call, integer, least, local, loop, pointer, when
 from rnnjit_tvm.time_loop import Masked, backward_arguments, blocks
 

@@ -20,9 +20,9 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT
 from rnnjit_tvm.arguments import BackwardArguments
 from rnnjit_tvm.backward_step import zeros_at
-from rnnjit_tvm.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT
 from rnnjit_tvm.reduction_memory import add_reduction_memory
 from rnnjit_tvm.tensorir import (
     Lanes,

@@ -264,7 +264,9 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, batch_sizes, steps, hx, weights, reset, *options, _, _, backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, batch_sizes, reset, *hx, *weights, *output)
+    # Copies, since the model may write to its results: a graph with such a write would not compile.
+    own = [result.clone() for result in output]
+    ctx.save_for_backward(x, batch_sizes, reset, *hx, *weights, *own)
     ctx.steps, ctx.options = steps, (*options, backend)
     ctx.counts = len(hx), len(weights)
 

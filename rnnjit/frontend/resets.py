@@ -7,7 +7,7 @@ that `reset_to` has for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,6 +95,14 @@ def starting_states(spec: RNNSpec, x: Tensor, reset_to: Any) -> States | None:
     return tuple(found)
 
 
+def _is_among(state: Tensor, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a state has one of these shapes.
+
+    Sizes of shapes of another length are not compared: a graph would be bound to the outcome.
+    """
+    return any(len(shape) == state.dim() and shape == tuple(state.shape) for shape in shapes)
+
+
 def _starting_state(name: str, spec: RNNSpec, x: Tensor, state: Any, size: int) -> Tensor:
     """Check one state of `reset_to` and give it the form of `starting_states`."""
     if not isinstance(state, Tensor):
@@ -103,7 +111,7 @@ def _starting_state(name: str, spec: RNNSpec, x: Tensor, state: Any, size: int) 
     layers, directions, steps = spec.num_layers, spec.num_directions, x.shape[:-1]
     shapes = [(layers, *steps, directions * size), (layers, directions * size)]
     shorter = [shape[1:] for shape in shapes] if layers == 1 else []
-    if state.shape not in (*shapes, *shorter):
+    if not _is_among(state, (*shapes, *shorter)):
         shown = " or ".join(str(list(shape)) for shape in (*shapes, *shorter))
         raise ValueError(
             f"{name} must have shape {shown} (num_layers, the shape of input without its features, "
@@ -113,7 +121,7 @@ def _starting_state(name: str, spec: RNNSpec, x: Tensor, state: Any, size: int) 
         raise RuntimeError(f"{name} is {state.dtype} but the input is {x.dtype}")
     if state.device != x.device:
         raise RuntimeError(f"{name} is on {state.device} but the input is on {x.device}")
-    if state.shape in shorter:
+    if _is_among(state, shorter):
         state = state.unsqueeze(0)
     found: Tensor = state.view(*state.shape[:-1], directions, size)
     if found.dim() == 3:

@@ -180,3 +180,28 @@ def test_bad_packed_input_is_refused_when_the_graph_runs(what):
     with pytest.raises(error, match=said):
         traced(given, hx)
     torch.testing.assert_close(traced(SEQUENCE), fast(SEQUENCE), **CLOSE)
+
+
+class Restarting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = rnnjit.compile(nn.GRU(3, 5, dtype=torch.float64))
+
+    def forward(self, x, reset, to):
+        return self.rnn(x, reset=reset, reset_to=to)
+
+
+@pytest.mark.parametrize("layers", [(), (1,)], ids=["one vector", "one for each layer"])
+def test_no_size_is_bound_to_that_of_a_state_to_start_from(layers):
+    module, T = Restarting(), Dim("T", min=2)
+
+    def given(steps):
+        x = torch.randn(steps, 4, 3, dtype=torch.float64)
+        to = torch.arange(5, dtype=torch.float64).expand(*layers, 5)
+        return x, torch.arange(4 * steps).view(steps, 4) % 3 == 0, to
+
+    dynamic = ({0: T}, {0: T}, None)
+    program = torch.export.export(module, given(7), dynamic_shapes=dynamic).module()
+    for steps in (5, 9):  # as many as there are hidden units, too
+        call = given(steps)
+        torch.testing.assert_close(program(*call), module(*call), **CLOSE)

@@ -303,3 +303,34 @@ def test_torch_jit_trace_records_torchs_own_layer():
 
 def test_importing_the_operators_twice_registers_them_once():
     assert torch.ops.rnnjit.layer.default is ops.layer_op._opoverload
+
+
+WRITES = {
+    "add_": lambda y, x: y.add_(x.sum()),
+    "relu_": lambda y, x: torch.relu_(y),
+    "masked_fill_": lambda y, x: y.masked_fill_(y > 0.3, 0.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "write"), list(zip([nn.RNN, nn.LSTM, nn.GRU], WRITES, strict=True))
+)
+def test_a_model_may_write_to_the_results(make, write):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    rnn = make(3, 5, dtype=torch.float64)
+    fast = rnnjit.compile(rnn)
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+
+    def run(module):
+        y, last = module(x)
+        h_n = last[0] if isinstance(last, tuple) else last
+        return WRITES[write](y, x).square().sum() + h_n.mul_(2).sum()
+
+    traced = torch.compile(lambda: run(fast), backend="aot_eager", fullgraph=True)
+    for found, wanted in zip(
+        torch.autograd.grad(traced(), list(rnn.parameters())),
+        torch.autograd.grad(run(rnn), list(rnn.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)

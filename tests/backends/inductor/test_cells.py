@@ -183,3 +183,16 @@ def test_torchs_layers_step_by_step(make, lengths):
         loss = (y.sin() * y).sum() + sum(state.square().sum() for state in states)
         results.append([y, *states, *torch.autograd.grad(loss, module.parameters())])
     close(*results)
+
+
+@pytest.mark.parametrize("trained", [("weight_ih_l0", "weight_hr_l0"), ("weight_hr_l0",)])
+def test_what_a_state_does_not_depend_on_has_no_gradient(trained):
+    """Of one step, c does not depend on W_hr, and torch's operator gives no gradient for it."""
+    torch.manual_seed(0)
+    rnn = nn.LSTM(3, 4, proj_size=2, dtype=torch.float64)
+    for name, parameter in rnn.named_parameters():
+        parameter.requires_grad_(name in trained)
+    fast = rnnjit.compile(rnn, backend="inductor", recompute=True)
+    fast(torch.randn(1, 2, 3, dtype=torch.float64))[1][1].sum().backward()
+    assert not rnn.weight_hr_l0.grad.any()
+    assert rnn.weight_ih_l0.grad is None or rnn.weight_ih_l0.grad.any()

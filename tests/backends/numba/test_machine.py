@@ -16,12 +16,11 @@ from covered import in_full
 from torch import nn
 
 import rnnjit
-from rnnjit import LayerSpec, Rows
 from rnnjit.cells import RNN_RELU, RNN_TANH
 from rnnjit.codegen import isa_named
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kind, cache_key
-from rnnjit_numba import kernel_modules, library, object_code, plan
+from rnnjit_numba import kernel_modules, library, object_code
 
 AGREES = """
 import sys, torch, rnnjit
@@ -173,54 +172,6 @@ def test_child_processes_after_use(method, tmp_path):
     process.join(120)
     assert process.exitcode == 0
     assert torch.equal(module(x)[0], expected)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3, 8, 64])
-@pytest.mark.parametrize("D", [1, 2])
-@pytest.mark.parametrize("B", [1, 2, 3, 7, 16, 100])
-@pytest.mark.parametrize("H", [1, 20, 64, 500])
-def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
-    layer = LayerSpec(RNN_TANH, 24, H, D, True)
-    vectors = -(-H // 16)
-    cut = plan.plan(layer, Rows(50, B, 50 * B), threads, vectors)
-    assert 1 <= cut.threads <= max(threads, D)
-    assert (cut.slices - 1) * cut.slice_rows < B <= cut.slices * cut.slice_rows
-    assert cut.parts == 1 or (cut.slices == 1 and D * cut.parts <= cut.threads)
-    assert 1 <= cut.parts <= vectors
-
-
-@pytest.mark.parametrize(
-    ("threads", "B", "H", "parts"),
-    [
-        (2, 1, 96, 1),
-        (2, 1, 128, 2),
-        (2, 3, 256, 2),
-        (2, 16, 256, 1),
-        (4, 1, 512, 4),
-        (8, 12, 128, 1),
-        (16, 16, 128, 1),
-        (32, 32, 128, 1),
-        (32, 1, 64, 1),
-        (96, 64, 512, 1),
-    ],
-)
-def test_columns_are_divided_where_that_saves_more_than_synchronising_takes(
-    threads, B, H, parts, always_teams
-):
-    cut = plan.plan(
-        LayerSpec(RNN_TANH, 64, H, 1, True), Rows(100, B, 100 * B), threads, -(-H // 16)
-    )
-    assert cut.parts == parts
-    assert cut.threads == threads
-
-
-@pytest.mark.parametrize("H", [256, 512, 1024])
-def test_no_more_threads_than_pay_divide_columns(H):
-    layer = LayerSpec(RNN_TANH, 64, H, 1, True)
-    few, many = (
-        plan.plan(layer, Rows(100, 1, 100), threads, -(-H // 16)).parts for threads in (32, 96)
-    )
-    assert few == many < H // 16
 
 
 def test_element_and_cell_name_the_cache_key():

@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import rnnjit
 from rnnjit.cells import RNN_TANH
-from rnnjit_tvm.plan import plan
+from rnnjit.codegen.plan import plan
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -49,7 +49,7 @@ def test_threads_take_packed_rows_in_turns(bidirectional, always_teams):
     try:
         for module, threads in ((rnn, 1), (compiled(rnn), 3), (compiled(rnn), 5)):
             torch.set_num_threads(threads)
-            assert module is rnn or plan(layer, rows, threads, 5).stride > 1
+            assert module is rnn or plan(layer, rows, threads, 5, in_place=False).stride > 1
             y, h = module(packed)
             loss = y.data.sin().sum() + h.square().sum()
             grads = torch.autograd.grad(loss, [packed.data, *rnn.parameters()])
@@ -80,18 +80,3 @@ def test_memory_aligned_to_an_element_and_no_more(dtype, shift):
     tolerance = 1e-4 if dtype == torch.float32 else 1e-11
     for ours, exact in zip(found, everything(rnn, x, h0), strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3, 64])
-@pytest.mark.parametrize("D", [1, 2])
-@pytest.mark.parametrize("B", [0, 1, 2, 7, 16, 100])
-@pytest.mark.parametrize("H", [1, 20, 500])
-def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
-    layer = rnnjit.LayerSpec(RNN_TANH, 24, H, D, True)
-    for N in (50 * B, 30 * B):
-        cut = plan(layer, rnnjit.Rows(50, B, N), threads, -(-H // 16))
-        assert 1 <= cut.threads <= threads
-        if cut.stride == 1:
-            assert (cut.slices - 1) * cut.slice_rows < max(B, 1) <= cut.slices * cut.slice_rows
-        else:
-            assert cut.stride == cut.slices <= B

@@ -12,7 +12,7 @@ import torch
 from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
 
 LARGEST = 70
-#: Constants of `rnnjit.codegen.row_slices` and of a backend's `plan`, so far as it has them.
+#: Constants of `rnnjit.codegen.row_slices` and `plan`.
 COSTS = ("THREAD_WORK", "_SYNC_WORK", "STRIDED_FEATURES", "_WINDOW_ROWS", "_WINDOW_BATCHES")
 _NEVER = 10**9
 #: Which of the gradients of y, h_n and the other last states are given; one of the first two is.

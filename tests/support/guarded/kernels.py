@@ -20,6 +20,7 @@ import torch
 
 from guarded.memory import Guards, Region
 from rnnjit.cells import Cell
+from rnnjit.codegen import plan
 from rnnjit.codegen.kernel import Kind
 
 _WEIGHTS = tuple(f"{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b_ih", "b_hh"))
@@ -64,7 +65,7 @@ def layouts(name: str, cell: Cell) -> tuple[Layout, Layout]:
     where `numba` has them, and in elements where `tvm` does.
     """
     arguments = import_module(f"rnnjit_{name}.arguments")
-    rows = import_module(f"rnnjit_{name}.plan").REDUCTION_ROWS
+    rows = plan.REDUCTION_ROWS
     table: tuple[str, ...] = ("sizes",)
     if name == "tvm":
         table = ()

@@ -22,7 +22,7 @@ from guarded.cases import COSTS, KINDS, Case, Kind, cases, programs
 from guarded.kernels import Watch, forget_recipes, guarded_backend
 from guarded.memory import Guards, allocating
 from rnnjit import Problem, RNNSpec
-from rnnjit.codegen import row_slices
+from rnnjit.codegen import plan, row_slices
 from rnnjit.codegen.host import host_isa
 from rnnjit.dispatch.choice import verdict
 from rnnjit.testing.tolerances import Expected, InexactError, judge
@@ -121,7 +121,7 @@ def reasons_against(backend: Any, kind: Kind) -> tuple[str, ...]:
 def main(name: str, more: int) -> None:
     torch.set_num_threads(1)
     backend = import_module(f"rnnjit_{name}").BACKEND
-    plan, run = (import_module(f"rnnjit_{name}.{module}") for module in ("plan", "run"))
+    run = import_module(f"rnnjit_{name}.run")
     covered: set[str] = set()
     guards = Guards()
     watch = Watch(guards, lambda a, threads: covered.update(traits(a, threads)))

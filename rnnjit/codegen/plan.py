@@ -1,4 +1,4 @@
-"""How a call is divided between threads: a small cost model, in one place.
+"""How a call of a CPU backend is divided between threads: a small cost model, in one place.
 
 Results are the same, bit for bit, whatever the plan, which affects time alone.
 """
@@ -71,8 +71,10 @@ def plan(
     threads: int,
     vectors: int,
     shared: int | None = None,
+    *,
+    in_place: bool = True,
 ) -> Plan:
-    """The plan for a call of the forward or the backward kernel.
+    """The plan for a call of the forward or the backward kernel of a CPU backend.
 
     Args:
         layer: what the layer is.
@@ -81,11 +83,13 @@ def plan(
         vectors: how many vectors hold the hidden features of a row.
         shared: the multiply-adds of a backward pass beside those of a forward pass, which all
             threads share evenly; None for a forward pass.
+        in_place: whether the kernels can read weights in place.
     """
     if shared is None:
         shared, few = 0, rows.T == 1 and rows.B <= FEW_ROWS
     else:
         few = rows.T * max(rows.B, 1) <= _FEW_ROWS_BACKWARD
+    few = few and in_place
     step_rows, weights = _mean_rows(rows, rows.B), _weights(layer)
     alone = Plan(1, *one_slice(rows), 1, step_rows < TILE_ROWS, few)
     if threads == 1:
