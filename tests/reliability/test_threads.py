@@ -12,7 +12,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="pins a process to a 
 
 SIXTEEN = """
 backends, calls, exact = sys.argv[1].split(), int(sys.argv[2]), sys.argv[3] == "exact"
-cases = [known(backend, name) for backend in backends for name in SHAPES]
+cases = [known(backend, name, exact=exact) for backend in backends for name in SHAPES]
 own = [[copy.deepcopy(case.fast) for case in cases] for _ in range(16)]
 
 def work(i):
