@@ -89,7 +89,7 @@ def _chunk(key: Key) -> Compiled:
 
 def _compile(key: Key) -> Compiled:
     settings = _settings(key)
-    facts = (*key._replace(cell=None), key.cell.digest, settings)  # type: ignore[arg-type]
+    facts = (*(fact for fact in key if fact is not key.cell), key.cell.digest, settings)
     name = library_cache.name_of(*facts) if key.device == "cpu" else None
     if name is None:
         return _by_inductor(key, settings)
