@@ -44,19 +44,20 @@ def windows(monkeypatch):
 @pytest.mark.parametrize("backend", [name for name in ("numba", "tvm") if name in ON_CPU])
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize(
-    ("kind", "T", "B", "H"),
+    ("kind", "D", "T", "B", "H"),
     [
-        ("tanh", 1200, 1, 40),
-        ("tanh", 700, 1, 300),
-        ("tanh", 150, 7, 33),
-        ("GRU", 150, 7, 120),
-        ("LSTM", 40, 50, 20),
-        ("projected", 3, 500, 24),
+        ("tanh", 1, 1200, 1, 40),
+        ("tanh", 1, 700, 1, 300),
+        ("tanh", 1, 150, 7, 33),
+        ("GRU", 1, 150, 7, 120),
+        ("GRU", 2, 150, 7, 33),
+        ("LSTM", 1, 40, 50, 20),
+        ("projected", 1, 3, 500, 24),
     ],
 )
-def test_gradients_over_many_windows(kind, T, B, H, packed, backend, windows, threads):
+def test_gradients_over_many_windows(kind, D, T, B, H, packed, backend, windows, threads):
     torch.manual_seed(0)
-    rnn = layer(kind, 11, H, torch.float64)
+    rnn = layer(kind, 11, H, torch.float64, bidirectional=D == 2)
     x, hx = torch.randn(T, B, 11).double(), first_states(rnn, B)
     lengths = torch.linspace(T, 1, B).round().long() if packed else None
     expected = gradients(rnn, x, hx, lengths)
