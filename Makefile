@@ -22,7 +22,7 @@ bench: install
 		--benchmark-json=benchmarks/results/$$($(BIN)/python benchmarks/suites/host.py).json
 
 fuzz: install
-	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -m fuzz --hypothesis-show-statistics
+	RNNJIT_FUZZ_ANEW=1 RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -m fuzz --hypothesis-show-statistics
 
 # Breaks one line after another and shows which test notices.
 mutants: install

@@ -1,5 +1,5 @@
 import pytest
-from fuzzing import thorough
+from fuzzing import anew
 from hypothesis import HealthCheck, settings
 
 from rnnjit import Backend
@@ -14,7 +14,7 @@ PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("rnnjit", derandomize=True, database=None, **PATIENT)
 # What it finds is kept in .hypothesis, and printed as a blob to paste.
 settings.register_profile("fuzz", derandomize=False, print_blob=True, **PATIENT)
-settings.load_profile("fuzz" if thorough() else "rnnjit")
+settings.load_profile("fuzz" if anew() else "rnnjit")
 
 
 @pytest.fixture

@@ -109,7 +109,8 @@ class Arithmetic:
     def total(self, terms: Range, dim: int = -1) -> Range:
         """The sum of terms along a dimension."""
         lo, hi = terms.lo.where(terms.num, 0), terms.hi.where(terms.num, 0)
-        count = ((lo != 0) | (hi != 0)).sum(dim)
+        # float64, since whole numbers times a float are float32, where the tiniest are zero.
+        count = ((lo != 0) | (hi != 0)).sum(dim).double()
         above, below = hi.clamp(min=0).sum(dim), (-lo).clamp(min=0).sum(dim)
         for side in (above, below):
             self.peak = max(self.peak, largest(side))
@@ -149,7 +150,7 @@ class Arithmetic:
     def _tanh_error(self, value: Tensor) -> Tensor:
         size = value.abs()
         subnormal = (size > 0) & (size < 4 * self._tiny)
-        return 8 * self._eps * size + torch.where(subnormal, self._tiny, 0.0)
+        return 8 * self._eps * size + self._tiny * subnormal.double()
 
     def activation_gradient(self, cell: str, grad: Range, h: Range) -> Range:
         """The gradient of the pre-activation, given that of the state `h`."""
