@@ -24,7 +24,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit.runtime import object_cache
 from rnnjit_cuda.kernels import (
     KernelKey,

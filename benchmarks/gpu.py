@@ -33,7 +33,7 @@ from rich.table import Table
 
 import rnnjit
 from rnnjit import Backend, testing
-from rnnjit.cells import GRU, LSTM, RNN_TANH
+from rnnjit.ir import GRU, LSTM, RNN_TANH
 from rnnjit.tools.environment import environment
 from rnnjit_cuda import CudaBackend
 from rnnjit_cuda.kernels import FAMILIES

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from rnnjit.bench.records import Bandwidth, Case, Machine, Peak
-from rnnjit.cells import RNN_TANH
 from rnnjit.codegen import isa_named
 from rnnjit.codegen.plan import Plan, plan
+from rnnjit.ir import RNN_TANH
 from rnnjit.spec import LayerSpec, Rows
 
 #: Bytes a second from memory, by cores: two channels of DDR5-5200, eight and twelve of DDR5-4800,

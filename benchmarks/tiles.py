@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rnnjit.bench.peaks import fma_peak
-from rnnjit.cells import RNN_TANH
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kind
+from rnnjit.ir import RNN_TANH
 from rnnjit.runtime.host import processor
 from rnnjit_numba import tile_choice
 from rnnjit_numba.tile_measurement import measure

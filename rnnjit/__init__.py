@@ -48,7 +48,7 @@ _HOLDERS = {
     "rnnjit.tools.gradient_flow": ("GradientFlow", "gradient_flow"),
 }
 _HOLDER_OF = {name: holder for holder, names in _HOLDERS.items() for name in names}
-_SUBMODULES = ("cells", "recurrence", "testing")
+_SUBMODULES = ("ir", "recurrence", "testing")
 
 __all__ = [
     "Artifact",

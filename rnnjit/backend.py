@@ -5,7 +5,7 @@ every row of a direction, in this order:
 
     zx = W_ih x_t + b_ih                       G gates of H columns
     zh = W_hh a_{t-1} + b_hh                   a: the cell's operand, the first state by default
-    out, s_1, ..., s_S = program(zx, zh, s_1, ..., s_S, p_1, ..., p_P)     pointwise, `rnnjit.cells`
+    out, s_1, ..., s_S = program(zx, zh, s_1, ..., s_S, p_1, ..., p_P)     pointwise, `rnnjit.ir`
     h = W_hr out                               where there is a projection: s_1, P wide
 
 In direction 0, the previous states are those of the previous step of the same sequence, or `hx` at
@@ -26,7 +26,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
 
@@ -152,7 +152,7 @@ class Backend(ABC):
         devices: device types that it runs on; None for all. The conformance kit compares it with
             eager on the first one, or on the CPU for None.
         dtypes: dtypes that it computes in; None for all.
-        operations: names of the operations of `rnnjit.cells` that it lowers; None for all.
+        operations: names of the operations of `rnnjit.ir` that it lowers; None for all.
         sizes_matter: False if `why_not` and `defers` do not depend on N of the problem, and on T
             and B only by the powers of two between which they are: 1, 2, 3 to 4, 5 to 8, and so
             on. It is then asked once for all such sizes: real batches seldom repeat a sum of
@@ -174,7 +174,7 @@ class Backend(ABC):
         """Why this backend cannot run on this machine at all; empty if it can."""
         return []
 
-    def why_not_cell(self, cell: Cell) -> list[str]:
+    def why_not_cell(self, cell: CellSpec) -> list[str]:
         """Why this backend cannot compute a cell although it lowers its operations (optional).
 
         The answer must depend only on the cell.
@@ -429,7 +429,7 @@ class Backend(ABC):
         """Names of the targets that `build` can compile for in this installation (optional)."""
         return ()
 
-    def why_not_build(self, cell: Cell) -> list[str]:
+    def why_not_build(self, cell: CellSpec) -> list[str]:
         """Why `build` cannot compile a cell that this backend computes itself (optional)."""
         return []
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, Shortcut, States
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell, Program
-from rnnjit.cells.torch_evaluator import evaluate_tensors
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec, Program
+from rnnjit.ir.torch_evaluator import evaluate_tensors
 from rnnjit.runtime.second_gradients import differentiate_twice
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
@@ -275,7 +275,7 @@ class ReferenceBackend(Backend):
 
 #: Torch's own operators, called `(x, hx, weights, bias, layers, dropout, train, bidirectional,
 #: batch_first)`, or `(data, batch_sizes, hx, ...)` packed.
-_OPERATORS: dict[Cell, Callable[..., Any]] = {
+_OPERATORS: dict[CellSpec, Callable[..., Any]] = {
     RNN_TANH: torch.rnn_tanh,
     RNN_RELU: torch.rnn_relu,
     LSTM: torch.lstm,

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnjit.cells import RNN_TANH, Cell
+from rnnjit.ir import RNN_TANH, CellSpec
 from rnnjit.runtime.torch_private import transforming
 
 
-def _rnn_tanh() -> Cell:
+def _rnn_tanh() -> CellSpec:
     """The default cell. As a plain default PyTorch 2.11 could not trace it."""
     return RNN_TANH
 
@@ -30,12 +30,12 @@ class LayerSpec:
         proj_size: P, features that `w_hr` projects the output to; 0 if there is no projection.
 
     Example:
-        >>> from rnnjit.cells import LSTM
+        >>> from rnnjit.ir import LSTM
         >>> LayerSpec(LSTM, 8, 16, 1, True, proj_size=4).state_sizes
         (4, 16)
     """
 
-    cell: Cell
+    cell: CellSpec
     input_size: int
     hidden_size: int
     num_directions: int
@@ -118,7 +118,7 @@ class RNNSpec:
     input_size: int
     hidden_size: int
     num_layers: int = 1
-    cell: Cell = field(default_factory=_rnn_tanh)
+    cell: CellSpec = field(default_factory=_rnn_tanh)
     bias: bool = True
     batch_first: bool = False
     dropout: float = 0.0

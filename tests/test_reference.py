@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import grad, jvp, vmap
 
-from rnnjit.cells import LSTM, RNN_TANH, Cell, builder
+from rnnjit.ir import LSTM, RNN_TANH, CellSpec, builder
 from rnnjit.reference import EagerBackend, ReferenceBackend, layer_forward, split_weights
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
@@ -22,7 +22,7 @@ def leaky(zx, zh, h, tau):
     return h, h
 
 
-LEAKY = Cell.trace(leaky, name="leaky", gates=["z"], states=["h"], parameters=["tau"])
+LEAKY = CellSpec.trace(leaky, name="leaky", gates=["z"], states=["h"], parameters=["tau"])
 
 
 def tensors(layer, rows, dtype=torch.float64):

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
 from rnnjit.frontend.capture import capture, torch_module
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 from rnnjit.spec import LayerSpec, RNNSpec
 
 STACKS = [
@@ -45,7 +45,7 @@ def test_shapes_are_those_of_torch_s_own_layer(spec):
 
 
 def test_parameters_of_a_cell_come_last():
-    leaky = Cell.trace(
+    leaky = CellSpec.trace(
         lambda zx, zh, h, tau: [h + tau * (zx[0] + zh[0] - h)] * 2,
         name="leaky",
         gates=["z"],
@@ -89,7 +89,7 @@ def test_a_pickle_is_a_key_in_another_process():
     hash(spec), hash(spec.layer(0))
     code = (
         "import pickle, sys\n"
-        "from rnnjit.cells import LSTM\n"
+        "from rnnjit.ir import LSTM\n"
         "from rnnjit.spec import RNNSpec\n"
         "read = pickle.loads(sys.stdin.buffer.read())\n"
         "own = RNNSpec(3, 5, 2, LSTM, bidirectional=True, proj_size=2)\n"

@@ -14,7 +14,7 @@ from torch import Tensor
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.artifact import ArtifactError
 from rnnjit.backend import Program, Runner, States, values_read
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit.recurrence import layer_backward, layer_forward, why_not_cell, why_not_projected
 from rnnjit_cuda import availability, cudnn_heuristics
 from rnnjit_cuda.cells import OPERATIONS
@@ -53,7 +53,7 @@ class CudaBackend(Backend):
         """Names the packages, device and libraries that are missing."""
         return availability.missing()
 
-    def why_not_cell(self, cell: Cell) -> list[str]:
+    def why_not_cell(self, cell: CellSpec) -> list[str]:
         """Declines cells that the matrix products around the recurrence do not serve."""
         return why_not_cell(cell)
 
@@ -106,7 +106,7 @@ class CudaBackend(Backend):
         """CUDA source, which needs neither a GPU nor a CUDA compiler here."""
         return ("cuda",)
 
-    def why_not_build(self, cell: Cell) -> list[str]:
+    def why_not_build(self, cell: CellSpec) -> list[str]:
         """Programs have the kernels of nn.RNN's cell alone."""
         return why_not_elman(cell)
 

@@ -1,4 +1,4 @@
-"""The pointwise part of a cell as CUDA C++, generated from `Cell.step`."""
+"""The pointwise part of a cell as CUDA C++, generated from `CellSpec.step`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from rnnjit.cells import OPERATIONS, Cell, Kind, evaluate
+from rnnjit.ir import OPERATIONS, CellSpec, Kind, evaluate
 
 _RAISED = "({0} < {1} ? {1} : {0})"
 #: Each operation as a C expression: `{0}`, `{1}`, ... are its arguments and then its constants, all
@@ -50,10 +50,10 @@ _EXPRESSIONS = {
 _SUFFIXES = {torch.float32: "f", torch.float64: ""}
 
 
-def activation(cell: Cell, dtype: torch.dtype) -> list[str]:
+def activation(cell: CellSpec, dtype: torch.dtype) -> list[str]:
     """The statements of a C function of `real z` that returns an Elman cell's new state.
 
-    >>> from rnnjit.cells import RNN_TANH
+    >>> from rnnjit.ir import RNN_TANH
     >>> activation(RNN_TANH, torch.float32)
     ['const real v0 = tanhf(z);', 'return v0;']
     """

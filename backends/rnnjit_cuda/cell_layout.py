@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit.recurrence import dz_blocks
 
 #: The numbers of the first two tensors of a tuple.
@@ -91,7 +91,7 @@ class CellLayout(NamedTuple):
         return self.first_end + self.states
 
 
-def layout_of(cell: Cell) -> CellLayout:
+def layout_of(cell: CellSpec) -> CellLayout:
     """The layout of a cell."""
     names = list(cell.states)
     used = cell.backward.inputs[len(cell.saved) : -1 - len(names)]

@@ -3,8 +3,9 @@
     any cell     found = step(given), found = gradient(given), both arrays in registers
     Elman cells  h = activation(z), dz = gradient(grad, h), where grad is the whole gradient of h
 
-They are generated from `Cell.step_saving` and `Cell.backward`, one assignment for each instruction,
-and call the operations below as device functions; the simulator calls the same functions in Python.
+They are generated from `CellSpec.step_saving` and `CellSpec.backward`, one assignment for each
+instruction, and call the operations below as device functions; the simulator calls the same
+functions in Python.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnjit.cells import Cell, Program, evaluate
+from rnnjit.ir import CellSpec, Program, evaluate
 
 
 class Pointwise(NamedTuple):
-    """The pointwise part of an Elman cell (`Cell.is_elman`), as device functions.
+    """The pointwise part of an Elman cell (`CellSpec.is_elman`), as device functions.
 
     Attributes:
         activation: `(z) -> h`.
@@ -35,16 +36,16 @@ class Steps(NamedTuple):
     """The pointwise part of any cell, as device functions of local arrays.
 
     Attributes:
-        step: `(given, found)`: from the inputs of `Cell.step_saving` to its outputs.
-        gradient: `(given, found)`: from the inputs of `Cell.backward` to its outputs, 0 for those
-            that are None.
+        step: `(given, found)`: from the inputs of `CellSpec.step_saving` to its outputs.
+        gradient: `(given, found)`: from the inputs of `CellSpec.backward` to its outputs, 0 for
+            those that are None.
     """
 
     step: Callable[[Any, Any], None]
     gradient: Callable[[Any, Any], None]
 
 
-def steps(cell: Cell, real: Any, library: ModuleType, inlined: Callable[[Any], Any]) -> Steps:
+def steps(cell: CellSpec, real: Any, library: ModuleType, inlined: Callable[[Any], Any]) -> Steps:
     """Lower a cell; arguments as for `pointwise`."""
     operations = {name: inlined(each) for name, each in scalar_operations(real, library).items()}
     made = (_of_arrays(each, operations, real) for each in (cell.step_saving, cell.backward))
@@ -52,7 +53,7 @@ def steps(cell: Cell, real: Any, library: ModuleType, inlined: Callable[[Any], A
 
 
 def pointwise(
-    cell: Cell, real: Any, library: ModuleType, inlined: Callable[[Any], Any]
+    cell: CellSpec, real: Any, library: ModuleType, inlined: Callable[[Any], Any]
 ) -> Pointwise:
     """Lower an Elman cell.
 
@@ -135,7 +136,7 @@ def _body(
 
 
 def scalar_operations(real: Any, library: ModuleType) -> dict[str, Callable[..., Any]]:
-    """The operations of `rnnjit.cells` as functions, by name; arguments as for `pointwise`.
+    """The operations of `rnnjit.ir` as functions, by name; arguments as for `pointwise`.
 
     None uses min or max, which drop NaN on a GPU; comparisons choose as torch does.
     """

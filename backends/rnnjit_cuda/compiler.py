@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from rnnjit import cells, recurrence
-from rnnjit.cells import Cell
+from rnnjit import ir, recurrence
+from rnnjit.ir import CellSpec
 from rnnjit.runtime import object_cache
 from rnnjit_cuda.availability import LIBRARIES
 from rnnjit_cuda.kernels import KernelKey
@@ -69,10 +69,10 @@ def _link(text: str, capability: tuple[int, int]) -> bytes:
 
 def key_of(key: KernelKey, capability: tuple[int, int]) -> str:
     """Names all that machine code depends on: the sources, the compilers, the target."""
-    fields = [each.digest if isinstance(each, Cell) else each for each in key]
+    fields = [each.digest if isinstance(each, CellSpec) else each for each in key]
     versions = [version(name) for name in COMPILERS]
     facts = (fields, capability, versions, list(_toolkit()))
-    return object_cache.name_of(*facts, files=(__file__, cells.__file__, recurrence.__file__))
+    return object_cache.name_of(*facts, files=(__file__, ir.__file__, recurrence.__file__))
 
 
 def _toolkit() -> Iterator[tuple[str, object]]:

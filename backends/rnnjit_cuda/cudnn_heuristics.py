@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rnnjit import Problem, RNNSpec
-from rnnjit.cells import RNN_RELU, RNN_TANH
+from rnnjit.ir import RNN_RELU, RNN_TANH
 from rnnjit.reference import has_operator
 
 #: The cells of cuDNN's that were measured.

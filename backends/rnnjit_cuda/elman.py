@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 
 
-def why_not_elman(cell: Cell) -> list[str]:
+def why_not_elman(cell: CellSpec) -> list[str]:
     """Why a cell is not h' = f(W_ih x + b_ih + W_hh h + b_hh); empty if it is.
 
-    f is any pointwise function whose result determines its derivative, see `Cell.is_elman`.
+    f is any pointwise function whose result determines its derivative, see `CellSpec.is_elman`.
     """
     reasons = []
     if len(cell.gates) > 1:
@@ -28,7 +28,7 @@ def why_not_elman(cell: Cell) -> list[str]:
     return reasons
 
 
-def _difference(cell: Cell) -> str:
+def _difference(cell: CellSpec) -> str:
     """How a cell with one gate and one state differs from that form."""
     if len(cell.accumulators) > 1:
         return "W_ih x and W_hh h are used apart"

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from rnnjit.cells import RNN_RELU, RNN_TANH, Cell
+from rnnjit.ir import RNN_RELU, RNN_TANH, CellSpec
 
 Family = Literal["register", "block", "grid", "stream", "step"]
 Pass = Literal["forward", "backward"]
@@ -62,20 +62,20 @@ class KernelKey(NamedTuple):
     family: Family
     pass_: Pass
     dtype: DType
-    cell: Cell
+    cell: CellSpec
     rows: int = 1
     reach: int = 0
 
     @property
     def words(self) -> tuple[str, ...]:
         """The fields as words, for people: the cell by its name."""
-        return tuple(each.name if isinstance(each, Cell) else str(each) for each in self)
+        return tuple(each.name if isinstance(each, CellSpec) else str(each) for each in self)
 
     def __str__(self) -> str:
         return "-".join(self.words)
 
 
-def variants(cells: Sequence[Cell] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
+def variants(cells: Sequence[CellSpec] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
     """All kernels that the planner may use for some cells, by default those of nn.RNN."""
     return [
         KernelKey(family, pass_, dtype, cell, rows, reach)
@@ -89,14 +89,14 @@ def variants(cells: Sequence[Cell] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
     ]
 
 
-def reaches(cell: Cell) -> tuple[int, ...]:
+def reaches(cell: CellSpec) -> tuple[int, ...]:
     """The values of `KernelKey.reach` that "register" has for a cell; too many gates have none."""
     if cell.is_elman:
         return REACHES
     return tuple(reach for reach in CELL_REACHES if reach * len(cell.gates) <= REACHES[-1])
 
 
-def lanes(cell: Cell) -> int:
+def lanes(cell: CellSpec) -> int:
     """Threads that share the sum of a hidden unit, for "register"."""
     return LANES if cell.is_elman else CELL_LANES
 
@@ -133,7 +133,7 @@ def splits_of(count: int, across: int, of_unit: int, gates: int, vector: int) ->
     return max(1, min(count * vector // (of_unit * across), most))
 
 
-def row_choices(family: Family, cell: Cell) -> tuple[int, ...]:
+def row_choices(family: Family, cell: CellSpec) -> tuple[int, ...]:
     """The values of `KernelKey.rows` that a family has for a cell; registers limit them."""
     if family in ("register", "step"):
         return (1,)

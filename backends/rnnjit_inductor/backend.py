@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rnnjit import Backend, LayerGrads, LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
 from rnnjit.backend import Shortcut, States, values_read
-from rnnjit.cells import Cell
 from rnnjit.codegen.deferral import why_torch
+from rnnjit.ir import CellSpec
 from rnnjit.recurrence import (
     Saved,
     layer_backward,
@@ -61,7 +61,7 @@ class InductorBackend(Backend):
         """Says if torch's compiler does not run here, or lacks functions that are needed."""
         return unsupported()
 
-    def why_not_cell(self, cell: Cell) -> list[str]:
+    def why_not_cell(self, cell: CellSpec) -> list[str]:
         """Declines cells with parameters, an operand, or an output that is not the first state."""
         return why_not_cell(cell)
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit.runtime import torch_private
 from rnnjit.runtime.compile_once import CompileOnce
 from rnnjit_inductor import library_cache
@@ -56,7 +56,7 @@ class Key(NamedTuple):
     """
 
     pass_: Literal["forward", "backward"]
-    cell: Cell
+    cell: CellSpec
     dtype: torch.dtype
     device: str
     plan: Plan

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnjit.cells import Accumulator, Cell
+from rnnjit.ir import Accumulator, CellSpec
 from rnnjit_inductor.plan import Tile
 from rnnjit_inductor.pointwise import evaluate_like, step_of
 
@@ -63,13 +63,13 @@ class Form(NamedTuple):
         projected: whether outputs are projected.
     """
 
-    cell: Cell
+    cell: CellSpec
     steps: int
     product: Product
     projected: bool
 
 
-def biased(cell: Cell) -> list[int]:
+def biased(cell: CellSpec) -> list[int]:
     """The gates whose zh the cell uses apart from zx, which have a bias of their own."""
     return [each.gate for each in cell.accumulators if each.part == "hidden"]
 
@@ -164,7 +164,7 @@ def _filled(value: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if value is None else value
 
 
-def has_share(cell: Cell) -> bool:
+def has_share(cell: CellSpec) -> bool:
     """Whether a part of the first previous state's gradient bypasses the product."""
     return cell.backward.outputs[-len(cell.states)] is not None
 

@@ -46,7 +46,7 @@ from typing import NamedTuple
 import torch
 
 from rnnjit import LayerSpec, Rows
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit.reference import has_operator, has_primitive
 
 #: Calls of fewer steps compile nothing.
@@ -144,7 +144,7 @@ def plan(
     return Plan(steps, ROWS, 1 if rows.B * G * H**2 < THREAD_WORK else threads)
 
 
-def steps_of(cell: Cell) -> int:
+def steps_of(cell: CellSpec) -> int:
     """K, the steps of a chunk of a cell."""
     return max(1, min(_STEPS, _PRODUCTS // len(cell.gates)))
 

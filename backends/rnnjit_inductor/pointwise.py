@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnjit.cells import Cell, Program, evaluate
-from rnnjit.cells.torch_evaluator import TORCH_OPERATIONS
+from rnnjit.ir import CellSpec, Program, evaluate
+from rnnjit.ir.torch_evaluator import TORCH_OPERATIONS
 
 #: Names of all operations that are lowered.
 OPERATIONS = frozenset([*TORCH_OPERATIONS, "constant"])
@@ -24,7 +24,7 @@ def evaluate_like(like: Tensor, program: Program, inputs: Sequence[Tensor]) -> l
     return list(evaluate(program, inputs, TORCH_OPERATIONS, lambda value: _scalar(like, value)))
 
 
-def step_of(cell: Cell, saves: bool) -> Program:
+def step_of(cell: CellSpec, saves: bool) -> Program:
     """A cell's step without the first new state, which is `out`.
 
     Its outputs are out, the other new states, then the saved values.
@@ -38,7 +38,7 @@ def step_of(cell: Cell, saves: bool) -> Program:
     return Program(program.inputs, program.instructions, (out, *others))
 
 
-def read_by_backward(cell: Cell, named: Callable[[str], Tensor]) -> list[Tensor]:
+def read_by_backward(cell: CellSpec, named: Callable[[str], Tensor]) -> list[Tensor]:
     """The inputs of a cell's backward program except the last, which are gradients.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit.recurrence import Backward, Forward, Recurrence, dz_blocks
 from rnnjit_inductor.direction import (
     BackwardRows,
@@ -53,7 +53,7 @@ class Steps(Recurrence):
 
 
 def walk_forward(
-    cell: Cell,
+    cell: CellSpec,
     given: ForwardRows,
     sizes: Sequence[int],
     from_last: bool,
@@ -107,7 +107,7 @@ class _Sums:
         features: H.
     """
 
-    def __init__(self, cell: Cell, weights: ForwardWeights, features: int) -> None:
+    def __init__(self, cell: CellSpec, weights: ForwardWeights, features: int) -> None:
         self._weights, self._H = weights, features
         self._accumulators, self._gates = cell.accumulators, len(cell.gates)
         self._together = len(cell.accumulators) == len(cell.gates)
@@ -146,7 +146,7 @@ class _Rooms:
     """
 
     def __init__(
-        self, cell: Cell, given: ForwardRows, features: int, size: int, projected: bool
+        self, cell: CellSpec, given: ForwardRows, features: int, size: int, projected: bool
     ) -> None:
         self._projected, self._kept_out = projected, given.out is not None
         self._kept_states = bool(given.states)
@@ -177,7 +177,7 @@ class _Rooms:
 
 
 def walk_backward(
-    cell: Cell,
+    cell: CellSpec,
     given: BackwardRows,
     sizes: Sequence[int],
     from_last: bool,

@@ -11,9 +11,9 @@ import torch
 
 from rnnjit import Problem, RNNSpec
 from rnnjit.backend import Program, Runner, Stepper
-from rnnjit.cells import Cell
 from rnnjit.codegen.backend import CPUBackend
 from rnnjit.codegen.cell_layout import why_not_layout, why_not_projected
+from rnnjit.ir import CellSpec
 from rnnjit.runtime.compile_once import imported
 from rnnjit.runtime.packages import lacking, needed
 from rnnjit_numba import private
@@ -36,7 +36,7 @@ class NumbaBackend(CPUBackend):
         ]
         return found or private.missing()
 
-    def why_not_cell(self, cell: Cell) -> list[str]:
+    def why_not_cell(self, cell: CellSpec) -> list[str]:
         """Declines cells whose output is no state, and cells with parameters."""
         return why_not_layout(cell)
 

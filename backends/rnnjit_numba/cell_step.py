@@ -11,9 +11,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from rnnjit.cells import Cell
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.pointwise import lower
+from rnnjit.ir import CellSpec
 from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, state_argument
 from rnnjit_numba.pointwise import vectors
 from rnnjit_numba.simd import I64, Lanes, define, emitting, load, loop
@@ -21,7 +21,7 @@ from rnnjit_numba.simd import I64, Lanes, define, emitting, load, loop
 _STEP_ARGUMENTS, _BACKWARD_ARGUMENTS = 17, 13
 
 
-def step(lanes: Lanes, cell: Cell) -> Any:
+def step(lanes: Lanes, cell: CellSpec) -> Any:
     """Intrinsic: the step of some rows and hidden units, from their pre-activations.
 
     `step(arguments, d, row, b, stride, rows, first, last, zx, ld_zx, zh, ld_zh, h, ld_h, fresh,
@@ -50,7 +50,7 @@ def step(lanes: Lanes, cell: Cell) -> Any:
     return emitting(_STEP_ARGUMENTS, emit)
 
 
-def step_backward(lanes: Lanes, cell: Cell) -> Any:
+def step_backward(lanes: Lanes, cell: CellSpec) -> Any:
     """Intrinsic: dz and the gradients of the states before, of some rows and hidden units.
 
     `step_backward(arguments, d, row, b, stride, rows, first, last, columns, before, fresh,
@@ -88,7 +88,7 @@ class _Rows:
         address: that address.
     """
 
-    def __init__(self, lanes: Lanes, cell: Cell, builder: Any, kind: Any, address: Any) -> None:
+    def __init__(self, lanes: Lanes, cell: CellSpec, builder: Any, kind: Any, address: Any) -> None:
         self.lanes, self.cell, self.builder = lanes, cell, builder
         self._kind, self._address = kind, address
         self.zero = I64(0)
@@ -159,7 +159,7 @@ class _Rows:
 class _Step(_Rows):
     """Code of `step`."""
 
-    def __init__(self, lanes: Lanes, cell: Cell, builder: Any, args: Any) -> None:
+    def __init__(self, lanes: Lanes, cell: CellSpec, builder: Any, args: Any) -> None:
         super().__init__(lanes, cell, builder, ForwardArguments, args[0])
         self.layout = CellLayout(cell)
         (_, self.d, self.row, self.b, self.stride, self.rows, self.first, self.last, *rest) = args
@@ -244,7 +244,7 @@ class _Step(_Rows):
 class _StepBackward(_Rows):
     """Code of `step_backward`."""
 
-    def __init__(self, lanes: Lanes, cell: Cell, builder: Any, args: Any) -> None:
+    def __init__(self, lanes: Lanes, cell: CellSpec, builder: Any, args: Any) -> None:
         super().__init__(lanes, cell, builder, BackwardArguments, args[0])
         self.layout = CellLayout(cell)
         (_, self.d, self.row, self.b, self.stride, self.rows, self.first, self.last, *rest) = args

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
 from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.ir import CellSpec
 from rnnjit_numba import memory, pointwise
 from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
 from rnnjit_numba.simd import Lanes
@@ -32,7 +32,7 @@ class CodegenContext:
         symbols: where the kernels' functions are collected.
     """
 
-    cell: Cell
+    cell: CellSpec
     lanes: Lanes
     tiles: TileSet
     small_shapes: tuple[TileShape, ...]
@@ -49,7 +49,7 @@ class CodegenContext:
         object.__setattr__(self, "symbols", SymbolTable(suffix))
 
     @staticmethod
-    def of(isa: Isa, bits: int, cell: Cell) -> CodegenContext:
+    def of(isa: Isa, bits: int, cell: CellSpec) -> CodegenContext:
         """The context of a cell's kernels for elements of `bits` bits."""
         lanes, small = Lanes(bits, isa.lanes(bits // 8), isa.fma), small_shapes(isa)
         shapes = tuple(sorted({*candidates(isa), *small}, reverse=True))

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
 from rnnjit.codegen.subnormals import MXCSR_FLUSH, can_flush
+from rnnjit.ir import CellSpec
 from rnnjit_numba.backward import add_backward
 from rnnjit_numba.context import CodegenContext, add_common
 from rnnjit_numba.forward import add_forward
@@ -68,7 +68,7 @@ class KernelModule(NamedTuple):
     symbols: tuple[str, ...]
 
 
-def kernel_modules(isa: Isa, bits: int, cell: Cell) -> Iterator[KernelModule]:
+def kernel_modules(isa: Isa, bits: int, cell: CellSpec) -> Iterator[KernelModule]:
     """The kernels of a cell for elements of `bits` bits; each is lowered when it is requested.
 
     Together they define, for each kernel, `<kernel>_alone(arguments)` for a single thread and

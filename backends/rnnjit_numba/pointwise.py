@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rnnjit.cells import Cell
 from rnnjit.codegen.pointwise import Vectors, lower
+from rnnjit.ir import CellSpec
 from rnnjit_numba.simd import Lanes, emitting
 
 
-def step(lanes: Lanes, cell: Cell) -> Any:
+def step(lanes: Lanes, cell: CellSpec) -> Any:
     """Intrinsic `step(address, count)`: h = f(z) in place, on `count` lanes.
 
     For other cells than nn.RNN's it does nothing: their step is `cell_step.step`.

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from rnnjit import Problem, RNNSpec
-from rnnjit.cells import Cell
 from rnnjit.codegen.backend import CPUBackend
 from rnnjit.codegen.cell_layout import why_not_layout, why_not_projected
+from rnnjit.ir import CellSpec
 from rnnjit.runtime.packages import install, lacking
 
 #: The release of TVM whose TensorIR the kernels are written in; others have other builders.
@@ -31,7 +31,7 @@ class TvmBackend(CPUBackend):
             *lacking("llvmlite", "llvmlite", LOADERS, f"pip install 'llvmlite{LOADERS}'"),
         ]
 
-    def why_not_cell(self, cell: Cell) -> list[str]:
+    def why_not_cell(self, cell: CellSpec) -> list[str]:
         """Declines cells whose output is no state, and cells with parameters."""
         return why_not_layout(cell)
 

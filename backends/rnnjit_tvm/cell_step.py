@@ -11,9 +11,9 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from rnnjit.cells import Cell
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.pointwise import lower
+from rnnjit.ir import CellSpec
 from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
 from rnnjit_tvm.pointwise import vectors
 from rnnjit_tvm.tensorir import Lanes, Module, either, integer, when
@@ -26,7 +26,7 @@ from rnnjit_tvm.time_loop import (
 )
 
 
-def add_step(module: Module, cell: Cell) -> None:
+def add_step(module: Module, cell: CellSpec) -> None:
     """PrimFunc `cell_step`: the step of some rows and hidden units, from their pre-activations.
 
     `cell_step(block, d, row, b, stride, rows, first, last, zx, ld_zx, zh, ld_zh, h, ld_h, fresh,
@@ -61,7 +61,9 @@ def add_step(module: Module, cell: Cell) -> None:
     module.add("cell_step", ["block"], names, body, dtype="int64")
 
 
-def _emit_step(lanes: Lanes, cell: Cell, block: Any, sizes: tuple[Any, ...], *, keep: bool) -> None:
+def _emit_step(
+    lanes: Lanes, cell: CellSpec, block: Any, sizes: tuple[Any, ...], *, keep: bool
+) -> None:
     d, row, b, stride, rows, first, last, zx, ld_zx, zh, ld_zh, h, ld_h, fresh, *out = sizes
     a, layout, count = forward_arguments(block), CellLayout(cell), len(cell.saved)
     place, record = T.bind((d * a.B + b) * a.H), T.bind(row * a.D + d)
@@ -105,7 +107,7 @@ def _emit_step(lanes: Lanes, cell: Cell, block: Any, sizes: tuple[Any, ...], *, 
     each_vector(lanes, rows, (first, last), a.H, one)
 
 
-def add_step_backward(module: Module, cell: Cell) -> None:
+def add_step_backward(module: Module, cell: CellSpec) -> None:
     """PrimFunc `cell_step_backward`: dz, and the gradients of the states before.
 
     `cell_step_backward(block, d, row, b, stride, rows, first, last, before, fresh, grad_out,
@@ -137,7 +139,7 @@ _Rows = tuple[Any, Any]
 class _StepBackward:
     """Code of `cell_step_backward`."""
 
-    def __init__(self, lanes: Lanes, cell: Cell, block: Any, sizes: tuple[Any, ...]) -> None:
+    def __init__(self, lanes: Lanes, cell: CellSpec, block: Any, sizes: tuple[Any, ...]) -> None:
         self._lanes, self._cell, self._block = lanes, cell, block
         self._a, self._layout = backward_arguments(block), CellLayout(cell)
         (self._d, self._row, self._b, self._stride, self._rows, self._first, self._last, *rest) = (

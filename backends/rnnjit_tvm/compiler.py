@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
+from rnnjit.ir import CellSpec
 
 #: Read by tvm when it is imported. Those of the thread pool are a safeguard, should it be started.
 _ENVIRONMENT = {
@@ -25,7 +25,7 @@ _ENVIRONMENT = {
 }
 
 
-def compile_kernels(isa: Isa, bits: int, cell: Cell) -> bytes:
+def compile_kernels(isa: Isa, bits: int, cell: CellSpec) -> bytes:
     """Object code of a cell's kernels for elements of `bits` bits, for any instruction set."""
     with _environment():
         from rnnjit_tvm.kernels import kernels
@@ -33,7 +33,7 @@ def compile_kernels(isa: Isa, bits: int, cell: Cell) -> bytes:
         return _object_code(kernels(isa, bits, cell), isa)
 
 
-def assembly(isa: Isa, bits: int, cell: Cell) -> str:
+def assembly(isa: Isa, bits: int, cell: CellSpec) -> str:
     """The kernels of `compile_kernels` as assembly, for reading."""
     with _environment():
         from rnnjit_tvm.kernels import kernels

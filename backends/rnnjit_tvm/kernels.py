@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnjit.cells import Cell
 from rnnjit.codegen import Isa
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.subnormals import can_flush
+from rnnjit.ir import CellSpec
 from rnnjit_tvm.backward import add_backward
 from rnnjit_tvm.cell_step import add_step, add_step_backward
 from rnnjit_tvm.forward import add_forward
@@ -20,7 +20,7 @@ from rnnjit_tvm.time_loop import add_copy
 from rnnjit_tvm.work_stealing import add_next_task
 
 
-def kernels(isa: Isa, bits: int, cell: Cell) -> dict[str, Any]:
+def kernels(isa: Isa, bits: int, cell: CellSpec) -> dict[str, Any]:
     """A cell's PrimFuncs for elements of `bits` bits, by name, with those that they call."""
     module, layout = Module(Lanes(bits, isa.lanes(bits // 8), isa.fma)), CellLayout(cell)
     shapes = tile_shapes(isa)

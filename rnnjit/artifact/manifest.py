@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit.spec import RNNSpec
 
 FORMAT = 3
@@ -58,7 +58,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The fields of `rnnjit.RNNSpec`, with the limits that torch's layers have.
 
     Attributes:
-        cell: the cell, as `Cell.text`.
+        cell: the cell, as `CellSpec.text`.
     """
 
     input_size: _Positive
@@ -111,7 +111,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def rnn_spec(self) -> RNNSpec:
         """The stack as an `RNNSpec`."""
         fields = msgspec.structs.asdict(self.spec)
-        return RNNSpec(**{**fields, "cell": Cell.parse(self.spec.cell)})
+        return RNNSpec(**{**fields, "cell": CellSpec.parse(self.spec.cell)})
 
 
 def as_path(path: object) -> Path:
@@ -162,7 +162,7 @@ def read(directory: Path) -> Manifest:
     except msgspec.MsgspecError as error:
         raise ArtifactError(f"{directory / MANIFEST} makes no sense: {error}") from None
     try:
-        Cell.parse(manifest.spec.cell)
+        CellSpec.parse(manifest.spec.cell)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{directory / MANIFEST} makes no sense: {error}") from None
     return manifest

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnnjit.cells import GRU, LSTM, RNN_TANH, Cell
 from rnnjit.cli import models
 from rnnjit.cli.output import console, say, write_json
 from rnnjit.cli.parser import (
@@ -25,6 +24,7 @@ from rnnjit.cli.parser import (
     seed,
 )
 from rnnjit.frontend.capture import CELL_OF_NONLINEARITY, capture, torch_module
+from rnnjit.ir import GRU, LSTM, RNN_TANH, CellSpec
 from rnnjit.spec import RNNSpec
 from rnnjit.tools.call import random_call
 from rnnjit.tools.comparison import Comparison, Result, compare_call, steps
@@ -168,7 +168,7 @@ def _modules(arguments: Namespace) -> dict[str, nn.RNNBase]:
         raise UsageError(f"this module cannot be made: {first_line(error)}") from None
 
 
-def _cell(arguments: Namespace) -> Cell:
+def _cell(arguments: Namespace) -> CellSpec:
     """The cell that `--cell` and `--nonlinearity` name."""
     cell = _CELLS[arguments.cell or "rnn"]
     if arguments.nonlinearity is None:

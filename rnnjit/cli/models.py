@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from rnnjit.cells import GRU, LSTM, RNN_TANH, Cell
 from rnnjit.cli.parser import UsageError, one_line
 from rnnjit.errors import described
 from rnnjit.frontend.capture import (
@@ -34,12 +33,13 @@ from rnnjit.frontend.capture import (
 )
 from rnnjit.frontend.compiled_class import empty
 from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLayer, CompiledLSTM, CompiledRNN
+from rnnjit.ir import GRU, LSTM, RNN_TANH, CellSpec
 from rnnjit.spec import RNNSpec
 
 #: The nonlinearity assumed for an nn.RNN in a state_dict, which does not record it.
 _ASSUMED = "tanh"
 #: The layers, with the cells that their gates tell from the others'; nn.RNN's nonlinearity is open.
-_LAYERS: dict[type[nn.RNNBase], Cell] = {nn.RNN: RNN_TANH, nn.LSTM: LSTM, nn.GRU: GRU}
+_LAYERS: dict[type[nn.RNNBase], CellSpec] = {nn.RNN: RNN_TANH, nn.LSTM: LSTM, nn.GRU: GRU}
 _WEIGHT = r"((?:weight|bias)_(?:ih|hh|hr)_l(\d+)(?:_reverse)?)"
 _FIRST_WEIGHT = re.compile(r"(?P<prefix>(?:.*\.)?)weight_hh_l0")
 

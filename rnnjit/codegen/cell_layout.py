@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 
 
 class Run(NamedTuple):
@@ -42,7 +42,7 @@ class CellLayout:
         cell: the cell.
     """
 
-    cell: Cell
+    cell: CellSpec
 
     @property
     def gates(self) -> int:
@@ -100,7 +100,7 @@ def _following(gate: int, run: Run) -> int:
     return gate + run.blocks if gate >= 0 else gate
 
 
-def why_not_layout(cell: Cell) -> list[str]:
+def why_not_layout(cell: CellSpec) -> list[str]:
     """Why the kernels cannot compute a cell; empty if they can.
 
     They take any number of gates and states, if the first state is the output.
@@ -116,7 +116,7 @@ def why_not_layout(cell: Cell) -> list[str]:
     return reasons
 
 
-def why_not_projected(cell: Cell) -> list[str]:
+def why_not_projected(cell: CellSpec) -> list[str]:
     """Why the kernels cannot project a cell's output (proj_size); empty if they can."""
     if cell.is_elman:
         return ["projections (proj_size) of a cell with one gate and one state are not supported"]

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from time import perf_counter_ns
 from typing import NamedTuple, TypeVar
 
-from rnnjit import cells
-from rnnjit.cells import Cell
+from rnnjit import ir
 from rnnjit.codegen.isa import Isa
+from rnnjit.ir import CellSpec
 from rnnjit.runtime import object_cache
 from rnnjit.runtime.late_threads import LateThreads
 from rnnjit.runtime.openmp import FORK, openmp
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     """
 
     bits: int
-    cell: Cell
+    cell: CellSpec
 
 
 class Kernel:
@@ -115,8 +115,8 @@ def cache_key(isa: Isa, kind: Kind, compilers: Sequence[str], file: str) -> str:
         file: any file of the package that has the kernels' sources.
     """
     versions = [version(name) for name in compilers]
-    # The cell's digest says what it computes. What its gradient is follows from `cells`' sources.
-    files = (file, __file__, cells.__file__)
+    # The cell's digest says what it computes. Its gradient follows from the sources of `ir`.
+    files = (file, __file__, ir.__file__)
     return object_cache.name_of(isa, kind.bits, kind.cell.digest, versions, files=files)
 
 

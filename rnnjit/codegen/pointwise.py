@@ -1,7 +1,7 @@
 """Lowers the operations of a cell's program to vector code, for any compiler.
 
 A backend implements `Vectors` with its compiler, and lowers a program with `lower`.
-`rnnjit.cells.operations` defines the operations, also for NaN, infinities and signed zeros;
+`rnnjit.ir.operations` defines the operations, also for NaN, infinities and signed zeros;
 `rnnjit.codegen.elementary` explains the method for exp and tanh.
 
 Operations that need log are not lowered, and neither is expm1: the polynomial for exp(r) - 1 is
@@ -16,8 +16,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from rnnjit.cells import Program, evaluate
 from rnnjit.codegen.elementary import CONSTANTS
+from rnnjit.ir import Program, evaluate
 
 
 class Vectors(Protocol):

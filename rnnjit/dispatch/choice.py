@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rnnjit.backend import Backend
-from rnnjit.cells import Cell
 from rnnjit.dispatch import tuning_db
 from rnnjit.dispatch.blame import from_outside
 from rnnjit.dispatch.fallback import FAILURES, RAISE, Fallback
 from rnnjit.dispatch.memory import Memory
 from rnnjit.dispatch.registry import backends
 from rnnjit.errors import BackendError, UnsupportedError, described
+from rnnjit.ir import CellSpec
 from rnnjit.runtime.torch_private import (
     UNSEEN,
     any_autocast,
@@ -74,7 +74,7 @@ def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
     return Verdict(backend, reasons or _listed(backend, backend.why_not(spec, problem)))
 
 
-def _whatever_size(backend: Backend, cell: Cell, problem: Problem) -> tuple[str, ...]:
+def _whatever_size(backend: Backend, cell: CellSpec, problem: Problem) -> tuple[str, ...]:
     """Why a backend declines every call with the device, dtype and cell of this one."""
     answers = _WHATEVER_SIZE.answers()
     key = _key(backend, cell, problem)
@@ -85,7 +85,7 @@ def _whatever_size(backend: Backend, cell: Cell, problem: Problem) -> tuple[str,
     return found[1]
 
 
-def _key(backend: Backend, cell: Cell, problem: Problem) -> tuple[Hashable, ...]:
+def _key(backend: Backend, cell: CellSpec, problem: Problem) -> tuple[Hashable, ...]:
     return id(backend), problem.device, problem.dtype, cell
 
 
@@ -100,7 +100,7 @@ def _undeclared(backend: Backend, problem: Problem) -> list[str]:
     return []
 
 
-def why_not_cell(backend: Backend, cell: Cell) -> list[str]:
+def why_not_cell(backend: Backend, cell: CellSpec) -> list[str]:
     """Why a backend cannot compute layers of a cell; empty if it can."""
     if backend.operations is not None:
         unknown = sorted(cell.operations - backend.operations)

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.library import custom_op, register_autograd
 
 from rnnjit.backend import Backend, LayerOutput, States
-from rnnjit.cells import Cell
 from rnnjit.execution.packed_ops import batch_sizes_op, zero_states_op
 from rnnjit.execution.traced_layer import TracedLayer, run_backward, run_forward
+from rnnjit.ir import CellSpec
 from rnnjit.spec import LayerSpec, Problem, Rows
 
 #: The operators: importing this module registers them all.
@@ -147,7 +147,7 @@ def layer_op(
             own could be empty, which AOTInductor does not pass on.
         weights: the weights of every direction, in nn.RNN's order.
         reset: boolean `[T, B]`, where the sequences of a dense batch start anew, or None.
-        cell: the cell, as `Cell.text`.
+        cell: the cell, as `CellSpec.text`.
         hidden_size: H.
         bias: whether the weights include biases.
         proj_size: P, or 0.
@@ -186,7 +186,7 @@ def _(
     backend: str,
 ) -> list[Tensor]:
     directions, _, features = hx[0].shape
-    hx = hx[: len(Cell.parse(cell).states)]
+    hx = hx[: len(CellSpec.parse(cell).states)]
     states = [state.new_empty(state.shape) for state in hx]
     widths = [directions * state.shape[2] for state in hx[1:]] if record else []
     y, *after = (x.new_empty((x.shape[0], c)) for c in (directions * features, *widths))
@@ -308,7 +308,7 @@ def _as_call(
 ) -> TracedLayer:
     """The layer and the tensors that an operator's arguments describe."""
     directions, batch, _ = hx[0].shape
-    layer = LayerSpec(Cell.parse(cell), x.shape[1], hidden_size, directions, bias, proj_size)
+    layer = LayerSpec(CellSpec.parse(cell), x.shape[1], hidden_size, directions, bias, proj_size)
     rows, count = Rows(steps, batch, x.shape[0], batch_sizes), len(layer.cell.states)
     states, reset_to = tuple(hx[:count]), tuple(hx[count:])
     return TracedLayer(layer, backend, x, rows, states, weights, reset, reset_to)

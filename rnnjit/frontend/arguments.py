@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import States
-from rnnjit.cells import Cell
 from rnnjit.execution.stack import dense_output
 from rnnjit.frontend.packed import (
     check_batch_sizes,
@@ -18,6 +17,7 @@ from rnnjit.frontend.packed import (
     first_size,
     permute_state,
 )
+from rnnjit.ir import CellSpec
 from rnnjit.runtime.torch_private import any_autocast
 from rnnjit.spec import RNNSpec, Rows
 
@@ -377,7 +377,7 @@ def _check_dtypes(weight: Tensor, states: States | None) -> None:
             raise RuntimeError(f"{name} is {hx.dtype} but the weights are {weight.dtype}")
 
 
-def dense_states(cell: Cell, states: States) -> States:
+def dense_states(cell: CellSpec, states: States) -> States:
     """Convert sparse states to strided ones where eager takes them.
 
     It takes those that only meet the weights, and none that a cell reads element by element.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 from rnnjit.runtime.torch_private import flat_weight_names, parameters_of
 from rnnjit.spec import RNNSpec
 
@@ -19,20 +19,22 @@ _CELL_OF_MODE = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU}
 #: The cell of an nn.RNNCell, by its `nonlinearity`.
 CELL_OF_NONLINEARITY = {"tanh": RNN_TANH, "relu": RNN_RELU}
 #: The cells of torch's other classes, which ignore both.
-CELL_OF_CLASS: dict[type[nn.Module], Cell] = {
+CELL_OF_CLASS: dict[type[nn.Module], CellSpec] = {
     nn.LSTM: LSTM,
     nn.GRU: GRU,
     nn.LSTMCell: LSTM,
     nn.GRUCell: GRU,
 }
-_TORCH_LAYERS: dict[Cell, Callable[..., nn.RNNBase]] = {
+_TORCH_LAYERS: dict[CellSpec, Callable[..., nn.RNNBase]] = {
     RNN_TANH: partial(nn.RNN, nonlinearity="tanh"),
     RNN_RELU: partial(nn.RNN, nonlinearity="relu"),
     LSTM: nn.LSTM,
     GRU: nn.GRU,
 }
 #: The field types of a configuration that needs no conversion: `dropout` may be an int.
-_USUAL = frozenset({(int, int, int, Cell, bool, bool, kind, bool, int) for kind in (float, int)})
+_USUAL = frozenset(
+    {(int, int, int, CellSpec, bool, bool, kind, bool, int) for kind in (float, int)}
+)
 _SPECS_KEPT = 1024
 _SPECS: dict[tuple[Any, ...], RNNSpec] = {}
 
@@ -68,7 +70,7 @@ def capture(module: nn.Module) -> RNNSpec:
     return _shared(fields) if usual else _capture_slowly(module)
 
 
-def cell_of(module: Any) -> Cell:
+def cell_of(module: Any) -> CellSpec:
     """The cell of one of torch's recurrent layers or cells, compiled or not.
 
     Raises:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from rnnjit.backend import Backend
-from rnnjit.cells import Cell
 from rnnjit.dispatch.blame import from_outside
 from rnnjit.dispatch.choice import why_not_cell
 from rnnjit.dispatch.registry import backends, resolve
@@ -21,6 +20,7 @@ from rnnjit.frontend.compiled_base import CompiledBase, check_recompute
 from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
 from rnnjit.frontend.compiled_class import class_for, name_conflict, overridden, replaced
 from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
+from rnnjit.ir import CellSpec
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.torch_private import children_of, hold_flat_weights
 
@@ -256,7 +256,7 @@ def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
     return f"no compiled backend computes {cell.name} layers"
 
 
-def _may_compute(backend: Backend, cell: Cell) -> bool:
+def _may_compute(backend: Backend, cell: CellSpec) -> bool:
     """Whether `auto` may choose a backend other than eager for layers of this cell."""
     if backend is EAGER:
         return False

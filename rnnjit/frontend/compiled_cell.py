@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from rnnjit.backend import Backend, States
-from rnnjit.cells import RNN_TANH, Cell
 from rnnjit.dispatch.fallback import GENERATION, Fallback
 from rnnjit.dispatch.fast_path import FastPath
 from rnnjit.execution.fast_call import fast_cell_call
@@ -19,6 +18,7 @@ from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call, as_sequence, lower_sequence
 from rnnjit.frontend.overrides import overriding
 from rnnjit.frontend.torch_errors import REFUSALS
+from rnnjit.ir import RNN_TANH, CellSpec
 from rnnjit.runtime.openmp import FORK
 from rnnjit.runtime.torch_private import (
     never_traced,
@@ -37,7 +37,7 @@ class CompiledCell(CompiledBase, nn.RNNCellBase):
     """
 
     #: The computation, or another with the same states.
-    _kind_of_cell: ClassVar[Cell]
+    _kind_of_cell: ClassVar[CellSpec]
     #: Whether the fast paths are those of a cell with biases.
     _biased = True
 
@@ -188,7 +188,7 @@ def _new_state(x: Tensor, h_n: Tensor | States) -> Any:
     return h_n.squeeze_(0)  # in place, so that the state is no view, which `detach_` refuses
 
 
-def _check_kinds(cell: Cell, x: Any, hx: Any) -> None:
+def _check_kinds(cell: CellSpec, x: Any, hx: Any) -> None:
     """Check the types and ranks of the arguments, in the order in which torch's cells do."""
     _check_kind("input", x)
     if hx is None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rnnjit.backend import Backend, States
-from rnnjit.cells import Cell
 from rnnjit.dispatch.choice import choose, fallback_for, special_context
 from rnnjit.dispatch.fallback import RAISE, Fallback
 from rnnjit.frontend.arguments import (
@@ -27,6 +26,7 @@ from rnnjit.frontend.arguments import (
     states_of,
 )
 from rnnjit.frontend.capture import capture, cell_of, weight_names, weights_of
+from rnnjit.ir import CellSpec
 from rnnjit.spec import Problem, RNNSpec, Rows
 
 _STRIDED = torch.strided
@@ -106,7 +106,7 @@ def lower_sequence(module: nn.Module, x: Any, hx: Any) -> Call:
     return Call(spec, prepared, states, weights, problem, special)
 
 
-def as_sequence(x: Any, hx: Any, cell: Cell) -> tuple[Tensor, Any]:
+def as_sequence(x: Any, hx: Any, cell: CellSpec) -> tuple[Tensor, Any]:
     """Convert a cell's arguments to those of a layer: x `[1, B, I]`, each state `[1, B, H]`.
 
     Args:

@@ -1,7 +1,7 @@
 """The interface of a recurrence: the part of a layer that runs step by step.
 
 P is H where there is no projection, S the number of states, G that of gates, A that of accumulators
-(`Cell.accumulators`). All tensors are contiguous. Those of the rows have the columns of the
+(`CellSpec.accumulators`). All tensors are contiguous. Those of the rows have the columns of the
 directions side by side.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from rnnjit.backend import States
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit.spec import LayerSpec, Rows
 
 
@@ -107,12 +107,12 @@ class Recurrence(ABC):
         """Write `call.dz`, `call.dh` and `call.grad_hx`."""
 
 
-def dz_blocks(cell: Cell) -> tuple[int, ...]:
+def dz_blocks(cell: CellSpec) -> tuple[int, ...]:
     """For each accumulator of a cell its block of dz.
 
     First, gate by gate, those that contain W_hh h; then those that contain W_ih x alone.
 
-        >>> from rnnjit.cells import GRU
+        >>> from rnnjit.ir import GRU
         >>> [each.name for each in GRU.accumulators], dz_blocks(GRU)
         (['z_0', 'z_1', 'zx_2', 'zh_2'], (0, 1, 3, 2))
     """
@@ -123,7 +123,7 @@ def dz_blocks(cell: Cell) -> tuple[int, ...]:
     return tuple(found)
 
 
-def why_not_cell(cell: Cell) -> list[str]:
+def why_not_cell(cell: CellSpec) -> list[str]:
     """Why `layer_forward` and `layer_backward` cannot compute a cell; empty if they can."""
     reasons = []
     if cell.parameters:
@@ -135,7 +135,7 @@ def why_not_cell(cell: Cell) -> list[str]:
     return reasons
 
 
-def why_not_projected(cell: Cell) -> list[str]:
+def why_not_projected(cell: CellSpec) -> list[str]:
     """Why they cannot compute layers of a cell with a projection; empty if they can.
 
     The first state is then the projected output, which the cell's step, H wide, cannot read.

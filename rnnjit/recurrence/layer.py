@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rnnjit.backend import LayerGrads, LayerOutput, Needs, States
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit.recurrence.base import Backward, Forward, Recurrence, dz_blocks
 from rnnjit.recurrence.rows import offsets, states_before
 from rnnjit.spec import LayerSpec, Rows
@@ -158,7 +158,7 @@ def _weight_grads(call: Backward, x: Tensor, needed: tuple[bool, ...]) -> tuple[
     return tuple(found)
 
 
-def _is_sum(cell: Cell) -> bool:
+def _is_sum(cell: CellSpec) -> bool:
     """Whether the cell uses zx and zh of every gate only in their sum, so that both share dz."""
     return len(cell.accumulators) == len(cell.gates)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from rnnjit.cells import RNN_TANH, Cell
+from rnnjit.ir import RNN_TANH, CellSpec
 from rnnjit.spec import Problem, RNNSpec
 
 
@@ -51,7 +51,7 @@ class Case:
     input_size: int = 6
     hidden_size: int = 20
     num_layers: int = 1
-    cell: Cell = RNN_TANH
+    cell: CellSpec = RNN_TANH
     bias: bool = True
     batch_first: bool = False
     dropout: float = 0.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit.testing.case import Case
 from rnnjit.testing.covering import covering
 

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnjit
 from rnnjit.artifact import manifest as files
 from rnnjit.artifact.weights import layout, pack
-from rnnjit.cells import LSTM
+from rnnjit.ir import LSTM
 
 INPUTS = {
     "dense": lambda: torch.randn(7, 5, 19),

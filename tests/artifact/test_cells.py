@@ -5,8 +5,8 @@ from program_steps import Steps
 
 from rnnjit import RNNSpec, Rows
 from rnnjit.artifact.weights import pack
-from rnnjit.cells import Cell
-from rnnjit.cells.builder import sigmoid, tanh
+from rnnjit.ir import CellSpec
+from rnnjit.ir.builder import sigmoid, tanh
 from rnnjit_numba import BACKEND
 
 I, H, L = 7, 13, 2
@@ -20,7 +20,7 @@ def averaged(zx, zh, h, mean, count):
     return mean + 0.1 * h, mean + 0.1 * h, mean, count
 
 
-CELL = Cell.trace(averaged, name="averaged", gates=["f", "g"], states=["h", "mean", "count"])
+CELL = CellSpec.trace(averaged, name="averaged", gates=["f", "g"], states=["h", "mean", "count"])
 
 
 def by_hand(x, states, w_ih, w_hh, b_ih, b_hh):

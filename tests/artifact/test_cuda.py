@@ -14,7 +14,7 @@ from cuda_cells import activation as expected_activation
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnjit
-from rnnjit.cells import LSTM
+from rnnjit.ir import LSTM
 from rnnjit_cuda import BACKEND
 from rnnjit_cuda.c_pointwise import activation
 

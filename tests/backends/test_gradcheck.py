@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 import rnnjit
-from rnnjit.cells import GRU, LSTM, RNN_RELU
+from rnnjit.ir import GRU, LSTM, RNN_RELU
 from rnnjit.testing import Case, RecomputeBackend
 from rnnjit.testing.calls import build
 

@@ -84,7 +84,7 @@ import torch
 from guarded.kernels import Watch, guarded_backend
 from guarded.memory import Guards, allocating
 from rnnjit import LayerSpec, Rows
-from rnnjit.cells import RNN_TANH
+from rnnjit.ir import RNN_TANH
 from rnnjit_numba import BACKEND
 
 guards = Guards()

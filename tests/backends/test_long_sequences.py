@@ -10,7 +10,7 @@ import pytest
 from fuzz.judging import check_accuracy
 from fuzzing import thorough
 
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit.testing import Case
 from rnnjit.testing.calls import build
 

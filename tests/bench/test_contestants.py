@@ -8,9 +8,9 @@ from rnnjit.bench import arrays, protocol
 from rnnjit.bench.contestants import contestants, find, torch_modules
 from rnnjit.bench.process import Worker
 from rnnjit.bench.records import Case
-from rnnjit.cells import GRU, LSTM, RNN_TANH
 from rnnjit.dispatch.choice import why_not_cell
 from rnnjit.dispatch.registry import backends
+from rnnjit.ir import GRU, LSTM, RNN_TANH
 from rnnjit.runtime.packages import install
 
 SMALL, STEP = {"T": 4, "B": 3, "I": 2, "H": 5}, {"T": 1, "B": 3, "I": 2, "H": 5}

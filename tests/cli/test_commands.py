@@ -11,9 +11,9 @@ from covered import in_full
 from torch import nn
 
 import rnnjit
-from rnnjit.cells import GRU
 from rnnjit.cli import main
 from rnnjit.dispatch.registry import BrokenBackend
+from rnnjit.ir import GRU
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.packages import install
 from rnnjit.tools.call import random_call

@@ -6,9 +6,9 @@ from torch import nn
 
 import rnnjit
 from rnnjit import Problem, RNNSpec
-from rnnjit.cells import RNN_TANH
 from rnnjit.codegen.deferral import why_torch
 from rnnjit.dispatch.choice import choose
+from rnnjit.ir import RNN_TANH
 
 LARGE, HUGE = (512, 512), (1024, 1024)
 

@@ -7,15 +7,15 @@ from covered import in_turn
 
 import rnnjit
 from rnnjit import LayerSpec, Rows
-from rnnjit.cells import RNN_TANH, Cell
-from rnnjit.cells.builder import exp, sigmoid
+from rnnjit.ir import RNN_TANH, CellSpec
+from rnnjit.ir.builder import exp, sigmoid
 
 WIDE = {torch.float32: np.float64, torch.float64: np.longdouble}
 
 
 def cell_of(function):
     """The cell h' = function(z)."""
-    return Cell.trace(
+    return CellSpec.trace(
         lambda zx, zh, h: (function(zx[0] + zh[0]),) * 2,
         name=function.__name__,
         gates=["z"],

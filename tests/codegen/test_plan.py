@@ -3,8 +3,8 @@
 import pytest
 
 from rnnjit import LayerSpec, Rows
-from rnnjit.cells import GRU, LSTM, RNN_TANH
 from rnnjit.codegen.plan import FEW_ROWS, plan
+from rnnjit.ir import GRU, LSTM, RNN_TANH
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8, 64])

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnjit
-from rnnjit.cells import LSTM
 from rnnjit.dispatch.fallback import Fallback
 from rnnjit.execution.recompute import Recomputing, RecomputingFallback
 from rnnjit.execution.segments import segments
 from rnnjit.execution.stack import run_stack
+from rnnjit.ir import LSTM
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 from rnnjit.testing import RecomputeBackend
 

@@ -10,9 +10,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parametrizations
 
 import rnnjit
-from rnnjit.cells import RNN_TANH
 from rnnjit.dispatch.registry import key_of
 from rnnjit.execution import torch_ops as ops
+from rnnjit.ir import RNN_TANH
 from rnnjit.testing import RecomputeBackend
 
 BACKENDS = [RecomputeBackend(), *(b for b in rnnjit.backends().values() if not b.missing())]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import rnnjit
-from rnnjit.cells import RNN_TANH
+from rnnjit.ir import RNN_TANH
 from rnnjit.testing import RecomputeBackend
 
 

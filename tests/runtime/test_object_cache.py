@@ -15,11 +15,11 @@ from folders import ROOT
 import rnnjit
 import rnnjit_numba.library
 import rnnjit_tvm.library
-from rnnjit.cells import RNN_TANH
 from rnnjit.cli import main
 from rnnjit.codegen import kernel
 from rnnjit.codegen.kernel import Kind
 from rnnjit.dispatch import tuning_db
+from rnnjit.ir import RNN_TANH
 from rnnjit.runtime import object_cache
 from rnnjit_cuda import compiler as cuda_compiler
 from rnnjit_cuda.kernels import KernelKey

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from cuda_cells import activation
 
-from rnnjit.cells import Cell
-from rnnjit.cells.numpy_evaluator import evaluate_arrays
+from rnnjit.ir import CellSpec
+from rnnjit.ir.numpy_evaluator import evaluate_arrays
 from rnnjit_cuda import kernels
 from rnnjit_cuda.kernels import KernelKey, column_tile, share, threads
 from rnnjit_cuda.sources import source
@@ -67,7 +67,7 @@ class Numbers:
         return self.bits.tobytes() == self._before
 
 
-def gradient(cell: Cell, grad: Array, h: Array) -> Array:
+def gradient(cell: CellSpec, grad: Array, h: Array) -> Array:
     dz, _ = evaluate_arrays(cell.backward, [h, 0.0, grad])
     assert dz is not None
     return dz
@@ -76,7 +76,7 @@ def gradient(cell: Cell, grad: Array, h: Array) -> Array:
 class Call:
     """The tensors of one recurrence, at random, and what the equations make of them."""
 
-    def __init__(self, case: Case, dtype: str, cell: Cell, seed: int = 0) -> None:
+    def __init__(self, case: Case, dtype: str, cell: CellSpec, seed: int = 0) -> None:
         H, B, _, D, _ = case
         self.case, self.cell = case, cell
         self.starts = np.array([0, *np.cumsum(case.sizes)], np.int64)

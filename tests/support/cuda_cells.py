@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rnnjit.cells import Cell, builder
-from rnnjit.cells.numpy_evaluator import evaluate_arrays
+from rnnjit.ir import CellSpec, builder
+from rnnjit.ir.numpy_evaluator import evaluate_arrays
 
 #: Where operations differ in what they make of NaN, infinities, zeros and large numbers.
 NUMBERS = (0.0, 1e-3, 0.3, 0.5, 1.0, 2.5, 20.5, 100.0, np.inf)
@@ -14,7 +14,7 @@ POINTS = np.array([*NUMBERS, *(-number for number in NUMBERS), np.nan])
 
 def elman(name, function):
     """The cell h' = function(z)."""
-    return Cell.trace(
+    return CellSpec.trace(
         lambda zx, zh, h: [function(zx[0] + zh[0])] * 2, name=name, gates=["z"], states=["h"]
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rnnjit import LayerSpec, Needs, Rows, reference
-from rnnjit.cells import Cell
+from rnnjit.ir import CellSpec
 from rnnjit_cuda import CudaBackend
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import Family
@@ -83,7 +83,7 @@ class Layer(NamedTuple):
 
 
 def layer_of(
-    cell: Cell,
+    cell: CellSpec,
     H: int,
     dtype: torch.dtype = torch.float64,
     sizes: tuple[int, ...] = (5, 5, 5),

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import rnnjit
-from rnnjit.cells import RNN_TANH
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kind, cache_key
+from rnnjit.ir import RNN_TANH
 
 BITS = {torch.float32: 32, torch.float64: 64}
 _STEPS = count(1)

@@ -10,8 +10,8 @@ from accepted import accepts
 from torch import Tensor, nn
 
 import rnnjit
-from rnnjit.cells import GRU, LSTM, RNN_RELU
 from rnnjit.frontend.capture import torch_module
+from rnnjit.ir import GRU, LSTM, RNN_RELU
 from rnnjit.testing import Case
 
 #: Fields of `Case`, by name; H must be above P.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from rnnjit import LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
-from rnnjit.cells.builder import detach, exp, relu, sigmoid, silu, softplus, tanh
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
+from rnnjit.ir.builder import detach, exp, relu, sigmoid, silu, softplus, tanh
 from rnnjit.reference import layer_backward, layer_forward
 
 
@@ -17,11 +17,11 @@ def elman(name, function):
         out = function(zx[0] + zh[0])
         return out, out
 
-    return Cell.trace(step, name=name, gates=["z"], states=["h"])
+    return CellSpec.trace(step, name=name, gates=["z"], states=["h"])
 
 
 def traced(function, states=("h",), parameters=(), operand=None, gates=("z",), name="mine"):
-    return Cell.trace(
+    return CellSpec.trace(
         *(function,),
         name=name,
         gates=gates,

@@ -4,7 +4,7 @@ from itertools import combinations, product
 
 import pytest
 
-from rnnjit.cells import LSTM
+from rnnjit.ir import LSTM
 from rnnjit.testing import CASES, RecomputeBackend
 from rnnjit.testing.cases import AXES, REQUIRED_CELLS, product_cases
 from rnnjit.testing.covering import covering

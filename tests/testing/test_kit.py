@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import rnnjit
-from rnnjit.cells import GRU, LSTM
 from rnnjit.dispatch.registry import BrokenBackend
+from rnnjit.ir import GRU, LSTM
 from rnnjit.testing import CASES, CHECKS, Case, RecomputeBackend, conformance, count, plugin, run
 from rnnjit.testing.calls import build, forward, gradients
 from rnnjit.testing.cases import product_cases

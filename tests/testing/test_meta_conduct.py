@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rnnjit.backend import LayerOutput
-from rnnjit.cells import OPERATIONS, RNN_RELU, RNN_TANH
+from rnnjit.ir import OPERATIONS, RNN_RELU, RNN_TANH
 from rnnjit.reference import ReferenceBackend
 from rnnjit.spec import Rows
 from rnnjit.testing import CHECKS, RecomputeBackend, run

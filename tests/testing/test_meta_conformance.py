@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from rnnjit.backend import LayerOutput
-from rnnjit.cells import RNN_RELU, RNN_TANH
+from rnnjit.ir import RNN_RELU, RNN_TANH
 from rnnjit.reference import ReferenceBackend, layer_forward
 from rnnjit.testing import RecomputeBackend, run
 

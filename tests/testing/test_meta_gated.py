@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rnnjit.backend import LayerOutput
-from rnnjit.cells import GRU, LSTM
+from rnnjit.ir import GRU, LSTM
 from rnnjit.reference import layer_backward, layer_forward_states
 from rnnjit.testing import CHECKS, Case, RecomputeBackend
 from rnnjit.testing.suite import pairs

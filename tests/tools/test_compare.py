@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnjit
-from rnnjit.cells import RNN_RELU
+from rnnjit.ir import RNN_RELU
 from rnnjit.testing import RecomputeBackend
 
 

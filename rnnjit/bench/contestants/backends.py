@@ -80,7 +80,7 @@ def installed() -> list[Contestant]:
 def _problem(case: Case) -> tuple[RNNSpec, Problem]:
     import torch
 
-    from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH
+    from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH
     from rnnjit.spec import Problem, RNNSpec
 
     cells = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU)}

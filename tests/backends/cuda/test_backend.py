@@ -10,7 +10,7 @@ from torch import nn
 
 import rnnjit
 from rnnjit import Rows
-from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH, Cell, builder
+from rnnjit.ir import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH, CellSpec, builder
 from rnnjit.recurrence.rows import offsets, states_before
 from rnnjit.runtime.packages import install
 from rnnjit_cuda import BACKEND, availability
@@ -81,7 +81,7 @@ def test_it_declines_cells_with_parameters_of_their_own():
     def function(zx, zh, h, p):
         return [builder.tanh(p * zx[0] + zh[0])] * 2
 
-    cell = Cell.trace(function, name="scaled", gates=["z"], states=["h"], parameters=["p"])
+    cell = CellSpec.trace(function, name="scaled", gates=["z"], states=["h"], parameters=["p"])
     (reason,) = BACKEND.why_not_cell(cell)
     assert reason.startswith("cell 'scaled' has parameters")
 

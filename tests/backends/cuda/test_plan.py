@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rnnjit import LayerSpec, Rows
-from rnnjit.cells import GRU, LSTM, RNN_TANH
+from rnnjit.ir import GRU, LSTM, RNN_TANH
 from rnnjit_cuda import kernels
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.executor import recurrence

@@ -10,7 +10,7 @@ from covered import in_turn
 from cuda_cells import DECAY, EVERYTHING, SIGMOID
 from folders import ROOT
 
-from rnnjit.cells import RNN_RELU, RNN_TANH
+from rnnjit.ir import RNN_RELU, RNN_TANH
 from rnnjit_cuda import compiler
 from rnnjit_cuda.kernels import FAMILIES, KernelKey, variants
 

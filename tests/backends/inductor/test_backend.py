@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
-from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, Cell
-from rnnjit.cells.builder import sigmoid, tanh
 from rnnjit.dispatch.choice import verdict
+from rnnjit.ir import GRU, LSTM, OPERATIONS, RNN_RELU, CellSpec
+from rnnjit.ir.builder import sigmoid, tanh
 from rnnjit.runtime import torch_private
 from rnnjit_inductor import BACKEND, InductorBackend, compiler, steps, toolchain
 from rnnjit_inductor.plan import MATRIX, ROWS, Plan, plan
@@ -32,8 +32,8 @@ def ugrnn(zx, zh, h):
     return h, h
 
 
-UGRNN = Cell.trace(ugrnn, name="ugrnn", gates=["c", "g"], states=["h"])
-SCALED = Cell.trace(scaled, name="scaled", gates=["z"], states=["h"], parameters=["p"])
+UGRNN = CellSpec.trace(ugrnn, name="ugrnn", gates=["c", "g"], states=["h"])
+SCALED = CellSpec.trace(scaled, name="scaled", gates=["z"], states=["h"], parameters=["p"])
 
 
 def problem(dtype=torch.float32, device="cpu"):

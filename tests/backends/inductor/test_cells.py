@@ -7,8 +7,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
 from rnnjit import LayerOutput, LayerSpec, Needs, Rows
-from rnnjit.cells import GRU, LSTM, Cell
-from rnnjit.cells.builder import detach, relu, sigmoid, tanh
+from rnnjit.ir import GRU, LSTM, CellSpec
+from rnnjit.ir.builder import detach, relu, sigmoid, tanh
 from rnnjit.reference import layer_backward, layer_forward
 from rnnjit_inductor import InductorBackend
 from rnnjit_inductor.plan import MATRIX, ROWS, Plan
@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 
 
 def traced(function, states=("h",), gates=("z",)):
-    return Cell.trace(function, name=function.__name__, gates=gates, states=states)
+    return CellSpec.trace(function, name=function.__name__, gates=gates, states=states)
 
 
 def leaky(zx, zh, h):

@@ -9,9 +9,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
 from rnnjit import Rows
-from rnnjit.cells import RNN_RELU, RNN_TANH, Cell
-from rnnjit.cells.builder import detach, sigmoid, softplus
 from rnnjit.execution.stack import run_stack
+from rnnjit.ir import RNN_RELU, RNN_TANH, CellSpec
+from rnnjit.ir.builder import detach, sigmoid, softplus
 from rnnjit.recurrence.rows import offsets
 from rnnjit.reference import ReferenceBackend
 from rnnjit.testing import CASES, Case
@@ -189,7 +189,7 @@ def gated(zx, zh, h):
     return h, h
 
 
-GATED = Cell.trace(gated, name="gated", gates=["a", "b", "c"], states=["h"])
+GATED = CellSpec.trace(gated, name="gated", gates=["a", "b", "c"], states=["h"])
 
 
 def pairs(zx, zh, h):
@@ -198,7 +198,7 @@ def pairs(zx, zh, h):
     return h, h
 
 
-PAIRS = Cell.trace(pairs, name="pairs", gates=["a", "b"], states=["h"])
+PAIRS = CellSpec.trace(pairs, name="pairs", gates=["a", "b"], states=["h"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from rnnjit.cells import RNN_RELU
+from rnnjit.ir import RNN_RELU
 from rnnjit.runtime import object_cache, torch_private
 from rnnjit_inductor import compiler, library_cache
 from rnnjit_inductor.plan import MATRIX, Plan
@@ -20,7 +20,7 @@ Y = [[0.0, 0.0, 4.0], [3.5, 1.75, 4.5]]
 CODE = f"""
 import sys
 import torch
-from rnnjit.cells import RNN_RELU
+from rnnjit.ir import RNN_RELU
 from rnnjit_inductor import compiler
 from rnnjit_inductor.plan import MATRIX, Plan
 key = compiler.Key("forward", RNN_RELU, torch.float64, "cpu", Plan(1, MATRIX, 1))

@@ -8,9 +8,9 @@ from torch import nn
 
 import rnnjit
 from rnnjit import LayerSpec, Rows
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit.codegen.kernel import Kind
 from rnnjit.codegen.plan import Plan
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit_numba import BACKEND, recipes
 from rnnjit_numba.arguments import ForwardArguments
 from rnnjit_numba.tile_shapes import TileShape, Tiling

@@ -16,10 +16,10 @@ from covered import in_full
 from torch import nn
 
 import rnnjit
-from rnnjit.cells import RNN_RELU, RNN_TANH
 from rnnjit.codegen import isa_named
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kind, cache_key
+from rnnjit.ir import RNN_RELU, RNN_TANH
 from rnnjit_numba import kernel_modules, library, object_code
 
 AGREES = """

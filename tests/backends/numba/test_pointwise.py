@@ -8,10 +8,10 @@ import pytest
 import torch
 from llvmlite import ir
 
-from rnnjit.cells import OPERATIONS, Instruction, Kind, Program
-from rnnjit.cells.torch_evaluator import evaluate_tensors
 from rnnjit.codegen import pointwise
 from rnnjit.codegen.host import host_isa
+from rnnjit.ir import OPERATIONS, Instruction, Kind, Program
+from rnnjit.ir.torch_evaluator import evaluate_tensors
 from rnnjit.runtime.linker import Linked
 from rnnjit_numba import BACKEND
 from rnnjit_numba.object_code import object_code

@@ -12,10 +12,10 @@ from torch import nn
 
 import rnnjit
 from rnnjit import LayerSpec, Rows
-from rnnjit.cells import RNN_TANH
 from rnnjit.codegen import isa_named
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kind
+from rnnjit.ir import RNN_TANH
 from rnnjit.runtime import object_cache
 from rnnjit.tools.environment import environment
 from rnnjit_numba import targets, tile_choice, tile_measurement

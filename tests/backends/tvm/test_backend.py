@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import rnnjit
-from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH
 from rnnjit.dispatch.fallback import GENERATION
+from rnnjit.ir import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH
 from rnnjit_tvm import BACKEND
 
 #: Ends with what a test asks of the process after a call; `before` is how it was before.

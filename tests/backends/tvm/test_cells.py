@@ -10,10 +10,10 @@ from covered import in_turn
 from own_cells import CALLS, CELLS, DECLINED, accepts_what_it_should, agrees, elman, stacked
 
 import rnnjit
-from rnnjit.cells import GRU, LSTM, OPERATIONS, Instruction, Kind, Program, builder
-from rnnjit.cells.numpy_evaluator import evaluate_arrays
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.pointwise import lower
+from rnnjit.ir import GRU, LSTM, OPERATIONS, Instruction, Kind, Program, builder
+from rnnjit.ir.numpy_evaluator import evaluate_arrays
 from rnnjit.runtime.linker import Linked
 from rnnjit_tvm import BACKEND, compiler
 

@@ -15,9 +15,9 @@ from covered import in_full
 from torch import nn
 
 import rnnjit
-from rnnjit.cells import RNN_RELU, RNN_TANH
 from rnnjit.codegen import isa_named
 from rnnjit.codegen.host import host_isa
+from rnnjit.ir import RNN_RELU, RNN_TANH
 from rnnjit_tvm import compiler
 from rnnjit_tvm.tile_shapes import tile_shapes
 

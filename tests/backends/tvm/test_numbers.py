@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnjit
-from rnnjit.cells import RNN_TANH
 from rnnjit.codegen.plan import plan
+from rnnjit.ir import RNN_TANH
 
 DTYPES = (torch.float32, torch.float64)
 

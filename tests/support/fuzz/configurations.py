@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 from rnnjit.testing import Case
 
 # Mostly small, with some on both sides of a tile's edge.
@@ -52,7 +52,7 @@ def small_cases(draw) -> Case:
 
 
 @st.composite
-def _rest(draw, T: int, B: int, layers: int, cell: Cell, *, projected: bool = False) -> dict:
+def _rest(draw, T: int, B: int, layers: int, cell: CellSpec, *, projected: bool = False) -> dict:
     """Every field of a case but those that the two strategies above draw themselves."""
     form = draw(st.sampled_from(["dense", "dense", "unbatched", "packed", "packed"]))
     lengths, enforce_sorted = None, draw(st.booleans())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
 LARGEST = 70
 #: Constants of `rnnjit.codegen.row_slices` and `plan`.
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
         projected: whether it has a projection.
     """
 
-    cell: Cell
+    cell: CellSpec
     projected: bool = False
 
 
@@ -76,7 +76,7 @@ class Case:
     layers: int = 1
     directions: int = 1
     packed: bool = False
-    cell: Cell = RNN_TANH
+    cell: CellSpec = RNN_TANH
     P: int = 0
     bias: bool = True
     threads: int = 1

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from guarded.memory import Guards, Region
-from rnnjit.cells import Cell
 from rnnjit.codegen import plan
 from rnnjit.codegen.kernel import Kind
+from rnnjit.ir import CellSpec
 
 _WEIGHTS = tuple(f"{kind}_{d}" for d in range(2) for kind in ("w_ih", "w_hh", "b_ih", "b_hh"))
 _MATRICES = tuple(name for name in _WEIGHTS if name.startswith("w"))
@@ -58,7 +58,7 @@ class Layout(NamedTuple):
         return [address for address, each in found if each == access and address]
 
 
-def layouts(name: str, cell: Cell) -> tuple[Layout, Layout]:
+def layouts(name: str, cell: CellSpec) -> tuple[Layout, Layout]:
     """Those of a backend's kernels, forward and backward.
 
     They have the same fields, except for the table of a packed batch. Sizes of parts are in bytes

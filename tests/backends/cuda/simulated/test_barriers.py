@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from cuda_calls import Call, Case, launch
 
-from rnnjit.cells import RNN_TANH
+from rnnjit.ir import RNN_TANH
 from rnnjit_cuda import kernels
 from rnnjit_cuda.kernels import KernelKey
 

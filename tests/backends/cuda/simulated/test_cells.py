@@ -6,7 +6,7 @@ import pytest
 import torch
 from cuda_layers import SMALL, Simulated, Watched, check, layer_of, results
 
-from rnnjit.cells import GRU, LSTM, Cell, builder
+from rnnjit.ir import GRU, LSTM, CellSpec, builder
 from rnnjit_cuda import kernels
 from rnnjit_cuda.kernels import CELL_FAMILIES
 
@@ -44,7 +44,7 @@ def _many(zx, zh, h, c, m):
     return h, h, c, m
 
 
-MANY = Cell.trace(_many, name="many", gates=list("abcde"), states=["h", "c", "m"])
+MANY = CellSpec.trace(_many, name="many", gates=list("abcde"), states=["h", "c", "m"])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch import nn
 
 import rnnjit
 from rnnjit import LayerSpec, Needs, Rows, reference
-from rnnjit.cells import RNN_TANH
+from rnnjit.ir import RNN_TANH
 from rnnjit.testing.suite import pairs
 from rnnjit_cuda.kernels import CELL_FAMILIES, FAMILIES
 from rnnjit_cuda.launch import SimulatedLauncher

@@ -8,7 +8,7 @@ from covered import covered, in_turn
 from cuda_calls import TORCH, Call, Case, check_backward, check_forward
 from cuda_cells import SIGMOID
 
-from rnnjit.cells import GRU, RNN_RELU, RNN_TANH, Cell
+from rnnjit.ir import GRU, RNN_RELU, RNN_TANH, CellSpec
 from rnnjit.testing.covering import covering
 from rnnjit_cuda.kernels import LANES, KernelKey, column_tile, share, threads, variants
 from rnnjit_cuda.sources import source
@@ -60,7 +60,7 @@ def cases_of(key: KernelKey, cases: list[Case]) -> list[Case]:
     return [case for case in cases + LARGE * 4 if most // 2 < max(case.H, 17) <= most]
 
 
-def key_for(family: str, pass_: str, dtype: str, cell: Cell) -> KernelKey:
+def key_for(family: str, pass_: str, dtype: str, cell: CellSpec) -> KernelKey:
     """A kernel of a family that `SMALL` fits."""
     if family == "register":
         return KernelKey(family, pass_, dtype, cell, reach=8)

@@ -6,7 +6,7 @@ import torch
 from cuda_calls import HALVES, TOLERANCE, TORCH, Numbers, check, gradient
 from cuda_cells import POINTS, SIGMOID, SINGLE, activation
 
-from rnnjit.cells import RNN_RELU, RNN_TANH
+from rnnjit.ir import RNN_RELU, RNN_TANH
 from rnnjit_cuda import kernels
 from rnnjit_cuda.kernels import KernelKey, threads, variants
 from rnnjit_cuda.sources import source

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from rnnjit.cells import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH, Cell, Program
-from rnnjit.cells import builder as b
-from rnnjit.cells.builder import clamp, detach, exp, maximum, relu, sigmoid, silu, tanh, where
-from rnnjit.cells.numpy_evaluator import evaluate_arrays
-from rnnjit.cells.torch_evaluator import evaluate_tensors
+from rnnjit.ir import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH, CellSpec, Program
+from rnnjit.ir import builder as b
+from rnnjit.ir.builder import clamp, detach, exp, maximum, relu, sigmoid, silu, tanh, where
+from rnnjit.ir.numpy_evaluator import evaluate_arrays
+from rnnjit.ir.torch_evaluator import evaluate_tensors
 
 H = 64
 
@@ -46,7 +46,7 @@ def stores_sums(zx, zh, h):
 
 
 def make(function, gates, states=("h",), parameters=()):
-    return Cell.trace(
+    return CellSpec.trace(
         function, name=function.__name__, gates=gates, states=states, parameters=parameters
     )
 
@@ -223,7 +223,7 @@ def random_cell(seed):
         h = drawn.choice(values[-3:])
         return drawn.choice([h, values[-2]]), h, values[-1]
 
-    return Cell.trace(
+    return CellSpec.trace(
         function, name=f"random {seed}", gates=["a", "b"], states=["h", "s"], parameters=["p"]
     )
 
@@ -231,7 +231,7 @@ def random_cell(seed):
 @pytest.mark.parametrize("seed", range(40))
 def test_cells_at_random(seed):
     cell = random_cell(seed)
-    assert Cell.parse(cell.text) == cell
+    assert CellSpec.parse(cell.text) == cell
     assert len(cell.saved) <= len(cell.accumulators)
     assert {f"saved_{k}" for k in range(len(cell.saved))} <= cell.backward.used
     inputs = random_inputs(cell.program)

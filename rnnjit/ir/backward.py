@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from rnnjit.cells.builder import Builder, Value
-from rnnjit.cells.derivative import backpropagate, replay
-from rnnjit.cells.operations import OPERATIONS, Kind
-from rnnjit.cells.program import Instruction, Program
+from rnnjit.ir.builder import Builder, Value
+from rnnjit.ir.derivative import backpropagate, replay
+from rnnjit.ir.operations import OPERATIONS, Kind
+from rnnjit.ir.program import Instruction, Program
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from rnnjit.cells import GRU, LSTM, RNN_RELU, RNN_TANH, Cell, Program
-from rnnjit.cells.builder import exp, relu, sigmoid, tanh
-from rnnjit.cells.torch_evaluator import evaluate_tensors
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec, Program
+from rnnjit.ir.builder import exp, relu, sigmoid, tanh
+from rnnjit.ir.torch_evaluator import evaluate_tensors
 
 BUILT_IN = [RNN_TANH, RNN_RELU, LSTM, GRU]
 built_in = pytest.mark.parametrize("cell", BUILT_IN, ids=lambda cell: cell.name)
@@ -24,12 +24,12 @@ def leaky(zx, zh, h, s, decay):
 
 def leaky_cell(**more):
     given = {"name": "leaky", "gates": ["in"], "states": ["h", "s"], "parameters": ["decay"]}
-    return Cell.trace(leaky, **given | more)
+    return CellSpec.trace(leaky, **given | more)
 
 
 @built_in
 def test_built_in_cells_parse_back_to_themselves(cell):
-    assert Cell.parse(cell.text) is cell
+    assert CellSpec.parse(cell.text) is cell
 
 
 @built_in
@@ -46,7 +46,7 @@ def test_copies_are_equal(cell, copied):
 
 def test_other_cells_parse_back_without_names():
     cell = leaky_cell(operand=lambda h, s: exp(h))
-    parsed = Cell.parse(cell.text)
+    parsed = CellSpec.parse(cell.text)
     assert parsed == cell
     assert parsed.digest == cell.digest
     assert parsed.text == cell.text
@@ -87,13 +87,13 @@ def test_accumulators():
     ],
 )
 def test_parts_that_meet_only_in_their_sum_are_one_accumulator(function, expected):
-    cell = Cell.trace(function, name="cell", gates=["z"], states=["h"])
+    cell = CellSpec.trace(function, name="cell", gates=["z"], states=["h"])
     assert [each.name for each in cell.accumulators] == expected
     assert cell.step.inputs == (*expected, "h")
 
 
 def test_parts_of_different_gates_are_not_one_accumulator():
-    cell = Cell.trace(
+    cell = CellSpec.trace(
         lambda zx, zh, h: [tanh(zx[0] + zh[1]) * sigmoid(zx[1] + zh[0])] * 2,
         name="crossed",
         gates=["a", "b"],
@@ -105,7 +105,7 @@ def test_parts_of_different_gates_are_not_one_accumulator():
 def test_elman():
     assert RNN_TANH.is_elman
     assert RNN_RELU.is_elman
-    identity = Cell.trace(
+    identity = CellSpec.trace(
         lambda zx, zh, h: [zx[0] + zh[0]] * 2, name="linear", gates=["z"], states=["h"]
     )
     assert identity.is_elman
@@ -115,8 +115,8 @@ def test_elman():
         "other y": lambda zx, zh, h: [tanh(zx[0] + zh[0]), relu(zx[0] + zh[0])],
     }
     for name, function in functions.items():
-        assert not Cell.trace(function, name=name, gates=["z"], states=["h"]).is_elman
-    assert not Cell.trace(
+        assert not CellSpec.trace(function, name=name, gates=["z"], states=["h"]).is_elman
+    assert not CellSpec.trace(
         lambda zx, zh, h: [tanh(zx[0] + zh[0])] * 2,
         name="rectified operand",
         gates=["z"],
@@ -167,13 +167,13 @@ def test_errors_say_what_was_expected(change, message):
 
 def test_a_program_must_fit_its_cell():
     with pytest.raises(ValueError, match="expected a program of zx_0, zh_0, h, got one of x"):
-        Cell("cell", ("z",), ("h",), (), Program(("x",), (), (0, 0)))
+        CellSpec("cell", ("z",), ("h",), (), Program(("x",), (), (0, 0)))
     with pytest.raises(ValueError, match=r"2 outputs of the program, .* got \(0,\)"):
-        Cell("cell", ("z",), ("h",), (), Program(("zx_0", "zh_0", "h"), (), (0,)))
+        CellSpec("cell", ("z",), ("h",), (), Program(("zx_0", "zh_0", "h"), (), (0,)))
     with pytest.raises(ValueError, match="none of them None"):
-        Cell("cell", ("z",), ("h",), (), Program(("zx_0", "zh_0", "h"), (), (0, None)))
+        CellSpec("cell", ("z",), ("h",), (), Program(("zx_0", "zh_0", "h"), (), (0, None)))
     with pytest.raises(ValueError, match="expected a cell's text"):
-        Cell.parse("cell 2")
+        CellSpec.parse("cell 2")
 
 
 def one_step(cell, module, x, *states):
@@ -216,11 +216,11 @@ def test_the_package_imports_neither_torch_nor_numpy():
     # Without rnnjit/__init__.py, which is not what is measured.
     code = (
         "import sys, types; package = types.ModuleType('rnnjit'); package.__path__ = [sys.argv[1]];"
-        "sys.modules['rnnjit'] = package; import rnnjit.cells;"
+        "sys.modules['rnnjit'] = package; import rnnjit.ir;"
         "print({'torch', 'numpy'} & set(sys.modules), sorted(m for m in sys.modules if "
-        "m.startswith('rnnjit.') and not m.startswith('rnnjit.cells')))"
+        "m.startswith('rnnjit.') and not m.startswith('rnnjit.ir')))"
     )
-    folder = sys.modules["rnnjit.cells"].__path__[0].removesuffix("cells")
+    folder = sys.modules["rnnjit.ir"].__path__[0].removesuffix("ir")
     printed = subprocess.run(
         [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from rnnjit.cells.operations import OPERATIONS, Kind
+from rnnjit.ir.operations import OPERATIONS, Kind
 
 V = TypeVar("V")
 

@@ -8,8 +8,8 @@ As in cuDNN and torch, the reset gate is applied after the product with W_hn:
 
 from __future__ import annotations
 
-from rnnjit.cells.builder import Value, sigmoid, tanh
-from rnnjit.cells.cell import Cell, built_in
+from rnnjit.ir.builder import Value, sigmoid, tanh
+from rnnjit.ir.cell_spec import CellSpec, built_in
 
 
 def _gru(zx: tuple[Value, ...], zh: tuple[Value, ...], h: Value) -> tuple[Value, Value]:
@@ -21,4 +21,4 @@ def _gru(zx: tuple[Value, ...], zh: tuple[Value, ...], h: Value) -> tuple[Value,
 
 
 #: nn.GRU and nn.GRUCell.
-GRU = built_in(Cell.trace(_gru, name="gru", gates=["r", "z", "n"], states=["h"]))
+GRU = built_in(CellSpec.trace(_gru, name="gru", gates=["r", "z", "n"], states=["h"]))

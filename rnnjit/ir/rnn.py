@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rnnjit.cells import builder
-from rnnjit.cells.builder import Value
-from rnnjit.cells.cell import Cell, built_in
+from rnnjit.ir import builder
+from rnnjit.ir.builder import Value
+from rnnjit.ir.cell_spec import CellSpec, built_in
 
 
 def _tanh(zx: tuple[Value], zh: tuple[Value], h: Value) -> tuple[Value, Value]:
@@ -18,7 +18,7 @@ def _relu(zx: tuple[Value], zh: tuple[Value], h: Value) -> tuple[Value, Value]:
 
 
 #: nn.RNN(nonlinearity="tanh").
-RNN_TANH = built_in(Cell.trace(_tanh, name="tanh", gates=["z"], states=["h"]))
+RNN_TANH = built_in(CellSpec.trace(_tanh, name="tanh", gates=["z"], states=["h"]))
 
 #: nn.RNN(nonlinearity="relu").
-RNN_RELU = built_in(Cell.trace(_relu, name="relu", gates=["z"], states=["h"]))
+RNN_RELU = built_in(CellSpec.trace(_relu, name="relu", gates=["z"], states=["h"]))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rnnjit.cells import OPERATIONS, Kind, Program, derivative, trace
-from rnnjit.cells import builder as b
-from rnnjit.cells.derivative import _RULES
-from rnnjit.cells.numpy_evaluator import NUMPY_OPERATIONS, evaluate_arrays
-from rnnjit.cells.torch_evaluator import TORCH_OPERATIONS, evaluate_tensors
+from rnnjit.ir import OPERATIONS, Kind, Program, derivative, trace
+from rnnjit.ir import builder as b
+from rnnjit.ir.derivative import _RULES
+from rnnjit.ir.numpy_evaluator import NUMPY_OPERATIONS, evaluate_arrays
+from rnnjit.ir.torch_evaluator import TORCH_OPERATIONS, evaluate_tensors
 
 INF, NAN = float("inf"), float("nan")
 POINTS = [NAN, INF, -INF, -0.0, 0.0, 0.3, -0.3, 1.0, -1.0, 2.5, -2.5, 20.0, 20.5, -40.0, 800.0]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rnnjit import RNNSpec, Rows
-from rnnjit.cells import Cell
-from rnnjit.cells.builder import sigmoid, tanh
 from rnnjit.execution.stack import run_stack
+from rnnjit.ir import CellSpec
+from rnnjit.ir.builder import sigmoid, tanh
 from rnnjit.reference import ReferenceBackend
 from rnnjit_inductor import InductorBackend
 from rnnjit_inductor.plan import MATRIX, ROWS, Plan
@@ -34,8 +34,8 @@ def mgu(zx, zh, h):
     return h, h
 
 
-UGRNN = Cell.trace(ugrnn, name="ugrnn", gates=["c", "g"], states=["h"])
-MGU = Cell.trace(mgu, name="mgu", gates=["f", "n"], states=["h"])
+UGRNN = CellSpec.trace(ugrnn, name="ugrnn", gates=["c", "g"], states=["h"])
+MGU = CellSpec.trace(mgu, name="mgu", gates=["f", "n"], states=["h"])
 
 
 def ugrnn_by_hand(z, h):

@@ -1,4 +1,4 @@
-"""The `Cell`: the computation of one step of a recurrent layer, as a program.
+"""The `CellSpec`: the computation of one step of a recurrent layer, as a program.
 
 A layer's direction computes, for every row, in this order
 
@@ -22,10 +22,10 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
-from rnnjit.cells.backward import Backward, plan_backward
-from rnnjit.cells.builder import Builder, Value, trace
-from rnnjit.cells.derivative import derivative
-from rnnjit.cells.program import Program
+from rnnjit.ir.backward import Backward, plan_backward
+from rnnjit.ir.builder import Builder, Value, trace
+from rnnjit.ir.derivative import derivative
+from rnnjit.ir.program import Program
 
 _TEXT = re.compile(
     r"cell 1\ngates (?P<gates>\d+)\nstates(?P<states>.*)\nparameters(?P<parameters>.*)\n"
@@ -59,7 +59,7 @@ class Accumulator:
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class CellSpec:
     """A recurrent cell. Two cells are equal if their `text` is.
 
     Attributes:
@@ -110,7 +110,7 @@ class Cell:
         states: Sequence[str],
         parameters: Sequence[str] = (),
         operand: Callable[..., Value] | None = None,
-    ) -> Cell:
+    ) -> CellSpec:
         """Trace a Python function to a cell.
 
         Args:
@@ -123,7 +123,7 @@ class Cell:
             operand: a function from the states to the recurrent operand; None for the first state.
 
         Raises:
-            ValueError, TypeError: as for `Cell` and `rnnjit.cells.trace`.
+            ValueError, TypeError: as for `CellSpec` and `rnnjit.ir.trace`.
         """
         count = len(gates)
         _check_names(name, count, states, parameters)
@@ -133,10 +133,10 @@ class Cell:
 
         program = trace(flat, _inputs(count, states, parameters))
         recurrent = None if operand is None else trace(operand, states)
-        return Cell(name, tuple(gates), tuple(states), tuple(parameters), program, recurrent)
+        return CellSpec(name, tuple(gates), tuple(states), tuple(parameters), program, recurrent)
 
     @staticmethod
-    def parse(text: str) -> Cell:
+    def parse(text: str) -> CellSpec:
         """The cell with this `text`: the built-in cell if there is one, else one without names.
 
         Raises:
@@ -161,7 +161,7 @@ class Cell:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return self.digest == other.digest if isinstance(other, Cell) else NotImplemented
+        return self.digest == other.digest if isinstance(other, CellSpec) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -171,9 +171,9 @@ class Cell:
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (self.name, self.gates, self.states, self.parameters, self.program, self.operand)
-        return Cell, fields
+        return CellSpec, fields
 
-    def __deepcopy__(self, memo: object) -> Cell:
+    def __deepcopy__(self, memo: object) -> CellSpec:
         return self
 
     @cached_property
@@ -300,24 +300,24 @@ class Cell:
 
 
 #: Built-in cells by their texts.
-_BUILT_IN: dict[str, Cell] = {}
+_BUILT_IN: dict[str, CellSpec] = {}
 
 
-def built_in(cell: Cell) -> Cell:
-    """Register a cell so that `Cell.parse` returns it, with its names."""
+def built_in(cell: CellSpec) -> CellSpec:
+    """Register a cell so that `CellSpec.parse` returns it, with its names."""
     _BUILT_IN[cell.text] = cell
     return cell
 
 
 @functools.lru_cache(maxsize=256)
-def _parse(text: str) -> Cell:
+def _parse(text: str) -> CellSpec:
     if (known := _BUILT_IN.get(text)) is not None:
         return known
     match = _TEXT.fullmatch(text)
     if match is None:
         raise ValueError(f"expected a cell's text, 'cell 1', 'gates ...' and so on, got {text!r}")
     operand = None if match["operand"] == "none" else Program.parse(match["operand"])
-    return Cell(
+    return CellSpec(
         "cell",
         tuple(map(str, range(int(match["gates"])))),
         tuple(match["states"].split()),

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-from rnnjit.cells.operations import Kind
-from rnnjit.cells.program import Instruction, Program, result_kind
+from rnnjit.ir.operations import Kind
+from rnnjit.ir.program import Instruction, Program, result_kind
 
 
 class Builder:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnjit.cells.program import Program, evaluate
+from rnnjit.ir.program import Program, evaluate
 
 
 def evaluate_tensors(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

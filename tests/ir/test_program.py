@@ -5,8 +5,8 @@ import operator
 
 import pytest
 
-from rnnjit.cells import OPERATIONS, Instruction, Program, evaluate, trace
-from rnnjit.cells.builder import Builder, clamp, leaky_relu, maximum, sigmoid, tanh, where
+from rnnjit.ir import OPERATIONS, Instruction, Program, evaluate, trace
+from rnnjit.ir.builder import Builder, clamp, leaky_relu, maximum, sigmoid, tanh, where
 
 
 def instructions(program):

@@ -9,8 +9,8 @@ With the forget gate of Gers, Schmidhuber & Cummins (Learning to Forget, 2000):
 
 from __future__ import annotations
 
-from rnnjit.cells.builder import Value, sigmoid, tanh
-from rnnjit.cells.cell import Cell, built_in
+from rnnjit.ir.builder import Value, sigmoid, tanh
+from rnnjit.ir.cell_spec import CellSpec, built_in
 
 
 def _lstm(
@@ -24,4 +24,4 @@ def _lstm(
 
 
 #: nn.LSTM and nn.LSTMCell.
-LSTM = built_in(Cell.trace(_lstm, name="lstm", gates=["i", "f", "g", "o"], states=["h", "c"]))
+LSTM = built_in(CellSpec.trace(_lstm, name="lstm", gates=["i", "f", "g", "o"], states=["h", "c"]))

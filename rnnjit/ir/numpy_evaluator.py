@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnnjit.cells.program import Program, evaluate
+from rnnjit.ir.program import Program, evaluate
 
 #: An array of numbers (float64) or of conditions (bool).
 _Array = NDArray[Any]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rnnjit.cells.builder import Builder, Value, exp, sigmoid, sign, where
-from rnnjit.cells.program import Instruction, Program
+from rnnjit.ir.builder import Builder, Value, exp, sigmoid, sign, where
+from rnnjit.ir.program import Instruction, Program
 
 #: Computes the gradients of an instruction's arguments from the gradient of its result, the
 #: arguments, the result and the constants.
