@@ -4,9 +4,15 @@ A backend computes one layer, all its directions, over time-major rows (`rnnjit.
 every row of a direction, in this order:
 
     zx = W_ih x_t + b_ih                       G gates of H columns
-    zh = W_hh a_{t-1} + b_hh                   a: the cell's operand, the first state by default
-    out, s_1, ..., s_S = program(zx, zh, s_1, ..., s_S, p_1, ..., p_P)     pointwise, `rnnjit.ir`
+    zh = W_hh s_1 + b_hh                       s_1: of the step before; W_hh has no columns, and zh
+                                               is not used, if not `CellSpec.has_product`
+    out, s_1, ..., s_S = program(zx, zh, s_1, ..., s_S, p_1, ..., p_P, r_1, ..., r_R)
+                                               pointwise, `rnnjit.ir`
     h = W_hr out                               where there is a projection: s_1, P wide
+
+A cell is in normal form (`rnnjit.ir.normal_form`): its operand and its output are its first state.
+Its parameters p `[H]` are among the weights. Its row inputs r `[H]` of each row are columns of x:
+the rows of x are `[I + D*R*H]`, the input x_t, then for each direction its row inputs one by one.
 
 In direction 0, the previous states are those of the previous step of the same sequence, or `hx` at
 step 0. Direction 1 runs each sequence from its own last step, where it starts from `hx`, to step 0.
@@ -67,7 +73,7 @@ class LayerGrads(NamedTuple):
     """The result of a layer's backward pass: a gradient, or None where none is needed.
 
     Attributes:
-        x: `[N, I]` or None.
+        x: `[N, I + D*R*H]` or None.
         hx: for each state `[D, B, P or H]` or None.
         weights: for each weight, in the order of the weights, a gradient of its shape or None.
     """
@@ -221,7 +227,7 @@ class Backend(ABC):
         Args:
             layer: what the layer is.
             rows: how the rows of `x` are laid over time.
-            x: `[N, I]`, contiguous.
+            x: `[N, I + D*R*H]`, contiguous: `LayerSpec.features` columns.
             hx: each state `[D, B, P or H]` (`LayerSpec.state_sizes`), contiguous.
             weights: direction by direction, of the shapes `LayerSpec.weight_shapes`; any strides.
             keep: whether a backward pass may follow; if not, `saved` may stay empty.
@@ -477,17 +483,19 @@ def values_read(
         several_steps: whether T > 1: a gradient then passes through W_hh.
         needed: for x, each state and each weight, whether its gradient is needed.
 
-    x is read for dW_ih, W_ih for dX, h_0 for dW_hh. The gradient of the step itself, and of the
-    recurrent operand, may read the states. Biases are never read.
+    x is read for dW_ih and for its row inputs, W_ih for dX, h_0 for dW_hh. The gradient of the step
+    itself may read the states, the parameters and the row inputs. Biases are never read.
     """
-    states, count = len(layer.cell.states), layer.weights_per_direction
+    cell, count = layer.cell, layer.weights_per_direction
+    states, read = len(cell.states), cell.backward.used
     of_hx, of_weights = needed[1 : states + 1], needed[states + 1 :]
     own = [True] * count
     own[0], own[1] = needed[0], several_steps or any(of_hx)
     if layer.bias:
         own[2] = own[3] = False
-    read_hx = [name in layer.cell.backward.used for name in layer.cell.states]
+    first = count - len(cell.parameters)
+    own[first:] = [name in read for name in cell.parameters]
+    read_hx = [name in read for name in cell.states]
     read_hx[0] |= any(of_weights[1::count])
-    if layer.cell.operand is not None:
-        read_hx = [True] * states
-    return (any(of_weights[::count]), *read_hx, *own * layer.num_directions)
+    read_x = any(of_weights[::count]) or any(name in read for name in cell.row_inputs)
+    return (read_x, *read_hx, *own * layer.num_directions)

@@ -26,7 +26,7 @@ class DirectionWeights(NamedTuple):
 
     Attributes:
         w_ih: `[G*H, I]`.
-        w_hh: `[G*H, P or H]`.
+        w_hh: `[G*H, P or H]`, or `[G*H, 0]` for a cell without a recurrent product.
         b_ih: `[G*H]`, or None.
         b_hh: `[G*H]`, or None.
         w_hr: `[P, H]`, or None.
@@ -89,7 +89,10 @@ def layer_steps(
     directions = []
     for d in range(layer.num_directions):
         own, states = split_weights(layer, weights, d), tuple(state[d] for state in hx)
-        directions.append(_direction_forward(layer, rows, x, states, own, reverse=d == 1))
+        inputs = _row_inputs(layer, x, d)
+        columns = x if layer.features == layer.input_size else x[:, : layer.input_size]
+        given = layer, rows, columns, inputs, states, own
+        directions.append(_direction_forward(*given, reverse=d == 1))
     y = torch.cat([each.y for each in directions], dim=1)
     h_n = tuple(map(torch.stack, zip(*(each.last for each in directions), strict=True)))
     return Steps(y, h_n, tuple(each.states for each in directions))
@@ -158,6 +161,13 @@ def layer_backward(
     return LayerGrads(grad_x, tuple(grads[:states]), tuple(grads[states:]))
 
 
+def _row_inputs(layer: LayerSpec, x: Tensor, direction: int) -> tuple[Tensor, ...]:
+    """The row inputs of a direction, each `[N, H]`."""
+    count, H = len(layer.cell.row_inputs), layer.hidden_size
+    start = layer.input_size + direction * count * H
+    return tuple(x[:, start + k * H : start + (k + 1) * H] for k in range(count))
+
+
 class _Direction(NamedTuple):
     """What one direction computes: y `[N, P]`, the last states, and those after each step."""
 
@@ -188,6 +198,7 @@ def _direction_forward(
     layer: LayerSpec,
     rows: Rows,
     x: Tensor,
+    row_inputs: tuple[Tensor, ...],
     hx: States,
     weights: DirectionWeights,
     *,
@@ -203,6 +214,7 @@ def _direction_forward(
         )
     sizes = rows.sizes
     projected = _input_projections(x, w_ih, weights.b_ih, sizes)
+    inputs = [torch.split(each, sizes) for each in row_inputs]
     outputs: dict[int, Tensor] = {}
     after: dict[int, States] = {}
     states = tuple(state[:0] for state in hx) if reverse else hx
@@ -217,7 +229,8 @@ def _direction_forward(
         elif size < held:
             finished.append(tuple(state[size:] for state in states))
             states = tuple(state[:size] for state in states)
-        outputs[t], states = _step(layer, projected[t], states, weights)
+        of_step = tuple(each[t] for each in inputs)
+        outputs[t], states = _step(layer, projected[t], states, weights, of_step)
         after[t] = states
     finished.append(states)
     steps = range(rows.T)
@@ -226,16 +239,24 @@ def _direction_forward(
 
 
 def _step(
-    layer: LayerSpec, zx: Tensor, states: States, weights: DirectionWeights
+    layer: LayerSpec,
+    zx: Tensor,
+    states: States,
+    weights: DirectionWeights,
+    row_inputs: tuple[Tensor, ...],
 ) -> tuple[Tensor, States]:
     """The output and the states after one step of a direction."""
     cell = layer.cell
-    operand = states[0] if cell.operand is None else _evaluated(cell.operand, states)[0]
+    operand = states[0]
+    if not cell.has_product:
+        operand = operand[:, :0]
+    elif cell.operand is not None:
+        (operand,) = _evaluated(cell.operand, (*states, *weights.parameters))
     zh = F.linear(operand, weights.w_hh, weights.b_hh)
     gates = len(cell.gates)
     # Each chunk is one more autograd node; a single gate needs none.
     parts = (zx, zh) if gates == 1 else (*zx.chunk(gates, -1), *zh.chunk(gates, -1))
-    given = (*parts, *states, *weights.parameters)
+    given = (*parts, *states, *weights.parameters, *row_inputs)
     out, *after = _evaluated(cell.program, given)
     if weights.w_hr is not None:
         out = F.linear(out, weights.w_hr)

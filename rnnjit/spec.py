@@ -29,6 +29,9 @@ class LayerSpec:
         bias: whether the layer has `b_ih` and `b_hh`.
         proj_size: P, features that `w_hr` projects the output to; 0 if there is no projection.
 
+    The rows of a layer hold the input, then for each direction the R row inputs of its cell:
+    `[N, I + D*R*H]`. I is 0 for a cell whose whole input is row inputs.
+
     Example:
         >>> from rnnjit.ir import LSTM
         >>> LayerSpec(LSTM, 8, 16, 1, True, proj_size=4).state_sizes
@@ -69,6 +72,12 @@ class LayerSpec:
         return self.proj_size or self.hidden_size
 
     @property
+    def features(self) -> int:
+        """I + D*R*H: the columns of x."""
+        inputs = len(self.cell.row_inputs) * self.hidden_size
+        return self.input_size + self.num_directions * inputs
+
+    @property
     def state_sizes(self) -> tuple[int, ...]:
         """The features of each state: the first is the (projected) output, the others H wide."""
         sizes: tuple[int, ...] = self.__dict__["_state_sizes"]
@@ -84,11 +93,13 @@ class LayerSpec:
     def weight_shapes(self) -> tuple[torch.Size, ...]:
         """The shape of each weight of a direction.
 
-        In this order: w_ih `[G*H, I]`, w_hh `[G*H, P or H]`, b_ih and b_hh `[G*H]` if there are
-        biases, w_hr `[P, H]` if there is a projection, then the cell's parameters, each `[H]`.
+        In this order: w_ih `[G*H, I]`, w_hh `[G*H, P or H]`, or `[G*H, 0]` if the cell has no
+        recurrent product, b_ih and b_hh `[G*H]` if there are biases, w_hr `[P, H]` if there is a
+        projection, then the cell's parameters, each `[H]`.
         """
         H, columns = self.hidden_size, len(self.cell.gates) * self.hidden_size
-        shapes = [(columns, self.input_size), (columns, self.output_size)]
+        operand_size = self.output_size if self.cell.has_product else 0
+        shapes = [(columns, self.input_size), (columns, operand_size)]
         biases = [(columns,), (columns,)] if self.bias else []
         projection = [(self.proj_size, H)] if self.proj_size else []
         parameters = [(H,)] * len(self.cell.parameters)

@@ -12,6 +12,7 @@ from rnnjit.ir.cell_spec import Accumulator, CellSpec
 from rnnjit.ir.derivative import derivative
 from rnnjit.ir.gru import GRU
 from rnnjit.ir.lstm import LSTM
+from rnnjit.ir.normal_form import NormalForm, normal_form
 from rnnjit.ir.operations import OPERATIONS, Kind, Operation
 from rnnjit.ir.program import Instruction, Program, evaluate
 from rnnjit.ir.rnn import RNN_RELU, RNN_TANH
@@ -26,10 +27,12 @@ __all__ = [
     "CellSpec",
     "Instruction",
     "Kind",
+    "NormalForm",
     "Operation",
     "Program",
     "Value",
     "derivative",
     "evaluate",
+    "normal_form",
     "trace",
 ]

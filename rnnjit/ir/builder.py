@@ -244,3 +244,8 @@ def where(condition: Value, x: Value | float, y: Value | float) -> Value:
 def detach(x: Value) -> Value:
     """The same value, as a constant to differentiation."""
     return _apply("detach", x)
+
+
+def with_slope(value: Value, x: Value, slope: Value | float) -> Value:
+    """The value, whose gradient also passes to x, times slope."""
+    return _apply("with_slope", value, x, slope)

@@ -4,11 +4,13 @@ A layer's direction computes, for every row, in this order
 
     zx = W_ih x_t + b_ih              G gates of H columns
     zh = W_hh a_{t-1} + b_hh          G gates of H columns; a: the recurrent operand
-    out, s_1' .. s_S' = program(zx, zh, s_1 .. s_S, p_1 .. p_P)
+    out, s_1' .. s_S' = program(zx, zh, s_1 .. s_S, p_1 .. p_P, r_1 .. r_R)
     h' = W_hr out                     only if nn.LSTM has a proj_size; not part of the program
 
-with states s [H], parameters p [H], and a program that is pointwise over the H hidden units. The
-operand is a pointwise function of the previous states, by default the first state itself.
+with states s [H], parameters p [H], row inputs r [H] that each row has its own of (such as noise),
+and a program that is pointwise over the H hidden units. The operand is a pointwise function of the
+previous states and the parameters, by default the first state itself. A cell whose program uses no
+zh has no recurrent product: W_hh has no columns then.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from rnnjit.ir.program import Program
 
 _TEXT = re.compile(
     r"cell 1\ngates (?P<gates>\d+)\nstates(?P<states>.*)\nparameters(?P<parameters>.*)\n"
-    r"program (?P<program>.*)\noperand (?P<operand>.*)\n"
+    r"(?:row_inputs(?P<row_inputs>.*)\n)?program (?P<program>.*)\noperand (?P<operand>.*)\n"
 )
 
 
@@ -67,10 +69,11 @@ class CellSpec:
         gates: names of the gates, for display only; the programs number gates from 0.
         states: names of the states. The first is h; y holds h unless `out` is another value.
         parameters: names of learnt vectors [H] other than weights and biases.
-        program: its inputs are zx_0 .. zx_{G-1}, zh_0 .. zh_{G-1}, states and parameters; its
-            outputs are `out` and the new states.
-        operand: its inputs are the states, its output is the recurrent operand; None for the first
-            state.
+        program: its inputs are zx_0 .. zx_{G-1}, zh_0 .. zh_{G-1}, states, parameters and row
+            inputs; its outputs are `out` and the new states.
+        operand: its inputs are states and parameters, its output is the recurrent operand; None for
+            the first state.
+        row_inputs: names of vectors [H] that each row has its own of.
 
     Raises:
         ValueError: a program has wrong inputs or outputs, there is no gate or no state, or a name
@@ -83,10 +86,11 @@ class CellSpec:
     parameters: tuple[str, ...]
     program: Program
     operand: Program | None = None
+    row_inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_names(self.name, len(self.gates), self.states, self.parameters)
-        expected = _inputs(len(self.gates), self.states, self.parameters)
+        _check_names(self.name, len(self.gates), self.states, (*self.parameters, *self.row_inputs))
+        expected = _inputs(len(self.gates), self.states, (*self.parameters, *self.row_inputs))
         if self.program.inputs != expected:
             raise ValueError(
                 f"cell {self.name}: expected a program of {', '.join(expected)}, "
@@ -94,9 +98,10 @@ class CellSpec:
             )
         _check_outputs(self.name, "program", self.program, 1 + len(self.states))
         if self.operand is not None:
-            if self.operand.inputs != self.states:
+            if self.operand.inputs != (*self.states, *self.parameters):
+                given = ", ".join((*self.states, *self.parameters))
                 raise ValueError(
-                    f"cell {self.name}: expected an operand of {', '.join(self.states)}, "
+                    f"cell {self.name}: expected an operand of {given}, "
                     f"got one of {', '.join(self.operand.inputs)}"
                 )
             _check_outputs(self.name, "operand", self.operand, 1)
@@ -110,30 +115,34 @@ class CellSpec:
         states: Sequence[str],
         parameters: Sequence[str] = (),
         operand: Callable[..., Value] | None = None,
+        row_inputs: Sequence[str] = (),
     ) -> CellSpec:
         """Trace a Python function to a cell.
 
         Args:
-            function: takes zx and zh, tuples with one `Value` per gate, and then states and
-                parameters, each a `Value`; returns `out` and the new states.
+            function: takes zx and zh, tuples with one `Value` per gate, and then states,
+                parameters and row inputs, each a `Value`; returns `out` and the new states.
             name: name of the cell.
             gates: names of the gates.
             states: names of the states.
             parameters: names of the parameters.
-            operand: a function from the states to the recurrent operand; None for the first state.
+            operand: a function from the states and the parameters to the recurrent operand; None
+                for the first state.
+            row_inputs: names of the row inputs.
 
         Raises:
             ValueError, TypeError: as for `CellSpec` and `rnnjit.ir.trace`.
         """
-        count = len(gates)
-        _check_names(name, count, states, parameters)
+        count, others = len(gates), (*parameters, *row_inputs)
+        _check_names(name, count, states, others)
 
         def flat(*values: Value) -> Sequence[Value | float]:
             return function(values[:count], values[count : 2 * count], *values[2 * count :])
 
-        program = trace(flat, _inputs(count, states, parameters))
-        recurrent = None if operand is None else trace(operand, states)
-        return CellSpec(name, tuple(gates), tuple(states), tuple(parameters), program, recurrent)
+        program = trace(flat, _inputs(count, states, others))
+        recurrent = None if operand is None else trace(operand, [*states, *parameters])
+        fields = (name, tuple(gates), tuple(states), tuple(parameters), program, recurrent)
+        return CellSpec(*fields, tuple(row_inputs))
 
     @staticmethod
     def parse(text: str) -> CellSpec:
@@ -147,9 +156,11 @@ class CellSpec:
     @cached_property
     def text(self) -> str:
         """The cell in a canonical form that `parse` reads."""
+        row_inputs = f"{' '.join(['row_inputs', *self.row_inputs])}\n" if self.row_inputs else ""
         return (
             f"cell 1\ngates {len(self.gates)}\n{' '.join(['states', *self.states])}\n"
-            f"{' '.join(['parameters', *self.parameters])}\nprogram {self.program.text}\n"
+            f"{' '.join(['parameters', *self.parameters])}\n{row_inputs}"
+            f"program {self.program.text}\n"
             f"operand {'none' if self.operand is None else self.operand.text}\n"
         )
 
@@ -171,7 +182,7 @@ class CellSpec:
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (self.name, self.gates, self.states, self.parameters, self.program, self.operand)
-        return CellSpec, fields
+        return CellSpec, (*fields, self.row_inputs)
 
     def __deepcopy__(self, memo: object) -> CellSpec:
         return self
@@ -181,10 +192,13 @@ class CellSpec:
         """The accumulators, gate by gate: one if the program uses only zx + zh, else two.
 
         GRU's gate n uses zx and zh separately, so it has two: the input part, then the hidden part.
+        The gates of a cell without a recurrent product have the input part alone.
         """
         found: list[Accumulator] = []
         for gate in range(len(self.gates)):
-            if gate in self._sums.values():
+            if not self.has_product:
+                found.append(Accumulator(f"zx_{gate}", gate, "input"))
+            elif gate in self._sums.values():
                 found.append(Accumulator(f"z_{gate}", gate, "sum"))
             else:
                 found.append(Accumulator(f"zx_{gate}", gate, "input"))
@@ -193,10 +207,14 @@ class CellSpec:
 
     @cached_property
     def step(self) -> Program:
-        """The forward step: from accumulators, states and parameters to `out` and new states."""
+        """The forward step: to `out` and new states.
+
+        Its inputs are the accumulators, states, parameters and row inputs.
+        """
         names = [accumulator.name for accumulator in self.accumulators]
-        builder = Builder([*names, *self.states, *self.parameters])
-        by_name = dict(zip([*names, *self.states, *self.parameters], builder.inputs, strict=True))
+        names += [*self.states, *self.parameters, *self.row_inputs]
+        builder = Builder(names)
+        by_name = dict(zip(names, builder.inputs, strict=True))
         # None for the parts of a sum, which nothing else uses.
         values = [by_name.get(name) for name in self.program.inputs]
         first = len(values)
@@ -224,13 +242,15 @@ class CellSpec:
 
     @property
     def backward(self) -> Program:
-        """The gradients of the step's inputs: of accumulators, states and parameters, per row.
+        """The gradients of the step's inputs, per row.
+
+        They are those of accumulators, states, parameters and row inputs, in this order.
 
         Its inputs are, in this order:
 
         * saved_0, saved_1, ...: the outputs of `step_saving` after out and the new states;
         * out, new_STATE: the outputs of the step that it uses; `out` if a new state is the same;
-        * STATE, PARAMETER: those that it uses;
+        * STATE, PARAMETER, ROW_INPUT: those that it uses;
         * grad_out and grad_new_STATE: always all of them.
 
         An output is None if no gradient reaches it. The gradients of the states do not include the
@@ -240,7 +260,7 @@ class CellSpec:
 
     @cached_property
     def operand_backward(self) -> Program | None:
-        """From the states and grad_operand to the gradients of the states."""
+        """From states, parameters and grad_operand to the gradients of states and parameters."""
         if self.operand is None:
             return None
         return derivative(self.operand, ["grad_operand"])
@@ -255,6 +275,11 @@ class CellSpec:
             if program is not None
             for instruction in program.instructions
         )
+
+    @cached_property
+    def has_product(self) -> bool:
+        """Whether the program uses zh of any gate."""
+        return any(name.startswith("zh_") for name in self.program.used)
 
     @cached_property
     def out_state(self) -> int | None:
@@ -272,6 +297,8 @@ class CellSpec:
         return (
             len(self.accumulators) == len(self.states) == 1
             and not self.parameters
+            and not self.row_inputs
+            and self.has_product
             and self.operand is None
             and self.out_state == 0
             and self.step.used == {self.accumulators[0].name}
@@ -324,6 +351,7 @@ def _parse(text: str) -> CellSpec:
         tuple(match["parameters"].split()),
         Program.parse(match["program"]),
         operand,
+        tuple((match["row_inputs"] or "").split()),
     )
 
 

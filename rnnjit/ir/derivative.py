@@ -200,4 +200,5 @@ _RULES: Mapping[str, _Rule] = {
     "clamp": _clamp,
     "where": _where,
     "detach": _none,
+    "with_slope": lambda grad, arguments, result, constants: (grad, grad * arguments[2], None),
 }

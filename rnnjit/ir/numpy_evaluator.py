@@ -72,6 +72,7 @@ NUMPY_OPERATIONS: Mapping[str, Callable[..., _Array]] = {
     "ne": np.not_equal,
     "where": _where,
     "detach": np.positive,
+    "with_slope": lambda value, x, slope: np.positive(value),
     "tanh_backward": lambda grad, result: grad * (1 - result**2),
     "sigmoid_backward": lambda grad, result: grad * result * (1 - result),
     "relu_backward": lambda grad, result: _where(result <= 0, 0.0, grad),

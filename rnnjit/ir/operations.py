@@ -6,7 +6,10 @@ NaN, infinities and signed zeros. In particular:
 * `softplus(x)` has torch's default threshold: x > 20 ? x : log1p(exp(x));
 * `sign` of NaN is 0, `minimum`, `maximum`, `clamp` and `relu` of NaN are NaN;
 * `clamp(x, low, high)` is min(max(x, low), high); -inf and inf mean that there is no bound;
-* `detach` is the identity, and stops gradients.
+* `detach` is the identity, and stops gradients;
+* `with_slope(value, x, slope)` is value. Its gradient is passed to value, and times slope to x;
+  slope gets none. `with_slope(detach(f(x)), x, g(x))` is f(x) with the gradient of a function whose
+  derivative is g, such as the surrogate of a spike.
 
 Three operations occur only in derivatives. Backends may lower them with formulas that round
 differently; torch's formulas are
@@ -83,6 +86,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "ne": _COMPARISON,
         "where": Operation((Kind.CONDITION, Kind.NUMBER, Kind.NUMBER)),
         "detach": _UNARY,
+        "with_slope": Operation((Kind.NUMBER, Kind.NUMBER, Kind.NUMBER)),
         "tanh_backward": _BINARY,
         "sigmoid_backward": _BINARY,
         "relu_backward": _BINARY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,44 @@ def _relu_backward(grad: Tensor, result: Tensor) -> Tensor:
     return found
 
 
+class _WithSlope(torch.autograd.Function):
+    """See `with_slope` of `rnnjit.ir.operations`. The slope is a constant to its own gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+        """The value; x and slope broadcast to it."""
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep the slope for the backward pass, and for forward-mode derivatives."""
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """The gradients of value, x and slope."""
+        (slope,) = ctx.saved_tensors
+        return grads[0], grads[0] * slope, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """The tangent of the result."""
+        value, x, _ = tangents
+        if x is None:
+            return value
+        through = x * ctx.saved_tensors[0]
+        return through if value is None else value + through
+
+
+def _with_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    given = torch.broadcast_tensors(value, x, slope)  # type: ignore[no-untyped-call]  # torch has no types here
+    found: Tensor = _WithSlope.apply(*given)  # type: ignore[no-untyped-call]  # nor here
+    return found
+
+
 #: The function of each operation: it takes the tensors, then the constants.
 TORCH_OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "add": torch.add,
@@ -81,6 +120,7 @@ TORCH_OPERATIONS: Mapping[str, Callable[..., Tensor]] = {
     "ne": torch.ne,
     "where": torch.where,
     "detach": torch.detach,
+    "with_slope": _with_slope,
     "tanh_backward": torch.ops.aten.tanh_backward,
     "sigmoid_backward": torch.ops.aten.sigmoid_backward,
     "relu_backward": _relu_backward,

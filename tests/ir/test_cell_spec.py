@@ -45,7 +45,7 @@ def test_copies_are_equal(cell, copied):
 
 
 def test_other_cells_parse_back_without_names():
-    cell = leaky_cell(operand=lambda h, s: exp(h))
+    cell = leaky_cell(operand=lambda h, s, decay: exp(h))
     parsed = CellSpec.parse(cell.text)
     assert parsed == cell
     assert parsed.digest == cell.digest
@@ -55,7 +55,7 @@ def test_other_cells_parse_back_without_names():
 
 
 def test_identity_is_what_is_computed():
-    cells = [*BUILT_IN, leaky_cell(), leaky_cell(operand=lambda h, s: s)]
+    cells = [*BUILT_IN, leaky_cell(), leaky_cell(operand=lambda h, s, decay: s)]
     assert len({cell.digest for cell in cells}) == len(set(cells)) == len(cells)
     renamed = leaky_cell(name="other", gates=["z"])
     assert renamed == leaky_cell()
@@ -82,7 +82,8 @@ def test_accumulators():
         (lambda zx, zh, h: [tanh(zx[0] + zh[0]) + zx[0]] * 2, ["zx_0", "zh_0"]),
         (lambda zx, zh, h: [tanh(zx[0] + zh[0]), zh[0]], ["zx_0", "zh_0"]),
         (lambda zx, zh, h: [tanh(zx[0] - zh[0])] * 2, ["zx_0", "zh_0"]),
-        (lambda zx, zh, h: [tanh(zx[0] + zx[0])] * 2, ["zx_0", "zh_0"]),
+        (lambda zx, zh, h: [tanh(zx[0] + zx[0])] * 2, ["zx_0"]),
+        (lambda zx, zh, h: [tanh(zx[0] + zx[0]) * zh[0]] * 2, ["zx_0", "zh_0"]),
         (lambda zx, zh, h: [tanh(zx[0] + h + zh[0])] * 2, ["zx_0", "zh_0"]),
     ],
 )
@@ -133,14 +134,14 @@ def test_out_state():
 
 def test_operations_are_those_of_every_program():
     assert RNN_TANH.operations == {"tanh", "tanh_backward", "add"}
-    assert "relu" in leaky_cell(operand=lambda h, s: relu(h)).operations
-    assert {"exp", "mul"} <= leaky_cell(operand=lambda h, s: exp(h)).operations
+    assert "relu" in leaky_cell(operand=lambda h, s, decay: relu(h)).operations
+    assert {"exp", "mul"} <= leaky_cell(operand=lambda h, s, decay: exp(h)).operations
 
 
 def test_the_derivative_of_the_operand():
-    cell = leaky_cell(operand=lambda h, s: exp(h))
+    cell = leaky_cell(operand=lambda h, s, decay: exp(h))
     assert cell.operand_backward.text == (
-        "(h, s, grad_operand) %3 = exp(%0); %4 = mul(%2, %3); return %4, none"
+        "(h, s, decay, grad_operand) %4 = exp(%0); %5 = mul(%3, %4); return %5, none, none"
     )
     assert LSTM.operand_backward is None
 
@@ -155,7 +156,7 @@ def test_the_derivative_of_the_operand():
         ({"states": ["h", "grad_new_h"]}, "got 'grad_new_h'"),
         ({"parameters": ["h"]}, "differ"),
         (
-            {"operand": lambda h, s: (h, s)},
+            {"operand": lambda h, s, decay: (h, s)},
             r"1 outputs of the operand, none of them None, got \(0, 1\)",
         ),
     ],

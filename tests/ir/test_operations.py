@@ -49,9 +49,23 @@ CASES = [
     ("ne", lambda x, y: b.where(x != y, x, 1.0), lambda x, y: torch.where(x != y, x, 1.0)),
     ("where", lambda x, y: b.where(x > y, x, y), lambda x, y: torch.where(x > y, x, y)),
     ("detach", lambda x: x * b.detach(x), lambda x: x * x.detach()),
+    ("with_slope", lambda x, y: b.with_slope(x, y, b.detach(x)), lambda x, y: Sloped.apply(x, y)),
 ]
 #: The operations of derivatives: the function whose derivative they are.
 BACKWARD = {"tanh_backward": torch.tanh, "sigmoid_backward": torch.sigmoid}
+
+
+class Sloped(torch.autograd.Function):
+    """x, whose gradient also passes to y, times x."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad * ctx.saved_tensors[0]
 
 
 def points(arity):
@@ -76,7 +90,8 @@ def test_every_operation_has_a_case_a_derivative_and_functions():
 
 @pytest.mark.parametrize(("name", "traced", "function"), CASES, ids=[case[0] for case in CASES])
 def test_values_and_derivatives_are_torchs(name, traced, function):
-    arity = max(1, sum(kind is Kind.NUMBER for kind in OPERATIONS[name].arguments))
+    numbers = sum(kind is Kind.NUMBER for kind in OPERATIONS[name].arguments)
+    arity = min(max(1, numbers), 2)
     program = trace(traced, ["x", "y"][:arity])
     assert name in {each.operation for each in program.instructions}
     inputs = [each.requires_grad_() for each in points(arity)]

@@ -87,7 +87,7 @@ def test_every_operation_and_missing_outputs_survive_the_text():
     condition = x < y
     outputs = [None, x]
     for name, operation in OPERATIONS.items():
-        arguments = [x, y] if name != "where" else [condition, x, y]
+        arguments = [condition, x, y] if name == "where" else [x, y, x]
         value = builder.append(
             name, arguments[: len(operation.arguments)], [0.5] * len(operation.constants)
         )
