@@ -33,9 +33,12 @@ from rnnjit_numba.tile_table import Rates
 _SECONDS, _ROUNDS = 0.15, 2
 #: The sum takes about half of the measured backward pass; less than this share of it is noise.
 _LEAST_SHARE = 0.3
-#: The measured layer. Its weights take a good part of a second-level cache, as those of layers do
-#: for which the choice matters, and a round of all tiles takes some 20 ms.
-_I, _H, _T, _ROWS = 64, 384, 3, 48
+#: The measured layer: features, the square root of the size of W_hh, steps and about the rows of
+#: one. Its weights exceed a second-level cache, as those of layers do for which the choice matters
+#: most: of weights that stay in that cache all tiles are about as fast. The measured sum has more
+#: steps and less weights, so that it is not much of the time.
+_I, _SIZE, _T, _ROWS = 64, 768, 1, 96
+_SUM_SIZE, _SUM_T = 384, 3
 K = TypeVar("K", bound=Hashable)
 
 
@@ -61,14 +64,14 @@ def measure(kind: Kind, steps: int = _T, seconds: float = _SECONDS) -> Rates:
         },
         seconds,
     )
-    layer = _layer(kind)
+    layer = _layer(kind, _SIZE)
     rates = {
         tiling: 2e-9 * multiply_adds(layer, _rows(tiling.shape, steps)) / found[tiling]
         for tiling in tiled
     }
     # What the sum adds to a backward pass without it, whose time no tile of sums changes.
     rest = min(found[None], (1 - _LEAST_SHARE) * min(found[shape] for shape in outer))
-    work = 2e-9 * REDUCTION_ROWS * layer.weight_shapes[1].numel()
+    work = 2e-9 * REDUCTION_ROWS * _layer(kind, _SUM_SIZE).weight_shapes[1].numel()
     return Rates(rates, {shape: work / (found[shape] - rest) for shape in outer})
 
 
@@ -85,15 +88,18 @@ def _least(calls: dict[K, Callable[[], object]], seconds: float) -> dict[K, floa
     return found
 
 
-def _layer(kind: Kind) -> LayerSpec:
-    """The measured layer, of as many weights for every number of gates."""
-    hidden = _H // len(kind.cell.gates)
+def _layer(kind: Kind, size: int) -> LayerSpec:
+    """The measured layer, of about size^2 weights in W_hh for every number of gates."""
+    hidden = round(size / len(kind.cell.gates) ** 0.5 / 32) * 32
     return LayerSpec(kind.cell, _I, hidden, num_directions=1, bias=False)
 
 
 def _rows(shape: TileShape, steps: int) -> Rows:
-    """Rows of a batch that tiles of one shape cut without rest."""
-    batch = -(-_ROWS // shape.rows) * shape.rows
+    """Rows of a batch that tiles of one shape cut without rest: about as many for every shape.
+
+    The packing of the weights, which is a part of the time, then counts alike for all.
+    """
+    batch = round(_ROWS / shape.rows) * shape.rows
     return Rows(steps, batch, steps * batch)
 
 
@@ -104,7 +110,7 @@ def _plan(rows: Rows) -> Plan:
 
 def _product(kind: Kind, tiling: Tiling, steps: int) -> Callable[[], object]:
     """A forward pass by one tile."""
-    layer, rows = _layer(kind), _rows(tiling.shape, steps)
+    layer, rows = _layer(kind, _SIZE), _rows(tiling.shape, steps)
     recipe = recipes.forward(kind, layer, rows, _plan(rows), tiling)
     call = forward_call.bound(recipe, FIELDS, layer, kind.bits // 8)
     x, hx, weights = _inputs(kind, layer, rows)
@@ -113,7 +119,8 @@ def _product(kind: Kind, tiling: Tiling, steps: int) -> Callable[[], object]:
 
 def _sum(kind: Kind, shape: TileShape, on: bool) -> Callable[[], object]:
     """A backward pass with dW_hh, or without it if `on` is false."""
-    layer, rows = _layer(kind), Rows(_T, REDUCTION_ROWS // _T, REDUCTION_ROWS)
+    layer = _layer(kind, _SUM_SIZE)
+    rows = Rows(_SUM_T, REDUCTION_ROWS // _SUM_T, REDUCTION_ROWS)
     tiling, size = Tiling(small_shapes(library(kind).isa)[0]), kind.bits // 8
     plan = _plan(rows)
     record = recipes.forward(kind, layer, rows, plan, tiling)

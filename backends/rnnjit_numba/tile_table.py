@@ -56,6 +56,23 @@ _TWO_512 = _Family(
     1.02,
     "6x4",
 )
+#: The same, with a second-level cache of 1 MiB: whole layers, on two threads of a Zen 5.
+_TWO_512_ZEN = _Family(
+    {
+        "14x2": 81,
+        "12x2": 94,
+        "9x3": 93,
+        "8x3": 100,
+        "6x4": 97,
+        "5x5": 93,
+        "4x4": 98,
+        "3x4": 95,
+        "2x8": 72,
+        "1x8": 42,
+    },
+    0.91,
+    "6x4",
+)
 #: One multiply-add of 512 bits a cycle, or two of half the width.
 _ONE_512 = _Family(
     {
@@ -92,6 +109,7 @@ _NEON = _Family({**_TWO_512.tiles, "14x2": 80, "12x2": 90}, 0.97, "8x3")
 _BY_ISA = {"avx512": _TWO_512, "avx2": _AVX2, "neon": _NEON, "plain": _AVX2}
 _BY_CPU = {
     "znver4": {"avx512": _ONE_512},
+    "znver5": {"avx512": _TWO_512_ZEN},
     "icelake-client": {"avx512": _ONE_512},
     "tigerlake": {"avx512": _ONE_512},
     "rocketlake": {"avx512": _ONE_512},
