@@ -5,8 +5,27 @@ from __future__ import annotations
 import torch
 
 from rnnjit import LayerOutput, LayerSpec, Needs, Problem, RNNSpec, Rows
-from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
-from rnnjit.ir.builder import detach, exp, relu, sigmoid, silu, softplus, tanh
+from rnnjit.ir import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH, CellSpec, normal_form
+from rnnjit.ir.builder import (
+    clamp,
+    detach,
+    exp,
+    expm1,
+    leaky_relu,
+    log,
+    log1p,
+    maximum,
+    minimum,
+    relu,
+    sigmoid,
+    sign,
+    silu,
+    softplus,
+    sqrt,
+    tanh,
+    where,
+    with_slope,
+)
 from rnnjit.reference import layer_backward, layer_forward
 
 
@@ -20,15 +39,20 @@ def elman(name, function):
     return CellSpec.trace(step, name=name, gates=["z"], states=["h"])
 
 
-def traced(function, states=("h",), parameters=(), operand=None, gates=("z",), name="mine"):
+def traced(function, states=("h",), parameters=(), operand=None, gates=("z",), **names):
     return CellSpec.trace(
         *(function,),
-        name=name,
+        **{"name": "mine", **names},
         gates=gates,
         states=states,
         parameters=parameters,
         operand=operand,
     )
+
+
+def normal(function, **options):
+    """The normal form of a cell."""
+    return normal_form(traced(function, **options)).cell
 
 
 def leaky(zx, zh, h):
@@ -55,6 +79,111 @@ def three_states(zx, zh, h, c, n):
     return h, h, c, n
 
 
+def leaky_rate(zx, zh, v, alpha, noise):
+    """A firing-rate network, whose operand is a further state of its normal form."""
+    share = sigmoid(alpha)
+    v = (1.0 - share) * v + share * (zx[0] + zh[0]) + 0.1 * noise
+    return relu(v), v
+
+
+def peephole(zx, zh, h, c, p_i, p_f, p_o):
+    i, f, g, o = (x + y for x, y in zip(zx, zh, strict=True))
+    c = sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * tanh(g)
+    h = sigmoid(o + p_o * c) * tanh(c)
+    return h, h, c
+
+
+def independent(zx, zh, h, u):
+    """IndRNN: no recurrent product."""
+    h = leaky_relu(zx[0] + tanh(u) * h, 0.1)
+    return h, h
+
+
+def integrators(zx, zh, h, c, tau, span, drive):
+    """No recurrent product, two gates, a parameter, two row inputs."""
+    keep = exp(-softplus(tau) * abs(span))
+    c = keep * c + (1.0 - keep) * (tanh(zx[0]) + drive)
+    h = sigmoid(zx[1]) * c + 0.1 * h
+    return h, h, c
+
+
+def spiking(zx, zh, s, v, beta):
+    """Spikes with a surrogate gradient; beta decays the potential."""
+    v = sigmoid(beta) * v * (1.0 - detach(s)) + zx[0] + zh[0]
+    over = v - 1.0
+    near = 1.0 + abs(over)
+    spike = with_slope(detach(where(over > 0.0, 1.0, 0.0)), over, 1.0 / (near * near))
+    return spike, spike, v
+
+
+def gru_1(zx, zh, h, drive, dropped):
+    """Parts zx and zh apart, one zx unused, and a row input that no gradient reaches."""
+    r, z = sigmoid(drive + zh[0]), sigmoid(zx[1] + zh[1])
+    n = tanh(zx[2] + r * zh[2])
+    h = (1.0 - z) * n + z * h + 0.1 * sign(dropped)
+    return h, h
+
+
+def recurrent_alone(zx, zh, h, unused, bias, drive):
+    """Uses no W_ih x, and one of its parameters in no way."""
+    h = tanh(zh[0] + bias * drive)
+    return h, h
+
+
+def all_operations(zx, zh, h, c, scale, width, noise):
+    """Every operation of the IR."""
+    a, b = zx[0] + zh[0], zx[1] + zh[1]
+    positive = softplus(a) + 0.1
+    n = tanh(log(positive) * scale) + 0.5 * expm1(-abs(b)) - silu(noise) * 0.1
+    n = n + 0.2 * log1p(positive * positive) / sqrt(positive) + 0.1 * leaky_relu(b, 0.2)
+    low, high = minimum(a, width), maximum(a, b)
+    n = n + 0.1 * clamp(low, -0.8, 0.9) + 0.1 * relu(high) * sign(noise)
+    n = where(a <= b, n, where(a != width, sigmoid(n), where(a == b, a, b)))
+    n = where(noise >= 1.5, n * exp(-positive), where(noise < -1.5, n + detach(c) * 0.1, n))
+    n = with_slope(n, a, where(a > 0.3, 0.1, 0.2))
+    c = 0.5 * c + 0.5 * n
+    h = 0.3 * h + 0.7 * tanh(c)
+    return h, h, c
+
+
+#: In normal form; with parameters, row inputs, or without a recurrent product.
+WIDER_CELLS = [
+    traced(
+        *(peephole, ("h", "c"), ("p_i", "p_f", "p_o")),
+        gates="ifgo",
+        name="peephole",
+    ),
+    normal(
+        leaky_rate,
+        states=("v",),
+        parameters=("alpha",),
+        operand=lambda v, alpha: relu(v),
+        row_inputs=("noise",),
+        name="leaky rate",
+    ),
+    traced(independent, parameters=("u",), name="independent"),
+    traced(
+        *(integrators, ("h", "c"), ("tau",)),
+        gates="cg",
+        row_inputs=("span", "drive"),
+        name="integrators",
+    ),
+    traced(spiking, ("s", "v"), ("beta",), name="spiking"),
+    traced(gru_1, gates="rzn", row_inputs=("drive", "dropped"), name="gru 1"),
+    traced(
+        recurrent_alone,
+        parameters=("unused", "bias"),
+        row_inputs=("drive",),
+        name="recurrent alone",
+    ),
+    traced(
+        *(all_operations, ("h", "c"), ("scale", "width")),
+        gates="ab",
+        row_inputs=("noise",),
+        name="all operations",
+    ),
+]
+assert set().union(*(cell.operations for cell in WIDER_CELLS)) == set(OPERATIONS)
 CELLS = [
     LSTM,
     GRU,
@@ -76,10 +205,15 @@ CALLS = {
     "packed": ((9, 5, 5, 1), 6, 20, 2, True, True),
     "many rows": ((30,) * 13, 8, 40, 1, True, False),
 }
+#: Calls of layers whose whole input is row inputs.
+CALLS_WITHOUT_INPUT = {
+    "no input": ((6, 6, 6), 0, 19, 2, True, False),
+    "no input, packed, no bias": ((7, 4, 1), 0, 33, 1, False, True),
+}
 
 
 def given(call, cell, dtype):
-    lengths, I, H, directions, bias, packed = CALLS[call]
+    lengths, I, H, directions, bias, packed = (CALLS | CALLS_WITHOUT_INPUT)[call]
     layer = LayerSpec(cell, I, H, directions, bias)
     sizes = [sum(n > t for n in lengths) for t in range(lengths[0])]
     rows = Rows(len(sizes), len(lengths), sum(sizes), torch.tensor(sizes) if packed else None)
@@ -88,13 +222,16 @@ def given(call, cell, dtype):
     def random(*shape, scale=1.0):
         return (scale * torch.randn(shape, generator=generator)).to(dtype)
 
-    weights = [random(*shape, scale=0.5 * H**-0.5) for shape in layer.weight_shapes * directions]
+    matrices = layer.weights_per_direction - len(cell.parameters)
+    scales = [0.5 * H**-0.5] * matrices + [0.5] * len(cell.parameters)
+    shapes = zip(layer.weight_shapes * directions, scales * directions, strict=True)
+    weights = [random(*shape, scale=scale) for shape, scale in shapes]
 
     def states():
         return tuple(random(directions, rows.B, H) for _ in cell.states)
 
     grads = random(rows.N, directions * H), states()
-    return layer, rows, random(rows.N, I), states(), weights, grads
+    return layer, rows, random(rows.N, layer.features), states(), weights, grads
 
 
 def close(found, expected, dtype):
@@ -160,7 +297,9 @@ DECLINED = [
         ["output is not its first state"],
     ),
     (
-        traced(lambda zx, zh, h, c, p: (c, c * 2.0, p), ("h", "c"), ["p"], operand=lambda h, c: c),
+        traced(
+            lambda zx, zh, h, c, p: (c, c * 2.0, p), ("h", "c"), ["p"], operand=lambda h, c, p: c
+        ),
         ["parameters (p)", "recurrent operand", "output is not its first state"],
     ),
 ]
