@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rnnjit.backend import LayerForward, LayerGrads, Needs, States, Training
 from rnnjit.codegen.argument_block import address_of
-from rnnjit.codegen.forward_call import Recipe, saved_pointers, saved_sizes
+from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.forward_call import Recipe, saved_pointers, saved_sizes, split_pointers
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
 from rnnjit.spec import LayerSpec
 
@@ -60,21 +61,31 @@ class Wanted(NamedTuple):
     Attributes:
         shapes: for each direction those of dW_ih, dW_hh and db; then, direction by direction, those
             of `extra`. None for what is needed in no direction.
-        of: for each weight, where its gradient stands among those, or None if none is needed.
+        of: for each weight, where its gradient stands among those, or None if none is needed or it
+            is zero.
         copied: the indices of the weights that get a copy, since another one has the original.
-        extra: how many more gradients a direction has: db_hh, where it is not that of b_ih, and
-            dW_hr.
+        zeros: the indices and shapes of the weights whose gradient is zero, since the cell does
+            not use them.
+        extra: how many more gradients a direction has: db_hh, where it is not that of b_ih, dW_hr,
+            and those of the parameters that get one.
     """
 
     shapes: tuple[tuple[int, ...] | None, ...]
     of: tuple[int | None, ...]
     copied: tuple[int, ...]
+    zeros: tuple[tuple[int, torch.Size], ...]
     extra: int
 
 
 def biases_differ(layer: LayerSpec) -> bool:
-    """Whether the two biases of a direction have different gradients."""
-    return layer.bias and len(layer.cell.accumulators) > len(layer.cell.gates)
+    """Whether each of the two biases of a direction has a gradient of its own."""
+    return layer.bias and CellLayout(layer.cell).apart
+
+
+def graded_parameters(layer: LayerSpec) -> list[int]:
+    """The numbers of the cell's parameters that a gradient reaches."""
+    blocks = CellLayout(layer.cell).parameter_blocks
+    return [k for k, block in enumerate(blocks) if block is not None]
 
 
 def wanted(layer: LayerSpec, needed: tuple[bool, ...]) -> Wanted:
@@ -86,11 +97,13 @@ def wanted(layer: LayerSpec, needed: tuple[bool, ...]) -> Wanted:
     """
     count, D, differ = layer.weights_per_direction, layer.num_directions, biases_differ(layer)
     wants = [any(needed[i::count]) for i in range(count)]
-    biases = (2, 3) if layer.bias else ()
+    biases, first = (2, 3) if layer.bias else (), count - len(layer.cell.parameters)
+    product = layer.cell.has_product
     # For each gradient of a direction the weights that have it.
-    main = [(0,), (1,), biases[:1] if differ else biases]
+    main = [(0,), (1,) if product else (), biases[:1] if differ or not product else biases]
     extra = [biases[1:]] if differ else []
-    extra += [(count - 1,)] if layer.proj_size else []
+    extra += [(first - 1,)] if layer.proj_size else []
+    extra += [(first + k,) for k in graded_parameters(layer)]
     place = {}
     for k, members in enumerate(main):
         place.update(dict.fromkeys(members, (3, k)))
@@ -104,9 +117,12 @@ def wanted(layer: LayerSpec, needed: tuple[bool, ...]) -> Wanted:
         start = 3 * D if i % count in {i for members in extra for i in members} else 0
         return start + direction * width + k
 
-    of = tuple(where(i) if need else None for i, need in enumerate(needed))
+    has = [need and i % count in place for i, need in enumerate(needed)]
+    of = tuple(where(i) if found else None for i, found in enumerate(has))
     copied = tuple(i for i, at in enumerate(of) if at is not None and at in of[:i])
-    return Wanted(tuple(shapes), of, copied, len(extra))
+    unused = [i for i, need in enumerate(needed) if need and not has[i]]
+    zeros = tuple((i, layer.weight_shapes[i % count]) for i in unused)
+    return Wanted(tuple(shapes), of, copied, zeros, len(extra))
 
 
 def _shape(
@@ -141,14 +157,14 @@ def bound(
         needs: which gradients to compute.
 
     Returns:
-        A function of x `[N, I]` or `[T, B, I]`, hx, the weights (all contiguous), y `[N, D*P]` or
-        `[T, B, D*P]`, what the forward pass saved, the gradients of y and of the last states or
-        None, those of the states but the first after every step, one None for each or nothing for
-        zeros, and the row table of a packed batch or None. The gradient of x has the form of x. No
-        two gradients share memory.
+        A function of x `[N, features]` or `[T, B, features]`, hx, the weights (all contiguous), y
+        `[N, D*P]` or `[T, B, D*P]`, what the forward pass saved, the gradients of y and of the last
+        states or None, those of the states but the first after every step, one None for each or
+        nothing for zeros, and the row table of a packed batch or None. The gradient of x has the
+        form of x. No two gradients share memory.
     """
     count, directions = layer.weights_per_direction, layer.num_directions
-    shapes, of, copied, extra = wanted(layer, needs.weights)
+    shapes, of, copied, zeros, extra = wanted(layer, needs.weights)
     recurrent = (0, 1) if directions == 1 else (0, 1, count, count + 1)
     absent = (0,) * (4 - len(recurrent))
     # Without rows to sum, the kernel writes nothing.
@@ -212,28 +228,33 @@ def bound(
         own = [None if at is None else grads[at] for at in of]
         for i in copied:
             own[i] = _copy(own[i])
+        for i, shape in zeros:
+            own[i] = x.new_zeros(shape)
         return LayerGrads(grad_x, (grad_h0, *others), tuple(own))
 
     return run
 
 
-def more_pointers(states: int) -> Struct:
+def more_pointers(states: int, parameters: int) -> Struct:
     """The layout of the addresses of what only some cells have.
 
     They are, for both directions each, w_hr, db_hh and dW_hr; the saved values, and the outputs
-    before the projection; and for each state but the first its initial values, its values after
-    every step, and the gradients of its last, its initial values, and those after every step.
+    before the projection; for each state but the first its initial values, its values after every
+    step, and the gradients of its last, its initial values, and those after every step; and the
+    parameters of direction 0, those of direction 1, and their gradients in the same order.
     """
-    return Struct(f"={8 + 5 * (states - 1)}q")
+    return Struct(f"={8 + 5 * (states - 1) + 4 * parameters}q")
 
 
 def _more(fields: BackwardFields, layer: LayerSpec, extra: int) -> Callable[..., None] | None:
     """Writes what a layer has beyond one state and four weights; None for a layer without it."""
-    states, count = len(layer.cell.states), layer.weights_per_direction
-    if not (saved_sizes(layer) or states > 1 or extra):
+    states, parameters = len(layer.cell.states), len(layer.cell.parameters)
+    if not (saved_sizes(layer) or states > 1 or extra or parameters):
         return None
-    write, at = more_pointers(states).pack_into, 8 * fields.more
-    differ = biases_differ(layer)
+    write, at = more_pointers(states, parameters).pack_into, 8 * fields.more
+    differ, projects = biases_differ(layer), bool(layer.proj_size)
+    graded = {k: differ + projects + place for place, k in enumerate(graded_parameters(layer))}
+    none = [0] * (2 * parameters)
 
     def of_both(found: Sequence[int]) -> tuple[int, ...]:
         return (*found, *found)[:2] if found else (0, 0)
@@ -248,18 +269,26 @@ def _more(fields: BackwardFields, layer: LayerSpec, extra: int) -> Callable[...,
         starts: Sequence[Tensor | None],
         every: Sequence[Tensor | None],
     ) -> None:
-        projections = [w.data_ptr() for w in weights[count - 1 :: count]] if layer.proj_size else ()
+        projections, of_cell = [0, 0], none
+        if projects or parameters:
+            _, projections, of_cell = split_pointers(layer, weights)
         found = [address_of(grad) for grad in grads]
         biases = found[::extra] if differ else ()
-        projected = found[extra - 1 :: extra] if layer.proj_size else ()
+        projected = found[differ::extra] if projects else ()
+        of_parameters = [
+            found[start + graded[k]] if k in graded else 0
+            for start in range(0, len(found), max(extra, 1))
+            for k in range(parameters)
+        ]
         values, outputs, recorded = saved_pointers(layer, saved)
         addresses: list[int] = []
         given = zip(hx[1:], recorded, ends, starts, every, strict=True)
         for state, after, *gradients in given:
             addresses += [state.data_ptr(), after, *map(address_of, gradients)]
         write(
-            *(block, at, *of_both(projections), *of_both(biases), *of_both(projected)),
-            *(values, outputs, *addresses),
+            *(block, at, *projections, *of_both(biases), *of_both(projected)),
+            *(values, outputs, *addresses, *of_cell),
+            *(of_parameters + none)[: 2 * parameters],
         )
 
     return more

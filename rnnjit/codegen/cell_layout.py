@@ -6,7 +6,8 @@ apart, there are two such rows, one for zx and one for zh of all gates.
 
 Backward, the gradients of the accumulators of a row, dz, are blocks of H columns: first, gate by
 gate, those that contain W_hh a, then those that contain W_ih x alone. So the part that is
-multiplied with W_hh is one matrix, whose columns are the rows of W_hh.
+multiplied with W_hh is one matrix, whose columns are the rows of W_hh. Behind them are the blocks
+of the parameters' gradients, which are summed over all rows as those of the biases are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from rnnjit.ir import CellSpec
+from rnnjit.spec import LayerSpec
 
 
 class Run(NamedTuple):
@@ -62,7 +64,7 @@ class CellLayout:
     @cached_property
     def blocks(self) -> tuple[int, ...]:
         """For each accumulator its block of dz."""
-        found, behind = [], self.gates
+        found, behind = [], self.gates if self.cell.has_product else 0
         for accumulator in self.cell.accumulators:
             found.append(accumulator.gate if accumulator.has_hidden else behind)
             behind += not accumulator.has_hidden
@@ -84,6 +86,23 @@ class CellLayout:
                 runs.append(Run(block, 1, x, h))
         return tuple(runs)
 
+    @cached_property
+    def parameter_blocks(self) -> tuple[int | None, ...]:
+        """For each parameter its block of dz; None if no gradient reaches it."""
+        cell, found = self.cell, []
+        behind = len(cell.accumulators)
+        first = behind + len(cell.states)
+        for gradient in cell.backward.outputs[first : first + len(cell.parameters)]:
+            found.append(None if gradient is None else behind)
+            behind += gradient is not None
+        return tuple(found)
+
+    @property
+    def dz_blocks(self) -> int:
+        """Blocks of a row of dz: of the accumulators, then of the parameters."""
+        graded = sum(block is not None for block in self.parameter_blocks)
+        return len(self.cell.accumulators) + graded
+
     @property
     def passes_state(self) -> bool:
         """Whether the state before a step gets a gradient that does not come through W_hh."""
@@ -95,6 +114,11 @@ class CellLayout:
         return any(name in self.cell.backward.used for name in self.cell.states)
 
 
+def operand_size(layer: LayerSpec) -> int:
+    """The features of the recurrent operand, and so the columns of W_hh: P, H or 0."""
+    return layer.output_size if layer.cell.has_product else 0
+
+
 def _following(gate: int, run: Run) -> int:
     """The gate of the block that would continue a run."""
     return gate + run.blocks if gate >= 0 else gate
@@ -103,12 +127,9 @@ def _following(gate: int, run: Run) -> int:
 def why_not_layout(cell: CellSpec) -> list[str]:
     """Why the kernels cannot compute a cell; empty if they can.
 
-    They take any number of gates and states, if the first state is the output.
+    They take any cell in normal form.
     """
     reasons = []
-    if cell.parameters:
-        names = ", ".join(cell.parameters)
-        reasons.append(f"the cell has parameters ({names}): none are supported")
     if cell.operand is not None:
         reasons.append("the cell's recurrent operand is not its state: only that is supported")
     if cell.out_state != 0:
@@ -122,4 +143,9 @@ def why_not_projected(cell: CellSpec) -> list[str]:
         return ["projections (proj_size) of a cell with one gate and one state are not supported"]
     if cell.states[0] in cell.step.used:
         return ["projections (proj_size) of a state that the step itself reads are not supported"]
+    if cell.parameters or cell.row_inputs or not cell.has_product:
+        return [
+            "projections (proj_size) of a cell with parameters or row inputs, or without a "
+            "recurrent product, are not supported"
+        ]
     return []

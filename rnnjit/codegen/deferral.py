@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from rnnjit.reference import has_operator
 from rnnjit.spec import Problem, RNNSpec
 
 #: Bytes of a layer's weights in one direction from which on reading them, and writing their
@@ -31,8 +32,11 @@ _NARROW_TRAINING, _NARROW_FORWARD = 1 << 10, 1 << 14
 def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
     """Why `auto` should leave a call to torch's operators; empty if it should not.
 
-    The answer depends on T and B by their powers of two alone, see `Backend.sizes_matter`.
+    The answer depends on T and B by their powers of two alone, see `Backend.sizes_matter`. Cells
+    that torch has no operator for are not left to it: it would run one operation after the other.
     """
+    if not has_operator(spec.layer(0)):
+        return []
     steps, rows, trains = problem.T, problem.B, problem.needs_grad
     inputs = max(spec.input_size, spec.hidden_size if spec.num_layers > 1 else 0)
     width = len(spec.cell.gates) * spec.hidden_size

@@ -109,15 +109,30 @@ def saved_pointers(layer: LayerSpec, saved: Sequence[Tensor | None]) -> tuple[in
     return values, outputs, found
 
 
-def split_pointers(layer: LayerSpec, weights: Sequence[Tensor]) -> tuple[list[int], list[int]]:
-    """The addresses of the weights without projections, and those of w_hr of two directions."""
-    own = [weight.data_ptr() for weight in weights]
-    if not layer.proj_size:
-        return own, [0, 0]
-    count = layer.weights_per_direction
-    projections = own[count - 1 :: count]
-    del own[count - 1 :: count]
-    return own, (projections * 2)[:2]
+def split_pointers(
+    layer: LayerSpec, weights: Sequence[Tensor]
+) -> tuple[list[int], list[int], list[int]]:
+    """The addresses of a layer's weights.
+
+    Returns:
+        Those of matrices and biases of each direction, those of w_hr of two directions, and those
+        of the cell's parameters of two directions.
+    """
+    found, count = [weight.data_ptr() for weight in weights], layer.weights_per_direction
+    parameters = len(layer.cell.parameters)
+    if not (layer.proj_size or parameters):
+        return found, [0, 0], []
+    own: list[int] = []
+    projections: list[int] = []
+    others: list[int] = []
+    for start in range(0, len(found), count):
+        end = start + count - parameters
+        others += found[end : start + count]
+        if layer.proj_size:
+            end -= 1
+            projections.append(found[end])
+        own += found[start:end]
+    return own, ((projections or [0]) * 2)[:2], (others * 2)[: 2 * parameters]
 
 
 def bound(recipe: Recipe, fields: ForwardFields, layer: LayerSpec, itemsize: int) -> ForwardCall:
@@ -130,9 +145,9 @@ def bound(recipe: Recipe, fields: ForwardFields, layer: LayerSpec, itemsize: int
         itemsize: bytes of an element.
 
     Returns:
-        A function of x `[N, I]` or `[T, B, I]`, the addresses of the initial states and of the
-        last, the weights (all contiguous), y, which it writes, the memory for what is saved
-        (`new_saved`, `states_alone` or nothing), and the row table of a packed batch or None.
+        A function of x `[N, features]` or `[T, B, features]`, the addresses of the initial states
+        and of the last, the weights (all contiguous), y, which it writes, the memory for what is
+        saved (`new_saved`, `states_alone` or nothing), and the row table of a packed batch or None.
     """
     kernel, threads, late_threads = recipe.kernel, recipe.threads, recipe.late_threads
     template, inside, elements = recipe.block, recipe.inside, recipe.scratch
@@ -201,13 +216,13 @@ def writer(fields: ForwardFields, layer: LayerSpec) -> Callable[..., None]:
 def _more(fields: ForwardFields, layer: LayerSpec) -> Callable[..., list[int]] | None:
     """Writes what a layer has beyond one state and four weights; None for a layer without it.
 
-    The function returns the addresses of the weights that are no projections.
+    The function returns the addresses of the weights that are no projections and no parameters.
     """
-    states = len(layer.cell.states)
-    if not (saved_sizes(layer) or states > 1):
+    states, parameters = len(layer.cell.states), len(layer.cell.parameters)
+    if not (saved_sizes(layer) or states > 1 or parameters):
         return None
-    write, at = more_pointers(states).pack_into, 8 * fields.more
-    projected = bool(layer.proj_size)
+    write, at = more_pointers(states, parameters).pack_into, 8 * fields.more
+    beside = bool(layer.proj_size or parameters)
     # Of each state but the first, the index of its initial values, which the last ones follow.
     places = [(k, fields.more + 4 + 3 * (k - 1)) for k in range(1, states)]
 
@@ -218,27 +233,28 @@ def _more(fields: ForwardFields, layer: LayerSpec) -> Callable[..., list[int]] |
         weights: Sequence[Tensor],
         saved: tuple[Tensor | None, ...],
     ) -> list[int]:
-        if not (saved or projected):
+        if not (saved or beside):
             for k, place in places:
                 block[place], block[place + 1] = before[k], after[k]
             return [weight.data_ptr() for weight in weights]
-        own, projections = split_pointers(layer, weights)
+        own, projections, of_cell = split_pointers(layer, weights)
         values, outputs, recorded = saved_pointers(layer, saved)
         others = zip(before[1:], after[1:], recorded, strict=True)
         addresses = [address for state in others for address in state]
-        write(block, at, *projections, values, outputs, *addresses)
+        write(block, at, *projections, values, outputs, *addresses, *of_cell)
         return own
 
     return more
 
 
-def more_pointers(states: int) -> Struct:
+def more_pointers(states: int, parameters: int) -> Struct:
     """The layout of the addresses of what only some cells have.
 
-    They are w_hr of both directions, the saved values, the outputs before the projection, and for
-    each state but the first its initial values, its last ones, and those after every step.
+    They are w_hr of both directions, the saved values, the outputs before the projection, for each
+    state but the first its initial values, its last ones, and those after every step, and then the
+    parameters of direction 0 and those of direction 1.
     """
-    return Struct(f"={4 + 3 * (states - 1)}q")
+    return Struct(f"={4 + 3 * (states - 1) + 2 * parameters}q")
 
 
 def forward(
@@ -255,7 +271,7 @@ def forward(
     Args:
         call: calls it, see `bound`.
         layer: the configuration of the layer.
-        x: `[N, I]`, contiguous.
+        x: `[N, features]`, contiguous.
         hx: each state `[D, B, P or H]`, contiguous.
         weights: the weights of every direction; any strides.
         table: the row table of a packed batch; None if dense.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rnnjit.codegen.row_slices import one_slice, row_slices, worth_team
+from rnnjit.codegen.row_slices import one_slice, recurrent_work, row_slices, worth_team
 from rnnjit.spec import LayerSpec, Rows
 
 #: Rows that a reduction over all rows sums at a time; fixed, so that its rounding is fixed.
@@ -90,7 +90,7 @@ def plan(
     else:
         few = rows.T * max(rows.B, 1) <= _FEW_ROWS_BACKWARD
     few = few and in_place
-    step_rows, weights = _mean_rows(rows, rows.B), _weights(layer)
+    step_rows, weights = _mean_rows(rows, rows.B), recurrent_work(layer)
     alone = Plan(1, *one_slice(rows), 1, step_rows < TILE_ROWS, few)
     if threads == 1:
         return alone
@@ -104,7 +104,7 @@ def _team(
     layer: LayerSpec, rows: Rows, threads: int, vectors: int, few: bool
 ) -> tuple[Plan, float]:
     """The best plan for several threads, and the cost of a step of the whole batch by it."""
-    weights, D, step_rows = _weights(layer), layer.num_directions, _mean_rows(rows, rows.B)
+    weights, D, step_rows = recurrent_work(layer), layer.num_directions, _mean_rows(rows, rows.B)
     # All hidden units of a row have to be known before its projection.
     most = 1 if layer.proj_size else max(1, min(threads // D, vectors))
     whole = one_slice(rows)
@@ -136,12 +136,6 @@ def _mean_rows(rows: Rows, sequences: int) -> int:
     that reads all weights for few rows.
     """
     return max(1, -(-sequences * rows.N // max(rows.T * rows.B, 1)))
-
-
-def _weights(layer: LayerSpec) -> int:
-    """The recurrent weights of a direction, with its projection: multiply-adds of a row's step."""
-    H, P = layer.hidden_size, layer.output_size
-    return len(layer.cell.gates) * H * P + H * layer.proj_size
 
 
 def _inputs(layer: LayerSpec, step_rows: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from rnnjit.codegen.cell_layout import operand_size
 from rnnjit.runtime.late_threads import LateThreads, late_threads
 from rnnjit.spec import LayerSpec, Rows
 
@@ -36,9 +37,19 @@ class RowSlices(NamedTuple):
 
 def multiply_adds(layer: LayerSpec, rows: Rows) -> int:
     """Those of a layer's forward pass."""
-    wide, projected = len(layer.cell.gates) * layer.hidden_size, layer.proj_size
-    own = wide * (layer.input_size + layer.output_size) + layer.hidden_size * projected
+    wide = len(layer.cell.gates) * layer.hidden_size
+    own = wide * layer.input_size + recurrent_work(layer)
     return rows.N * layer.num_directions * own
+
+
+def recurrent_work(layer: LayerSpec) -> int:
+    """Multiply-adds of a row's step in one direction, without its input projection.
+
+    Without a recurrent product, the operations of the cell count instead of it.
+    """
+    cell, H = layer.cell, layer.hidden_size
+    each = len(cell.gates) * layer.output_size if cell.has_product else len(cell.step.instructions)
+    return H * each + H * layer.proj_size
 
 
 def worth_threads(layer: LayerSpec, rows: Rows) -> bool:
@@ -56,9 +67,9 @@ def shared_in_backward(layer: LayerSpec, rows: Rows) -> int:
 
     They are those of grad_x, dW_ih, dW_hh and dW_hr, which are sums over all rows.
     """
-    wide, projected = len(layer.cell.gates) * layer.hidden_size, layer.proj_size
-    own = wide * (2 * layer.input_size + layer.output_size) + layer.hidden_size * projected
-    return rows.N * layer.num_directions * own
+    wide = len(layer.cell.gates) * layer.hidden_size
+    own = wide * (2 * layer.input_size + operand_size(layer))
+    return rows.N * layer.num_directions * (own + layer.hidden_size * layer.proj_size)
 
 
 def one_slice(rows: Rows) -> RowSlices:
