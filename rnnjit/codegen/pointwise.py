@@ -2,10 +2,7 @@
 
 A backend implements `Vectors` with its compiler, and lowers a program with `lower`.
 `rnnjit.ir.operations` defines the operations, also for NaN, infinities and signed zeros;
-`rnnjit.codegen.elementary` explains the method for exp and tanh.
-
-Operations that need log are not lowered, and neither is expm1: the polynomial for exp(r) - 1 is
-accurate only near 0.
+`rnnjit.codegen.elementary` explains the method for exp, log and what follows from them.
 """
 
 from __future__ import annotations
@@ -164,6 +161,84 @@ def _exp(v: Vectors, x: Any) -> Any:
     return value
 
 
+def _log_of(v: Vectors, x: Any, scaled_by: Any = None, rest: Any = None) -> Any:
+    """The logarithm of x / 2^scaled_by, plus rest, which is much smaller; x is a normal number."""
+    k = CONSTANTS[v.bits]
+    half = v.bits_of(v.constant(math.sqrt(0.5)))
+    n = v.shift_right(v.integer_sub(v.bits_of(x), half), k.mantissa_bits)
+    reduced = v.from_bits(v.integer_sub(v.bits_of(x), v.shift_left(n, k.mantissa_bits)))
+    shift = v.constant(k.round_shift)
+    number = v.sub(v.from_bits(v.integer_add(n, v.bits_of(shift))), shift)
+    if scaled_by is not None:
+        number = v.sub(number, scaled_by)
+    return _log_reduced(v, reduced, number, rest)
+
+
+def _log_reduced(v: Vectors, reduced: Any, n: Any, rest: Any) -> Any:
+    """The logarithm of 2^n reduced, plus rest, where sqrt(1/2) <= reduced < sqrt(2)."""
+    k = CONSTANTS[v.bits]
+    f = v.sub(reduced, v.constant(1.0))
+    s = v.div(f, v.add(f, v.constant(2.0)))
+    z = v.mul(s, s)
+    t = v.constant(2.0 / (2 * k.terms + 1))
+    for term in range(k.terms - 1, 0, -1):
+        t = v.multiply_add(t, z, v.constant(2.0 / (2 * term + 1)))
+    less = v.mul(s, v.sub(f, v.mul(z, t)))
+    less = v.multiply_add(n, v.constant(-k.ln2_low), less)
+    if rest is not None:
+        less = v.sub(less, rest)
+    return v.multiply_add(n, v.constant(k.ln2_high), v.sub(f, less))
+
+
+def _log(v: Vectors, x: Any) -> Any:
+    k = CONSTANTS[v.bits]
+    # A subnormal number has no exponent of its own: it is scaled first.
+    tiny = v.compare("<", x, v.constant(2.0 ** (1 - k.bias)))
+    scaled = v.select(tiny, v.mul(x, v.constant(2.0**k.mantissa_bits)), x)
+    by = v.select(tiny, v.constant(k.mantissa_bits), v.constant(0.0))
+    return _positive(v, x, _log_of(v, scaled, by))
+
+
+def _positive(v: Vectors, x: Any, value: Any) -> Any:
+    """The value where x is positive and finite, else the logarithm of zero, NaN and so on."""
+    zero, inf = v.constant(0.0), math.inf
+    beyond = v.select(v.compare("<", x, zero), v.constant(math.nan), x)
+    beyond = v.select(v.compare("==", x, zero), v.constant(-inf), beyond)
+    finite = v.select(v.compare("<", x, v.constant(inf)), value, beyond)
+    return v.select(v.compare(">", x, zero), finite, beyond)
+
+
+def _log1p_of(v: Vectors, x: Any, u: Any) -> Any:
+    """The logarithm of 1 + x for finite x > -1, where u is 1 + x, rounded."""
+    one = v.constant(1.0)
+    small, large = v.sub(x, v.sub(u, one)), v.sub(one, v.sub(u, x))
+    lost = v.select(v.compare(">", x, one), large, small)
+    return _log_of(v, u, rest=v.div(lost, u))
+
+
+def _log1p(v: Vectors, x: Any) -> Any:
+    u = v.add(v.constant(1.0), x)
+    # The zero keeps its sign.
+    return v.select(v.compare("==", x, v.constant(0.0)), x, _positive(v, u, _log1p_of(v, x, u)))
+
+
+def _softplus(v: Vectors, x: Any) -> Any:
+    e = _exp(v, x)
+    value = _log1p_of(v, e, v.add(v.constant(1.0), e))
+    return v.select(v.compare(">", x, v.constant(20.0)), x, value)
+
+
+def _expm1(v: Vectors, x: Any) -> Any:
+    k = CONSTANTS[v.bits]
+    # Below the first bound it rounds to -1.
+    shifted, p = _reduced_exp(v, _clamp(v, x, -2 * k.tanh_saturation, k.exp_high))
+    n = v.integer_sub(v.bits_of(shifted), v.bits_of(v.constant(k.round_shift)))
+    # 2^n may be too large for a number, and its half is not.
+    scale = _power_of_two(v, v.integer_sub(n, v.integer_constant(1)))
+    half = v.multiply_add(scale, p, v.sub(scale, v.constant(0.5)))
+    return v.select(v.compare("==", x, v.constant(0.0)), x, v.add(half, half))
+
+
 def _sigmoid(v: Vectors, x: Any) -> Any:
     one = v.constant(1.0)
     return v.div(one, v.add(one, _exp(v, v.neg(x))))
@@ -237,11 +312,15 @@ _EMITTERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "div": lambda v, x, y: v.div(x, y),
         "neg": lambda v, x: v.neg(x),
         "exp": _exp,
+        "log": _log,
+        "log1p": _log1p,
+        "expm1": _expm1,
         "sqrt": lambda v, x: v.call("sqrt", x),
         "tanh": _tanh,
         "sigmoid": _sigmoid,
         "relu": _relu,
         "leaky_relu": _leaky_relu,
+        "softplus": _softplus,
         "silu": _silu,
         "abs": lambda v, x: v.call("fabs", x),
         "sign": _sign,
@@ -256,6 +335,7 @@ _EMITTERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "ne": lambda v, x, y: v.compare("!=", x, y),
         "where": lambda v, condition, x, y: v.select(condition, x, y),
         "detach": lambda v, x: x,
+        "with_slope": lambda v, value, x, slope: value,
         "tanh_backward": _tanh_backward,
         "sigmoid_backward": _sigmoid_backward,
         "relu_backward": _relu_backward,
