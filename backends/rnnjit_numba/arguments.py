@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rnnjit.codegen.backward_call import BackwardFields
 from rnnjit.codegen.forward_call import ForwardFields
 from rnnjit.codegen.kernel import LINE
+from rnnjit.ir import CellSpec
 
 
 class ForwardArguments(NamedTuple):
@@ -25,7 +26,8 @@ class ForwardArguments(NamedTuple):
         hoist: whether the input projection of all steps is computed before the first.
         direct: whether weights are read in place; then only the bias is packed.
         tile: how products are cut into register tiles, see `tile_shapes.Tiling.code`.
-        x, h0, y, h_n: `[N, I]`, `[D, B, P]`, `[N, D*P]`, `[D, B, P]`.
+        x, h0, y, h_n: `[N, I + D*R*H]`, `[D, B, P]`, `[N, D*P]`, `[D, B, P]`; behind the input x
+            has for each direction the R row inputs of its cell.
         w_ih_0 ... b_hh_1: the weights of each direction.
         scratch: for each direction, the packed weights and biases (see `preparation`); then the
             pre-activations (see `forward`).
@@ -44,7 +46,7 @@ class ForwardArguments(NamedTuple):
 
     Behind these there are three addresses for each state but the first (see `state_argument`): its
     initial values `[D, B, H]`, its last ones, written, and those after every step, `[N, D*H]`, or
-    0.
+    0. Then come the addresses of the cell's parameters `[H]` (see `parameter_argument`).
     """
 
     T: int
@@ -101,9 +103,10 @@ class BackwardArguments(NamedTuple):
         dz_buffer: memory for dz, the gradients of the pre-activations, and of the rows before the
             projection: `[D, N, wide]`, or a window of these (see `backward`).
         dz: where dz of row 0 is, or would be if the window reached that far: set by the kernel.
-        dz_columns: columns of a row of dz: those of all accumulators, and P with a projection.
+        dz_columns: columns of a row of dz: those of all accumulators and of the parameters that a
+            gradient reaches, and P with a projection.
         window: number of rows that are computed before the window moves.
-        grad_x, grad_h0: `[N, I]`, `[D, B, P]`, written, or 0.
+        grad_x, grad_h0: as x, and `[D, B, P]`, written, or 0.
         grad_w_ih_0 ... grad_b_1: of each direction's weights, and of b_ih; written, or 0 in both
             directions.
         scratch: for each direction the packed transposes of W_hh, W_ih and W_hr, and a row of
@@ -125,7 +128,8 @@ class BackwardArguments(NamedTuple):
     Behind these there are five addresses for each state but the first (see `state_argument`): its
     initial values `[D, B, H]`, its values after every step `[N, D*H]`, the gradient of the last
     ones `[D, B, H]`, or 0, that of the initial ones, written, or 0, and that of those after every
-    step, or 0.
+    step, or 0. Then come the addresses of the cell's parameters, and those of their gradients,
+    written, or 0 (see `parameter_argument`).
     """
 
     T: int
@@ -193,20 +197,32 @@ _B = BackwardArguments(*range(len(BackwardArguments._fields)))
 #: The indices of what changes with every call.
 FIELDS = ForwardFields(_F.N, _F.x, _F.sizes, _F.scratch, _F.w_hr_0)
 BACKWARD_FIELDS = BackwardFields(_B.x, _B.grad_x, _B.sizes, _B.w_hr_0)
+Arguments = ForwardArguments | BackwardArguments
 #: Addresses of each state but the first behind the arguments of each kernel.
 STATE_ARGUMENTS = {ForwardArguments: 3, BackwardArguments: 5}
+#: Addresses of each parameter behind those of the states: in each direction, its own and,
+#: backward, its gradient's.
+PARAMETER_ARGUMENTS = {ForwardArguments: 2, BackwardArguments: 4}
 
 
-def argument_count(kind: type[ForwardArguments] | type[BackwardArguments], states: int) -> int:
-    """The number of int64 words of a kernel's arguments for a cell with so many states."""
-    return len(kind._fields) + STATE_ARGUMENTS[kind] * (states - 1)
+def argument_count(kind: type[Arguments], cell: CellSpec) -> int:
+    """The number of int64 words of a kernel's arguments for a cell."""
+    behind = PARAMETER_ARGUMENTS[kind] * len(cell.parameters)
+    return state_argument(kind, len(cell.states), 0) + behind
 
 
-def state_argument(
-    kind: type[ForwardArguments] | type[BackwardArguments], state: int, which: int
-) -> int:
+def state_argument(kind: type[Arguments], state: int, which: int) -> int:
     """The index of an argument of state number `state`, which is not the first."""
     return len(kind._fields) + STATE_ARGUMENTS[kind] * (state - 1) + which
+
+
+def parameter_argument(kind: type[Arguments], cell: CellSpec, parameter: int, which: int) -> int:
+    """The index of a parameter's argument of direction 0, or of its gradient's if `which` is 1.
+
+    That of direction 1 is as many words further on as the cell has parameters.
+    """
+    count = len(cell.parameters)
+    return state_argument(kind, len(cell.states), 0) + 2 * count * which + parameter
 
 
 def area_bytes(threads: int) -> int:

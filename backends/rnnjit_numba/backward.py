@@ -89,16 +89,16 @@ def add_backward(context: CodegenContext, common: CommonFunctions) -> None:
 def _add_pack_task(context: CodegenContext) -> Any:
     """A task's part of packing W_hh, W_ih where grad_x is needed, and W_hr."""
     unpack = memory.unpack_arguments(BackwardArguments)
-    pack, lanes = _add_pack_back(context), context.lanes.count
+    pack, lanes, has_product = _add_pack_back(context), context.lanes.count, context.product
 
     def pack_task(arguments: int, task: int, tasks: int) -> None:
         a = unpack(arguments)
-        wide_p, wide_i, wide_h = (
-            (a.P + lanes - 1) // lanes,
+        wide_k, wide_i, wide_h = (
+            (a.P * has_product + lanes - 1) // lanes,
             (a.I + lanes - 1) // lanes,
             (a.H + lanes - 1) // lanes,
         )
-        inputs = wide_p + (wide_i if a.grad_x != 0 else 0)
+        inputs = wide_k + (wide_i if a.grad_x != 0 else 0)
         columns = inputs + (wide_h if a.P != a.H else 0)
         first, last = columns * task // tasks, columns * (task + 1) // tasks
         for d in range(a.D):
@@ -173,7 +173,7 @@ def _add_pack_back(context: CodegenContext) -> Any:
         context.lanes.vector_bytes,
         context.lanes.itemsize,
     )
-    G = context.layout.gates
+    G, has_product = context.layout.gates, context.product
 
     def pack_back(arguments: int, d: int, first: int, last: int, inputs: int) -> None:
         a = unpack(arguments)
@@ -183,7 +183,8 @@ def _add_pack_back(context: CodegenContext) -> Any:
             (a.I + lanes - 1) // lanes,
             (a.H + lanes - 1) // lanes,
         )
-        out = base + (wide_p + wide_i) * a.packed_column
+        wide_k = wide_p * has_product
+        out = base + (wide_k + wide_i) * a.packed_column
         # Rows in blocks, so that the reads of a block stay within a few pages.
         for low in range(0, G * a.H if a.direct == 0 else 0, ROW_BLOCK):
             for column in range(first, last):
@@ -193,8 +194,8 @@ def _add_pack_back(context: CodegenContext) -> Any:
                 if column >= inputs:
                     w, columns, v = (a.w_hr_0 if d == 0 else a.w_hr_1), a.H, column - inputs
                     to, high = out + v * a.packed_out, minimum(a.P, high)
-                elif column >= wide_p:
-                    w, columns, v = (a.w_ih_0 if d == 0 else a.w_ih_1), a.I, column - wide_p
+                elif column >= wide_k:
+                    w, columns, v = (a.w_ih_0 if d == 0 else a.w_ih_1), a.I, column - wide_k
                 count = minimum(lanes, columns - v * lanes)
                 for k in range(low, high):
                     source = w + (k * columns + v * lanes) * size
@@ -402,14 +403,15 @@ def _add_record_previous(context: CodegenContext) -> Any:
 def _add_propagate(context: CodegenContext, common: CommonFunctions) -> Any:
     """The gradient that reaches the states before `rows` rows of dz: of sequences from `b` on.
 
-    It adds dz @ W_hh to what the cell's step left there, if it did. Of a projected layer, which is
+    It adds dz @ W_hh, if there is a product, to what the cell's step left there, if it did. Of a
+    projected layer, which is
     not divided by columns in a step, it computes all P columns if `first` is 0 and `last` the
     number of vectors of hidden units.
     """
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
     product, passes_state = common.product, int(context.layout.passes_state)
-    lanes, size = context.lanes.count, context.lanes.itemsize
-    G = context.layout.gates
+    lanes, size, copy_rows = context.lanes.count, context.lanes.itemsize, common.copy_rows
+    G, has_product = context.layout.gates, context.product
 
     def propagate(
         arguments: int, d: int, first: int, last: int, stride: int, dz: int, b: int, rows: int
@@ -427,6 +429,10 @@ def _add_propagate(context: CodegenContext, common: CommonFunctions) -> Any:
         zeros = base + (wide_p + wide_i) * a.packed_column + wide_h * a.packed_out
         to = a.grad_h0 if a.grad_h0 != 0 else a.scratch + a.grad_h
         to += (d * a.B + b) * ld_to
+        if has_product == 0:
+            if passes_state == 0:
+                copy_rows(to, ld_to * stride, 0, 0, rows, first, last, a.P)
+            return
         init, ld_init = zeros, 0
         if passes_state != 0:
             init, ld_init = to, ld_to * stride

@@ -22,7 +22,10 @@ def add_step(context: CodegenContext, common: CommonFunctions) -> Any:
     projected = _add_projected(context, common)
     lanes, size = context.lanes.count, context.lanes.itemsize
     # Rows without a gap are one long row, if every tensor of the step has one block of columns.
-    single = int(len(context.cell.accumulators) == 1 and len(context.cell.saved) < 2)
+    cell = context.cell
+    single = int(len(cell.accumulators) == 1 and len(cell.saved) < 2)
+    if cell.parameters or cell.row_inputs:
+        single = 0
 
     def step_back(
         arguments: int,

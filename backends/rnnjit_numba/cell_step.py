@@ -6,7 +6,7 @@ and of all that is saved for the backward pass. Addresses and distances are in b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -14,7 +14,12 @@ from llvmlite import ir
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.pointwise import lower
 from rnnjit.ir import CellSpec
-from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, state_argument
+from rnnjit_numba.arguments import (
+    BackwardArguments,
+    ForwardArguments,
+    parameter_argument,
+    state_argument,
+)
 from rnnjit_numba.pointwise import vectors
 from rnnjit_numba.simd import I64, Lanes, define, emitting, load, loop
 
@@ -62,9 +67,9 @@ def step_backward(lanes: Lanes, cell: CellSpec) -> Any:
       the initial ones if `fresh` is 1;
     * `grad_out` has the gradients of the outputs, rows `ld_grad_out` apart, or is 0 for zeros.
 
-    The gradients of the states are read and written in place. That of the first state is added to
-    `grad_out`, unless the output is projected. It is left alone if nothing but W_hh reads the state
-    before.
+    The gradients of row inputs go to grad_x, those of parameters to blocks of dz. The gradients of
+    the states are read and written in place. That of the first state is added to `grad_out`, unless
+    the output is projected. It is left alone if nothing but W_hh reads the state before.
     """
     name = f"rnnjit_step_backward_{cell.digest[:12]}_{lanes.suffix}"
 
@@ -102,8 +107,36 @@ class _Rows:
         """An address of one of the states but the first."""
         return self._word(state_argument(self._kind, state, which))
 
+    def parameters(self, d: Any, used: frozenset[str]) -> dict[str, Any]:
+        """The address of each of the cell's parameters that is among those used."""
+        found, names = {}, self.cell.parameters
+        direction = self.builder.mul(d, I64(8 * len(names)))
+        for k, name in enumerate(names):
+            if name in used:
+                index = parameter_argument(self._kind, self.cell, k, 0)
+                found[name] = self._at(self.add(self._address, I64(8 * index), direction))
+        return found
+
+    def row_input_columns(self, d: Any, row: Any) -> tuple[list[Any], Any]:
+        """Of each row input of a row, the distance from the address of x, and that between rows."""
+        inputs, count = self.argument("I"), I64(len(self.cell.row_inputs))
+        features = self.add(inputs, self.builder.mul(count, self.builder.mul(self.D, self.H)))
+        first = self.builder.mul(d, count)
+        offsets = [
+            self.add(
+                self.bytes_of(row, features),
+                self.bytes_of(inputs),
+                self.bytes_of(self.add(first, I64(k)), self.H),
+            )
+            for k in range(len(self.cell.row_inputs))
+        ]
+        return offsets, self.bytes_of(features)
+
     def _word(self, index: int) -> Any:
-        return load(self.builder, self.builder.add(self._address, I64(8 * index)), I64, 8)
+        return self._at(self.builder.add(self._address, I64(8 * index)))
+
+    def _at(self, address: Any) -> Any:
+        return load(self.builder, address, I64, 8)
 
     def bytes_of(self, *factors: Any) -> Any:
         """The bytes of a product of numbers of elements."""
@@ -195,6 +228,7 @@ class _Step(_Rows):
         count = I64(len(cell.saved))
         values = self.add(self.argument("values"), self.bytes_of(record, H, count))
         ld_values = self.bytes_of(D, H, stride, count)
+        others = self._others()
         add, mul, store = self.builder.add, self.builder.mul, self.lanes.masked_store
 
         def body(r: Any, v: Any, at: Any, mask: Any) -> None:
@@ -205,6 +239,8 @@ class _Step(_Rows):
             here = add(mul(r, ld_state), at)
             for name, (before, *_) in zip(cell.states[1:], states, strict=True):
                 inputs[name] = self.masked(add(before, here), mask)
+            for name, (address, distance) in others.items():
+                inputs[name] = self.masked(self.add(address, mul(r, distance), at), mask)
             program = cell.step_saving if keep else cell.step
             out, _, *found = lower(program, vectors(self.lanes, self.builder), inputs)
             store(self.builder, out, self.add(self.out, mul(r, self.ld_out), at), mask)
@@ -221,6 +257,18 @@ class _Step(_Rows):
                 store(self.builder, value, to, mask)
 
         self.each(self.rows, self.first, self.last, H, body)
+
+    def _others(self) -> dict[str, tuple[Any, Any]]:
+        """The address of each parameter and row input that is used, and its bytes between rows."""
+        cell, used = self.cell, self.cell.step.used
+        found = {name: (at, self.zero) for name, at in self.parameters(self.d, used).items()}
+        if cell.row_inputs:
+            offsets, distance = self.row_input_columns(self.d, self.row)
+            x, distance = self.argument("x"), self.builder.mul(distance, self.stride)
+            for name, offset in zip(cell.row_inputs, offsets, strict=True):
+                if name in used:
+                    found[name] = self.add(x, offset), distance
+        return found
 
     def _pre_activations(self, r: Any, v: Any) -> dict[str, Any]:
         """The accumulators of the hidden units in vector `v` of row `r`."""
@@ -282,6 +330,13 @@ class _StepBackward(_Rows):
         for k in range(len(cell.saved)):
             at = self.add(values, self.bytes_of(H, I64(k)))
             addresses[f"saved_{k}"] = at, self.bytes_of(D, H, self.stride, count)
+        for name, at in self.parameters(self.d, used).items():
+            addresses[name] = at, self.zero
+        if cell.row_inputs:
+            offsets, distance = self.row_input_columns(self.d, self.row)
+            x, distance = self.argument("x"), builder.mul(distance, self.stride)
+            for name, offset in zip(cell.row_inputs, offsets, strict=True):
+                addresses[name] = self.add(x, offset), distance
         addresses = {name: found for name, found in addresses.items() if name in used}
         self._loops(addresses, self._gradients(place), projected)
 
@@ -321,6 +376,13 @@ class _StepBackward(_Rows):
             for every in (self.state_argument(k, 4) for k in range(1, len(cell.states)))
         ]
 
+        columns: list[Any] = []
+        ld_x = grad_x = wants_x = None
+        if cell.row_inputs:
+            columns, distance = self.row_input_columns(self.d, self.row)
+            ld_x, grad_x = mul(distance, self.stride), self.argument("grad_x")
+            wants_x = self.present(grad_x)
+
         def body(r: Any, v: Any, at: Any, mask: Any) -> None:
             none = ir.Constant(mask.type, None)
             inputs = {
@@ -342,12 +404,32 @@ class _StepBackward(_Rows):
                 inputs[f"grad_new_{name}"] = value
             found = lower(cell.backward, vectors(lanes, builder), inputs)
             zero = lanes.constant(0.0)
-            for block, value in zip(self.layout.blocks, found, strict=False):
+            of_dz, of_states, of_inputs = self._sorted(found)
+            for block, value in of_dz:
                 to = self.add(dz, mul(r, ld_dz), self.bytes_of(H, I64(block)), at)
                 store(builder, zero if value is None else value, to, mask)
-            states = found[len(cell.accumulators) :]
-            for k, (value, grad) in enumerate(zip(states, grads, strict=False)):
+            for k, (value, grad) in enumerate(zip(of_states, grads, strict=True)):
                 if k > 0 or self.layout.passes_state:
                     store(builder, zero if value is None else value, add(grad, here), mask)
+            for value, offset in zip(of_inputs, columns, strict=True):
+                to = self.add(grad_x, offset, mul(r, ld_x), at)
+                # A processor takes long over an invalid address, even if nothing is stored there.
+                to = builder.select(wants_x, to, add(grads[0], here))
+                held = builder.select(wants_x, mask, none)
+                store(builder, zero if value is None else value, to, held)
 
         self.each(self.rows, self.first, self.last, self.columns, body)
+
+    def _sorted(self, found: Sequence[Any]) -> tuple[list[tuple[int, Any]], list[Any], list[Any]]:
+        """Gradients by where they go: (block, value) of dz, those of states and of row inputs."""
+        cell, rest = self.cell, list(found)
+        accumulators, states = len(cell.accumulators), len(cell.states)
+        of_dz = list(zip(self.layout.blocks, rest[:accumulators], strict=True))
+        of_states, rest = rest[accumulators:][:states], rest[accumulators + states :]
+        blocks = self.layout.parameter_blocks
+        of_dz += [
+            (block, value)
+            for block, value in zip(blocks, rest[: len(blocks)], strict=True)
+            if block is not None
+        ]
+        return of_dz, of_states, rest[len(blocks) :]

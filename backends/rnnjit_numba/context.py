@@ -43,6 +43,16 @@ class CodegenContext:
         """How the cell's gates lie in memory."""
         return CellLayout(self.cell)
 
+    @property
+    def product(self) -> int:
+        """1 if the cell has a recurrent product, else 0: P times this is the columns of W_hh."""
+        return int(self.cell.has_product)
+
+    @property
+    def row_inputs(self) -> int:
+        """R: the columns of x are I + R*D*H."""
+        return len(self.cell.row_inputs)
+
     def __post_init__(self) -> None:
         # Distinct for each library that may be linked into one program.
         suffix = f"f{self.lanes.bits}_{self.cell.digest[:12]}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rnnjit import LayerSpec
 from rnnjit.codegen import Isa
-from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.cell_layout import CellLayout, operand_size
 
 
 class ForwardSizes(NamedTuple):
@@ -38,11 +38,10 @@ class ForwardSizes(NamedTuple):
             direct: whether weights are read in place, see `ForwardArguments.direct`.
         """
         cell, lanes, vector = CellLayout(layer.cell), isa.lanes(size), isa.vector_bytes
-        wide_i, wide_h, wide_p = (
-            -(-n // lanes) for n in (layer.input_size, layer.hidden_size, layer.output_size)
-        )
+        features = layer.input_size, layer.hidden_size, layer.output_size, operand_size(layer)
+        wide_i, wide_h, wide_p, wide_k = (-(-n // lanes) for n in features)
         inputs = wide_i * lanes * vector
-        packed_row = inputs + wide_p * lanes * vector
+        packed_row = inputs + wide_k * lanes * vector
         out = wide_h * lanes * vector if layer.proj_size else 0
         if direct:
             inputs = packed_row = out = 0

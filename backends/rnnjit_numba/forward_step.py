@@ -189,7 +189,8 @@ def _add_gates(context: CodegenContext, common: CommonFunctions) -> Any:
     gates_direct = _add_gates_direct(context)
     lanes, size = context.lanes.count, context.lanes.itemsize
     vector_bytes, G = context.lanes.vector_bytes, context.layout.gates
-    apart = int(context.layout.apart)
+    apart, has_product = int(context.layout.apart), context.product
+    row_inputs = context.row_inputs
 
     def gates(
         arguments: int,
@@ -216,7 +217,8 @@ def _add_gates(context: CodegenContext, common: CommonFunctions) -> Any:
             base + a.packed_inputs,
             vectors * vector_bytes,
         )
-        x, ld_x = a.x + row * a.I * size, a.I * size * stride
+        features = a.I + row_inputs * a.D * a.H
+        x, ld_x = a.x + row * features * size, features * size * stride
         columns = vectors * lanes
         if apart != 0:
             if hoisted == 0:
@@ -232,8 +234,11 @@ def _add_gates(context: CodegenContext, common: CommonFunctions) -> Any:
         init, ld_init, inputs = bias, 0, a.I
         if hoisted != 0:
             init, ld_init, inputs = z, ld, 0
+            if has_product == 0:
+                return
         affine(
-            *(init, ld_init, x, ld_x, inputs, base, h, ld_h, a.P, w_hh, a.packed_row),
+            *(init, ld_init, x, ld_x, inputs, base),
+            *(h, ld_h, a.P * has_product, w_hh, a.packed_row),
             *(z, ld, rows, first * G, last * G, columns, NOTHING, a.tile),
         )
 
@@ -246,6 +251,7 @@ def _add_gates_direct(context: CodegenContext) -> Any:
     tile, size = direct(context.lanes), context.lanes.itemsize
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
     G, apart = context.layout.gates, int(context.layout.apart)
+    has_product, row_inputs = context.product, context.row_inputs
 
     def gates_direct(
         arguments: int,
@@ -262,11 +268,13 @@ def _add_gates_direct(context: CodegenContext) -> Any:
         a = unpack(arguments)
         w_ih, w_hh = (a.w_ih_0, a.w_hh_0) if d == 0 else (a.w_ih_1, a.w_hh_1)
         bias, ld_z = a.scratch + d * a.packed, (a.H + lanes - 1) // lanes * G * vector_bytes
-        ld_x, ld_w, x = a.I * size, a.P * size, a.x + row * a.I * size
+        operand, features = a.P * has_product, a.I + row_inputs * a.D * a.H
+        ld_x, ld_w_x, ld_w = features * size, a.I * size, operand * size
+        x = a.x + row * features * size
         for v in range(first * G, last * G):
             unit, at = v // G * lanes, v * vector_bytes
             first_row, count = v % G * a.H + unit, minimum(lanes, a.H - unit)
-            w_x, w_h = w_ih + first_row * ld_x, w_hh + first_row * ld_w
+            w_x, w_h = w_ih + first_row * ld_w_x, w_hh + first_row * ld_w
             done = 0
             while done < rows:
                 some = 0
@@ -277,17 +285,17 @@ def _add_gates_direct(context: CodegenContext) -> Any:
                 x_now, h_now = x + done * ld_x, h + done * ld_h
                 if apart != 0:
                     tile(
-                        *(some, bias + at, 0, x_now, ld_x, a.I, w_x, ld_x),
+                        *(some, bias + at, 0, x_now, ld_x, a.I, w_x, ld_w_x),
                         *(h_now, ld_h, 0, w_h, ld_w, z + to, ld_z * 256 + count),
                     )
                     tile(
-                        *(some, bias + ld_z + at, 0, h_now, ld_h, a.P, w_h, ld_w),
+                        *(some, bias + ld_z + at, 0, h_now, ld_h, operand, w_h, ld_w),
                         *(h_now, ld_h, 0, w_h, ld_w, zh + to, ld_z * 256 + count),
                     )
                 else:
                     tile(
-                        *(some, bias + at, 0, x_now, ld_x, a.I, w_x, ld_x),
-                        *(h_now, ld_h, a.P, w_h, ld_w, z + to, ld_z * 256 + count),
+                        *(some, bias + at, 0, x_now, ld_x, a.I, w_x, ld_w_x),
+                        *(h_now, ld_h, operand, w_h, ld_w, z + to, ld_z * 256 + count),
                     )
                 done += some
 

@@ -14,8 +14,14 @@ from rnnjit.codegen import Isa
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kernel, Kind, cache_key, cached, team_symbols
 from rnnjit.codegen.subnormals import flush_subnormals
+from rnnjit.ir import CellSpec
 from rnnjit.runtime.compile_once import CompileOnce, apart
-from rnnjit_numba.arguments import BackwardArguments, ForwardArguments, argument_count
+from rnnjit_numba.arguments import (
+    Arguments,
+    BackwardArguments,
+    ForwardArguments,
+    argument_count,
+)
 from rnnjit_numba.object_code import object_code, target_machine
 
 #: Bytes of the length before each part in a cached file.
@@ -32,7 +38,7 @@ class Library:
         isa: the instruction set that they were generated for.
         parts: object code.
         flush: whether the backward kernel flushes subnormal numbers, where it can.
-        states: the number of states of the cell.
+        cell: what they compute.
 
     Attributes:
         isa: as given.
@@ -42,7 +48,7 @@ class Library:
         ValueError: the parts are not object code, or not that of these kernels.
     """
 
-    def __init__(self, isa: Isa, parts: Sequence[bytes], flush: bool, states: int) -> None:
+    def __init__(self, isa: Isa, parts: Sequence[bytes], flush: bool, cell: CellSpec) -> None:
         self.isa = isa
         entries = (*_FORWARD, *(_BACKWARD if flush else _BACKWARD_EXACT))
         for name, address in team_symbols().items():
@@ -58,18 +64,18 @@ class Library:
         addresses = [engine.get_function_address(name) for name in entries]
         if not all(addresses):
             raise ValueError(f"a library lacks some of {entries}")
-        self.forward = _kernel(ForwardArguments, states, engine, addresses[:2])
-        self.backward = _kernel(BackwardArguments, states, engine, addresses[2:])
+        self.forward = _kernel(ForwardArguments, cell, engine, addresses[:2])
+        self.backward = _kernel(BackwardArguments, cell, engine, addresses[2:])
 
 
 def _kernel(
-    kind: type[ForwardArguments] | type[BackwardArguments],
-    states: int,
+    kind: type[Arguments],
+    cell: CellSpec,
     engine: Any,
     addresses: Sequence[int],
 ) -> Kernel:
     """The kernel with these arguments, by its entries for one thread and for a team."""
-    sync, count = kind._fields.index("sync"), argument_count(kind, states)
+    sync, count = kind._fields.index("sync"), argument_count(kind, cell)
     return Kernel(engine, addresses[0], addresses[1:], sync, count)
 
 
@@ -79,7 +85,7 @@ def library(kind: Kind) -> Library:
     isa, flush = host_isa(), flush_subnormals()
     return cached(
         cache_key(isa, kind, ("llvmlite", "numba"), __file__),
-        lambda content: Library(isa, _split(content), flush, len(kind.cell.states)),
+        lambda content: Library(isa, _split(content), flush, kind.cell),
         lambda: _joined(compile_kernels(isa, kind)),
     )
 

@@ -3,8 +3,8 @@
 Weights are packed once per call into column vectors `[K][lanes]`, from which the register tiles
 stream. One direction has, in this order: for each vector of hidden units and each gate, a column
 vector of W_ih and W_hh; the biases, as `[V][G][lanes]`, those of zx and of zh one after the other
-if the cell uses them apart, else their sum; and, where there is a projection, the column vectors
-of W_hr and a row of zeros.
+if the cell uses them apart, else their sum, or that of zx alone without a recurrent product; and,
+where there is a projection, the column vectors of W_hr and a row of zeros.
 
 The first arguments of each function are the address of a `ForwardArguments`, the direction `d`, and
 a range of vectors of the hidden units, from `first` up to but not including `last`.
@@ -90,6 +90,7 @@ def _add_pack(context: CodegenContext) -> Any:
     """
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
     transpose, gates = memory.transpose(context.lanes), context.layout.gates
+    has_product = context.product
     lanes, vector_bytes, size = (
         context.lanes.count,
         context.lanes.vector_bytes,
@@ -106,7 +107,7 @@ def _add_pack(context: CodegenContext) -> Any:
             for part in range(2):
                 w, columns, to = w_ih, a.I, base + v * a.packed_row
                 if part == 1:
-                    w, columns, to = w_hh, a.P, to + a.packed_inputs
+                    w, columns, to = w_hh, a.P * has_product, to + a.packed_inputs
                 for k in range(0, columns, lanes):
                     source = w + (row * columns + k) * size
                     block = to + k * vector_bytes
@@ -120,6 +121,7 @@ def _add_pack_bias(context: CodegenContext) -> Any:
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
     copy, add = memory.copy(context.lanes), memory.add(context.lanes)
     gates, apart = context.layout.gates, int(context.layout.apart)
+    has_product = context.product
     lanes, vector_bytes, size = (
         context.lanes.count,
         context.lanes.vector_bytes,
@@ -140,7 +142,7 @@ def _add_pack_bias(context: CodegenContext) -> Any:
             copy(to, b_ih + offset, count, lanes)
             if apart != 0:
                 copy(to + vectors * vector_bytes, b_hh + offset, count, lanes)
-            elif b_hh != 0:
+            elif has_product != 0 and b_hh != 0:
                 add(to, to, b_hh + offset, count)
 
     return context.symbols.add(pack_bias)
@@ -199,6 +201,7 @@ def _add_project(context: CodegenContext, common: CommonFunctions) -> Any:
     lanes, size, minimum = context.lanes.count, context.lanes.itemsize, memory.minimum()
     vector_bytes = context.lanes.vector_bytes
     gates, in_place = context.layout.gates, int(context.layout.in_place)
+    row_inputs = context.row_inputs
 
     def project(
         arguments: int, d: int, first: int, last: int, start: int, stop: int, zx: int
@@ -206,7 +209,7 @@ def _add_project(context: CodegenContext, common: CommonFunctions) -> Any:
         a = unpack(arguments)
         base, vectors = a.scratch + d * a.packed, (a.H + lanes - 1) // lanes * gates
         bias = base + vectors * a.packed_row
-        ld_x = a.I * size
+        ld_x = (a.I + row_inputs * a.D * a.H) * size
         to, ld, columns = zx, vectors * vector_bytes, vectors * lanes
         if in_place != 0:
             to, ld, columns = a.y + d * a.H * size, a.D * a.H * size, a.H

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rnnjit import LayerSpec, Rows
 from rnnjit.codegen.argument_block import argument_block
-from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.cell_layout import CellLayout, operand_size
 from rnnjit.codegen.forward_call import Recipe
 from rnnjit.codegen.kernel import LINE, Kind
 from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Z_ROWS, Plan, plan, window
@@ -60,7 +60,7 @@ def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling)
         "window": min(hoisted, _window_rows(layer, rows, sizes)) if hoisted else rows.N,
     }
     scratch, sync = hoisted_at + D * hoisted * sizes.row, _sync_words(layer, cut.threads)
-    names, count = ForwardArguments._fields, argument_count(ForwardArguments, _states(layer))
+    names, count = ForwardArguments._fields, argument_count(ForwardArguments, layer.cell)
     inside = 8 * (count + sync) if scratch < _LARGE else 0
     words = count - len(names) + sync + (scratch // 8 if inside else 0)
     block = argument_block(names, fixed, words)
@@ -89,22 +89,23 @@ def backward(
     """As `forward`, backward; `parts` are the offsets of dz, `before` and the reductions."""
     kernels, size, D = library(kind), kind.bits // 8, layer.num_directions
     vector, cell, H, P = kernels.isa.vector_bytes, layer.cell, layer.hidden_size, layer.output_size
-    wide_i, wide_h, wide_p = (_vectors(kind, n) for n in (layer.input_size, H, P))
+    layout, features = CellLayout(cell), (layer.input_size, H, P, operand_size(layer))
+    wide_i, wide_h, wide_p, wide_k = (_vectors(kind, n) for n in features)
     shared, (window_rows, held_rows) = shared_in_backward(layer, rows), window(layer, rows)
     packed_column = 0 if cut.direct else len(cell.gates) * H * vector
     packed_out = P * vector if layer.proj_size and not cut.direct else 0
-    packed = (wide_p + wide_i) * packed_column + wide_h * packed_out
+    packed = (wide_k + wide_i) * packed_column + wide_h * packed_out
     packed += max(wide_i, wide_h, wide_p) * vector
-    longest = max(run.blocks for run in CellLayout(cell).runs) * H
+    longest = max(run.blocks for run in layout.runs) * H
     segment = -(-min(SEGMENT, max(longest, P)) // outer.rows) * outer.rows
     # After the packed blocks of dz and of an operand, one vector for the sums of db.
     reduction = _aligned(segment * REDUCTION_ROWS * size)
     reduction += (REDUCTION_ROWS * outer.vectors + 1) * vector
     grad_h = _aligned(D * packed)
     grad_states = grad_h + _aligned(D * rows.B * P * size)
-    grad_out = grad_states + _aligned((_states(layer) - 1) * D * rows.B * H * size)
+    grad_out = grad_states + _aligned((len(cell.states) - 1) * D * rows.B * H * size)
     grad_out_size = ROW_BLOCK * wide_h * vector if layer.proj_size else 0
-    wide = len(cell.accumulators) * H + layer.proj_size
+    wide = layout.dz_blocks * H + layer.proj_size
     fixed = {
         **_problem(layer, rows, cut, tiling),
         "dz_columns": wide,
@@ -121,7 +122,7 @@ def backward(
         "reduction_size": _aligned(reduction),
     }
     sync, names = _sync_words(layer, cut.threads), BackwardArguments._fields
-    words = argument_count(BackwardArguments, _states(layer)) - len(names) + sync
+    words = argument_count(BackwardArguments, layer.cell) - len(names) + sync
     block = argument_block(names, fixed, words)
     dz = grad_out + max(cut.threads, D) * grad_out_size
     before = _aligned(dz + D * held_rows * wide * size)
@@ -142,10 +143,6 @@ def places(recipe: Recipe, recurrent: bool) -> list[tuple[int, int]]:
     found = [("scratch", 0), ("dz_buffer", dz), ("reduction", reduction)]
     found += [("before", before)] if recurrent else []
     return [(fields.index(name), offset) for name, offset in found]
-
-
-def _states(layer: LayerSpec) -> int:
-    return len(layer.cell.states)
 
 
 def _problem(layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> dict[str, int]:

@@ -2,13 +2,14 @@
 
     dW_ih = sum_n dz_n x_n^T      dW_hh = sum_n dz_n h'_n^T      db = sum_n dz_n
     dW_hr = sum_n g_n out_n^T     grad_x_n = sum over directions of W_ih^T dz_n
+    dp = sum_n dp_n for each parameter p of the cell
 
 h'_n is the state before row n's step, g_n the gradient of h_n; of dz_n, W_ih and b_ih take the
-blocks of zx, W_hh and b_hh those of zh (see `cell_layout`). Rows are summed in blocks of
-`REDUCTION_ROWS`, whose bounds depend on N alone. Each block is packed so that the outer-product
-tile streams through it. The sums of the blocks are added from the last to the first, the order in
-which dz is computed. Tasks divide the columns of the results, never the rows, so the sums do not
-depend on the number of threads.
+blocks of zx, W_hh and b_hh those of zh; dp_n is one more block (see `cell_layout`). Rows are summed
+in blocks of `REDUCTION_ROWS`, whose bounds depend on N alone. Each block is packed so that the
+outer-product tile streams through it. The sums of the blocks are added from the last to the first,
+the order in which dz is computed. Tasks divide the columns of the results, never the rows, so the
+sums do not depend on the number of threads.
 
 The first argument of each function is the address of a `BackwardArguments`, which has the shapes.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT
 from rnnjit_numba import memory
-from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba.arguments import BackwardArguments, parameter_argument
 from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
 
 #: What a column block of a result is multiplied with: x, the states before, or the outputs.
@@ -38,7 +39,8 @@ def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
         memory.maximum(),
     )
     grad_x, block = _add_grad_x(context, common), _add_reduce_block(context)
-    lanes = context.lanes.count
+    lanes, read_int = context.lanes.count, memory.read_int()
+    parameters, _, places = _graded(context)
 
     def reduce(
         arguments: int, task: int, tasks: int, low: int, high: int, first: int, last: int
@@ -54,6 +56,9 @@ def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
         chunks_h = (wide_p + widest - 1) // widest
         chunks_o = (wide_h + widest - 1) // widest
         biases = 1 if a.grad_b_0 != 0 or a.grad_b_hh_0 != 0 else 0
+        for i in range(parameters):
+            if read_int(arguments + places[i]) != 0:
+                biases = 1
         chunks = chunks_i + chunks_h + chunks_o + biases
         total = a.D * chunks
         start, stop = total * task // tasks, total * (task + 1) // tasks
@@ -69,7 +74,10 @@ def add_reduce(context: CodegenContext, common: CommonFunctions) -> Any:
 
 
 def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
-    """A task's part of grad_x of rows `low` to `high`, in blocks that stay in a core's cache."""
+    """A task's part of grad_x of rows `low` to `high`, in blocks that stay in a core's cache.
+
+    It writes the first I columns; the recurrence has written those of the row inputs.
+    """
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
     minimum, product = memory.minimum(), common.product
     lanes, size = context.lanes.count, context.lanes.itemsize
@@ -77,16 +85,18 @@ def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
     runs = [run for run in context.layout.runs if run.input_gate >= 0]
     count, firsts = len(runs), tuple(run.block for run in runs)
     blocks, gates = tuple(run.blocks for run in runs), tuple(run.input_gate for run in runs)
+    has_product, row_inputs = context.product, context.row_inputs
 
     def grad_x(arguments: int, task: int, tasks: int, low: int, high: int) -> None:
         a = unpack(arguments)
-        ld, ld_x = a.dz_columns * size, a.I * size
-        wide, wide_p, wide_h = (
+        ld, ld_w = a.dz_columns * size, a.I * size
+        ld_x = ld_w + row_inputs * a.D * a.H * size
+        wide, wide_k, wide_h = (
             (a.I + lanes - 1) // lanes,
-            (a.P + lanes - 1) // lanes,
+            (a.P * has_product + lanes - 1) // lanes,
             (a.H + lanes - 1) // lanes,
         )
-        packed = a.scratch + wide_p * a.packed_column
+        packed = a.scratch + wide_k * a.packed_column
         zeros = packed + wide * a.packed_column + wide_h * a.packed_out
         step, rows = ROW_BLOCK, high - low
         if a.direct != 0:
@@ -104,7 +114,7 @@ def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
                     dz = a.dz + (d * a.N + row) * ld + firsts[i] * a.H * size
                     k, gate = blocks[i] * a.H, gates[i] * a.H
                     if a.direct != 0:
-                        w = (a.w_ih_0 if d == 0 else a.w_ih_1) + gate * ld_x
+                        w = (a.w_ih_0 if d == 0 else a.w_ih_1) + gate * ld_w
                         begin, end = wide * task // tasks, wide * (task + 1) // tasks
                         product(init, ld_init, dz, ld, k, w, a.I, to, ld_x, n, begin, end)
                     else:
@@ -259,7 +269,7 @@ def _add_pack_operand(context: CodegenContext) -> Any:
     The layout is `[REDUCTION_ROWS][width][lanes]`.
     """
     unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(context.lanes)
-    read_int, minimum = memory.read_int(), memory.minimum()
+    read_int, minimum, row_inputs = memory.read_int(), memory.minimum(), context.row_inputs
     lanes, vector_bytes, size = (
         context.lanes.count,
         context.lanes.vector_bytes,
@@ -270,11 +280,11 @@ def _add_pack_operand(context: CodegenContext) -> Any:
         arguments: int, d: int, to: int, kind: int, v: int, width: int, row: int, rows: int
     ) -> None:
         a = unpack(arguments)
-        columns = a.I
+        columns, features = a.I, a.I + row_inputs * a.D * a.H
         if kind != _INPUTS:
             columns = a.P if kind == _STATES else a.H
         for n in range(rows):
-            source = a.x + (row + n) * a.I * size
+            source = a.x + (row + n) * features * size
             if kind == _STATES:
                 source = read_int(a.before + 8 * (d * a.N + row + n))
             elif kind == _OUTPUTS:
@@ -343,12 +353,14 @@ def _add_product(context: CodegenContext) -> Any:
 
 
 def _add_sums(context: CodegenContext) -> Any:
-    """Add the column sums of a block of dz to the gradients of the biases.
+    """Add the column sums of a block of dz to the gradients of biases and parameters.
 
     If the block is the last one, which comes first, they overwrite these.
     """
-    unpack = memory.unpack_arguments(BackwardArguments)
+    unpack, read_int = memory.unpack_arguments(BackwardArguments), memory.read_int()
     size, add_sums = context.lanes.itemsize, _add_sums_of_run(context)
+    parameters, parameter_blocks, places = _graded(context)
+    direction = 8 * len(context.cell.parameters)
     runs = context.layout.runs
     count, firsts = len(runs), tuple(run.block for run in runs)
     blocks = tuple(run.blocks for run in runs)
@@ -371,8 +383,27 @@ def _add_sums(context: CodegenContext) -> Any:
             if grad_b_hh != 0 and hidden[i] >= 0:
                 to = grad_b_hh + hidden[i] * a.H * size
                 add_sums(arguments, task, d, to, start, length, row, rows)
+        for i in range(parameters):
+            to = read_int(arguments + places[i] + direction * d)
+            if to != 0:
+                add_sums(arguments, task, d, to, parameter_blocks[i] * a.H, a.H, row, rows)
 
     return context.symbols.add(sums)
+
+
+def _graded(context: CodegenContext) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """How many parameters a gradient reaches, their blocks of dz, and their places.
+
+    A place is where the address of the gradient of direction 0 is: bytes behind the first argument.
+    """
+    cell = context.cell
+    found = [
+        (block, 8 * parameter_argument(BackwardArguments, cell, k, 1))
+        for k, block in enumerate(context.layout.parameter_blocks)
+        if block is not None
+    ]
+    blocks, places = tuple(block for block, _ in found), tuple(place for _, place in found)
+    return len(found), blocks or (0,), places or (0,)
 
 
 def _add_sums_of_run(context: CodegenContext) -> Any:

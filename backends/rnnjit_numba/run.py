@@ -107,7 +107,7 @@ def _backward_call(
 ) -> BackwardCall:
     """How a layer's gradients are computed, for rows of such sizes."""
     recipe = backward_recipe(size, layer, T, B, N, threads)
-    recurrent = any(needs.weights[1 :: layer.weights_per_direction])
+    recurrent = layer.cell.has_product and any(needs.weights[1 :: layer.weights_per_direction])
     parts = recipes.places(recipe, recurrent)
     return backward_call.bound(
         recipe, BACKWARD_FIELDS, recipe.scratch, size, parts, layer, N, needs

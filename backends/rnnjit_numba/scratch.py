@@ -56,7 +56,7 @@ class Layout(NamedTuple):
         """That of a stack's program for elements of `size` bytes."""
         layer, D = spec.layer(0), spec.num_directions
         sizes = [ForwardSizes.of(isa, size, each, direct=False) for each in spec.layers]
-        words = ADDRESSES + argument_count(ForwardArguments, len(spec.cell.states))
+        words = ADDRESSES + argument_count(ForwardArguments, spec.cell)
         return Layout(
             block=aligned(8 * words),
             packed=aligned(D * max(each.packed for each in sizes)),
