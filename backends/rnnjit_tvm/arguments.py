@@ -11,6 +11,7 @@ from typing import NamedTuple
 from rnnjit.codegen.backward_call import BackwardFields
 from rnnjit.codegen.forward_call import ForwardFields
 from rnnjit.codegen.kernel import LINE
+from rnnjit.ir import CellSpec
 
 
 class ForwardArguments(NamedTuple):
@@ -24,7 +25,7 @@ class ForwardArguments(NamedTuple):
         parts: number of parts of one slice's hidden columns, each computed by one thread.
         tail: steps of fewer rows than this are divided by their hidden columns between all threads.
         hoist: whether the input projection of a window of steps is computed before them.
-        x, h0, y, h_n: `[N, I]`, `[D, B, P]`, `[N, D*P]`, `[D, B, P]`.
+        x, h0, y, h_n: `[N, I + D*R*H]` with R row inputs, `[D, B, P]`, `[N, D*P]`, `[D, B, P]`.
         w_ih_0 ... b_hh_1: the weights of each direction; biases may be 0.
         scratch: for each direction, the packed weights and biases (see `preparation`); then the
             pre-activations.
@@ -43,7 +44,7 @@ class ForwardArguments(NamedTuple):
 
     Behind these there are three addresses for each state but the first (see `state_argument`): its
     initial values `[D, B, H]`, its last ones, written, and those after every step, `[N, D*H]`, or
-    0.
+    0. Then the cell's parameters of direction 0 and those of direction 1, each `[H]`.
     """
 
     T: int
@@ -97,9 +98,10 @@ class BackwardArguments(NamedTuple):
         dz_buffer: memory for dz, the gradients of the pre-activations, and of the rows before the
             projection: `[D, N, wide]`, or a window of these (see `backward`).
         dz: where dz of row 0 is, or would be if the window reached that far: set by the kernel.
-        dz_columns: columns of a row of dz: those of all accumulators, and P with a projection.
+        dz_columns: columns of a row of dz: H for each accumulator and each parameter that a
+            gradient reaches, and P with a projection.
         window: number of rows that are computed before the window moves.
-        grad_x, grad_h0: `[N, I]`, `[D, B, P]`, written, or 0.
+        grad_x, grad_h0: as x and h0, written, or 0.
         grad_w_ih_0 ... grad_b_1: of each direction's weights, and of b_ih; written, or 0 in both
             directions.
         scratch: for each direction the packed transposes of W_hh, W_ih and W_hr; then a row of
@@ -121,7 +123,8 @@ class BackwardArguments(NamedTuple):
     Behind these there are five addresses for each state but the first (see `state_argument`): its
     initial values `[D, B, H]`, its values after every step `[N, D*H]`, the gradient of the last
     ones `[D, B, H]`, or 0, that of the initial ones, written, or 0, and that of those after every
-    step, or 0.
+    step, or 0. Then the cell's parameters of direction 0 and those of direction 1, each `[H]`, and
+    in the same order their gradients, written, or 0.
     """
 
     T: int
@@ -187,18 +190,28 @@ _B = BackwardArguments(*range(len(BackwardArguments._fields)))
 #: The indices of what changes with every call.
 FIELDS = ForwardFields(_F.N, _F.x, _F.starts, _F.scratch, _F.w_hr_0)
 BACKWARD_FIELDS = BackwardFields(_B.x, _B.grad_x, _B.starts, _B.w_hr_0)
-#: Addresses of each state but the first behind the arguments of each kernel.
+#: Addresses of each state but the first, and of each parameter in either direction, behind the
+#: arguments of each kernel.
 STATE_ARGUMENTS = {ForwardArguments: 3, BackwardArguments: 5}
+PARAMETER_ARGUMENTS = {ForwardArguments: 1, BackwardArguments: 2}
 
 
-def argument_count(kind: type[Arguments], states: int) -> int:
-    """The number of int64 words of a kernel's arguments for a cell with so many states."""
-    return len(kind._fields) + STATE_ARGUMENTS[kind] * (states - 1)
+def argument_count(kind: type[Arguments], cell: CellSpec) -> int:
+    """The number of int64 words of a kernel's arguments for a cell."""
+    return parameter_argument(kind, cell, 0, 0, PARAMETER_ARGUMENTS[kind])
 
 
 def state_argument(kind: type[Arguments], state: int, which: int) -> int:
     """The index of an argument of state number `state`, which is not the first."""
     return len(kind._fields) + STATE_ARGUMENTS[kind] * (state - 1) + which
+
+
+def parameter_argument(
+    kind: type[Arguments], cell: CellSpec, parameter: int, direction: int, which: int
+) -> int:
+    """The index of an argument of a parameter in a direction: its address, or its gradient's."""
+    behind, count = state_argument(kind, len(cell.states), 0), len(cell.parameters)
+    return behind + (2 * which + direction) * count + parameter
 
 
 def area_bytes(threads: int) -> int:

@@ -73,7 +73,7 @@ def add_backward(module: Module, layout: CellLayout, flush: bool) -> None:
     """
     _add_pack(module, layout)
     _add_move(module)
-    add_step(module)
+    add_step(module, layout)
     add_propagation(module, layout)
     _add_recur(module, layout)
     _add_recur_task(module)
@@ -142,7 +142,8 @@ def _add_pack(module: Module, layout: CellLayout) -> None:
     def body(block: Any, task: Any, count: Any) -> None:
         a = backward_arguments(block)
         wide_p, wide_i, wide_h = (T.bind(lanes.vectors(n)) for n in (a.P, a.I, a.H))
-        inputs = T.bind(wide_p + either(a.grad_x != 0, wide_i, integer(0)))
+        wide_k = wide_p if layout.cell.has_product else integer(0)
+        inputs = T.bind(wide_k + either(a.grad_x != 0, wide_i, integer(0)))
         columns = T.bind(inputs + either(a.P != a.H, wide_h, integer(0)))
         low, high = part_of(columns, task, count)
         with loop(integer(0), a.D) as d, loop(low, high) as column:
@@ -153,14 +154,15 @@ def _add_pack(module: Module, layout: CellLayout) -> None:
                 some = least(features - v * lanes.count, integer(lanes.count))
                 call("pack", lanes.element(source), lanes.element(to), features, k, some)
 
-            with when(column < wide_p):
-                pack("w_hh", a.P, a.H * G, column, lanes.after(base, column * a.panel))
-            with when(T.And(column >= wide_p, column < inputs)):
+            if layout.cell.has_product:
+                with when(column < wide_k):
+                    pack("w_hh", a.P, a.H * G, column, lanes.after(base, column * a.panel))
+            with when(T.And(column >= wide_k, column < inputs)):
                 to = lanes.after(base, column * a.panel)
-                pack("w_ih", a.I, a.H * G, column - wide_p, to)
+                pack("w_ih", a.I, a.H * G, column - wide_k, to)
             with when(column >= inputs):
                 v = T.bind(column - inputs)
-                to = lanes.after(base, (wide_p + wide_i) * a.panel + v * a.panel_out)
+                to = lanes.after(base, (wide_k + wide_i) * a.panel + v * a.panel_out)
                 pack("w_hr", a.H, a.P, v, to)
         with when(task == 0):
             zeros = lanes.memory(lanes.after(a.scratch, a.D * a.packed))

@@ -6,13 +6,14 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.plan import ROW_BLOCK
 from rnnjit_tvm.arguments import BackwardArguments
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, either, integer
 from rnnjit_tvm.time_loop import Masked, affine, backward_arguments, blocks, each_vector
 
 
-def add_step(module: Module) -> None:
+def add_step(module: Module, layout: CellLayout) -> None:
     """PrimFunc `backward_step`, and what it calls.
 
     `backward_step(block, d, first, last, stride, row, b, rows, before, fresh, place)` computes dz
@@ -21,7 +22,7 @@ def add_step(module: Module) -> None:
     before are the initial ones (`fresh`). `place` numbers the memory for gradients before the
     projection.
     """
-    _add_projected(module)
+    _add_projected(module, layout)
     lanes = module.lanes
 
     def body(block: Any, *sizes: Any) -> None:
@@ -52,7 +53,7 @@ def states_gradient_at(lanes: Lanes, a: BackwardArguments) -> Any:
     return either(a.grad_h0 != 0, a.grad_h0, lanes.after(a.scratch, a.grad_h))
 
 
-def _add_projected(module: Module) -> None:
+def _add_projected(module: Module, layout: CellLayout) -> None:
     """PrimFunc `backward_projected(block, d, stride, row, b, rows, before, fresh, place)`.
 
     A step of a layer with a projection: the gradient of h first, which dW_hr needs as well. It is
@@ -65,7 +66,8 @@ def _add_projected(module: Module) -> None:
         d, stride, row, b, rows, before, fresh, place = sizes
         a, own_block, zero = backward_arguments(block), address(block, integer(0)), integer(0)
         wide_p, wide_i, wide_h = (T.bind(lanes.vectors(n)) for n in (a.P, a.I, a.H))
-        w_hr = lanes.after(a.scratch, d * a.packed + (wide_p + wide_i) * a.panel)
+        wide_k = wide_p if layout.cell.has_product else zero
+        w_hr = lanes.after(a.scratch, d * a.packed + (wide_k + wide_i) * a.panel)
         ld_out, zeros = T.bind(wide_h * lanes.count), zeros_at(lanes, a)
         out = lanes.after(a.scratch, a.grad_out + place * a.grad_out_size)
         own, ld = states_gradient_at(lanes, a), T.bind(a.dz_columns * stride)

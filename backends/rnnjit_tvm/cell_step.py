@@ -6,7 +6,7 @@ is saved for the backward pass. Addresses are in bytes, distances of rows in ele
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -14,14 +14,16 @@ from tvm.tirx.script.builder import ir as T
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.pointwise import lower
 from rnnjit.ir import CellSpec
-from rnnjit_tvm.arguments import BackwardArguments, ForwardArguments
+from rnnjit_tvm.arguments import Arguments, BackwardArguments, ForwardArguments
 from rnnjit_tvm.pointwise import vectors
 from rnnjit_tvm.tensorir import Lanes, Module, either, integer, when
 from rnnjit_tvm.time_loop import (
     Masked,
     backward_arguments,
+    columns_of_x,
     each_vector,
     forward_arguments,
+    of_parameter,
     of_state,
 )
 
@@ -75,6 +77,9 @@ def _emit_step(
         initial, latest, every = (of_state(block, ForwardArguments, k, n) for n in range(3))
         before = lanes.after(either(fresh != 0, initial, latest), place)
         states.append((lanes.memory(before), lanes.memory(lanes.after(latest, place)), every))
+    vectors_of = _parameters(lanes, cell, block, ForwardArguments, d, cell.step.used)
+    of_rows, wide = _row_inputs(lanes, cell, a, d, row, cell.step.used), columns_of_x(a, cell)
+    ld_x = T.bind(wide * stride) if of_rows else None
     recorded = [lanes.memory(lanes.after(every, record * a.H)) for *_, every in states]
     saved = lanes.memory(lanes.after(a.values, record * a.H * count)) if keep else None
 
@@ -94,6 +99,10 @@ def _emit_step(
             inputs[cell.states[0]] = masked.load(h_before, r * ld_h + at)
         for name, (before, *_) in zip(cell.states[1:], states, strict=True):
             inputs[name] = masked.load(before, here)
+        for name, memory in vectors_of.items():
+            inputs[name] = masked.load(memory, at)
+        for name, memory in of_rows.items():
+            inputs[name] = masked.load(memory, r * ld_x + at)
         program = cell.step_saving if keep else cell.step
         new, _, *found = lower(program, vectors(lanes), inputs)
         masked.store(to, r * ld_out + at, new)
@@ -105,6 +114,36 @@ def _emit_step(
             masked.store(saved, r * ld_record * count + k * a.H + at, value)
 
     each_vector(lanes, rows, (first, last), a.H, one)
+
+
+def _parameters(
+    lanes: Lanes, cell: CellSpec, block: Any, kind: type[Arguments], d: Any, used: Collection[str]
+) -> dict[str, Any]:
+    """The memory of each of a cell's parameters that are used."""
+    return {
+        name: lanes.memory(of_parameter(block, kind, cell, d, number, 0))
+        for number, name in enumerate(cell.parameters)
+        if name in used
+    }
+
+
+def _row_inputs(
+    lanes: Lanes, cell: CellSpec, a: Arguments, d: Any, row: Any, used: Collection[str]
+) -> dict[str, Any]:
+    """The memory of each row input that is used, from row `row` on."""
+    return {
+        name: lanes.memory(_row_input_at(lanes, cell, a, a.x, d, row, number))
+        for number, name in enumerate(cell.row_inputs)
+        if name in used
+    }
+
+
+def _row_input_at(
+    lanes: Lanes, cell: CellSpec, a: Arguments, x: Any, d: Any, row: Any, number: int
+) -> Any:
+    """The address of a row input in the row `row` of x, or of its gradient."""
+    column = (d * len(cell.row_inputs) + number) * a.H
+    return lanes.after(x, row * columns_of_x(a, cell) + a.I + column)
 
 
 def add_step_backward(module: Module, cell: CellSpec) -> None:
@@ -121,7 +160,8 @@ def add_step_backward(module: Module, cell: CellSpec) -> None:
 
     The gradients of the states are read and written in place. That of the first state is added to
     `grad_out`, unless the output is projected. It is left alone if nothing but W_hh reads the state
-    before.
+    before. Behind dz are the gradients of the parameters, of each row; those of the row inputs are
+    written to their columns of grad_x, if it is wanted.
     """
 
     def body(block: Any, *sizes: Any) -> None:
@@ -183,6 +223,12 @@ class _StepBackward:
         for k in range(count):
             place = lanes.after(a.values, self._record * count, a.H * k)
             add(f"saved_{k}", place, self._ld_record * count)
+        for name, memory in _parameters(
+            *(lanes, cell, block, BackwardArguments, self._d, used)
+        ).items():
+            found[name] = memory, integer(0)
+        for name, memory in _row_inputs(lanes, cell, a, self._d, self._row, used).items():
+            found[name] = memory, T.bind(columns_of_x(a, cell) * self._stride)
         return found
 
     def _gradients(self) -> list[Any]:
@@ -224,6 +270,12 @@ class _StepBackward:
                 self._or_zeros(given == 0, lanes.after(given, self._record), self._ld_record)
             )
         outgoing = [lanes.memory(grad) for grad in grads]
+        grads_x = [
+            lanes.memory(_row_input_at(lanes, cell, a, a.grad_x, self._d, self._row, number))
+            for number in range(len(cell.row_inputs))
+        ]
+        ld_x = T.bind(columns_of_x(a, cell) * self._stride) if grads_x else None
+        count = len(cell.accumulators) + len(cell.states)
 
         def one(r: Any, v: Any, masked: Masked) -> None:
             at = T.bind(v * lanes.count)
@@ -239,13 +291,22 @@ class _StepBackward:
                     value = T.bind(value + read(every[k - 1]))
                 inputs[f"grad_new_{name}"] = value
             found = lower(cell.backward, vectors(lanes), inputs)
-            for block, value in zip(layout.blocks, found, strict=False):
-                kept = lanes.zeros() if value is None else value
-                masked.store(dz, r * ld_dz + a.H * block + at, kept)
-            states = found[len(cell.accumulators) :]
-            for k, (value, grad) in enumerate(zip(states, outgoing, strict=False)):
+            last = count + len(cell.parameters)
+            summed = (*found[: len(cell.accumulators)], *found[count:last])
+            blocks = (*layout.blocks, *layout.parameter_blocks)
+            for block, value in zip(blocks, summed, strict=True):
+                if block is not None:
+                    kept = lanes.zeros() if value is None else value
+                    masked.store(dz, r * ld_dz + a.H * block + at, kept)
+            states = found[len(cell.accumulators) : count]
+            for k, (value, grad) in enumerate(zip(states, outgoing, strict=True)):
                 if k > 0 or layout.passes_state:
                     kept = lanes.zeros() if value is None else value
                     masked.store(grad, r * self._ld_state + at, kept)
+            if grads_x:
+                with when(a.grad_x != 0):
+                    for value, grad in zip(found[last:], grads_x, strict=True):
+                        kept = lanes.zeros() if value is None else value
+                        masked.store(grad, r * ld_x + at, kept)
 
         each_vector(lanes, self._rows, (self._first, self._last), a.H, one)

@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit_tvm.preparation import bias_at, projection_at
 from rnnjit_tvm.tensorir import Module, address, call, either, integer, most, when
-from rnnjit_tvm.time_loop import affine, blocks, forward_arguments
+from rnnjit_tvm.time_loop import affine, blocks, columns_of_w_hh, columns_of_x, forward_arguments
 
 #: Bytes of pre-activations that a step computes before it applies the cell to them: they stay in a
 #: core's first-level cache, beside the weights that stream through it.
@@ -93,7 +93,8 @@ def _add_gates(module: Module, layout: CellLayout) -> None:
         base, bias = lanes.after(a.scratch, d * a.packed), bias_at(lanes, layout, a, d)
         columns = T.bind(lanes.vectors(a.H) * (G * lanes.count))
         w_hh, span = lanes.after(base, a.I * lanes.count), (first * G, last * G)
-        x, ld_x, shape = lanes.after(a.x, row * a.I), T.bind(a.I * stride), (rows, span, columns)
+        wide, shape = columns_of_x(a, layout.cell), (rows, span, columns)
+        x, ld_x = lanes.after(a.x, row * wide), T.bind(wide * stride)
         if layout.apart:
             with when(hoisted == 0):
                 affine(
@@ -108,8 +109,9 @@ def _add_gates(module: Module, layout: CellLayout) -> None:
         ready = T.bind(hoisted != 0)
         init, ld_init = either(ready, z, bias), either(ready, ld, zero)
         inputs, weights = either(ready, zero, a.I), either(ready, w_hh, base)
+        k_h = columns_of_w_hh(a, layout.cell)
         affine(
-            *(lanes, (init, ld_init), (x, ld_x, inputs), (h, ld_h, a.P), (weights, a.panel)),
+            *(lanes, (init, ld_init), (x, ld_x, inputs), (h, ld_h, k_h), (weights, a.panel)),
             *((z, ld), shape),
         )
 

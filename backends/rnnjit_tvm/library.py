@@ -13,6 +13,7 @@ from rnnjit.codegen import Isa
 from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kernel, Kind, cache_key, cached, team_symbols
 from rnnjit.codegen.subnormals import flush_subnormals
+from rnnjit.ir import CellSpec
 from rnnjit.runtime.compile_once import CompileOnce
 from rnnjit.runtime.linker import Linked
 from rnnjit_tvm.arguments import Arguments, BackwardArguments, ForwardArguments, argument_count
@@ -29,7 +30,7 @@ class Library:
         isa: the instruction set that they were generated for.
         code: object code.
         flush: whether the backward kernel flushes subnormal numbers, where it can.
-        states: the number of states of the cell.
+        cell: the cell.
 
     Attributes:
         isa: as given.
@@ -39,14 +40,14 @@ class Library:
         ValueError: `code` is not object code, or not that of these kernels.
     """
 
-    def __init__(self, isa: Isa, code: bytes, flush: bool, states: int) -> None:
+    def __init__(self, isa: Isa, code: bytes, flush: bool, cell: CellSpec) -> None:
         self.isa = isa
         entries = (*_FORWARD, *(_BACKWARD if flush else _BACKWARD_EXACT))
         # Threads that wait yield their cores by it.
         yields = {"sched_yield": _address_of("sched_yield")}
         linked = Linked(code, entries, {**team_symbols(), **yields})
-        self.forward = _kernel(ForwardArguments, states, linked, linked.addresses[:2])
-        self.backward = _kernel(BackwardArguments, states, linked, linked.addresses[2:])
+        self.forward = _kernel(ForwardArguments, cell, linked, linked.addresses[:2])
+        self.backward = _kernel(BackwardArguments, cell, linked, linked.addresses[2:])
 
 
 def _address_of(function: str) -> int:
@@ -56,16 +57,18 @@ def _address_of(function: str) -> int:
     return found
 
 
-def _kernel(kind: type[Arguments], states: int, linked: Linked, addresses: Sequence[int]) -> Kernel:
+def _kernel(
+    kind: type[Arguments], cell: CellSpec, linked: Linked, addresses: Sequence[int]
+) -> Kernel:
     """The kernel with these arguments, by its entries for one thread and for a team."""
-    sync, count = kind._fields.index("sync"), argument_count(kind, states)
+    sync, count = kind._fields.index("sync"), argument_count(kind, cell)
     return Kernel(linked, addresses[0], addresses[1:], sync, count)
 
 
 @CompileOnce
 def library(kind: Kind) -> Library:
     """The kernels of a kind on this machine, from the cache or compiled now."""
-    isa, flush, states = host_isa(), flush_subnormals(), len(kind.cell.states)
+    isa, flush = host_isa(), flush_subnormals()
 
     def compile_code() -> bytes:
         from rnnjit_tvm.compiler import compile_kernels
@@ -73,4 +76,4 @@ def library(kind: Kind) -> Library:
         return compile_kernels(isa, *kind)
 
     key = cache_key(isa, kind, ["apache-tvm"], __file__)
-    return cached(key, lambda code: Library(isa, code, flush, states), compile_code)
+    return cached(key, lambda code: Library(isa, code, flush, kind.cell), compile_code)

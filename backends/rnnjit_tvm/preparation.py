@@ -3,7 +3,7 @@
 One direction has, in this order: for each vector of hidden units and each gate, a panel of W_ih and
 W_hh, `[I + P][lanes]`; the biases, as `[V][G][lanes]`, those of zx and of zh one after the other if
 the cell uses them apart, else their sum; and, where there is a projection, the panels of W_hr,
-`[H][lanes]`, and a row of zeros.
+`[H][lanes]`, and a row of zeros. A cell without a recurrent product has neither W_hh nor b_hh.
 
 The first parameters of each PrimFunc are a `ForwardArguments`, the direction `d`, and a range of
 vectors of the hidden units, from `first` up to but not including `last`.
@@ -19,7 +19,14 @@ from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.plan import ROW_BLOCK
 from rnnjit_tvm.arguments import ForwardArguments
 from rnnjit_tvm.tensorir import Lanes, Module, address, call, integer, least, loop, when
-from rnnjit_tvm.time_loop import Masked, affine, blocks, forward_arguments, of_direction
+from rnnjit_tvm.time_loop import (
+    Masked,
+    affine,
+    blocks,
+    columns_of_x,
+    forward_arguments,
+    of_direction,
+)
 
 
 def add_preparation(module: Module, layout: CellLayout) -> None:
@@ -53,11 +60,14 @@ def _add_pack(module: Module, layout: CellLayout) -> None:
             of_direction(a, d, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")
         )
         behind = T.bind(lanes.vectors(a.H) * (G * lanes.count))
+        matrices = [(w_ih, a.I, integer(0))]
+        if layout.cell.has_product:
+            matrices.append((w_hh, a.P, a.I * lanes.count))
         with loop(first, last) as v, loop(integer(0), integer(G)) as gate:
             count = least(a.H - v * lanes.count, integer(lanes.count))
             row, panel = T.bind(gate * a.H + v * lanes.count), T.bind(v * G + gate)
             to = lanes.after(base, panel * a.panel)
-            for w, k, start in ((w_ih, a.I, integer(0)), (w_hh, a.P, a.I * lanes.count)):
+            for w, k, start in matrices:
                 source = lanes.element(lanes.after(w, row * k))
                 call("pack_transposed", source, lanes.element(lanes.after(to, start)), k, k, count)
             masked = Masked(lanes, count)
@@ -65,7 +75,7 @@ def _add_pack(module: Module, layout: CellLayout) -> None:
             out, zero = lanes.memory(lanes.after(bias, panel * lanes.count)), integer(0)
 
             def write(x: Any, h: Any, at: Any = zero, out: Any = out) -> None:
-                parts = [x, h] if layout.apart else [x + h]
+                parts = [x, h] if layout.apart else [x + h if layout.cell.has_product else x]
                 for part, place in zip(parts, (at, at + behind), strict=False):
                     T.buffer_store(out, part, [lanes.at(place)])
 
@@ -112,10 +122,11 @@ def _add_project(module: Module, layout: CellLayout) -> None:
             T.bind(lanes.vectors(a.H) * (G * lanes.count)),
         )
         bias, zero = bias_at(lanes, layout, a, d), integer(0)
+        ld_x = columns_of_x(a, layout.cell)
         with blocks(start, stop, ROW_BLOCK) as (row, rows):
-            x, to = lanes.after(a.x, row * a.I), lanes.after(zx, row * columns)
+            x, to = lanes.after(a.x, row * ld_x), lanes.after(zx, row * columns)
             affine(
-                *(lanes, (bias, zero), (x, a.I, a.I), (x, zero, zero), (base, a.panel)),
+                *(lanes, (bias, zero), (x, ld_x, a.I), (x, zero, zero), (base, a.panel)),
                 *((to, columns), (rows, (first * G, last * G), columns)),
             )
 

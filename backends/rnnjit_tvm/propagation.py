@@ -57,7 +57,8 @@ def _add_propagate(module: Module, layout: CellLayout) -> None:
     divided by columns in a step, it computes all P columns if `last` is the number of vectors of
     hidden units.
     """
-    lanes, G = module.lanes, layout.gates
+    lanes = module.lanes
+    k = layout.gates if layout.cell.has_product else 0
 
     def body(block: Any, *sizes: Any) -> None:
         d, first, last, stride, dz, b, rows = sizes
@@ -69,7 +70,7 @@ def _add_propagate(module: Module, layout: CellLayout) -> None:
         init = (to, ld_to) if layout.passes_state else (zeros_at(lanes, a), zero)
         base = lanes.after(a.scratch, d * a.packed)
         affine(
-            *(lanes, init, (dz, ld, a.H * G), (dz, zero, zero), (base, a.panel)),
+            *(lanes, init, (dz, ld, a.H * k), (dz, zero, zero), (base, a.panel)),
             *((to, ld_to), (rows, (first, last), a.P)),
         )
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rnnjit import LayerSpec, Rows
 from rnnjit.codegen.argument_block import argument_block
-from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.cell_layout import CellLayout, operand_size
 from rnnjit.codegen.forward_call import Recipe
 from rnnjit.codegen.kernel import LINE, Kind
 from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Z_ROWS, Plan, plan, window
@@ -54,7 +54,7 @@ def forward_by(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan) -> Recipe:
     }
     scratch, sync = hoisted_at + D * hoisted * sizes.row, _sync_words(layer, cut.threads)
     names = ForwardArguments._fields
-    words = argument_count(ForwardArguments, len(layer.cell.states)) - len(names) + sync
+    words = argument_count(ForwardArguments, layer.cell) - len(names) + sync
     block = argument_block(names, fixed, words)
     late = late_threads_for((__name__, "forward", size), layer, rows, cut.threads)
     return Recipe(kernels.forward, cut.threads, block, scratch, 0, sync, (), late)
@@ -81,7 +81,7 @@ class _ForwardSizes(NamedTuple):
         """Those of a layer."""
         lanes, cell = _lanes(kind), CellLayout(layer.cell)
         wide_h, wide_p = _vectors(kind, layer.hidden_size), _vectors(kind, layer.output_size)
-        panel = (layer.input_size + layer.output_size) * lanes
+        panel = (layer.input_size + operand_size(layer)) * lanes
         parts, row = 1 + cell.apart, wide_h * cell.gates * lanes
         packed = wide_h * cell.gates * (panel + parts * lanes)
         panel_out = layer.hidden_size * lanes if layer.proj_size else 0
@@ -113,9 +113,10 @@ def backward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
     shared, (window_rows, held_rows) = shared_in_backward(layer, rows), window(layer, rows)
     cut = plan(layer, rows, threads, _vectors(kind, H), shared, in_place=False)
     wide_i, wide_h, wide_p = (_vectors(kind, n) for n in (layer.input_size, H, P))
+    wide_k = _vectors(kind, operand_size(layer))
     panel = len(cell.gates) * H * lanes
     panel_out = P * lanes if layer.proj_size else 0
-    packed = (wide_p + wide_i) * panel + wide_h * panel_out
+    packed = (wide_k + wide_i) * panel + wide_h * panel_out
     tile_rows, tile_vectors = tile_shapes(kernels.isa)[0]
     longest = max(run.blocks for run in CellLayout(cell).runs) * H
     segment = -(-min(SEGMENT, max(longest, P)) // tile_rows) * tile_rows
@@ -126,7 +127,7 @@ def backward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
     grad_states = grad_h + _aligned(D * rows.B * P, size)
     grad_out = grad_states + _aligned((len(cell.states) - 1) * D * rows.B * H, size)
     grad_out_size = ROW_BLOCK * wide_h * lanes if layer.proj_size else 0
-    wide = len(cell.accumulators) * H + layer.proj_size
+    wide = CellLayout(cell).dz_blocks * H + layer.proj_size
     fixed = {
         **_problem(layer, rows, cut),
         "dz_columns": wide,
@@ -141,7 +142,7 @@ def backward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
         "reduction_size": _aligned(reduction, size),
     }
     sync, names = _sync_words(layer, cut.threads), BackwardArguments._fields
-    words = argument_count(BackwardArguments, len(cell.states)) - len(names) + sync
+    words = argument_count(BackwardArguments, cell) - len(names) + sync
     block = argument_block(names, fixed, words)
     dz = grad_out + max(cut.threads, D) * grad_out_size
     before = _aligned(dz + D * held_rows * wide, size)

@@ -3,12 +3,14 @@
     dW_ih = sum_n dz_n x_n^T      dW_hh = sum_n dz_n h'_n^T      db = sum_n dz_n
     dW_hr = sum_n g_n out_n^T     grad_x_n = sum over directions of W_ih^T dz_n
 
-h'_n is the state before row n's step, g_n the gradient of h_n; of dz_n, W_ih and b_ih take the
-blocks of zx, W_hh and b_hh those of zh (see `rnnjit.codegen.cell_layout`). Rows are summed in
-blocks of `REDUCTION_ROWS`, whose bounds depend on N alone. Each block is packed so that the tile
-streams through it. The sums of the blocks are added from the last to the first, the order in which
-dz is computed. Tasks divide the columns of the results, never the rows, so the sums do not depend
-on the number of threads.
+h'_n is the state before row n's step, g_n the gradient of h_n. The gradients of the cell's
+parameters are sums as db is, of their columns of dz; those of the row inputs are columns of grad_x
+that the cell's step writes (see `cell_step`). Of dz_n, W_ih and b_ih take the blocks of zx, W_hh
+and b_hh those of zh (see `rnnjit.codegen.cell_layout`). Rows are summed in blocks of
+`REDUCTION_ROWS`, whose bounds depend on N alone. Each block is packed so that the tile streams
+through it. The sums of the blocks are added from the last to the first, the order in which dz is
+computed. Tasks divide the columns of the results, never the rows, so the sums do not depend on the
+number of threads.
 
 The first parameter of each PrimFunc is a `BackwardArguments`, which has the shapes.
 """
@@ -21,6 +23,7 @@ from tvm.tirx.script.builder import ir as T
 
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT
+from rnnjit.ir import CellSpec
 from rnnjit_tvm.arguments import BackwardArguments
 from rnnjit_tvm.backward_step import zeros_at
 from rnnjit_tvm.reduction_memory import add_reduction_memory
@@ -35,7 +38,17 @@ from rnnjit_tvm.tensorir import (
     loop,
     when,
 )
-from rnnjit_tvm.time_loop import Variable, affine, backward_arguments, blocks, of_direction, part_of
+from rnnjit_tvm.time_loop import (
+    Variable,
+    affine,
+    backward_arguments,
+    blocks,
+    columns_of_w_hh,
+    columns_of_x,
+    of_direction,
+    of_parameter,
+    part_of,
+)
 
 
 def add_reductions(module: Module, layout: CellLayout, tile: tuple[int, int]) -> None:
@@ -72,7 +85,10 @@ def _add_reduce(module: Module, layout: CellLayout, rows: int, widest: int) -> N
         inputs = _chunks(lanes, a.I, widest, a.grad_w_ih_0)
         hidden = _chunks(lanes, a.P, widest, a.grad_w_hh_0)
         outputs = _chunks(lanes, a.H, widest, a.grad_w_hr_0)
-        biased = T.bind(T.Or(a.grad_b_0 != 0, a.grad_b_hh_0 != 0))
+        summed = T.Or(a.grad_b_0 != 0, a.grad_b_hh_0 != 0)
+        for _, gradient in _parameter_gradients(block, layout, integer(0)):
+            summed = T.Or(summed, gradient != 0)
+        biased = T.bind(summed)
         matrices = T.bind(inputs + hidden + outputs)
         chunks = T.bind(matrices + T.cast(biased, "int64"))
         start, stop = part_of(T.bind(a.D * chunks), task, count)
@@ -89,7 +105,7 @@ def _add_reduce(module: Module, layout: CellLayout, rows: int, widest: int) -> N
 
     names = ["task", "tasks", "low", "high", "first", "last"]
     module.add("backward_reduce", ["block"], names, body, dtype="int64")
-    _add_segment(module, rows)
+    _add_segment(module, layout.cell, rows)
 
 
 def _reduce_block(
@@ -102,7 +118,8 @@ def _reduce_block(
     """Add a block of rows to chunks of the results.
 
     Chunks are column blocks no wider than a tile: those of dW_ih, then those of dW_hh, then those
-    of dW_hr, then the biases. The columns of dz are taken by segments of adjacent rows of a result.
+    of dW_hr, then the biases and parameters. The columns of dz are taken by segments of adjacent
+    rows of a result.
     """
     block, a, task, d = where
     own, none = address(block, integer(0)), integer(-1)
@@ -129,6 +146,17 @@ def _reduce_block(
                 to = of_direction(a, d, name)
                 if gate >= 0:
                     _sums(module, a, d, to, (a.H * gate, start, columns), rows)
+        for number, to in _parameter_gradients(block, layout, d):
+            _sums(module, a, d, to, (integer(0), T.bind(a.H * number), a.H), rows)
+
+
+def _parameter_gradients(block: Any, layout: CellLayout, d: Any) -> list[tuple[int, Any]]:
+    """For each parameter that gets one: its block of dz, and its gradient's address or 0."""
+    return [
+        (place, of_parameter(block, BackwardArguments, layout.cell, d, number, 1))
+        for number, place in enumerate(layout.parameter_blocks)
+        if place is not None
+    ]
 
 
 def _sums(
@@ -139,7 +167,7 @@ def _sums(
     columns: tuple[Any, Any, Any],
     rows: tuple[Any, Any],
 ) -> None:
-    """Add the sums of some columns of dz over some rows to the gradient of a bias, if it is wanted.
+    """Add the sums of some columns of dz over some rows to a vector's gradient, if it is wanted.
 
     If the rows are the last ones, which come first, they overwrite it.
     """
@@ -160,32 +188,33 @@ def _add_grad_x(module: Module, layout: CellLayout) -> None:
         task, count, low, high = sizes
         a, zero = backward_arguments(block), integer(0)
         wide, zeros = T.bind(lanes.vectors(a.I)), zeros_at(lanes, a)
-        packed = lanes.after(a.scratch, lanes.vectors(a.P) * a.panel)
+        packed = lanes.after(a.scratch, lanes.vectors(columns_of_w_hh(a, layout.cell)) * a.panel)
+        ld_x = columns_of_x(a, layout.cell)
         pieces = T.bind(T.truncdiv(high - low + (ROW_BLOCK - 1), integer(ROW_BLOCK)))
         first, last = part_of(pieces, task, count)
         with loop(first, last) as piece:
             row = T.bind(low + piece * ROW_BLOCK)
             rows = least(high - row, integer(ROW_BLOCK))
-            to = lanes.after(a.grad_x, row * a.I)
+            to = lanes.after(a.grad_x, row * ld_x)
             with loop(zero, a.D) as d:
                 for number, run in enumerate(runs):
                     place = T.bind((d * a.N + row) * a.dz_columns + a.H * run.block)
                     dz, k = lanes.after(a.dz, place), T.bind(a.H * run.blocks)
                     gate = T.bind(a.H * (run.input_gate * lanes.count))
                     w = lanes.after(packed, d * a.packed + gate)
-                    init, ld_init = to, a.I
+                    init, ld_init = to, ld_x
                     if number == 0:
-                        init, ld_init = either(d == 0, zeros, to), either(d == 0, zero, a.I)
+                        init, ld_init = either(d == 0, zeros, to), either(d == 0, zero, ld_x)
                     affine(
                         *(lanes, (init, ld_init), (dz, a.dz_columns, k), (dz, zero, zero)),
-                        *((w, a.panel), (to, a.I), (rows, (zero, wide), a.I)),
+                        *((w, a.panel), (to, ld_x), (rows, (zero, wide), a.I)),
                     )
 
     names = ["task", "tasks", "low", "high"]
     module.add("grad_x", ["block"], names, body, dtype="int64")
 
 
-def _add_segment(module: Module, tile_rows: int) -> None:
+def _add_segment(module: Module, cell: CellSpec, tile_rows: int) -> None:
     """PrimFunc `reduce_segment`: the part of a block of rows for some adjacent columns of dz.
 
     `reduce_segment(block, task, d, first, last, inputs, hidden, outputs, row, rows, start, columns,
@@ -213,7 +242,7 @@ def _add_segment(module: Module, tile_rows: int) -> None:
                     call("pack_dz", own, d, dz_block, row, rows, start, columns)
                 _products(
                     *(lanes, own, a, kind, d, (low - begin, high - begin, chunks)),
-                    *(dz_block, operand, (row, rows, to_row, columns)),
+                    *(dz_block, operand, (row, rows, to_row, columns), cell),
                 )
             begin = T.bind(begin + chunks)
 
@@ -232,6 +261,7 @@ def _products(
     dz_block: Any,
     operand: Any,
     rows: tuple[Any, Any, Any, Any],
+    cell: CellSpec,
 ) -> None:
     """Add a segment's products to chunks of dW: with x, with the states before, or with outputs."""
     columns = {"x": a.I, "h": a.P, "o": a.H}[kind]
@@ -248,7 +278,8 @@ def _products(
                 *(at * lanes.itemsize, some, width),
             )
         else:
-            source, ld = lanes.after(a.x, row * a.I + at), a.I
+            ld = columns_of_x(a, cell)
+            source = lanes.after(a.x, row * ld + at)
             if kind == "o":
                 source, ld = lanes.after(a.outputs, (row * a.D + d) * a.H + at), a.D * a.H
             call("pack_operand", lanes.element(operand), source, ld, some, width)

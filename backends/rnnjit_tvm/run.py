@@ -112,7 +112,7 @@ def _backward_call(
 ) -> BackwardCall:
     """How a layer's gradients are computed, for rows of such sizes."""
     recipe = recipes.backward(Kind(8 * size, layer.cell), layer, Rows(T, B, N), threads)
-    recurrent = any(needs.weights[1 :: layer.weights_per_direction])
+    recurrent = layer.cell.has_product and any(needs.weights[1 :: layer.weights_per_direction])
     places = recipes.places(recipe, recurrent)
     return backward_call.bound(
         recipe, BACKWARD_FIELDS, recipe.scratch, size, places, layer, N, needs

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 
 from tvm.tirx.script.builder import ir as T
 
-from rnnjit_tvm.arguments import Arguments, BackwardArguments, ForwardArguments, state_argument
+from rnnjit.ir import CellSpec
+from rnnjit_tvm.arguments import (
+    Arguments,
+    BackwardArguments,
+    ForwardArguments,
+    parameter_argument,
+    state_argument,
+)
 from rnnjit_tvm.tensorir import (
     Lanes,
     Module,
@@ -45,6 +52,29 @@ def _fields(block: Any, count: int) -> list[Any]:
 def of_state(block: Any, kind: type[Arguments], state: int, which: int) -> Any:
     """An address of a state but the first, see `arguments.state_argument`."""
     return T.bind(block[integer(state_argument(kind, state, which))])
+
+
+def of_parameter(
+    block: Any, kind: type[Arguments], cell: CellSpec, d: Any, parameter: int, which: int
+) -> Any:
+    """An address of a parameter of direction d, see `arguments.parameter_argument`."""
+    first, second = (
+        block[integer(parameter_argument(kind, cell, parameter, direction, which))]
+        for direction in range(2)
+    )
+    return T.bind(T.Select(d == 0, first, second))
+
+
+def columns_of_w_hh(a: Arguments, cell: CellSpec) -> Any:
+    """The columns of W_hh: none if the cell has no recurrent product."""
+    return a.P if cell.has_product else integer(0)
+
+
+def columns_of_x(a: Arguments, cell: CellSpec) -> Any:
+    """The columns of x: the input, then the row inputs of each direction."""
+    if not cell.row_inputs:
+        return a.I
+    return T.bind(a.I + a.D * a.H * len(cell.row_inputs))
 
 
 def of_direction(a: Arguments, d: Any, name: str) -> Any:

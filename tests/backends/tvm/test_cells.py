@@ -35,7 +35,8 @@ def program_of(name):
         less = Instruction("lt", (0, 1))
         return Program(("a", "b"), (less, Instruction("where", (2, 0, 1))), (3,))
     count = len(OPERATIONS[name].arguments)
-    instructions = [Instruction(name, tuple(range(count)), CONSTANTS.get(name, ()))]
+    arguments = tuple(n % 2 for n in range(count))
+    instructions = [Instruction(name, arguments, CONSTANTS.get(name, ()))]
     if OPERATIONS[name].result is Kind.CONDITION:
         instructions.append(Instruction("where", (2, 0, 1)))
     return Program(("a", "b"), tuple(instructions), (1 + len(instructions),))
@@ -86,8 +87,9 @@ def test_operations_agree_with_numpy(name, run):
     (expected,) = evaluate_arrays(program_of(name), [a, b])
     unit = np.finfo(found.dtype).eps
     np.testing.assert_allclose(found, expected, rtol=4 * unit, atol=8 * unit)
-    if name in ("neg", "abs", "sqrt", "detach"):
-        np.testing.assert_array_equal(np.signbit(found), np.signbit(expected.astype(found.dtype)))
+    if name in ("neg", "abs", "sqrt", "detach", "log1p", "expm1"):
+        numbers = ~np.isnan(expected)
+        np.testing.assert_array_equal(np.signbit(found)[numbers], np.signbit(expected)[numbers])
 
 
 def test_a_product_is_rounded_before_it_is_added_to(run):
@@ -107,6 +109,51 @@ def test_exponentials_are_near_to_the_last_bit(name, units, run):
         exact = np.where(x < 0, exact, 1) / (1 + exact)
     unit = np.spacing(exact.astype(found.dtype)).astype(np.longdouble)
     assert (np.abs(found - exact) / unit).max() <= units
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "low", "high", "units"),
+    [
+        ("log", 1, -37, 38, 1.1),
+        ("log1p", 1, -30, 38, 1.1),
+        ("log1p", -1, -30, -0.05, 1.1),
+        ("expm1", 1, -30, 1.9, 1.9),
+        ("expm1", -1, -30, 1.9, 1.9),
+        ("softplus", 1, -10, 1.9, 2.0),
+        ("softplus", -1, -10, 1.9, 2.0),
+    ],
+)
+def test_logarithms_are_near_to_the_last_bit(name, sign, low, high, units, run):
+    # Half of the numbers are of every size, and half are of the sizes where cancellation threatens.
+    sizes = np.concatenate([10.0 ** np.linspace(low, high, 20001), np.linspace(0.05, 0.9, 20001)])
+    x, _, found = run(name, sign * sizes, [0.0])
+    wide = x.astype(np.longdouble)
+    if name == "softplus":
+        exact = np.where(wide > 20, wide, np.log1p(np.exp(wide)))
+    else:
+        exact = getattr(np, name)(wide)
+    unit = np.spacing(np.abs(exact).astype(found.dtype)).astype(np.longdouble)
+    assert (np.abs(found - exact) / unit).max() <= units
+
+
+def test_logarithms_at_the_ends_of_their_ranges(run):
+    limits = np.finfo(run("log", [1.0], [0.0])[2].dtype)
+    tiny, most, eps = limits.smallest_subnormal, limits.max, limits.eps
+    given = {
+        "log": [tiny, limits.tiny / 4, most, 1.0],
+        "log1p": [tiny, -tiny, eps / 4, -eps / 4, most, eps - 1],
+        "expm1": [limits.tiny, -limits.tiny, eps / 8, -eps / 8, np.log(most) * (1 - 4 * eps), -1e3],
+        "softplus": [-1e3, 20.0, np.nextafter(limits.dtype.type(20), limits.max), most],
+    }
+    for name, values in given.items():
+        x, _, found = run(name, values, [0.0])
+        wide = x.astype(np.longdouble)
+        if name == "softplus":
+            exact = np.where(wide > 20, wide, np.log1p(np.exp(np.minimum(wide, 20))))
+        else:
+            exact = getattr(np, name)(wide)
+        np.testing.assert_allclose(found, exact.astype(found.dtype), rtol=2 * eps, atol=0)
+    assert run("expm1", [np.log(most) * 1.001], [0.0])[2].tolist() == [math.inf]
 
 
 def test_exp_near_the_ends_of_its_range(run):

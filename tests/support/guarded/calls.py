@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from guarded.cases import Case
+from guarded.cases import Case, Kind
 from guarded.memory import Guards
 from rnnjit import Needs, Problem, RNNSpec, Rows
 from rnnjit.artifact import weights as artifact_weights
 from rnnjit.backend import States
 from rnnjit.frontend.arguments import as_hx
 from rnnjit.frontend.capture import torch_module
+from rnnjit.reference import layer_forward
 from rnnjit.testing.tolerances import Expected, errors_of, largest
 
 Named = dict[str, Tensor]
@@ -74,39 +75,34 @@ def given(case: Case) -> Given:
     shapes = spec.state_shapes(len(case.lengths))
     hx = [random(*s) if case.state else torch.zeros(s, dtype=case.dtype) for s in shapes]
     weights = [random(*s, scale=0.6 * case.H**-0.5) for s in spec.weight_shapes]
+    columns = spec.layer(0).features
     sizes = torch.tensor(case.sizes) if case.packed else None
     grad_y = random(N, case.directions * spec.layer(0).output_size)
     grad_h_n = tuple(random(*s) for s in shapes)
-    return Given(random(N, case.I), tuple(hx), sizes, grad_y, grad_h_n, weights)
+    return Given(random(N, columns), tuple(hx), sizes, grad_y, grad_h_n, weights)
 
 
 def needs_of(case: Case) -> Needs:
     x, h0, w_ih, w_hh, b_ih, b_hh, w_hr, others = case.needs
-    own = (w_ih, w_hh, *((b_ih, b_hh) if case.bias else ()), *((w_hr,) if case.P else ()))
+    more = len(case.cell.parameters) + (1 if case.P else 0)
+    own = (w_ih, w_hh, *((b_ih, b_hh) if case.bias else ()), *(w_hr,) * more)
     states = (h0, *(others,) * (len(case.cell.states) - 1))
     return Needs(x, states, own + (True,) * (len(own) * (case.directions - 1)))
 
 
 def eager(case: Case, values: Given, dtype: torch.dtype) -> Named:
-    """What torch's layer makes of it in a dtype: y, last states and, of a layer, the gradients."""
-    rnn = torch_module(spec_of(case), dtype)
-    with torch.no_grad():
-        for parameter, weight in zip(rnn._flat_weights, values.weights, strict=True):
-            parameter.copy_(weight)
+    """What torch makes of it in a dtype: y, last states and, of a layer, the gradients.
+
+    It is torch's layer, or for a cell that torch has none for, the reference.
+    """
     x, *hx = (tensor.to(dtype).requires_grad_() for tensor in (values.x, *values.hx))
-    state = as_hx(tuple(hx))
-    if values.sizes is None:
-        y, last = rnn(x.view(-1, len(case.lengths), case.I), state)
-        y = y.flatten(0, 1)
-    else:
-        y, last = rnn(PackedSequence(x, values.sizes), state)
-        y = y.data
-    last = last if isinstance(last, tuple) else (last,)
+    run = _layer_of_torch if Kind(case.cell).is_torchs else _reference
+    y, last, weights = run(case, values, x, tuple(hx))
     found = _outputs(case, y.detach(), tuple(state.detach() for state in last))
     if case.how != "layer":
         return found
     needs = needs_of(case)
-    leaves = _named(case, x, hx, rnn._flat_weights)
+    leaves = _named(case, x, hx, weights)
     needed = _named(case, *needs)
     total = sum(
         (value * grad).sum()
@@ -114,7 +110,35 @@ def eager(case: Case, values: Given, dtype: torch.dtype) -> Named:
         if grad is not None
     )
     wanted = {name: leaf for name, leaf in leaves.items() if needed[name]}
-    return found | dict(zip(wanted, torch.autograd.grad(total, list(wanted.values())), strict=True))
+    grads = torch.autograd.grad(total, list(wanted.values()), materialize_grads=True)
+    return found | dict(zip(wanted, grads, strict=True))
+
+
+def _layer_of_torch(
+    case: Case, values: Given, x: Tensor, hx: States
+) -> tuple[Tensor, States, list[Tensor]]:
+    """Y, the last states and the weights of torch's layer."""
+    rnn = torch_module(spec_of(case), x.dtype)
+    with torch.no_grad():
+        for parameter, weight in zip(rnn._flat_weights, values.weights, strict=True):
+            parameter.copy_(weight)
+    state = as_hx(hx)
+    if values.sizes is None:
+        y, last = rnn(x.view(-1, len(case.lengths), case.I), state)
+        y = y.flatten(0, 1)
+    else:
+        y, last = rnn(PackedSequence(x, values.sizes), state)
+        y = y.data
+    return y, last if isinstance(last, tuple) else (last,), rnn._flat_weights
+
+
+def _reference(
+    case: Case, values: Given, x: Tensor, hx: States
+) -> tuple[Tensor, States, list[Tensor]]:
+    """Y, the last states and the weights of a single layer."""
+    weights = [weight.to(x.dtype).requires_grad_() for weight in values.weights]
+    rows = Rows(case.lengths[0], len(case.lengths), len(x), values.sizes)
+    return *layer_forward(spec_of(case).layer(0), rows, x, hx, weights), weights
 
 
 def _incoming(case: Case, values: Given) -> list[Tensor | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from own_cells import WIDER_CELLS
 
 from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
@@ -30,16 +31,26 @@ class Kind(NamedTuple):
     """A kind of layer.
 
     Attributes:
-        cell: of one of torch's layers.
+        cell: of one of torch's layers, or of `WIDER_CELLS`.
         projected: whether it has a projection.
     """
 
     cell: CellSpec
     projected: bool = False
 
+    @property
+    def is_torchs(self) -> bool:
+        """Whether it is the cell of one of torch's layers."""
+        return self.cell not in WIDER_CELLS
 
+
+#: Cells with parameters, row inputs and several states, one with and one without a product.
+_OWN = {"all operations", "integrators"}
 #: From which a sweep draws those that the backend takes.
-KINDS = (Kind(RNN_TANH), Kind(RNN_RELU), Kind(LSTM), Kind(LSTM, True), Kind(GRU))
+KINDS = (
+    *(Kind(RNN_TANH), Kind(RNN_RELU), Kind(LSTM), Kind(LSTM, True), Kind(GRU)),
+    *(Kind(cell) for cell in WIDER_CELLS if cell.name in _OWN),
+)
 #: Of which a program is compiled in every sweep.
 _ALWAYS = (Kind(RNN_TANH), Kind(LSTM, True), Kind(GRU))
 
@@ -55,14 +66,14 @@ class Case:
         I, H, layers, directions: as in nn.RNN.
         lengths: of the sequences, the longest first.
         packed: whether rows are packed; else all sequences are as long as the first.
-        cell: of one of torch's layers.
+        cell: as in `Kind`.
         P: proj_size, as in nn.LSTM.
         bias: as in nn.RNN.
         threads: most that may take part.
         costs: values of the `COSTS`.
         grads: whether the gradients of y, of h_n, and of the other last states are given.
-        needs: whether the gradients of x, h0, W_ih, W_hh, b_ih, b_hh, W_hr, and the other initial
-            states are needed; those of a second direction's weights always are.
+        needs: whether the gradients of x, h0, W_ih, W_hh, b_ih, b_hh, W_hr or the parameters, and
+            the other initial states are needed; those of a second direction's weights always are.
         state: whether there is an initial state, where there need not be one.
         tiling: the value of RNNJIT_TILES, "" for any.
         seed: of all values.
@@ -129,6 +140,7 @@ def programs(kinds: list[Kind], more: int) -> Iterator[list[Case]]:
     One stack of each kind in `_ALWAYS`, and one in 100 more.
     """
     dice = random.Random(1)
+    kinds = [kind for kind in kinds if kind.is_torchs]
     always = [kind for kind in _ALWAYS if kind in kinds]
     drawn = [*always, *(dice.choice(kinds) for _ in range(more // 100))]
     for index, (cell, projected) in enumerate(drawn):
@@ -198,6 +210,7 @@ def _many_rows(dice: random.Random, kinds: list[Kind], dtype: torch.dtype) -> It
 
 def _stacks(dice: random.Random, kinds: list[Kind], dtype: torch.dtype, how: str) -> Iterator[Case]:
     """Several layers without gradients, every I and every H."""
+    kinds = [kind for kind in kinds if kind.is_torchs]
     every = range(1, LARGEST + 1)
     for I, H in zip(*(dice.sample(every, LARGEST) for _ in range(2)), strict=True):
         yield Case(
@@ -213,13 +226,17 @@ def _layer(
 ) -> Case:
     grads = dice.choice(_GRADS)
     needs = tuple(dice.random() < 0.6 for _ in range(8))
+    options = _options(dice, kinds, H)
+    # The whole input of such a cell may be row inputs.
+    if options["cell"].row_inputs and dice.random() < 0.2:
+        I = 0
     return Case(
         *("layer", dtype, I, H, _lengths(dice, B, T)),
         directions=dice.randint(1, 2),
         packed=dice.random() < 0.5,
         grads=grads,
         needs=needs if any(needs[:4]) and dice.random() < 0.5 else (True,) * 8,
-        **_options(dice, kinds, H),
+        **options,
     )
 
 

@@ -20,6 +20,7 @@ import torch
 
 from guarded.memory import Guards, Region
 from rnnjit.codegen import plan
+from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.kernel import Kind
 from rnnjit.ir import CellSpec
 
@@ -40,8 +41,8 @@ class Layout(NamedTuple):
         parts: from (arguments, bytes of an element, threads, lanes) to the bytes of each part of
             the scratch memory, by field.
         tables: from arguments to the elements of each table of int64 that is read.
-        states: of the addresses behind the fields, for each state but the first: "r" for what is
-            read, "w" for what is written.
+        behind: of the addresses behind the fields, those of the states but the first and of the
+            parameters: "r" for what is read, "w" for what is written.
     """
 
     fields: Any
@@ -49,12 +50,12 @@ class Layout(NamedTuple):
     outputs: tuple[str, ...]
     parts: Callable[[Any, int, int, int], dict[str, int]]
     tables: Callable[[Any], dict[str, int]] = lambda a: {}
-    states: str = ""
+    behind: str = ""
 
-    def behind(self, block: Any, access: str) -> list[int]:
+    def addresses_behind(self, block: Any, access: str) -> list[int]:
         """The addresses behind the fields that are read, or written."""
-        first, count = len(self.fields._fields), len(self.states)
-        found = zip(block[first : first + count], self.states, strict=True)
+        first, count = len(self.fields._fields), len(self.behind)
+        found = zip(block[first : first + count], self.behind, strict=True)
         return [address for address, each in found if each == access and address]
 
 
@@ -65,7 +66,7 @@ def layouts(name: str, cell: CellSpec) -> tuple[Layout, Layout]:
     where `numba` has them, and in elements where `tvm` does.
     """
     arguments = import_module(f"rnnjit_{name}.arguments")
-    rows = plan.REDUCTION_ROWS
+    rows, others, parameters = plan.REDUCTION_ROWS, len(cell.states) - 1, 2 * len(cell.parameters)
     table: tuple[str, ...] = ("sizes",)
     if name == "tvm":
         table = ()
@@ -81,7 +82,7 @@ def layouts(name: str, cell: CellSpec) -> tuple[Layout, Layout]:
 
     def back(a: Any, size: int, threads: int, lanes: int) -> dict[str, int]:
         held = a.N if a.window == a.N else a.window + max(a.B, rows)
-        wide = len(cell.accumulators) * a.H + (a.P if a.w_hr_0 else 0)
+        wide = CellLayout(cell).dz_blocks * a.H + (a.P if a.w_hr_0 else 0)
         return {
             "scratch": (a.grad_out + max(threads, a.D) * a.grad_out_size) * unit(size),
             "dz_buffer": a.D * held * wide * size,
@@ -96,7 +97,7 @@ def layouts(name: str, cell: CellSpec) -> tuple[Layout, Layout]:
             ("y", "h_n", "values", "outputs"),
             forward,
             tables,
-            states="rww" * (len(cell.states) - 1),
+            behind="rww" * others + "r" * parameters,
         ),
         Layout(
             arguments.BackwardArguments,
@@ -107,7 +108,7 @@ def layouts(name: str, cell: CellSpec) -> tuple[Layout, Layout]:
             (*_GRADIENTS, *_WEIGHT_GRADIENTS, *_OTHER_GRADIENTS),
             back,
             tables,
-            states="rrrwr" * (len(cell.states) - 1),
+            behind="rrrwr" * others + "r" * parameters + "w" * parameters,
         ),
     )
 
@@ -152,9 +153,9 @@ class _Kernel:
         moved = {**self._tables(a), **self._parts(a, threads, *block.buffer_info())}
         for name, tensor in moved.items():
             words[layout.fields._fields.index(name)] = tensor.data_ptr()
-        written = _addresses(a, layout.outputs) + layout.behind(block, "w")
+        written = _addresses(a, layout.outputs) + layout.addresses_behind(block, "w")
         assert all(guards.region_at(address).writable for address in written)
-        read = _addresses(a, layout.inputs) + layout.behind(block, "r")
+        read = _addresses(a, layout.inputs) + layout.addresses_behind(block, "r")
         with _only_read([guards.region_at(address) for address in read]):
             self._kernel(_Block(words), threads)  # also after a thread that was late
         guards.check()
