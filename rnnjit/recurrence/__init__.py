@@ -12,6 +12,7 @@ from rnnjit.recurrence.base import (
     why_not_projected,
 )
 from rnnjit.recurrence.layer import Saved, layer_backward, layer_forward
+from rnnjit.recurrence.weight_grads import gradients_of
 
 __all__ = [
     "Backward",
@@ -19,6 +20,7 @@ __all__ = [
     "Recurrence",
     "Saved",
     "dz_blocks",
+    "gradients_of",
     "layer_backward",
     "layer_forward",
     "why_not_cell",
