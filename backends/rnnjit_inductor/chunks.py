@@ -21,13 +21,14 @@ from rnnjit_inductor.compiler import Compiled, Key, compiled
 from rnnjit_inductor.direction import (
     backward_rows,
     first_gradients,
+    fixed_values,
     forward_rows,
-    forward_weights,
     gates_of,
 )
 from rnnjit_inductor.graphs import biased, has_share, panels
 from rnnjit_inductor.layout import DenseLayout, Layout, PackedLayout, last_rows
 from rnnjit_inductor.plan import MATRIX, Plan
+from rnnjit_inductor.programs import backward_of, step_of, with_gradients
 from rnnjit_inductor.steps import walk_backward, walk_forward
 
 
@@ -54,9 +55,8 @@ class Chunks(Recurrence):
             self._backward(call, run, d)
 
     def _forward(self, call: Forward, run: Compiled, d: int) -> None:
-        layer, from_last = call.layer, d == 1
+        layer, from_last, given = call.layer, d == 1, forward_rows(call, d)
         hx, h_n = ([state[d] for state in states] for states in (call.hx, call.h_n))
-        given, weights = forward_rows(call, d), forward_weights(call, d)
         wide, narrow = self._layouts(call, from_last, descending=False)
         gates = [wide.lay(z) for z in gates_of(given.z, len(layer.cell.gates))]
         y = gates[0] if given.y is given.z else narrow.room(given.y)
@@ -69,8 +69,9 @@ class Chunks(Recurrence):
         targets += [_target(rows, wide) for rows in [*others, *given.saved]]
         fixed = self._forward_weights(call, d)
         states = [self._state(state, wide) for state in hx]
-        for z, into in self._blocks(wide, gates, _laid(targets)):
-            found = run(*z, *(_first_rows(state, z[0]) for state in states), *fixed)
+        read = [*gates, *(wide.lay(each) for each in given.inputs)]
+        for block, into in self._blocks(wide, read, _laid(targets)):
+            found = run(*block, *(_first_rows(state, block[0]) for state in states), *fixed)
             _store(found, into)
             states = [found[0][-1], *(each[-1] for each in found[first : first + len(hx) - 1])]
         _unlay(targets)
@@ -78,8 +79,7 @@ class Chunks(Recurrence):
             before = [_true(state, last) for state, last in zip(states, h_n, strict=True)]
             for last, state in zip(h_n, before, strict=True):
                 last.copy_(state)
-            rest = given.part(wide.rest)
-            walk_forward(layer.cell, rest, wide.rest_sizes, from_last, weights, before, h_n)
+            walk_forward(call, d, given.part(wide.rest), wide.rest_sizes, before, h_n)
         else:
             ends = _ends(call.rows, wide, from_last)
             for last, rows in zip(h_n, [given.y, *others], strict=True):
@@ -89,13 +89,16 @@ class Chunks(Recurrence):
         # The backward pass walks each direction against its own order.
         layer, from_last = call.layer, d == 0
         cell, A = layer.cell, len(layer.cell.accumulators)
-        given, w_hh = backward_rows(call, d), call.w_hh[d]
-        w_hr = call.w_hr[d] if call.w_hr else None
+        given, w_hh, grads = backward_rows(call, d), call.w_hh[d], first_gradients(call, d)
         wide, narrow = self._layouts(call, from_last, descending=True)
-        grads = first_gradients(call, d)
         blocks = gates_of(given.dz, A)
-        # In the order of the chunk's results: dz, dh, the g of the states but h, that of h.
+        # In the order of the chunk's results: dz, those of parameters and row inputs, dh, the g of
+        # the states but h, that of h.
         targets = [_target(blocks[block], wide) for block in dz_blocks(cell)]
+        written = (given.grad_parameters, given.grad_inputs)
+        for tensors, numbers in zip(written, with_gradients(cell), strict=True):
+            own = tensors or []
+            targets += [_target(each, wide) for each in own] or [None] * len(numbers)
         targets += [] if given.dh is None else [_target(given.dh, narrow)]
         first, packed = len(targets), isinstance(wide, PackedLayout)
         # A packed sequence may end in any chunk, and so each g is kept for every row.
@@ -106,11 +109,10 @@ class Chunks(Recurrence):
         fixed = self._backward_weights(call, d)
         states = [self._state(grad, wide) for grad in grads]
         read = [wide.lay(rows) for rows in given.read]
-        if given.grad_y is not None:
-            read.append(narrow.lay(given.grad_y))
-        else:
-            like = given.dz if given.dh is None else given.dh
-            read.append(_zeros_like(narrow.room(like[:, : layer.output_size])))
+        like = given.dz if given.dh is None else given.dh
+        read.append(_laid_or_zeros(given.grad_y, narrow, like[:, : layer.output_size]))
+        if call.grad_states:
+            read += [_laid_or_zeros(each, wide, blocks[0]) for each in given.grad_states]
         for block, into in self._blocks(wide, read, _laid(targets)):
             found = run(*block, *(_first_rows(state, block[-1]) for state in states), *fixed)
             _store(found, into)
@@ -120,14 +122,15 @@ class Chunks(Recurrence):
         if isinstance(wide, DenseLayout):
             for grad, state in zip(grads, states, strict=True):
                 grad.copy_(_true(state, grad))
-            rest = given.part(wide.rest)
-            walk_backward(cell, rest, wide.rest_sizes, from_last, w_hh, w_hr, grads)
+            walk_backward(call, d, given.part(wide.rest), wide.rest_sizes, grads)
             return
         ends = _ends(call.rows, wide, from_last)
         for grad, rows in zip(grads[1:], kept[1:], strict=True):
             grad.copy_(rows[ends])
         if shared:
             grads[0].copy_(kept[0][ends])
+        elif not cell.has_product:
+            grads[0].zero_()
         else:
             torch.mm(given.dz[ends][:, : len(w_hh)], w_hh, out=grads[0])
 
@@ -135,8 +138,8 @@ class Chunks(Recurrence):
         self, pass_: Literal["forward", "backward"], call: Forward | Backward
     ) -> Compiled:
         layer, y = call.layer, call.y
-        projected = layer.proj_size > 0
-        return compiled(Key(pass_, layer.cell, y.dtype, y.device.type, self._plan, projected))
+        options = layer.proj_size > 0, isinstance(call, Backward) and bool(call.grad_states)
+        return compiled(Key(pass_, layer.cell, y.dtype, y.device.type, self._plan, *options))
 
     def _layouts(
         self, call: Forward | Backward, from_last: bool, *, descending: bool
@@ -153,24 +156,35 @@ class Chunks(Recurrence):
         return wide, layout(call.layer.proj_size) if call.layer.proj_size else wide
 
     def _forward_weights(self, call: Forward, d: int) -> list[Tensor]:
-        """A direction's weights, and biases, as the chunk takes them."""
-        tile, G, H = self._plan.tile, len(call.layer.cell.gates), call.layer.hidden_size
-        w_hh, w_hr = call.w_hh[d], call.w_hr[d : d + 1]
-        found = [w_hh, *w_hr]
+        """A direction's weights, biases and fixed values, as the chunk takes them."""
+        cell, tile, H = call.layer.cell, self._plan.tile, call.layer.hidden_size
+        w_hh, w_hr = call.w_hh[d : d + 1] if cell.has_product else [], call.w_hr[d : d + 1]
+        found = [*w_hh, *w_hr]
         if tile != MATRIX:
-            found = [panels(w.t(), tile) for w in [*w_hh.chunk(G), *w_hr]]
-        gates = biased(call.layer.cell)
-        bias = call.b_hh[d] if call.b_hh else w_hh.new_zeros(G * H)
-        own = [pad(bias[g * H : (g + 1) * H], (0, tile.padded(H) - H)) for g in gates]
-        return found + [each.view(-1, tile.lanes) for each in own]
+            gates = [gate for w in w_hh for gate in w.chunk(len(cell.gates))]
+            found = [panels(w.t(), tile) for w in [*gates, *w_hr]]
+        bias = call.b_hh[d] if call.b_hh else call.z.new_zeros(len(cell.gates) * H)
+        own = [bias[g * H : (g + 1) * H] for g in biased(cell)]
+        own += fixed_values(call, step_of(cell, True), d)
+        return found + [self._columns(each, H) for each in own]
 
     def _backward_weights(self, call: Backward, d: int) -> list[Tensor]:
-        """A direction's weights as the chunk takes them."""
-        w_hh, w_hr = call.w_hh[d], call.w_hr[d : d + 1]
-        if self._plan.tile == MATRIX:
-            return [w_hh, *w_hr]
-        gates = w_hh.chunk(len(call.layer.cell.gates))
-        return [panels(w, self._plan.tile) for w in [*gates, *w_hr]]
+        """A direction's weights and fixed values as the chunk takes them."""
+        cell = call.layer.cell
+        w_hh, w_hr = call.w_hh[d : d + 1] if cell.has_product else [], call.w_hr[d : d + 1]
+        found = [*w_hh, *w_hr]
+        if self._plan.tile != MATRIX:
+            gates = [gate for w in w_hh for gate in w.chunk(len(cell.gates))]
+            found = [panels(w, self._plan.tile) for w in [*gates, *w_hr]]
+        own = fixed_values(call, backward_of(cell, True, True), d)
+        return found + [self._columns(each, call.layer.hidden_size) for each in own]
+
+    def _columns(self, values: Tensor, features: int) -> Tensor:
+        """`[H]` or a scalar as the chunk takes what is the same in all rows, `[P, L]`."""
+        tile = self._plan.tile
+        return pad(values.expand(features), (0, tile.padded(features) - features)).view(
+            -1, tile.lanes
+        )
 
     def _rows_of_states(self, call: Forward, layout: Layout) -> list[Tensor | None]:
         """Rows for the states but the first if the last of a packed batch are found in them."""
@@ -264,6 +278,9 @@ def _first_rows(state: Tensor, block: Tensor) -> Tensor:
     return state.flatten(0, 1)[: R * q].view(R, q, *state.shape[2:])
 
 
-def _zeros_like(laid: Tensor) -> Tensor:
-    """Zeros of the same shape, expanded from a single row."""
+def _laid_or_zeros(rows: Tensor | None, layout: Layout, like: Tensor) -> Tensor:
+    """Rows as chunks take them; zeros, expanded from a single row, if there are none."""
+    if rows is not None:
+        return layout.lay(rows)
+    laid = layout.room(like)
     return laid.new_zeros((1, laid.shape[1])).expand(laid.shape)

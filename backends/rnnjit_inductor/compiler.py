@@ -33,6 +33,7 @@ from rnnjit_inductor.graphs import (
     forward_chunk,
 )
 from rnnjit_inductor.plan import MATRIX, Plan
+from rnnjit_inductor.programs import backward_of, read_by_backward, step_of
 from rnnjit_inductor.toolchain import import_paths_quietly
 
 #: Called with a chunk's tensors, in the order of `rnnjit_inductor.graphs`.
@@ -53,6 +54,7 @@ class Key(NamedTuple):
         device: type of the device.
         plan: what is compiled.
         projected: whether outputs are projected.
+        recorded: whether the states after every step have gradients.
     """
 
     pass_: Literal["forward", "backward"]
@@ -61,6 +63,7 @@ class Key(NamedTuple):
     device: str
     plan: Plan
     projected: bool = False
+    recorded: bool = False
 
 
 class CompilationError(RuntimeError):
@@ -115,7 +118,7 @@ def _by_inductor(key: Key, settings: dict[str, Any]) -> Compiled:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         mode, arguments = _symbolic(key)
-        chunk = make(Form(key.cell, steps, product, key.projected))
+        chunk = make(Form(key.cell, steps, product, key.projected, key.recorded))
         # A lambda, since a graph keeps annotations, and Inductor's cache takes no strings.
         graph = make_fx(lambda *tensors: chunk(*tensors))(*arguments)
         return torch_private.compile_graph(graph, arguments, mode, settings)
@@ -190,16 +193,20 @@ class _Shape:
 
         wide = width()
         narrow = width() if key.projected else wide  # of the first state
-        # The backward chunk reads as blocks what its program reads but the gradients, and grad_y.
-        read = [wide] * (G if self._forward else len(cell.backward.inputs) - 1 - S)
-        read += [] if self._forward else [narrow]
+        if self._forward:
+            read, program = [wide] * (G + len(cell.row_inputs)), step_of(cell, True)
+        else:
+            recorded = [wide] * (S - 1) if key.recorded else []
+            read = [*[wide] * len(read_by_backward(cell)), narrow, *recorded]
+            program = backward_of(cell, True, True)
         state = [(R, q, panels, L) for panels, _ in [*read, narrow, *[wide] * (S - 1)]]
-        weights = self._matrix(G, wide, narrow)
+        weights = self._matrix(G, wide, narrow) if cell.has_product else []
         weights += self._matrix(1, narrow, wide) if key.projected else []
-        biases = [(wide[0], L) for _ in biased(cell)] if self._forward else []
+        fixed = len(program.fixed.outputs) + (len(biased(cell)) if self._forward else 0)
         self.blocks = len(read)
         blocks = [(steps, *each) for each in state[: self.blocks]]
-        self.tensors: list[tuple[int, ...]] = [*blocks, *state[self.blocks :], *weights, *biases]
+        self.tensors: list[tuple[int, ...]] = [*blocks, *state[self.blocks :], *weights]
+        self.tensors += [(wide[0], L)] * fixed
 
     def _matrix(
         self, gates: int, rows: tuple[int, int], columns: tuple[int, int]

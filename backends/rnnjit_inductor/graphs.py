@@ -7,7 +7,8 @@
 `step` and `backward` are the cell's own programs, s its states, of which h is the first. Every gate
 has its own tensor of z and of W_hh: z = (z_1 .. z_G), W_hh = (W_1 .. W_G). g are the gradients of
 the states after step t, and d_t the parts of the gradients of the states before it that bypass the
-products. Without a projection, W_hr, h is out.
+products. Without a projection, W_hr, h is out. Without a recurrent product its terms are not
+there. What is the same in all rows, `programs.Split.fixed`, is computed before.
 
 On the CPU, Inductor makes one C++ function of a whole chunk, products included, if they are written
 as sums over k of products that broadcast:
@@ -32,7 +33,8 @@ from torch import Tensor
 
 from rnnjit.ir import Accumulator, CellSpec
 from rnnjit_inductor.plan import Tile
-from rnnjit_inductor.pointwise import evaluate_like, step_of
+from rnnjit_inductor.pointwise import evaluate_like
+from rnnjit_inductor.programs import backward_of, read_by_backward, step_of, with_gradients
 
 
 class Product(NamedTuple):
@@ -61,12 +63,19 @@ class Form(NamedTuple):
         steps: K.
         product: the form of the products.
         projected: whether outputs are projected.
+        recorded: whether the states after every step have gradients.
     """
 
     cell: CellSpec
     steps: int
     product: Product
     projected: bool
+    recorded: bool
+
+    @property
+    def matrices(self) -> int:
+        """How many tensors W_hh is."""
+        return self.product.tensors(len(self.cell.gates)) if self.cell.has_product else 0
 
 
 def biased(cell: CellSpec) -> list[int]:
@@ -75,30 +84,30 @@ def biased(cell: CellSpec) -> list[int]:
 
 
 def forward_chunk(form: Form) -> Callable[..., tuple[Tensor, ...]]:
-    """A function of each gate's z, each state, W_hh, W_hr, and b_hh of the gates `biased`.
+    """A function of z, row inputs, states, W_hh, W_hr, b_hh of the gates `biased`, fixed values.
 
-    Each z is `[K, R, q, C, L]`, each state `[R, q, C, L]`, each b_hh `[C, L]`. Padded to
-    C * L, these are H columns, or P for h. There is a W_hr if there is a projection. It returns
-    h, the outputs if they are projected, the other states, and each saved value, each
-    `[K, R, q, C, L]`.
+    Each z and row input is `[K, R, q, C, L]`, each state `[R, q, C, L]`, each b_hh and fixed value
+    `[C, L]`. Padded to C * L, these are H columns, or P for h. There is a W_hh if the cell has a
+    recurrent product, and a W_hr if there is a projection. It returns h, the outputs if they are
+    projected, the other states, and each saved value, each `[K, R, q, C, L]`.
     """
     cell = form.cell
-    program, G, S, apart = step_of(cell, True), len(cell.gates), len(cell.states), biased(cell)
-    count = form.product.tensors(G)
+    program, G, S, apart = step_of(cell, True).rows, len(cell.gates), len(cell.states), biased(cell)
+    parts = (G, len(cell.row_inputs), S, form.matrices, int(form.projected), len(apart))
 
     def chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
-        gates, states, rest = tensors[:G], list(tensors[G : G + S]), tensors[G + S :]
-        w_hh, w_hr, biases = rest[:count], rest[count : count + form.projected], rest[count:]
-        bias = dict(zip(apart, biases[form.projected :], strict=True))
-        found = []
+        gates, row_inputs, states, w_hh, w_hr, biases, fixed = _divided(tensors, parts)
+        bias, found = dict(zip(apart, biases, strict=True)), []
         for t in range(form.steps):
-            hidden = form.product.forward(states[0], w_hh, G)
+            z = [gate[t] for gate in gates]
+            hidden = form.product.forward(states[0], w_hh, G) if cell.has_product else z
             inputs = [
-                _accumulated(each, gates[each.gate][t], hidden[each.gate], bias)
+                _accumulated(each, z[each.gate], hidden[each.gate], bias)
                 for each in cell.accumulators
             ]
-            values = _present(evaluate_like(gates[0], program, [*inputs, *states]))
-            out, *others = [v.expand_as(hidden[0]) if v.ndim == 0 else v for v in values]
+            own = [each[t] for each in row_inputs]
+            values = _present(evaluate_like(z[0], program, [*fixed, *inputs, *states, *own]))
+            out, *others = [v.expand_as(z[0]) if v.ndim < z[0].ndim else v for v in values]
             h = form.product.forward(out, w_hr, 1)[0] if form.projected else out
             states = [h, *others[: S - 1]]
             found.append([h, *([out] if form.projected else []), *others])
@@ -117,38 +126,39 @@ def _accumulated(
 
 
 def backward_chunk(form: Form) -> Callable[..., tuple[Tensor, ...]]:
-    """A function of what the backward program reads, grad_y, g of each state, W_hh, and W_hr.
+    """A function of `read_by_backward`, the gradients of y and of recorded states, g, W_hh, W_hr.
 
-    The blocks that are read and grad_y are `[K, R, q, C, L]`, each g is `[R, q, C, L]`. It
-    returns each accumulator's dz, dh if there is a projection, the g of the states but h before
-    each step, and those of h if `has_share(cell)`; all `[K, R, q, C, L]`. Without a share, the
-    last is the g of h before the chunk.
+    Fixed values follow. What is read and the gradients are `[K, R, q, C, L]`, g of each state is
+    `[R, q, C, L]`. It returns each accumulator's dz, the gradients of parameters and row inputs
+    that have one, dh if there is a projection, the g of the states but h before each step, and
+    those of h if `has_share(cell)`; all `[K, R, q, C, L]`. Without a share, the last is the g of h
+    before the chunk.
     """
     cell = form.cell
-    G, S, A = len(cell.gates), len(cell.states), len(cell.accumulators)
-    count = form.product.tensors(G)
+    S, A, program = len(cell.states), len(cell.accumulators), backward_of(cell, True, True).rows
     hidden = [k for k, each in enumerate(cell.accumulators) if each.has_hidden]
+    written = A + sum(map(len, with_gradients(cell)))
+    recorded = S - 1 if form.recorded else 0
+    parts = (len(read_by_backward(cell)), 1, recorded, S, form.matrices, int(form.projected))
 
     def chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
-        last = len(tensors) - count - form.projected
-        *read, grad_y = tensors[: last - S]
-        grads, w_hh, w_hr = (
-            list(tensors[last - S : last]),
-            tensors[last:][:count],
-            tensors[last:][count:],
-        )
+        read, (grad_y,), grad_states, grads, w_hh, w_hr, fixed = _divided(tensors, parts)
         found = []
         for t in reversed(range(form.steps)):
+            for k, each in enumerate(grad_states, 1):
+                grads[k] = grads[k] + each[t]
             given, dh = [grad_y[t], grads[0]], []
             if form.projected:
                 dh = [grad_y[t] + grads[0]]
                 of_out = _present([form.product.backward(dh, w_hr)])
                 given = [torch.zeros_like(of_out[0]), *of_out]
-            outputs = evaluate_like(
-                grad_y, cell.backward, [*(block[t] for block in read), *given, *grads[1:]]
-            )
-            dz, (share, *shares) = outputs[:A], outputs[A:]
-            terms = _present([form.product.backward([dz[k] for k in hidden], w_hh), share])
+            inputs = [*fixed, *(block[t] for block in read), *given, *grads[1:]]
+            outputs = evaluate_like(grad_y, program, inputs)
+            dz, (share, *shares) = outputs[:written], outputs[written:]
+            product = None
+            if cell.has_product:
+                product = form.product.backward([dz[k] for k in hidden], w_hh)
+            terms = _present([product, share])
             others = [_filled(own, grad) for own, grad in zip(shares, grads[1:], strict=True)]
             grads = [sum(terms[1:], terms[0]) if terms else torch.zeros_like(grads[0]), *others]
             found.append([*(_filled(each, given[1]) for each in dz), *dh, *others, grads[0]])
@@ -157,6 +167,15 @@ def backward_chunk(form: Form) -> Callable[..., tuple[Tensor, ...]]:
         return *results, torch.stack(of_h[::-1]) if has_share(cell) else grads[0]
 
     return chunk
+
+
+def _divided(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
+    """Groups of these sizes, one after the other, and what is left."""
+    found, rest = [], list(tensors)
+    for size in sizes:
+        found.append(rest[:size])
+        rest = rest[size:]
+    return [*found, rest]
 
 
 def _filled(value: Tensor | None, like: Tensor) -> Tensor:

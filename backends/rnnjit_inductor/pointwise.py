@@ -1,4 +1,4 @@
-"""A cell's programs in torch's operations, traced for Inductor or run step by step."""
+"""Programs in torch's operations, traced for Inductor or run step by step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnjit.ir import CellSpec, Program, evaluate
+from rnnjit.ir import Program, evaluate
 from rnnjit.ir.torch_evaluator import TORCH_OPERATIONS
 
 #: Names of all operations that are lowered.
@@ -24,38 +24,13 @@ def evaluate_like(like: Tensor, program: Program, inputs: Sequence[Tensor]) -> l
     return list(evaluate(program, inputs, TORCH_OPERATIONS, lambda value: _scalar(like, value)))
 
 
-def step_of(cell: CellSpec, saves: bool) -> Program:
-    """A cell's step without the first new state, which is `out`.
-
-    Its outputs are out, the other new states, then the saved values.
-
-    Args:
-        cell: the cell; its output is its first state.
-        saves: whether the saved values are among the outputs.
-    """
-    program = cell.step_saving if saves else cell.step
-    out, _, *others = program.outputs
-    return Program(program.inputs, program.instructions, (out, *others))
-
-
-def read_by_backward(cell: CellSpec, named: Callable[[str], Tensor]) -> list[Tensor]:
-    """The inputs of a cell's backward program except the last, which are gradients.
-
-    Args:
-        cell: the cell; its output is its first state.
-        named: maps a name to its tensor: saved_0, saved_1, ..., out, new_STATE, and STATE for the
-            state before.
-    """
-    return [named(name) for name in cell.backward.inputs[: -1 - len(cell.states)]]
-
-
 class Pointwise:
     """A program run on tensors; its first outputs are written to memory that the caller gives.
 
     The program is traversed once, here; each call only runs torch's operators.
 
     Args:
-        program: what to run.
+        program: what to run; of the inputs that an output needs one is as large as the output.
         like: a tensor with the dtype and device of all.
         written: how many of the outputs are written.
         absent: names of inputs that are zero; only `add` may take them.

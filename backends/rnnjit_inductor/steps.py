@@ -7,7 +7,7 @@
 g are the gradients of the states after step t, and d_t the parts of the gradients of the states
 before it that bypass the products with the weights. Without a projection, W_hr, h_t is out. Both
 passes walk over packed rows in either direction; if the next step has more rows, sequences begin or
-end there.
+end there. Where nothing is multiplied by W_hh, its terms are not there.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from rnnjit_inductor.direction import (
     ForwardWeights,
     backward_rows,
     first_gradients,
+    fixed_values,
     forward_rows,
     forward_weights,
     gates_of,
 )
-from rnnjit_inductor.pointwise import Pointwise, step_of
+from rnnjit_inductor.pointwise import Pointwise
+from rnnjit_inductor.programs import backward_of, step_of
 
 
 class Steps(Recurrence):
@@ -38,48 +40,46 @@ class Steps(Recurrence):
 
     def forward(self, call: Forward) -> None:
         """All steps of each direction."""
-        cell, sizes = call.layer.cell, call.rows.sizes
         for d in range(call.layer.num_directions):
             hx, h_n = ([state[d] for state in states] for states in (call.hx, call.h_n))
-            weights = forward_weights(call, d)
-            walk_forward(cell, forward_rows(call, d), sizes, d == 1, weights, hx, h_n)
+            walk_forward(call, d, forward_rows(call, d), call.rows.sizes, hx, h_n)
 
     def backward(self, call: Backward) -> None:
         """All steps of each direction."""
-        cell, sizes = call.layer.cell, call.rows.sizes
-        for d, w_hh in enumerate(call.w_hh):
-            states, w_hr = first_gradients(call, d), call.w_hr[d] if call.w_hr else None
-            walk_backward(cell, backward_rows(call, d), sizes, d == 0, w_hh, w_hr, states)
+        for d in range(call.layer.num_directions):
+            walk_backward(
+                call, d, backward_rows(call, d), call.rows.sizes, first_gradients(call, d)
+            )
 
 
 def walk_forward(
-    cell: CellSpec,
+    call: Forward,
+    direction: int,
     given: ForwardRows,
     sizes: Sequence[int],
-    from_last: bool,
-    weights: ForwardWeights,
     hx: Sequence[Tensor],
     h_n: Sequence[Tensor],
 ) -> None:
     """Write the rows' states and saved values, and the last states to h_n.
 
     Args:
-        cell: what a step computes.
-        given: its z holds x W_ih^T + b.
-        sizes: rows of each step.
-        from_last: whether to walk from the last step to the first.
-        weights: what it is multiplied by.
+        call: the layer and its weights.
+        direction: 0, or 1 to walk from the last step to the first.
+        given: the rows to walk over; z holds x W_ih^T + b.
+        sizes: how many there are of each step.
         hx: each state `[B, P or H]`, the initial ones.
         h_n: written; may be `hx`.
     """
-    z, y, out, states, saved = given
-    H = z.shape[1] // len(cell.gates)
-    sums = _Sums(cell, weights, H)
-    step = Pointwise(step_of(cell, bool(saved)), z, len(cell.states) + len(saved))
+    z, inputs, y, out, states, saved = given
+    cell, H, weights = call.layer.cell, call.layer.hidden_size, forward_weights(call, direction)
+    sums, program = _Sums(cell, weights, H), step_of(cell, bool(saved))
+    fixed, from_last = fixed_values(call, program, direction), direction == 1
+    step = Pointwise(program.rows, z, len(cell.states) + len(saved))
     rooms = _Rooms(cell, given, H, max(sizes, default=0), weights.w_hr is not None)
     before, held, turn = list(hx), 0, 0
     optional = () if out is None else (out,)
-    for now, h, *own, size in _walk(sizes, from_last, z, y, *optional, *states, *saved):
+    for now, h, *own, size in _walk(sizes, from_last, z, y, *inputs, *optional, *states, *saved):
+        of_rows, own = own[: len(inputs)], own[len(inputs) :]
         previous = [state[:size] for state in before]
         if held and size > held:
             previous = [
@@ -90,7 +90,7 @@ def walk_forward(
             for last, state in zip(h_n, before, strict=True):
                 last[size:held].copy_(state[size:held])
         into = rooms.of_step(h, own, size, turn)
-        step([*sums(now, previous[0]), *previous], into)
+        step([*fixed, *sums(now, previous[0]), *previous, *of_rows], into)
         if weights.w_hr is not None:
             torch.mm(into[0], weights.w_hr, out=h)
         before, held, turn = [h, *into[1 : len(hx)]], size, 1 - turn
@@ -103,12 +103,12 @@ class _Sums:
 
     Args:
         cell: what a step computes.
-        weights: as for `walk_forward`.
+        weights: what the state is multiplied by.
         features: H.
     """
 
     def __init__(self, cell: CellSpec, weights: ForwardWeights, features: int) -> None:
-        self._weights, self._H = weights, features
+        self._weights, self._product = weights, cell.has_product
         self._accumulators, self._gates = cell.accumulators, len(cell.gates)
         self._together = len(cell.accumulators) == len(cell.gates)
         self._runs: list[slice] = []
@@ -122,7 +122,8 @@ class _Sums:
         """`[size, H]` of each accumulator; the sums are written to z."""
         w_hh, b_hh, _ = self._weights
         if self._together:
-            z.addmm_(h, w_hh)
+            if self._product:
+                z.addmm_(h, w_hh)
             return gates_of(z, self._gates)
         hidden = h @ w_hh if b_hh is None else torch.addmm(b_hh, h, w_hh)
         for run in self._runs:
@@ -177,56 +178,68 @@ class _Rooms:
 
 
 def walk_backward(
-    cell: CellSpec,
+    call: Backward,
+    direction: int,
     given: BackwardRows,
     sizes: Sequence[int],
-    from_last: bool,
-    w_hh: Tensor,
-    w_hr: Tensor | None,
     states: Sequence[Tensor],
 ) -> None:
-    """Write dz and dh, and to `states` the gradients of the initial states.
+    """Write the gradients of the rows, and to `states` those of the initial states.
 
     Args:
-        cell: what a step computes.
-        given: the rows.
-        sizes: rows of each step.
-        from_last: whether to walk from the last step to the first.
-        w_hh: `[G*H, P or H]`.
-        w_hr: `[P, H]`; None if there is no projection.
+        call: the layer and its weights.
+        direction: 0 to walk from the last step to the first, or 1.
+        given: the rows to walk over.
+        sizes: how many there are of each step.
         states: each `[B, P or H]`; on entry, the gradients of the last states.
     """
-    read, grad_y, dz, dh = given
-    A, columns = len(cell.accumulators), w_hh.shape[0]
-    blocks = gates_of(dz, A)
+    cell, dz = call.layer.cell, given.dz
+    w_hh, w_hr = call.w_hh[direction], call.w_hr[direction] if call.w_hr else None
+    of_parameters, of_inputs = given.grad_parameters, given.grad_inputs
+    program = backward_of(cell, of_parameters is not None, of_inputs is not None)
+    fixed = fixed_values(call, program, direction)
+    blocks = gates_of(dz, len(cell.accumulators))
     written = [blocks[block] for block in dz_blocks(cell)]
+    written += [*(of_parameters or []), *(of_inputs or [])]
     # `out` is the first state, so the gradient of y is added to that of the state, in place.
-    step = Pointwise(cell.backward, dz, A, absent=["grad_out"])
-    optional = [each for each in (grad_y, dh) if each is not None]
-    stop = len(read) + A
-    for own_dz, *own, size in _walk(sizes, from_last, dz, *read, *written, *optional):
+    step = Pointwise(program.rows, dz, len(written), absent=["grad_out"])
+    added = [
+        (k, each) for k, each in enumerate([given.grad_y, *given.grad_states]) if each is not None
+    ]
+    first, last = len(given.read), len(given.read) + len(written)
+    optional = [*(each for _, each in added), *([] if given.dh is None else [given.dh])]
+    for own_dz, *own, size in _walk(sizes, direction == 0, dz, *given.read, *written, *optional):
         grads = [state[:size] for state in states]
-        g, rest = grads[0], own[stop:]
-        if grad_y is not None:
-            g += rest[0]
+        for (k, _), each in zip(added, own[last:], strict=False):
+            grads[k] += each
+        g = grads[0]
         of_output = g
         if w_hr is not None:
-            rest[-1].copy_(g)
+            own[-1].copy_(g)
             of_output = g @ w_hr
-        given_grads = [of_output, *grads[1:]]
-        share, *shares = step([*own[: len(read)], None, *given_grads], own[len(read) : stop])
+        given_grads = [*fixed, *own[:first], None, of_output, *grads[1:]]
+        share, *shares = step(given_grads, own[first:last])
         # A share may be the gradient of another state, which is about to be overwritten.
         shares = [_apart_from(each, grads) for each in shares]
-        own_dz = own_dz[:, :columns]
-        if share is None:
-            torch.mm(own_dz, w_hh, out=g)
-        else:
-            torch.addmm(share, own_dz, w_hh, out=g)
+        _add_product(g, share, own_dz[:, : len(w_hh)], w_hh if cell.has_product else None)
         for grad, each in zip(grads[1:], shares, strict=True):
             if each is None:
                 grad.zero_()
             else:
                 grad.copy_(each)
+
+
+def _add_product(g: Tensor, share: Tensor | None, dz: Tensor, w_hh: Tensor | None) -> None:
+    """`g = share + dz W_hh`, without what there is not."""
+    if w_hh is None:
+        if share is None:
+            g.zero_()
+        elif share is not g:
+            g.copy_(share)
+    elif share is None:
+        torch.mm(dz, w_hh, out=g)
+    else:
+        torch.addmm(share, dz, w_hh, out=g)
 
 
 def _apart_from(value: Tensor | None, grads: Sequence[Tensor]) -> Tensor | None:
