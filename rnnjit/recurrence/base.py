@@ -80,7 +80,7 @@ class Backward(NamedTuple):
         grad_y: `[N, D*P]`, or None for zeros.
         grad_h_n: for each state `[D, B, P or H]`, or None for zeros.
         grad_states: for each state but the first `[N, D*H]`, the gradient of its values after each
-            row's step, or None for zeros; empty if nobody asked for all states.
+            row's step, or None for zeros; empty if they are all zero.
         dz: `[N, D*A*H]`, written: for each direction the gradients of its accumulators, in the
             blocks of H columns that `dz_blocks` gives. The first G blocks, multiplied by w_hh, are
             a part of the gradient of the first state before, if the cell has a recurrent product.

@@ -120,7 +120,7 @@ def layer_backward(
 
     With `grad_states` it is `Backend.backward_states`.
     """
-    own = by_kind(layer, weights)
+    own, recorded = by_kind(layer, weights), any(grad is not None for grad in grad_states)
     y, saved = output.y, Saved.of(layer, output)
     D, H, A = layer.num_directions, layer.hidden_size, len(layer.cell.accumulators)
     dz, grad_hx = y.new_empty((rows.N, D * A * H)), tuple(map(torch.empty_like, hx))
@@ -129,7 +129,7 @@ def layer_backward(
     call = Backward(
         *(layer, rows, _starts(rows, x), own.w_hh, own.w_hr, own.parameters, _row_inputs(layer, x)),
         *(hx, y, *saved, None if grad_y is None else grad_y.contiguous()),
-        *(_contiguous(grad_h_n), _contiguous(grad_states), dz, dh),
+        *(_contiguous(grad_h_n), _contiguous(grad_states if recorded else ()), dz, dh),
         *(_grad_parameters(layer, dz, needs), _row_inputs(layer, grad_x), grad_hx),
     )
     recurrence.backward(call)
