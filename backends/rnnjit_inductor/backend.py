@@ -62,7 +62,7 @@ class InductorBackend(Backend):
         return unsupported()
 
     def why_not_cell(self, cell: CellSpec) -> list[str]:
-        """Declines cells with parameters, an operand, or an output that is not the first state."""
+        """Declines cells whose operand or output is not their first state."""
         return why_not_cell(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
@@ -145,6 +145,45 @@ class InductorBackend(Backend):
         recurrence = self._recurrence(layer, rows, x, True)
         return layer_backward(
             recurrence, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs
+        )
+
+    def records_states(self, layer: LayerSpec, problem: Problem) -> bool:
+        """They are among what the forward pass keeps."""
+        return True
+
+    def forward_states(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """As `forward`, never by torch's own operator, which does not return them."""
+        recurrence = self._recurrence(layer, rows, x, keep)
+        return layer_forward(recurrence, layer, rows, x, hx, weights, keep, record=True)
+
+    def backward_states(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        output: LayerOutput,
+        grad_y: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
+        grad_states: tuple[Tensor | None, ...],
+        needs: Needs,
+    ) -> LayerGrads:
+        """As `backward`, after `forward_states`."""
+        if not output.saved and Saved.count(layer) >= len(hx):
+            # As in the graph of torch.compile, which holds y and the states alone.
+            output = self.forward_states(layer, rows, x, hx, weights, True)
+        recurrence = self._recurrence(layer, rows, x, True)
+        return layer_backward(
+            *(recurrence, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs, grad_states)
         )
 
     def shortcut(
