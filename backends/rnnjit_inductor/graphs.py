@@ -185,7 +185,7 @@ def _filled(value: Tensor | None, like: Tensor) -> Tensor:
 
 def has_share(cell: CellSpec) -> bool:
     """Whether a part of the first previous state's gradient bypasses the product."""
-    return cell.backward.outputs[-len(cell.states)] is not None
+    return cell.backward.outputs[len(cell.accumulators)] is not None
 
 
 def _present(values: Sequence[Tensor | None]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,12 +17,29 @@ from rnnjit.ir.torch_evaluator import TORCH_OPERATIONS
 OPERATIONS = frozenset([*TORCH_OPERATIONS, "constant"])
 
 
+#: Where |x| is smaller, exp(x) - 1 loses digits; the number of terms of its series for each dtype.
+_CANCELS, _TERMS = 0.5, {torch.float64: 16}
+
+
+def _expm1(x: Tensor) -> Tensor:
+    """expm1(x), which Inductor computes as exp(x) - 1: near 0 its Taylor series, by Horner."""
+    found = torch.zeros_like(x)
+    for n in range(_TERMS.get(x.dtype, 9), 1, -1):
+        found = found * x + 1 / math.factorial(n)
+    near = torch.where(x == 0, x, x + x * x * found)
+    return torch.where(x.abs() < _CANCELS, near, x.exp() - 1)
+
+
+#: As `TORCH_OPERATIONS`, of those that Inductor compiles as exactly as torch computes them.
+_COMPILED = {**TORCH_OPERATIONS, "expm1": _expm1}
+
+
 def evaluate_like(like: Tensor, program: Program, inputs: Sequence[Tensor]) -> list[Tensor | None]:
     """The outputs of a program on tensors of the dtype and on the device of `like`.
 
-    It reads no shapes, and so they may be symbolic.
+    It reads no shapes, and so they may be symbolic. It is what is compiled.
     """
-    return list(evaluate(program, inputs, TORCH_OPERATIONS, lambda value: _scalar(like, value)))
+    return list(evaluate(program, inputs, _COMPILED, lambda value: _scalar(like, value)))
 
 
 class Pointwise:

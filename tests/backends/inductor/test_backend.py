@@ -13,17 +13,12 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnjit
 from rnnjit.dispatch.choice import verdict
 from rnnjit.ir import GRU, LSTM, OPERATIONS, RNN_RELU, CellSpec
-from rnnjit.ir.builder import sigmoid, tanh
+from rnnjit.ir.builder import relu, sigmoid, tanh
 from rnnjit.runtime import torch_private
 from rnnjit_inductor import BACKEND, InductorBackend, compiler, steps, toolchain
 from rnnjit_inductor.plan import MATRIX, ROWS, Plan, plan
 
 SPEC = rnnjit.RNNSpec(2, 3)
-
-
-def scaled(zx, zh, h, p):
-    h = tanh(zx[0] + zh[0]) * p
-    return h, h
 
 
 def ugrnn(zx, zh, h):
@@ -33,7 +28,19 @@ def ugrnn(zx, zh, h):
 
 
 UGRNN = CellSpec.trace(ugrnn, name="ugrnn", gates=["c", "g"], states=["h"])
-SCALED = CellSpec.trace(scaled, name="scaled", gates=["z"], states=["h"], parameters=["p"])
+of_operand = CellSpec.trace(
+    *(lambda zx, zh, h: (tanh(zx[0] + zh[0]),) * 2,),
+    name="of operand",
+    gates=["z"],
+    states=["h"],
+    operand=relu,
+)
+of_output = CellSpec.trace(
+    *(lambda zx, zh, h: (relu(zx[0] + zh[0]), tanh(zx[0] + zh[0])),),
+    name="of output",
+    gates=["z"],
+    states=["h"],
+)
 
 
 def problem(dtype=torch.float32, device="cpu"):
@@ -66,8 +73,9 @@ def test_it_declines_what_it_cannot_do():
     (reason,) = reasons(rnnjit.RNNSpec(2, 3, cell=GRU, proj_size=1), problem())
     assert "proj_size" in reason
     assert "'gru'" in reason
-    (reason,) = reasons(rnnjit.RNNSpec(2, 3, cell=SCALED), problem())
-    assert "parameters" in reason
+    for cell, word in ((of_operand, "operand"), (of_output, "output")):
+        (reason,) = reasons(rnnjit.RNNSpec(2, 3, cell=cell), problem())
+        assert word in reason
 
 
 def test_it_computes_every_layer_of_torch():

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from own_cells import CALLS as OWN_CALLS
+from own_cells import CALLS_WITHOUT_INPUT, WIDER_CELLS, agrees
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -9,7 +11,7 @@ import rnnjit
 from rnnjit import LayerOutput, LayerSpec, Needs, Rows
 from rnnjit.ir import GRU, LSTM, CellSpec
 from rnnjit.ir.builder import detach, relu, sigmoid, tanh
-from rnnjit.reference import layer_backward, layer_forward
+from rnnjit.reference import layer_backward, layer_forward, layer_forward_states
 from rnnjit_inductor import InductorBackend
 from rnnjit_inductor.plan import MATRIX, ROWS, Plan
 
@@ -101,7 +103,11 @@ def given(call, cell, proj_size):
 
     weights = [random(*shape, scale=0.5 * H**-0.5) for shape in layer.weight_shapes * directions]
     grads = random(rows.N, directions * layer.output_size), states()
-    return layer, rows, random(rows.N, I), states(), weights, grads
+    return layer, rows, random(rows.N, layer.features), states(), weights, grads
+
+
+def every_need(hx, weights):
+    return Needs(True, (True,) * len(hx), (True,) * len(weights))
 
 
 def close(found, expected):
@@ -113,7 +119,7 @@ def close(found, expected):
 def check(backend, call, cell, proj_size):
     """Both passes agree with the reference, whichever gradients are given."""
     layer, rows, x, hx, weights, (grad_y, grad_h_n) = given(call, cell, proj_size)
-    needs = Needs(True, (True,) * len(hx), (True,) * len(weights))
+    needs = every_need(hx, weights)
     y, h_n = layer_forward(layer, rows, x, hx, weights)
     without = backend.forward(layer, rows, x, hx, weights, False)
     close((without.y, *without.h_n), (y, *h_n))
@@ -156,6 +162,115 @@ CHUNKS = [
 def test_cells_in_chunks(tile, name):
     for call in CALLS:
         check(in_chunks(tile), call, *CELLS[name])
+
+
+WIDER = {cell.name: cell for cell in WIDER_CELLS}
+
+
+@pytest.mark.parametrize("call", [*OWN_CALLS, *CALLS_WITHOUT_INPUT])
+@pytest.mark.parametrize("name", WIDER)
+def test_wider_cells_step_by_step(name, call):
+    dtype = torch.float32 if call == "no input" else torch.float64
+    agrees(in_chunks(None), WIDER[name], call, dtype)
+
+
+WIDER_CHUNKS = [
+    pytest.param(tile, name, marks=() if name == "leaky rate" else pytest.mark.full)
+    for tile, names in {
+        MATRIX: ["integrators", "spiking", "gru 1", "recurrent alone"],
+        ROWS: ["leaky rate", "peephole", "all operations"],
+    }.items()
+    for name in names
+]
+
+
+@pytest.mark.parametrize(("tile", "name"), WIDER_CHUNKS)
+def test_wider_cells_in_chunks(tile, name):
+    for call in (*OWN_CALLS, *CALLS_WITHOUT_INPUT):
+        agrees(in_chunks(tile), WIDER[name], call, torch.float64)
+
+
+RECORDED = {
+    "lstm": (LSTM, 0),
+    "lstm, projected": (LSTM, 5),
+    "three states": CELLS["three states"],
+    "exchanged": CELLS["exchanged"],
+    "peephole": (WIDER["peephole"], 0),
+    "integrators": (WIDER["integrators"], 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("tile", "name"),
+    [
+        *((None, name) for name in RECORDED),
+        pytest.param(ROWS, "exchanged", marks=pytest.mark.full),
+        pytest.param(MATRIX, "integrators", marks=pytest.mark.full),
+    ],
+)
+def test_states_of_every_step(tile, name):
+    """They and the gradients through them are the reference's, whichever gradients are given."""
+    backend, (cell, proj_size) = in_chunks(tile), RECORDED[name]
+    for call in CALLS:
+        layer, rows, x, hx, weights, (grad_y, grad_h_n) = given(call, cell, proj_size)
+        arguments, needs = (layer, rows, x, hx, weights), every_need(hx, weights)
+        expected = layer_forward_states(*arguments)
+        for keep in (False, True):
+            found = backend.forward_states(*arguments, keep)
+            close(
+                (found.y, *found.h_n, *found.states),
+                (*expected[:1], *expected.h_n, *expected.states),
+            )
+        grad_states = tuple(each.flip(0).sin() for each in found.states)
+        nothing = found._replace(saved=())  # as in a graph
+        for output, of_states in (
+            (found, grad_states),
+            (found, (None, *grad_states[1:])),
+            (found, (None,) * len(grad_states)),
+            (nothing, grad_states),
+        ):
+            given_grads = grad_y, grad_h_n
+            ours = backend.backward_states(*arguments, output, *given_grads, of_states, needs)
+            theirs = layer_backward(*arguments, *given_grads, needs, of_states)
+            close((ours.x, *ours.hx, *ours.weights), (theirs.x, *theirs.hx, *theirs.weights))
+
+
+@pytest.mark.parametrize("name", ["leaky rate", "integrators", "gru 1"])
+def test_gradients_that_are_not_needed_are_not_computed(name):
+    cell, backend = WIDER[name], in_chunks(None)
+    layer, rows, x, hx, weights, (grad_y, grad_h_n) = given("packed", cell, 0)
+    output = backend.forward(layer, rows, x, hx, weights, True)
+    arguments = (layer, rows, x, hx, weights)
+    expected = layer_backward(*arguments, grad_y, grad_h_n, every_need(hx, weights))
+    matrices = layer.weights_per_direction - len(cell.parameters)
+    parameters = [k >= matrices for k in range(layer.weights_per_direction)] * 2
+    for needs in (
+        Needs(True, (False,) * len(hx), (False,) * len(weights)),
+        Needs(False, (True,) * len(hx), tuple(parameters)),
+        Needs(False, (False,) * len(hx), tuple(not each for each in parameters)),
+    ):
+        found = backend.backward(*arguments, output, grad_y, grad_h_n, needs)
+        wanted = (needs.x, *needs.hx, *needs.weights)
+        ours, theirs = ((each.x, *each.hx, *each.weights) for each in (found, expected))
+        assert [each is not None for each in ours] == list(wanted)
+        pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0] is not None]
+        close(*zip(*pairs, strict=True))
+
+
+def constants(zx, zh, h, c, d, p):
+    """New states that no row has an own value of, and a step that is a parameter's alone."""
+    return h * p + zx[0], h * p + zx[0], p * 2.0, sigmoid(detach(p) - p) * 0.5 + 0.25
+
+
+CONSTANTS = CellSpec.trace(
+    *(constants,), name="constants", gates="z", states=("h", "c", "d"), parameters=("p",)
+)
+
+
+@pytest.mark.parametrize("tile", [None, pytest.param(MATRIX, marks=pytest.mark.full)])
+def test_states_that_are_the_same_in_every_row(tile):
+    for call in CALLS:
+        check(in_chunks(tile), call, CONSTANTS, 0)
 
 
 @pytest.mark.parametrize("lengths", [[8] * 4, [8, 7, 4, 1]], ids=["dense", "packed"])
