@@ -55,13 +55,7 @@ class CudaBackend(Backend):
 
     def why_not_cell(self, cell: CellSpec) -> list[str]:
         """Declines cells that the matrix products around the recurrence do not serve."""
-        reasons = why_not_cell(cell)
-        if cell.parameters or cell.row_inputs or not cell.has_product:
-            reasons.append(
-                f"cell {cell.name!r} has parameters, row inputs or no recurrent product, which its "
-                "kernels do not compute"
-            )
-        return reasons
+        return why_not_cell(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
         """Declines projections of outputs that the step reads, and GPUs before Ampere."""

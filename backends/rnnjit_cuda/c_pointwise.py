@@ -43,6 +43,7 @@ _EXPRESSIONS = {
     "ne": "{0} != {1}",
     "where": "{0} ? {1} : {2}",
     "detach": "{0}",
+    "with_slope": "{0}",
     "tanh_backward": "{0} * (1 - {1} * {1})",
     "sigmoid_backward": "{0} * (1 - {1}) * {1}",
     "relu_backward": "{1} <= 0 ? 0 : {0}",

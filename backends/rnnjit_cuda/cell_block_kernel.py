@@ -43,18 +43,18 @@ def forward(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The forward kernel and its signature.
 
-    `kernel(tensors, offsets, T, B, H, packed, keep, has_bias)`: y and h_n are written, states and
-    saved values if `keep` is not 0; b_hh is not read if `has_bias` is 0. Direction 1 walks from the
-    last step to the first.
+    `kernel(tensors, offsets, T, B, H, packed, keep, has_bias, ld_r)`: y and h_n are written, states
+    and saved values if `keep` is not 0; b_hh is not read if `has_bias` is 0. Direction 1 walks from
+    the last step to the first.
     """
     real, zero, width, step_of = element.real, element.real(0), element.width, cell.step
     up, first_hx = element.up, layout.first_hx
-    G, A, S = layout.gates, layout.accumulators, layout.states
+    G, A, S, loaded = layout.gates, layout.accumulators, layout.states, layout.loaded
     given_size, found_size, w_hh = layout.given, layout.found, layout.first_more
-    load_z, join, keep_row, start_of, end_of = forward_rows(element, layout)
+    parameters, load_z, join, keep_row, start_of, end_of = forward_rows(element, layout)
     sums_each = Sums(G, 1)
     hold, multiply = _holding(element, G, True), _multiplying(element, rows, sums_each)
-    add_up, all_z, all_states = _adding(element, rows, G), rows * A, rows * S
+    add_up, all_z, all_states = _adding(element, rows, G), rows * loaded, rows * S
 
     def kernel(
         tensors: Any,
@@ -65,6 +65,7 @@ def forward(
         packed: int,
         keep: int,
         has_bias: int,
+        ld_r: int,
     ) -> None:
         x = cuda.shared.array(0, real, alignment=16)
         thread, threads = cuda.threadIdx.x, cuda.blockDim.x
@@ -84,6 +85,8 @@ def forward(
             if row < B and j < H:
                 x[e] = up(tensors[first_hx][(d * B + row) * H + j])
         last = rows if group < groups and column < H else 0
+        if column < H:
+            parameters(tensors, given, d, column)
         step = 0
         start, size = bounds(offsets, step, T, B, packed, d == 0)
         while size <= first and step < T:
@@ -94,7 +97,7 @@ def forward(
             if row < last and first + row < B:
                 start_of(tensors, state, i * S, (d * B + first + row) * H + column)
             if row < last and first + row < size:
-                load_z(tensors, z, i * A, start + first + row, d, D, H, column, has_bias)
+                load_z(tensors, z, i * loaded, start + first + row, d, D, H, column, has_bias, ld_r)
         cuda.syncthreads()
         while size > first:
             multiply(x, weights, across, splits)
@@ -105,7 +108,7 @@ def forward(
                 row = group + i * groups
                 if row < last and first + row < size:
                     add_up(sums, x, 1, across, splits, row, column)
-                    join(given, z, i * A, sums)
+                    join(given, z, i * loaded, sums)
                     for s in range(S):
                         given[A + s] = state[i * S + s]
                     step_of(given, found)
@@ -116,7 +119,7 @@ def forward(
                 # Loads for the next step overlap with its product.
                 if row < last and first + row < size_next:
                     n = start_next + first + row
-                    load_z(tensors, z, i * A, n, d, D, H, column, has_bias)
+                    load_z(tensors, z, i * loaded, n, d, D, H, column, has_bias, ld_r)
             start, size = start_next, size_next
             cuda.syncthreads()
         for i in range(rows):
@@ -126,7 +129,7 @@ def forward(
 
     integer = types.int64
     data = forward_tensors(element, layout)
-    return kernel, (data, types.CPointer(integer), *[integer] * 6)
+    return kernel, (data, types.CPointer(integer), *[integer] * 7)
 
 
 def backward(
@@ -134,14 +137,15 @@ def backward(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The backward kernel and its signature.
 
-    `kernel(tensors, offsets, T, B, H, packed, has_grad_y, has_grad_h_n)`: dz and grad_hx are
-    written. grad_y counts as zero, and is not read, if its flag is 0, and so does the gradient of a
-    last state whose bit of `has_grad_h_n` is 0. Direction 0 walks from the last step to the first.
+    `kernel(tensors, offsets, T, B, H, packed, has_grad_y, has_grad_h_n, ld_r, ld_dp, ld_dr)`: dz,
+    grad_hx and the gradients of parameters and row inputs are written. grad_y counts as zero, and
+    is not read, if its flag is 0, and so does the gradient of a last state whose bit of
+    `has_grad_h_n` is 0. Direction 0 walks from the last step to the first.
     """
     real, zero, width, gradient = element.real, element.real(0), element.width, cell.gradient
     G, A, S, hidden = layout.gates, layout.accumulators, layout.states, layout.hidden
     given_size, found_size, w_hh = layout.gradients, layout.found_back, layout.first_more + 1
-    load_row, keep_row, start_of, end_of = backward_rows(element, layout)
+    parameters, load_row, keep_row, start_of, end_of = backward_rows(element, layout)
     each = layout.read + 1
     all_read, all_states = rows * each, rows * S
     hold, multiply = _holding(element, G, False), _multiplying(element, rows, Sums(1, G))
@@ -156,6 +160,9 @@ def backward(
         packed: int,
         has_grad_y: int,
         has_grad_h_n: int,
+        ld_r: int,
+        ld_dp: int,
+        ld_dr: int,
     ) -> None:
         x = cuda.shared.array(0, real, alignment=16)
         thread, threads = cuda.threadIdx.x, cuda.blockDim.x
@@ -174,6 +181,8 @@ def backward(
             if e % across >= H:
                 x[e] = zero
         last = rows if group < groups and column < H else 0
+        if column < H:
+            parameters(tensors, given, d, column)
         step = 0
         start, size = bounds(offsets, step, T, B, packed, d == 1)
         while size <= first and step < T:
@@ -182,13 +191,15 @@ def backward(
         start_next, size_next = bounds(offsets, step + 1, T, B, packed, d == 1)
         for i in range(rows):
             row = first + group + i * groups
-            place = (d * B + row) * H + column
+            own = (d * B + row) * H + column
             if row - first < last and row < B:
-                start_of(tensors, grad, i * S, place, has_grad_h_n)
+                start_of(tensors, grad, i * S, own, has_grad_h_n)
             if row - first < last and row < size:
                 n, former, linked = start + row, start_next + row, row < size_next
                 at = i * each
-                load_row(tensors, ahead, at, n, former, linked, place, d, D, H, column, has_grad_y)
+                load_row(
+                    tensors, ahead, at, n, former, linked, own, d, D, H, column, has_grad_y, ld_r
+                )
         while size > first:
             step += 1
             start_last, size_last = bounds(offsets, step + 1, T, B, packed, d == 1)
@@ -205,14 +216,26 @@ def backward(
                             x[((row - first) * G + hidden[a]) * across + column] = found[a]
                     for s in range(S):
                         grad[i * S + s] = found[A + s]
-                    keep_row(tensors, found, start + row, d, D, H, column)
+                    keep_row(tensors, found, start + row, d, D, H, column, ld_dp, ld_dr)
                 # Loads for the next step overlap with the product.
                 if row - first < last and row < size_next:
-                    place = (d * B + row) * H + column
+                    own = (d * B + row) * H + column
                     n, former, linked = start_next + row, start_last + row, row < size_last
                     at = i * each
                     load_row(
-                        tensors, ahead, at, n, former, linked, place, d, D, H, column, has_grad_y
+                        tensors,
+                        ahead,
+                        at,
+                        n,
+                        former,
+                        linked,
+                        own,
+                        d,
+                        D,
+                        H,
+                        column,
+                        has_grad_y,
+                        ld_r,
                     )
             cuda.syncthreads()
             multiply(x, weights, across, splits)
@@ -231,7 +254,7 @@ def backward(
 
     integer = types.int64
     data = backward_tensors(element, layout)
-    return kernel, (data, types.CPointer(integer), *[integer] * 6)
+    return kernel, (data, types.CPointer(integer), *[integer] * 9)
 
 
 def _holding(element: Element, gates: int, transposed: bool) -> Any:

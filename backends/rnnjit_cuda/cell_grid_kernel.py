@@ -51,16 +51,16 @@ def forward(
     """The forward kernel and its signature.
 
     `kernel(tensors, exchange, counters, offsets, T, B, H, columns, splits, slab, packed, keep,
-    has_bias)`: y and h_n are written, states and saved values if `keep` is not 0; b_hh is not read
-    if `has_bias` is 0. Direction 1 walks from the last step to the first.
+    has_bias, ld_r)`: y and h_n are written, states and saved values if `keep` is not 0; b_hh is not
+    read if `has_bias` is 0. Direction 1 walks from the last step to the first.
     """
     real, up, zero, step_of = element.real, element.up, element.real(0), cell.step
     tile = tile_columns(rows, element.width)
     ratio = element.real.bitwidth // element.store.bitwidth
-    G, A, S = layout.gates, layout.accumulators, layout.states
+    G, A, S, loaded = layout.gates, layout.accumulators, layout.states, layout.loaded
     given_size, found_size = layout.given, layout.found
     w_hh, first_hx = layout.first_more, layout.first_hx
-    load_z, join, keep_row, _, end_of = forward_rows(element, layout)
+    parameters, load_z, join, keep_row, _, end_of = forward_rows(element, layout)
     hold, place_of = _holding(element, G, False, resident), _placing(resident)
     multiply, add_up = _multiplying(element, rows, Sums(G, 1), resident), adding(element)
     share_work = sharing(tile)
@@ -79,10 +79,11 @@ def forward(
         packed: int,
         keep: int,
         has_bias: int,
+        ld_r: int,
     ) -> None:
         parts = cuda.shared.array(0, real, alignment=16)
-        ahead = cuda.local.array(A, real)
-        z = cuda.local.array(A, real)
+        ahead = cuda.local.array(loaded, real)
+        z = cuda.local.array(loaded, real)
         sums = cuda.local.array(G, real)
         given = cuda.local.array(given_size, real)
         found = cuda.local.array(found_size, real)
@@ -115,6 +116,8 @@ def forward(
         row = small(ours + place % (rows * tile) // tile)
         column = small(low + place // (rows * tile) * tile + place % tile)
         last = small(own if place < units and column < H else 0)
+        if column < H:
+            parameters(tensors, given, d, column)
         step = 0
         start, size = bounds(offsets, step, T, B, packed, d == 0)
         while size <= first and step < T:
@@ -124,7 +127,7 @@ def forward(
         # Of the slab: its first row, and how many there are.
         start, size = small(start + first), small(min(size - first, own))
         if row < min(size, last):
-            load_z(tensors, ahead, 0, start + row, d, D, H, column, has_bias)
+            load_z(tensors, ahead, 0, start + row, d, D, H, column, has_bias, ld_r)
         while size > 0:
             barriers = small(barriers + 1)
             grid_barrier(counters, barriers)
@@ -135,14 +138,16 @@ def forward(
             top = small(0)
             while top < size:
                 b = small(top + row)
-                for a in range(A):
-                    z[a] = ahead[a]
+                for v in range(loaded):
+                    z[v] = ahead[v]
                 # The load for the next tiles overlaps with the product of these.
                 next_row, start_ahead, size_ahead = b + teams * rows, start, size
                 if top + teams * rows >= size:
                     next_row, start_ahead, size_ahead = row, start_next, size_next
                 if next_row < min(size_ahead, last):
-                    load_z(tensors, ahead, 0, start_ahead + next_row, d, D, H, column, has_bias)
+                    load_z(
+                        tensors, ahead, 0, start_ahead + next_row, d, D, H, column, has_bias, ld_r
+                    )
                 if top + ours < size:
                     multiply(
                         parts,
@@ -175,7 +180,7 @@ def forward(
             start, size = start_next, size_next
             source, target = target, source
 
-    return kernel, (forward_tensors(element, layout), *_signature(element))
+    return kernel, (forward_tensors(element, layout), *_signature(element, 10))
 
 
 def backward(
@@ -184,9 +189,10 @@ def backward(
     """The backward kernel and its signature.
 
     `kernel(tensors, exchange, counters, offsets, T, B, H, columns, splits, slab, packed,
-    has_grad_y, has_grad_h_n)`: dz and grad_hx are written. grad_y counts as zero, and is not read,
-    if its flag is 0, and so does the gradient of a last state whose bit of `has_grad_h_n` is 0.
-    Direction 0 walks from the last step to the first.
+    has_grad_y, has_grad_h_n, ld_r, ld_dp, ld_dr)`: dz, grad_hx and the gradients of parameters and
+    row inputs are written. grad_y counts as zero, and is not read, if its flag is 0, and so does
+    the gradient of a last state whose bit of `has_grad_h_n` is 0. Direction 0 walks from the last
+    step to the first.
 
     A step's product is a part of the gradient that the next step of the walk starts from. The same
     thread uses it, and so it is not stored.
@@ -197,7 +203,7 @@ def backward(
     G, A, S, hidden = layout.gates, layout.accumulators, layout.states, layout.hidden
     given_size, found_size, each = layout.gradients, layout.found_back, layout.read + 1
     w_hh = layout.first_more + 1
-    load_row, keep_row, start_of, end_of = backward_rows(element, layout)
+    parameters, load_row, keep_row, start_of, end_of = backward_rows(element, layout)
     hold, place_of = _holding(element, G, True, resident), _placing(resident)
     multiply, add_up = _multiplying(element, rows, Sums(1, G), resident), adding(element)
     share_work = sharing(tile)
@@ -216,6 +222,9 @@ def backward(
         packed: int,
         has_grad_y: int,
         has_grad_h_n: int,
+        ld_r: int,
+        ld_dp: int,
+        ld_dr: int,
     ) -> None:
         parts = cuda.shared.array(0, real, alignment=16)
         ahead = cuda.local.array(each, real)
@@ -247,6 +256,8 @@ def backward(
         row = small(ours + place % (rows * tile) // tile)
         column = small(low + place // (rows * tile) * tile + place % tile)
         last = small(own if place < units and column < H else 0)
+        if column < H:
+            parameters(tensors, given, d, column)
         step = 0
         start, size = bounds(offsets, step, T, B, packed, d == 1)
         while size <= first and step < T:
@@ -261,7 +272,7 @@ def backward(
         if row < min(size, last):
             n, former, linked = start + row, start_next + row, row < size_next
             at = (d * B + first + row) * H + column
-            load_row(tensors, ahead, 0, n, former, linked, at, d, D, H, column, has_grad_y)
+            load_row(tensors, ahead, 0, n, former, linked, at, d, D, H, column, has_grad_y, ld_r)
         # This step of the walk has `size` rows, the previous one had `done`.
         while size > 0 or done > 0:
             if barriers > 0:
@@ -284,7 +295,9 @@ def backward(
                 if next_row < min(size_ahead, last):
                     n, former = start_ahead + next_row, start_former + next_row
                     linked, at = next_row < size_former, (d * B + first + next_row) * H + column
-                    load_row(tensors, ahead, 0, n, former, linked, at, d, D, H, column, has_grad_y)
+                    load_row(
+                        tensors, ahead, 0, n, former, linked, at, d, D, H, column, has_grad_y, ld_r
+                    )
                 at = (d * B + first + b) * H + column
                 if top < done:
                     if top + ours < done:
@@ -317,7 +330,7 @@ def backward(
                             exchange[target + (b * G + hidden[a]) * across + column] = found[a]
                     for s in range(S):
                         exchange[held + (b * S + s) * across + column] = found[A + s]
-                    keep_row(tensors, found, start + b, d, D, H, column)
+                    keep_row(tensors, found, start + b, d, D, H, column, ld_dp, ld_dr)
                 elif b < min(done, last):
                     end_of(tensors, grad, 0, at)
                 top = small(top + teams * rows)
@@ -325,13 +338,13 @@ def backward(
             start_next, size_next = start_last, size_last
             source, target = target, source
 
-    return kernel, (backward_tensors(element, layout), *_signature(element))
+    return kernel, (backward_tensors(element, layout), *_signature(element, 12))
 
 
-def _signature(element: Element) -> tuple[Any, ...]:
-    """The numba types of the arguments behind the tensors."""
+def _signature(element: Element, count: int) -> tuple[Any, ...]:
+    """The numba types of the arguments behind the tensors, the last `count` of them integers."""
     integers = types.CPointer(types.int64)
-    return types.CPointer(element.real), integers, integers, *[types.int64] * 9
+    return types.CPointer(element.real), integers, integers, *[types.int64] * count
 
 
 def _holding(element: Element, gates: int, transposed: bool, resident: bool) -> Any:

@@ -2,9 +2,13 @@
 
 A kernel takes its tensors as one tuple, since their number depends on the cell. Their order is:
 
-    forward    z, y, state 1 .. S-1, saved 0 .. K-1, hx 0 .. S-1, h_n 0 .. S-1, then the weights
+    forward    z, y, state 1 .. S-1, saved 0 .. K-1, hx 0 .. S-1, h_n 0 .. S-1,
+               then what the family of kernels has besides
     backward   dz, y, state 1 .. S-1, saved 0 .. K-1, hx 0 .. S-1, grad_hx 0 .. S-1, grad_y,
                then what the family of kernels has besides
+
+At the end come, forward, the parameters, and the row inputs as one tensor if there are any; and
+backward the same, the gradients of each row's parameters as one tensor, and those of row inputs.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ class CellLayout(NamedTuple):
         after: the states after the step that the gradient reads, by their number.
         before: the states before the step that the gradient reads.
         direct: whether the gradient of the first state before does not only come through W_hh.
+        parameters: P.
+        row_inputs: R.
+        parameters_read: the parameters that the gradient reads, by their number.
+        row_inputs_read: the row inputs that the gradient reads.
     """
 
     gates: int
@@ -44,11 +52,20 @@ class CellLayout(NamedTuple):
     after: tuple[int, ...]
     before: tuple[int, ...]
     direct: bool
+    parameters: int
+    row_inputs: int
+    parameters_read: tuple[int, ...]
+    row_inputs_read: tuple[int, ...]
 
     @property
     def given(self) -> int:
-        """Inputs of the step."""
-        return self.accumulators + self.states
+        """Inputs of the step: accumulators, states, parameters, row inputs."""
+        return self.accumulators + self.states + self.parameters + self.row_inputs
+
+    @property
+    def loaded(self) -> int:
+        """Inputs of the step that are loaded for each row: accumulators, row inputs."""
+        return self.accumulators + self.row_inputs
 
     @property
     def found(self) -> int:
@@ -57,18 +74,18 @@ class CellLayout(NamedTuple):
 
     @property
     def read(self) -> int:
-        """Inputs of the gradient that come from the forward pass: saved, after, before."""
-        return self.saved + len(self.after) + len(self.before)
+        """Inputs of the gradient of a row that are known: saved, after, before, row inputs."""
+        return self.saved + len(self.after) + len(self.before) + len(self.row_inputs_read)
 
     @property
     def gradients(self) -> int:
-        """Inputs of the gradient: `read`, then grad_out and the gradient of each new state."""
-        return self.read + 1 + self.states
+        """Inputs of the gradient: `read`, grad_out, those of new states, then parameters."""
+        return self.read + 1 + self.states + len(self.parameters_read)
 
     @property
     def found_back(self) -> int:
-        """Outputs of the gradient: of each accumulator, then of each state before."""
-        return self.accumulators + self.states
+        """Outputs of the gradient: of accumulators, states before, parameters, row inputs."""
+        return self.given
 
     @property
     def first_saved(self) -> int:
@@ -93,9 +110,11 @@ class CellLayout(NamedTuple):
 
 def layout_of(cell: CellSpec) -> CellLayout:
     """The layout of a cell."""
-    names = list(cell.states)
+    names, parameters, row_inputs = list(cell.states), cell.parameters, cell.row_inputs
     used = cell.backward.inputs[len(cell.saved) : -1 - len(names)]
-    after = [0 if name == "out" else names.index(name[4:]) for name in used if name not in names]
+    before = [name for name in used if name in names]
+    others = {*before, *parameters, *row_inputs}
+    after = [name for name in used if name not in others]
     return CellLayout(
         len(cell.gates),
         len(cell.accumulators),
@@ -104,7 +123,11 @@ def layout_of(cell: CellSpec) -> CellLayout:
         tuple(each.gate if each.has_input else -1 for each in cell.accumulators),
         tuple(each.gate if each.has_hidden else -1 for each in cell.accumulators),
         dz_blocks(cell),
-        tuple(after),
-        tuple(names.index(name) for name in used if name in names),
+        tuple(0 if name == "out" else names.index(name[4:]) for name in after),
+        tuple(names.index(name) for name in before),
         cell.backward.outputs[len(cell.accumulators)] is not None,
+        len(parameters),
+        len(row_inputs),
+        tuple(parameters.index(name) for name in used if name in parameters),
+        tuple(row_inputs.index(name) for name in used if name in row_inputs),
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rnnjit.recurrence import Backward, Forward, Recurrence
+from rnnjit_cuda.cell_persistent import gradients_of_the_cell, strides_of_gradients
 from rnnjit_cuda.kernels import blocks
 from rnnjit_cuda.launch import Argument, Launcher, Shape
 from rnnjit_cuda.per_step import Step, steps
@@ -32,9 +33,10 @@ class CellPerStep(Recurrence):
         """`out, s_t = step(z_t + h_{t-1} W_hh^T, s_{t-1})`, `h_t = out W_hr^T` for each step."""
         layer, keep = call.layer, bool(call.saved or call.states or call.out is not None)
         H, P, G = layer.hidden_size, layer.output_size, len(layer.cell.gates)
+        product = layer.cell.has_product
         for end, first in zip(call.h_n, call.hx, strict=True):
             end.copy_(first)
-        zh = call.z.new_empty((call.rows.B, G * H))
+        zh = call.z.new_empty((call.rows.B if product else 0, G * H))
         scratch = call.z.new_empty((call.rows.B, H if call.w_hr and call.out is None else 0))
         kept = [*call.states, *call.saved] if keep else [call.y] * _kept(call)
         for d, w_hh in enumerate(call.w_hh):
@@ -42,15 +44,17 @@ class CellPerStep(Recurrence):
             ends = [end[d] for end in call.h_n]
             for step in steps(call.rows, backwards=d == 1):
                 rows, h = slice(step.start, step.stop), ends[0][: step.size]
-                _product(h, w_hh, call.b_hh[d] if call.b_hh else None, zh[: step.size])
+                if product:
+                    _product(h, w_hh, call.b_hh[d] if call.b_hh else None, zh[: step.size])
                 z = call.z[rows, d * G * H : (d + 1) * G * H]
                 out = call.y[rows, own]
                 if call.w_hr:
                     out = call.out[rows, units] if call.out is not None else scratch[: step.size]
                 tensors = [z, out, *(each[rows, units] for each in kept), *ends, *ends, zh]
+                tensors += _of_the_cell(call, d, rows)
                 ld = layer.num_directions * H
                 strides = [z.stride(0), out.stride(0), ld, int(keep), int(bool(call.w_hr))]
-                self._launch(step, H, [*tensors, step.size, H, *strides])
+                self._launch(step, H, [*tensors, step.size, H, *strides, layer.features])
                 if call.w_hr:
                     torch.mm(out, call.w_hr[d].t(), out=h)
                     call.y[rows, own].copy_(h)
@@ -85,8 +89,13 @@ class CellPerStep(Recurrence):
                 given = kept[0] if grad_out is None else grad_out
                 tensors = [dz, *kept, *first, *grads, given, *before]
                 strides = [dz.stride(0), given.stride(0), y.stride(0)]
-                flags = [int(grad_out is not None), int(bool(call.w_hr))]
+                tensors += _of_the_cell(call, d, rows)
+                flags = [int(grad_out is not None), int(bool(call.w_hr)), call.layer.features]
+                tensors += _gradients(call, d, rows)
+                flags += strides_of_gradients(call)
                 self._launch(step, H, [*tensors, step.size, linked, H, *strides, *flags])
+                if not cell.has_product:
+                    continue
                 if direct and not call.w_hr:
                     grad_h.addmm_(dz[:, : G * H], w_hh)
                 else:
@@ -110,6 +119,28 @@ class CellPerStep(Recurrence):
         key = self._plan.key
         shape = Shape(blocks(key, 1, step.size, H), self._plan.threads)
         self._launcher(key, shape, arguments)
+
+
+def _of_the_cell(call: Forward | Backward, d: int, rows: slice) -> list[Tensor]:
+    """A direction's parameters, and its row inputs of a step."""
+    found = list(call.parameters[d])
+    if call.row_inputs is not None:
+        found.append(call.row_inputs[rows, _columns(call, d, len(call.layer.cell.row_inputs))])
+    return found
+
+
+def _gradients(call: Backward, d: int, rows: slice) -> list[Tensor]:
+    """The tensors for a step's gradients of what `_of_the_cell` gives."""
+    cell, found = call.layer.cell, gradients_of_the_cell(call)
+    counts = [len(each) for each in (cell.parameters, cell.row_inputs) if each]
+    pairs = zip(found, counts, strict=True)
+    return [each[rows, _columns(call, d, count)] for each, count in pairs]
+
+
+def _columns(call: Forward | Backward, d: int, count: int) -> slice:
+    """The columns of a direction's vectors, of which there are `count`."""
+    H = call.layer.hidden_size
+    return slice(d * count * H, (d + 1) * count * H)
 
 
 def _kept(call: Forward) -> int:

@@ -33,7 +33,9 @@ class CellPersistent(Recurrence):
         b_hh = call.b_hh or [call.z]
         tensors = [call.z, call.y, *kept, *call.hx, *call.h_n]
         tensors += [*self._weights(call.w_hh, transposed=False), b_hh[0], b_hh[-1]]
-        self._launch(call, tensors, [int(keep), int(bool(call.b_hh))])
+        tensors += _of_the_cell(call)
+        features = call.layer.features
+        self._launch(call, tensors, [int(keep), int(bool(call.b_hh)), features])
 
     def backward(self, call: Backward) -> None:
         """One launch of a backward kernel."""
@@ -43,7 +45,9 @@ class CellPersistent(Recurrence):
         given = [other if grad is None else grad for grad, other in pairs]
         tensors = [call.dz, call.y, *call.states, *call.saved, *call.hx, *call.grad_hx]
         tensors += [grad_y, *self._weights(call.w_hh, transposed=True), *given]
-        self._launch(call, tensors, [int(call.grad_y is not None), has_grads])
+        tensors += [*_of_the_cell(call), *gradients_of_the_cell(call)]
+        flags = [int(call.grad_y is not None), has_grads, call.layer.features]
+        self._launch(call, tensors, [*flags, *strides_of_gradients(call)])
 
     def _weights(self, w_hh: list[Tensor], *, transposed: bool) -> list[Tensor]:
         """The weights of both directions; for "stream", padded as its kernels read them."""
@@ -73,6 +77,32 @@ class CellPersistent(Recurrence):
         shape = Shape(plan.grid, plan.threads, plan.shared, cooperative=bool(workspace))
         arguments = [*tensors, *workspace, starts, *sizes, packed, *flags]
         self._launcher(plan.key, shape, arguments)
+
+
+def gradients_of_the_cell(call: Backward) -> list[Tensor]:
+    """The tensors for the gradients of parameters and row inputs, any tensor where none is due."""
+    cell, found = call.layer.cell, []
+    if cell.parameters:
+        found.append(call.dz if call.grad_parameters is None else call.grad_parameters)
+    if cell.row_inputs:
+        found.append(call.dz if call.grad_row_inputs is None else call.grad_row_inputs)
+    return found
+
+
+def strides_of_gradients(call: Backward) -> list[int]:
+    """`ld_dp` and `ld_dr` of the kernels: 0 for gradients that are not written."""
+    layer = call.layer
+    columns = layer.num_directions * len(layer.cell.parameters) * layer.hidden_size
+    return [
+        0 if call.grad_parameters is None else columns,
+        0 if call.grad_row_inputs is None else layer.features,
+    ]
+
+
+def _of_the_cell(call: Forward | Backward) -> list[Tensor]:
+    """The parameters of both directions and the row inputs."""
+    found = [*call.parameters[0], *call.parameters[-1]]
+    return found if call.row_inputs is None else [*found, call.row_inputs]
 
 
 def _panels(w_hh: Tensor, columns: int, *, transposed: bool) -> Tensor:

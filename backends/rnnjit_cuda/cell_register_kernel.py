@@ -43,15 +43,15 @@ def forward(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The forward kernel and its signature.
 
-    `kernel(tensors, offsets, T, B, H, packed, keep, has_bias)`: y and h_n are written, states and
-    saved values if `keep` is not 0; b_hh is not read if `has_bias` is 0. Direction 1 walks from the
-    last step to the first.
+    `kernel(tensors, offsets, T, B, H, packed, keep, has_bias, ld_r)`: y and h_n are written, states
+    and saved values if `keep` is not 0; b_hh is not read if `has_bias` is 0. Direction 1 walks from
+    the last step to the first.
     """
     real, zero, wide, step_of = element.real, element.real(0), CELL_LANES * reach, cell.step
-    G, A, S = layout.gates, layout.accumulators, layout.states
+    G, A, S, loaded = layout.gates, layout.accumulators, layout.states, layout.loaded
     given_size, found_size, held = layout.given, layout.found, G * reach
     rows, w_hh = forward_rows(element, layout), layout.first_more
-    load_z, join, store, start, end = rows
+    parameters, load_z, join, store, start, end = rows
     take, multiply = _taking(element, G, reach, True), _multiplying_gates(element, G, reach)
 
     def kernel(
@@ -63,14 +63,15 @@ def forward(
         packed: int,
         keep: int,
         has_bias: int,
+        ld_r: int,
     ) -> None:
         x = cuda.shared.array(0, real, alignment=16)
         lane, column = cuda.threadIdx.x % CELL_LANES, cuda.threadIdx.x // CELL_LANES
         row, d, D = cuda.blockIdx.x, cuda.blockIdx.y, cuda.gridDim.y
         weights = cuda.local.array(held, real)
         sums = cuda.local.array(G, real)
-        ahead = cuda.local.array(A, real)
-        z = cuda.local.array(A, real)
+        ahead = cuda.local.array(loaded, real)
+        z = cuda.local.array(loaded, real)
         given = cuda.local.array(given_size, real)
         found = cuda.local.array(found_size, real)
         take(weights, tensors[w_hh] if d == 0 else tensors[w_hh + 1], H, column, lane)
@@ -82,20 +83,21 @@ def forward(
             given[s] = zero
         length = small(steps_of(offsets, row, T, packed))
         if own:
+            parameters(tensors, given, d, column)
             start(tensors, given, A, at)
             if lane == 0:
                 x[column] = given[A]
             n = place_of(offsets, 0, length, B, row, packed, onward)
-            load_z(tensors, ahead, 0, n, d, D, H, column, has_bias)
+            load_z(tensors, ahead, 0, n, d, D, H, column, has_bias, ld_r)
         cuda.syncthreads()
         step, turn = small(0), small(0)
         while step < length:
-            for a in range(A):
-                z[a] = ahead[a]
+            for v in range(loaded):
+                z[v] = ahead[v]
             n = place_of(offsets, step, length, B, row, packed, onward)
             if own and step + 1 < length:
                 n_next = place_of(offsets, step + 1, length, B, row, packed, onward)
-                load_z(tensors, ahead, 0, n_next, d, D, H, column, has_bias)
+                load_z(tensors, ahead, 0, n_next, d, D, H, column, has_bias, ld_r)
             multiply(sums, x, turn, weights, lane)
             join(given, z, 0, sums)
             step_of(given, found)
@@ -112,7 +114,7 @@ def forward(
 
     integer = types.int64
     data = forward_tensors(element, layout)
-    return kernel, (data, types.CPointer(integer), *[integer] * 6)
+    return kernel, (data, types.CPointer(integer), *[integer] * 7)
 
 
 def backward(
@@ -120,15 +122,16 @@ def backward(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The backward kernel and its signature.
 
-    `kernel(tensors, offsets, T, B, H, packed, has_grad_y, has_grad_h_n)`: dz and grad_hx are
-    written. grad_y counts as zero, and is not read, if its flag is 0, and so does the gradient of a
-    last state whose bit of `has_grad_h_n` is 0. Direction 0 walks from the last step to the first.
+    `kernel(tensors, offsets, T, B, H, packed, has_grad_y, has_grad_h_n, ld_r, ld_dp, ld_dr)`: dz,
+    grad_hx and the gradients of parameters and row inputs are written. grad_y counts as zero, and
+    is not read, if its flag is 0, and so does the gradient of a last state whose bit of
+    `has_grad_h_n` is 0. Direction 0 walks from the last step to the first.
     """
     real, zero, wide, gradient = element.real, element.real(0), CELL_LANES * reach, cell.gradient
     G, A, S, hidden = layout.gates, layout.accumulators, layout.states, layout.hidden
     read, held, both = layout.read, G * reach, 2 * G * wide
     given_size, found_size, w_hh = layout.gradients, layout.found_back, layout.first_more + 1
-    load_row, store, start, end = backward_rows(element, layout)
+    parameters, load_row, store, start, end = backward_rows(element, layout)
     take, multiply = _taking(element, G, reach, False), _multiplying(element, G, reach)
 
     def kernel(
@@ -140,6 +143,9 @@ def backward(
         packed: int,
         has_grad_y: int,
         has_grad_h_n: int,
+        ld_r: int,
+        ld_dp: int,
+        ld_dr: int,
     ) -> None:
         x = cuda.shared.array(0, real, alignment=16)
         lane, column = cuda.threadIdx.x % CELL_LANES, cuda.threadIdx.x // CELL_LANES
@@ -160,8 +166,10 @@ def backward(
         if length > 1:
             n_next = place_of(offsets, 1, length, B, row, packed, onward)
         if own:
+            parameters(tensors, given, d, column)
             start(tensors, given, read + 1, at, has_grad_h_n)
-            load_row(tensors, ahead, 0, n, n_next, length > 1, at, d, D, H, column, has_grad_y)
+            linked = length > 1
+            load_row(tensors, ahead, 0, n, n_next, linked, at, d, D, H, column, has_grad_y, ld_r)
         cuda.syncthreads()
         step, turn = small(0), small(0)
         while step < length:
@@ -172,13 +180,15 @@ def backward(
                 n_last = place_of(offsets, step + 2, length, B, row, packed, onward)
             if own and step + 1 < length:
                 linked = step + 2 < length
-                load_row(tensors, ahead, 0, n_next, n_last, linked, at, d, D, H, column, has_grad_y)
+                load_row(
+                    tensors, ahead, 0, n_next, n_last, linked, at, d, D, H, column, has_grad_y, ld_r
+                )
             gradient(given, found)
             if own and lane == 0:
                 for a in range(A):
                     if hidden[a] >= 0:
                         x[turn + hidden[a] * wide + column] = found[a]
-                store(tensors, found, n, d, D, H, column)
+                store(tensors, found, n, d, D, H, column, ld_dp, ld_dr)
             cuda.syncthreads()
             for s in range(S):
                 given[read + 1 + s] = found[A + s]
@@ -190,7 +200,7 @@ def backward(
 
     integer = types.int64
     data = backward_tensors(element, layout)
-    return kernel, (data, types.CPointer(integer), *[integer] * 6)
+    return kernel, (data, types.CPointer(integer), *[integer] * 9)
 
 
 def _taking(element: Element, gates: int, reach: int, transposed: bool) -> Any:

@@ -23,7 +23,7 @@ def forward(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The forward kernel and its signature.
 
-    `kernel(tensors, rows, H, ld_z, ld_y, ld, keep, projected)`, with the tensors
+    `kernel(tensors, rows, H, ld_z, ld_y, ld, keep, projected, ld_r)`, with the tensors
 
         z               [rows, ld_z]: x W_ih^T and biases, G*H columns
         y               [rows, ld_y]: written with out
@@ -31,13 +31,17 @@ def forward(
         saved 0 .. K-1  [rows, ld]: written if `keep` is not 0
         hx 0 .. S-1     not read
         h_n 0 .. S-1    [rows, H]: the states, overwritten; not the first if `projected` is not 0
-        zh              [rows, G*H]: h W_hh^T and biases
+        zh              [rows, G*H]: h W_hh^T and biases; not read without a recurrent product
+        parameters      P times [H]
+        row inputs      [rows, ld_r]: R*H columns; if R > 0
     """
     real, up, down, step = element.real, element.up, element.down, cell.step
     A, S, K, G = layout.accumulators, layout.states, layout.saved, layout.gates
     given_size, found_size = layout.given, layout.found
     inputs, hidden, zero = layout.inputs, layout.hidden, element.real(0)
     first_saved, held, zh = layout.first_saved, layout.first_end, layout.first_more
+    P, R, first_parameter = layout.parameters, layout.row_inputs, layout.first_more + 1
+    row_inputs = first_parameter + P
 
     def kernel(
         tensors: Any,
@@ -48,12 +52,17 @@ def forward(
         ld: int,
         keep: int,
         projected: int,
+        ld_r: int,
     ) -> None:
         column = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
         given = cuda.local.array(given_size, real)
         found = cuda.local.array(found_size, real)
         if column < H:
+            for p in range(P):
+                given[A + S + p] = up(tensors[first_parameter + p][column])
             for row in range(cuda.blockIdx.y, rows, cuda.gridDim.y):
+                for r in range(R):
+                    given[A + S + P + r] = up(tensors[row_inputs][row * ld_r + r * H + column])
                 for a in range(A):
                     given[a] = zero
                     if inputs[a] >= 0:
@@ -77,7 +86,8 @@ def forward(
                         tensors[first_saved + k][at] = down(found[1 + S + k])
 
     data = types.CPointer(element.store)
-    return kernel, (types.UniTuple(data, layout.first_more + 1), *[types.int64] * 7)
+    count = layout.first_more + 1 + P + (R > 0)
+    return kernel, (types.UniTuple(data, count), *[types.int64] * 8)
 
 
 def backward(
@@ -85,7 +95,8 @@ def backward(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The backward kernel and its signature.
 
-    `kernel(tensors, rows, linked, H, ld_dz, ld_grad, ld, has_grad, projected)`, with the tensors
+    `kernel(tensors, rows, linked, H, ld_dz, ld_grad, ld, has_grad, projected, ld_r, ld_dp, ld_dr)`,
+    with the tensors
 
         dz              [rows, ld_dz]: written, A blocks of H columns
         y               [rows, ld]: out of the forward pass
@@ -97,6 +108,12 @@ def backward(
                         `projected` is not 0
         grad_out        [rows, ld_grad]: counts as zero, and is not read, if `has_grad` is 0
         before 0 .. S-1 [linked, ld]: the states before the step
+        parameters      P times [H]
+        row inputs      [rows, ld_r]: R*H columns; if R > 0
+        of parameters   [rows, ld_dp]: their gradients by each row, P*H columns; if P > 0
+        of row inputs   [rows, ld_dr]: their gradients, R*H columns; if R > 0
+
+    The last two are written, but not if `ld_dp` or `ld_dr` is 0.
     """
     real, up, down, gradient = element.real, element.up, element.down, cell.gradient
     A, S, K, zero = layout.accumulators, layout.states, layout.saved, element.real(0)
@@ -105,6 +122,13 @@ def backward(
     given_size, found_size, blocks = layout.gradients, layout.found_back, layout.blocks
     first_saved, first_hx = layout.first_saved, layout.first_hx
     held, grad_out, first_before = layout.first_end, layout.first_more, layout.first_more + 1
+    P, R, first_parameter = layout.parameters, layout.row_inputs, first_before + S
+    row_inputs = first_parameter + P
+    of_parameters = row_inputs + (R > 0)
+    of_row_inputs = of_parameters + (P > 0)
+    parameters_read, parameters_at = layout.parameters_read or (0,), read + 1 + S
+    row_inputs_read, rows_at = layout.row_inputs_read or (0,), K + afters + befores
+    count_parameters, count_rows = len(layout.parameters_read), len(layout.row_inputs_read)
 
     def kernel(
         tensors: Any,
@@ -116,11 +140,17 @@ def backward(
         ld: int,
         has_grad: int,
         projected: int,
+        ld_r: int,
+        ld_dp: int,
+        ld_dr: int,
     ) -> None:
         column = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
         given = cuda.local.array(given_size, real)
         found = cuda.local.array(found_size, real)
         if column < H:
+            for p in range(count_parameters):
+                of_unit = up(tensors[first_parameter + parameters_read[p]][column])
+                given[parameters_at + p] = of_unit
             for row in range(cuda.blockIdx.y, rows, cuda.gridDim.y):
                 at, own = row * ld + column, row * H + column
                 for k in range(K):
@@ -132,6 +162,9 @@ def backward(
                         given[K + afters + i] = up(tensors[first_before + before[i]][at])
                     else:
                         given[K + afters + i] = up(tensors[first_hx + before[i]][own])
+                for r in range(count_rows):
+                    place = row * ld_r + row_inputs_read[r] * H + column
+                    given[rows_at + r] = up(tensors[row_inputs][place])
                 given[read] = zero
                 if has_grad != 0:
                     given[read] = up(tensors[grad_out][row * ld_grad + column])
@@ -145,6 +178,15 @@ def backward(
                 for s in range(S):
                     if s > 0 or projected == 0:
                         tensors[held + s][own] = down(found[A + s])
+                for p in range(P):
+                    if ld_dp != 0:
+                        place = row * ld_dp + p * H + column
+                        tensors[of_parameters][place] = down(found[A + S + p])
+                for r in range(R):
+                    if ld_dr != 0:
+                        place = row * ld_dr + r * H + column
+                        tensors[of_row_inputs][place] = down(found[A + S + P + r])
 
     data = types.CPointer(element.store)
-    return kernel, (types.UniTuple(data, layout.first_more + 1 + S), *[types.int64] * 8)
+    count = layout.first_more + 1 + S + P + (P > 0) + 2 * (R > 0)
+    return kernel, (types.UniTuple(data, count), *[types.int64] * 11)

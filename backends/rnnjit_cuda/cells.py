@@ -37,8 +37,8 @@ class Steps(NamedTuple):
 
     Attributes:
         step: `(given, found)`: from the inputs of `CellSpec.step_saving` to its outputs.
-        gradient: `(given, found)`: from the inputs of `CellSpec.backward` to its outputs, 0 for
-            those that are None.
+        gradient: `(given, found)`: from the inputs of `CellSpec.backward`, in the order of
+            `gradient_inputs`, to its outputs, 0 for those that are None.
     """
 
     step: Callable[[Any, Any], None]
@@ -48,8 +48,14 @@ class Steps(NamedTuple):
 def steps(cell: CellSpec, real: Any, library: ModuleType, inlined: Callable[[Any], Any]) -> Steps:
     """Lower a cell; arguments as for `pointwise`."""
     operations = {name: inlined(each) for name, each in scalar_operations(real, library).items()}
-    made = (_of_arrays(each, operations, real) for each in (cell.step_saving, cell.backward))
-    return Steps(*map(inlined, made))
+    step = _of_arrays(cell.step_saving, cell.step.inputs, operations, real)
+    gradient = _of_arrays(cell.backward, gradient_inputs(cell), operations, real)
+    return Steps(inlined(step), inlined(gradient))
+
+
+def gradient_inputs(cell: CellSpec) -> tuple[str, ...]:
+    """The inputs of `CellSpec.backward`, with the parameters last, which are no values of a row."""
+    return tuple(sorted(cell.backward.inputs, key=lambda name: name in cell.parameters))
 
 
 def pointwise(
@@ -94,15 +100,20 @@ def _function(
     return space["function"]
 
 
-def _of_arrays(program: Program, operations: Mapping[str, Callable[..., Any]], real: Any) -> Any:
-    """A program as a function that reads its inputs from one array and writes another."""
+def _of_arrays(
+    program: Program, order: Sequence[str], operations: Mapping[str, Callable[..., Any]], real: Any
+) -> Any:
+    """A program as a function that reads its inputs, in this order, from one array and writes one.
+
+    It reads them all, and then writes.
+    """
     lines = ["def function(given, found):"]
     space: dict[str, Any] = {"__name__": __name__, **operations}
     inputs = []
     for number, name in enumerate(program.inputs):
         inputs.append(f"i{number}")
         if name in program.used:
-            lines.append(f"i{number} = given[{number}]")
+            lines.append(f"i{number} = given[{order.index(name)}]")
     for number, output in enumerate(_body(program, inputs, operations, real, lines, space)):
         lines.append(f"found[{number}] = {output}")
     exec("\n    ".join(lines), space)
@@ -189,6 +200,7 @@ def _arithmetic(library: ModuleType) -> dict[str, Callable[..., Any]]:
         "ne": lambda x, y: x != y,
         "where": lambda condition, x, y: x if condition else y,
         "detach": lambda x: x,
+        "with_slope": lambda value, x, slope: value,
     }
 
 

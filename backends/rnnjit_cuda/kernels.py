@@ -2,7 +2,8 @@
 
 Five families of kernels compute the same recurrences:
 
-    "register"  one launch for all steps; a block has all of W_hh in its registers
+    "register"  one launch for all steps; a block has all of W_hh in its registers; of cells without
+                a recurrent product, which have no W_hh, a thread has a hidden unit
     "block"     one launch for all steps; a block has all of W_hh in its shared memory
     "grid"      one launch for all steps; several blocks share W_hh, with a grid barrier each step
     "stream"    as "grid", but W_hh is read from global memory in each step
@@ -33,10 +34,14 @@ _BYTES: dict[DType, tuple[int, int]] = {
 FAMILIES: tuple[Family, ...] = ("register", "block", "grid", "stream", "step")
 #: The families that have kernels for cells other than Elman's.
 CELL_FAMILIES: tuple[Family, ...] = ("register", "block", "grid", "stream", "step")
+#: Those that have kernels for cells without a recurrent product.
+_FREE_FAMILIES: tuple[Family, ...] = ("register", "step")
 _PASSES: tuple[Pass, ...] = ("forward", "backward")
 _WARP = 32
 #: More threads than these gain little: two warps for each of a multiprocessor's schedulers.
 _ENOUGH_THREADS = 256
+#: Threads of a block of "register", for cells without a recurrent product.
+_FREE_THREADS = 128
 #: int64 elements between the counters of two directions, so that each has its own cache lines.
 COUNTER_STRIDE = 32
 #: Threads that share the sum of a column, for "register": of an Elman cell, and of others.
@@ -56,7 +61,8 @@ class KernelKey(NamedTuple):
         cell: what it computes.
         rows: batch rows that share one pass over the weights: those of a block ("block"), or of a
             tile ("grid", "stream"); 1 for the others.
-        reach: weights of each gate that a thread holds, for "register"; 0 for the others.
+        reach: weights of each gate that a thread holds, for "register"; 0 for the others, and for
+            cells without a recurrent product.
     """
 
     family: Family
@@ -83,16 +89,25 @@ def variants(cells: Sequence[CellSpec] = (RNN_TANH, RNN_RELU)) -> list[KernelKey
         for pass_ in _PASSES
         for dtype in _BYTES
         for cell in cells
-        if cell.is_elman or family in CELL_FAMILIES
+        if family in families_of(cell)
         for rows in row_choices(family, cell)
         for reach in (reaches(cell) if family == "register" else (0,))
     ]
+
+
+def families_of(cell: CellSpec) -> tuple[Family, ...]:
+    """The families that have kernels for a cell."""
+    if not cell.has_product:
+        return _FREE_FAMILIES
+    return FAMILIES if cell.is_elman else CELL_FAMILIES
 
 
 def reaches(cell: CellSpec) -> tuple[int, ...]:
     """The values of `KernelKey.reach` that "register" has for a cell; too many gates have none."""
     if cell.is_elman:
         return REACHES
+    if not cell.has_product:
+        return (0,)
     return tuple(reach for reach in CELL_REACHES if reach * len(cell.gates) <= REACHES[-1])
 
 
@@ -147,7 +162,7 @@ def row_choices(family: Family, cell: CellSpec) -> tuple[int, ...]:
 def most_threads(key: KernelKey) -> int:
     """The most threads of a block, which share a multiprocessor's registers."""
     if key.family == "register":
-        return lanes(key.cell) ** 2 * key.reach
+        return lanes(key.cell) ** 2 * key.reach or _FREE_THREADS
     if key.dtype == "float64" or key.family in ("stream", "step"):
         return 256
     if key.cell.is_elman:
@@ -221,7 +236,7 @@ def threads(key: KernelKey, H: int, part: Share | None = None) -> int:
     if key.family == "step":
         return min(most, _up(H, _WARP))
     if key.family == "register":
-        count = _up(lanes(key.cell) * H, _WARP)
+        count = _up(lanes(key.cell) * H, _WARP) if key.reach else most
     elif part is not None:
         groups = sums_of(key).of_unit * part.columns // column_tile(key)
         count = _WARP * groups * part.splits * part.teams
@@ -280,6 +295,8 @@ def blocks(
         return -(-H // threads(key, H)), min(B, 65535), 1
     if part is not None:
         return -(-H // part.columns), D, -(-B // part.slab)
+    if not key.cell.has_product:
+        return -(-B * H // threads(key, H)), D, 1
     return -(-B // key.rows), D, 1
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from rnnjit import LayerSpec
 from rnnjit_cuda.device import DeviceProperties
 from rnnjit_cuda.kernels import (
-    CELL_FAMILIES,
     FAMILIES,
     DType,
     Family,
@@ -22,6 +21,7 @@ from rnnjit_cuda.kernels import (
     Share,
     blocks,
     column_tile,
+    families_of,
     lanes,
     padded,
     reaches,
@@ -104,7 +104,7 @@ def plan(
         device: what it runs on.
         among: families to choose from; "step" is also used if none of these can run the layer.
     """
-    found = [] if layer.proj_size else list(candidates(layer, B, dtype, pass_, device, among))
+    found = list(candidates(layer, B, dtype, pass_, device, among))
     if "step" in among or not found:
         found.append(_step(layer, B, dtype, pass_, device))
     return min(found, key=lambda each: each.cycles)
@@ -119,13 +119,15 @@ def candidates(
     among: tuple[Family, ...] = FAMILIES,
 ) -> Iterator[Plan]:
     """All plans by persistent kernels that the device has room for; arguments as for `plan`."""
+    if layer.proj_size:
+        return
     for name, found in (
         ("register", _register),
         ("block", _block),
         ("grid", _grid),
         ("stream", _stream),
     ):
-        if name in among and (layer.cell.is_elman or name in CELL_FAMILIES):
+        if name in among and name in families_of(layer.cell):
             yield from found(layer, B, dtype, pass_, device)
 
 
@@ -151,6 +153,8 @@ def why_not(
         return None
     if layer.proj_size:
         return "a projection is a second product in each step, which only 'step' computes"
+    if family not in families_of(layer.cell):
+        return f"cell {layer.cell.name!r} has no recurrent product, and so no weights to keep"
     if next(candidates(layer, B, dtype, pass_, device, (family,)), None) is not None:
         return None
     H, cell, G = layer.hidden_size, layer.cell, len(layer.cell.gates)
@@ -175,19 +179,25 @@ def why_not(
 def _register(
     layer: LayerSpec, B: int, dtype: DType, pass_: Pass, device: DeviceProperties
 ) -> Iterator[Plan]:
-    """A plan for the register kernel with the fewest registers, if the layer is small enough."""
+    """A plan for the register kernel with the fewest registers, if the layer is small enough.
+
+    One without a recurrent product always is.
+    """
     H, D = layer.hidden_size, layer.num_directions
     cell, G = layer.cell, len(layer.cell.gates)
     reach = next((reach for reach in reaches(cell) if lanes(cell) * reach >= H), None)
+    if not cell.has_product:
+        reach = 0
     if reach is None:
         return
     key = KernelKey("register", pass_, dtype, layer.cell, reach=reach)
     size, slow = threads(key, H), _slowness(dtype, device)
     each = G * reach * (2 if dtype == "float64" else 1) + _REGISTER_REST
-    waves, beside = _waves(B * D, _room(size, 0, each, device), device)
+    grid = blocks(key, D, B, H)
+    waves, beside = _waves(grid[0] * D, _room(size, 0, each, device), device)
     work = beside * size // 32 * (G * reach * slow + _REGISTER_WORK) / _ISSUE
     cycles = waves * (_REGISTER_STEP + work)
-    yield Plan(key, blocks(key, D, B, H), size, shared_bytes(key, H), None, cycles)
+    yield Plan(key, grid, size, shared_bytes(key, H), None, cycles)
 
 
 def _block(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from rnnjit_cuda import (
     block_kernel,
     cell_block_kernel,
+    cell_free_kernel,
     cell_grid_kernel,
     cell_register_kernel,
     cell_step_kernel,
@@ -27,7 +28,7 @@ _ELMAN: dict[Family, Any] = {
     "stream": grid_kernel,
     "step": step_kernel,
 }
-#: Those of all other cells.
+#: Those of other cells with a recurrent product.
 _CELLS: dict[Family, Any] = {
     "register": cell_register_kernel,
     "block": cell_block_kernel,
@@ -35,6 +36,8 @@ _CELLS: dict[Family, Any] = {
     "stream": cell_grid_kernel,
     "step": cell_step_kernel,
 }
+#: Those of cells without one.
+_FREE: dict[Family, Any] = {"register": cell_free_kernel, "step": cell_step_kernel}
 
 
 class Source(NamedTuple):
@@ -68,7 +71,7 @@ def source(key: KernelKey) -> Source:
         module = _ELMAN[key.family]
     else:
         cell = steps(key.cell, numbers.real, library, inlined), layout_of(key.cell)
-        module = _CELLS[key.family]
+        module = (_CELLS if key.cell.has_product else _FREE)[key.family]
     make = module.forward if key.pass_ == "forward" else module.backward
     function, signature = make(numbers, *cell, size, **more)
     together = 0 if key.cell.is_elman else len(signature[0])
