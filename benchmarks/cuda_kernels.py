@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 
 import msgspec
+from measures import own_cells
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +41,7 @@ from rnnjit_cuda.kernels import (
 
 #: Bytes of shared memory that a block may have, by architecture (CUDA C programming guide).
 LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
-_CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU)}
+_CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU)} | own_cells.CELLS
 #: The hidden sizes for which the table gives shared memory.
 _SHOWN = {"register": 128, "block": 128, "grid": 1024, "stream": 1024, "step": 1024}
 _USED = re.compile(r"Used (\d+) registers")
@@ -113,7 +114,7 @@ def _assemble(key: KernelKey, arch: int) -> Use:
 
 def largest(key: KernelKey, arch: int) -> str:
     """The largest hidden size that a block has room for, or "any"."""
-    if key.family in ("stream", "step"):
+    if key.family in ("stream", "step") or not key.cell.has_product:
         return "any"
     H, step = 0, 4
     while _fits(key, H + step, LIMITS[arch]):
@@ -179,8 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
         # The last of each kind has the most rows, or the longest reach.
         dtypes = {"forward": "float64", "backward": "float32"}
         keys = [k for k in keys if k.dtype == dtypes[k.pass_]]
-        gates = {(k.family, k.pass_, len(k.cell.gates)): k for k in keys}
-        keys = list(gates.values())
+        kinds = {(k.family, k.pass_, None if k.cell.is_elman else k.cell): k for k in keys}
+        keys = list(kinds.values())
     jobs = list(product(keys, options.arch))
     shown, bad = table(), []
     with ProcessPoolExecutor() as pool:

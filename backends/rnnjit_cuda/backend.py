@@ -31,6 +31,8 @@ DTYPES: dict[torch.dtype, DType] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+#: The families that take the gradients of states after every step.
+_ONE_BY_ONE: tuple[Family, ...] = ("step",)
 
 
 class CudaBackend(Backend):
@@ -77,6 +79,42 @@ class CudaBackend(Backend):
         """One GEMM over all rows, then the recurrence."""
         recurrence = self._recurrence(layer, rows, x, "forward")
         return layer_forward(recurrence, layer, rows, x, hx, weights, keep)
+
+    def records_states(self, layer: LayerSpec, problem: Problem) -> bool:
+        """True: the kernels write the states of all steps for the backward pass anyway."""
+        return True
+
+    def forward_states(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        keep: bool,
+    ) -> LayerOutput:
+        """As `forward`."""
+        recurrence = self._recurrence(layer, rows, x, "forward")
+        return layer_forward(recurrence, layer, rows, x, hx, weights, keep, record=True)
+
+    def backward_states(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        hx: States,
+        weights: Sequence[Tensor],
+        output: LayerOutput,
+        grad_y: Tensor | None,
+        grad_h_n: tuple[Tensor | None, ...],
+        grad_states: tuple[Tensor | None, ...],
+        needs: Needs,
+    ) -> LayerGrads:
+        """As `backward`; if there is a gradient of `states`, by the kernels of "step" alone."""
+        families = self.families if all(g is None for g in grad_states) else _ONE_BY_ONE
+        recurrence = self._recurrence(layer, rows, x, "backward", families)
+        given = layer, rows, x, hx, weights, output, grad_y, grad_h_n
+        return layer_backward(recurrence, *given, needs, grad_states)
 
     def backward_reads(
         self, layer: LayerSpec, rows: Rows, output: LayerOutput, needed: tuple[bool, ...]
@@ -133,11 +171,18 @@ class CudaBackend(Backend):
 
         return driver_launcher(x.get_device())
 
-    def _recurrence(self, layer: LayerSpec, rows: Rows, x: Tensor, pass_: Pass) -> Recurrence:
+    def _recurrence(
+        self,
+        layer: LayerSpec,
+        rows: Rows,
+        x: Tensor,
+        pass_: Pass,
+        families: tuple[Family, ...] | None = None,
+    ) -> Recurrence:
         from rnnjit_cuda.executor import recurrence
 
-        dtype = DTYPES[x.dtype]
-        return recurrence(layer, rows, dtype, pass_, self._launcher(x), self.families)
+        among = self.families if families is None else families
+        return recurrence(layer, rows, DTYPES[x.dtype], pass_, self._launcher(x), among)
 
     def _device_reasons(self, index: int) -> list[str]:
         found = torch.cuda.get_device_properties(None if index < 0 else index)

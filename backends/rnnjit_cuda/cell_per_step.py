@@ -75,6 +75,9 @@ class CellPerStep(Recurrence):
             # The walk's next step is the recurrence's previous one; the last step has none.
             for step, former in zip_longest(order, order[1:]):
                 rows, linked = slice(step.start, step.stop), 0
+                for grad, given in zip(grads[1:], call.grad_states, strict=False):
+                    if given is not None:
+                        grad[: step.size].add_(given[rows, units])
                 dz = call.dz[rows, d * A * H : (d + 1) * A * H]
                 grad_h = grads[0][: step.size]
                 grad_out = None if call.grad_y is None else call.grad_y[rows, own]
@@ -86,9 +89,9 @@ class CellPerStep(Recurrence):
                     others = slice(former.start, former.stop)
                     before = [each[others, units] for each in (y, *call.states)]
                 kept = [each[rows, units] for each in (y, *call.states, *call.saved)]
-                given = kept[0] if grad_out is None else grad_out
-                tensors = [dz, *kept, *first, *grads, given, *before]
-                strides = [dz.stride(0), given.stride(0), y.stride(0)]
+                grad_or_any = kept[0] if grad_out is None else grad_out
+                tensors = [dz, *kept, *first, *grads, grad_or_any, *before]
+                strides = [dz.stride(0), grad_or_any.stride(0), y.stride(0)]
                 tensors += _of_the_cell(call, d, rows)
                 flags = [int(grad_out is not None), int(bool(call.w_hr)), call.layer.features]
                 tensors += _gradients(call, d, rows)

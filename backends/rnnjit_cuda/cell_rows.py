@@ -89,7 +89,8 @@ def forward_rows(element: Element, layout: CellLayout) -> ForwardRows:
     inputs, hidden, first_saved = layout.inputs, layout.hidden, layout.first_saved
     first_hx, first_end, bias = layout.first_hx, layout.first_end, layout.first_more + 2
     P, R, first_parameter = layout.parameters, layout.row_inputs, layout.first_more + 4
-    row_inputs = first_parameter + 2 * P
+    # numba types the bodies of loops that never run: indices must be valid there, too.
+    row_inputs = first_parameter + 2 * P if R else 0
 
     def parameters(tensors: Any, given: Any, d: int, column: int) -> None:
         for p in range(P):
@@ -159,9 +160,9 @@ def backward_rows(element: Element, layout: CellLayout) -> BackwardRows:
     first_saved, first_hx, first_end = layout.first_saved, layout.first_hx, layout.first_end
     grad_y, first_grad = layout.first_more, layout.first_more + 3
     P, R, first_parameter = layout.parameters, layout.row_inputs, first_grad + S
-    row_inputs = first_parameter + 2 * P
-    of_parameters = row_inputs + (R > 0)
-    of_row_inputs = of_parameters + (P > 0)
+    row_inputs = first_parameter + 2 * P if R else 0
+    of_parameters = first_parameter + 2 * P + (R > 0) if P else 0
+    of_row_inputs = first_parameter + 2 * P + 1 + (P > 0) if R else 0
     parameters_read, parameters_at = layout.parameters_read or (0,), read + 1 + S
     row_inputs_read, rows_at = layout.row_inputs_read or (0,), K + afters + befores
     count_parameters, count_rows = len(layout.parameters_read), len(layout.row_inputs_read)

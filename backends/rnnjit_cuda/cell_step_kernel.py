@@ -41,7 +41,8 @@ def forward(
     inputs, hidden, zero = layout.inputs, layout.hidden, element.real(0)
     first_saved, held, zh = layout.first_saved, layout.first_end, layout.first_more
     P, R, first_parameter = layout.parameters, layout.row_inputs, layout.first_more + 1
-    row_inputs = first_parameter + P
+    # numba types the bodies of loops that never run: indices must be valid there, too.
+    row_inputs = first_parameter + P if R else 0
 
     def kernel(
         tensors: Any,
@@ -123,9 +124,9 @@ def backward(
     first_saved, first_hx = layout.first_saved, layout.first_hx
     held, grad_out, first_before = layout.first_end, layout.first_more, layout.first_more + 1
     P, R, first_parameter = layout.parameters, layout.row_inputs, first_before + S
-    row_inputs = first_parameter + P
-    of_parameters = row_inputs + (R > 0)
-    of_row_inputs = of_parameters + (P > 0)
+    row_inputs = first_parameter + P if R else 0
+    of_parameters = first_parameter + P + (R > 0) if P else 0
+    of_row_inputs = first_parameter + P + 1 + (P > 0) if R else 0
     parameters_read, parameters_at = layout.parameters_read or (0,), read + 1 + S
     row_inputs_read, rows_at = layout.row_inputs_read or (0,), K + afters + befores
     count_parameters, count_rows = len(layout.parameters_read), len(layout.row_inputs_read)

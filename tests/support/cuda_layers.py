@@ -103,7 +103,7 @@ def layer_of(
     return Layer(
         layer,
         rows,
-        torch.randn(N, 3).to(dtype),
+        torch.randn(N, layer.features).to(dtype),
         tuple(torch.randn(shape).to(dtype) for shape in states),
         [(torch.randn(shape) * H**-0.5).to(dtype) for shape in layer.weight_shapes * D],
         grad_y,
