@@ -98,8 +98,9 @@ class CellPerStep(Recurrence):
                 flags += strides_of_gradients(call)
                 self._launch(step, H, [*tensors, step.size, linked, H, *strides, *flags])
                 if not cell.has_product:
-                    continue
-                if direct and not call.w_hr:
+                    if call.w_hr:
+                        grad_h.zero_()
+                elif direct and not call.w_hr:
                     grad_h.addmm_(dz[:, : G * H], w_hh)
                 else:
                     torch.mm(dz[:, : G * H], w_hh, out=grad_h)

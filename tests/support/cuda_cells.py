@@ -53,6 +53,7 @@ _FUNCTIONS = {
     "clamp": lambda z: builder.clamp(z, -0.5, 0.4),
     "clamp to one side": lambda z: builder.clamp(z, low=0.4),
     "clamp to bounds in the wrong order": lambda z: builder.clamp(z, 0.5, -0.4),
+    "with_slope": lambda z: builder.with_slope(builder.detach(z * 2.0), z, z),
     **{
         name: lambda z, compare=compare: builder.where(compare(z, 0.5), z, -1.0)
         for name, compare in {

@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 from cuda_cells import SIGMOID
+from own_cells import WIDER_CELLS
 from torch import nn
 
 import rnnjit
 from rnnjit import Rows
-from rnnjit.ir import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH, CellSpec, builder
+from rnnjit.ir import GRU, LSTM, OPERATIONS, RNN_RELU, RNN_TANH, CellSpec, builder, normal_form
 from rnnjit.recurrence.rows import offsets, states_before
 from rnnjit.runtime.packages import install
 from rnnjit_cuda import BACKEND, availability
@@ -72,18 +73,23 @@ def test_it_says_what_it_takes():
     assert BACKEND.operations == OPERATIONS.keys()
 
 
-def test_it_takes_every_cell_of_torch_s():
-    for cell in (RNN_TANH, RNN_RELU, SIGMOID, LSTM, GRU):
+def test_it_takes_every_cell_in_normal_form():
+    for cell in (RNN_TANH, RNN_RELU, SIGMOID, LSTM, GRU, *WIDER_CELLS):
         assert BACKEND.why_not_cell(cell) == []
+        assert cell.operations <= BACKEND.operations
 
 
-def test_it_declines_cells_with_parameters_of_their_own():
-    def function(zx, zh, h, p):
-        return [builder.tanh(p * zx[0] + zh[0])] * 2
+def test_it_declines_cells_in_another_form():
+    def function(zx, zh, h):
+        return builder.relu(zx[0] + zh[0]), zx[0] + zh[0]
 
-    cell = CellSpec.trace(function, name="scaled", gates=["z"], states=["h"], parameters=["p"])
-    (reason,) = BACKEND.why_not_cell(cell)
-    assert reason.startswith("cell 'scaled' has parameters")
+    cell = CellSpec.trace(
+        function, name="other", gates=["z"], states=["h"], operand=lambda h: builder.tanh(h)
+    )
+    operand, output = BACKEND.why_not_cell(cell)
+    assert operand == "the recurrent operand of cell 'other' is not its first state"
+    assert output == "the output of cell 'other' is not its first state"
+    assert BACKEND.why_not_cell(normal_form(cell).cell) == []
 
 
 def test_it_declines_projections_of_what_the_step_reads(monkeypatch):

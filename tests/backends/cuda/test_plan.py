@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from own_cells import WIDER_CELLS
 
 from rnnjit import LayerSpec, Rows
 from rnnjit.ir import GRU, LSTM, RNN_TANH
@@ -21,6 +22,7 @@ DEVICES = {
     "RTX 4060": DeviceProperties((8, 9), 24, 101_376, 102_400, 1536),
 }
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+OWN = {cell.name: cell for cell in WIDER_CELLS}
 
 
 def layer(H, D=1, cell=RNN_TANH, P=0):
@@ -37,7 +39,9 @@ def planned(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
 @pytest.mark.parametrize("among", [FAMILIES, *((name,) for name in FAMILIES)], ids="-".join)
-@pytest.mark.parametrize("cell", [RNN_TANH, LSTM, GRU], ids=lambda cell: cell.name)
+@pytest.mark.parametrize(
+    "cell", [RNN_TANH, LSTM, GRU, OWN["leaky rate"], OWN["independent"]], ids=lambda cell: cell.name
+)
 def test_plans_respect_the_device(device, dtype, pass_, among, cell):
     limits = DEVICES[device]
     kinds = set(kernels.variants([cell]))
@@ -55,8 +59,11 @@ def test_plans_respect_the_device(device, dtype, pass_, among, cell):
                 if key.family == "block":
                     assert found.grid[0] * key.rows >= B > (found.grid[0] - 1) * key.rows
                     assert found.grid[1] == D
-                if key.family == "register":
+                if key.family == "register" and cell.has_product:
                     assert found.grid == (B, D, 1)
+                elif key.family == "register":
+                    assert found.grid[1:] == (D, 1)
+                    assert 0 <= found.grid[0] * found.threads - B * H < found.threads
                 if key.family in ("grid", "stream"):
                     assert found.grid[0] * found.part.columns >= H
                     assert found.grid[1] == D
@@ -168,6 +175,18 @@ def test_only_single_steps_have_a_projection(family):
     assert found.key.family == "step"
     reason = why_not(family, projected, 4, "float32", "forward", DEVICES["H100"])
     assert (reason is None) == (family == "step")
+
+
+def test_a_cell_without_a_product_has_a_thread_for_each_unit_whatever_its_size():
+    for H, B in ((1, 1), (700, 3), (20_000, 64)):
+        for pass_ in ("forward", "backward"):
+            found = planned(H, B, pass_=pass_, cell=OWN["independent"])
+            assert (found.key.family, found.shared) == ("register", 0)
+    for family in ("block", "grid", "stream"):
+        taken = layer(20, cell=OWN["independent"])
+        assert planned(20, 3, among=(family,), cell=OWN["independent"]).key.family == "step"
+        reason = why_not(family, taken, 3, "float32", "forward", DEVICES["H100"])
+        assert reason == "cell 'independent' has no recurrent product, and so no weights to keep"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from covered import in_turn
 from cuda_cells import DECAY, EVERYTHING, SIGMOID
 from folders import ROOT
+from own_cells import WIDER_CELLS
 
 from rnnjit.ir import RNN_RELU, RNN_TANH
 from rnnjit_cuda import compiler
@@ -20,8 +21,12 @@ SCRIPT = ROOT / "benchmarks" / "cuda_kernels.py"
 LARGEST = list(product(FAMILIES, ("forward", "backward")))
 #: Those of cells with more gates keep more of each unit in registers.
 CELLS = ["--largest", "--cell", "lstm", "gru", "--arch"]
+#: Cells with parameters and row inputs, the last without a product.
+OWN = ["--largest", "--cell", "leaky", "peephole", "integrator", "--arch"]
 EXTENTS = [
     pytest.param(["--only", "lstm", "grid", *CELLS, "90"], 2, id="lstm"),
+    pytest.param(["--only", "leaky", "register", *OWN, "90"], 2, id="leaky"),
+    pytest.param([*OWN, "90"], 2 * (5 + 5 + 2), id="own cells", marks=pytest.mark.full),
     pytest.param([*CELLS, "80", "90"], 4 * len(LARGEST), id="cells", marks=pytest.mark.full),
     pytest.param(["--largest", "--arch", "90"], len(LARGEST), id="largest"),
     pytest.param(["--arch", "80", "90"], 2 * len(variants()), id="all", marks=pytest.mark.full),
@@ -48,7 +53,7 @@ def test_sums_are_fused_and_tanh_is_not_approximate(dtype):
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
 @pytest.mark.parametrize(
     ("cell", "dtype"),
-    in_turn([SIGMOID, DECAY, EVERYTHING], ["float32", "float64", "float16"]),
+    in_turn([SIGMOID, DECAY, EVERYTHING, WIDER_CELLS[-1]], ["float32", "float64", "float16"]),
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_cell_that_no_kernel_was_written_for_is_computed_in_its_dtype(cell, pass_, dtype):

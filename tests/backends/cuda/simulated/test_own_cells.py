@@ -5,10 +5,11 @@ from itertools import product
 import pytest
 import torch
 from cuda_layers import Simulated, check, layer_of, results, truth
-from own_cells import CALLS, CALLS_WITHOUT_INPUT, WIDER_CELLS, agrees
+from own_cells import CALLS, CALLS_WITHOUT_INPUT, WIDER_CELLS, agrees, traced
 
 from rnnjit import Needs, reference
 from rnnjit.ir import LSTM
+from rnnjit.ir.builder import tanh
 from rnnjit_cuda.kernels import FAMILIES
 
 CELLS = {cell.name: cell for cell in WIDER_CELLS}
@@ -105,6 +106,15 @@ def test_gradients_that_nobody_needs_are_not_written(family, name):
         assert torch.equal(one, other) if needed else one is None
     for one, other in zip(grads.hx, whole.hx, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_projection_of_a_cell_without_a_product():
+    def step(zx, zh, h, c, scale):
+        c = 0.5 * c + tanh(zx[0])
+        return scale * c, scale * c, c
+
+    cell = traced(step, ("h", "c"), ("scale",))
+    check(BACKENDS["step"], layer_of(cell, 6, torch.float64, (3, 3, 2), D=2, P=4))
 
 
 @pytest.mark.parametrize("name", [*CELLS, "LSTM"])
