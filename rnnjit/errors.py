@@ -51,6 +51,26 @@ class BackendError(RuntimeError):
         )
 
 
+class CellError(TypeError):
+    """A step of a user's cell is not of the form that rnnjit compiles.
+
+    Attributes:
+        step: the step, such as "LeakyRNN.forward".
+        where: file and line of the user's code, such as "cells.py:12".
+        operation: what stands there, such as "torch.cumsum".
+        why: why it is not compiled.
+        remedy: what to do.
+    """
+
+    def __init__(self, step: str, where: str, operation: str, why: str, remedy: str) -> None:
+        self.step, self.where, self.operation = step, where, operation
+        self.why, self.remedy = why, remedy
+        super().__init__(step, where, operation, why, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.step}, {self.where}: {self.operation} {self.why}. {self.remedy}."
+
+
 class RNNJitWarning(UserWarning):
     """rnnjit left something unchanged, or took a slower path; the caller may want to know."""
 

@@ -15,6 +15,7 @@ ROOT = Path(rnnjit.__file__).parent
 LAYERS = (
     {"errors", "ir"},
     {"runtime"},
+    {"cells"},
     {"spec"},
     {"backend"},
     {"reference", "recurrence", "codegen"},
