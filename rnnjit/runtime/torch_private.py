@@ -90,6 +90,10 @@ NAMES = {
         "a size that is unknown while tracing, also where the graph might break",
         "torch breaks the graph there, if it may",
     ),
+    "torch.utils._python_dispatch.TorchDispatchMode": (
+        "seeing the operators that a step of a user's cell calls, on tensors without data",
+        "cells of one's own are not compiled, and the error says so",
+    ),
     "torch._inductor.standalone_compile": (
         "compiling a graph without torch.compile's guards",
         "the inductor backend is missing, and says so",
@@ -164,6 +168,8 @@ _frame_strategy: Any = imported("torch._C._dynamo.eval_frame._FrameExecStrategy"
 _frame_action: Any = imported("torch._C._dynamo.eval_frame._FrameAction")
 _set_code_strategy: Any = imported("torch._C._dynamo.eval_frame.set_code_exec_strategy")
 _cuda_stream = find("torch._C._cuda_getCurrentRawStream")
+#: The base of modes that see every operator; None in a torch without it.
+TorchDispatchMode: Any = find("torch.utils._python_dispatch.TorchDispatchMode")
 TensorGuards: Any = imported("torch._C._dynamo.guards.TensorGuards")
 GlobalStateGuard: Any = imported("torch._C._dynamo.guards.GlobalStateGuard")
 #: Whether torch has what the fast path compares tensors and surroundings by.
@@ -548,6 +554,12 @@ def cpp_compilers() -> list[str] | None:
         return None
     names = config.cpp.cxx if isinstance(config.cpp.cxx, (list, tuple)) else [config.cpp.cxx]
     return [name for name in names if name is not None]
+
+
+def fake_mode() -> Any:
+    """A mode that makes tensors without data; None if torch lacks what tracing a cell needs."""
+    mode = find("torch._subclasses.fake_tensor.FakeTensorMode")
+    return None if mode is None or TorchDispatchMode is None else mode()
 
 
 def symbolic_mode() -> Any:

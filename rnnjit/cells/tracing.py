@@ -1,0 +1,302 @@
+"""`trace_cell`: one step of a user's cell, traced."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from rnnjit.cells import expressions as source
+from rnnjit.cells.graph import DependsOnBatchError, Merge
+from rnnjit.cells.lowering import Lowered, lower
+from rnnjit.cells.refusals import Refuse, is_own, lines_of
+from rnnjit.cells.traced_cell import Draw, TracedCell
+from rnnjit.cells.tracer import FunctionNames, Tracer
+from rnnjit.errors import CellError
+from rnnjit.runtime.torch_private import fake_mode
+
+#: The batch sizes of the two traces.
+_SIZES = (2, 3)
+
+
+class _Step(NamedTuple):
+    """The step that is traced."""
+
+    cell: nn.Module
+    name: str
+    states: tuple[str, ...]
+    input_size: int
+    hidden_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def title(self) -> str:
+        return f"{type(self.cell).__name__}.{self.name}"
+
+
+_traced: WeakKeyDictionary[nn.Module, dict[object, TracedCell]] = WeakKeyDictionary()
+
+
+def trace_cell(
+    cell: nn.Module,
+    step: str = "forward",
+    *,
+    input_size: int | None = None,
+    hidden_size: int | None = None,
+    states: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> TracedCell:
+    """Trace one step of a cell.
+
+    The trace is remembered for the cell as it is: its training mode and its plain attributes
+    (numbers, strings, functions) are constants of it.
+
+    Args:
+        cell: a `Cell`, or another module with a method that computes one step.
+        step: the name of the method; it takes x `[B, I]` and the states `[B, H]`.
+        input_size: I; None for the cell's `input_size`.
+        hidden_size: H; None for the cell's `hidden_size`.
+        states: names of the states; None for the cell's `states`, or else those of the step's
+            arguments after the first.
+        dtype: of x and the states; None for that of the cell's first floating-point parameter.
+        device: of x and the states; None for that of the cell's first parameter.
+
+    Raises:
+        CellError: the step is not of the form that is compiled.
+        RuntimeError: torch lacks what tracing needs.
+    """
+    found = _described(cell, step, input_size, hidden_size, states, dtype, device)
+    key = (*found[1:], cell.training, _attributes(cell))
+    known = _traced.setdefault(cell, {})
+    if key not in known:
+        known[key] = _trace(found)
+    return known[key]
+
+
+def _described(
+    cell: nn.Module,
+    step: str,
+    input_size: int | None,
+    hidden_size: int | None,
+    states: Sequence[str] | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> _Step:
+    method = getattr(cell, step, None)
+    if not callable(method):
+        raise TypeError(f"{type(cell).__name__}: expected a method {step}, got {method!r}")
+    sizes: list[int] = []
+    for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+        size = getattr(cell, name, None) if size is None else size
+        if not isinstance(size, int):
+            raise TypeError(f"{type(cell).__name__}: expected an integer {name}, got {size!r}")
+        sizes.append(size)
+    if states is None:
+        states = getattr(cell, "states", None)
+    if states is None:
+        states = list(inspect.signature(method).parameters)[1:]
+    floating = (each for each in cell.parameters() if each.is_floating_point())
+    first = next(floating, None)
+    if dtype is None:
+        dtype = torch.get_default_dtype() if first is None else first.dtype
+    if device is None:
+        device = torch.device("cpu") if first is None else first.device
+    I, H = sizes
+    return _Step(cell, step, tuple(states), I, H, dtype, torch.device(device))
+
+
+def _attributes(cell: nn.Module) -> tuple[object, ...]:
+    """The plain attributes of a module and of those in it."""
+    return tuple(
+        (prefix, name, _frozen(value))
+        for prefix, module in cell.named_modules()
+        for name, value in vars(module).items()
+        if name not in _TORCHS and not isinstance(value, Tensor)
+    )
+
+
+#: What torch itself keeps in a module.
+_TORCHS = frozenset(vars(nn.Module())) - {"training"} | {"_construction"}
+
+
+def _frozen(value: object) -> object:
+    """A value to compare plain attributes by."""
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
+        return type(value), repr(value)
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return dict, tuple((_frozen(k), _frozen(v)) for k, v in value.items())
+    return id(value)
+
+
+def _trace(step: _Step) -> TracedCell:
+    """Trace the step with two batch sizes; what differs between them depends on the batch."""
+    refuse = Refuse(step.title)
+    with torch.inference_mode(False), torch.enable_grad():
+        pairs = [_run(step, B) for B in _SIZES]
+        (one, first), (_, second) = pairs
+        refuse.where = lines_of(getattr(step.cell, step.name))
+        different = refuse(
+            "computes something else for another batch size",
+            "Compute each row alone: take sizes from the states, and no number from the batch size",
+            operation="the step",
+        )
+        if first.spec.text != second.spec.text:
+            raise different
+        merge = Merge(_SIZES)
+        draws = [tracer.draws for tracer, _ in pairs]
+        if len(draws[0]) != len(draws[1]):
+            raise different
+        try:
+            drawn = tuple(Draw(merge(a, b)) for a, b in zip(*draws, strict=True))
+            weights, rows = (
+                tuple(merge(a, b) for a, b in zip(own, others, strict=True))
+                for own, others in (
+                    (first.weights, second.weights),
+                    (first.row_inputs, second.row_inputs),
+                )
+            )
+        except DependsOnBatchError as error:
+            step_name, _, *others = different.args
+            raise CellError(step_name, error.node.where, *others) from None
+        traced = TracedCell(first.spec, first.input_size, first.bias, drawn, weights, rows)
+        _check_rows(step, one, traced, refuse)
+    return traced
+
+
+def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
+    """Trace the step with B rows."""
+    fake = fake_mode()
+    if fake is None:
+        raise RuntimeError(
+            f"torch {torch.__version__} lacks what tracing a cell needs: use the cell uncompiled"
+        )
+    refuse = Refuse(step.title)
+    tracer = Tracer(
+        *(step.cell, fake, refuse, B, step.input_size, step.hidden_size, step.dtype, step.device)
+    )
+    with fake:
+        options: dict[str, Any] = {"dtype": step.dtype, "device": step.device}
+        shapes = [(B, step.input_size), *[(B, step.hidden_size)] * len(step.states)]
+        # Not leaves of autograd: torch itself would refuse to change those in place.
+        given = [torch.empty(s, **options).requires_grad_().clone() for s in shapes]
+    tracer.give_x(given[0])
+    for k, (name, tensor) in enumerate(zip(step.states, given[1:], strict=True)):
+        tracer.give(tensor, tracer.pool.leaf(source.STATE, (k,)), f"the state {name}")
+    before = _attributes(step.cell)
+    try:
+        with (
+            torch.autocast(step.device.type, enabled=False),
+            FunctionNames(refuse.calls),
+            tracer,
+        ):
+            results = getattr(step.cell, step.name)(*given)
+    except Exception as error:
+        if isinstance(tracer.error, CellError):
+            raise tracer.error from None
+        raise _failed(refuse, error) from error
+    if tracer.error is not None:
+        raise tracer.error
+    refuse.calls.clear()
+    refuse.where = lines_of(getattr(step.cell, step.name))
+    _check_attributes(step.cell, before, refuse)
+    outputs = _results(results, step, refuse)
+    names = ["the output", *(f"the new state {name}" for name in step.states)]
+    values = [tracer.result(each, name) for each, name in zip(outputs, names, strict=True)]
+    return tracer, lower(tracer, values, type(step.cell).__name__, step.states)
+
+
+def _failed(refuse: Refuse, error: Exception) -> CellError:
+    """The error of a step that raised an error itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not is_own(frame.filename)]
+    where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else "<unknown>"
+    operation = refuse.calls[0] if refuse.calls else "the step"
+    kind, words = type(error).__name__, str(error).strip().partition("\n")[0].rstrip(".")
+    if operation in _LEAVING or "numpy" in words:
+        why = "takes a tensor's values out of torch, but one trace serves all values"
+        return refuse(why, "Compute with torch's operators", operation=operation, where=where)
+    if kind in ("DynamicOutputShapeException", "DataDependentOutputException"):
+        why = "has a result that depends on values, but one trace serves all values"
+        return refuse(why, "Use torch.where", operation=operation, where=where)
+    return refuse(
+        f"raised {kind}: {words}",
+        "Call the cell itself with x [B, I] and states [B, H] to see it fail",
+        operation=operation,
+        where=where,
+    )
+
+
+_LEAVING = frozenset(
+    f"Tensor.{name}" for name in ("numpy", "__array__", "tolist", "__array_wrap__", "data_ptr")
+)
+
+
+def _check_attributes(cell: nn.Module, before: tuple[object, ...], refuse: Refuse) -> None:
+    """Refuse a step that changes attributes of the cell."""
+    after = _attributes(cell)
+    if before != after:
+        changed = sorted({str(each[1]) for each in set(after) ^ set(before)})  # type: ignore[index]
+        raise refuse(
+            "is set in the step, which is traced once",
+            "Return what the next step needs as a state",
+            operation=", ".join(f"self.{name}" for name in changed),
+        )
+
+
+def _results(results: object, step: _Step, refuse: Refuse) -> list[object]:
+    """The output and the new states."""
+    flat: list[object] = []
+    for each in results if isinstance(results, (list, tuple)) else (results,):
+        flat += each if isinstance(each, (list, tuple)) else [each]
+    count = len(step.states)
+    if len(flat) == count:
+        return [flat[0], *flat]
+    if len(flat) == count + 1:
+        return flat
+    raise refuse(
+        f"returns {len(flat)} tensors, and there are {count} states ({', '.join(step.states)})",
+        f"Return the output and then each new state ({count + 1} tensors), or the new states alone "
+        f"({count}), the first of which is the output",
+        operation="the step",
+    )
+
+
+def _check_rows(step: _Step, tracer: Tracer, traced: TracedCell, refuse: Refuse) -> None:
+    """Refuse row inputs that mix rows: each row alone must give what all rows together give."""
+    if not traced.spec.row_inputs:
+        return
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    count = 3
+
+    def random(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        values = torch.rand(list(shape), generator=generator, dtype=torch.float64, device="cpu")
+        return (values * 2).to(dtype).to(step.device)
+
+    x = random((count, step.input_size), step.dtype)
+    likes = [each.like for each in tracer.draws]
+    draws = [random((count, *like.shape[1:]), like.dtype) for like in likes]
+    with torch.no_grad():
+        together = traced.row_inputs(step.cell, x, draws)
+        for row in range(count):
+            own = slice(row, row + 1)
+            alone = traced.row_inputs(step.cell, x[own], [each[own] for each in draws])
+            for k, (one, all_rows) in enumerate(zip(alone, together, strict=True)):
+                close = torch.isclose(one, all_rows[own], rtol=1e-3, atol=1e-5, equal_nan=True)
+                if not bool(close.all()):
+                    node = traced._row_inputs[k]
+                    raise refuse(
+                        "mixes rows of the batch, which a sequence's result must not depend on",
+                        "Compute each row alone, as LayerNorm does in place of BatchNorm; "
+                        "statistics of the batch come from outside of the cell",
+                        operation="what is computed from x",
+                        where=node.where,
+                    )
