@@ -117,28 +117,59 @@ def _clamp(pool: Pool, x: Any, low: Any = None, high: Any = None) -> Expression:
     fixed = (-math.inf if low is None else low, math.inf if high is None else high)
     if all(isinstance(each, (int, float)) for each in fixed):
         return pool.append("clamp", (value,), fixed)
-    for bound, beyond in ((low, ir.Value.__lt__), (high, ir.Value.__gt__)):
-        if bound is not None:
-            limit = pool.number(bound)
-            value = pool.expression(ir.where(beyond(value, limit), limit, value))
-            value = pool.expression(ir.where(_is_nan(pool, limit), ir.detach(limit), value))
-    return value
+    lower = None if low is None else pool.number(low)
+    upper = None if high is None else pool.number(high)
+    return _clamp_by_tensors(pool, value, lower, upper)
+
+
+def _clamp_by_tensors(
+    pool: Pool, x: Expression, low: Expression | None, high: Expression | None
+) -> Expression:
+    """The gradient passes to x within the bounds, to one of them elsewhere, never to both."""
+    if low is None and high is None:
+        return x
+    value: ir.Value = x
+    passes: ir.Value = pool.expression(1.0)
+    if low is not None:
+        value, passes = ir.maximum(value, low), ir.where(x >= low, passes, 0.0)
+    if high is not None:
+        value, passes = ir.minimum(value, high), ir.where(x <= high, passes, 0.0)
+    value = ir.with_slope(ir.detach(value), x, passes)
+    if low is not None:
+        below = pool.append("where", (x < low, 1.0, 0.0))
+        if high is not None:
+            below = pool.append("where", (low < high, below, 0.0))
+        value = ir.with_slope(value, low, below)
+    if high is not None:
+        above = pool.append("where", (x > high, 1.0, 0.0))
+        if low is not None:
+            above = pool.append("where", (high < low, 1.0, above))
+        value = ir.with_slope(value, high, above)
+    return pool.expression(value)
 
 
 def _is_nan(pool: Pool, x: Expression) -> Expression:
     return pool.append("ne", (x, x))
 
 
+def _inside(v: ir.Value, low: float, high: float, x: ir.Value, y: float, z: float) -> ir.Value:
+    """X where low < v < high, y below and z above. No gradient passes elsewhere, at NaN neither."""
+    beyond = ir.where(v <= low, y, ir.where(v >= high, z, ir.detach(v)))
+    return ir.where(v > low, ir.where(v < high, x, beyond), beyond)
+
+
 def _hardtanh(pool: Pool, x: Any, low: float = -1, high: float = 1) -> Expression:
-    """Torch's hardtanh: unlike clamp's, its gradient does not pass at the bounds."""
+    """Torch's hardtanh: unlike clamp's, its gradient does not pass at the bounds.
+
+    At NaN torch's gradient depends on where in memory the element is; vectors of elements have 0.
+    """
     v = pool.number(x)
-    return pool.expression(ir.where(v <= low, low, ir.where(v >= high, high, v)))
+    return pool.expression(_inside(v, low, high, v, low, high))
 
 
 def _hardsigmoid(pool: Pool, x: Any) -> Expression:
     v = pool.number(x)
-    beyond = ir.where(v <= -3.0, 0.0, ir.where(v >= 3.0, 6.0, ir.detach(v)))
-    return pool.expression(ir.where(v > -3.0, ir.where(v < 3.0, v + 3.0, beyond), beyond) / 6.0)
+    return pool.expression(_inside(v, -3.0, 3.0, v + 3.0, 0.0, 6.0) / 6.0)
 
 
 def _elu(
@@ -248,6 +279,7 @@ RULES: Mapping[str, Rule] = {
     "relu6": lambda pool, x: _hardtanh(pool, x, 0, 6),
     "hardsigmoid": _hardsigmoid,
     "elu": _elu,
+    "celu": lambda pool, x, alpha=1.0: _elu(pool, x, alpha, 1, 1 / alpha),
     "softplus": _softplus,
     "log_sigmoid_forward": _log_sigmoid,
     "leaky_relu": _leaky_relu,

@@ -70,9 +70,8 @@ class Products:
         given = (tracer.x, weight) if bias is None else (bias, tracer.x, weight)
         function = aten.mm.default if bias is None else aten.addmm.default
         result = tracer.call(function, *given)
-        number = len(self.of_input)
         blocks = weight.shape[1] // H
-        self.of_input.append(LinearMap(self._transposed(weight), bias, blocks, result))
+        number = _number(self.of_input, LinearMap(self._transposed(weight), bias, blocks, result))
         marks = self._marks(source.INPUT, number, blocks)
         return tracer.keep(tracer.fresh(result.like), result, marks)
 
@@ -117,8 +116,9 @@ class Products:
         bias = self._node(found.bias)
         own = bias is not None and bias.depends <= Depends.PARAMETERS
         own = own and bias is not None and bias.shape == weight.shape[1:]
-        number, blocks = len(self.recurrent), weight.shape[1] // H
-        self.recurrent.append(LinearMap(self._transposed(weight), bias if own else None, blocks))
+        blocks = weight.shape[1] // H
+        linear = LinearMap(self._transposed(weight), bias if own else None, blocks)
+        number = _number(self.recurrent, linear)
         marks = self._marks(source.PRODUCT, number, blocks)
         with tracer.fake:
             like = torch.empty(
@@ -209,6 +209,13 @@ class _Product:
     left: Tensor
     right: Tensor
     bias: Tensor | None
+
+
+def _number(maps: list[LinearMap], linear: LinearMap) -> int:
+    """The number of a map among others, where it is appended if it is a new one."""
+    if linear not in maps:
+        maps.append(linear)
+    return maps.index(linear)
 
 
 def _product(name: str, args: Any, kwargs: dict[str, Any]) -> _Product | None:
