@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rnnjit.artifact import Artifact, ArtifactError, export_artifact, load_artifact, targets
     from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs
+    from rnnjit.cells import Cell
     from rnnjit.dispatch.registry import backends
-    from rnnjit.errors import BackendError, RNNJitWarning, UnsupportedError
+    from rnnjit.errors import BackendError, CellError, RNNJitWarning, UnsupportedError
     from rnnjit.frontend.compile import compile  # noqa: A004 - the name users know from torch.compile
     from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
     from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
+    from rnnjit.frontend.recurrent import Recurrent
     from rnnjit.frontend.stream import Stream
     from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
     from rnnjit.tools.autotune import TunedCall, Tuning, tune
@@ -35,11 +37,13 @@ _HOLDERS = {
         *("Artifact", "ArtifactError", "export_artifact", "load_artifact", "targets"),
     ),
     "rnnjit.backend": ("Backend", "LayerGrads", "LayerOutput", "Needs"),
+    "rnnjit.cells": ("Cell",),
     "rnnjit.dispatch.registry": ("backends",),
-    "rnnjit.errors": ("BackendError", "RNNJitWarning", "UnsupportedError"),
+    "rnnjit.errors": ("BackendError", "CellError", "RNNJitWarning", "UnsupportedError"),
     "rnnjit.frontend.compile": ("compile",),
     "rnnjit.frontend.compiled_cell": ("CompiledGRUCell", "CompiledLSTMCell", "CompiledRNNCell"),
     "rnnjit.frontend.compiled_layer": ("CompiledGRU", "CompiledLSTM", "CompiledRNN"),
+    "rnnjit.frontend.recurrent": ("Recurrent",),
     "rnnjit.frontend.stream": ("Stream",),
     "rnnjit.spec": ("LayerSpec", "Problem", "RNNSpec", "Rows"),
     "rnnjit.tools.autotune": ("TunedCall", "Tuning", "tune"),
@@ -48,13 +52,15 @@ _HOLDERS = {
     "rnnjit.tools.gradient_flow": ("GradientFlow", "gradient_flow"),
 }
 _HOLDER_OF = {name: holder for holder, names in _HOLDERS.items() for name in names}
-_SUBMODULES = ("ir", "recurrence", "testing")
+_SUBMODULES = ("cells", "ir", "recurrence", "testing")
 
 __all__ = [
     "Artifact",
     "ArtifactError",
     "Backend",
     "BackendError",
+    "Cell",
+    "CellError",
     "ComparedCalls",
     "CompiledGRU",
     "CompiledGRUCell",
@@ -71,6 +77,7 @@ __all__ = [
     "Problem",
     "RNNJitWarning",
     "RNNSpec",
+    "Recurrent",
     "Rows",
     "Stream",
     "TunedCall",
