@@ -36,14 +36,16 @@ def segments(layer: LayerSpec, rows: Rows) -> list[Segment]:
     """Cut the steps of a layer's directions into some sqrt(T) segments of about as many rows each.
 
     Two directions of a packed batch stay whole: only rows of a dense batch can be laid out anew in
-    the order in which the second direction computes them.
+    the order in which the second direction computes them. So do two directions whose row inputs
+    stand in columns of x beside each other.
 
     Args:
         layer: the configuration of the layer.
         rows: how its rows are laid over time.
     """
     count = min(isqrt(rows.T), rows.N // _ROWS)
-    if count < 2 or (rows.batch_sizes is not None and layer.num_directions > 1):
+    shared = rows.batch_sizes is not None or bool(layer.cell.row_inputs)
+    if count < 2 or (shared and layer.num_directions > 1):
         return [Segment(rows)]
     found: list[Segment] = []
     sizes, start, first, held = rows.sizes, 0, 0, 0

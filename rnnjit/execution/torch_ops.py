@@ -110,6 +110,7 @@ WHY_UNTRACED = {
     "without reset and return_states",
     "autocast": "under autocast torch's own layer runs, which torch does not trace with packed "
     "input, and which has neither reset nor return_states",
+    "cell": "a compiled Recurrent computes the weights and inputs of its cells outside of graphs",
     "assigned": "torch's own layer runs, since what its forward uses was assigned; torch does not "
     "trace it with packed input, and it has neither reset nor return_states",
 }

@@ -151,7 +151,7 @@ def _run_direction(
 ) -> _Way:
     """Run one direction of one layer; `hx` are states `[B, H]`."""
     sizes = rows.sizes
-    steps = torch.split(x, sizes)  # type: ignore[no-untyped-call]  # torch has no types here
+    steps = torch.split(x, sizes)
     count, T, H = len(hx), rows.T, spec.hidden_size
     outputs: list[Tensor] = [x] * T
     states_after: list[States] = [hx] * T

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnjit.backend import Backend
+from rnnjit.cells import Cell
 from rnnjit.dispatch.blame import from_outside
 from rnnjit.dispatch.choice import why_not_cell
 from rnnjit.dispatch.registry import backends, resolve
@@ -20,10 +21,16 @@ from rnnjit.frontend.compiled_base import CompiledBase, check_recompute
 from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
 from rnnjit.frontend.compiled_class import class_for, name_conflict, overridden, replaced
 from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
+from rnnjit.frontend.compiled_recurrent import CompiledRecurrent, adopt, trace
+from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.ir import CellSpec
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.torch_private import children_of, hold_flat_weights
 
+#: Why a cell of the user's stays as it is.
+_ONE_STEP = (
+    "a Cell is one step, which its own forward runs; rnnjit.Recurrent(cell) is compiled, over time"
+)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -65,6 +72,12 @@ def compile(  # noqa: A001 - as below
 
 @overload
 def compile(  # noqa: A001 - as below
+    module: Recurrent, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
+) -> CompiledRecurrent: ...
+
+
+@overload
+def compile(  # noqa: A001 - as below
     module: ModuleT, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
 ) -> ModuleT: ...
 
@@ -83,16 +96,17 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     Everything else of the model is copied, so that the original does not change and runs eager.
 
     Args:
-        module: an nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell or nn.GRUCell, or any module
-            that contains some, in submodules or in plain lists, tuples and dicts. Recurrent modules
-            that only other objects hold, such as a deque or a SimpleNamespace, stay eager, and
-            their Parameters are copied. A module that occurs several times is compiled once and
-            stays shared. For "auto", one whose cell no compiled backend computes stays as it is.
-            What a subclass's `forward` calls by `super()` runs compiled. A module stays eager, with
-            an `RNNJitWarning`, if the backend that is named does not compute its cell, if it
-            overrides what torch's `forward` uses, such as `permute_hidden`, or if it has a
-            `forward` set on the instance. A module that is already compiled is compiled again, for
-            `backend`.
+        module: an nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell or rnnjit.Recurrent,
+            or any module that contains some, in submodules or in plain lists, tuples and dicts.
+            Recurrent modules that only other objects hold, such as a deque or a SimpleNamespace,
+            stay eager, and their Parameters are copied. A module that occurs several times is
+            compiled once and stays shared. For "auto", one whose cell no compiled backend computes
+            stays as it is. The cells of a Recurrent are traced, unless `backend` is "eager". A Cell
+            alone stays as it is. What a subclass's `forward` calls by `super()` runs compiled. A
+            module stays eager, with an `RNNJitWarning`, if the backend that is named does not
+            compute its cell, if it overrides what torch's `forward` uses, such as `permute_hidden`,
+            or if it has a `forward` set on the instance. A module that is already compiled is
+            compiled again, for `backend`.
         backend: "auto" (the first backend in order of priority that accepts the call, or the
             fastest one that `rnnjit.tune` measured), the name of an installed backend (see
             `rnnjit.backends`), or a `Backend`. A backend that is named is never replaced by
@@ -106,6 +120,7 @@ def compile(  # noqa: A001 - the name users know from torch.compile
         `module` itself if `inplace`, else a copy of its structure that shares the tensors.
 
     Raises:
+        CellError: the cell of a Recurrent computes what no backend could.
         TypeError: `module` is not a module, cannot be copied, or copies itself in a way that leaves
             out what was compiled or shared, or `backend` or `recompute` is of the wrong type.
         ValueError: `module` contains nothing to compile, or no such backend is installed.
@@ -120,10 +135,13 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     check_recompute(recompute)
-    rnns = _compilable(module, resolve(backend))
+    wanted = resolve(backend)
+    rnns = _compilable(module, wanted)
+    plans = {id(rnn): trace(rnn) for rnn in rnns if wanted is not EAGER}
     if inplace:
         for rnn in rnns:
             _become_compiled(rnn, vars(rnn), backend, recompute)
+            adopt(rnn, plans.get(id(rnn)))
         return module
     memo: dict[int, Any] = {id(tensor): tensor for tensor in _shared_tensors(module)}
     shells = {id(rnn): _shell(rnn) for rnn in rnns}
@@ -132,6 +150,7 @@ def compile(  # noqa: A001 - the name users know from torch.compile
         for rnn in rnns:
             state = copy.deepcopy(vars(rnn), memo)
             _become_compiled(shells[id(rnn)], state, backend, recompute)
+            adopt(shells[id(rnn)], plans.get(id(rnn)))
             for name, value in _slots(rnn).items():
                 setattr(shells[id(rnn)], name, copy.deepcopy(value, memo))
         copied = copy.deepcopy(module, memo)
@@ -234,6 +253,8 @@ def why_left(module: nn.Module, wanted: Backend | None) -> str:
     if isinstance(module, CompiledBase):
         assigned = module._weights_assigned
         return "left eager: what torch's forward uses was assigned" if assigned else ""
+    if isinstance(module, Cell):
+        return f"left as it is: {_ONE_STEP}"
     if not isinstance(module, replaced()):
         return f"left eager: it is no {_known()}"
     if reason := _why_not_computed(module, wanted):
@@ -284,6 +305,8 @@ def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
                 left.setdefault(why, []).append(where)
             else:
                 found.append(child)
+        elif isinstance(child, Cell):
+            not_computed.setdefault(_ONE_STEP, []).append(where)
     if found and wanted is not None:
         left |= not_computed
     if left:
@@ -305,7 +328,8 @@ def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
 
 def _known() -> str:
     """The names of the classes that are replaced."""
-    *others, last = sorted(f"nn.{cls.__name__}" for cls in replaced())
+    names = (f"{'rnnjit' if cls is Recurrent else 'nn'}.{cls.__name__}" for cls in replaced())
+    *others, last = sorted(names)
     return f"{', '.join(others)} or {last}"
 
 

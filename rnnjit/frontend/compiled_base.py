@@ -33,7 +33,7 @@ from rnnjit.runtime.torch_private import (
     profiler_runs,
     scripting,
 )
-from rnnjit.spec import RNNSpec
+from rnnjit.spec import Problem, RNNSpec
 
 _CHOICES_KEPT = 512
 #: Fast paths kept for one shape of input: with and without gradients, for example.
@@ -151,9 +151,9 @@ class CompiledBase(HasSourceClass):
         if given is not None:
             path = self._path_as_given(call, backend, fallback, *given)
             if path is not None:
-                _remember(paths, path, given[0].shape)
+                remember(paths, path, given[0].shape)
                 return y, as_hx(h_n)
-        _remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)
+        remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)
         return y, as_hx(h_n)
 
     def _path_as_given(
@@ -233,7 +233,12 @@ class CompiledBase(HasSourceClass):
         return type(self).__name__.replace(f"Compiled{own}", own)
 
     def _choice(self, call: Call, choices: _Choices) -> tuple[Backend, Fallback]:
-        spec, problem = call.spec, call.problem
+        return self._choice_for(call.spec, call.problem, choices)
+
+    def _choice_for(
+        self, spec: RNNSpec, problem: Problem, choices: _Choices
+    ) -> tuple[Backend, Fallback]:
+        """The backend of a call, and the fallback if it raises; remembered in `choices`."""
         kind = kind_of(spec, problem)
         found = choices.get(kind) or choices.get((kind, problem))
         if found is None:
@@ -273,7 +278,7 @@ def check_recompute(recompute: Any) -> None:
         raise TypeError(f"recompute must be True or False, got {type(recompute).__name__}")
 
 
-def _remember(
+def remember(
     paths: dict[torch.Size, tuple[FastPath, ...]], path: FastPath, shape: torch.Size
 ) -> None:
     """Keep a fast path for the next call with input of this shape."""

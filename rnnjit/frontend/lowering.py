@@ -101,7 +101,7 @@ def lower_sequence(module: nn.Module, x: Any, hx: Any) -> Call:
     prepared = prepare(spec, weights[0], x, hx)
     check_weights(spec, weight_names(module), weights)
     states = initial_states(spec, prepared)
-    problem = _problem(prepared, states, weights)
+    problem = problem_of(prepared, states, weights)
     special = special_context(prepared.x, *states, *weights)
     return Call(spec, prepared, states, weights, problem, special)
 
@@ -138,7 +138,7 @@ def _one_step(tensor: Tensor, batched: bool) -> Tensor:
     return tensor.unsqueeze(0) if batched else tensor[None, None]
 
 
-def _problem(prepared: Prepared, hx: States, weights: tuple[Tensor, ...]) -> Problem:
+def problem_of(prepared: Prepared, hx: States, weights: tuple[Tensor, ...]) -> Problem:
     """The properties of a call by which a backend accepts or declines it."""
     x, rows = prepared.x, prepared.rows
     packed, grad = prepared.packed is not None, needs_grad(x, hx, weights)

@@ -197,6 +197,11 @@ class Recurrent(nn.Module):
                 return found
         raise RuntimeError("the cell has no floating-point parameter")
 
+    def _tensors(self) -> list[Tensor]:
+        """All parameters and buffers that calls read."""
+        names = (name for each in self._store.names for name in each.values())
+        return [getattr(self, name) for name in names]
+
     def _checked_resets(self, spec: RNNSpec, x: Any, reset: Any, reset_to: Any) -> Resets | None:
         if reset is None:
             if reset_to is not None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from rnnjit.backend import Backend
+from rnnjit.cells import Cell
 from rnnjit.dispatch import tuning_db
 from rnnjit.dispatch.choice import Verdict, verdict, verdicts, why_not_cell, willing
 from rnnjit.dispatch.registry import backends, lacking
+from rnnjit.errors import CellError
 from rnnjit.execution.all_states import why_not_recorded
 from rnnjit.execution.recompute import recomputing
 from rnnjit.frontend.capture import capture
@@ -19,61 +21,11 @@ from rnnjit.frontend.compile import reachable_modules, why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.lowering import Call, lower
 from rnnjit.frontend.overrides import overriding
-from rnnjit.spec import Problem
+from rnnjit.frontend.recurrent import Recurrent
+from rnnjit.frontend.recurrent_plan import make_plan
+from rnnjit.tools.explain_recurrent import report_recurrent
 from rnnjit.tools.observe import Seen, kind_of, observe
-
-
-@dataclass(frozen=True)
-class CallReport:
-    """How one RNN inside a module runs the call that it gets.
-
-    Attributes:
-        name: path of the RNN in the module, "" for the module itself.
-        kind: its `repr`, such as `RNN(8, 16)`.
-        problem: the properties of the call, or None if the RNN was never called.
-        chosen: name of the backend that runs it; "torch" if it runs on torch's own operators for
-            any backend; None if no backend runs it.
-        note: the reason, if the verdicts do not give it.
-        verdicts: each backend's answer, in the order in which they are asked.
-        seconds: seconds by backend that `rnnjit.tune` measured for such calls; may be empty.
-    """
-
-    name: str
-    kind: str
-    problem: Problem | None
-    chosen: str | None
-    note: str
-    verdicts: tuple[Verdict, ...]
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        head = f"{self.name or 'module'}: {self.kind}"
-        lines = [head + (f" -> {self.chosen}" if self.chosen else "")]
-        if self.note:
-            lines.append(f"  {self.note}")
-        if self.problem is not None:
-            lines.append(f"  call: {_describe(self.problem)}")
-        for backend, reasons, defers in self.verdicts:
-            if backend.name == self.chosen:
-                answer = "runs it"
-            elif reasons:
-                answer = "declines: " + "; ".join(reasons)
-            else:
-                answer = "could run it" + ("" if backend.automatic else ", asked for by name")
-                if defers:
-                    answer += f", but defers: {'; '.join(defers)}"
-            if backend.name in self.seconds:
-                took = f"{self.seconds[backend.name] * 1e3:.3g} ms"
-                answer += f" (measured: {took}{self._close(backend)})"
-            lines.append(f"  {backend.name}: {answer}")
-        return "\n".join(lines)
-
-    def _close(self, backend: Backend) -> str:
-        """Why a backend that was measured to be faster than the chosen one is not chosen."""
-        own = self.seconds.get(self.chosen or "", 0.0)
-        accepts = any(each.backend is backend and not each.reasons for each in self.verdicts)
-        faster = self.seconds[backend.name] < own
-        return ", too close to be preferred" if accepts and faster else ""
+from rnnjit.tools.reports import CallReport
 
 
 @dataclass(frozen=True)
@@ -81,7 +33,8 @@ class Explanation:
     """The reports on all RNNs in a module; printing it shows them.
 
     Attributes:
-        calls: one report for each recurrent module, in the order of `named_modules`.
+        calls: one report for each recurrent module, in the order of `named_modules`; one for each
+            layer of a `Recurrent` whose layers do not form a stack.
     """
 
     calls: tuple[CallReport, ...]
@@ -101,8 +54,8 @@ def explain(module: nn.Module, *inputs: Any, **named: Any) -> Explanation:
     machine and for such a module.
 
     Args:
-        module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, a compiled one, or any module that
-            contains some.
+        module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, an `rnnjit.Recurrent`, a compiled
+            one, or any module that contains some.
         *inputs: the arguments for `module`.
         **named: its keyword arguments, such as `reset`. With resets the report is on the packed
             batch of the segments between them.
@@ -123,11 +76,10 @@ def explain(module: nn.Module, *inputs: Any, **named: Any) -> Explanation:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     called = _record_calls(module, inputs, named) if inputs or named else {}
-    reports = [
-        called.get(name) or _report_uncalled(name, child)
-        for name, child in reachable_modules(module)
-        if isinstance(child, (nn.RNNBase, nn.RNNCellBase))
-    ]
+    reports: list[CallReport] = []
+    for name, child in reachable_modules(module):
+        if isinstance(child, (nn.RNNBase, nn.RNNCellBase, Recurrent, Cell)):
+            reports += called.get(name) or [_report_uncalled(name, child)]
     if not reports:
         kind = type(module).__name__
         return Explanation((CallReport("", kind, None, None, "contains no RNN", ()),))
@@ -136,12 +88,19 @@ def explain(module: nn.Module, *inputs: Any, **named: Any) -> Explanation:
 
 def _record_calls(
     module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]
-) -> dict[str, CallReport]:
+) -> dict[str, tuple[CallReport, ...]]:
     """Report on the first call to each RNN in a call of `module`, at the point of the call."""
-    reports: dict[str, CallReport] = {}
+    reports: dict[str, tuple[CallReport, ...]] = {}
 
     def record(seen: Seen) -> None:
-        reports[seen.name] = _report_call(seen)
+        if isinstance(seen.module, Recurrent):
+            given = seen.input, seen.hx, seen.reset, seen.reset_to, seen.return_states
+            compiled = isinstance(seen.module, CompiledBase)
+            reports[seen.name] = report_recurrent(
+                *(seen.name, seen.kind, seen.module, seen.wanted, given), compiled=compiled
+            )
+        else:
+            reports[seen.name] = (_report_call(seen),)
 
     observe(module, inputs, record, named)
     return reports
@@ -151,7 +110,14 @@ def _report_uncalled(name: str, module: nn.Module) -> CallReport:
     left = why_left(module, None)
     if left:
         return CallReport(name, kind_of(module), None, None, left, ())
-    cell = capture(module).cell
+    if isinstance(module, Recurrent):
+        try:
+            cell = make_plan(module, module._store).layers[0].spec.cell
+        except CellError as error:
+            note = f"rnnjit.compile raises, but for backend='eager': {error}"
+            return CallReport(name, kind_of(module), None, None, note, ())
+    else:
+        cell = capture(module).cell
     missing = tuple(
         Verdict(each, lacking(each) or tuple(why_not_cell(each, cell)))
         for each in backends().values()
@@ -161,7 +127,7 @@ def _report_uncalled(name: str, module: nn.Module) -> CallReport:
 
 
 def _report_call(seen: Seen) -> CallReport:
-    name, kind, module, wanted, x, hx, return_states = seen
+    name, kind, module, wanted, x, hx, return_states, *_ = seen
     by_torch = "torch's own operators run it, whichever backend is asked for"
     if reason := overriding(module, x, hx):
         return CallReport(name, kind, None, "torch", f"{by_torch}: {reason}", ())
@@ -190,9 +156,3 @@ def _recomputes(module: nn.Module, backend: Backend, call: Call) -> bool:
     """Whether the backward pass of a module's call recomputes the forward pass."""
     asked = isinstance(module, CompiledBase) and module.recompute
     return asked and recomputing(backend, call.spec, call.problem) is not backend
-
-
-def _describe(problem: Problem) -> str:
-    form = f"packed, {problem.N} rows" if problem.packed else "dense"
-    grad = "with gradients" if problem.needs_grad else "no gradients"
-    return f"{problem.dtype} on {problem.device}, T={problem.T}, B={problem.B}, {form}, {grad}"

@@ -14,6 +14,7 @@ from rnnjit.dispatch.registry import resolve
 from rnnjit.frontend.compile import copy_sharing_parameters, reachable_modules, why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import intercept, replaced
+from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.reference import BACKEND as EAGER
 
 
@@ -29,6 +30,8 @@ class Seen(NamedTuple):
         input: as in `forward`.
         hx: as in `forward`.
         return_states: as in `forward`.
+        reset: as in `forward`, of a `Recurrent`; None for any other module.
+        reset_to: as `reset`.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Seen(NamedTuple):
     input: Tensor | PackedSequence
     hx: Tensor | None
     return_states: bool
+    reset: Any = None
+    reset_to: Any = None
 
 
 def observe(
@@ -49,7 +54,7 @@ def observe(
     """Run `module(*inputs, **named)` once and pass the first call to each RNN in it to `see`.
 
     A call with `reset` is seen as the call that runs in its place: that of the segments between
-    resets, as one packed batch.
+    resets, as one packed batch. A `Recurrent` is seen with its resets.
 
     `see` runs at the point of the call, since the model may disable gradients or enable autocast
     around an RNN. A copy of the module runs, on torch's own layers, so that neither the module nor
@@ -86,8 +91,10 @@ class _Observer:
         self._class: Any = self._base if overrides else source
 
     def _forward(self, rnn: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        *given, reset = _arguments(*args, **kwargs)
-        if self._see and reset is None:
+        *given, reset, reset_to = _arguments(*args, **kwargs)
+        whole = isinstance(rnn, Recurrent)
+        if self._see and (reset is None or whole):
+            given += [reset, reset_to] if whole else []
             copy = self._class.__new__(self._class)
             vars(copy).update(vars(rnn))
             self._see.pop()(Seen(self._name, kind_of(rnn), copy, self._wanted, *given))
@@ -101,5 +108,5 @@ def _arguments(
     reset: Any = None,
     reset_to: Any = None,
     return_states: bool = False,
-) -> tuple[Any, Any, bool, Any]:
-    return input, hx, return_states, reset
+) -> tuple[Any, Any, bool, Any, Any]:
+    return input, hx, return_states, reset, reset_to

@@ -96,7 +96,10 @@ def outcome(module, x, *args, seed=0, **kwargs):
     torch.manual_seed(seed)
     results = tensors(module(given, *args, **kwargs))
     numbers = torch.Generator().manual_seed(17)
-    grads = [torch.randn(each.shape, generator=numbers, dtype=each.dtype) for each in results]
+    grads = [
+        torch.randn(each.shape, generator=numbers, dtype=torch.float64).to(each.dtype)
+        for each in results
+    ]
     leaves = [leaf, *module.parameters()]
     found = torch.autograd.grad(results, leaves, grads, allow_unused=True)
     zeros = [torch.zeros_like(each) for each in leaves]

@@ -1,0 +1,157 @@
+"""Runs the layers of a compiled `Recurrent` one by one, with what torch computes for each.
+
+That is the general way: with random draws, row inputs, resets, all states, and outputs that are
+another state than the recurrent operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnjit.backend import Backend, States
+from rnnjit.cells import TracedCell
+from rnnjit.dispatch.fallback import Fallback
+from rnnjit.execution.all_states import run_stack_states
+from rnnjit.execution.autograd import flat
+from rnnjit.execution.stack import run_stack
+from rnnjit.execution.stretches import (
+    Stretches,
+    last_states,
+    states_before,
+    stretches,
+)
+from rnnjit.frontend.cell_loop import LoopResult, Resets
+from rnnjit.frontend.lowering import needs_grad
+from rnnjit.frontend.recurrent_plan import LayerPlan, Plan
+from rnnjit.spec import Problem, RNNSpec, Rows
+
+Choose = Callable[[RNNSpec, Problem], tuple[Backend, Fallback]]
+
+
+def run_layers(
+    plan: Plan,
+    cells: Sequence[Any],
+    rows: Rows,
+    x: Tensor,
+    hx: States,
+    dropout: float,
+    choose: Choose,
+    resets: Resets | None = None,
+    *,
+    every: bool = False,
+) -> LoopResult:
+    """Run all layers; the results are those of `run_loop`.
+
+    Args:
+        plan: what the cells compute.
+        cells: the cells, with their tensors.
+        rows: how the rows of `x` are laid over time; dense if there are resets.
+        x: `[N, I]`, or `[T, B, I]` for a dense batch.
+        hx: each state of the user's cell, `[L*D, B, H]`.
+        dropout: the probability of the dropout between layers.
+        choose: chooses the backend of a layer.
+        resets: where sequences start anew, or None.
+        every: whether to return the states of every step.
+
+    Returns:
+        As `run_loop`; y may be `[T, B, D*H]`. The states of every step may share memory with y.
+    """
+    cut = None if resets is None else stretches(resets.mask)
+    finals: list[States] = []
+    states: list[States] = []
+    start, last = 0, len(plan.layers) - 1
+    for index, layer in enumerate(plan.layers):
+        D = len(layer.traced)
+        own = tuple([state.narrow(0, start, D) for state in hx])
+        anew = None
+        if resets is not None and resets.starts is not None:
+            anew = tuple([each.narrow(0, index, 1) for each in resets.starts])
+        found = _run_layer(
+            *(layer, cells[start : start + D], rows, x, own, choose, cut, anew),
+            every=every,
+        )
+        x = found.y
+        finals.append(found.h_n)
+        states += found.states
+        if dropout and index < last:
+            x = torch.dropout(x, dropout, True)
+        start += D
+    return LoopResult(x, tuple(map(torch.cat, zip(*finals, strict=True))), tuple(states))
+
+
+def _run_layer(
+    layer: LayerPlan,
+    cells: Sequence[Any],
+    rows: Rows,
+    x: Tensor,
+    hx: States,
+    choose: Choose,
+    cut: Stretches | None,
+    starts: States | None,
+    *,
+    every: bool,
+) -> LoopResult:
+    """One layer; `hx` are states `[D, B, H]`, `starts` those of `states_before`."""
+    spec, form, D = layer.spec, layer.form, len(cells)
+    weights: list[Tensor] = []
+    for traced, cell in zip(layer.traced, cells, strict=True):
+        weights += traced.weights(cell)
+    x = _inputs(layer, cells, rows, x)
+    if cut is not None:
+        x = cut.packed(flat(x))
+        hx = states_before(cut, D, hx, starts)
+        rows = Rows(len(cut.batch_sizes), len(cut.sequence), rows.N, cut.batch_sizes)
+    hx = tuple([state.contiguous() for state in layer.initial(hx, weights)])
+    recorded = needs_grad(x, hx, tuple(weights))
+    where, place, packed = x.device.type, x.get_device(), rows.batch_sizes is not None
+    problem = Problem(x.dtype, where, rows.T, rows.B, rows.N, packed, recorded, place)
+    backend, fallback = choose(spec, problem)
+    states: tuple[States, ...] = ()
+    if every or form.output != 0:
+        y, h_n, (after,) = run_stack_states(
+            backend, spec, problem, rows, x, hx, weights, False, fallback
+        )
+        if form.output != 0:
+            y = after[form.output].clone()
+        states = (tuple([after[place] for place in form.states]),) if every else ()
+    else:
+        y, h_n = run_stack(backend, spec, rows, x, hx, weights, False, recorded, fallback)
+    h_n = tuple([h_n[place] for place in form.states])
+    if cut is not None:
+        y, h_n = cut.dense(flat(y)), tuple([last_states(cut, D, state) for state in h_n])
+        states = tuple([tuple([cut.dense(each) for each in of]) for of in states])
+    return LoopResult(y, h_n, states)
+
+
+def _inputs(layer: LayerPlan, cells: Sequence[Any], rows: Rows, x: Tensor) -> Tensor:
+    """The rows of a layer: x itself if the kernel multiplies it, and the row inputs.
+
+    Returns:
+        `[N, I + D*R*H]`, or `[T, B, I + D*R*H]` if x is 3-D; contiguous.
+    """
+    parts = [x] if layer.spec.input_size else []
+    for d, (traced, cell) in enumerate(zip(layer.traced, cells, strict=True)):
+        drawn = _draw(traced, rows, x, reverse=d == 1)
+        if traced.spec.row_inputs:
+            own = traced.row_inputs(cell, flat(x), drawn)
+            parts += [each.reshape(*x.shape[:-1], each.shape[-1]) for each in own]
+    if not parts:
+        return x.new_empty(*x.shape[:-1], 0)
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _draw(traced: TracedCell, rows: Rows, x: Tensor, *, reverse: bool) -> tuple[Tensor, ...]:
+    """The random draws of a direction for all rows, in the order in which its loop draws."""
+    if not traced.draws:
+        return ()
+    steps = []
+    sizes = rows.sizes
+    for size in reversed(sizes) if reverse else sizes:
+        steps.append([draw(size, x.dtype, x.device) for draw in traced.draws])
+    if reverse:
+        steps.reverse()
+    return tuple([torch.cat(draws) for draws in zip(*steps, strict=True)])

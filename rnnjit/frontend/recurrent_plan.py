@@ -1,0 +1,261 @@
+"""What compiled calls of a `Recurrent` need of its cells: traced once, and kept.
+
+Each direction of each layer is traced. A layer is what backends compute: the normal form of its
+cell (`rnnjit.ir.normal_form`), whose weights and row inputs come from the cell's tensors by torch's
+operators. Layers of one cell, without row inputs, form a stack, as those of an nn.LSTM do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import is_, itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rnnjit.backend import States
+from rnnjit.cells import TracedCell, trace_cell
+from rnnjit.frontend.cell_store import CellStore
+from rnnjit.ir import CellSpec, NormalForm, normal_form
+from rnnjit.ir.torch_evaluator import evaluate_tensors
+from rnnjit.spec import RNNSpec
+
+
+class LayerPlan(NamedTuple):
+    """One layer.
+
+    Attributes:
+        spec: the layer alone, with the normal form of its cell.
+        traced: the cell of each direction.
+        form: how the states of the user's cell and those of the normal form belong together.
+    """
+
+    spec: RNNSpec
+    traced: tuple[TracedCell, ...]
+    form: NormalForm
+
+    def initial(self, hx: States, weights: Sequence[Tensor]) -> States:
+        """The states that the normal form starts from.
+
+        Args:
+            hx: each state of the user's cell, `[K, B, H]`; K directions of one or more layers.
+            weights: those of these directions.
+        """
+        return initial(self.form, hx, weights)
+
+
+class Stack(NamedTuple):
+    """Layers that differ in their weights alone, and need nothing but x, states and weights.
+
+    Attributes:
+        form: as in `LayerPlan`, of every layer.
+        bias: whether the layers have biases.
+        names: the flat name of each weight, if each is a parameter itself; else None.
+    """
+
+    form: NormalForm
+    bias: bool
+    names: tuple[str, ...] | None
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the states of the normal form are those of the user's cell."""
+        return self.form.initial is None and self.form.states == tuple(range(len(self.form.states)))
+
+
+class Plan(NamedTuple):
+    """All layers.
+
+    Attributes:
+        layers: from first to last.
+        stack: all of them as one, or None if they are not.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    stack: Stack | None
+
+    def __deepcopy__(self, memo: object) -> Plan:
+        # It holds no tensor, and nothing of a module.
+        return self
+
+    def weights(self, cells: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The weights of all layers, in nn.RNN's flat order, from cells with their tensors."""
+        found: list[Tensor] = []
+        traced = (each for layer in self.layers for each in layer.traced)
+        for each, cell in zip(traced, cells, strict=True):
+            found += each.weights(cell)
+        return tuple(found)
+
+
+def make_plan(module: Any, store: CellStore) -> Plan:
+    """Trace the cells of a `Recurrent` in its current mode.
+
+    Raises:
+        CellError: a cell computes what no backend could.
+        ValueError: the directions of a layer compute different cells.
+    """
+    cells, D = store.bind(module), module.num_directions
+    traced = tuple([trace_cell(cell) for cell in cells])
+    layers = []
+    for index in range(module.num_layers):
+        own = traced[index * D : (index + 1) * D]
+        if any(_kind(each) != _kind(own[0]) for each in own):
+            raise ValueError(
+                f"the two directions of layer {index} compute different cells, since attributes of "
+                "one were changed (Recurrent.cells): compile with backend='eager'"
+            )
+        form = normal_form(own[0].spec)
+        spec = RNNSpec(
+            *(own[0].input_size, module.hidden_size, 1, form.cell, own[0].bias),
+            bidirectional=D == 2,
+        )
+        layers.append(LayerPlan(spec, own, form))
+    return Plan(tuple(layers), _stack(module, layers, traced, cells, store))
+
+
+def _kind(traced: TracedCell) -> tuple[Any, ...]:
+    return traced.spec, traced.input_size, traced.bias
+
+
+def _stack(
+    module: Any,
+    layers: Sequence[LayerPlan],
+    traced: Sequence[TracedCell],
+    cells: Sequence[Any],
+    store: CellStore,
+) -> Stack | None:
+    first = layers[0]
+    below = module.num_directions * module.hidden_size
+    for index, layer in enumerate(layers):
+        own = layer.traced[0]
+        alike = own.spec == first.traced[0].spec and own.bias == first.traced[0].bias
+        whole = own.input_size == (below if index else module.input_size)
+        drawing = any(each.draws for each in layer.traced)
+        if not alike or not whole or drawing or own.spec.row_inputs or layer.form.output != 0:
+            return None
+    names = [
+        _names_of(module, each.weights(cell), names)
+        for each, cell, names in zip(traced, cells, store.names, strict=True)
+    ]
+    flat: tuple[str, ...] | None = None
+    if all(each is not None for each in names):
+        flat = tuple(name for each in names if each is not None for name in each)
+    return Stack(first.form, first.traced[0].bias, flat)
+
+
+def _names_of(
+    module: nn.Module, weights: Sequence[Tensor], names: dict[str, str]
+) -> list[str] | None:
+    """The flat names of weights that are parameters themselves; None if one is not."""
+    by_id = {
+        id(tensor): name
+        for name in names.values()
+        if isinstance(tensor := getattr(module, name), nn.Parameter)
+    }
+    found = [by_id.get(id(weight)) for weight in weights]
+    return None if None in found else [name for name in found if name is not None]
+
+
+@lru_cache(maxsize=1024)
+def stack_spec(
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    cell: CellSpec,
+    bias: bool,
+    batch_first: bool,
+    dropout: float,
+    bidirectional: bool,
+) -> RNNSpec:
+    """A cached `RNNSpec`."""
+    return RNNSpec(
+        *(input_size, hidden_size, num_layers, cell, bias),
+        *(batch_first, dropout, bidirectional),
+    )
+
+
+def initial(form: NormalForm, hx: States, weights: Sequence[Tensor]) -> States:
+    """The states that a normal form starts from, see `LayerPlan.initial`."""
+    program = form.initial
+    if program is None:
+        return hx
+    parameters = form.cell.parameters
+    given = list(hx)
+    if parameters and program.used & set(parameters):
+        count = len(weights) // hx[0].shape[0]
+        for index in range(count - len(parameters), count):
+            given.append(torch.stack(list(weights[index::count])).unsqueeze(1))
+    else:
+        given += [hx[0]] * len(parameters)  # unread
+    shape = hx[0].shape
+    states = evaluate_tensors(program, given)
+    return tuple([state.expand(shape) for state in states if state is not None])
+
+
+class Watch:
+    """Says whether the attributes of cells are those that were there when it was made.
+
+    Args:
+        store: the cells.
+    """
+
+    def __init__(self, store: CellStore) -> None:
+        self._seen: list[_Seen] | None
+        self._seen = [each for cell in store.cells for each in _watched(cell)]
+
+    def __deepcopy__(self, memo: object) -> Watch:
+        # A copy of the module has cells of its own.
+        copied = object.__new__(Watch)
+        copied._seen = None
+        return copied
+
+    def __call__(self) -> bool:
+        """Whether no attribute was assigned another value; changes inside of one are not seen."""
+        if self._seen is None:
+            return False
+        try:
+            for attributes, get, values, compare in self._seen:
+                found = get(attributes)
+                if found is not values and not compare(found, values):
+                    return False
+        except KeyError:
+            return False
+        return True
+
+
+#: Attributes that every module has.
+_COMMON = frozenset(vars(nn.Module()))
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_Seen = tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any, Callable[[Any, Any], bool]]
+
+
+def _watched(module: nn.Module) -> list[_Seen]:
+    """The attributes of a module and its submodules: plain values, and others by identity."""
+    own = vars(module)
+    names = [name for name in own if name not in _COMMON]
+    plain = [name for name in names if isinstance(own[name], _PLAIN)]
+    others = [name for name in names if name not in plain]
+    found: list[_Seen] = []
+    for chosen, compare in ((plain, _equal), (others, _identical)):
+        if chosen:
+            get = _getter(chosen)
+            found.append((own, get, get(own), compare))
+    for child in own["_modules"].values():
+        if child is not None:
+            found += _watched(child)
+    return found
+
+
+def _getter(names: list[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    # Of one name, `itemgetter` would return the value alone.
+    return itemgetter(*names, names[0])
+
+
+def _equal(found: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
+    return found == values
+
+
+def _identical(found: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
+    return all(map(is_, found, values))
