@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnnjit.cells.base import Cell
@@ -26,6 +26,8 @@ class AntisymmetricRNN(Cell):
         device: of the parameters.
         dtype: of the parameters.
     """
+
+    weight_hh: nn.Parameter
 
     def __init__(
         self,

@@ -33,9 +33,9 @@ class IndRNN(Cell):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias=bias, device=device, dtype=dtype)
-        self.weight_hh = None
-        self.bias_hh = None
+        super().__init__(
+            input_size, hidden_size, bias=bias, device=device, dtype=dtype, recurrent=False
+        )
         self.u = nn.Parameter(torch.rand(hidden_size, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:

@@ -153,6 +153,7 @@ class DaleRNN(LeakyRNN):
         ValueError: `excitatory` is no share, or phi has negative values.
     """
 
+    weight_hh: nn.Parameter
     sign: Tensor
 
     def __init__(
