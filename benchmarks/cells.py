@@ -3,10 +3,10 @@
     python benchmarks/cells.py [--only CELL,...] [--rounds N] [--small] [--steps N] [--json FILE]
     python benchmarks/cells.py --report FILE
 
-Cells of the gallery, forward and forward with backward, in float32. Each contestant has a process of
-its own, which waits while others are timed; all take turns, round by round, and the figures are
-medians. Before a contestant is timed, its results are compared with the Python loop in float64: they
-may be a few times as far off as the Python loop in float32.
+Cells of the gallery, forward and forward with backward, in float32. Each contestant has a process
+of its own, which waits while others are timed; all take turns, round by round, and the figures are
+medians. Before a contestant is timed, its results are compared with the Python loop in float64:
+they may be a few times as far off as the Python loop in float32.
 
 `torch.compile` unrolls the loop, and compiles for minutes where it has many steps: it is timed on
 the first --steps of them, and its time is that of all steps in proportion. The table says so. The
@@ -48,7 +48,7 @@ SMALL = tuple((cell, (20, 4, 3, 16)) for cell in ("LeakyRNN", "PeepholeLSTM", "M
 OURS = "numba"
 #: How many times faster than each the geometric mean is to be.
 BARS = {LOOP: 4.0, COMPILED: 2.0, JAX: 1.5}
-#: Errors may be this many times the Python loop's, plus some units of rounding of the largest value.
+#: Errors may be this many times the Python loop's, plus units of rounding of the largest value.
 _TIMES, _UNITS = 8.0, 16.0
 
 

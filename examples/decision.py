@@ -1,14 +1,14 @@
 """A perceptual decision, made by a leaky rate network with noise: a Python loop against compiled.
 
-The task is that of monkeys who see moving dots (Gold & Shadlen, The neural basis of decision making,
-2007). In a trial the network fixates, then sees two noisy streams of evidence, one of which is a
-little stronger, and answers which one it was when the fixation point goes off. The trials are
+The task is that of monkeys who see moving dots (Gold & Shadlen, The neural basis of decision
+making, 2007). In a trial the network fixates, then sees two noisy streams of evidence, one of which
+is a little stronger, and answers which one it was when the fixation point goes off. The trials are
 generated: how much stronger one stream is, and which one, is drawn anew. Run it with
 
     python examples/decision.py
 
-It trains the same `rnnjit.cells.LeakyRNN` twice from the same start on the same trials with the same
-noise: in PyTorch, where each step of time is a call of the cell, and compiled. It prints both
+It trains the same `rnnjit.cells.LeakyRNN` twice from the same start on the same trials with the
+same noise: in PyTorch, where each step of time is a call of the cell, and compiled. It prints both
 losses, their largest difference, the time of a step of training and the speed-up, and how often the
 networks are right for each strength of the evidence. It writes a plot to examples/output/. The exit
 status is 1 if the two trainings differ or the task has not been learnt.
@@ -115,9 +115,9 @@ def trials(strengths: Tensor, generator: torch.Generator) -> Trials:
 
 def batch(generator: torch.Generator) -> Trials:
     """Trials of any strength to train on."""
-    strengths = torch.tensor(STRENGTHS)[torch.randint(len(STRENGTHS), (BATCH,), generator=generator)]
+    which = torch.randint(len(STRENGTHS), (BATCH,), generator=generator)
     signs = 2 * torch.randint(2, (BATCH,), generator=generator) - 1
-    return trials(strengths * signs, generator)
+    return trials(torch.tensor(STRENGTHS)[which] * signs, generator)
 
 
 def train(network: nn.Module, steps: int) -> tuple[list[float], list[float]]:

@@ -46,7 +46,7 @@ class Call:
         return made.to(getattr(torch, self.dtype))
 
     def arrays(self) -> tuple[Tensor, Tensor]:
-        """x `[T, B, I]`, and the gradient of y `[T, B, H]`; the same numbers for every dtype."""
+        """Of x `[T, B, I]` and the gradient of y `[T, B, H]`, the same numbers for every dtype."""
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(self.T, self.B, self.I, generator=generator, dtype=torch.float32)
         grad = torch.randn(self.T, self.B, self.H, generator=generator, dtype=torch.float32)

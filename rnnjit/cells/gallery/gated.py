@@ -94,8 +94,8 @@ class MGU(Cell):
     G.-B. Zhou, J. Wu, C.-L. Zhang, Z.-H. Zhou, Minimal Gated Unit for Recurrent Neural Networks,
     2016, but for one difference: the paper has W_hn (f * h_{t-1}), a second product that waits for
     the gate of the first. Here f multiplies the product, as the reset gate of cuDNN's and torch's
-    GRU. The paper's form runs in a `Recurrent`, and `rnnjit.compile` declines it. The gates are f, n
-    in the weights.
+    GRU. The paper's form runs in a `Recurrent`, but `rnnjit.compile` declines it. The gates are f,
+    n in the weights.
 
     Args:
         input_size: I.

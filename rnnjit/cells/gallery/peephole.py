@@ -20,8 +20,8 @@ class PeepholeLSTM(Cell):
 
     A. Graves, Generating Sequences With Recurrent Neural Networks, 2013, equations (7) to (11),
     after F. Gers, N. Schraudolph, J. Schmidhuber, Learning Precise Timing with LSTM Recurrent
-    Networks, 2002. The gates are i, f, g, o in the weights, as nn.LSTM's, and p_i, p_f, p_o the rows
-    of the parameter `p` `[3, H]`, which starts as the weights do.
+    Networks, 2002. The gates are i, f, g, o in the weights, as nn.LSTM's. p_i, p_f and p_o are the
+    rows of the parameter `p` `[3, H]`, which starts as the weights do.
 
     Args:
         input_size: I.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +11,12 @@ from torch.nn import functional as F
 from rnnjit.cells.base import Cell
 
 #: From a neuron's voltage to its firing rate.
-RATES = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "softplus": F.softplus}
+RATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+}
 
 
 class LeakyRNN(Cell):
@@ -24,13 +31,13 @@ class LeakyRNN(Cell):
 
     H. F. Song, G. R. Yang, X.-J. Wang, Training Excitatory-Inhibitory Recurrent Neural Networks for
     Cognitive Tasks: A Simple and Flexible Framework, 2016, whose equations of a network in
-    continuous time these discretize. Here alpha is learnt, one number for each neuron.
+    continuous time these discretize. Here alpha is learnt, one number for
+    each neuron; `cell.alpha.requires_grad_(False)` keeps it.
 
     Args:
         input_size: I.
         hidden_size: H.
-        alpha: dt / tau, the start of the parameter `alpha` `[H]`; `cell.alpha.requires_grad_(False)`
-            keeps it.
+        alpha: dt / tau, where the parameter `alpha` `[H]` starts.
         sigma: s, the standard deviation of the noise of one step.
         nonlinearity: phi: "relu", "tanh", "sigmoid" or "softplus".
         bias: whether there are b_ih and b_hh.

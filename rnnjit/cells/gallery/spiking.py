@@ -140,5 +140,5 @@ class LIF(Cell):
         """From x `[B, I]` and s, u, i `[B, H]` to the new s, u and i."""
         i = self.alpha * i + self.ih(x) + self.hh(s)
         u = self.beta * u + i - self.threshold * s
-        s = SURROGATES[self.surrogate].apply(u - self.threshold, self.slope)
-        return s, u, i
+        spike: Any = SURROGATES[self.surrogate].apply
+        return spike(u - self.threshold, self.slope), u, i
