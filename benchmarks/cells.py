@@ -1,6 +1,7 @@
 """Users' cells: rnnjit against the Python loop, `torch.compile` of it, and JAX's scan.
 
-    python benchmarks/cells.py [--only CELL,...] [--rounds N] [--small] [--steps N] [--json FILE]
+    python benchmarks/cells.py [--only CELL,...] [--without CONTESTANT,...] [--rounds N] [--small]
+                               [--steps N] [--json FILE]
     python benchmarks/cells.py --report FILE
 
 Cells of the gallery, forward and forward with backward, in float32. Each contestant has a process
@@ -139,11 +140,13 @@ def references(call: Call) -> tuple[Arrays, Arrays]:
     )
 
 
-def measured(call: Call, rounds: int, steps: int) -> dict[str, Any]:
+def measured(call: Call, rounds: int, steps: int, without: Sequence[str]) -> dict[str, Any]:
     """One row: for each contestant the median seconds of a call, or why there is none."""
+    names = [name for name in CONTESTANTS if name not in without]
     expected = {T: references(replace(call, T=T)) for T in {call.T, min(call.T, steps)}}
-    workers, row = {}, {}
-    for name in CONTESTANTS:
+    workers: dict[str, Worker] = {}
+    row: dict[str, dict[str, Any]] = {}
+    for name in names:
         own = shortened(call, name, steps)
         try:
             worker = Worker(name, own)
@@ -181,15 +184,18 @@ def _cache(folder: str) -> Iterator[None]:
             os.environ[DIRECTORY_VARIABLE] = before
 
 
-def compile_seconds(call: Call) -> dict[str, float]:
+def compile_seconds(call: Call) -> dict[str, Any]:
     """Seconds until the first result of our own, in a new process: kernels compiled, and cached.
 
     Tracing and everything else of the first call counts; importing torch and rnnjit does not.
     """
     with TemporaryDirectory() as folder, _cache(folder):
-        found = {}
+        found: dict[str, Any] = {}
         for name in ("cold", "warm"):
-            worker = Worker(OURS, call)
+            try:
+                worker = Worker(OURS, call)
+            except RuntimeError as error:
+                return {"failed": str(error)}
             found[name] = worker.seconds - worker.time(1)
             worker.close()
     return found
@@ -203,9 +209,12 @@ def table(report: dict[str, Any]) -> Table:
     for row in report["rows"]:
         sizes = ", ".join(str(row[name]) for name in "TBIH")
         passes = "forward + backward" if row["trains"] else "forward"
-        ours = row["contestants"][OURS].get("seconds")
+        ours = row["contestants"].get(OURS, {}).get("seconds")
         cells = [row["cell"], f"({sizes})", passes]
-        for found in row["contestants"].values():
+        for found in (row["contestants"].get(name, {}) for name in CONTESTANTS):
+            if not found:
+                cells.append("")
+                continue
             if "failed" in found:
                 cells.append(found["failed"])
                 continue
@@ -222,7 +231,7 @@ def verdicts(report: dict[str, Any]) -> Iterator[str]:
         ratios = [
             row["contestants"][name]["seconds"] / row["contestants"][OURS]["seconds"]
             for row in report["rows"]
-            if all("seconds" in row["contestants"][each] for each in (name, OURS))
+            if all("seconds" in row["contestants"].get(each, {}) for each in (name, OURS))
         ]
         if ratios:
             mean = geometric_mean(ratios)
@@ -232,7 +241,10 @@ def verdicts(report: dict[str, Any]) -> Iterator[str]:
                 f"(bar {bar:g}x, never slower): {verdict}"
             )
     for cell, seconds in report["compile"].items():
-        yield f"{cell}: first call {seconds['cold']:.2f} s cold, {seconds['warm']:.2f} s warm"
+        if "failed" in seconds:
+            yield f"{cell}: {seconds['failed']}"
+        else:
+            yield f"{cell}: first call {seconds['cold']:.2f} s cold, {seconds['warm']:.2f} s warm"
 
 
 def calls_of(shapes: Sequence[tuple[str, tuple[int, int, int, int]]], only: str) -> list[Call]:
@@ -259,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="names of cells")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=50, help="steps that torch.compile unrolls")
+    parser.add_argument("--without", default="", help="contestants to leave out")
     parser.add_argument("--small", action="store_true", help="small sizes, to try this script")
     parser.add_argument("--json", type=Path, help="where to write the report")
     parser.add_argument("--report", type=Path, help="print this report instead")
@@ -273,10 +286,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             calls = calls_of(SMALL if options.small else SHAPES, options.only)
         except ValueError as error:
             parser.error(str(error))
+        without = options.without.split(",")
         report = {
             "cpu": environment().cpu,
             "threads": torch.get_num_threads(),
-            "rows": [measured(call, options.rounds, options.steps) for call in calls],
+            "rows": [measured(call, options.rounds, options.steps, without) for call in calls],
             "compile": {call.cell: compile_seconds(call) for call in calls if call.trains},
         }
         if options.json:
