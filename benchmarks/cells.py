@@ -135,9 +135,8 @@ def wrong(found: Arrays, eager: Arrays, exact: Arrays) -> list[str]:
 
 def references(call: Call) -> tuple[Arrays, Arrays]:
     """The Python loop's results in float32 and in float64."""
-    return tuple(  # type: ignore[return-value]  # two
-        CONTESTANTS[LOOP](replace(call, dtype=dtype)).results() for dtype in ("float32", "float64")
-    )
+    single, double = (replace(call, dtype=dtype) for dtype in ("float32", "float64"))
+    return CONTESTANTS[LOOP](single).results(), CONTESTANTS[LOOP](double).results()
 
 
 def measured(call: Call, rounds: int, steps: int, without: Sequence[str]) -> dict[str, Any]:
