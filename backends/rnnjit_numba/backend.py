@@ -37,7 +37,7 @@ class NumbaBackend(CPUBackend):
         return found or private.missing()
 
     def why_not_cell(self, cell: CellSpec) -> list[str]:
-        """Declines cells whose output is no state, and cells with parameters."""
+        """Declines cells that are not in normal form."""
         return why_not_layout(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
@@ -45,7 +45,12 @@ class NumbaBackend(CPUBackend):
         return why_not_projected(spec.cell) if spec.proj_size else []
 
     def stepper(self, spec: RNNSpec, dtype: torch.dtype, batch: int) -> Stepper | None:
-        """One call of the forward kernel per layer, over argument blocks that are kept."""
+        """One call of the forward kernel per layer, over argument blocks that are kept.
+
+        None for cells with row inputs, as for `shortcut`.
+        """
+        if spec.cell.row_inputs:
+            return None
         imported("rnnjit_numba.streaming")
         from rnnjit_numba import streaming
 
@@ -65,6 +70,19 @@ class NumbaBackend(CPUBackend):
         from rnnjit_numba.targets import NAMES
 
         return NAMES
+
+    def why_not_build(self, cell: CellSpec) -> list[str]:
+        """Programs have no place for a cell's parameters and row inputs."""
+        reasons = []
+        if cell.parameters:
+            names = ", ".join(cell.parameters)
+            reasons.append(f"the cell has parameters ({names}): programs support none")
+        if cell.row_inputs:
+            names = ", ".join(cell.row_inputs)
+            reasons.append(f"the cell has row inputs ({names}): programs support none")
+        if not cell.has_product:
+            reasons.append("the cell has no recurrent product: programs need one")
+        return reasons
 
     def build(self, spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
         """An object file with the forward kernel and a function that runs the whole stack by it."""

@@ -125,8 +125,11 @@ class CPUBackend(Backend):
     def shortcut(
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
-        """One call of the forward kernel per layer, with no overhead except allocations."""
-        if problem.needs_grad:
+        """One call of the forward kernel per layer, with no overhead except allocations.
+
+        None for cells with row inputs, which are no part of the output of the layer below.
+        """
+        if problem.needs_grad or spec.cell.row_inputs:
             return None
         run: Any = imported(self.run_module)
         rows = Rows(problem.T, problem.B, problem.N)
