@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit_tvm.preparation import bias_at, projection_at
 from rnnjit_tvm.tensorir import Module, address, call, either, integer, most, when
-from rnnjit_tvm.time_loop import affine, blocks, columns_of_w_hh, columns_of_x, forward_arguments
+from rnnjit_tvm.time_loop import affine, blocks, columns_of_x, forward_arguments
 
 #: Bytes of pre-activations that a step computes before it applies the cell to them: they stay in a
 #: core's first-level cache, beside the weights that stream through it.
@@ -95,23 +95,23 @@ def _add_gates(module: Module, layout: CellLayout) -> None:
         w_hh, span = lanes.after(base, a.I * lanes.count), (first * G, last * G)
         wide, shape = columns_of_x(a, layout.cell), (rows, span, columns)
         x, ld_x = lanes.after(a.x, row * wide), T.bind(wide * stride)
-        if layout.apart:
+        if layout.apart or not layout.cell.has_product:
             with when(hoisted == 0):
                 affine(
                     *(lanes, (bias, zero), (x, ld_x, a.I), (x, zero, zero), (base, a.panel)),
                     *((z, ld), shape),
                 )
-            affine(
-                *(lanes, (lanes.after(bias, columns), zero), (h, ld_h, a.P), (h, zero, zero)),
-                *((w_hh, a.panel), (zh, columns), shape),
-            )
+            if layout.apart:
+                affine(
+                    *(lanes, (lanes.after(bias, columns), zero), (h, ld_h, a.P), (h, zero, zero)),
+                    *((w_hh, a.panel), (zh, columns), shape),
+                )
             return
         ready = T.bind(hoisted != 0)
         init, ld_init = either(ready, z, bias), either(ready, ld, zero)
         inputs, weights = either(ready, zero, a.I), either(ready, w_hh, base)
-        k_h = columns_of_w_hh(a, layout.cell)
         affine(
-            *(lanes, (init, ld_init), (x, ld_x, inputs), (h, ld_h, k_h), (weights, a.panel)),
+            *(lanes, (init, ld_init), (x, ld_x, inputs), (h, ld_h, a.P), (weights, a.panel)),
             *((z, ld), shape),
         )
 
