@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import rnnjit.ir
+import rnnjit.recurrence
 from rnnjit.runtime import object_cache, torch_private
 from rnnjit.runtime.host import processor
 
@@ -36,7 +37,8 @@ def name_of(*facts: object) -> str | None:
     compilers = torch.__version__, torch.version.git_version, os.environ.get("CXX")
     machine = platform.machine(), model, sorted(flags)
     return object_cache.name_of(
-        *(_KIND, machine, compilers, *facts), files=[__file__, rnnjit.ir.__file__]
+        *(_KIND, machine, compilers, *facts),
+        files=[__file__, rnnjit.ir.__file__, rnnjit.recurrence.__file__],
     )
 
 

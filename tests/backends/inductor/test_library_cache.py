@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from rnnjit.ir import RNN_RELU
+from rnnjit.ir import RNN_RELU, CellSpec
 from rnnjit.runtime import object_cache, torch_private
 from rnnjit_inductor import compiler, library_cache
 from rnnjit_inductor.plan import MATRIX, Plan
@@ -29,6 +29,26 @@ run = compiler.compiled(key)
 y = run(z.view(1, 1, 2, 3, 1), h.view(1, 2, 3, 1), w)[0]
 print(y.flatten().tolist(), "torch._inductor.compile_fx" in sys.modules)
 """
+
+
+def cell(text):
+    return CellSpec.parse(
+        f"cell 1\ngates 1\nstates h\nparameters\nprogram (zx_0, zh_0, h) {text}\noperand none\n"
+    )
+
+
+def test_no_two_cells_share_a_chunk(monkeypatch):
+    """Whatever they are called; the same cell is found under its name again."""
+    names = []
+    monkeypatch.setattr(library_cache, "load", lambda name: names.append(name) or len(names))
+    text = "%3 = add(%0, %1); %4 = add(%2, %3); %5 = {}(%4); return %5, %5"
+    cells = [cell(text.format(name)) for name in ("tanh", "sigmoid", "relu", "tanh")]
+    assert len({each.name for each in cells}) == 1
+    for each in cells:
+        for pass_ in ("forward", "backward"):
+            compiler._compile(KEY._replace(cell=each, pass_=pass_))
+    assert len(set(names)) == 6
+    assert names[:2] == names[6:]
 
 
 def in_a_process(folder):
