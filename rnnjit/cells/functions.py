@@ -78,11 +78,13 @@ def _backward(
     marks = tracer.marks.write(layout, [each.number for each in gradients])
     tracer.keep(gradient, None, marks)
     tracer.differentiating = True
+    calls, tracer.refuse.calls[:] = list(tracer.refuse.calls), []
     try:
         with torch.no_grad(), tracer:
             results = node.apply(gradient)
     finally:
         tracer.differentiating = False
+    tracer.refuse.calls[:] = calls
     return results if isinstance(results, tuple) else (results,)
 
 

@@ -145,8 +145,13 @@ class Merge:
         same = a.function is b.function and a.item == b.item and a.kwargs.keys() == b.kwargs.keys()
         if not same or a.grad != b.grad or not self._same_leaf(a.leaf, b.leaf):
             raise DependsOnBatchError(a)
-        args = self.value(a.args, b.args, a)
-        kwargs = {name: self.value(a.kwargs[name], b.kwargs[name], a) for name in a.kwargs}
+        args = self._value(a.args, b.args, a)
+        kwargs = {name: self._value(a.kwargs[name], b.kwargs[name], a) for name in a.kwargs}
+        sizes = _integers(a.function)
+        for name, value in [*zip(sizes, args, strict=False), *kwargs.items()]:
+            # A batch size is no number to compute with: the graph runs for all rows at once.
+            if isinstance(value, Batch) and not sizes.get(name):
+                raise DependsOnBatchError(a)
         return Node(
             *(a.number, a.depends, a.like, a.where),
             function=a.function,
@@ -163,7 +168,7 @@ class Merge:
             return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
         return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b
 
-    def value(self, a: Any, b: Any, node: Node) -> Any:
+    def _value(self, a: Any, b: Any, node: Node) -> Any:
         """The argument that stands for both."""
         if isinstance(a, Node) and isinstance(b, Node):
             number, merged = self._merged[a.number]
@@ -173,7 +178,7 @@ class Merge:
         if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
             if len(a) != len(b):
                 raise DependsOnBatchError(node)
-            return type(a)(self.value(x, y, node) for x, y in zip(a, b, strict=True))
+            return type(a)(self._value(x, y, node) for x, y in zip(a, b, strict=True))
         if type(a) is type(b) and (a == b or (a != a and b != b)):
             return a
         if type(a) is int and type(b) is int:
@@ -181,6 +186,13 @@ class Merge:
             if not rest and b == factor * self._sizes[1]:
                 return Batch(factor)
         raise DependsOnBatchError(node)
+
+
+def _integers(function: Any) -> dict[str, bool]:
+    """For each argument of an operator whether it takes integers, such as sizes."""
+    if function is None:
+        return {}
+    return {each.name: "int" in str(each.real_type) for each in function._schema.arguments}
 
 
 def tensor_of(module: nn.Module, path: str) -> Tensor:

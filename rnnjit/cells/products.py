@@ -100,10 +100,32 @@ class Products:
                 "multiplies a state by weights that depend on x or on a random draw",
                 "Use weights of parameters alone, and let x act pointwise: x_gate * self.hh(h)",
             )
+        if left.parts:
+            return self._of_parts(found, left.parts)
         if left.node is not None:  # only the bias depends on a state
             plain = self._operator(aten.mm.default, found.left, found.right)
             return self._added(plain, found.bias)
         return self._recurrent(found, left.marks, right.node)
+
+    def _of_parts(self, found: _Product, parts: tuple[Tensor, ...]) -> Tensor:
+        """W [x, h] + b = W_x x + b + W_h h."""
+        first, terms = 0, []
+        for part in parts:
+            last = first + part.shape[1]
+            rows = self._tracer.operator(aten.slice.Tensor, (found.right, 0, first, last), {})
+            terms.append((part, rows))
+            first = last
+        # x comes before the states, and has the bias.
+        terms.sort(key=lambda term: self._tracer.look_up(term[0]).node is None)
+        (part, rows), *others = terms
+        factors = (part, rows) if found.bias is None else (found.bias, part, rows)
+        function = aten.mm.default if found.bias is None else aten.addmm.default
+        total = self._operator(function, *factors)
+        for part, rows in others:
+            total = self._operator(
+                aten.add.Tensor, total, self._operator(aten.mm.default, part, rows)
+            )
+        return total
 
     def _recurrent(self, found: _Product, marks: Tensor | None, weight: Node) -> Tensor:
         tracer, H = self._tracer, self._tracer.H

@@ -67,7 +67,8 @@ _NAMES = {
     "_to_copy": "Tensor.to",
 }
 
-_MIXING = (
+#: Operators that mix hidden units, or rows.
+MIXING = (
     *("sum", "mean", "prod", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "_softmax"),
     *("_log_softmax", "logsumexp", "norm", "linalg_vector_norm", "var", "std", "var_mean", "amax"),
     *("amin", "max", "min", "argmax", "argmin", "sort", "topk", "median", "native_layer_norm"),
@@ -96,13 +97,17 @@ _SHAPES = (
 )
 #: Why operators on states are refused, and what to do instead.
 REFUSALS: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(_MIXING, (_UNITS, OUTSIDE)),
+    **dict.fromkeys(MIXING, (_UNITS, OUTSIDE)),
     **dict.fromkeys(
         _SHAPES,
         (
             "has a result whose shape depends on values, but one trace serves all values",
             "Use torch.where, which keeps the shape",
         ),
+    ),
+    "index": (
+        "indexes a state by a tensor, whose values decide which elements are taken",
+        "Use torch.where for a choice by value, and slices or chunk for gates",
     ),
     "_local_scalar_dense": _READS,
     "equal": _READS,

@@ -22,7 +22,7 @@ from rnnjit.cells.functions import with_own_gradient
 from rnnjit.cells.graph import Depends, Node, evaluate_nodes, replaced
 from rnnjit.cells.pointwise import RULES, CannotExpressError
 from rnnjit.cells.products import Products
-from rnnjit.cells.refusals import TAKEN, Refuse, operators_name, unknown, users_line
+from rnnjit.cells.refusals import MIXING, TAKEN, Refuse, operators_name, unknown, users_line
 from rnnjit.ir.operations import Kind
 from rnnjit.runtime.torch_private import TorchDispatchMode
 
@@ -47,6 +47,11 @@ MOVING = frozenset(
         *("unsafe_chunk", "unsafe_split_with_sizes", "split_copy", "constant_pad_nd"),
     )
 )
+#: Why a state beside x is refused other than in a linear map, and what to do.
+BESIDE = (
+    "takes a state beside a tensor that does not consist of blocks of hidden_size columns",
+    "Apply a linear map to each alone, and add: self.ih(x) + self.hh(h)",
+)
 #: Operators of which only the shape of the first argument matters, and what they fill with.
 FILLING = {
     **dict.fromkeys(("zeros_like", "new_zeros", "empty_like", "new_empty"), 0.0),
@@ -65,6 +70,7 @@ class Traced:
         marks: its marks, if it depends on a state or is a linear map of x.
         shared: whether another tensor may have the same memory.
         given: what it is to the user, if it is an argument of the step.
+        parts: the tensors `[B, ...]` that lie beside each other in it, if they are no blocks.
     """
 
     tensor: Tensor
@@ -72,6 +78,7 @@ class Traced:
     marks: Tensor | None = None
     shared: bool = False
     given: str = ""
+    parts: tuple[Tensor, ...] = ()
 
 
 class FunctionNames(TorchFunctionMode):
@@ -217,6 +224,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
             return self._draw(func, name, args, kwargs, given)
         if name in FILLING and given:
             return self._filled(func, name, args, kwargs)
+        if any(each.parts for each in given) and name not in ("mm", "addmm"):
+            raise self.refuse(*BESIDE)
         if any(each.node is None for each in given):
             return self._on_states(func, name, args, kwargs)
         return self._on_nodes(func, name, args, kwargs, given)
@@ -435,7 +444,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
             return self._glu(*args, **kwargs)
         rule = RULES.get(name)
         if rule is None or (name == "max" and func._overloadname != "other"):
-            raise self.refuse(*unknown(name), operation=self._name(name))
+            why, remedy = unknown(name)
+            if name in MIXING and args[1:] and args[1] in (0, [0]):
+                why = "mixes the rows of the batch, which are sequences of their own"
+            raise self.refuse(why, remedy, operation=self._name(name))
         with self.fake:
             like = func(
                 *replaced(tuple(args), self._without_data),
@@ -587,12 +599,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         for tensor, each in zip(tensors, own, strict=True):
             if each.marks is None:
                 layout = None if batch is None else self.marks.layout(tensor.shape, batch)
+                if layout is None and name == "cat" and tensor.dim() == 2:
+                    return self._beside(func, args, kwargs, tensors)
                 if layout is None or name not in ("cat", "stack"):
-                    raise self.refuse(
-                        f"puts a state and a tensor {list(tensor.shape)} together, which does not "
-                        "consist of blocks of hidden_size columns",
-                        "Apply a linear map to each alone, and add: self.ih(x) + self.hh(h)",
-                    )
+                    raise self.refuse(*BESIDE)
                 assert each.node is not None
                 numbers = [leaf.number for leaf in self.leaves(each.node, layout)]
                 each.marks = self.marks.write(layout, numbers)
@@ -609,6 +619,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         for each in own:
             each.shared = True
         return results[0] if isinstance(like, Tensor) else type(like)(results)
+
+    def _beside(self, func: Any, args: Any, kwargs: dict[str, Any], parts: list[Tensor]) -> Tensor:
+        """A state and x beside each other, for one linear map of both."""
+        with self.fake:
+            like = func(*replaced(tuple(args), self._without_data), **kwargs)
+        if like.shape[0] != self.B:
+            raise self.refuse(*BESIDE)
+        result = self.keep(self.fresh(like), None)
+        self._traced[id(result)].parts = tuple(parts)
+        return result
 
     def _kept(self, marks: Tensor) -> Tensor:
         """Marks after a move; grad mode off stops their gradients."""
@@ -672,7 +692,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         layout = self.marks.layout((self.B, self.H), 0)
         assert layout is not None
         if tuple(tensor.shape) != (self.B, self.H):
-            shape = ", ".join("B" if size == self.B else str(size) for size in tensor.shape)
+            sizes = list(map(str, tensor.shape))
+            shape = ", ".join(["B", *sizes[1:]] if tensor.shape[:1] == (self.B,) else sizes)
             raise self.refuse(
                 f"is [{shape}], and must be [B, {self.H}]: a value for each hidden unit",
                 "Apply what changes the shape, such as a readout, to the output of the layer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from rnnjit.cells.refusals import Refuse, is_own, lines_of
 from rnnjit.cells.traced_cell import Draw, TracedCell
 from rnnjit.cells.tracer import FunctionNames, Tracer
 from rnnjit.errors import CellError
-from rnnjit.runtime.torch_private import fake_mode
+from rnnjit.runtime.torch_private import buffers_of, fake_mode, parameters_of
 
 #: The batch sizes of the two traces.
 _SIZES = (2, 3)
@@ -191,7 +192,7 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     tracer.give_x(given[0])
     for k, (name, tensor) in enumerate(zip(step.states, given[1:], strict=True)):
         tracer.give(tensor, tracer.pool.leaf(source.STATE, (k,)), f"the state {name}")
-    before = _attributes(step.cell)
+    before = _snapshot(step.cell)
     try:
         with (
             torch.autocast(step.device.type, enabled=False),
@@ -203,11 +204,18 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
         if isinstance(tracer.error, CellError):
             raise tracer.error from None
         raise _failed(refuse, error) from error
+    finally:
+        changed = _restored(before)
     if tracer.error is not None:
         raise tracer.error
     refuse.calls.clear()
     refuse.where = lines_of(getattr(step.cell, step.name))
-    _check_attributes(step.cell, before, refuse)
+    if changed:
+        raise refuse(
+            "is set in the step, which is traced once",
+            "Return what the next step needs as a state",
+            operation=", ".join(f"self.{name}" for name in changed),
+        )
     outputs = _results(results, step, refuse)
     names = ["the output", *(f"the new state {name}" for name in step.states)]
     values = [tracer.result(each, name) for each, name in zip(outputs, names, strict=True)]
@@ -218,10 +226,12 @@ def _failed(refuse: Refuse, error: Exception) -> CellError:
     """The error of a step that raised an error itself."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not is_own(frame.filename)]
+    numpy = any(f"{os.sep}numpy{os.sep}" in frame.filename for frame in frames)
+    own = [frame for frame in own if f"{os.sep}numpy{os.sep}" not in frame.filename]
     where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else "<unknown>"
-    operation = refuse.calls[0] if refuse.calls else "the step"
+    operation = refuse.calls[0] if refuse.calls else "a function of numpy" if numpy else "the step"
     kind, words = type(error).__name__, str(error).strip().partition("\n")[0].rstrip(".")
-    if operation in _LEAVING or "numpy" in words:
+    if operation in _LEAVING or numpy or "numpy" in words:
         why = "takes a tensor's values out of torch, but one trace serves all values"
         return refuse(why, "Compute with torch's operators", operation=operation, where=where)
     if kind in ("DynamicOutputShapeException", "DataDependentOutputException"):
@@ -240,16 +250,27 @@ _LEAVING = frozenset(
 )
 
 
-def _check_attributes(cell: nn.Module, before: tuple[object, ...], refuse: Refuse) -> None:
-    """Refuse a step that changes attributes of the cell."""
-    after = _attributes(cell)
-    if before != after:
-        changed = sorted({str(each[1]) for each in set(after) ^ set(before)})  # type: ignore[index]
-        raise refuse(
-            "is set in the step, which is traced once",
-            "Return what the next step needs as a state",
-            operation=", ".join(f"self.{name}" for name in changed),
-        )
+def _snapshot(cell: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The attributes, parameters and buffers of a module and of those in it, each with a copy."""
+    held = [
+        (prefix, own)
+        for prefix, module in cell.named_modules()
+        for own in (vars(module), parameters_of(module), buffers_of(module))
+    ]
+    return [(own, dict(own)) for _, own in held]
+
+
+def _restored(before: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Give a module back the attributes that it had, and return the names of those that differ."""
+    changed: list[str] = []
+    for own, copy in before:
+        for name in [*copy, *(own.keys() - copy.keys())]:
+            if name not in own or name not in copy or own[name] is not copy[name]:
+                changed.append(name)
+        if changed:
+            own.clear()
+            own.update(copy)
+    return changed
 
 
 def _results(results: object, step: _Step, refuse: Refuse) -> list[object]:
