@@ -36,7 +36,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 BATCH = 64
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 1e-3
 #: Milliseconds: a step, the time constant of a neuron, and the parts of a trial.
 DT, TAU = 20, 100
 FIXATION, STIMULUS, ANSWER = 200, 1500, 300
@@ -74,7 +74,8 @@ class Network(nn.Module):
         alpha = DT / TAU
         cell = rnnjit.cells.LeakyRNN(3, neurons, alpha=alpha, sigma=(2 * alpha) ** 0.5 * 0.05)
         cell.alpha.requires_grad_(False)
-        nn.init.eye_(cell.weight_hh)  # so a neuron keeps what it has summed up
+        with torch.no_grad():  # at the start a neuron keeps most of what it has summed up
+            cell.weight_hh.copy_(0.8 * torch.eye(neurons))
         self.rnn = rnnjit.Recurrent(cell)
         self.head = nn.Linear(neurons, 3)
 
@@ -180,6 +181,8 @@ def plot(eager: Trained, compiled: Trained, file: Path) -> None:
         middle.plot(percents, [100 * share for share in found.right], marker="o", **style)
     middle.set(xscale="log", xlabel="strength of the evidence, %", ylabel="right answers, %")
     middle.set(title="The same decisions")
+    middle.set_xticks(percents, labels=[f"{percent:g}" for percent in percents])
+    middle.minorticks_off()
     times = [milliseconds(eager), milliseconds(compiled)]
     bars = right.barh(["Python loop", "compiled"], times, color=["0.7", "C0"])
     right.bar_label(bars, [f" {ms:.1f} ms, {times[0] / ms:.1f}x" for ms in times])
