@@ -99,15 +99,14 @@ def forward_chunk(form: Form) -> Callable[..., tuple[Tensor, ...]]:
         gates, row_inputs, states, w_hh, w_hr, biases, fixed = _divided(tensors, parts)
         bias, found = dict(zip(apart, biases, strict=True)), []
         for t in range(form.steps):
-            z = [gate[t] for gate in gates]
-            hidden = form.product.forward(states[0], w_hh, G) if cell.has_product else z
+            hidden = form.product.forward(states[0], w_hh, G) if cell.has_product else gates
             inputs = [
-                _accumulated(each, z[each.gate], hidden[each.gate], bias)
+                _accumulated(each, gates[each.gate][t], hidden[each.gate], bias)
                 for each in cell.accumulators
             ]
-            own = [each[t] for each in row_inputs]
-            values = _present(evaluate_like(z[0], program, [*fixed, *inputs, *states, *own]))
-            out, *others = [v.expand_as(z[0]) if v.ndim < z[0].ndim else v for v in values]
+            inputs = [*fixed, *inputs, *states, *(each[t] for each in row_inputs)]
+            values = _present(evaluate_like(gates[0], program, inputs))
+            out, *others = [v if v.ndim == 4 else v.expand_as(gates[0][t]) for v in values]
             h = form.product.forward(out, w_hr, 1)[0] if form.projected else out
             states = [h, *others[: S - 1]]
             found.append([h, *([out] if form.projected else []), *others])
