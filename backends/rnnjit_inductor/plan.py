@@ -35,8 +35,8 @@ fast as those of a few steps (see `InductorBackend.defers`).
 
 Dense LSTM layers in float32 are one primitive of oneDNN in eager, as are packed ones of a single
 sequence; it is 1.4 to 10 times as fast as any of these. So torch's operator runs them in both
-passes. Cells that torch has no operator for
-would take several of torch's operators a step, so they are compiled wherever possible.
+passes. Cells that torch has no operator for would take several of torch's operators a step, so they
+are compiled wherever possible. A cell without a recurrent product has no use for tiles.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def plan(
     if (dense or rows.B == 1) and has_primitive(layer, dtype):
         return None
     large = G * H * layer.output_size * dtype.itemsize > _CACHED
-    tiled = rows.B > 1 and rows.B * H**2 >= _TILED and not large
+    tiled = cell.has_product and rows.B > 1 and rows.B * H**2 >= _TILED and not large
     few = rows.T < _SHORT
     if has_operator(layer) and not keep and (few or not tiled or not dense):
         return None

@@ -28,6 +28,13 @@ def ugrnn(zx, zh, h):
 
 
 UGRNN = CellSpec.trace(ugrnn, name="ugrnn", gates=["c", "g"], states=["h"])
+INDEPENDENT = CellSpec.trace(
+    *(lambda zx, zh, h, u: (relu(zx[0] + u * h),) * 2,),
+    name="independent",
+    gates=["z"],
+    states=["h"],
+    parameters=["u"],
+)
 of_operand = CellSpec.trace(
     *(lambda zx, zh, h: (tanh(zx[0] + zh[0]),) * 2,),
     name="of operand",
@@ -310,6 +317,9 @@ def test_what_is_compiled():
     assert planned(GRU, 16, 4, 256).tile == ROWS
     assert planned(UGRNN, 16, 4, 64, keep=False).tile == MATRIX
     assert planned(GRU, 100, 4, 256, torch.bfloat16, device="cuda").tile == MATRIX
+    # Without a recurrent product there is nothing to tile.
+    assert planned(UGRNN, 100, 16, 256).tile == ROWS
+    assert planned(INDEPENDENT, 100, 16, 256).tile == MATRIX
     # A chunk has fewer steps, the more gates there are.
     assert [planned(cell, 100, 2, 64, packed=True).steps for cell in (RNN_RELU, GRU, LSTM)] == [
         8,
