@@ -5,7 +5,8 @@
 With --quick and all cells it is to take three minutes. On a GPU, eager's layers are cuDNN; they are
 timed with TF32 off and on, and through torch.compile. All run the same call in one process and take
 samples in turns, each the device time between two events; figures are medians. The time of one more
-step of a single sequence is given for every family of kernels. For the grid-wide ones at H=64,
+step of a single sequence is given for every family of kernels, and how cells that users may write
+differ from the reference there, values and gradients. For the grid-wide ones at H=64,
 which compute next to nothing, it is that of the grid barrier. If values or gradients differ from
 eager's by more than another order of summation explains, the row says so and gives no times.
 `--device cpu --backend numba` tries the script without a GPU.
@@ -25,7 +26,7 @@ from statistics import geometric_mean
 from typing import Any
 
 import torch
-from measures import sanitizer
+from measures import sanitizer, user_cells
 from measures.device import LAYERS, PASSES, Call, medians, tf32
 from rich.console import Console
 from rich.progress import track
@@ -33,12 +34,13 @@ from rich.table import Table
 
 import rnnjit
 from rnnjit import Backend, testing
-from rnnjit.ir import GRU, LSTM, RNN_TANH
+from rnnjit.dispatch.choice import why_not_cell
+from rnnjit.ir import GRU, LSTM, RNN_TANH, CellSpec
 from rnnjit.tools.environment import environment
 from rnnjit_cuda import CudaBackend
 from rnnjit_cuda.kernels import FAMILIES
 from rnnjit_cuda.launch import driver_launcher
-from rnnjit_cuda.plan import candidates
+from rnnjit_cuda.plan import candidates, why_not
 
 HIDDEN = (64, 128, 256, 512, 1024, 2048)
 #: T and B; a long sequence repeats what a short one shows, and takes ten times as long.
@@ -53,6 +55,8 @@ _CELLS = {"rnn": RNN_TANH, "lstm": LSTM, "gru": GRU}
 #: The largest allowed difference of results, and of gradients relative to the largest one: the
 #: order of summation differs, over many steps.
 CLOSE = {"float32": 1e-3, "float64": 1e-10, "bfloat16": 5e-2}
+#: Hidden sizes of the layers of users' cells: for registers, shared memory and the whole grid.
+USER_HIDDEN = (48, 72, 200)
 #: Steps whose times give that of one more: so many that the device takes longer than the host.
 LONG = (2000, 6000)
 
@@ -148,6 +152,42 @@ def has_room(family: str, H: int, cell: str) -> bool:
         return HIDDEN[0] == H  # The host's time is the same for all sizes, and long.
     layer, device = rnnjit.RNNSpec(H, H, cell=_CELLS[cell]).layer(0), driver_launcher(0).properties
     return any(True for _ in candidates(layer, 1, "float32", "forward", device, (family,)))
+
+
+def user_cells_by_family(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """How layers of cells that users may write differ from the reference, by family of kernels.
+
+    Families that have no kernels for a cell are left out.
+    """
+    found = []
+    for (family, backend), cell, dtype, H, packed in itertools.product(
+        backends_by_family(options).items(),
+        user_cells.CELLS.values(),
+        CLOSE,
+        USER_HIDDEN,
+        (False, True),
+    ):
+        by = rnnjit.backends()[backend] if isinstance(backend, str) else backend
+        taken = by.dtypes is None or getattr(torch, dtype) in by.dtypes
+        if not taken or why_not_cell(by, cell) or not _runs(family, cell, H, dtype):
+            continue
+        given = by, cell, H, getattr(torch, dtype), options.device
+        row = {"family": family, "cell": cell.name, "dtype": dtype, "H": H, "packed": packed}
+        row["difference"] = user_cells.difference(*given, packed=packed)
+        row["right"] = row["difference"] <= CLOSE[dtype]
+        found.append(row)
+    return found
+
+
+def _runs(family: str, cell: CellSpec, H: int, dtype: Any) -> bool:
+    """Whether a family computes both passes of a layer of a cell."""
+    if family not in FAMILIES:
+        return True
+    layer, device = rnnjit.LayerSpec(cell, 12, H, 2, True), driver_launcher(0).properties
+    return not (
+        why_not(family, layer, 6, dtype, "forward", device)
+        or why_not(family, layer, 6, dtype, "backward", device)
+    )
 
 
 def step_times(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -252,6 +292,10 @@ def main() -> None:
         print(f"{what}: {said}")
     waits = waits_for_the_device(options)
     print(f"host waits for the device: {waits}")
+    own = user_cells_by_family(options)
+    for row in own:
+        what = "{family}, {cell}, {dtype}, H={H}, packed={packed}: {difference:.1e}".format(**row)
+        print(f"user cell, {what} {'' if row['right'] else 'WRONG'}")
     step = step_times(options)
     for row in step:
         times = ", ".join(f"{passes} {row[passes] * 1e6:.2f} us" for passes in PASSES)
@@ -265,8 +309,8 @@ def main() -> None:
         print("interrupted: what follows was not measured")
     if options.json is not None:
         device = "cpu" if options.device == "cpu" else torch.cuda.get_device_name()
-        data = {"environment": environment().as_dict(), "device": device}
-        data |= {"checks": checked, "host_waits": waits}
+        data: dict[str, Any] = {"environment": environment().as_dict(), "device": device}
+        data |= {"checks": checked, "host_waits": waits, "user_cells": own}
         data |= {"seconds_per_step": step, "results": results}
         options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 

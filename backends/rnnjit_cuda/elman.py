@@ -18,6 +18,9 @@ def why_not_elman(cell: CellSpec) -> list[str]:
     if cell.parameters:
         names = ", ".join(cell.parameters)
         reasons.append(f"the cell has parameters ({names}): none are supported")
+    if cell.row_inputs:
+        names = ", ".join(cell.row_inputs)
+        reasons.append(f"the cell has row inputs ({names}): none are supported")
     if cell.operand is not None:
         reasons.append("the cell's recurrent operand is not its state: only that is supported")
     if not (reasons or cell.is_elman):
@@ -30,6 +33,8 @@ def why_not_elman(cell: CellSpec) -> list[str]:
 
 def _difference(cell: CellSpec) -> str:
     """How a cell with one gate and one state differs from that form."""
+    if not cell.has_product:
+        return "it has no recurrent product"
     if len(cell.accumulators) > 1:
         return "W_ih x and W_hh h are used apart"
     if cell.out_state is None:

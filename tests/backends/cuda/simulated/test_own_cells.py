@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 from cuda_layers import Simulated, check, layer_of, results, truth
+from measures import user_cells
 from own_cells import CALLS, CALLS_WITHOUT_INPUT, WIDER_CELLS, agrees, traced
 
 from rnnjit import Needs, reference
@@ -117,11 +118,28 @@ def test_a_projection_of_a_cell_without_a_product():
     check(BACKENDS["step"], layer_of(cell, 6, torch.float64, (3, 3, 2), D=2, P=4))
 
 
-@pytest.mark.parametrize("name", [*CELLS, "LSTM"])
-def test_states_of_all_steps_and_their_gradients(name):
-    cell = CELLS.get(name, LSTM)
-    if len(cell.states) == 1:
-        pytest.skip("there are no other states than h")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_check_for_a_gpu_finds_no_difference(family):
+    for cell, packed in zip(user_cells.CELLS.values(), (True, False, True), strict=True):
+        given = BACKENDS[family], cell, 6, torch.float64, "cpu"
+        assert user_cells.difference(*given, packed=packed) < 1e-14
+
+
+def test_the_check_for_a_gpu_sees_what_is_wrong(monkeypatch):
+    class Wrong(Simulated):
+        def backward_states(self, *given):
+            grads = super().backward_states(*given)
+            grads.x[3, -1] *= 1 + 1e-6
+            return grads
+
+    given = Wrong("step"), user_cells.LEAKY, 4, torch.float64, "cpu"
+    assert 1e-8 < user_cells.difference(*given, packed=False) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "cell", [cell for cell in (LSTM, *WIDER_CELLS) if len(cell.states) > 1], ids=lambda c: c.name
+)
+def test_states_of_all_steps_and_their_gradients(cell):
     call = layer_of(cell, 6, torch.float64, (3, 3, 2), D=2, given=(True, False, True))
     backend, exact = BACKENDS["block"], call.double()
     given = [torch.randn(call.rows.N, 12).double() for _ in cell.states[1:]]
