@@ -33,6 +33,12 @@ def with_own_gradient(tracer: Tracer, node: Any, tensor: Tensor) -> None:
     """
     name = type(node).__name__.removesuffix("Backward")
     where = lines_of(getattr(node, "_forward_cls", type(node)).backward)
+    if any(each.tensor.grad_fn is node and each.tensor is not tensor for each in tracer.traced):
+        raise tracer.refuse(
+            "is a torch.autograd.Function with several results",
+            "Write a Function for each result",
+            operation=name,
+        )
     traced = tracer.look_up(tensor, resolve=False)
     if traced.marks is None or traced.node is not None:
         raise tracer.refuse(

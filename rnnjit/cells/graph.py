@@ -152,8 +152,9 @@ class Merge:
             # A batch size is no number to compute with: the graph runs for all rows at once.
             if isinstance(value, Batch) and not sizes.get(name):
                 raise DependsOnBatchError(a)
+        # Without `like`, which autograd's graph ties to the parameters of the trace.
         return Node(
-            *(a.number, a.depends, a.like, a.where),
+            *(a.number, a.depends, None, a.where),
             function=a.function,
             args=args,
             kwargs=kwargs,

@@ -58,6 +58,8 @@ class Products:
         tracer = self._tracer
         if found is None or tracer.look_up(found.left).node is not tracer.x:
             return None
+        if not torch.is_grad_enabled():  # no gradient passes: no backend computes that
+            return None
         weight, bias = (self._node(each) for each in (found.right, found.bias))
         H = tracer.H
         if weight is None or weight.depends > Depends.PARAMETERS or weight.shape[1] % H:
@@ -206,7 +208,7 @@ class Products:
         layout = tracer.marks.layout((tracer.B, blocks * tracer.H), 0)
         assert layout is not None
         leaves = [tracer.pool.leaf(kind, (number, block)) for block in range(blocks)]
-        return tracer.marks.write(layout, [leaf.number for leaf in leaves])
+        return tracer.marks.write(layout, [tracer.stopped(leaf).number for leaf in leaves])
 
     def _node(self, tensor: Tensor | None) -> Node | None:
         return None if tensor is None else self._tracer.look_up(tensor).node

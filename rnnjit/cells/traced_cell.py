@@ -58,6 +58,7 @@ class TracedCell:
     draws: tuple[Draw, ...]
     _weights: tuple[Node, ...]
     _row_inputs: tuple[Node, ...]
+    _device: torch.device
 
     def weights(self, cell: nn.Module) -> tuple[Tensor, ...]:
         """The weights of a direction, in the order of `LayerSpec.weight_shapes`.
@@ -65,9 +66,8 @@ class TracedCell:
         They are computed from the cell's parameters and buffers by torch's operators, so that
         autograd leads from one to the other. Where nothing is computed, it is the very parameter.
         """
-        device = next(
-            iter(cell.parameters()), torch.empty(0, device="cpu", dtype=torch.float32)
-        ).device
+        first = next(cell.parameters(), None)
+        device = self._device if first is None else first.device
         return evaluate_nodes(self._weights, cell, device, 1)
 
     def row_inputs(self, cell: nn.Module, x: Tensor, draws: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -7,8 +7,8 @@ graph of torch operators (`rnnjit.cells.graph`). A linear map of x is both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,6 +60,9 @@ FILLING = {
 }
 
 
+_HOOKS = ("Tensor.register_hook", "Tensor.retain_grad")
+
+
 @dataclass
 class Traced:
     """What a tensor of the trace is.
@@ -68,7 +71,8 @@ class Traced:
         tensor: the tensor, which is kept alive, so that its id stays its own.
         node: its node, unless it depends on a state.
         marks: its marks, if it depends on a state or is a linear map of x.
-        shared: whether another tensor may have the same memory.
+        group: the tensors that may have the same memory, this one among them.
+        stale: whether its memory was changed through another of them.
         given: what it is to the user, if it is an argument of the step.
         parts: the tensors `[B, ...]` that lie beside each other in it, if they are no blocks.
     """
@@ -76,7 +80,8 @@ class Traced:
     tensor: Tensor
     node: Node | None
     marks: Tensor | None = None
-    shared: bool = False
+    group: list[Traced] = field(default_factory=list)
+    stale: bool = False
     given: str = ""
     parts: tuple[Tensor, ...] = ()
 
@@ -84,9 +89,9 @@ class Traced:
 class FunctionNames(TorchFunctionMode):
     """Notes which of torch's functions the user's code is in, for errors."""
 
-    def __init__(self, calls: list[str]) -> None:
+    def __init__(self, refuse: Refuse) -> None:
         super().__init__()
-        self._calls = calls
+        self._refuse, self._calls = refuse, refuse.calls
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -100,6 +105,11 @@ class FunctionNames(TorchFunctionMode):
         else:
             name = f"torch.{name}"
         self._calls.append(name)
+        if name in _HOOKS:
+            raise self._refuse(
+                "would see the gradient of one step alone, which no backend gives it",
+                "Change gradients by a torch.autograd.Function whose backward pass is pointwise",
+            )
         found = func(*args, **(kwargs or {}))
         self._calls.pop()
         return found
@@ -142,6 +152,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         self._traced: dict[int, Traced] = {}
         self._known: dict[Any, Node] = {}
         self._resolved: dict[int, object] = {}
+        self._unresolved: set[int] = set()
         tensors = [*cell.named_parameters(), *cell.named_buffers()]
         self._own = {id(tensor): (name, tensor) for name, tensor in reversed(tensors)}
 
@@ -215,7 +226,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
             return args[0].device
         if name in ("lift_fresh", "lift") and id(args[0]) not in self._traced:
             return self._literal(args[0])
-        given = [self.look_up(each, resolve=name != "detach") for each in _tensors(args, kwargs)]
+        if name == "detach":
+            # Autograd detaches what it saves, amid a function's `apply`; gradients stop anyway.
+            self._unresolved.add(id(args[0]))
+        try:
+            return self._dispatched(func, name, args, kwargs)
+        finally:
+            if name == "detach":
+                self._unresolved.discard(id(args[0]))
+
+    def _dispatched(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        given = [self.look_up(each) for each in _tensors(args, kwargs)]
         if name == "_local_scalar_dense" or name == "equal":
             raise self.refuse(*unknown(name))
         if func._schema.is_mutable:
@@ -224,7 +245,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
             return self._draw(func, name, args, kwargs, given)
         if name in FILLING and given:
             return self._filled(func, name, args, kwargs)
-        if any(each.parts for each in given) and name not in ("mm", "addmm"):
+        if any(each.parts and each.marks is None for each in given) and name not in ("mm", "addmm"):
             raise self.refuse(*BESIDE)
         if any(each.node is None for each in given):
             return self._on_states(func, name, args, kwargs)
@@ -232,10 +253,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
 
     def look_up(self, tensor: Tensor, *, resolve: bool = True) -> Traced:
         """What a tensor is."""
-        if resolve:
+        if resolve and id(tensor) not in self._unresolved:
             self._resolve(tensor)
         found = self._traced.get(id(tensor))
         if found is not None:
+            if found.stale:
+                raise self.refuse(
+                    "takes a tensor that was changed in place through another one",
+                    "Compute a new tensor in place of changing one: v = v + a",
+                )
             return found
         if id(tensor) in self._own:
             name = self._own[id(tensor)][0]
@@ -275,6 +301,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         self._traced[id(tensor)] = Traced(tensor, node, marks)
         return tensor
 
+    @staticmethod
+    def _share(bases: Iterable[Traced], result: Traced) -> None:
+        """Note that a result may have the memory of these tensors."""
+        for base in bases:
+            base.group = base.group or [base]
+            base.group.append(result)
+            result.group = base.group
+
     def _literal(self, tensor: Tensor) -> Tensor:
         """A tensor that torch has just made from Python numbers."""
         with self.fake:
@@ -312,9 +346,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         for like, part, marks in zip(outputs, found_nodes, moved, strict=True):
             tensor = self.fresh(like)
             results.append(self.keep(tensor, part, marks))
-            self._traced[id(tensor)].shared = views
-        for each in given if views else ():
-            each.shared = True
+            if views:
+                self._share(given, self._traced[id(tensor)])
         return results[0] if isinstance(node.like, Tensor) else type(node.like)(results)
 
     def _without_data(self, value: Any) -> Any:
@@ -362,12 +395,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         target = given[0] if given and given[0].tensor is args[0] else None
         plain = getattr(aten, name.rstrip("_"), None)
         out_of_place = getattr(plain, func._overloadname, None) if name.endswith("_") else None
-        if target is None or target.given or target.shared:
-            held = target.given if target is not None else ""
+        group = [] if target is None else target.group or [target]
+        held = next((each.given for each in group if each.given), "")
+        part = name in ("fill_", "copy_", "zero_", "index_put_") and any(
+            each.node is None for each in given
+        )
+        if target is None or held or part:
             raise self.refuse(
                 f"changes {held or 'a tensor'} in place, which is not traced",
                 "Compute a new tensor: v = v + a, torch.cat, torch.where",
             )
+        for each in group:
+            each.stale = each is not target
         if torch.Tag.nondeterministic_seeded in func.tags:
             draw = self._draw(func, name, args, kwargs, given)
             target.node, target.marks = self.look_up(draw).node, None
@@ -455,6 +494,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
             )
         first = like if isinstance(like, Tensor) else like[0]
         result = self._pointwise(rule, first, args, kwargs)
+        if name == "detach":
+            self._share([self.look_up(args[0])], self._traced[id(result)])
         return result if isinstance(like, Tensor) else (result, *map(self._unused, like[1:]))
 
     def _unused(self, like: Tensor) -> Tensor:
@@ -490,10 +531,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
             found = self.pool.expression(found)
             if like.dtype is torch.bool:
                 found = self.pool.condition(found)
-            results.append(self._stopped(found).number)
+            results.append(self.stopped(found).number)
         return self.keep(self.fresh(like), None, self.marks.write(layout, results))
 
-    def _stopped(self, value: Expression) -> Expression:
+    def stopped(self, value: Expression) -> Expression:
         """The value as it is in this grad mode."""
         if torch.is_grad_enabled() or self.differentiating or not value.grad:
             return value
@@ -592,6 +633,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         """An operator that only moves data."""
         tensors = list(_tensors(args, kwargs))
         own = [self.look_up(each) for each in tensors]
+        # One linear map may follow, of a state and x beside each other.
+        beside = name == "cat" and any(each.node is not None for each in own)
+        beside = beside and all(each.dim() == 2 for each in tensors) and args[1:] in ((1,), (-1,))
         batch = None
         for each in own:
             if each.marks is not None and (found := self.marks.read(each.marks)):
@@ -599,7 +643,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         for tensor, each in zip(tensors, own, strict=True):
             if each.marks is None:
                 layout = None if batch is None else self.marks.layout(tensor.shape, batch)
-                if layout is None and name == "cat" and tensor.dim() == 2:
+                if layout is None and beside:
                     return self._beside(func, args, kwargs, tensors)
                 if layout is None or name not in ("cat", "stack"):
                     raise self.refuse(*BESIDE)
@@ -615,17 +659,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         results = []
         for one, marks in zip(likes, moved, strict=True):
             results.append(self.keep(self.fresh(one), None, self._kept(marks)))
-            self._traced[id(results[-1])].shared = True
-        for each in own:
-            each.shared = True
+            self._share(own, self._traced[id(results[-1])])
+        if beside:
+            self._traced[id(results[0])].parts = tuple(tensors)
         return results[0] if isinstance(like, Tensor) else type(like)(results)
 
     def _beside(self, func: Any, args: Any, kwargs: dict[str, Any], parts: list[Tensor]) -> Tensor:
         """A state and x beside each other, for one linear map of both."""
         with self.fake:
             like = func(*replaced(tuple(args), self._without_data), **kwargs)
-        if like.shape[0] != self.B:
-            raise self.refuse(*BESIDE)
         result = self.keep(self.fresh(like), None)
         self._traced[id(result)].parts = tuple(parts)
         return result
@@ -637,7 +679,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
         found = self.marks.read(marks)
         if found is None:
             raise self.misplaced(marks)
-        stopped = [self._stopped(self.pool.values[number]).number for number in found[1]]
+        stopped = [self.stopped(self.pool.values[number]).number for number in found[1]]
         return self.marks.write(found[0], stopped)
 
     def _cast(self, args: Any, kwargs: dict[str, Any], func: Any) -> Tensor:
@@ -668,7 +710,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]  # Any: torch may lack it
             values = [self.pool.number(each) for each in values]
         with self.fake:
             like = func(self._without_data(tensor), **kwargs)
-        numbers = [self._stopped(each).number for each in values]
+        numbers = [self.stopped(each).number for each in values]
         return self.keep(self.fresh(like), None, self.marks.write(found[0], numbers))
 
     def _glu(self, tensor: Tensor, dim: int = -1) -> Tensor:

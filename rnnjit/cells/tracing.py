@@ -74,7 +74,8 @@ def trace_cell(
         RuntimeError: torch lacks what tracing needs.
     """
     found = _described(cell, step, input_size, hidden_size, states, dtype, device)
-    key = (*found[1:], cell.training, _attributes(cell))
+    learnt = tuple(each.requires_grad for each in cell.parameters())
+    key = (*found[1:], learnt, _attributes(cell))
     known = _traced.setdefault(cell, {})
     if key not in known:
         known[key] = _trace(found)
@@ -168,7 +169,9 @@ def _trace(step: _Step) -> TracedCell:
         except DependsOnBatchError as error:
             step_name, _, *others = different.args
             raise CellError(step_name, error.node.where, *others) from None
-        traced = TracedCell(first.spec, first.input_size, first.bias, drawn, weights, rows)
+        traced = TracedCell(
+            *(first.spec, first.input_size, first.bias, drawn, weights, rows, step.device)
+        )
         _check_rows(step, one, traced, refuse)
     return traced
 
@@ -196,13 +199,14 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     try:
         with (
             torch.autocast(step.device.type, enabled=False),
-            FunctionNames(refuse.calls),
+            FunctionNames(refuse),
             tracer,
         ):
             results = getattr(step.cell, step.name)(*given)
     except Exception as error:
-        if isinstance(tracer.error, CellError):
-            raise tracer.error from None
+        for known in (tracer.error, error):
+            if isinstance(known, CellError):
+                raise known from None
         raise _failed(refuse, error) from error
     finally:
         changed = _restored(before)

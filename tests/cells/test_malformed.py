@@ -1,4 +1,4 @@
-"""Protects the errors of cells that are not compiled: operation, line, reason and remedy of each."""
+"""Protects the errors of cells that are not compiled: operation, line, reason and remedy."""
 
 import inspect
 import re
@@ -33,6 +33,16 @@ class Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad - grad.mean(0)  # HERE
+
+
+class Two(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone(), 2 * x
+
+    @staticmethod
+    def backward(ctx, grad, other):
+        return grad + other
 
 
 class Straight(torch.autograd.Function):
@@ -78,6 +88,17 @@ def in_place(self, x, h):
 def in_place_on_a_part(self, x, h):
     h = self.hh(h)
     h[:, :2] = 0  # HERE
+    return h + self.ih(x)
+
+
+def in_place_through_a_view(self, x, h):
+    z = self.hh(h)
+    z[:, :5].add_(1.0)  # HERE
+    return torch.tanh(z)
+
+
+def in_place_on_a_view_of_a_state(self, x, h):
+    h.view(-1, 1, 5).mul_(0.5)  # HERE
     return h + self.ih(x)
 
 
@@ -304,6 +325,17 @@ def nonzero(self, x, h):
     return h * len(torch.nonzero(x)) + self.ih(x)  # HERE
 
 
+def gradient_hook(self, x, h):
+    z = self.hh(h)
+    z.register_hook(lambda grad: grad.clamp(-1, 1))  # HERE
+    return torch.tanh(z)
+
+
+def two_results_of_a_function(self, x, h):
+    one, other = Two.apply(self.hh(h))
+    return one + other  # HERE
+
+
 def not_linear_backward(self, x, h):
     return Square.apply(self.hh(h)) + self.ih(x)
 
@@ -350,7 +382,9 @@ MALFORMED = {
     item: ("Tensor.item", "reads the value", "Python number"),
     float_of_a_state: ("Tensor.__float__", "reads the value", "Python number"),
     in_place: ("Tensor.(__iadd__|add_)", "changes the state h in place", "v = v . a"),
-    in_place_on_a_part: ("Tensor.__setitem__", "in place", "torch.where"),
+    in_place_on_a_part: ("Tensor.__setitem__", "in place", "torch.cat|a new tensor"),
+    in_place_through_a_view: ("Tensor.add_", "through another one", "v = v . a"),
+    in_place_on_a_view_of_a_state: ("Tensor.mul_", "changes the state h in place", "v = v . a"),
     in_place_on_a_parameter: ("Tensor.mul_", "in place", "new tensor"),
     in_place_on_a_buffer: ("Tensor.add_", "changes self.steps in place", "new tensor"),
     out_argument: ("torch.add", "out=", "to see it fail"),
@@ -404,6 +438,8 @@ MALFORMED = {
     to_list: ("Tensor.(tolist|item)", "reads the value|out of torch", "Python number|torch's"),
     boolean_index: ("Tensor.__getitem__", "by a tensor", "torch.where"),
     nonzero: ("torch.nonzero", "depends on values", "torch.where"),
+    gradient_hook: ("Tensor.register_hook", "gradient of one step", "autograd.Function"),
+    two_results_of_a_function: ("Two", "several results", "Function for each"),
     not_linear_backward: ("Square.backward", "something else than its gradient", "slope"),
     backward_over_rows: ("mean", "mixes the rows", "outside of the cell|slope"),
     function_of_weights: ("Straight", "of parameters, x or random draws alone", "detach"),

@@ -85,3 +85,35 @@ def assert_equals_loop(cell, T=4, B=3, values=None, step="forward", tolerance=1e
         found = gradients(cell, x, hx, run_traced, step=step, normal=normal, **given)
         for ours, theirs in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def assert_backward_program(spec, tolerance=1e-11):
+    """The programs that backends run: a step that saves, and the gradient from what it saved."""
+    cell = normal_form(spec).cell
+    generator = torch.Generator().manual_seed(4)
+    B, H = 3, 5
+    inputs = {
+        name: torch.randn(B, H, generator=generator, dtype=torch.float64, requires_grad=True)
+        for name in cell.step.inputs
+    }
+    results = evaluate_tensors(cell.step, list(inputs.values()))
+    saving = evaluate_tensors(cell.step_saving, list(inputs.values()))
+    outputs = ["out", *(f"new_{state}" for state in cell.states)]
+    grads = [torch.randn(B, H, generator=generator, dtype=torch.float64) for _ in outputs]
+    pairs = [(r, g) for r, g in zip(results, grads, strict=True) if r.requires_grad]
+    expected = torch.autograd.grad(
+        *([each[0] for each in pairs], list(inputs.values()), [each[1] for each in pairs]),
+        allow_unused=True,
+    )
+    given = {
+        **inputs,
+        **dict(zip(outputs, saving, strict=False)),
+        **{f"saved_{k}": each for k, each in enumerate(saving[len(outputs) :])},
+        **{f"grad_{name}": grad for name, grad in zip(outputs, grads, strict=True)},
+    }
+    found = evaluate_tensors(cell.backward, [given[name] for name in cell.backward.inputs])
+    for name, ours, theirs in zip(cell.step.inputs, found, expected, strict=True):
+        zero = torch.zeros(B, H, dtype=torch.float64)
+        pair = [zero if each is None else each for each in (ours, theirs)]
+        message = f"the gradient of {name} in {cell.backward}"
+        torch.testing.assert_close(*pair, rtol=tolerance, atol=tolerance, msg=message)
