@@ -17,7 +17,8 @@ from rnnjit.cells.refusals import lines_of
 
 if TYPE_CHECKING:
     from rnnjit.cells.blocks import Layout
-    from rnnjit.cells.tracer import Traced, Tracer
+    from rnnjit.cells.trace import Traced
+    from rnnjit.cells.tracer import Tracer
 
 
 def with_own_gradient(tracer: Tracer, node: Any, tensor: Tensor) -> None:
@@ -86,7 +87,7 @@ def _backward(
     tracer.differentiating = True
     calls, tracer.refuse.calls[:] = list(tracer.refuse.calls), []
     try:
-        with torch.no_grad(), tracer:
+        with torch.no_grad(), tracer.mode():
             results = node.apply(gradient)
     finally:
         tracer.differentiating = False

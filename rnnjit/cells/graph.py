@@ -98,6 +98,11 @@ def replaced(value: Any, replace: Callable[[Any], Any]) -> Any:
     return replace(value)
 
 
+def replaced_values(kwargs: dict[str, Any], replace: Any) -> dict[str, Any]:
+    """The keyword arguments with everything in them replaced."""
+    return {name: replaced(value, replace) for name, value in kwargs.items()}
+
+
 class DependsOnBatchError(Exception):
     """Two traces with different batch sizes have different graphs; `node` is where."""
 

@@ -188,10 +188,12 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
         *(step.cell, fake, refuse, B, step.input_size, step.hidden_size, step.dtype, step.device)
     )
     with fake:
-        options: dict[str, Any] = {"dtype": step.dtype, "device": step.device}
         shapes = [(B, step.input_size), *[(B, step.hidden_size)] * len(step.states)]
         # Not leaves of autograd: torch itself would refuse to change those in place.
-        given = [torch.empty(s, **options).requires_grad_().clone() for s in shapes]
+        given = [
+            torch.empty(s, dtype=step.dtype, device=step.device).requires_grad_().clone()
+            for s in shapes
+        ]
     tracer.give_x(given[0])
     for k, (name, tensor) in enumerate(zip(step.states, given[1:], strict=True)):
         tracer.give(tensor, tracer.pool.leaf(source.STATE, (k,)), f"the state {name}")
@@ -200,7 +202,7 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
         with (
             torch.autocast(step.device.type, enabled=False),
             FunctionNames(refuse),
-            tracer,
+            tracer.mode(),
         ):
             results = getattr(step.cell, step.name)(*given)
     except Exception as error:
