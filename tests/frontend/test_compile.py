@@ -208,8 +208,8 @@ def test_compiling_a_compiled_module_chooses_anew(inplace):
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Tanh())])
 def test_a_module_without_a_recurrent_one_is_refused(model):
     said = (
-        "^module contains no nn.GRU, nn.GRUCell, nn.LSTM, nn.LSTMCell, nn.RNN or nn.RNNCell to "
-        f"compile: {type(model).__name__} has"
+        "^module contains no nn.GRU, nn.GRUCell, nn.LSTM, nn.LSTMCell, nn.RNN, nn.RNNCell or "
+        f"rnnjit.Recurrent to compile: {type(model).__name__} has"
     )
     with pytest.raises(ValueError, match=said):
         rnnjit.compile(model)
@@ -383,7 +383,10 @@ def test_recurrent_modules_of_other_classes_stay_eager():
 
     fast = rnnjit.compile(nn.ModuleList([nn.RNN(2, 3), Other(2, 3, True, 1)]))
     assert type(fast[1]) is Other
-    said = "left eager: it is no nn.GRU, nn.GRUCell, nn.LSTM, nn.LSTMCell, nn.RNN or nn.RNNCell"
+    said = (
+        "left eager: it is no nn.GRU, nn.GRUCell, nn.LSTM, nn.LSTMCell, nn.RNN, nn.RNNCell or "
+        "rnnjit.Recurrent"
+    )
     assert rnnjit.explain(fast).calls[1].note == said
 
 
