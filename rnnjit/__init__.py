@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rnnjit.cells import Cell
     from rnnjit.dispatch.registry import backends
     from rnnjit.errors import BackendError, CellError, RNNJitWarning, UnsupportedError
+    from rnnjit.frontend.adapt import Adaptation, adapt
     from rnnjit.frontend.compile import compile  # noqa: A004 - the name users know from torch.compile
     from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
     from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
@@ -40,6 +41,7 @@ _HOLDERS = {
     "rnnjit.cells": ("Cell",),
     "rnnjit.dispatch.registry": ("backends",),
     "rnnjit.errors": ("BackendError", "CellError", "RNNJitWarning", "UnsupportedError"),
+    "rnnjit.frontend.adapt": ("Adaptation", "adapt"),
     "rnnjit.frontend.compile": ("compile",),
     "rnnjit.frontend.compiled_cell": ("CompiledGRUCell", "CompiledLSTMCell", "CompiledRNNCell"),
     "rnnjit.frontend.compiled_layer": ("CompiledGRU", "CompiledLSTM", "CompiledRNN"),
@@ -55,6 +57,7 @@ _HOLDER_OF = {name: holder for holder, names in _HOLDERS.items() for name in nam
 _SUBMODULES = ("cells", "ir", "recurrence", "testing")
 
 __all__ = [
+    "Adaptation",
     "Artifact",
     "ArtifactError",
     "Backend",
@@ -84,6 +87,7 @@ __all__ = [
     "Tuning",
     "UnsupportedError",
     "__version__",
+    "adapt",
     "backends",
     "compare",
     "compile",

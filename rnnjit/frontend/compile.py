@@ -16,6 +16,8 @@ from rnnjit.dispatch.blame import from_outside
 from rnnjit.dispatch.choice import why_not_cell
 from rnnjit.dispatch.registry import backends, resolve
 from rnnjit.errors import RNNJitWarning
+from rnnjit.frontend.adapt import Adaptation, check_cells
+from rnnjit.frontend.adapted import become_adapted, empty_adapted, source_of
 from rnnjit.frontend.capture import cell_of
 from rnnjit.frontend.compiled_base import CompiledBase, check_recompute
 from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
@@ -36,49 +38,89 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.RNN, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
+    module: nn.RNN,
+    *,
+    backend: str | Backend = ...,
+    inplace: bool = ...,
+    recompute: bool = ...,
+    cells: Mapping[type, Adaptation] | None = ...,
 ) -> CompiledRNN: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.LSTM, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
+    module: nn.LSTM,
+    *,
+    backend: str | Backend = ...,
+    inplace: bool = ...,
+    recompute: bool = ...,
+    cells: Mapping[type, Adaptation] | None = ...,
 ) -> CompiledLSTM: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.GRU, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
+    module: nn.GRU,
+    *,
+    backend: str | Backend = ...,
+    inplace: bool = ...,
+    recompute: bool = ...,
+    cells: Mapping[type, Adaptation] | None = ...,
 ) -> CompiledGRU: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.RNNCell, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
+    module: nn.RNNCell,
+    *,
+    backend: str | Backend = ...,
+    inplace: bool = ...,
+    recompute: bool = ...,
+    cells: Mapping[type, Adaptation] | None = ...,
 ) -> CompiledRNNCell: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.LSTMCell, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
+    module: nn.LSTMCell,
+    *,
+    backend: str | Backend = ...,
+    inplace: bool = ...,
+    recompute: bool = ...,
+    cells: Mapping[type, Adaptation] | None = ...,
 ) -> CompiledLSTMCell: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: nn.GRUCell, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
+    module: nn.GRUCell,
+    *,
+    backend: str | Backend = ...,
+    inplace: bool = ...,
+    recompute: bool = ...,
+    cells: Mapping[type, Adaptation] | None = ...,
 ) -> CompiledGRUCell: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: Recurrent, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
+    module: Recurrent,
+    *,
+    backend: str | Backend = ...,
+    inplace: bool = ...,
+    recompute: bool = ...,
+    cells: Mapping[type, Adaptation] | None = ...,
 ) -> CompiledRecurrent: ...
 
 
 @overload
 def compile(  # noqa: A001 - as below
-    module: ModuleT, *, backend: str | Backend = ..., inplace: bool = ..., recompute: bool = ...
+    module: ModuleT,
+    *,
+    backend: str | Backend = ...,
+    inplace: bool = ...,
+    recompute: bool = ...,
+    cells: Mapping[type, Adaptation] | None = ...,
 ) -> ModuleT: ...
 
 
@@ -88,6 +130,7 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     backend: str | Backend = "auto",
     inplace: bool = False,
     recompute: bool = False,
+    cells: Mapping[type, Adaptation] | None = None,
 ) -> ModuleT | CompiledBase:
     """Replace every recurrent module in `module` by a compiled drop-in.
 
@@ -115,6 +158,9 @@ def compile(  # noqa: A001 - the name users know from torch.compile
         recompute: in training, keep no gate for the backward pass: it recomputes the forward pass,
             a segment of steps at a time, for 1.3 to 1.7 times the time and less memory. Calls that
             keep no gates anyway are not changed: of nn.RNN, and on the eager backend.
+        cells: classes of modules whose `forward` is a Python loop over a method of one step, and
+            for each what `rnnjit.adapt` says of it. Their loop is compiled; the first call compares
+            three steps with it, values and gradients.
 
     Returns:
         `module` itself if `inplace`, else a copy of its structure that shares the tensors.
@@ -123,7 +169,8 @@ def compile(  # noqa: A001 - the name users know from torch.compile
         CellError: the cell of a Recurrent computes what no backend could.
         TypeError: `module` is not a module, cannot be copied, or copies itself in a way that leaves
             out what was compiled or shared, or `backend` or `recompute` is of the wrong type.
-        ValueError: `module` contains nothing to compile, or no such backend is installed.
+        ValueError: `module` contains nothing to compile, or no such backend is installed, or a
+            class in `cells` has no such method or there is no instance of any.
 
     Example:
         >>> import torch
@@ -135,16 +182,19 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     check_recompute(recompute)
-    wanted = resolve(backend)
-    rnns = _compilable(module, wanted)
+    wanted, loops = resolve(backend), adapted_in(module, check_cells(cells))
+    rnns = _compilable(module, wanted, loops)
     plans = {id(rnn): trace(rnn) for rnn in rnns if wanted is not EAGER}
     if inplace:
         for rnn in rnns:
             _become_compiled(rnn, vars(rnn), backend, recompute)
             adopt(rnn, plans.get(id(rnn)))
+        for loop, how in loops:
+            become_adapted(loop, vars(loop), how, backend, recompute)
         return module
     memo: dict[int, Any] = {id(tensor): tensor for tensor in _shared_tensors(module)}
-    shells = {id(rnn): _shell(rnn) for rnn in rnns}
+    shells: dict[int, nn.Module] = {id(rnn): _shell(rnn) for rnn in rnns}
+    shells |= {id(loop): empty_adapted(source_of(loop), how) for loop, how in loops}
     memo.update(shells)
     try:
         for rnn in rnns:
@@ -153,6 +203,9 @@ def compile(  # noqa: A001 - the name users know from torch.compile
             adopt(shells[id(rnn)], plans.get(id(rnn)))
             for name, value in _slots(rnn).items():
                 setattr(shells[id(rnn)], name, copy.deepcopy(value, memo))
+        for loop, how in loops:
+            state = copy.deepcopy(vars(loop), memo)
+            become_adapted(shells[id(loop)], state, how, backend, recompute)
         copied = copy.deepcopy(module, memo)
     except Exception as error:
         raise TypeError(
@@ -289,8 +342,10 @@ def _may_compute(backend: Backend, cell: CellSpec) -> bool:
         return True  # each call asks again; `auto` then skips it, and `explain` says why
 
 
-def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
-    """Every distinct RNN to replace; warns about those that must stay eager."""
+def _compilable(
+    module: nn.Module, wanted: Backend | None, loops: list[tuple[nn.Module, Adaptation]]
+) -> list[nn.Module]:
+    """Every distinct RNN to replace but `loops`; warns about those that must stay eager."""
     found: list[nn.Module] = []
     left: dict[str, list[str]] = {}
     not_computed: dict[str, list[str]] = {}
@@ -312,7 +367,7 @@ def _compilable(module: nn.Module, wanted: Backend | None) -> list[nn.Module]:
     if left:
         parts = [f"{', '.join(names)} ({why})" for why, names in left.items()]
         warnings.warn(f"left eager: {'; '.join(parts)}", RNNJitWarning, stacklevel=3)
-    elif not found:
+    elif not found and not loops:
         scripted = any(isinstance(child, torch.jit.ScriptModule) for child in module.modules())
         advice = ". Compile the model that was scripted" if scripted else ""
         what = f"{type(module).__name__} has {sum(1 for _ in module.modules())} modules"
@@ -331,6 +386,21 @@ def _known() -> str:
     names = (f"{'rnnjit' if cls is Recurrent else 'nn'}.{cls.__name__}" for cls in replaced())
     *others, last = sorted(names)
     return f"{', '.join(others)} or {last}"
+
+
+def adapted_in(
+    module: nn.Module, cells: Mapping[type, Adaptation]
+) -> list[tuple[nn.Module, Adaptation]]:
+    """Every distinct module of these classes, and how it is adapted."""
+    found: list[tuple[nn.Module, Adaptation]] = []
+    for _, child in reachable_modules(module) if cells else ():
+        kinds = [cls for cls in type(child).__mro__ if cls in cells]
+        if kinds:
+            found.append((child, cells[kinds[0]]))
+    if cells and not found:
+        names = ", ".join(cls.__name__ for cls in cells)
+        raise ValueError(f"module contains no {names}, which `cells` names")
+    return found
 
 
 def _shell(rnn: nn.Module) -> CompiledBase:

@@ -41,7 +41,8 @@ _KINDS_KEPT = 4
 #: Attributes whose assignment invalidates the cached fast paths.
 _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "nonlinearity", "training"})
 _REFERENCE = ReferenceBackend()
-_Choices = dict[tuple[Hashable, ...], tuple[Backend, Fallback]]
+#: The backends and fallbacks of calls, by what the choice depends on.
+Choices = dict[tuple[Hashable, ...], tuple[Backend, Fallback]]
 
 
 class CompiledBase(HasSourceClass):
@@ -101,7 +102,7 @@ class CompiledBase(HasSourceClass):
     def _forget_choices(self) -> None:
         """Drop the cached choices: the next call chooses again."""
         generation = GENERATION.now
-        self._choices: _Choices = {}
+        self._choices: Choices = {}
         self._fast_paths: dict[torch.Size, tuple[FastPath, ...]] = {}
         self._generation = generation
 
@@ -232,26 +233,15 @@ class CompiledBase(HasSourceClass):
         own = self._torch_class.__name__
         return type(self).__name__.replace(f"Compiled{own}", own)
 
-    def _choice(self, call: Call, choices: _Choices) -> tuple[Backend, Fallback]:
+    def _choice(self, call: Call, choices: Choices) -> tuple[Backend, Fallback]:
         return self._choice_for(call.spec, call.problem, choices)
 
     def _choice_for(
-        self, spec: RNNSpec, problem: Problem, choices: _Choices
+        self, spec: RNNSpec, problem: Problem, choices: Choices
     ) -> tuple[Backend, Fallback]:
         """The backend of a call, and the fallback if it raises; remembered in `choices`."""
-        kind = kind_of(spec, problem)
-        found = choices.get(kind) or choices.get((kind, problem))
-        if found is None:
-            wanted = resolve(self._backend)
-            backend, sizes_matter = choose_for_sizes(spec, problem, wanted)
-            found = backend, fallback_for(spec, problem, wanted)
-            if self._recompute:
-                policy = RecomputingFallback(found[1], spec, problem)
-                found = recomputing(backend, spec, problem), policy
-            if len(choices) >= _CHOICES_KEPT:
-                choices.clear()
-            choices[(kind, problem) if sizes_matter else kind] = found
-        return found
+        wanted = resolve(self._backend)
+        return choice_for(spec, problem, wanted, choices, recompute=self._recompute)
 
     def __getstate__(self) -> dict[str, Any]:
         parent: Any = super()
@@ -266,6 +256,28 @@ class CompiledBase(HasSourceClass):
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles instead: the module of torch, with these Parameters."""
         return scriptable(self, self._source_class)
+
+
+def choice_for(
+    spec: RNNSpec, problem: Problem, wanted: Backend | None, choices: Choices, *, recompute: bool
+) -> tuple[Backend, Fallback]:
+    """The backend of a call, and the fallback if it raises; remembered in `choices`.
+
+    Raises:
+        UnsupportedError: the backend that the user named declines.
+    """
+    kind = kind_of(spec, problem)
+    found = choices.get(kind) or choices.get((kind, problem))
+    if found is None:
+        backend, sizes_matter = choose_for_sizes(spec, problem, wanted)
+        found = backend, fallback_for(spec, problem, wanted)
+        if recompute:
+            policy = RecomputingFallback(found[1], spec, problem)
+            found = recomputing(backend, spec, problem), policy
+        if len(choices) >= _CHOICES_KEPT:
+            choices.clear()
+        choices[(kind, problem) if sizes_matter else kind] = found
+    return found
 
 
 def check_recompute(recompute: Any) -> None:

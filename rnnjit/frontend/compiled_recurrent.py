@@ -296,7 +296,8 @@ def _notes(layer: LayerPlan) -> tuple[str, ...]:
 
 def _key_of(module: Recurrent, weight: Tensor) -> tuple[Any, ...]:
     """What a plan depends on, beside the attributes of the cells."""
-    kind = weight.dtype, weight.device.type
+    learnt = tuple([tensor.requires_grad for tensor in module._tensors()])
+    kind = weight.dtype, weight.device.type, learnt
     return module.training, module.num_layers, module.bidirectional, *kind
 
 

@@ -183,7 +183,7 @@ class Recurrent(nn.Module):
     def _outer_spec(self) -> RNNSpec:
         """The configuration as callers see it; of the cell it has the names of the states alone."""
         gates, states, name = self._cell_form
-        return _spec(
+        return outer_spec(
             *(self.input_size, self.hidden_size, self.num_layers, gates, states, name),
             *(self.batch_first, self.dropout, self.bidirectional),
         )
@@ -243,7 +243,7 @@ def restored(
 
 
 @lru_cache(maxsize=1024)
-def _spec(
+def outer_spec(
     input_size: int,
     hidden_size: int,
     num_layers: int,

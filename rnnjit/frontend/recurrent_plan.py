@@ -106,13 +106,18 @@ def make_plan(module: Any, store: CellStore) -> Plan:
                 f"the two directions of layer {index} compute different cells, since attributes of "
                 "one were changed (Recurrent.cells): compile with backend='eager'"
             )
-        form = normal_form(own[0].spec)
-        spec = RNNSpec(
-            *(own[0].input_size, module.hidden_size, 1, form.cell, own[0].bias),
-            bidirectional=D == 2,
-        )
-        layers.append(LayerPlan(spec, own, form))
+        layers.append(layer_plan(module.hidden_size, own))
     return Plan(tuple(layers), _stack(module, layers, traced, cells, store))
+
+
+def layer_plan(hidden_size: int, traced: tuple[TracedCell, ...]) -> LayerPlan:
+    """A layer whose directions have these cells, which compute the same."""
+    first, directions = traced[0], len(traced)
+    form = normal_form(first.spec)
+    spec = RNNSpec(
+        *(first.input_size, hidden_size, 1, form.cell, first.bias), bidirectional=directions == 2
+    )
+    return LayerPlan(spec, traced, form)
 
 
 def _kind(traced: TracedCell) -> tuple[Any, ...]:

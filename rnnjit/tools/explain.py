@@ -16,6 +16,8 @@ from rnnjit.dispatch.registry import backends, lacking
 from rnnjit.errors import CellError
 from rnnjit.execution.all_states import why_not_recorded
 from rnnjit.execution.recompute import recomputing
+from rnnjit.frontend.adapt import looks_like_a_loop
+from rnnjit.frontend.adapted import Adapted
 from rnnjit.frontend.capture import capture
 from rnnjit.frontend.compile import reachable_modules, why_left
 from rnnjit.frontend.compiled_base import CompiledBase
@@ -80,10 +82,26 @@ def explain(module: nn.Module, *inputs: Any, **named: Any) -> Explanation:
     for name, child in reachable_modules(module):
         if isinstance(child, (nn.RNNBase, nn.RNNCellBase, Recurrent, Cell)):
             reports += called.get(name) or [_report_uncalled(name, child)]
+        elif note := _note_on_loop(child):
+            reports.append(CallReport(name, type(child).__name__, None, None, note, ()))
     if not reports:
         kind = type(module).__name__
         return Explanation((CallReport("", kind, None, None, "contains no RNN", ()),))
     return Explanation(tuple(reports))
+
+
+def _note_on_loop(module: nn.Module) -> str:
+    """What to say of a module whose `forward` is a loop of the user's; "" if it is none."""
+    if isinstance(module, Adapted):
+        step = module._adaptation.step
+        return f"the loop over its {step} is compiled, as rnnjit.adapt describes it"
+    if not (step := looks_like_a_loop(module)):
+        return ""
+    name = type(module).__name__
+    return (
+        f"left as it is: its forward seems to loop over its {step}; rnnjit.compile(model, "
+        f"cells={{{name}: rnnjit.adapt({step!r}, ...)}}) compiles such loops"
+    )
 
 
 def _record_calls(
