@@ -255,7 +255,7 @@ def adapted_class(source: Any, how: Adaptation) -> type[Adapted]:
 
 def empty_adapted(source: type[nn.Module], how: Adaptation) -> nn.Module:
     """An empty instance of `adapted_class`, for unpickling and copying."""
-    cls: Any = adapted_class(source, how)
+    cls: Any = adapted_class(cast("Any", source), how)
     made: nn.Module = object.__new__(cls)  # a `__new__` of the user's may need arguments
     return made
 
@@ -273,7 +273,7 @@ def become_adapted(
     recompute: bool,
 ) -> None:
     """Give a module its adapted class, the attributes in `state`, and what `compile` got."""
-    cls: Any = adapted_class(source_of(module), how)
+    cls: Any = adapted_class(cast("Any", source_of(module)), how)
     module.__class__ = cls
     module.__dict__ = state
     state["_dispatch"] = Dispatch(backend, recompute)

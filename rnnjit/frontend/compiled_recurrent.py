@@ -75,6 +75,11 @@ class CompiledRecurrent(CompiledBase, Recurrent):
     transforms a call (see `rnnjit.explain`), the user's `forward` runs step by step.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Construct a `Recurrent` and compile it for "auto"; for `type(fast)(...)`."""
+        Recurrent.__init__(self, *args, **kwargs)
+        self.backend = "auto"
+
     def forward(
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name

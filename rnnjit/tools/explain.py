@@ -120,7 +120,7 @@ def _record_calls(
         else:
             reports[seen.name] = (_report_call(seen),)
 
-    observe(module, inputs, record, named)
+    observe(module, inputs, record, named, recurrent=True)
     return reports
 
 

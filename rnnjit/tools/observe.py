@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import Backend
 from rnnjit.dispatch.registry import resolve
+from rnnjit.frontend.adapted import Adapted
 from rnnjit.frontend.compile import copy_sharing_parameters, reachable_modules, why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import intercept, replaced
@@ -50,11 +51,13 @@ def observe(
     inputs: tuple[Any, ...],
     see: Callable[[Seen], None],
     named: Mapping[str, Any] | None = None,
+    *,
+    recurrent: bool = False,
 ) -> None:
     """Run `module(*inputs, **named)` once and pass the first call to each RNN in it to `see`.
 
     A call with `reset` is seen as the call that runs in its place: that of the segments between
-    resets, as one packed batch. A `Recurrent` is seen with its resets.
+    resets, as one packed batch. A `Recurrent` is seen if `recurrent` says so, with its resets.
 
     `see` runs at the point of the call, since the model may disable gradients or enable autocast
     around an RNN. A copy of the module runs, on torch's own layers, so that neither the module nor
@@ -62,7 +65,12 @@ def observe(
     """
     replica = copy_sharing_parameters(module)
     for name, child in reachable_modules(replica):
-        if isinstance(child, (*replaced(), CompiledBase)) and not why_left(child, None):
+        if isinstance(child, Adapted):
+            child._dispatch.backend = EAGER
+        elif isinstance(child, Recurrent) and not recurrent:
+            if isinstance(child, CompiledBase):
+                child.backend = EAGER
+        elif isinstance(child, (*replaced(), CompiledBase)) and not why_left(child, None):
             _Observer(name, child, see)
     with torch.random.fork_rng():
         replica(*inputs, **(named or {}))

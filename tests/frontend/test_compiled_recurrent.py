@@ -425,3 +425,45 @@ def test_a_weight_of_a_wrong_shape_is_an_error():
     fast.weight_hh_l0 = nn.Parameter(torch.zeros(4 * H, H + 1))
     with pytest.raises(RuntimeError, match=r"weight_hh_l0 must have shape"):
         fast(torch.zeros(T, B, I))
+
+
+def test_its_class_constructs_compiled_stacks():
+    fast = rnnjit.compile(rnnjit.Recurrent(LSTM(I, H)), backend=REFERENCE)
+    other = type(fast)(LSTM(I, H), 2)
+    assert (other.backend, other.num_layers) == ("auto", 2)
+
+
+def test_tools_for_torchs_layers_leave_it_out():
+    model = nn.ModuleDict({"own": rnnjit.Recurrent(LSTM(I, H)), "rnn": nn.RNN(I, H)})
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x):
+            return self.parts["own"](x)[0] + self.parts["rnn"](x)[0]
+
+    x = torch.randn(T, B, I)
+    for module in (Both(), rnnjit.compile(Both(), backend=REFERENCE)):
+        tuned = rnnjit.tune(module, x, rounds=1, backends=["eager"])
+        assert [call.name for call in tuned.calls] == ["parts.rnn"]
+        assert list(rnnjit.compare(module, x, rounds=1, backends=["numba"]).calls) == ["parts.rnn"]
+
+
+# Dynamo looks at it where it goes on after a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("cell", [LSTM, LeakyRNN])
+def test_graphs_break_at_it(cell):
+    module = rnnjit.Recurrent(cell(I, H))
+    fast = rnnjit.compile(module, backend=REFERENCE)
+    whole = torch.compile(lambda x: fast(2 * x)[0] + 1, backend="eager")
+    x = torch.randn(T, B, I)
+    torch.manual_seed(1)
+    found = whole(x)
+    torch.manual_seed(1)
+    compare(found, module(2 * x)[0] + 1, rtol=1e-5, atol=1e-6)
+    strict = torch.compile(lambda x: fast(x)[0], backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="outside of graphs"):
+        strict(x)
+    torch._dynamo.reset()
