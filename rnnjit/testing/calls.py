@@ -15,7 +15,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from rnnjit.backend import States
 from rnnjit.frontend.arguments import as_hx
 from rnnjit.frontend.capture import torch_module
+from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.testing.case import Case
+from rnnjit.testing.user_cells import USER_CELLS
 
 Values = dict[str, Tensor | None]
 _DROPOUT_SEED = 1
@@ -27,7 +29,7 @@ class Call:
 
     Attributes:
         case: what they were made from.
-        module: one of torch's own.
+        module: one of torch's own, or a `Recurrent` that is not compiled.
         x: the dense or padded input, a leaf.
         hx: the initial states, leaves, or None.
         grad_y: the gradient that reaches y (`Case.y_shape`).
@@ -35,7 +37,7 @@ class Call:
     """
 
     case: Case
-    module: nn.RNNBase
+    module: nn.Module
     x: Tensor
     hx: States | None
     grad_y: Tensor
@@ -133,8 +135,17 @@ def build(case: Case) -> Call:
     )
 
 
-def _module(case: Case, draw: Callable[[Sequence[int]], Tensor]) -> nn.RNNBase:
-    module = torch_module(case.spec, case.dtype).to(case.device).train(case.training)
+def _layer(case: Case) -> nn.Module:
+    """The layer of a case, with any weights."""
+    if case.user_cell is None:
+        return torch_module(case.spec, case.dtype).to(case.device)
+    cell = USER_CELLS[case.user_cell](case.input_size, case.hidden_size, bias=case.bias)
+    given = (case.num_layers, case.dropout, case.bidirectional, case.batch_first)
+    return Recurrent(cell, *given).to(case.device, case.dtype)
+
+
+def _module(case: Case, draw: Callable[[Sequence[int]], Tensor]) -> nn.Module:
+    module = _layer(case).train(case.training)
     # Expanded weights share elements, which training them would not survive.
     layout = "contiguous" if case.layout == "expanded" else case.layout
     for name, parameter in module.named_parameters():

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from rnnjit.ir import RNN_TANH, CellSpec
 from rnnjit.spec import Problem, RNNSpec
+from rnnjit.testing.user_cells import known
 
 
 @dataclass(frozen=True)
 class Case:
     """One layer and one call, with everything that follows from them.
 
-    The layer's options are those of nn.RNN, nn.LSTM and nn.GRU. `rnnjit.testing.calls.build` makes
-    the tensors.
+    The layer's options are those of nn.RNN, nn.LSTM and nn.GRU; a layer of a user's cell is a
+    `rnnjit.Recurrent`. `rnnjit.testing.calls.build` makes the tensors.
 
     Attributes:
         id: what it is called in test ids; it also seeds the values.
-        cell: that of one of torch's layers.
+        cell: that of one of torch's layers; not used if there is a `user_cell`.
+        user_cell: a key of `rnnjit.testing.user_cells.USER_CELLS`, or None.
         proj_size: as in nn.LSTM.
         T: time steps of a dense input.
         B: batch size of a dense input.
@@ -52,6 +54,7 @@ class Case:
     hidden_size: int = 20
     num_layers: int = 1
     cell: CellSpec = RNN_TANH
+    user_cell: str | None = None
     bias: bool = True
     batch_first: bool = False
     dropout: float = 0.0
@@ -75,19 +78,49 @@ class Case:
     thorough: bool = False
 
     @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the states, as the layer's user sees them."""
+        return self.spec.cell.states
+
+    @property
+    def cell_name(self) -> str:
+        """What the cell is called in reports."""
+        return self.user_cell or self.cell.name
+
+    @property
     def spec(self) -> RNNSpec:
-        """The layer."""
+        """The layer, as its user calls it."""
         return RNNSpec(
             self.input_size,
             self.hidden_size,
             self.num_layers,
-            self.cell,
+            self.cell if self.user_cell is None else known(self.user_cell).spec,
             self.bias,
             self.batch_first,
             self.dropout,
             self.bidirectional,
             self.proj_size,
         )
+
+    @property
+    def lowered(self) -> RNNSpec:
+        """What a backend is asked to compute: the layer, or the first of several of a user's cell.
+
+        A backend gets the layers of such a cell one by one where the cell has row inputs or another
+        output than its first state.
+        """
+        spec = self.spec
+        if self.user_cell is None:
+            return spec
+        _, form, multiplies_x, bias = known(self.user_cell)
+        cell = form.cell
+        if cell.row_inputs or form.output:
+            I = self.input_size if multiplies_x else 0
+            return RNNSpec(
+                *(I, self.hidden_size, 1, cell, self.bias and bias),
+                bidirectional=self.bidirectional,
+            )
+        return replace(spec, cell=cell)
 
     @property
     def steps(self) -> int:

@@ -1,8 +1,9 @@
 """The cases of the kit: a quick subset, covering arrays, and products of a layer's options.
 
-There is one covering array for each of torch's layers. Each axis of it is one option, such as the
-dtype, and has a few values. Any two values of different axes occur together in some case of
-`CASES`. `product_cases` combines all values of fewer axes, for a run that may take minutes.
+There is one covering array for each of torch's layers, and one for cells as users write them. Each
+axis of it is one option, such as the dtype, and has a few values. Any two values of different axes
+occur together in some case of `CASES`. `product_cases` combines all values of fewer axes, for a run
+that may take minutes.
 """
 
 from __future__ import annotations
@@ -128,9 +129,24 @@ _GRU: Axes = {
     "frozen": {**_FROZEN, **_some("frozen", "frozen-all-but-h0")},
 }
 
+_USER: Axes = {
+    # Each in one dtype, since each is compiled for each.
+    "cell": {
+        "leaky": {"user_cell": "leaky"},
+        "peephole-f64": {"user_cell": "peephole", "dtype": _F64},
+        "timed": {"user_cell": "timed"},
+        "integrator-f64": {"user_cell": "integrator", "dtype": _F64},
+    },
+    **{axis: values for axis, values in _GATED.items() if axis not in ("dtype", "layers")},
+    "layers": _some("layers", "1-layer", "2-layers", "dropout"),
+    "hidden": _some("hidden", "hidden-20", "hidden-1", "hidden-130"),
+    "loss": _some("loss", "through-all", "through-y", "through-h_n"),
+    "frozen": _some("frozen", "trained", "frozen-x", "frozen-weights"),
+}
+
 #: What the covering arrays combine, by layer. Any two values of a layer's go together: what one
 #: needs of another axis (an initial state, a second layer), it sets itself.
-AXES: Mapping[str, Axes] = {"RNN": _RNN, "LSTM": _LSTM, "GRU": _GRU}
+AXES: Mapping[str, Axes] = {"RNN": _RNN, "LSTM": _LSTM, "GRU": _GRU, "Recurrent": _USER}
 
 _QUICK = (
     Case("tanh", quick=True, thorough=True),
@@ -179,6 +195,20 @@ _QUICK = (
         thorough=True,
         **_UNSORTED,
     ),
+    Case("plain-leaky", user_cell="leaky", h0=True, quick=True, thorough=True),
+    Case(
+        "packed-bidirectional-peephole-f64",
+        user_cell="peephole",
+        dtype=_F64,
+        hidden_size=9,
+        bidirectional=True,
+        h0=True,
+        quick=True,
+        thorough=True,
+        **_UNSORTED,
+    ),
+    Case("plain-timed", user_cell="timed", quick=True),
+    Case("plain-integrator-f64", user_cell="integrator", dtype=_F64, h0=True, quick=True),
 )
 
 #: With those of `_QUICK` that are thorough: run with every check of `checks.CHECKS`.
@@ -199,6 +229,7 @@ _THOROUGH = (
     # In float64: in float32 eager itself, which is then oneDNN's, needs its output unchanged.
     Case("h0-lstm-f64", cell=LSTM, h0=True, dtype=_F64, thorough=True),
     Case("h0-gru-f64", cell=GRU, h0=True, dtype=_F64, thorough=True),
+    Case("stack-integrator", user_cell="integrator", num_layers=2, dtype=_F64, thorough=True),
 )
 
 #: Sizes and dtypes that are too slow, or too seldom accepted, to be combined with all others.
@@ -226,7 +257,8 @@ def _combined(axes: Axes, row: Mapping[str, str]) -> Case:
     words = []
     for axis, value in row.items():
         options.update(axes[axis][value])
-        if len(axes[axis]) == 1 or value != next(iter(axes[axis])):
+        named = len(axes[axis]) == 1 or "user_cell" in axes[axis][value]
+        if named or value != next(iter(axes[axis])):
             words.append(value)
     return Case("-".join(words) or "plain", **options)
 

@@ -183,7 +183,7 @@ def _thorough(case: Case) -> bool:
 
 def _steps_are_calls(case: Case) -> bool:
     """Whether torch's own layer, called step by step, gives all states, and y does not."""
-    several = len(case.cell.states) > 1 and case.T > 1
+    several = len(case.states) > 1 and case.T > 1
     time_major = not (case.batch_first or case.unbatched or case.lengths)
     return several and time_major and case.num_layers == 1 and not case.bidirectional
 
@@ -219,7 +219,7 @@ def _compare(
 def _compiled(backend: Backend | str, call: Call) -> nn.Module:
     # `compile` leaves a layer whose cell the backend lacks as it is: here the call is to say so.
     fast = rnnjit.compile(call.module, backend="eager")
-    fast.backend = backend
+    fast.backend = backend  # type: ignore[assignment]  # a property of the compiled class
     return fast
 
 
@@ -241,7 +241,7 @@ def _check_declared(backend: Backend) -> None:
 
 def _reasons(backend: Backend, case: Case, *, needs_grad: bool) -> tuple[str, ...]:
     """Why dispatch declines the case for a backend, whose own answers must be lists of reasons."""
-    spec, problem = case.spec, case.problem(needs_grad=needs_grad)
+    spec, problem = case.lowered, case.problem(needs_grad=needs_grad)
     methods: dict[str, Callable[[], object]] = {
         "why_not_cell": lambda: backend.why_not_cell(spec.cell),
         "missing": backend.missing,
@@ -263,7 +263,7 @@ def _reasons(backend: Backend, case: Case, *, needs_grad: bool) -> tuple[str, ..
 
 def _must_take(backend: Backend, case: Case) -> bool:
     """Whether a backend may not decline a case."""
-    cell = case.cell
+    cell = case.lowered.cell
     return case.required and (cell in REQUIRED_CELLS or not why_not_cell(backend, cell))
 
 

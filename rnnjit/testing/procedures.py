@@ -80,7 +80,7 @@ def all_states(module: nn.Module, call: Call) -> Values:
             states = _step_by_step(module, call)
         weights = [torch.ones_like(state).cumsum(0).sin() for state in states]
         grads = torch.autograd.grad(states, list(leaves.values()), weights, allow_unused=True)
-    names = (f"every {name}" for name in call.case.cell.states[1:])
+    names = (f"every {name}" for name in call.case.states[1:])
     found: Values = dict(zip(names, states, strict=True))
     return found | {f"the gradient of {k}": grad for k, grad in zip(leaves, grads, strict=True)}
 

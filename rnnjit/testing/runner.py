@@ -129,7 +129,7 @@ def _run(backend: Backend, pair: Pair) -> Result:
     def result(outcome: Outcome, message: str = "") -> Result:
         seconds = time.perf_counter() - start
         name, case = pair.id_for(backend), pair.case
-        return Result(name, pair.name, case.id, case.cell.name, outcome, message, seconds)
+        return Result(name, pair.name, case.id, case.cell_name, outcome, message, seconds)
 
     start = time.perf_counter()
     reasons = pair.declined_by(backend)

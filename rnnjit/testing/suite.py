@@ -43,7 +43,7 @@ class Pair(NamedTuple):
             return []
         try:
             problem = self.case.problem(needs_grad=self.check.needs_grad)
-            return list(verdict(backend, self.case.spec, problem).reasons)
+            return list(verdict(backend, self.case.lowered, problem).reasons)
         except Exception:  # noqa: BLE001 - a backend under test may fail in any way
             return []
 

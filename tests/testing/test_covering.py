@@ -99,7 +99,7 @@ def test_a_fault_of_a_projection_and_another_fact_is_found(name):
 def fails_in_some_case_of(cells, names):
     backend = TwoFacts(*((FACTS | PROJECTED)[name] for name in names))
     for pair in pairs():
-        if pair.name == "forward" and pair.case.cell in cells:
+        if pair.name == "forward" and pair.case.cell in cells and not pair.case.user_cell:
             try:
                 pair.check.run(backend, pair.case)
             except AssertionError:
