@@ -276,7 +276,8 @@ def stacked(backend, cell):
     hx = tuple(torch.randn(2, B, 11, generator=generator) for _ in cell.states)
     rows, below, last = Rows(T, B, T * B), x.flatten(0, 1), []
     for index, layer in enumerate(spec.layers):
-        own = weights[4 * index : 4 * index + 4]
+        count = layer.weights_per_direction
+        own = weights[count * index : count * (index + 1)]
         states = tuple(state[index, None] for state in hx)
         below, h_n, *_ = backend.forward(layer, rows, below, states, own, False)
         last.append(h_n)

@@ -3,7 +3,17 @@
 import pytest
 import torch
 from covered import in_full, in_turn
-from own_cells import CALLS, CELLS, DECLINED, accepts_what_it_should, agrees, given, stacked
+from own_cells import (
+    CALLS,
+    CALLS_WITHOUT_INPUT,
+    CELLS,
+    DECLINED,
+    WIDER_CELLS,
+    accepts_what_it_should,
+    agrees,
+    given,
+    stacked,
+)
 from torch import nn
 
 import rnnjit
@@ -26,6 +36,26 @@ DTYPES = [torch.float32, torch.float64]
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_cells_of_ones_own_agree_with_the_reference(cell, call, dtype):
+    agrees(BACKEND, cell, call, dtype)
+
+
+def wider_cells():
+    """Each of `WIDER_CELLS` with both element types: `QUICK` ones with one in `make test`."""
+    return [
+        row if row.values[0].name in QUICK else pytest.param(*row.values, marks=pytest.mark.full)
+        for row in in_turn(WIDER_CELLS, DTYPES)
+    ]
+
+
+#: Those that the tests of bits and the sweep of guarded memory compile anyway, and one more.
+QUICK = {"integrators", "all operations", "leaky rate"}
+
+
+@pytest.mark.parametrize("call", CALLS | CALLS_WITHOUT_INPUT)
+@pytest.mark.parametrize(
+    ("cell", "dtype"), wider_cells(), ids=lambda value: getattr(value, "name", str(value))
+)
+def test_parameters_row_inputs_and_no_product_agree_with_the_reference(cell, call, dtype):
     agrees(BACKEND, cell, call, dtype)
 
 
