@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import torch
 
-from rnnjit.reference import has_operator
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit.spec import Problem, RNNSpec
 
+#: The cells that torch has operators for.
+_OPERATORS = frozenset({RNN_TANH, RNN_RELU, LSTM, GRU})
 #: Bytes of a layer's weights in one direction from which on reading them, and writing their
 #: gradients, takes most of a training call of one row.
 _LARGE = 1 << 20
@@ -35,7 +37,7 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
     The answer depends on T and B by their powers of two alone, see `Backend.sizes_matter`. Cells
     that torch has no operator for are not left to it: it would run one operation after the other.
     """
-    if not has_operator(spec.layer(0)):
+    if spec.cell not in _OPERATORS:
         return []
     steps, rows, trains = problem.T, problem.B, problem.needs_grad
     inputs = max(spec.input_size, spec.hidden_size if spec.num_layers > 1 else 0)
