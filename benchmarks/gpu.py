@@ -212,12 +212,18 @@ def step_times(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def waits_for_the_device(options: argparse.Namespace) -> str:
-    """Whether a call makes the host wait: "no", or torch's message."""
+    """Whether a call makes the host wait: "no", or torch's message.
+
+    Besides torch's layers it is one of a cell with parameters and noise.
+    """
     if options.device == "cpu":
         return "not run: there is no device"
-    for cell, packed in itertools.product(options.cell, (False, True)):
-        call = Call(20, 4, 64, "float32", packed, options.device, cell)
-        run = call.run(rnnjit.compile(call.rnn, backend=options.backend), "forward_backward")
+    calls = itertools.product([*options.cell, None], (False, True))
+    for cell, packed in calls:
+        call = Call(20, 4, 64, "float32", packed, options.device, cell or "rnn")
+        noisy = rnnjit.Recurrent(rnnjit.cells.LeakyRNN(64, 64, sigma=0.1)).to(options.device)
+        module = rnnjit.compile(call.rnn if cell else noisy, backend=options.backend)
+        run = call.run(module, "forward_backward")
         run()
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -244,6 +244,54 @@ def test_layers_of_more_gates_and_their_gradients(kind, H, packed):
         torch.testing.assert_close(got.double().cpu() / scale, expected / scale, rtol=0, atol=1e-5)
 
 
+OWN = {
+    "leaky": lambda H: rnnjit.cells.LeakyRNN(5, H, sigma=0.1),
+    "peephole": lambda H: rnnjit.cells.PeepholeLSTM(5, H),
+    "spiking": lambda H: rnnjit.cells.LIF(5, H),
+    "independent": lambda H: rnnjit.cells.IndRNN(5, H),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("H", [48, 80, 520])
+@pytest.mark.parametrize("name", OWN)
+def test_layers_of_cells_that_users_write_and_their_gradients(name, H, packed):
+    torch.manual_seed(0)
+    module = rnnjit.Recurrent(OWN[name](H), bidirectional=True).to("cuda", torch.float64)
+    data = torch.randn(9, 7, 5, dtype=torch.float64, device="cuda")
+    lengths, found = torch.linspace(9, 2, 7).long(), []
+    for model in (module, rnnjit.compile(module, backend="cuda")):
+        torch.manual_seed(1)
+        given = data.clone().requires_grad_()
+        y, ends = model(pack_padded_sequence(given, lengths) if packed else given)
+        ends = ends if isinstance(ends, tuple) else (ends,)
+        y = y.data if packed else y
+        loss = y.square().sum() + sum(end.sin().sum() for end in ends)
+        grads = torch.autograd.grad(loss, (given, *model.parameters()))
+        found.append([each.detach() for each in (y, *ends, *grads)])
+    for expected, got in zip(*found, strict=True):
+        scale = expected.abs().max().clamp(min=1e-12)
+        torch.testing.assert_close(got / scale, expected / scale, rtol=0, atol=1e-10)
+
+
+@warns
+@pytest.mark.parametrize("name", OWN)
+def test_the_host_waits_for_nothing_in_cells_that_users_write(name):
+    module = rnnjit.compile(rnnjit.Recurrent(OWN[name](48)).cuda(), backend="cuda")
+    x = torch.randn(9, 4, 5, device="cuda", requires_grad=True)
+
+    def run():
+        y, _ = module(x)
+        y.sum().backward()
+
+    run()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
 def test_calls_that_auto_leaves_to_cudnn_have_second_gradients(kind, options):

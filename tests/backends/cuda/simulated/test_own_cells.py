@@ -7,8 +7,10 @@ import torch
 from cuda_layers import Simulated, check, layer_of, results, truth
 from measures import user_cells
 from own_cells import CALLS, CALLS_WITHOUT_INPUT, WIDER_CELLS, agrees, traced
+from torch.nn.utils.rnn import pack_padded_sequence
 
-from rnnjit import Needs, reference
+import rnnjit
+from rnnjit import Needs, Recurrent, cells, reference
 from rnnjit.ir import LSTM
 from rnnjit.ir.builder import tanh
 from rnnjit_cuda.kernels import FAMILIES
@@ -160,3 +162,29 @@ def test_states_of_all_steps_and_their_gradients(cell):
         ):
             other = torch.zeros_like(one) if other is None else other
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("family", "cell"),
+    [
+        ("register", cells.IndRNN(3, 5)),
+        ("block", cells.PeepholeLSTM(3, 5)),
+        ("grid", cells.LIF(3, 5)),
+        ("stream", cells.LeakyRNN(3, 5, sigma=0.2)),
+        ("step", cells.LowRankRNN(3, 5, rank=2)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_compiled_module_is_the_uncompiled_one(family, cell):
+    torch.manual_seed(0)
+    module = Recurrent(cell, num_layers=2, bidirectional=True).double()
+    data, found = torch.randn(4, 3, 3, dtype=torch.float64), []
+    for each in (module, rnnjit.compile(module, backend=BACKENDS[family])):
+        torch.manual_seed(1)
+        x = data.clone().requires_grad_()
+        y, ends = each(pack_padded_sequence(x, torch.tensor([4, 2, 1])))
+        ends = ends if isinstance(ends, tuple) else (ends,)
+        loss = y.data.square().sum() + sum(end.sin().sum() for end in ends)
+        grads = torch.autograd.grad(loss, (x, *each.parameters()))
+        found.append([value.detach() for value in (y.data, *ends, *grads)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
