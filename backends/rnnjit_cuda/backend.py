@@ -31,8 +31,6 @@ DTYPES: dict[torch.dtype, DType] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-#: The families that take the gradients of states after every step.
-_ONE_BY_ONE: tuple[Family, ...] = ("step",)
 
 
 class CudaBackend(Backend):
@@ -110,9 +108,9 @@ class CudaBackend(Backend):
         grad_states: tuple[Tensor | None, ...],
         needs: Needs,
     ) -> LayerGrads:
-        """As `backward`; if there is a gradient of `states`, by the kernels of "step" alone."""
-        families = self.families if all(g is None for g in grad_states) else _ONE_BY_ONE
-        recurrence = self._recurrence(layer, rows, x, "backward", families)
+        """As `backward`."""
+        recorded = any(grad is not None for grad in grad_states)
+        recurrence = self._recurrence(layer, rows, x, "backward", recorded=recorded)
         given = layer, rows, x, hx, weights, output, grad_y, grad_h_n
         return layer_backward(recurrence, *given, needs, grad_states)
 
@@ -177,12 +175,13 @@ class CudaBackend(Backend):
         rows: Rows,
         x: Tensor,
         pass_: Pass,
-        families: tuple[Family, ...] | None = None,
+        *,
+        recorded: bool = False,
     ) -> Recurrence:
         from rnnjit_cuda.executor import recurrence
 
-        among = self.families if families is None else families
-        return recurrence(layer, rows, DTYPES[x.dtype], pass_, self._launcher(x), among)
+        given = layer, rows, DTYPES[x.dtype], pass_, self._launcher(x), self.families
+        return recurrence(*given, recorded=recorded)
 
     def _device_reasons(self, index: int) -> list[str]:
         found = torch.cuda.get_device_properties(None if index < 0 else index)

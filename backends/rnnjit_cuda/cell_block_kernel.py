@@ -145,8 +145,8 @@ def backward(
     real, zero, width, gradient = element.real, element.real(0), element.width, cell.gradient
     G, A, S, hidden = layout.gates, layout.accumulators, layout.states, layout.hidden
     given_size, found_size, w_hh = layout.gradients, layout.found_back, layout.first_more + 1
-    parameters, load_row, keep_row, start_of, end_of = backward_rows(element, layout)
-    each = layout.read + 1
+    parameters, load_row, join, keep_row, start_of, end_of = backward_rows(element, layout)
+    each = layout.ahead
     all_read, all_states = rows * each, rows * S
     hold, multiply = _holding(element, G, False), _multiplying(element, rows, Sums(1, G))
     add_up = _adding(element, rows, 1)
@@ -210,6 +210,7 @@ def backward(
                         given[v] = ahead[i * each + v]
                     for s in range(S):
                         given[each + s] = grad[i * S + s]
+                    join(given)
                     gradient(given, found)
                     for a in range(A):
                         if hidden[a] >= 0:

@@ -92,9 +92,9 @@ def backward(
     the backward kernel of `cell_register_kernel`, but w_hh is not read.
     """
     real, gradient = element.real, cell.gradient
-    A, S, read = layout.accumulators, layout.states, layout.read
+    A, S, each = layout.accumulators, layout.states, layout.ahead
     given_size, found_size = layout.gradients, layout.found_back
-    parameters, load_row, store, start, end = backward_rows(element, layout)
+    parameters, load_row, join, store, start, end = backward_rows(element, layout)
 
     def kernel(
         tensors: Any,
@@ -119,7 +119,7 @@ def backward(
             onward, at = d == 1, (d * B + row) * H + column
             length = small(steps_of(offsets, row, T, packed))
             parameters(tensors, given, d, column)
-            start(tensors, given, read + 1, at, has_grad_h_n)
+            start(tensors, given, each, at, has_grad_h_n)
             n = place_of(offsets, 0, length, B, row, packed, onward)
             n_next, linked = n, length > 1
             if linked:
@@ -127,7 +127,7 @@ def backward(
             load_row(tensors, ahead, 0, n, n_next, linked, at, d, D, H, column, has_grad_y, ld_r)
             step = small(0)
             while step < length:
-                for v in range(read + 1):
+                for v in range(each):
                     given[v] = ahead[v]
                 n_last, linked = n_next, step + 2 < length
                 if linked:
@@ -137,12 +137,13 @@ def backward(
                     load_row(
                         tensors, ahead, 0, one, two, linked, at, d, D, H, column, has_grad_y, ld_r
                     )
+                join(given)
                 gradient(given, found)
                 store(tensors, found, n, d, D, H, column, ld_dp, ld_dr)
                 for s in range(S):
-                    given[read + 1 + s] = found[A + s]
+                    given[each + s] = found[A + s]
                 n, n_next, step = n_next, n_last, small(step + 1)
-            end(tensors, given, read + 1, at)
+            end(tensors, given, each, at)
 
     integer = types.int64
     data = backward_tensors(element, layout)

@@ -201,9 +201,9 @@ def backward(
     tile = tile_columns(rows, element.width)
     ratio = element.real.bitwidth // element.store.bitwidth
     G, A, S, hidden = layout.gates, layout.accumulators, layout.states, layout.hidden
-    given_size, found_size, each = layout.gradients, layout.found_back, layout.read + 1
+    given_size, found_size, each = layout.gradients, layout.found_back, layout.ahead
     w_hh = layout.first_more + 1
-    parameters, load_row, keep_row, start_of, end_of = backward_rows(element, layout)
+    parameters, load_row, join, keep_row, start_of, end_of = backward_rows(element, layout)
     hold, place_of = _holding(element, G, True, resident), _placing(resident)
     multiply, add_up = _multiplying(element, rows, Sums(1, G), resident), adding(element)
     share_work = sharing(tile)
@@ -324,6 +324,7 @@ def backward(
                 if b < min(size, last):
                     for s in range(S):
                         given[each + s] = grad[s]
+                    join(given)
                     gradient(given, found)
                     for a in range(A):
                         if hidden[a] >= 0:

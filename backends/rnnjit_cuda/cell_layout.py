@@ -40,6 +40,8 @@ class CellLayout(NamedTuple):
         row_inputs: R.
         parameters_read: the parameters that the gradient reads, by their number.
         row_inputs_read: the row inputs that the gradient reads.
+        recorded: the number of states after every step that have gradients: all but the first, or
+            0.
     """
 
     gates: int
@@ -56,6 +58,7 @@ class CellLayout(NamedTuple):
     row_inputs: int
     parameters_read: tuple[int, ...]
     row_inputs_read: tuple[int, ...]
+    recorded: int
 
     @property
     def given(self) -> int:
@@ -79,8 +82,13 @@ class CellLayout(NamedTuple):
 
     @property
     def gradients(self) -> int:
-        """Inputs of the gradient: `read`, grad_out, those of new states, then parameters."""
-        return self.read + 1 + self.states + len(self.parameters_read)
+        """Inputs of the gradient: `ahead`, the gradients of new states, parameters."""
+        return self.ahead + self.states + len(self.parameters_read)
+
+    @property
+    def ahead(self) -> int:
+        """Inputs of the gradient that are loaded for each row: `read`, grad_out, `recorded`."""
+        return self.read + 1 + self.recorded
 
     @property
     def found_back(self) -> int:
@@ -108,8 +116,8 @@ class CellLayout(NamedTuple):
         return self.first_end + self.states
 
 
-def layout_of(cell: CellSpec) -> CellLayout:
-    """The layout of a cell."""
+def layout_of(cell: CellSpec, *, recorded: bool = False) -> CellLayout:
+    """The layout of a cell; `recorded` as in `KernelKey`."""
     names, parameters, row_inputs = list(cell.states), cell.parameters, cell.row_inputs
     used = cell.backward.inputs[len(cell.saved) : -1 - len(names)]
     before = [name for name in used if name in names]
@@ -130,4 +138,5 @@ def layout_of(cell: CellSpec) -> CellLayout:
         len(row_inputs),
         tuple(parameters.index(name) for name in used if name in parameters),
         tuple(row_inputs.index(name) for name in used if name in row_inputs),
+        len(names) - 1 if recorded else 0,
     )

@@ -45,6 +45,9 @@ class CellPersistent(Recurrence):
         given = [other if grad is None else grad for grad, other in pairs]
         tensors = [call.dz, call.y, *call.states, *call.saved, *call.hx, *call.grad_hx]
         tensors += [grad_y, *self._weights(call.w_hh, transposed=True), *given]
+        if self._plan.key.recorded:
+            zeros = torch.zeros_like(call.states[0])
+            tensors += [zeros if grad is None else grad for grad in call.grad_states]
         tensors += [*_of_the_cell(call), *gradients_of_the_cell(call)]
         flags = [int(call.grad_y is not None), has_grads, call.layer.features]
         self._launch(call, tensors, [*flags, *strides_of_gradients(call)])

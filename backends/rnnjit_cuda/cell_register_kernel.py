@@ -129,9 +129,9 @@ def backward(
     """
     real, zero, wide, gradient = element.real, element.real(0), CELL_LANES * reach, cell.gradient
     G, A, S, hidden = layout.gates, layout.accumulators, layout.states, layout.hidden
-    read, held, both = layout.read, G * reach, 2 * G * wide
+    each, held, both = layout.ahead, G * reach, 2 * G * wide
     given_size, found_size, w_hh = layout.gradients, layout.found_back, layout.first_more + 1
-    parameters, load_row, store, start, end = backward_rows(element, layout)
+    parameters, load_row, join, store, start, end = backward_rows(element, layout)
     take, multiply = _taking(element, G, reach, False), _multiplying(element, G, reach)
 
     def kernel(
@@ -167,13 +167,13 @@ def backward(
             n_next = place_of(offsets, 1, length, B, row, packed, onward)
         if own:
             parameters(tensors, given, d, column)
-            start(tensors, given, read + 1, at, has_grad_h_n)
+            start(tensors, given, each, at, has_grad_h_n)
             linked = length > 1
             load_row(tensors, ahead, 0, n, n_next, linked, at, d, D, H, column, has_grad_y, ld_r)
         cuda.syncthreads()
         step, turn = small(0), small(0)
         while step < length:
-            for v in range(read + 1):
+            for v in range(each):
                 given[v] = ahead[v]
             n_last = n_next
             if step + 2 < length:
@@ -183,6 +183,7 @@ def backward(
                 load_row(
                     tensors, ahead, 0, n_next, n_last, linked, at, d, D, H, column, has_grad_y, ld_r
                 )
+            join(given)
             gradient(given, found)
             if own and lane == 0:
                 for a in range(A):
@@ -191,12 +192,12 @@ def backward(
                 store(tensors, found, n, d, D, H, column, ld_dp, ld_dr)
             cuda.syncthreads()
             for s in range(S):
-                given[read + 1 + s] = found[A + s]
-            given[read + 1] += multiply(x, turn, weights, lane)
+                given[each + s] = found[A + s]
+            given[each] += multiply(x, turn, weights, lane)
             turn, step = small(G * wide - turn), small(step + 1)
             n, n_next = n_next, n_last
         if own and lane == 0:
-            end(tensors, given, read + 1, at)
+            end(tensors, given, each, at)
 
     integer = types.int64
     data = backward_tensors(element, layout)

@@ -1,7 +1,8 @@
 """Device functions by which the persistent kernels of any cell read and write a row's values.
 
 Tensors are those of `cell_layout`. Behind them come, forward, w_hh and b_hh of both directions; and
-backwards grad_y, w_hh of both directions, and the S of grad_h_n. Then come those of the cell:
+backwards grad_y, w_hh of both directions, the S of grad_h_n and, where they are recorded, the
+gradients [N, D*H] of state 1 .. S-1 after every step. Then come those of the cell:
 
     parameters       P of direction 0, P of direction 1, each [H]
     row inputs       [N, ld_r]: from column (d*R + r) * H on those of direction d; if R > 0
@@ -54,7 +55,9 @@ class BackwardRows(NamedTuple):
             all rows, to their places in `given`.
         load: `(tensors, given, at, n, n_before, linked, place, d, D, H, column, has_grad_y, ld_r)`:
             what the gradient reads, to given[at] and on: of row n, of the row n_before of the
-            previous step or, if not `linked`, of hx at `place`; and grad_y.
+            previous step or, if not `linked`, of hx at `place`; grad_y; and the gradients of the
+            row's states.
+        join: `(given)`: adds the gradients of the row's states to those of the new states.
         store: `(tensors, found, n, d, D, H, column, ld_dp, ld_dr)`: dz, and the gradients of
             parameters and row inputs.
         start: `(tensors, grad, at, place, has_grad_h_n)`: the S gradients of h_n, each zero if its
@@ -64,6 +67,7 @@ class BackwardRows(NamedTuple):
 
     parameters: Callable[..., None]
     load: Callable[..., None]
+    join: Callable[..., None]
     store: Callable[..., None]
     start: Callable[..., None]
     end: Callable[..., None]
@@ -77,7 +81,7 @@ def forward_tensors(element: Element, layout: CellLayout) -> Any:
 
 def backward_tensors(element: Element, layout: CellLayout) -> Any:
     """The numba type of a backward kernel's tensors."""
-    count = layout.first_more + 3 + layout.states + 2 * layout.parameters
+    count = layout.first_more + 3 + layout.states + layout.recorded + 2 * layout.parameters
     count += (layout.parameters > 0) + 2 * (layout.row_inputs > 0)
     return types.UniTuple(types.CPointer(element.store), count)
 
@@ -159,11 +163,12 @@ def backward_rows(element: Element, layout: CellLayout) -> BackwardRows:
     afters, befores, blocks = len(layout.after), len(layout.before), layout.blocks
     first_saved, first_hx, first_end = layout.first_saved, layout.first_hx, layout.first_end
     grad_y, first_grad = layout.first_more, layout.first_more + 3
-    P, R, first_parameter = layout.parameters, layout.row_inputs, first_grad + S
+    recorded, first_recorded, ahead = layout.recorded, first_grad + S, layout.ahead
+    P, R, first_parameter = layout.parameters, layout.row_inputs, first_recorded + recorded
     row_inputs = first_parameter + 2 * P if R else 0
     of_parameters = first_parameter + 2 * P + (R > 0) if P else 0
     of_row_inputs = first_parameter + 2 * P + 1 + (P > 0) if R else 0
-    parameters_read, parameters_at = layout.parameters_read or (0,), read + 1 + S
+    parameters_read, parameters_at = layout.parameters_read or (0,), ahead + S
     row_inputs_read, rows_at = layout.row_inputs_read or (0,), K + afters + befores
     count_parameters, count_rows = len(layout.parameters_read), len(layout.row_inputs_read)
 
@@ -205,6 +210,12 @@ def backward_rows(element: Element, layout: CellLayout) -> BackwardRows:
         given[at + read] = zero
         if has_grad_y != 0:
             given[at + read] = up(tensors[grad_y][place])
+        for s in range(recorded):
+            given[at + read + 1 + s] = up(tensors[first_recorded + s][place])
+
+    def join(given: Any) -> None:
+        for s in range(recorded):
+            given[ahead + 1 + s] += given[read + 1 + s]
 
     def store(
         tensors: Any,
@@ -239,5 +250,5 @@ def backward_rows(element: Element, layout: CellLayout) -> BackwardRows:
         for s in range(S):
             tensors[first_end + s][place] = down(grad[at + s])
 
-    made: tuple[Callable[..., Any], ...] = parameters, load, store, start, end
+    made: tuple[Callable[..., Any], ...] = parameters, load, join, store, start, end
     return BackwardRows(*map(inlined, made))

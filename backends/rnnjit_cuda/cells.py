@@ -45,17 +45,34 @@ class Steps(NamedTuple):
     gradient: Callable[[Any, Any], None]
 
 
-def steps(cell: CellSpec, real: Any, library: ModuleType, inlined: Callable[[Any], Any]) -> Steps:
-    """Lower a cell; arguments as for `pointwise`."""
+def steps(
+    cell: CellSpec,
+    real: Any,
+    library: ModuleType,
+    inlined: Callable[[Any], Any],
+    *,
+    recorded: bool = False,
+) -> Steps:
+    """Lower a cell; `recorded` as in `KernelKey`, other arguments as for `pointwise`."""
     operations = {name: inlined(each) for name, each in scalar_operations(real, library).items()}
     step = _of_arrays(cell.step_saving, cell.step.inputs, operations, real)
-    gradient = _of_arrays(cell.backward, gradient_inputs(cell), operations, real)
+    places = gradient_inputs(cell, recorded=recorded)
+    gradient = _of_arrays(cell.backward, places, operations, real)
     return Steps(inlined(step), inlined(gradient))
 
 
-def gradient_inputs(cell: CellSpec) -> tuple[str, ...]:
-    """The inputs of `CellSpec.backward`, with the parameters last, which are no values of a row."""
-    return tuple(sorted(cell.backward.inputs, key=lambda name: name in cell.parameters))
+def gradient_inputs(cell: CellSpec, *, recorded: bool = False) -> tuple[str, ...]:
+    """The inputs of `CellSpec.backward`, with the parameters last, which are no values of a row.
+
+    If `recorded`, there is a place behind grad_out for the gradient of each state but the first,
+    which the kernels add to that of the new state.
+    """
+    *found, grad_out = cell.backward.inputs[: -len(cell.states)]
+    ends = cell.backward.inputs[-len(cell.states) :]
+    parameters = [name for name in found if name in cell.parameters]
+    known = [name for name in found if name not in cell.parameters]
+    more = [f"recorded {name}" for name in cell.states[1:]] if recorded else []
+    return (*known, grad_out, *more, *ends, *parameters)
 
 
 def pointwise(

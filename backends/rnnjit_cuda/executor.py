@@ -26,12 +26,26 @@ def recurrence(
     pass_: Pass,
     launcher: Launcher,
     among: tuple[Family, ...],
+    *,
+    recorded: bool = False,
 ) -> Recurrence:
-    """The recurrence of a layer on a launcher's device; other arguments as for `plan`."""
+    """The recurrence of a layer on a launcher's device.
+
+    Args:
+        layer: what the layer is.
+        rows: how its rows are laid over time.
+        dtype: of its tensors.
+        pass_: which recurrence.
+        launcher: starts the kernels.
+        among: as for `plan`.
+        recorded: whether the states after every step have gradients.
+    """
     if rows.T < _FEW and "step" in among:
         among = tuple(name for name in among if name != "stream")
     chosen = _cached_plan(layer, rows.B, dtype, pass_, launcher.properties, among)
     one_by_one = chosen.key.family == "step"
+    if recorded and not one_by_one:
+        chosen = chosen._replace(key=chosen.key._replace(recorded=True))
     if layer.cell.is_elman:
         return (PerStep if one_by_one else Persistent)(chosen, launcher)
     return (CellPerStep if one_by_one else CellPersistent)(chosen, launcher)

@@ -63,6 +63,8 @@ class KernelKey(NamedTuple):
             tile ("grid", "stream"); 1 for the others.
         reach: weights of each gate that a thread holds, for "register"; 0 for the others, and for
             cells without a recurrent product.
+        recorded: of a backward kernel, whether the states after every step have gradients; False
+            for "step", whose caller adds them.
     """
 
     family: Family
@@ -71,11 +73,14 @@ class KernelKey(NamedTuple):
     cell: CellSpec
     rows: int = 1
     reach: int = 0
+    recorded: bool = False
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The fields as words, for people: the cell by its name."""
-        return tuple(each.name if isinstance(each, CellSpec) else str(each) for each in self)
+        """The fields as words, for people: the cell by its name, `recorded` where it is True."""
+        *given, recorded = self
+        found = [each.name if isinstance(each, CellSpec) else str(each) for each in given]
+        return (*found, *(["recorded"] if recorded else []))
 
     def __str__(self) -> str:
         return "-".join(self.words)
@@ -84,7 +89,7 @@ class KernelKey(NamedTuple):
 def variants(cells: Sequence[CellSpec] = (RNN_TANH, RNN_RELU)) -> list[KernelKey]:
     """All kernels that the planner may use for some cells, by default those of nn.RNN."""
     return [
-        KernelKey(family, pass_, dtype, cell, rows, reach)
+        KernelKey(family, pass_, dtype, cell, rows, reach, recorded)
         for family in FAMILIES
         for pass_ in _PASSES
         for dtype in _BYTES
@@ -92,7 +97,14 @@ def variants(cells: Sequence[CellSpec] = (RNN_TANH, RNN_RELU)) -> list[KernelKey
         if family in families_of(cell)
         for rows in row_choices(family, cell)
         for reach in (reaches(cell) if family == "register" else (0,))
+        for recorded in _recordings(family, pass_, cell)
     ]
+
+
+def _recordings(family: Family, pass_: Pass, cell: CellSpec) -> tuple[bool, ...]:
+    """The values of `KernelKey.recorded`; the first state of a cell is y, whose gradient is."""
+    both = pass_ == "backward" and family != "step" and len(cell.states) > 1
+    return (False, True) if both else (False,)
 
 
 def families_of(cell: CellSpec) -> tuple[Family, ...]:

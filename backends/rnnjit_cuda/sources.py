@@ -70,7 +70,10 @@ def source(key: KernelKey) -> Source:
         cell: Any = (pointwise(key.cell, numbers.real, library, inlined),)
         module = _ELMAN[key.family]
     else:
-        cell = steps(key.cell, numbers.real, library, inlined), layout_of(key.cell)
+        cell = (
+            steps(key.cell, numbers.real, library, inlined, recorded=key.recorded),
+            layout_of(key.cell, recorded=key.recorded),
+        )
         module = (_CELLS if key.cell.has_product else _FREE)[key.family]
     make = module.forward if key.pass_ == "forward" else module.backward
     function, signature = make(numbers, *cell, size, **more)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cuda_layers import Simulated, check, layer_of, results, truth
 from measures import user_cells
-from own_cells import CALLS, CALLS_WITHOUT_INPUT, WIDER_CELLS, agrees, traced
+from own_cells import CALLS, CALLS_WITHOUT_INPUT, WIDER_CELLS, agrees, three_states, traced
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
@@ -138,12 +138,36 @@ def test_the_check_for_a_gpu_sees_what_is_wrong(monkeypatch):
     assert 1e-8 < user_cells.difference(*given, packed=False) < 1e-6
 
 
+SEVERAL_STATES = {
+    cell.name: cell
+    for cell in (
+        LSTM,
+        *WIDER_CELLS,
+        traced(three_states, ("h", "c", "n"), gates="fg", name="three"),
+    )
+    if len(cell.states) > 1
+}
+RECORDED = {
+    ("register", "lstm"),
+    ("register", "integrators"),
+    ("block", "peephole"),
+    ("grid", "three"),
+    ("stream", "leaky rate"),
+    ("step", "three"),
+}
+
+
 @pytest.mark.parametrize(
-    "cell", [cell for cell in (LSTM, *WIDER_CELLS) if len(cell.states) > 1], ids=lambda c: c.name
+    ("family", "name"),
+    [
+        pytest.param(*pair, marks=() if pair in RECORDED else pytest.mark.full)
+        for pair in product(FAMILIES, SEVERAL_STATES)
+    ],
 )
-def test_states_of_all_steps_and_their_gradients(cell):
-    call = layer_of(cell, 6, torch.float64, (3, 3, 2), D=2, given=(True, False, True))
-    backend, exact = BACKENDS["block"], call.double()
+def test_states_of_all_steps_and_their_gradients(family, name):
+    cell, states = SEVERAL_STATES[name], (True, False, True)
+    call = layer_of(cell, 6, torch.float64, (3, 3, 2), D=2, given=(True, *states))
+    backend, exact = BACKENDS[family], call.double()
     given = [torch.randn(call.rows.N, 12).double() for _ in cell.states[1:]]
     for keep in (False, True):
         output = backend.forward_states(*call[:5], keep)
@@ -152,7 +176,7 @@ def test_states_of_all_steps_and_their_gradients(cell):
         torch.testing.assert_close(
             (output.y, output.h_n, output.states), (expected[0], expected[1], expected[3]), **close
         )
-    for grads in (given, [None for _ in given]):
+    for grads in (given, [None for _ in given], [None, *given[1:]]):
         found = backend.backward_states(*call[:5], output, *call[5:], tuple(grads), call.needs)
         wanted = reference.layer_backward(*exact, call.needs, tuple(grads))
         for one, other in zip(
