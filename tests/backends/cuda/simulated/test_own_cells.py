@@ -22,6 +22,7 @@ TAKEN.remove("many rows")
 BACKENDS = {family: Simulated(family) for family in FAMILIES}
 #: Those that compute cells without a recurrent product.
 FREE = ("register", "step")
+ALL = (True, True, True)
 
 
 def pairs():
@@ -42,11 +43,20 @@ def test_values_and_gradients(family, cell, call, dtype):
     agrees(BACKENDS[family], cell, call, dtype)
 
 
+#: More hidden units than a tile, sequences than a slab, and steps than are loaded ahead.
+LARGE = {
+    "leaky rate": layer_of(CELLS["leaky rate"], 40, torch.float32, (9, 9, 7, 2), D=2, given=ALL),
+    "integrators": layer_of(CELLS["integrators"], 70, sizes=(4, 4, 4, 3), given=ALL),
+}
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("family", FREE)
-def test_many_rows(family, name):
-    agrees(BACKENDS[family], CELLS[name], "many rows", torch.float64)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*((family, "leaky rate") for family in FAMILIES), *((each, "integrators") for each in FREE)],
+)
+def test_large_layers(family, name):
+    check(BACKENDS[family], LARGE[name])
 
 
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
@@ -83,7 +93,7 @@ def test_sixteen_bits(family, call):
 )
 def test_nan_and_infinities_go_where_the_equations_take_them(family, name):
     cell = CELLS[name]
-    call = layer_of(cell, 5, torch.float64, (3, 3, 2), D=2, given=(True, True, True))
+    call = layer_of(cell, 5, torch.float64, (3, 3, 2), D=2, given=ALL)
     # Row inputs of row 4 in direction 0, and of row 1 in direction 1.
     call.x[4, 3 + 1] = float("nan")
     call.x[1, 3 + 5 * len(cell.row_inputs) + 2] = float("inf")
@@ -98,7 +108,7 @@ def test_nan_and_infinities_go_where_the_equations_take_them(family, name):
 @pytest.mark.parametrize("name", ["leaky rate", "integrators"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_that_nobody_needs_are_not_written(family, name):
-    call, backend = layer_of(CELLS[name], 5, D=2, given=(True, True, True)), BACKENDS[family]
+    call, backend = layer_of(CELLS[name], 5, D=2, given=ALL), BACKENDS[family]
     output = backend.forward(*call[:5], True)
     weights = tuple(index % 5 == 0 for index in range(len(call.weights)))
     needs = Needs(False, (True,) * len(call.hx), weights)
