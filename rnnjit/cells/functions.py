@@ -80,17 +80,18 @@ def _backward(
     tracer: Tracer, node: Any, tensor: Tensor, layout: Layout, gradients: list[Expression]
 ) -> tuple[Tensor | None, ...]:
     """The results of the backward pass, of a gradient that is a leaf."""
-    with tracer.fake:
-        gradient = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    gradient = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     marks = tracer.marks.write(layout, [each.number for each in gradients])
     tracer.keep(gradient, None, marks)
     tracer.differentiating = True
     calls, tracer.refuse.calls[:] = list(tracer.refuse.calls), []
+    inside, tracer.refuse.inside = tracer.refuse.inside, False
     try:
         with torch.no_grad(), tracer.mode():
             results = node.apply(gradient)
     finally:
         tracer.differentiating = False
+        tracer.refuse.inside = inside
     tracer.refuse.calls[:] = calls
     return results if isinstance(results, tuple) else (results,)
 

@@ -43,7 +43,7 @@ class Node:
         args, kwargs: the operator's arguments, in which nodes stand for tensors.
         leaf: what a leaf is: a name of the cell's tensor, the number of a draw, "x", or a tensor.
         item: which of the results of its only argument it is, if those are several.
-        like: a tensor without data of its shape, dtype and device, or several.
+        like: a tensor of its shape, dtype and device in the trace, or several.
         grad: whether gradients pass.
         where: the line of the user's code.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from rnnjit.errors import CellError
 
 _RNNJIT = str(Path(__file__).parents[1]) + os.sep
 _GALLERY = str(Path(__file__).parent / "gallery") + os.sep
-_TORCH = str(Path(torch.__file__).parent) + os.sep
+_TORCH = str(Path(inspect.getfile(torch)).parent) + os.sep
 
 TAKEN = "compiled cells take pointwise operations and linear maps"
 OUTSIDE = "Compute it from x outside of the cell, or compile with backend='eager'"
@@ -139,6 +140,7 @@ class Refuse:
     """Makes the errors of one step.
 
     Attributes:
+        inside: whether the tracer's own code runs, and not the user's.
         step: the step, such as "LeakyRNN.forward".
         calls: the names of torch's functions that the user's code is in, outermost first.
         where: the line to name, once the step has returned; None for that of the user's frame.
@@ -148,6 +150,7 @@ class Refuse:
         self.step = step
         self.calls: list[str] = []
         self.where: str | None = None
+        self.inside = False
 
     def __call__(
         self, why: str, remedy: str, *, operation: str | None = None, where: str | None = None

@@ -60,11 +60,10 @@ class StateOperators(Operands):
             if name in MIXING and args[1:] and args[1] in (0, [0]):
                 why = "mixes the rows of the batch, which are sequences of their own"
             raise self.refuse(why, remedy, operation=self._name(name))
-        with self.fake:
-            like = func(
-                *replaced(tuple(args), self.without_data),
-                **replaced_values(kwargs, self.without_data),
-            )
+        like = func(
+            *replaced(tuple(args), self.without_autograd),
+            **replaced_values(kwargs, self.without_autograd),
+        )
         first = like if isinstance(like, Tensor) else like[0]
         result = self._pointwise(rule, first, args, kwargs)
         if name == "detach":
@@ -140,8 +139,7 @@ class StateOperators(Operands):
                 assert each.node is not None
                 numbers = [leaf.number for leaf in self.leaves(each.node, layout)]
                 each.marks = self.marks.write(layout, numbers)
-        with self.fake:
-            like = func(*replaced(tuple(args), self.without_data), **kwargs)
+        like = func(*replaced(tuple(args), self.without_autograd), **kwargs)
         likes = [like] if isinstance(like, Tensor) else list(like)
         if any(each.dtype not in (self.dtype, torch.bool) for each in likes):
             raise self.refuse(f"gives {likes[0].dtype}", "Keep the dtype of the states")
@@ -156,8 +154,7 @@ class StateOperators(Operands):
 
     def _beside(self, func: Any, args: Any, kwargs: dict[str, Any], parts: list[Tensor]) -> Tensor:
         """A state and x beside each other, for one linear map of both."""
-        with self.fake:
-            like = func(*replaced(tuple(args), self.without_data), **kwargs)
+        like = func(*replaced(tuple(args), self.without_autograd), **kwargs)
         result = self.keep(self.fresh(like), None)
         self._traced[id(result)].parts = tuple(parts)
         return result
@@ -208,8 +205,7 @@ class StateOperators(Operands):
             )
         else:
             values = [self.pool.number(each) for each in values]
-        with self.fake:
-            like = func(self.without_data(tensor), **kwargs)
+        like = func(self.without_autograd(tensor), **kwargs)
         numbers = [self.stopped(each).number for each in values]
         return self.keep(self.fresh(like), None, self.marks.write(found[0], numbers))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rnnjit.cells.blocks import Marks
 from rnnjit.cells.expressions import Expression, Pool
-from rnnjit.cells.graph import Depends, Node, evaluate_nodes, replaced
+from rnnjit.cells.graph import Depends, Node, evaluate_nodes, replaced, replaced_values
 from rnnjit.cells.refusals import Refuse, users_line
 
 
@@ -43,7 +43,6 @@ class Trace:
 
     Args:
         cell: whose parameters and buffers are known.
-        fake: the mode of tensors without data.
         refuse: makes errors.
         B, I, H: rows, features and hidden units of the trace.
         dtype, device: those of the step.
@@ -52,7 +51,6 @@ class Trace:
     def __init__(
         self,
         cell: nn.Module,
-        fake: Any,
         refuse: Refuse,
         B: int,
         I: int,
@@ -60,7 +58,7 @@ class Trace:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.cell, self.fake, self.refuse = cell, fake, refuse
+        self.cell, self.refuse = cell, refuse
         self.B, self.input_size, self.H = B, I, H
         self.dtype, self.device = dtype, device
         self.pool, self.marks = Pool(), Marks(B, H)
@@ -97,11 +95,8 @@ class Trace:
         grad = torch.is_grad_enabled() or self.differentiating
         key = (function, grad, _key(args), _key(tuple(sorted(kwargs.items()))))
         if key not in self._known:
-            with self.fake:
-                like = function(
-                    *replaced(args, _like),
-                    **{name: replaced(v, _like) for name, v in kwargs.items()},
-                )
+            with torch.no_grad():
+                like = function(*replaced(args, _like), **replaced_values(kwargs, _like))
             given = Node(-1, Depends.CONSTANT, None, "", args=args, kwargs=kwargs).arguments
             depends = max((each.depends for each in given), default=Depends.CONSTANT)
             self._known[key] = self.node(
@@ -135,7 +130,7 @@ class Trace:
             return found
         if id(tensor) in self._own:
             name = self._own[id(tensor)][0]
-            node = self.node(Depends.PARAMETERS, self.fake.from_tensor(tensor), leaf=f".{name}")
+            node = self.node(Depends.PARAMETERS, tensor.detach(), leaf=f".{name}")
             self._traced[id(tensor)] = Traced(tensor, node, given=f"self.{name}")
             return self._traced[id(tensor)]
         held = next(
@@ -181,8 +176,7 @@ class Trace:
 
     def literal(self, tensor: Tensor) -> Tensor:
         """A tensor that torch has just made from Python numbers."""
-        with self.fake:
-            like = self.fake.from_tensor(tensor)
+        like = tensor.detach()
         return self.keep(like, self.node(Depends.CONSTANT, like, leaf=tensor))
 
     def node_of(self, tensor: Tensor) -> Node:
@@ -191,20 +185,17 @@ class Trace:
         assert node is not None
         return node
 
-    def without_data(self, value: Any) -> Any:
-        """A tensor of the cell without its data; anything else as it is."""
+    def without_autograd(self, value: Any) -> Any:
+        """A tensor of the cell as a constant; anything else as it is."""
         if isinstance(value, Tensor) and id(value) in self._own:
             return self.node_of(value).like
         return value
 
     def fresh(self, like: Tensor) -> Tensor:
-        """A tensor without data like this one: itself, unless the user has it already."""
+        """A tensor like this one: itself, unless the user has it already."""
         if id(like) not in self._traced:
             return like
-        with self.fake:
-            return torch.empty_strided(
-                like.shape, like.stride(), dtype=like.dtype, device=like.device
-            )
+        return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
 
 
 def _like(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Traces one step of a user's cell: the operators of torch that it calls, one by one.
 
-The step runs on tensors without data, below autograd. Each tensor is known by what it depends on.
+The step runs on zeros; no value has an influence. Each tensor is known by what it depends on.
 What depends on a state is made of expressions (`rnnjit.cells.blocks`); all else is a node of a
 graph of torch operators (`rnnjit.cells.graph`). A linear map of x is both.
 """
@@ -31,6 +31,14 @@ FILLING = {
     **dict.fromkeys(("ones_like", "new_ones"), 1.0),
     **dict.fromkeys(("full_like", "new_full")),
 }
+#: Functions that hand out what only the tensors of a real step have.
+_LEAVING = frozenset(
+    f"Tensor.{name}"
+    for name in (
+        *("numpy", "tolist", "data_ptr", "storage", "untyped_storage", "share_memory_"),
+        *("__array__", "__array_wrap__", "__dlpack__", "__reduce_ex__", "__deepcopy__"),
+    )
+)
 _HOOKS = ("Tensor.register_hook", "Tensor.retain_grad")
 
 
@@ -44,6 +52,8 @@ class FunctionNames(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self._refuse.inside:  # a call of the tracer's own
+            return func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
         module, owner = getattr(func, "__module__", None), getattr(func, "__qualname__", "")
         if module == "torch.nn.functional":
@@ -57,6 +67,11 @@ class FunctionNames(TorchFunctionMode):
             raise self._refuse(
                 "would see the gradient of one step alone, which no backend gives it",
                 "Change gradients by a torch.autograd.Function whose backward pass is pointwise",
+            )
+        if name in _LEAVING:
+            raise self._refuse(
+                "takes a tensor's values out of torch, but one trace serves all values",
+                "Compute with torch's operators, and use torch.where for a choice by value",
             )
         found = func(*args, **(kwargs or {}))
         self._calls.pop()
@@ -97,6 +112,8 @@ class Tracer(StateOperators):
         given = [self.look_up(each) for each in tensors_of(args, kwargs)]
         if name == "_local_scalar_dense" or name == "equal":
             raise self.refuse(*unknown(name))
+        if _shape_by_value(func, name, given):
+            raise self.refuse(*unknown("nonzero"))
         if func._schema.is_mutable:
             return self._in_place(func, name, args, kwargs, given)
         if torch.Tag.nondeterministic_seeded in func.tags:
@@ -155,8 +172,7 @@ class Tracer(StateOperators):
 
     def _filled(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Tensor:
         """Zeros, ones and the like: of the first argument, only the shape matters."""
-        with self.fake:
-            like = func(*replaced(tuple(args), self.without_data), **kwargs)
+        like = func(*replaced(tuple(args), self.without_autograd), **kwargs)
         value = FILLING[name]
         if value is None:
             value = args[-1] if "fill_value" not in kwargs else kwargs["fill_value"]
@@ -210,8 +226,7 @@ class Tracer(StateOperators):
                 "Draw torch.rand_like or torch.randn_like, and compute with it: u < p for "
                 "torch.bernoulli(p), mean + std * noise for torch.normal",
             )
-        with self.fake:
-            like = func(*replaced(tuple(args), self.without_data), **kwargs)
+        like = _drawn_like(func, args, kwargs, self.device)
 
         def placeholder(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -278,6 +293,26 @@ class Tracer(StateOperators):
         return found
 
 
+def _shape_by_value(func: Any, name: str, given: list[Traced]) -> bool:
+    """Whether the shape of an operator's result depends on values."""
+    if name == "index":
+        return any(each.tensor.dtype in (torch.bool, torch.uint8) for each in given[1:])
+    tags = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+    return any(tag in func.tags for tag in tags)
+
+
+def _drawn_like(func: Any, args: Any, kwargs: dict[str, Any], device: torch.device) -> Any:
+    """The result of a draw that leaves the state of the generators as it is."""
+
+    def given(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    options = {name: None if name == "generator" else each for name, each in kwargs.items()}
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        return func(*replaced(tuple(args), given), **options)
+
+
 def _is_view(func: Any) -> bool:
     return any(each.alias_info is not None for each in func._schema.returns)
 
@@ -292,12 +327,21 @@ class _Mode(_Base):  # type: ignore[misc]  # Any: torch may lack it
         super().__init__()
         self._tracer = tracer
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # To skip it, torch imports its compiler, for seconds; no step is traced while it compiles.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        refuse = self._tracer.refuse
+        before, refuse.inside = refuse.inside, True
         try:
             return self._tracer.operator(func, args, kwargs or {})
         except Exception as error:
             # The user's code may catch it; the trace is then worth nothing.
             self._tracer.error = self._tracer.error or error
             raise
+        finally:
+            refuse.inside = before

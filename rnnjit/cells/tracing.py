@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import traceback
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from rnnjit.cells.refusals import Refuse, is_own, lines_of
 from rnnjit.cells.traced_cell import Draw, TracedCell
 from rnnjit.cells.tracer import FunctionNames, Tracer
 from rnnjit.errors import CellError
-from rnnjit.runtime.torch_private import buffers_of, fake_mode, parameters_of
+from rnnjit.runtime.torch_private import TorchDispatchMode, buffers_of, parameters_of
 
 #: The batch sizes of the two traces.
 _SIZES = (2, 3)
@@ -41,7 +41,9 @@ class _Step(NamedTuple):
         return f"{type(self.cell).__name__}.{self.name}"
 
 
-_traced: WeakKeyDictionary[nn.Module, dict[object, TracedCell]] = WeakKeyDictionary()
+_traced: weakref.WeakKeyDictionary[nn.Module, dict[object, TracedCell]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def trace_cell(
@@ -128,15 +130,25 @@ def _attributes(cell: nn.Module) -> tuple[object, ...]:
 _TORCHS = frozenset(vars(nn.Module())) - {"training"} | {"_construction"}
 
 
-def _frozen(value: object) -> object:
-    """A value to compare plain attributes by."""
+def _frozen(value: object, depth: int = 4) -> object:
+    """A value to compare plain attributes by; it keeps none of them alive."""
+    if depth == 0:
+        return id(value)
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
         return type(value), repr(value)
     if isinstance(value, (list, tuple)):
-        return type(value), tuple(map(_frozen, value))
+        return type(value), tuple(_frozen(each, depth - 1) for each in value)
     if isinstance(value, dict):
-        return dict, tuple((_frozen(k), _frozen(v)) for k, v in value.items())
-    return id(value)
+        return dict, tuple((repr(k), _frozen(v, depth - 1)) for k, v in value.items())
+    if isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
+        return id(value)
+    try:
+        # Another object may get the id of one that is gone.
+        kept: object = weakref.ref(value)
+        hash(kept)
+    except TypeError:
+        kept = id(value)
+    return kept, _frozen(vars(value), depth - 1)
 
 
 def _trace(step: _Step) -> TracedCell:
@@ -178,22 +190,20 @@ def _trace(step: _Step) -> TracedCell:
 
 def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     """Trace the step with B rows."""
-    fake = fake_mode()
-    if fake is None:
+    if TorchDispatchMode is None:
         raise RuntimeError(
             f"torch {torch.__version__} lacks what tracing a cell needs: use the cell uncompiled"
         )
     refuse = Refuse(step.title)
     tracer = Tracer(
-        *(step.cell, fake, refuse, B, step.input_size, step.hidden_size, step.dtype, step.device)
+        *(step.cell, refuse, B, step.input_size, step.hidden_size, step.dtype, step.device)
     )
-    with fake:
-        shapes = [(B, step.input_size), *[(B, step.hidden_size)] * len(step.states)]
-        # Not leaves of autograd: torch itself would refuse to change those in place.
-        given = [
-            torch.empty(s, dtype=step.dtype, device=step.device).requires_grad_().clone()
-            for s in shapes
-        ]
+    shapes = [(B, step.input_size), *[(B, step.hidden_size)] * len(step.states)]
+    # Not leaves of autograd: torch itself would refuse to change those in place.
+    given = [
+        torch.zeros(s, dtype=step.dtype, device=step.device).requires_grad_().clone()
+        for s in shapes
+    ]
     tracer.give_x(given[0])
     for k, (name, tensor) in enumerate(zip(step.states, given[1:], strict=True)):
         tracer.give(tensor, tracer.pool.leaf(source.STATE, (k,)), f"the state {name}")
@@ -231,29 +241,24 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
 def _failed(refuse: Refuse, error: Exception) -> CellError:
     """The error of a step that raised an error itself."""
     frames = traceback.extract_tb(error.__traceback__)
+    own_folder = os.path.dirname(frames[-1].filename) == os.path.dirname(__file__)
+    if own_folder and frames[-1].name != "__torch_function__":
+        raise error  # the tracer's own
     own = [frame for frame in frames if not is_own(frame.filename)]
     numpy = any(f"{os.sep}numpy{os.sep}" in frame.filename for frame in frames)
     own = [frame for frame in own if f"{os.sep}numpy{os.sep}" not in frame.filename]
     where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else "<unknown>"
     operation = refuse.calls[0] if refuse.calls else "a function of numpy" if numpy else "the step"
     kind, words = type(error).__name__, str(error).strip().partition("\n")[0].rstrip(".")
-    if operation in _LEAVING or numpy or "numpy" in words:
+    if numpy or "numpy" in words:
         why = "takes a tensor's values out of torch, but one trace serves all values"
         return refuse(why, "Compute with torch's operators", operation=operation, where=where)
-    if kind in ("DynamicOutputShapeException", "DataDependentOutputException"):
-        why = "has a result that depends on values, but one trace serves all values"
-        return refuse(why, "Use torch.where", operation=operation, where=where)
     return refuse(
         f"raised {kind}: {words}",
         "Call the cell itself with x [B, I] and states [B, H] to see it fail",
         operation=operation,
         where=where,
     )
-
-
-_LEAVING = frozenset(
-    f"Tensor.{name}" for name in ("numpy", "__array__", "tolist", "__array_wrap__", "data_ptr")
-)
 
 
 def _snapshot(cell: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -91,7 +91,7 @@ NAMES = {
         "torch breaks the graph there, if it may",
     ),
     "torch.utils._python_dispatch.TorchDispatchMode": (
-        "seeing the operators that a step of a user's cell calls, on tensors without data",
+        "seeing the operators that a step of a user's cell calls",
         "cells of one's own are not compiled, and the error says so",
     ),
     "torch._inductor.standalone_compile": (
@@ -554,12 +554,6 @@ def cpp_compilers() -> list[str] | None:
         return None
     names = config.cpp.cxx if isinstance(config.cpp.cxx, (list, tuple)) else [config.cpp.cxx]
     return [name for name in names if name is not None]
-
-
-def fake_mode() -> Any:
-    """A mode that makes tensors without data; None if torch lacks what tracing a cell needs."""
-    mode = find("torch._subclasses.fake_tensor.FakeTensorMode")
-    return None if mode is None or TorchDispatchMode is None else mode()
 
 
 def symbolic_mode() -> Any:

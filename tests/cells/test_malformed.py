@@ -93,8 +93,8 @@ def in_place_on_a_part(self, x, h):
 
 def in_place_through_a_view(self, x, h):
     z = self.hh(h)
-    z[:, :5].add_(1.0)  # HERE
-    return torch.tanh(z)
+    z[:, :5].add_(1.0)
+    return torch.tanh(z)  # HERE
 
 
 def in_place_on_a_view_of_a_state(self, x, h):
@@ -383,7 +383,7 @@ MALFORMED = {
     float_of_a_state: ("Tensor.__float__", "reads the value", "Python number"),
     in_place: ("Tensor.(__iadd__|add_)", "changes the state h in place", "v = v . a"),
     in_place_on_a_part: ("Tensor.__setitem__", "in place", "torch.cat|a new tensor"),
-    in_place_through_a_view: ("Tensor.add_", "through another one", "v = v . a"),
+    in_place_through_a_view: ("torch.tanh", "through another one", "v = v . a"),
     in_place_on_a_view_of_a_state: ("Tensor.mul_", "changes the state h in place", "v = v . a"),
     in_place_on_a_parameter: ("Tensor.mul_", "in place", "new tensor"),
     in_place_on_a_buffer: ("Tensor.add_", "changes self.steps in place", "new tensor"),
@@ -436,7 +436,7 @@ MALFORMED = {
     to_numpy: ("Tensor.numpy", "out of torch", "torch's operators"),
     numpy_function: ("numpy", "out of torch", "torch's operators"),
     to_list: ("Tensor.(tolist|item)", "reads the value|out of torch", "Python number|torch's"),
-    boolean_index: ("Tensor.__getitem__", "by a tensor", "torch.where"),
+    boolean_index: ("Tensor.__getitem__", "depends on values", "torch.where"),
     nonzero: ("torch.nonzero", "depends on values", "torch.where"),
     gradient_hook: ("Tensor.register_hook", "gradient of one step", "autograd.Function"),
     two_results_of_a_function: ("Two", "several results", "Function for each"),

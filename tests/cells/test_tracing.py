@@ -377,6 +377,29 @@ def test_it_is_traced_once_for_what_the_cell_is():
     assert trace_cell(cell_of(leaky).float()).spec == first.spec
 
 
+class Settings:
+    leak = 0.5
+
+    def __init__(self, leak):
+        self.leak = leak
+
+
+def of_settings(self, x, h):
+    return self.act(self.ih(x) + self.hh(h)) + self.settings.leak * h
+
+
+def test_it_is_traced_again_when_something_that_the_cell_holds_is_another():
+    cell = cell_of(of_settings)
+    cell.settings = Settings(0.5)
+    first = trace_cell(cell)
+    cell.settings.leak = 0.25
+    changed = trace_cell(cell)
+    cell.act = torch.sigmoid
+    again = trace_cell(cell)
+    assert len({each.spec.digest for each in (first, changed, again)}) == 3
+    assert_equals_loop(cell)
+
+
 def test_a_trace_keeps_neither_the_cell_nor_its_parameters():
     cell = cell_of(low_rank)
     traced = trace_cell(cell)
