@@ -208,57 +208,69 @@ def tensor_of(module: nn.Module, path: str) -> Tensor:
     return tensor
 
 
-def evaluate_nodes(
-    wanted: Sequence[Node],
-    cell: nn.Module,
-    device: torch.device,
-    rows: int,
-    x: Tensor | None = None,
-    draws: Sequence[Tensor] = (),
-) -> tuple[Tensor, ...]:
-    """Evaluate nodes by torch's operators, which autograd records.
+class Graph:
+    """Computes nodes by torch's operators, which autograd records.
 
-    Args:
+    Attributes:
         wanted: the nodes.
-        cell: whose parameters and buffers are the leaves.
-        device: where to make new tensors.
-        rows: the number of rows, for the sizes that depend on it.
-        x: the input of all rows `[rows, I]`, if a node depends on it.
-        draws: the draws of all rows.
     """
-    values: dict[int, Any] = {}
 
-    def leaf(node: Node) -> Any:
-        if isinstance(node.leaf, Tensor):
-            return node.leaf
-        if isinstance(node.leaf, int):
-            return draws[node.leaf]
-        assert node.leaf is not None
-        return x if node.leaf == "x" else tensor_of(cell, node.leaf[1:])
+    def __init__(self, wanted: Sequence[Node]) -> None:
+        self.wanted = tuple(wanted)
+        self._order = in_order(wanted)
 
-    def given(value: Any) -> Any:
-        if isinstance(value, Node):
-            return values[value.number]
-        if isinstance(value, Batch):
-            return value.factor * rows
-        if isinstance(value, torch.device) and value.type == device.type:
-            return device
-        return value
+    def __call__(
+        self,
+        cell: nn.Module,
+        device: torch.device,
+        rows: int,
+        x: Tensor | None = None,
+        draws: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, ...]:
+        """The values of the nodes.
 
-    for node in in_order(wanted):
-        if node.function is not None:
-            args = replaced(node.args, given)
-            kwargs = {name: replaced(each, given) for name, each in node.kwargs.items()}
-            if node.grad:
-                values[node.number] = node.function(*args, **kwargs)
-            else:
-                with torch.no_grad():
+        Args:
+            cell: whose parameters and buffers are the leaves.
+            device: where to make new tensors.
+            rows: the number of rows, for the sizes that depend on it.
+            x: the input of all rows `[rows, I]`, if a node depends on it.
+            draws: the draws of all rows.
+        """
+        values: dict[int, Any] = {}
+
+        def given(value: Any) -> Any:
+            if isinstance(value, Node):
+                return values[value.number]
+            if isinstance(value, Batch):
+                return value.factor * rows
+            if isinstance(value, torch.device) and value.type == device.type:
+                return device
+            return value
+
+        for node in self._order:
+            if node.function is not None:
+                args, kwargs = replaced(node.args, given), replaced_values(node.kwargs, given)
+                if node.grad:
                     values[node.number] = node.function(*args, **kwargs)
-        elif node.item is not None:
-            values[node.number] = values[node.args[0].number][node.item]
-        else:
-            values[node.number] = leaf(node)
-    return tuple(values[node.number] for node in wanted)
+                else:
+                    with torch.no_grad():
+                        values[node.number] = node.function(*args, **kwargs)
+            elif node.item is not None:
+                values[node.number] = values[node.args[0].number][node.item]
+            else:
+                values[node.number] = _leaf(node.leaf, cell, x, draws)
+        return tuple([values[node.number] for node in self.wanted])
+
+
+def _leaf(
+    leaf: str | int | Tensor | None, cell: nn.Module, x: Tensor | None, draws: Sequence[Tensor]
+) -> Tensor | None:
+    if isinstance(leaf, Tensor):
+        return leaf
+    if isinstance(leaf, int):
+        return draws[leaf]
+    assert leaf is not None
+    return x if leaf == "x" else tensor_of(cell, leaf[1:])
 
 
 def in_order(wanted: Sequence[Node]) -> list[Node]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rnnjit.cells.blocks import Marks
 from rnnjit.cells.expressions import Expression, Pool
-from rnnjit.cells.graph import Depends, Node, evaluate_nodes, replaced, replaced_values
+from rnnjit.cells.graph import Depends, Graph, Node, replaced, replaced_values
 from rnnjit.cells.refusals import Refuse, users_line
 
 
@@ -113,7 +113,7 @@ class Trace:
 
     def constant(self, node: Node) -> Tensor:
         """The value of a node that depends on nothing, or on parameters as they are now."""
-        (found,) = evaluate_nodes([node], self.cell, node.like.device, self.B)
+        (found,) = Graph([node])(self.cell, node.like.device, self.B)
         return found
 
     def look_up(self, tensor: Tensor, *, resolve: bool = True) -> Traced:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rnnjit.cells.graph import Node, evaluate_nodes
+from rnnjit.cells.graph import Graph
 from rnnjit.ir import CellSpec
 
 
@@ -17,10 +17,10 @@ class Draw:
     """A random draw of a step.
 
     Attributes:
-        node: the operator that draws.
+        graph: the operator that draws.
     """
 
-    node: Node
+    graph: Graph
 
     def __call__(self, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Draw for one step, as the step itself does with this batch.
@@ -34,7 +34,7 @@ class Draw:
             `[rows, ...]`.
         """
         with torch.no_grad():
-            (found,) = evaluate_nodes([self.node], nn.Module(), torch.device(device), rows)
+            (found,) = self.graph(nn.Module(), torch.device(device), rows)
         return found
 
 
@@ -56,8 +56,8 @@ class TracedCell:
     input_size: int
     bias: bool
     draws: tuple[Draw, ...]
-    _weights: tuple[Node, ...]
-    _row_inputs: tuple[Node, ...]
+    _weights: Graph
+    _row_inputs: Graph
     _device: torch.device
 
     def weights(self, cell: nn.Module) -> tuple[Tensor, ...]:
@@ -68,7 +68,7 @@ class TracedCell:
         """
         first = next(cell.parameters(), None)
         device = self._device if first is None else first.device
-        return evaluate_nodes(self._weights, cell, device, 1)
+        return self._weights(cell, device, 1)
 
     def row_inputs(self, cell: nn.Module, x: Tensor, draws: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The row inputs of a direction.
@@ -81,4 +81,4 @@ class TracedCell:
         Returns:
             A tensor `[N, H]` for each of `spec.row_inputs`, which autograd has recorded.
         """
-        return evaluate_nodes(self._row_inputs, cell, x.device, x.shape[0], x, draws)
+        return self._row_inputs(cell, x.device, x.shape[0], x, draws)

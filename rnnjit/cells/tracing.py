@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnjit.cells import expressions as source
-from rnnjit.cells.graph import DependsOnBatchError, Merge
+from rnnjit.cells.graph import DependsOnBatchError, Graph, Merge
 from rnnjit.cells.lowering import Lowered, lower
 from rnnjit.cells.refusals import Refuse, is_own, lines_of
 from rnnjit.cells.traced_cell import Draw, TracedCell
@@ -170,9 +170,9 @@ def _trace(step: _Step) -> TracedCell:
         if len(draws[0]) != len(draws[1]):
             raise different
         try:
-            drawn = tuple(Draw(merge(a, b)) for a, b in zip(*draws, strict=True))
+            drawn = tuple(Draw(Graph([merge(a, b)])) for a, b in zip(*draws, strict=True))
             weights, rows = (
-                tuple(merge(a, b) for a, b in zip(own, others, strict=True))
+                Graph([merge(a, b) for a, b in zip(own, others, strict=True)])
                 for own, others in (
                     (first.weights, second.weights),
                     (first.row_inputs, second.row_inputs),
@@ -324,7 +324,7 @@ def _check_rows(step: _Step, tracer: Tracer, traced: TracedCell, refuse: Refuse)
             for k, (one, all_rows) in enumerate(zip(alone, together, strict=True)):
                 close = torch.isclose(one, all_rows[own], rtol=1e-3, atol=1e-5, equal_nan=True)
                 if not bool(close.all()):
-                    node = traced._row_inputs[k]
+                    node = traced._row_inputs.wanted[k]
                     raise refuse(
                         "mixes rows of the batch, which a sequence's result must not depend on",
                         "Compute each row alone, as LayerNorm does in place of BatchNorm; "
