@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -122,11 +122,16 @@ class Cell(nn.Module):
             raise TypeError(f"{type(self).__name__} has no hh: construct it with recurrent=True")
         return F.linear(h, self.weight_hh, self.bias_hh)
 
-    def forward(self, x: Tensor, *states: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """One step; a subclass defines it."""
-        raise NotImplementedError(
-            f"{type(self).__name__} defines no forward(x, {', '.join(self.states)})"
-        )
+    if TYPE_CHECKING:
+        # As nn.Module declares it, so that a subclass may name and type its own states.
+        forward: Callable[..., Any]
+    else:
+
+        def forward(self, x: Tensor, *states: Tensor) -> Tensor | tuple[Tensor, ...]:
+            """One step; a subclass defines it."""
+            raise NotImplementedError(
+                f"{type(self).__name__} defines no forward(x, {', '.join(self.states)})"
+            )
 
     def resized(self: CellT, input_size: int) -> CellT:
         """A new cell, constructed with the same arguments but for the input size.
@@ -136,11 +141,12 @@ class Cell(nn.Module):
         """
         args, kwargs = self._construction
         kind = type(self)
-        signature = inspect.signature(kind)
-        bound = signature.bind(*args, **kwargs)
+        # Not that of the class, which would be that of `__new__` here.
+        signature = inspect.signature(kind.__init__)
+        bound = signature.bind(self, *args, **kwargs)
         if "input_size" in signature.parameters:
             bound.arguments["input_size"] = input_size
-            return kind(*bound.args, **bound.kwargs)
+            return kind(*bound.args[1:], **bound.kwargs)
         if "input_size" in kwargs:
             return kind(*args, **{**kwargs, "input_size": input_size})
         raise TypeError(
