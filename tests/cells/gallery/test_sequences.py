@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from covered import covered
+from covered import covered, in_full
 from gallery_cells import DOUBLE, GALLERY
 from gallery_loops import by_hand, drawn
 from torch.nn.utils.rnn import PackedSequence
@@ -46,7 +46,10 @@ KINDS = {
     "one-sequence": Kind((1,) * 5),
     "no-sequence": Kind((0,) * 3),
 }
-WAYS = ("uncompiled", "eager", "numba", "tvm", "inductor")
+#: Of each form that a cell can have, one that `make test` compiles: each takes seconds.
+KEPT = ("leaky-noise", "mgu", "indrnn", "lif-arctan", "lstm-again")
+#: The cells that further backends compile, in `make test-all`.
+FURTHER = {"tvm": ("leaky-noise", "peephole", "indrnn", "lif-triangle"), "inductor": ("leaky",)}
 
 
 def weights_of(rnn, cell, directions):
@@ -71,7 +74,13 @@ def outcome(run, inputs, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "way", "kind", "directions"), covered(list(GALLERY), WAYS, list(KINDS), (1, 2))
+    ("name", "way", "kind", "directions"),
+    [
+        *covered(list(GALLERY), ("uncompiled",), list(KINDS), (1, 2)),
+        *covered(KEPT, ("numba", "eager"), list(KINDS), (1, 2)),
+        *in_full([name for name in GALLERY if name not in KEPT], ("numba",), list(KINDS), (1, 2)),
+        *(case for way, names in FURTHER.items() for case in in_full(names, (way,), KINDS, (1, 2))),
+    ],
 )
 def test_values_and_gradients(name, way, kind, directions):
     entry, kind = GALLERY[name], KINDS[kind]
@@ -111,7 +120,7 @@ def test_values_and_gradients(name, way, kind, directions):
 
 
 @pytest.mark.parametrize("way", ["uncompiled", "numba"])
-@pytest.mark.parametrize("name", ["leaky-noise", "peephole"])
+@pytest.mark.parametrize("name", ["leaky-noise", "lstm-again"])
 def test_layers_on_top_of_each_other(name, way):
     entry, sizes = GALLERY[name], (3,) * 4
     torch.manual_seed(1)
