@@ -18,7 +18,7 @@ LOADERS = ">=0.45,<0.51"
 
 
 class TvmBackend(CPUBackend):
-    """Layers of any cell whose output is its first state, on the CPU, compiled by Apache TVM."""
+    """Layers of any cell in normal form, on the CPU, compiled by Apache TVM."""
 
     name = "tvm"
     priority = 60
@@ -32,7 +32,7 @@ class TvmBackend(CPUBackend):
         ]
 
     def why_not_cell(self, cell: CellSpec) -> list[str]:
-        """Declines cells whose output is no state, and cells with parameters."""
+        """Declines cells that are not in normal form."""
         return why_not_layout(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:

@@ -236,7 +236,9 @@ def _expm1(v: Vectors, x: Any) -> Any:
     # 2^n may be too large for a number, and its half is not.
     scale = _power_of_two(v, v.integer_sub(n, v.integer_constant(1)))
     half = v.multiply_add(scale, p, v.sub(scale, v.constant(0.5)))
-    return v.select(v.compare("==", x, v.constant(0.0)), x, v.add(half, half))
+    # Of so small an x it is x: the halves of the smallest numbers would lose their last bit.
+    small = v.compare("<", v.call("fabs", x), v.constant(2.0 ** -(k.mantissa_bits + 2)))
+    return v.select(small, x, v.add(half, half))
 
 
 def _sigmoid(v: Vectors, x: Any) -> Any:

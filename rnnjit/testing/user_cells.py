@@ -24,7 +24,7 @@ class Leaky(Cell):
         super().__init__(input_size, hidden_size, bias=bias)
         self.a = nn.Parameter(torch.full((hidden_size,), 0.3, device="cpu", dtype=torch.float32))
 
-    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # the states by name
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """One step."""
         h = (1 - self.a) * h + self.a * (self.ih(x) + self.hh(torch.relu(h)))
         return torch.relu(h), h
@@ -37,7 +37,7 @@ class Peephole(Cell):
         super().__init__(input_size, hidden_size, gates=4, states=("h", "c"), bias=bias)
         self.p = nn.Parameter(torch.zeros(3, hidden_size, device="cpu", dtype=torch.float32))
 
-    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # the states by name
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """One step."""
         i, f, g, o = (self.ih(x) + self.hh(h)).chunk(4, -1)
         kept = torch.sigmoid(f + self.p[1] * c) * c
@@ -52,7 +52,7 @@ class Timed(Cell):
         super().__init__(input_size, hidden_size, bias=bias)
         self.rate = nn.Parameter(torch.zeros(input_size, device="cpu", dtype=torch.float32))
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]  # the states by name
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """One step."""
         step = torch.sigmoid(x @ self.rate).unsqueeze(-1)
         return h + step * (torch.tanh(self.ih(x) + self.hh(h)) - h)
@@ -64,7 +64,7 @@ class Integrator(Cell):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
         super().__init__(input_size, hidden_size, gates=2, bias=bias, recurrent=False)
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]  # the states by name
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """One step."""
         keep, new = self.ih(x).chunk(2, -1)
         keep = torch.sigmoid(keep)

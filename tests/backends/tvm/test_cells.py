@@ -142,7 +142,7 @@ def test_logarithms_at_the_ends_of_their_ranges(run):
     given = {
         "log": [tiny, limits.tiny / 4, most, 1.0],
         "log1p": [tiny, -tiny, eps / 4, -eps / 4, most, eps - 1],
-        "expm1": [limits.tiny, -limits.tiny, eps / 8, -eps / 8, np.log(most) * (1 - 4 * eps), -1e3],
+        "expm1": [tiny, -tiny, limits.tiny, eps / 8, -eps / 8, np.log(most) * (1 - 4 * eps), -1e3],
         "softplus": [-1e3, 20.0, np.nextafter(limits.dtype.type(20), limits.max), most],
     }
     for name, values in given.items():
