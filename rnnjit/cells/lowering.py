@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from rnnjit.cells.tracer import Tracer
 
 aten: Any = torch.ops.aten
+
+#: Names that a cell's programs use themselves.
+_RESERVED = re.compile(r"out|(new|grad)_.*|(z|zx|zh|saved)_\d+|operand_|output_")
 
 #: A block of a linear map: the number of the map, and of the block.
 _Block = tuple[int, ...]
@@ -110,6 +114,8 @@ class _Lowering:
 
     def lowered(self, name: str, states: tuple[str, ...]) -> Lowered:
         G = max(len(self._gates), 1)
+        if any(_RESERVED.fullmatch(each) or not each.isascii() for each in states):
+            states = tuple(f"s{k}" for k in range(len(states)))
         names = [f"{part}_{gate}" for part in ("zx", "zh") for gate in range(G)]
         parameters = _fresh_names("p", len(self._parameters), states)
         rows = _fresh_names("r", len(self._rows), states)

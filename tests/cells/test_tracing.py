@@ -307,6 +307,47 @@ def test_one_hidden_unit_and_one_feature():
         assert_equals_loop(cell_of(step, input_size=H, hidden_size=H))
 
 
+@pytest.mark.parametrize(
+    "step", [leaky, peephole, masks, spiking, triangle, product_of_both], ids=lambda s: s.__name__
+)
+def test_nan_infinities_and_kinks_as_the_loop_has_them(step):
+    values = (-torch.inf, -1.0, -0.0, 0.0, 0.5, 1.0, 3.0, torch.inf, torch.nan)
+    assert_equals_loop(cell_of(step), T=2, B=40, values=values)
+    assert_equals_loop(cell_of(step), T=2, B=40, values=values[1:-2])
+
+
+@pytest.mark.parametrize("states", [("out", "zx_0"), ("grad_h", "operand_"), ("r0", "p1")])
+def test_states_may_have_the_names_that_programs_use(states):
+    assert_equals_loop(cell_of(peephole, states=states))
+
+
+class Inside(nn.Module):
+    """Layers of torch inside of a cell: tables, lists, norms, and weights that are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.input_size, self.hidden_size, self.states = I, H, ("h",)
+        self.table = nn.Embedding(4, H, dtype=torch.float64)
+        self.maps = nn.ModuleList(nn.Linear(k, H, dtype=torch.float64) for k in (I, H))
+        self.list = nn.ParameterList([torch.rand(H, dtype=torch.float64)])
+        nn.utils.parametrizations.weight_norm(self.maps[1])
+        self.norm = nn.BatchNorm1d(H, dtype=torch.float64).eval()
+        self.front = nn.Sequential(nn.Linear(I, 5, dtype=torch.float64), nn.GELU())
+        self.back = nn.Linear(5, H, bias=False, dtype=torch.float64)
+
+    def forward(self, x, h):
+        z = self.norm(self.maps[0](x)) + self.table((x[:, 0].abs() > 0.5).long())
+        z = z + self.back(self.front(x)) * torch.softmax(x, -1)[:, :1]
+        return torch.tanh(z + self.maps[1](h)) * self.list[0]
+
+
+def test_layers_of_torch_inside_of_a_cell():
+    torch.manual_seed(0)
+    cell = Inside()
+    assert_equals_loop(cell)
+    assert len(trace_cell(cell).spec.row_inputs) == 1
+
+
 def lstm(self, x, h, c):
     i, f, g, o = (self.ih(x) + self.hh(h)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
