@@ -99,7 +99,7 @@ def _lerp(pool: Pool, start: Any, end: Any, weight: Any) -> Expression:
         return pool.expression(low if abs(weight) < 0.5 else high)
     value = ir.detach(ir.where(abs(w) < 0.5, low, high))
     for x, slope in ((a, 1.0 - w), (b, w), (w, b - a)):
-        value = ir.with_slope(value, x, ir.detach(slope))
+        value = ir.with_slope(value, x, slope)
     return pool.expression(value)
 
 

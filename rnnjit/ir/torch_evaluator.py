@@ -52,7 +52,7 @@ def _relu_backward(grad: Tensor, result: Tensor) -> Tensor:
 
 
 class _WithSlope(torch.autograd.Function):
-    """See `with_slope` of `rnnjit.ir.operations`. The slope is a constant to its own gradient."""
+    """See `with_slope` of `rnnjit.ir.operations`; second gradients pass through the slope."""
 
     generate_vmap_rule = True
 
