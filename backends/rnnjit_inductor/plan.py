@@ -64,6 +64,11 @@ _TILED = 2**16
 #: Bytes of W_hh up to which a tile is faster than torch's product. A tile reads all of W_hh for
 #: every four rows, which is slow where a core's cache does not hold it.
 _CACHED = 2 << 20
+#: Bytes of W_hh times B up to which tiles serve cells that torch has no operator for. A leaky rate
+#: cell, forward / forward+backward over a loop of torch's operators, tiles and torch's product:
+#: 1.06 / 1.02 and 1.25 / 1.05 at (70, 128, 16, 512), 0.82 / 0.61 and 1.35 / 0.87 at (1000, 100, 10,
+#: 500); peephole LSTM 1.76 / 1.52 and 1.31 / 1.30 at (100, 32, 128, 256). On a busy machine.
+_REREAD = 64 << 20
 #: From this many steps on, compiled dense forward passes alone, and small ones in training, are
 #: faster than torch's operator.
 _SHORT = 32
@@ -132,7 +137,8 @@ def plan(
     G, H, dense = len(cell.gates), layer.hidden_size, rows.batch_sizes is None
     if (dense or rows.B == 1) and has_primitive(layer, dtype):
         return None
-    large = G * H * layer.output_size * dtype.itemsize > _CACHED
+    size = G * H * layer.output_size * dtype.itemsize
+    large = size > _CACHED or (not has_operator(layer) and rows.B * size > _REREAD)
     tiled = cell.has_product and rows.B > 1 and rows.B * H**2 >= _TILED and not large
     few = rows.T < _SHORT
     if has_operator(layer) and not keep and (few or not tiled or not dense):

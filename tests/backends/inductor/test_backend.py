@@ -320,6 +320,9 @@ def test_what_is_compiled():
     # Without a recurrent product there is nothing to tile.
     assert planned(UGRNN, 100, 16, 256).tile == ROWS
     assert planned(INDEPENDENT, 100, 16, 256).tile == MATRIX
+    # Tiles read the weights for every four rows, torch's product more seldom.
+    assert planned(UGRNN, 100, 128, 512).tile == MATRIX
+    assert planned(RNN_RELU, 100, 128, 512).tile == ROWS
     # A chunk has fewer steps, the more gates there are.
     assert [planned(cell, 100, 2, 64, packed=True).steps for cell in (RNN_RELU, GRU, LSTM)] == [
         8,
