@@ -3,8 +3,9 @@
     python benchmarks/cuda_kernels.py [--only TEXT ...] [--arch 80 90] [--largest] [--cell lstm gru]
 
 Each variant is compiled to PTX and assembled by ptxas (wheel nvidia-cuda-nvcc), for each
-architecture. The exit status is 1 if a persistent kernel spills registers or has a stack: its loop
-over the time steps would then go through memory.
+architecture; those with "states" take the gradients of the states of all steps. The exit status is
+1 if a persistent kernel spills registers or has a stack: its loop over the time steps would then go
+through memory.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ def row(key: KernelKey, arch: int, use: Use) -> list[str]:
     stack, spilled = (f"[bold red]{n}[/]" if bad and n else str(n) for n in both)
     size = f"{shared:,}" if shared else "-"
     numbers = [str(most_threads(key)), str(use.registers), spilled, stack, size]
-    return [*key.words, f"sm_{arch}", *numbers, largest(key, arch)]
+    recorded = "yes" if key.recorded else ""
+    return [*key.words[:6], recorded, f"sm_{arch}", *numbers, largest(key, arch)]
 
 
 def table() -> Table:
@@ -156,6 +158,7 @@ def table() -> Table:
         result.add_column(name)
     result.add_column("rows", justify="right")
     result.add_column("reach", justify="right")
+    result.add_column("states")
     result.add_column("arch")
     for name in ("threads", "registers", "spills", "stack", "shared", "largest H"):
         result.add_column(name, justify="right")
@@ -180,7 +183,9 @@ def main(arguments: list[str] | None = None) -> int:
         # The last of each kind has the most rows, or the longest reach.
         dtypes = {"forward": "float64", "backward": "float32"}
         keys = [k for k in keys if k.dtype == dtypes[k.pass_]]
-        kinds = {(k.family, k.pass_, None if k.cell.is_elman else k.cell): k for k in keys}
+        kinds = {
+            (k.family, k.pass_, k.recorded, None if k.cell.is_elman else k.cell): k for k in keys
+        }
         keys = list(kinds.values())
     jobs = list(product(keys, options.arch))
     shown, bad = table(), []

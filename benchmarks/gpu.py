@@ -48,6 +48,8 @@ EXTENTS = ((100, 1), (100, 8), (100, 32), (100, 128), (1000, 1), (1000, 32))
 #: Where torch.compile is tried too: it takes a second for each shape.
 COMPILED = ((100, 8), (100, 32))
 QUICK = ((100, 1), (100, 32)), (64, 512)
+#: What layers of users' cells are computed in with --quick; a kernel compiles for seconds.
+QUICK_DTYPES = ("float32",)
 #: Seconds for each sanitizer with --quick.
 _QUICK_PATIENCE = 100
 #: The cells of torch's layers, as the planner knows them.
@@ -157,25 +159,29 @@ def has_room(family: str, H: int, cell: str) -> bool:
 def user_cells_by_family(options: argparse.Namespace) -> list[dict[str, Any]]:
     """How layers of cells that users may write differ from the reference, by family of kernels.
 
-    Families that have no kernels for a cell are left out.
+    Each family compiles its kernels in a process of its own.
     """
-    found = []
-    for (family, backend), cell, dtype, H, packed in itertools.product(
-        backends_by_family(options).items(),
-        user_cells.CELLS.values(),
-        CLOSE,
-        USER_HIDDEN,
-        (False, True),
+    families = list(backends_by_family(options))
+    with ProcessPoolExecutor(len(families), get_context("spawn")) as pool:
+        jobs = [pool.submit(user_cells_of, family, options) for family in families]
+        return [row for job in jobs for row in job.result()]
+
+
+def user_cells_of(family: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one family; cells that it has no kernels for are left out."""
+    given = backends_by_family(options)[family]
+    backend = rnnjit.backends()[given] if isinstance(given, str) else given
+    dtypes, found = QUICK_DTYPES if options.quick else tuple(CLOSE), []
+    for cell, dtype, H, packed in itertools.product(
+        user_cells.CELLS.values(), dtypes, USER_HIDDEN, (False, True)
     ):
-        by = rnnjit.backends()[backend] if isinstance(backend, str) else backend
-        taken = by.dtypes is None or getattr(torch, dtype) in by.dtypes
-        if not taken or why_not_cell(by, cell) or not _runs(family, cell, H, dtype):
+        kind = getattr(torch, dtype)
+        taken = backend.dtypes is None or kind in backend.dtypes
+        if not taken or why_not_cell(backend, cell) or not _runs(family, cell, H, dtype):
             continue
-        given = by, cell, H, getattr(torch, dtype), options.device
+        difference = user_cells.difference(backend, cell, H, kind, options.device, packed=packed)
         row = {"family": family, "cell": cell.name, "dtype": dtype, "H": H, "packed": packed}
-        row["difference"] = user_cells.difference(*given, packed=packed)
-        row["right"] = row["difference"] <= CLOSE[dtype]
-        found.append(row)
+        found.append(row | {"difference": difference, "right": difference <= CLOSE[dtype]})
     return found
 
 
