@@ -43,6 +43,19 @@ def test_values_and_gradients(family, cell, call, dtype):
     agrees(BACKENDS[family], cell, call, dtype)
 
 
+@pytest.mark.parametrize("product", [True, False], ids=["product", "no product"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_reads_the_second_parameter_and_row_input_alone(family, product):
+    def step(zx, zh, h, shift, scale, drive, share):
+        h = scale * share * tanh((zx[0] + zh[0] if product else zx[0]) + shift + drive)
+        return h, h
+
+    cell = traced(step, ("h",), ("shift", "scale"), row_inputs=("drive", "share"))
+    assert not cell.backward.used & {"shift", "drive"}
+    assert cell.backward.used >= {"scale", "share"}
+    check(BACKENDS[family], layer_of(cell, 5, sizes=(3, 3, 1), D=2, given=ALL))
+
+
 #: More hidden units than a tile, sequences than a slab, and steps than are loaded ahead.
 LARGE = {
     "leaky rate": layer_of(CELLS["leaky rate"], 40, torch.float32, (9, 9, 7, 2), D=2, given=ALL),
