@@ -18,7 +18,17 @@ X, OUTPUT = "x", "y"
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How a class computes one step and lays out its own loop, see `adapt`."""
+    """How a class computes one step and lays out its own loop; made by `adapt`.
+
+    Attributes:
+        step: as in `adapt`.
+        arguments: as in `adapt`.
+        results: as in `adapt`.
+        returns: as in `adapt`.
+        batch_first: as in `adapt`.
+        input_size: as in `adapt`.
+        hidden_size: as in `adapt`.
+    """
 
     step: str
     arguments: tuple[str, ...]
