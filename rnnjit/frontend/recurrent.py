@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -93,7 +94,6 @@ class Recurrent(nn.Module):
         self.bidirectional, self.batch_first = bidirectional, batch_first
         self._store = self._own(cell)
         self._cell_form = cell.gates, tuple(cell.states), type(cell).__name__
-        self._outer_spec()  # rejects names of states that programs of cells use themselves
 
     def _own(self, cell: Cell) -> CellStore:
         """Construct the other cells, and register the tensors of all."""
@@ -255,12 +255,19 @@ def outer_spec(
     bidirectional: bool,
 ) -> RNNSpec:
     """A configuration with a cell that stands for one whose program is not known."""
-    cell = CellSpec.trace(
-        lambda zx, zh, *given: (given[0], *given),
-        name=name,
-        gates=[str(gate) for gate in range(gates)],
-        states=states,
-    )
+
+    def trace(states: Sequence[str]) -> CellSpec:
+        return CellSpec.trace(
+            lambda zx, zh, *given: (given[0], *given),
+            name=name,
+            gates=[str(gate) for gate in range(gates)],
+            states=states,
+        )
+
+    try:
+        cell = trace(states)
+    except ValueError:  # a name that programs of cells use themselves
+        cell = trace([f"state_{number}" for number in range(len(states))])
     return RNNSpec(
         *(input_size, hidden_size, num_layers, cell, True),
         *(batch_first, dropout, bidirectional),
