@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rnnjit.backend import Backend
 from rnnjit.cells import Cell
@@ -24,10 +24,11 @@ from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, Com
 from rnnjit.frontend.compiled_class import class_for, name_conflict, overridden, replaced
 from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
 from rnnjit.frontend.compiled_recurrent import CompiledRecurrent, adopt, trace
+from rnnjit.frontend.reachable import reachable, reachable_modules, shared_tensors
 from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.ir import CellSpec
 from rnnjit.reference import BACKEND as EAGER
-from rnnjit.runtime.torch_private import children_of, hold_flat_weights
+from rnnjit.runtime.torch_private import hold_flat_weights
 
 #: Why a cell of the user's stays as it is.
 _ONE_STEP = (
@@ -192,7 +193,7 @@ def compile(  # noqa: A001 - the name users know from torch.compile
         for loop, how in loops:
             become_adapted(loop, vars(loop), how, backend, recompute)
         return module
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in _shared_tensors(module)}
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared_tensors(module)}
     shells: dict[int, nn.Module] = {id(rnn): _shell(rnn) for rnn in rnns}
     shells |= {id(loop): empty_adapted(source_of(loop), how) for loop, how in loops}
     memo.update(shells)
@@ -230,8 +231,8 @@ def _check_copy(module: nn.Module, copied: nn.Module, shells: Mapping[int, nn.Mo
     Raises:
         TypeError: it lacks one.
     """
-    there = {id(value) for _, value in _reachable(copied)}
-    for path, value in _reachable(module):
+    there = {id(value) for _, value in reachable(copied)}
+    for path, value in reachable(module):
         found = shells.get(id(value), value if isinstance(value, nn.Parameter) else None)
         if found is not None and id(found) not in there:
             culprits = dict.fromkeys(
@@ -252,47 +253,6 @@ def _copies_itself(module: nn.Module) -> bool:
     names = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
     cls = type(module)
     return any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in names)
-
-
-def copy_sharing_parameters(module: ModuleT) -> ModuleT:
-    """Copy a module and its buffers; the copy shares the Parameters of `module`."""
-    buffers = {id(buffer) for buffer in module.buffers()}
-    shared = {id(t): t for t in _shared_tensors(module) if id(t) not in buffers}
-    return copy.deepcopy(module, shared)
-
-
-def reachable_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield `(path, module)` for every distinct module in `module`.
-
-    Unlike `named_modules`, this also finds modules in lists, tuples and dicts that are plain
-    attributes.
-    """
-    for path, value in _reachable(module):
-        if isinstance(value, nn.Module):
-            yield path, value
-
-
-def _reachable(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield `(path, value)` for every distinct module and tensor that a module holds."""
-    seen: set[int] = set()
-    pending: list[tuple[str, Any]] = [("", module)]
-    while pending:
-        path, value = pending.pop()
-        if not isinstance(value, (nn.Module, Tensor, list, tuple, dict)) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        inside: list[tuple[str, Any]] = []
-        if isinstance(value, (nn.Module, Tensor)):
-            yield path, value
-        if isinstance(value, nn.Module):
-            prefix = f"{path}." if path else ""
-            inside = [(prefix + name, child) for name, child in children_of(value).items()]
-            inside += [(prefix + name, v) for name, v in vars(value).items() if name != "_modules"]
-        elif isinstance(value, (list, tuple)):
-            inside = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-        elif isinstance(value, dict):
-            inside = [(f"{path}[{key!r}]", item) for key, item in value.items()]
-        pending += reversed(inside)
 
 
 def why_left(module: nn.Module, wanted: Backend | None) -> str:
@@ -430,8 +390,3 @@ def _become_compiled(
     hold_flat_weights(rnn)
     rnn.backend = backend  # type: ignore[assignment]  # a property of its new class
     rnn.recompute = recompute  # type: ignore[assignment]  # another one
-
-
-def _shared_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Every tensor that a module holds, also in lists, tuples and dicts, and as a flat weight."""
-    return (value for _, value in _reachable(module) if isinstance(value, Tensor))

@@ -16,8 +16,8 @@ from rnnjit.dispatch.blame import from_outside
 from rnnjit.dispatch.choice import Verdict, verdict_for_auto, willing
 from rnnjit.errors import described
 from rnnjit.frontend.compile import compile as compile_rnn
-from rnnjit.frontend.compile import copy_sharing_parameters
 from rnnjit.frontend.lowering import lower
+from rnnjit.frontend.reachable import copy_sharing_parameters
 from rnnjit.runtime.timing import Timing, interleave, sample
 from rnnjit.runtime.torch_private import forget_pre_hooks
 from rnnjit.spec import Problem

@@ -19,10 +19,11 @@ from rnnjit.execution.recompute import recomputing
 from rnnjit.frontend.adapt import looks_like_a_loop
 from rnnjit.frontend.adapted import Adapted
 from rnnjit.frontend.capture import capture
-from rnnjit.frontend.compile import reachable_modules, why_left
+from rnnjit.frontend.compile import why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.lowering import Call, lower
 from rnnjit.frontend.overrides import overriding
+from rnnjit.frontend.reachable import reachable_modules
 from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.frontend.recurrent_plan import make_plan
 from rnnjit.tools.explain_recurrent import report_recurrent

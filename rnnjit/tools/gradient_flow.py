@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from rnnjit.backend import Backend, States
 from rnnjit.execution.stack import run_stack
 from rnnjit.frontend.arguments import Result
-from rnnjit.frontend.compile import copy_sharing_parameters, reachable_modules, why_left
+from rnnjit.frontend.compile import why_left
 from rnnjit.frontend.compiled_class import intercept
 from rnnjit.frontend.lowering import lower
+from rnnjit.frontend.reachable import copy_sharing_parameters, reachable_modules
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.packages import absent
 from rnnjit.spec import LayerSpec, Rows

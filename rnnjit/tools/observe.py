@@ -12,9 +12,10 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnjit.backend import Backend
 from rnnjit.dispatch.registry import resolve
 from rnnjit.frontend.adapted import Adapted
-from rnnjit.frontend.compile import copy_sharing_parameters, reachable_modules, why_left
+from rnnjit.frontend.compile import why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import intercept, replaced
+from rnnjit.frontend.reachable import copy_sharing_parameters, reachable_modules
 from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.reference import BACKEND as EAGER
 
