@@ -17,10 +17,10 @@ def run(*flags):
 
 @pytest.mark.full
 def test_both_trainings_agree_and_learn(tmp_path):
-    done = run("--steps", "300", "--output", str(tmp_path))
+    done = run("--output", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     difference = re.search(r"largest difference of the losses: (\S+)", done.stdout)
-    assert float(difference[1]) < 1e-2
+    assert float(difference[1]) < 1e-3
     shares = re.findall(r"(?m)^ +(\d+)% +([\d.]+)% +([\d.]+)%$", done.stdout)
     assert [share[0] for share in shares] == ["2", "4", "8", "16", "32"]
     for column in (1, 2):
@@ -37,7 +37,7 @@ def test_a_short_run_has_the_same_losses(tmp_path):
     rows = re.findall(r"(?m)^ +\d   +(\S+)   +(\S+)$", done.stdout)
     assert len(rows) == 3
     for eager, compiled in rows:
-        assert float(eager) == pytest.approx(float(compiled), abs=2e-5)
+        assert float(eager) == pytest.approx(float(compiled), abs=2e-6)
 
 
 def test_senseless_arguments_are_refused():
