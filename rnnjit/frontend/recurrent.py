@@ -64,7 +64,8 @@ class Recurrent(nn.Module):
             have one flat name.
 
     Example:
-        >>> class Elman(rnnjit.Cell):
+        >>> import torch
+        >>> class Elman(Cell):
         ...     def forward(self, x, h):
         ...         return torch.tanh(self.ih(x) + self.hh(h))
         >>> y, h_n = Recurrent(Elman(3, 5), bidirectional=True)(torch.zeros(4, 2, 3))

@@ -54,6 +54,7 @@ def complaints(name, said):
     return found
 
 
+@pytest.mark.full
 def test_a_torch_without_one_of_them():
     """One test for all names, since importing torch for each would take most of its time."""
     script = SUPPORT / "without_private_names.py"

@@ -26,7 +26,9 @@ CELLS = ["--largest", "--cell", "lstm", "gru", "--arch"]
 OWN = ["--largest", "--cell", "leaky", "peephole", "integrator", "--arch"]
 EXTENTS = [
     pytest.param(["--only", "lstm", "grid", *CELLS, "90"], 3, id="lstm"),
-    pytest.param(["--only", "leaky", "register", *OWN, "90"], 3, id="leaky"),
+    pytest.param(
+        ["--only", "leaky", "register", *OWN, "90"], 3, id="leaky", marks=pytest.mark.full
+    ),
     pytest.param([*OWN, "90"], 14 + 14 + 4, id="own cells", marks=pytest.mark.full),
     pytest.param([*CELLS, "80", "90"], 2 * (14 + 10), id="cells", marks=pytest.mark.full),
     pytest.param(["--largest", "--arch", "90"], len(LARGEST), id="largest"),

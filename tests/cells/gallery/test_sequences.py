@@ -47,7 +47,7 @@ KINDS = {
     "no-sequence": Kind((0,) * 3),
 }
 #: Of each form that a cell can have, one that `make test` compiles: each takes seconds.
-KEPT = ("leaky-noise", "mgu", "indrnn", "lif-arctan", "lstm-again")
+KEPT = ("leaky-noise", "lif-arctan", "lstm-again")
 #: The cells that further backends compile, in `make test-all`.
 FURTHER = {"tvm": ("leaky-noise", "peephole", "indrnn", "lif-triangle"), "inductor": ("leaky",)}
 
