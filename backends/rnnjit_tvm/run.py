@@ -49,7 +49,7 @@ def training(
     T, B, N, _ = rows
     threads = most_threads(torch.get_num_threads())
     call = _forward_call(size, layer, T, B, N, threads)
-    record = forward_call.one_layer(call, layer, B, y_shape, keep=True)
+    record = forward_call.one_layer(call, layer, B, size, y_shape, keep=True)
     gradients = _backward_call(size, layer, T, B, N, threads, needs)
     return backward_call.training(record, gradients)
 

@@ -14,6 +14,7 @@ from rnnjit.codegen.argument_block import address_of
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.forward_call import Recipe, saved_pointers, saved_sizes, split_pointers
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
+from rnnjit.runtime import huge_pages
 from rnnjit.spec import LayerSpec
 
 #: `(x, hx, weights, y, saved, grad_y, grad_h_n, grad_states, table)`: a layer's gradients, see
@@ -172,6 +173,8 @@ def bound(
     write_read, write_written = _READ.pack_into, _WRITTEN[directions].pack_into
     at_x, at_grad_x, at_rows = 8 * fields.x, 8 * fields.grad_x, fields.rows
     needs_x, (needs_h0, *needs_others) = needs.x, needs.hx
+    large = rows * layer.features * itemsize >= huge_pages.LARGE
+    new_grad_x = huge_pages.empty_like if large else empty_like
     kernel, threads, late_threads = recipe.kernel, recipe.threads, recipe.late_threads
     template, size = recipe.block, scratch * itemsize
     take, give = SCRATCH.take, SCRATCH.give
@@ -189,7 +192,7 @@ def bound(
         table: Tensor | None,
     ) -> LayerGrads:
         h0, last = hx[0], grad_h_n[0]
-        grad_x = empty_like(x) if needs_x else None
+        grad_x = new_grad_x(x) if needs_x else None
         grad_h0 = empty_like(h0) if needs_h0 else None
         grads = [None if shape is None else allocate(x, *shape) for shape in shapes]
         grad_y = None if grad_y is None else grad_y.contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from math import prod
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from rnnjit.backend import LayerOutput, Shortcut, States
 from rnnjit.codegen.argument_block import address_of, pointers
 from rnnjit.codegen.kernel import Kernel
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
+from rnnjit.runtime import huge_pages
 from rnnjit.runtime.late_threads import LateThreads
 from rnnjit.spec import LayerSpec
 
@@ -90,7 +92,7 @@ def saved_sizes(layer: LayerSpec) -> tuple[int, ...]:
 
 def new_saved(layer: LayerSpec, x: Tensor) -> tuple[Tensor, ...]:
     """Memory for what a forward pass of `len(x)` rows saves beside y."""
-    return tuple([x.new_empty(len(x), size) for size in saved_sizes(layer)])
+    return tuple([huge_pages.new_empty(x, len(x), size) for size in saved_sizes(layer)])
 
 
 def states_alone(layer: LayerSpec, states: States) -> tuple[Tensor | None, ...]:
@@ -293,7 +295,7 @@ def forward_states(
     """As `forward`, with the states after every step apart from what is saved."""
     if not keep:
         wide = layer.num_directions * layer.hidden_size
-        states = tuple([x.new_empty(len(x), wide) for _ in hx[1:]])
+        states = tuple([huge_pages.new_empty(x, len(x), wide) for _ in hx[1:]])
         memory = states_alone(layer, states)
         return LayerOutput(*_run(call, layer, x, hx, weights, table, memory), (), states)
     saved, first = new_saved(layer, x), 1 if layer.cell.saved else 0
@@ -318,7 +320,7 @@ def _run(
     saved: tuple[Tensor | None, ...],
 ) -> tuple[Tensor, States]:
     """Allocate y and the last states, and call the kernel."""
-    y = x.new_empty(len(x), layer.num_directions * layer.output_size)
+    y = huge_pages.new_empty(x, len(x), layer.num_directions * layer.output_size)
     h_n = tuple([torch.empty_like(state) for state in hx])
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     before, after = ([state.data_ptr() for state in states] for states in (hx, h_n))
@@ -348,7 +350,7 @@ def shortcut(
         y_shape: shape of y, as in `Backend.shortcut`.
     """
     if len(layers) == 1:
-        alone: Shortcut = one_layer(calls[0], layers[0], B, y_shape, keep=False)
+        alone: Shortcut = one_layer(calls[0], layers[0], B, itemsize, y_shape, keep=False)
         return alone
     first = layers[0]
     sizes = [first.num_directions * B * features * itemsize for features in first.state_sizes]
@@ -356,7 +358,7 @@ def shortcut(
     for i, (call, layer) in enumerate(zip(calls, layers, strict=True)):
         count = layer.num_directions * layer.weights_per_direction
         stack.append((call, [i * size for size in sizes], i * count, (i + 1) * count))
-    empty_like = torch.empty_like
+    empty_like, allocate = torch.empty_like, huge_pages.allocator(prod(y_shape) * itemsize)
 
     def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
         h_n = tuple([empty_like(state) for state in hx])
@@ -364,7 +366,7 @@ def shortcut(
         ends = [state.data_ptr() for state in h_n]
         y = x
         for call, offsets, start, stop in stack:
-            x, y = y, x.new_empty(y_shape)
+            x, y = y, allocate(x, *y_shape)
             before = [a + offset for a, offset in zip(starts, offsets, strict=True)]
             after = [a + offset for a, offset in zip(ends, offsets, strict=True)]
             call(x, before, after, weights[start:stop], y, (), None)
@@ -374,7 +376,12 @@ def shortcut(
 
 
 def one_layer(
-    call: ForwardCall, layer: LayerSpec, B: int, y_shape: tuple[int, int, int], keep: bool
+    call: ForwardCall,
+    layer: LayerSpec,
+    B: int,
+    itemsize: int,
+    y_shape: tuple[int, int, int],
+    keep: bool,
 ) -> Any:
     """`shortcut` for a stack of one layer; with `keep` it also returns what is saved."""
     empty_like = torch.empty_like
@@ -383,11 +390,12 @@ def one_layer(
     rows = y_shape[0] * y_shape[1]
     sizes = saved_sizes(layer) if keep else ()
     single = len(layer.cell.states) == 1
+    allocate = huge_pages.allocator(rows * max(y_shape[2], *sizes, 0) * itemsize)
 
     def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Any, ...]:
         h0 = hx[0]
-        y = empty_like(h0) if like_state else x.new_empty(*y_shape)
-        saved = tuple([x.new_empty(rows, size) for size in sizes]) if sizes else ()
+        y = empty_like(h0) if like_state else allocate(x, *y_shape)
+        saved = tuple([allocate(x, rows, size) for size in sizes]) if sizes else ()
         if single:
             h_n = empty_like(h0)
             call(x, (h0.data_ptr(),), (h_n.data_ptr(),), weights, y, saved, None)

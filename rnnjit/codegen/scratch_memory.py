@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rnnjit.runtime.huge_pages import advise
+
 #: Bytes from which on memory is kept: smaller blocks stay with the C library anyway.
 KEPT_FROM = 1 << 18
 #: The most blocks that are kept, as many as calls that run at once leave, and bytes of each.
@@ -29,7 +31,7 @@ class ScratchMemory:
         except IndexError:
             block = None
         if block is None or block.numel() < size:
-            block = torch.empty(size, dtype=torch.uint8, device="cpu")
+            block = advise(torch.empty(size, dtype=torch.uint8, device="cpu"))
         return block
 
     def give(self, block: Tensor) -> None:

@@ -21,6 +21,7 @@ from rnnjit.execution.autograd import flat, needs_of, needs_torch, run_layer
 from rnnjit.execution.stack import run_stack
 from rnnjit.execution.validate_backend import check_grads, check_output, check_untouched
 from rnnjit.reference import layer_backward, layer_forward_states
+from rnnjit.runtime import huge_pages
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import (
     never_traced,
@@ -248,7 +249,10 @@ class _RecordedStates(torch.autograd.Function):
     def forward(ctx: Any, call: _Recorded, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         y, h_n, saved, states = call.forward(x, tensors)
         ctx.set_materialize_grads(False)
-        kept = (y.clone() if call.last else y.detach(), *[state.detach() for state in states])
+        kept = (
+            huge_pages.clone(y) if call.last else y.detach(),
+            *[state.detach() for state in states],
+        )
         everything = (x, *tensors, *kept, *saved)
         ctx.call, ctx.facts = call, _Facts(everything)
         ctx.save_for_backward(*everything)

@@ -22,6 +22,7 @@ from rnnjit.execution.validate_backend import (
     check_untouched,
 )
 from rnnjit.reference import layer_backward
+from rnnjit.runtime import huge_pages
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import (
     forward_mode,
@@ -264,7 +265,7 @@ class _RNNLayer(torch.autograd.Function):
             raise
         ctx.set_materialize_grads(False)
         last, saved = call.last, output.saved
-        kept = output.y.clone() if last else output.y.detach()
+        kept = huge_pages.clone(output.y) if last else output.y.detach()
         inputs, given = (x, *tensors), []
         others: list[tuple[int, Tensor]] = []
         for i in call.read:
