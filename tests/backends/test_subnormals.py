@@ -33,14 +33,14 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 with_kernels = pytest.mark.parametrize("backend", WITH_KERNELS)
 counts = pytest.mark.parametrize("threads", [1, 2])
 dtypes = pytest.mark.parametrize("dtype", list(TINY), ids=["f32", "f64"])
-#: Inductor compiles for many seconds for each dtype.
+#: Inductor compiles for many seconds.
 backends_and_dtypes = pytest.mark.parametrize(
     ("backend", "dtype"),
     [
         pytest.param(
             *(name, dtype),
             id=f"{name}-{dtype}",
-            marks=pytest.mark.full if (name, dtype) == ("inductor", torch.float64) else (),
+            marks=pytest.mark.full if name == "inductor" else (),
         )
         for name in ON_CPU
         for dtype in TINY

@@ -73,7 +73,7 @@ BACKENDS = {
     "inductor-rows": chunks(ROWS),
     "inductor-matrix": chunks(MATRIX),
 }
-SLOW = ("inductor-matrix",)
+SLOW = ("inductor-matrix", "inductor-rows")
 
 
 def by_hand(step, sizes, x, h0, weights):
@@ -102,7 +102,7 @@ def results(run, x, h0, weights, of):
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    # One cell in one form of the product: to compile each takes seconds.
+    # To compile a cell in one form of the product takes seconds.
     [("ugrnn", way) for way in BACKENDS if way not in SLOW]
     + [pytest.param("ugrnn", way, marks=pytest.mark.full) for way in SLOW]
     + [("mgu", way) for way in ("reference", "inductor-steps")]

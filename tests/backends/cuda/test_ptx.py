@@ -25,7 +25,7 @@ CELLS = ["--largest", "--cell", "lstm", "gru", "--arch"]
 #: Cells with parameters and row inputs, the last without a product.
 OWN = ["--largest", "--cell", "leaky", "peephole", "integrator", "--arch"]
 EXTENTS = [
-    pytest.param(["--only", "lstm", "grid", *CELLS, "90"], 3, id="lstm"),
+    pytest.param(["--only", "lstm", "grid", *CELLS, "90"], 3, id="lstm", marks=pytest.mark.full),
     pytest.param(
         ["--only", "leaky", "register", *OWN, "90"], 3, id="leaky", marks=pytest.mark.full
     ),

@@ -204,6 +204,7 @@ def test_inside_a_compiled_model_and_whatever_becomes_of_it(monkeypatch):
     assert known == compiler._chunk.made
 
 
+@pytest.mark.full
 def test_no_setting_of_inductor_is_left_changed():
     import torch._inductor.config as config
 
