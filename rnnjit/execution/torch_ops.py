@@ -140,7 +140,7 @@ def layer_op(
     """Compute one layer; see `rnnjit.Backend.forward`.
 
     Args:
-        x: `[N, I]`.
+        x: `[N, I + D*R*H]`, with the row inputs of the cell.
         batch_sizes: int64 `[T]` of a packed batch, or None for a dense one.
         steps: T.
         hx: each state `[D, B, P or H]`. After them, for resets that do not lead to zeros, what a
@@ -309,7 +309,9 @@ def _as_call(
 ) -> TracedLayer:
     """The layer and the tensors that an operator's arguments describe."""
     directions, batch, _ = hx[0].shape
-    layer = LayerSpec(CellSpec.parse(cell), x.shape[1], hidden_size, directions, bias, proj_size)
+    parsed = CellSpec.parse(cell)
+    input_size = x.shape[1] - directions * len(parsed.row_inputs) * hidden_size
+    layer = LayerSpec(parsed, input_size, hidden_size, directions, bias, proj_size)
     rows, count = Rows(steps, batch, x.shape[0], batch_sizes), len(layer.cell.states)
     states, reset_to = tuple(hx[:count]), tuple(hx[count:])
     return TracedLayer(layer, backend, x, rows, states, weights, reset, reset_to)

@@ -10,10 +10,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parametrizations
 
 import rnnjit
+from rnnjit import LayerSpec, Rows
 from rnnjit.dispatch.registry import key_of
 from rnnjit.execution import torch_ops as ops
 from rnnjit.ir import RNN_TANH
+from rnnjit.reference import layer_forward
 from rnnjit.testing import RecomputeBackend
+from rnnjit.testing.user_cells import known
 
 BACKENDS = [RecomputeBackend(), *(b for b in rnnjit.backends().values() if not b.missing())]
 T, B, I, H = 4, 3, 2, 5
@@ -75,6 +78,19 @@ def operator_arguments(backend, directions, batch_sizes, grad):
     x, h0, *weights = (torch.randn(s, dtype=torch.float64, requires_grad=grad) for s in shapes)
     given = x, batch_sizes, steps, [h0], weights, None
     return *given, *CELL, False, grad, key_of(backend)
+
+
+@pytest.mark.parametrize("name", ["timed", "integrator"])
+def test_the_operator_takes_row_inputs_as_columns_of_x(name):
+    """The columns that W_ih multiplies are those before them."""
+    cell = known(name).form.cell
+    layer = LayerSpec(cell, I if name == "timed" else 0, H, 2, True)
+    shapes = [(T * B, layer.features), (2, B, H), *layer.weight_shapes * 2]
+    x, h0, *weights = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    given = (x, None, T, [h0], weights, None, cell.text, H, True, 0, False, False, key_of("numba"))
+    y, h_n = torch.ops.rnnjit.layer(*given)
+    expected = layer_forward(layer, Rows(T, B, T * B), x, (h0,), weights)
+    torch.testing.assert_close([y, h_n], [expected[0], *expected[1]], rtol=1e-11, atol=1e-11)
 
 
 # By torch's own checks, which look at the gradients of tensors that they made.
