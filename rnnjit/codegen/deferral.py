@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH
 from rnnjit.spec import Problem, RNNSpec
 
-#: The cells that torch has operators for.
-_OPERATORS = frozenset({RNN_TANH, RNN_RELU, LSTM, GRU})
 #: Bytes of a layer's weights in one direction from which on reading them, and writing their
 #: gradients, takes most of a training call of one row.
 _LARGE = 1 << 20
@@ -37,7 +34,7 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
     The answer depends on T and B by their powers of two alone, see `Backend.sizes_matter`. Cells
     that torch has no operator for are not left to it: it would run one operation after the other.
     """
-    if spec.cell not in _OPERATORS:
+    if not spec.cell.is_built_in:
         return []
     steps, rows, trains = problem.T, problem.B, problem.needs_grad
     inputs = max(spec.input_size, spec.hidden_size if spec.num_layers > 1 else 0)

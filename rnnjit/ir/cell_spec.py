@@ -279,7 +279,13 @@ class CellSpec:
     @cached_property
     def has_product(self) -> bool:
         """Whether the program uses zh of any gate."""
-        return any(name.startswith("zh_") for name in self.program.used)
+        gates = len(self.gates)
+        return not self.program.used.isdisjoint(self.program.inputs[gates : 2 * gates])
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is the cell of one of torch's layers."""
+        return self.text in _BUILT_IN
 
     @cached_property
     def out_state(self) -> int | None:

@@ -135,6 +135,15 @@ def test_the_reference_computes_row_inputs_and_no_product():
     torch.testing.assert_close(y[:, :, 1], torch.einsum("ts,sbh->tbh", lower.T, noise[:, :, 1]))
 
 
+def test_only_the_gates_of_the_product_make_one():
+    """A state may have a name that begins as theirs do."""
+    cell = spec(lambda zx, zh, s: (tanh(zx[0] + s),) * 2, ["zh_7"])
+    assert not cell.has_product
+    assert [each.name for each in cell.accumulators] == ["zx_0"]
+    assert all(each.is_built_in for each in (RNN_TANH, LSTM, GRU))
+    assert not cell.is_built_in
+
+
 def test_the_text_of_a_cell_keeps_its_row_inputs():
     cell = CELLS["operand of its own"]
     again = CellSpec.parse(cell.text)
