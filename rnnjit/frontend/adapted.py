@@ -49,8 +49,7 @@ class Dispatch:
         """The backend of a layer, and the fallback if it raises."""
         if self._generation != GENERATION.now:
             self._choices, self._generation = {}, GENERATION.now
-        wanted = resolve(self.backend)
-        return choice_for(spec, problem, wanted, self._choices, recompute=self.recompute)
+        return choice_for(spec, problem, self.backend, self._choices, recompute=self.recompute)
 
     def __deepcopy__(self, memo: object) -> Dispatch:
         return Dispatch(self.backend, self.recompute)

@@ -240,8 +240,7 @@ class CompiledBase(HasSourceClass):
         self, spec: RNNSpec, problem: Problem, choices: Choices
     ) -> tuple[Backend, Fallback]:
         """The backend of a call, and the fallback if it raises; remembered in `choices`."""
-        wanted = resolve(self._backend)
-        return choice_for(spec, problem, wanted, choices, recompute=self._recompute)
+        return choice_for(spec, problem, self._backend, choices, recompute=self._recompute)
 
     def __getstate__(self) -> dict[str, Any]:
         parent: Any = super()
@@ -259,9 +258,16 @@ class CompiledBase(HasSourceClass):
 
 
 def choice_for(
-    spec: RNNSpec, problem: Problem, wanted: Backend | None, choices: Choices, *, recompute: bool
+    spec: RNNSpec, problem: Problem, named: str | Backend, choices: Choices, *, recompute: bool
 ) -> tuple[Backend, Fallback]:
     """The backend of a call, and the fallback if it raises; remembered in `choices`.
+
+    Args:
+        spec: the stack or the layer.
+        problem: the properties of the call.
+        named: the backend that the user named, as in `compile`.
+        choices: those that are known.
+        recompute: as in `compile`.
 
     Raises:
         UnsupportedError: the backend that the user named declines.
@@ -269,6 +275,7 @@ def choice_for(
     kind = kind_of(spec, problem)
     found = choices.get(kind) or choices.get((kind, problem))
     if found is None:
+        wanted = resolve(named)
         backend, sizes_matter = choose_for_sizes(spec, problem, wanted)
         found = backend, fallback_for(spec, problem, wanted)
         if recompute:
