@@ -1,0 +1,23 @@
+"""`python -m rnnjit.bench.models FILE.py`: compares and times one model in this process."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rnnjit.bench.models.case import load_case
+from rnnjit.bench.models.trial import measure
+
+
+def main() -> None:
+    """Measure the model of the file that the command line names, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--rounds", type=int, default=9, help="0 compares the results alone")
+    arguments = parser.parse_args()
+    for found in measure(load_case(arguments.file), rounds=arguments.rounds):
+        print(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The share of a call's time that its recurrent part takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from rnnjit.bench.models.case import ModelCase
+
+#: Calls of different shapes that are repeated; a decoder makes thousands of one shape.
+_MOST_KINDS = 64
+
+
+@dataclass
+class _Recorded:
+    module: nn.Module
+    args: tuple[Any, ...]
+    named: dict[str, Any]
+    calls: int = 0
+
+
+def recurrent_share(
+    case: ModelCase, model: nn.Module, call: Callable[[], object], *, training: bool
+) -> float:
+    """Measure the share of `call` that the recurrent modules of an eager model take, from 0 to 1.
+
+    The arguments of each recurrent call are recorded, one call of each module and shape. These
+    calls are then repeated alone, in training with their backward pass.
+
+    Args:
+        case: says which modules are recurrent.
+        model: the eager model.
+        call: a call of it.
+        training: whether gradients are computed.
+    """
+    recorded = _record(case, model, call)
+    whole = _fastest(call)
+    with torch.set_grad_enabled(training):
+        alone = sum(each.calls * _fastest(lambda each=each: _repeat(each)) for each in recorded)
+    return min(1.0, alone / whole)
+
+
+def _record(case: ModelCase, model: nn.Module, call: Callable[[], object]) -> list[_Recorded]:
+    found: dict[Any, _Recorded] = {}
+
+    def see(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        shapes = tuple(getattr(leaf, "shape", None) for leaf in tree_leaves((args, named)))
+        key = id(module), shapes
+        if key not in found and len(found) < _MOST_KINDS:
+            found[key] = _Recorded(module, *tree_map(_copied, (args, named)))
+        if key in found:
+            found[key].calls += 1
+
+    hooks = [
+        module.register_forward_pre_hook(see, with_kwargs=True)
+        for module in _outermost(model, case.layers)
+    ]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found.values())
+
+
+def _outermost(module: nn.Module, kinds: tuple[type, ...]) -> list[nn.Module]:
+    """The modules of these classes, but for those inside another of them."""
+    if isinstance(module, kinds):
+        return [module]
+    return [found for child in module.children() for found in _outermost(child, kinds)]
+
+
+def _copied(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+
+
+def _repeat(recorded: _Recorded) -> None:
+    found = recorded.module(*recorded.args, **recorded.named)
+    outputs = [
+        leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor) and leaf.requires_grad
+    ]
+    if outputs:
+        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+
+
+def _fastest(call: Callable[[], object], least: float = 0.2) -> float:
+    """The least seconds of a call, over `least` seconds and three calls at least."""
+    call()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < least:
+        start = perf_counter()
+        call()
+        times.append(perf_counter() - start)
+    return min(times)

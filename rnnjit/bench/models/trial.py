@@ -1,0 +1,137 @@
+"""Measures a model: eager against compiled, results first, then times."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from rnnjit.bench.models.case import ModelCase
+from rnnjit.bench.models.share import recurrent_share
+from rnnjit.runtime.timing import interleave
+from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
+
+#: What is timed: "inference" is a whole call without gradients, "training" a whole step.
+What = Literal["inference", "training"]
+_SEED = 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of one pass of a model.
+
+    Attributes:
+        what: the pass.
+        wrong: what is wrong with the results of the compiled model, "" if nothing is.
+        eager: seconds of eager's call, the median; None if a result is wrong.
+        compiled: the same of the compiled model.
+        share: share of the eager call that its recurrent part takes, from 0 to 1.
+    """
+
+    what: What
+    wrong: str
+    eager: float | None = None
+    compiled: float | None = None
+    share: float | None = None
+
+
+def measure(case: ModelCase, *, rounds: int = 9) -> list[Found]:
+    """Compare results and times of a model, eager and compiled, in this process.
+
+    Args:
+        case: the model.
+        rounds: interleaved samples of each; 0 only compares the results.
+
+    Raises:
+        Exception: the error of the model itself, eager or compiled.
+    """
+    passes: list[What] = []
+    passes += ["inference"] if case.inference else []
+    passes += ["training"] if case.training else []
+    return [_measure(case, what, rounds) for what in passes]
+
+
+def _measure(case: ModelCase, what: What, rounds: int) -> Found:
+    wrong = _compare(case, what)
+    if wrong or not rounds:
+        return Found(what, wrong)
+    model = _model(case, what)
+    calls = {
+        "eager": _call(case, what, model, torch.float32),
+        "compiled": _call(case, what, _compiled(case, what), torch.float32),
+    }
+    times = interleave(calls, rounds=rounds, min_sample=0.05)
+    share = recurrent_share(case, model, calls["eager"], training=what == "training")
+    return Found(what, "", times["eager"].median, times["compiled"].median, share)
+
+
+def _compare(case: ModelCase, what: What) -> str:
+    """What is wrong with the results of the compiled model, "" if nothing is."""
+    eager = _results(case, what, _model(case, what), torch.float32)
+    got = _results(case, what, _compiled(case, what), torch.float32)
+    if case.inexact:
+        truth = _results(case, what, _perturbed(_model(case, what)), torch.float32)
+    else:
+        truth = _results(case, what, _model(case, what).double(), torch.float64)
+    if not len(eager) == len(got) == len(truth):
+        return f"{len(got)} results, eager gives {len(eager)}"
+    for position, (value, expected, true) in enumerate(zip(got, eager, truth, strict=True)):
+        own = largest(errors_of(expected, true.double()))
+        scale = float(true.abs().max()) if true.numel() else 0.0
+        reference = expected.double() if case.inexact else true.double()
+        rule: Any = "backward" if what == "training" else "forward"
+        name = "the loss" if what == "training" else f"result {position}"
+        try:
+            judge(name, rule, value, Expected(expected, reference, own, scale))
+        except AssertionError as error:
+            return str(error)
+    return ""
+
+
+def _results(case: ModelCase, what: What, model: Any, dtype: torch.dtype) -> list[Tensor]:
+    """The tensors of an inference call, or the losses of some training steps as one tensor."""
+    call = _call(case, what, model, dtype)
+    torch.manual_seed(_SEED)
+    if what == "training":
+        return [torch.stack([call().detach().float() for _ in range(case.steps)])]
+    return [leaf.detach() for leaf in tree_leaves(call()) if isinstance(leaf, Tensor)]
+
+
+def _call(case: ModelCase, what: What, model: Any, dtype: torch.dtype) -> Callable[[], Any]:
+    if what == "training":
+        assert case.training is not None
+        return case.training(model, dtype)
+    assert case.inference is not None
+    inference = case.inference(model, dtype)
+
+    def call() -> Any:
+        with torch.no_grad():
+            return inference()
+
+    return call
+
+
+def _model(case: ModelCase, what: What) -> nn.Module:
+    torch.manual_seed(_SEED)
+    return case.build().train(what == "training")
+
+
+def _compiled(case: ModelCase, what: What) -> Any:
+    return case.compile(_model(case, what))
+
+
+def _perturbed(model: nn.Module) -> nn.Module:
+    """A copy whose parameters differ in the last place, at random."""
+    model = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(_SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            eps = torch.finfo(parameter.dtype).eps
+            sign = torch.randint(0, 2, parameter.shape, generator=generator, device="cpu") * 2 - 1
+            parameter.mul_(1 + eps / 2 * sign)
+    return model
