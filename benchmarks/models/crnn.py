@@ -1,4 +1,4 @@
-"""A text recogniser: convolutions, a two-layer bidirectional LSTM, and a linear layer of characters.
+"""A text recogniser: convolutions, two bidirectional LSTMs, and a linear layer of characters.
 
 Shi, Bai and Yao, "An end-to-end trainable neural network for image-based sequence recognition",
 2015, at the sizes that EasyOCR and docTR use: 32 steps, H=256.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.console import Console
+
 from rnnjit.bench.models.case import load_case
 from rnnjit.bench.models.trial import measure
 
@@ -15,8 +17,9 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=9, help="0 compares the results alone")
     arguments = parser.parse_args()
+    out = Console(highlight=False)
     for found in measure(load_case(arguments.file), rounds=arguments.rounds):
-        print(found)
+        out.print(found)
 
 
 if __name__ == "__main__":

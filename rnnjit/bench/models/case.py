@@ -33,7 +33,8 @@ class ModelCase:
         name: as users know it, such as "silero-vad".
         recurrent: its recurrent part, such as "LSTMCell(128, 128)".
         call: how it is called, such as "B=1, chunks of 512 samples, states carried".
-        source: where architecture and weights come from: the package's own, or rebuilt from a paper.
+        source: where architecture and weights come from: the package's own, or rebuilt from a
+            paper.
         requires: the distributions that must be installed besides rnnjit, with exact versions, such
             as "silero-vad==6.2.3". The file imports them inside its functions, so that it can be
             read without them.

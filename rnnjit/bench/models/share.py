@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -42,7 +43,7 @@ def recurrent_share(
     recorded = _record(case, model, call)
     whole = _fastest(call)
     with torch.set_grad_enabled(training):
-        alone = sum(each.calls * _fastest(lambda each=each: _repeat(each)) for each in recorded)
+        alone = sum(each.calls * _fastest(partial(_repeat, each)) for each in recorded)
     return min(1.0, alone / whole)
 
 
