@@ -1,4 +1,4 @@
-"""Runs the process of a contestant: starts it, sends it commands, and kills it if it hangs."""
+"""Runs processes that answer in lines, such as that of a contestant, and kills those that hang."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryFile
@@ -31,27 +31,21 @@ class Refusal(Exception):  # noqa: N818 - not an error of the contestant
     """The contestant declines the case; the message says why."""
 
 
-class Worker:
-    """A process that runs one contestant on a given number of threads.
+class Child:
+    """A Python process that answers in lines on standard output.
 
     Args:
-        contestant: the contestant.
+        run: what follows the interpreter on its command line.
         threads: the number of threads that its libraries may use.
         environment: environment variables to add to those of this process.
     """
 
     def __init__(
-        self, contestant: Contestant, threads: int, environment: Mapping[str, str] | None = None
+        self, run: Sequence[str], threads: int, environment: Mapping[str, str] | None = None
     ) -> None:
-        # A backend runs with rnnjit, as for its users; peers must not import rnnjit.
-        run = (
-            ["-m", "rnnjit.bench.worker"]
-            if contestant.kind == "backend"
-            else [isolated_worker.__file__]
-        )
         self._errors = TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, *run, address(contestant)],
+            [sys.executable, *run],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -68,36 +62,24 @@ class Worker:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def ask(self, command: protocol.Command, timeout: float) -> float | None:
-        """Send a command and wait for its reply.
+    def receive(self, timeout: float) -> bytes:
+        """The next line of its answers.
 
         Args:
-            command: the command.
             timeout: most seconds to wait.
 
         Raises:
-            Refusal: the contestant declines.
-            WorkerError: it raised; or its process died, gave an invalid reply or timed out, and is
-                over.
+            WorkerError: it died or timed out, and is over.
         """
         if self._end:
             raise WorkerError(self._end)
         try:
-            self._write(msgspec.json.encode(command) + b"\n")
             line = self._lines.get(timeout=timeout)
         except Empty:
             raise self._ended(f"no answer within {timeout:.0f} s: ended") from None
         if not line:
             raise self._ended(self._stderr_tail())
-        try:
-            reply = msgspec.json.decode(line, type=protocol.Reply)
-        except msgspec.DecodeError:
-            raise self._ended(f"an invalid reply: {line[:80]!r}") from None
-        if isinstance(reply, protocol.Done):
-            return reply.value
-        if isinstance(reply, protocol.Declined):
-            raise Refusal(reply.reason)
-        raise WorkerError(reply.reason)
+        return line
 
     @property
     def alive(self) -> bool:
@@ -127,7 +109,8 @@ class Worker:
                 file.close()
 
     def _write(self, line: bytes) -> None:
-        with contextlib.suppress(OSError):  # it has died, as the reader will report
+        # It may have died, as the reader will report, or been ended.
+        with contextlib.suppress(OSError, ValueError):
             self._stdin.write(line)
             self._stdin.flush()
 
@@ -156,6 +139,51 @@ class Worker:
         lines = self._errors.read().decode(errors="replace").splitlines()
         last = [line.strip() for line in lines if line.strip()][-_LAST_LINES:]
         return "; ".join([f"its process {how}", *last])
+
+
+class Worker(Child):
+    """A process that runs one contestant on a given number of threads.
+
+    Args:
+        contestant: the contestant.
+        threads: the number of threads that its libraries may use.
+        environment: environment variables to add to those of this process.
+    """
+
+    def __init__(
+        self, contestant: Contestant, threads: int, environment: Mapping[str, str] | None = None
+    ) -> None:
+        # A backend runs with rnnjit, as for its users; peers must not import rnnjit.
+        run = (
+            ["-m", "rnnjit.bench.worker"]
+            if contestant.kind == "backend"
+            else [isolated_worker.__file__]
+        )
+        super().__init__([*run, address(contestant)], threads, environment)
+
+    def ask(self, command: protocol.Command, timeout: float) -> float | None:
+        """Send a command and wait for its reply.
+
+        Args:
+            command: the command.
+            timeout: most seconds to wait.
+
+        Raises:
+            Refusal: the contestant declines.
+            WorkerError: it raised; or its process died, gave an invalid reply or timed out, and is
+                over.
+        """
+        self._write(msgspec.json.encode(command) + b"\n")
+        line = self.receive(timeout)
+        try:
+            reply = msgspec.json.decode(line, type=protocol.Reply)
+        except msgspec.DecodeError:
+            raise self._ended(f"an invalid reply: {line[:80]!r}") from None
+        if isinstance(reply, protocol.Done):
+            return reply.value
+        if isinstance(reply, protocol.Declined):
+            raise Refusal(reply.reason)
+        raise WorkerError(reply.reason)
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -6,7 +6,7 @@ Times are seconds, sizes are bytes, rates are per second, unless a name says oth
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -224,7 +224,7 @@ class Report(Record, frozen=True):
     format: int = FORMAT
 
 
-def encode(report: Report) -> bytes:
+def encode(report: msgspec.Struct) -> bytes:
     """Encode a report as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n"
 
@@ -236,11 +236,23 @@ def read(path: Path) -> Report:
         OSError: the file cannot be read.
         ValueError: it holds no report, or one of another format.
     """
-    content = path.read_bytes()
+    return decode(path.read_bytes(), Report)
+
+
+ReportT = TypeVar("ReportT", bound=Record)
+
+
+def decode(content: bytes, kind: type[ReportT]) -> ReportT:
+    """Decode a report of a kind that has a `format`.
+
+    Raises:
+        ValueError: it is no such report, or one of another format.
+    """
     try:
-        report = msgspec.json.decode(content, type=Report)
+        report = msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"it holds no report of rnnjit bench: {error}") from None
-    if report.format != FORMAT:
-        raise ValueError(f"its format is {report.format}, expected {FORMAT}: measure anew")
+    found = getattr(report, "format", None)
+    if found != FORMAT:
+        raise ValueError(f"its format is {found}, expected {FORMAT}: measure anew")
     return report

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rnnjit.bench.kinds import KINDS
 from rnnjit.bench.presets import PRESETS, QUICK_PLAN, shortened
+from rnnjit.cli import bench_models
 from rnnjit.cli.output import console, say, timed_progress, write_text
 from rnnjit.cli.parser import (
     Commands,
@@ -32,7 +33,9 @@ _INTERRUPTED = 130
 
 def add(commands: Commands[Parser]) -> None:
     """Add the command to the parser."""
-    presets = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+    about = {name: preset.about for name, preset in PRESETS.items()}
+    about[bench_models.NAME] = bench_models.ABOUT
+    presets = "; ".join(f"{name}: {words}" for name, words in about.items())
     parser = commands.add_parser(
         "bench",
         help="time every backend and every installed peer against eager PyTorch",
@@ -40,7 +43,7 @@ def add(commands: Commands[Parser]) -> None:
         "torch.compile where they are installed (pip install '.[bench]' in a clone): each in a "
         "process of its own, on as many threads, interleaved. Wrong results get no time.",
     )
-    parser.add_argument("--preset", choices=PRESETS, default="quick", help=presets)
+    parser.add_argument("--preset", choices=about, default="quick", help=presets)
     parser.add_argument(
         "--contestants",
         type=comma_separated,
@@ -69,11 +72,15 @@ def add(commands: Commands[Parser]) -> None:
         help="exit with 1 if a backend's ratio to eager is X times lower than in --against, "
         "or it no longer has a time",
     )
+    bench_models.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:
     """Measure, write the files, print the tables."""
+    bench_models.check_options(arguments)
+    if arguments.preset == bench_models.NAME:
+        return bench_models.run(arguments)
     old = _old(arguments)
     _check_outputs(arguments)
     report = _measure(arguments)

@@ -52,6 +52,11 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def system() -> str:
+    """Operating system and machine type."""
+    return f"{platform.system()} {platform.release()} {platform.machine()}"
+
+
 def usable_cpus() -> int:
     """The number of logical processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

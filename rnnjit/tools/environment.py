@@ -10,7 +10,7 @@ import torch
 
 from rnnjit.backend import Backend
 from rnnjit.dispatch.registry import backends, lacking
-from rnnjit.runtime.host import FEATURES, PACKAGES, processor, usable_cpus, version_of
+from rnnjit.runtime.host import FEATURES, PACKAGES, processor, system, usable_cpus, version_of
 from rnnjit.runtime.openmp import no_team
 
 
@@ -79,7 +79,7 @@ def environment() -> Environment:
     name, flags = processor()
     return Environment(
         versions={"python": platform.python_version(), **{p: version_of(p) for p in PACKAGES}},
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        system=system(),
         cpu=name,
         capability=torch.backends.cpu.get_cpu_capability(),
         features=tuple(feature for feature in FEATURES if feature in flags),

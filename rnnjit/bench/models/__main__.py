@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from rnnjit.bench.models.case import load_case
-from rnnjit.bench.models.trial import measure
+from rnnjit.bench.models.trial import Found, measure
+from rnnjit.bench.report.results import duration, times
 
 
 def main() -> None:
@@ -19,7 +20,17 @@ def main() -> None:
     arguments = parser.parse_args()
     out = Console(highlight=False)
     for found in measure(load_case(arguments.file), rounds=arguments.rounds):
-        out.print(found)
+        out.print(f"{found.what}: {found.wrong or 'right'}{_times(found)}", soft_wrap=True)
+
+
+def _times(found: Found) -> str:
+    if found.eager is None or found.compiled is None or found.share is None:
+        return ""
+    before, after = found.eager.median, found.compiled.median
+    return (
+        f", {times(before / after)}: {duration(before)} eager, of which {found.share:.0%} "
+        f"recurrent, and {duration(after)} compiled"
+    )
 
 
 if __name__ == "__main__":

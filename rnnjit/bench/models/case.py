@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import rnnjit
+from rnnjit.bench.models.requirements import parse
 
 #: One whole inference call: returns tensors, in any nesting of tuples, lists and dicts.
 Inference = Callable[[], Any]
@@ -38,6 +39,9 @@ class ModelCase:
         requires: the distributions that must be installed besides rnnjit, with exact versions, such
             as "silero-vad==6.2.3". The file imports them inside its functions, so that it can be
             read without them.
+        no_deps: names of those whose own dependencies are not installed, since what they pin does
+            not fit: `requires` then lists what they need.
+        remark: what stood in the way of compiling it, or what bounds it; a sentence for readers.
         build: makes the eager model.
         inference: makes the inference call; None for a model that is only trained.
         training: makes the training step; None for a model that is not trained.
@@ -46,6 +50,10 @@ class ModelCase:
         inexact: why float64 cannot be the reference, "" if it can: the error that eager makes is
             then estimated from weights that differ in the last place.
         steps: training steps whose losses are compared.
+
+    Raises:
+        ValueError: there is neither a call nor a step, `requires` names no exact version, or
+            `no_deps` what `requires` does not.
     """
 
     name: str
@@ -56,10 +64,20 @@ class ModelCase:
     inference: Callable[[Any, torch.dtype], Inference] | None = None
     training: Callable[[Any, torch.dtype], Training] | None = None
     requires: tuple[str, ...] = ()
+    no_deps: tuple[str, ...] = ()
+    remark: str = ""
     compile: Callable[[Any], Any] = rnnjit.compile
     layers: tuple[type, ...] = (nn.RNNBase, nn.RNNCellBase, rnnjit.Recurrent)
     inexact: str = ""
     steps: int = 5
+
+    def __post_init__(self) -> None:
+        if self.inference is None and self.training is None:
+            raise ValueError(f"{self.name} needs an inference call or a training step, got neither")
+        names = [parse(requirement)[0] for requirement in self.requires]
+        unknown = [name for name in self.no_deps if name not in names]
+        if unknown:
+            raise ValueError(f"no_deps must name what requires names, got {unknown[0]!r}")
 
 
 def load_case(path: Path) -> ModelCase:

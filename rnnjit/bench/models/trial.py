@@ -5,19 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from rnnjit.bench.models.case import ModelCase
+from rnnjit.bench.models.records import What
 from rnnjit.bench.models.share import recurrent_share
-from rnnjit.runtime.timing import interleave
+from rnnjit.runtime.timing import Timing, interleave
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
 
-#: What is timed: "inference" is a whole call without gradients, "training" a whole step.
-What = Literal["inference", "training"]
 _SEED = 20
 
 
@@ -28,15 +27,15 @@ class Found:
     Attributes:
         what: the pass.
         wrong: what is wrong with the results of the compiled model, "" if nothing is.
-        eager: seconds of eager's call, the median; None if a result is wrong.
+        eager: the time of eager's call; None if a result is wrong or nothing was timed.
         compiled: the same of the compiled model.
         share: share of the eager call that its recurrent part takes, from 0 to 1.
     """
 
     what: What
     wrong: str
-    eager: float | None = None
-    compiled: float | None = None
+    eager: Timing | None = None
+    compiled: Timing | None = None
     share: float | None = None
 
 
@@ -50,13 +49,17 @@ def measure(case: ModelCase, *, rounds: int = 9) -> list[Found]:
     Raises:
         Exception: the error of the model itself, eager or compiled.
     """
-    passes: list[What] = []
-    passes += ["inference"] if case.inference else []
-    passes += ["training"] if case.training else []
-    return [_measure(case, what, rounds) for what in passes]
+    return [measure_pass(case, what, rounds=rounds) for what in passes_of(case)]
 
 
-def _measure(case: ModelCase, what: What, rounds: int) -> Found:
+def passes_of(case: ModelCase) -> tuple[What, ...]:
+    """The passes that a model has."""
+    calls: dict[What, object] = {"inference": case.inference, "training": case.training}
+    return tuple(what for what, call in calls.items() if call)
+
+
+def measure_pass(case: ModelCase, what: What, *, rounds: int) -> Found:
+    """Compare results and times of one pass of a model; arguments and errors as of `measure`."""
     wrong = _compare(case, what)
     if wrong or not rounds:
         return Found(what, wrong)
@@ -67,7 +70,7 @@ def _measure(case: ModelCase, what: What, rounds: int) -> Found:
     }
     times = interleave(calls, rounds=rounds, min_sample=0.05)
     share = recurrent_share(case, model, calls["eager"], training=what == "training")
-    return Found(what, "", times["eager"].median, times["compiled"].median, share)
+    return Found(what, "", times["eager"], times["compiled"], share)
 
 
 def _compare(case: ModelCase, what: What) -> str:
