@@ -85,7 +85,7 @@ def _rows(path: Path, threads: int, rounds: int, timeout: float) -> Iterable[Mod
     reason, started = "", False
     try:
         while True:
-            answer = msgspec.json.decode(child.receive(timeout), type=Answer)
+            answer = _decode(child.receive(timeout))
             if isinstance(answer, Started):
                 about, owed, started = answer.about, [*answer.passes], True
             elif isinstance(answer, Row):
@@ -102,3 +102,11 @@ def _rows(path: Path, threads: int, rounds: int, timeout: float) -> Iterable[Mod
     for what in owed if started else [None]:
         if reason:
             yield ModelRow(about=about, what=what, verdict="failed", reason=reason)
+
+
+def _decode(line: bytes) -> Answer:
+    try:
+        answer: Answer = msgspec.json.decode(line, type=Answer)
+    except msgspec.DecodeError:
+        raise WorkerError(f"an invalid answer: {line[:80]!r}") from None
+    return answer
