@@ -9,25 +9,17 @@ from typing import Any
 from torch import nn
 
 from rnnjit.backend import Backend
-from rnnjit.cells import Cell
 from rnnjit.dispatch import tuning_db
-from rnnjit.dispatch.choice import Verdict, verdict, verdicts, why_not_cell, willing
-from rnnjit.dispatch.registry import backends, lacking
-from rnnjit.errors import CellError
+from rnnjit.dispatch.choice import verdict, verdicts, willing
 from rnnjit.execution.all_states import why_not_recorded
 from rnnjit.execution.recompute import recomputing
-from rnnjit.frontend.adapt import looks_like_a_loop
-from rnnjit.frontend.adapted import Adapted
-from rnnjit.frontend.capture import capture
-from rnnjit.frontend.compile import why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.lowering import Call, lower
 from rnnjit.frontend.overrides import overriding
-from rnnjit.frontend.reachable import reachable_modules
 from rnnjit.frontend.recurrent import Recurrent
-from rnnjit.frontend.recurrent_plan import make_plan
+from rnnjit.tools.explain_model import RecurrentModule, lacks, recurrent_modules, report_model
 from rnnjit.tools.explain_recurrent import report_recurrent
-from rnnjit.tools.observe import Seen, kind_of, observe
+from rnnjit.tools.observe import Seen, observe
 from rnnjit.tools.reports import CallReport
 
 
@@ -38,11 +30,16 @@ class Explanation:
     Attributes:
         calls: one report for each recurrent module, in the order of `named_modules`; one for each
             layer of a `Recurrent` whose layers do not form a stack.
+        summary: without inputs, which modules are compiled, and which are not and why; else "".
     """
 
     calls: tuple[CallReport, ...]
+    summary: str = ""
 
     def __str__(self) -> str:
+        if self.summary:
+            lines = (f"{call.name or 'module'}: {call.kind}: {call.note}" for call in self.calls)
+            return "\n".join([self.summary, *lines])
         return "\n".join(str(call) for call in self.calls)
 
     __repr__ = __str__
@@ -53,13 +50,17 @@ def explain(module: nn.Module, *inputs: Any, **named: Any) -> Explanation:
 
     For a module that is not compiled, the report says what `rnnjit.compile(module)` would do. A
     copy of the module runs once, on torch's own layers, so that neither the module nor torch's
-    random generators change. Without inputs the report says what each backend lacks on this
-    machine and for such a module.
+    random generators change.
+
+    Without inputs nothing runs. The report then says in one line which recurrent modules are
+    compiled or would be, and which are left as they are, and has a line for each: the backends
+    that may run it, or why it is left. It lists modules that `rnnjit.compile` leaves alone, too:
+    those of TorchScript, quantized ones, and loops over a step.
 
     Args:
         module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, an `rnnjit.Recurrent`, a compiled
             one, or any module that contains some.
-        *inputs: the arguments for `module`.
+        *inputs: the arguments for `module`; none for a report on the model alone.
         **named: its keyword arguments, such as `reset`. With resets the report is on the packed
             batch of the segments between them.
 
@@ -75,34 +76,22 @@ def explain(module: nn.Module, *inputs: Any, **named: Any) -> Explanation:
           backend 'eager' was asked for by name
           call: torch.float32 on cpu, T=4, B=1, dense, with gradients
           eager: runs it
+        >>> print(explain(torch.nn.Sequential(lstm, torch.nn.Linear(3, 1))))
+        1 of 1 recurrent module is compiled: 0
+        0: LSTM(2, 3): compiled for backend 'eager'
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    called = _record_calls(module, inputs, named) if inputs or named else {}
+    if not inputs and not named:
+        return Explanation(*report_model(module))
+    called = _record_calls(module, inputs, named)
     reports: list[CallReport] = []
-    for name, child in reachable_modules(module):
-        if isinstance(child, (nn.RNNBase, nn.RNNCellBase, Recurrent, Cell)):
-            reports += called.get(name) or [_report_uncalled(name, child)]
-        elif note := _note_on_loop(child):
-            reports.append(CallReport(name, type(child).__name__, None, None, note, ()))
+    for found in recurrent_modules(module):
+        reports += called.get(found.name) or [_report_uncalled(found)]
     if not reports:
         kind = type(module).__name__
         return Explanation((CallReport("", kind, None, None, "contains no RNN", ()),))
     return Explanation(tuple(reports))
-
-
-def _note_on_loop(module: nn.Module) -> str:
-    """What to say of a module whose `forward` is a loop of the user's; "" if it is none."""
-    if isinstance(module, Adapted):
-        step = module._adaptation.step
-        return f"the loop over its {step} is compiled, as rnnjit.adapt describes it"
-    if not (step := looks_like_a_loop(module)):
-        return ""
-    name = type(module).__name__
-    return (
-        f"left as it is: its forward seems to loop over its {step}; rnnjit.compile(model, "
-        f"cells={{{name}: rnnjit.adapt({step!r}, ...)}}) compiles such loops"
-    )
 
 
 def _record_calls(
@@ -125,24 +114,11 @@ def _record_calls(
     return reports
 
 
-def _report_uncalled(name: str, module: nn.Module) -> CallReport:
-    left = why_left(module, None)
-    if left:
-        return CallReport(name, kind_of(module), None, None, left, ())
-    if isinstance(module, Recurrent):
-        try:
-            cell = make_plan(module, module._store).layers[0].spec.cell
-        except CellError as error:
-            note = f"rnnjit.compile raises, but for backend='eager': {error}"
-            return CallReport(name, kind_of(module), None, None, note, ())
-    else:
-        cell = capture(module).cell
-    missing = tuple(
-        Verdict(each, lacking(each) or tuple(why_not_cell(each, cell)))
-        for each in backends().values()
-    )
+def _report_uncalled(found: RecurrentModule) -> CallReport:
+    if note := found.left or found.loop:
+        return CallReport(found.name, found.kind, None, None, note, ())
     note = "no call was seen; what each backend lacks, on this machine and for such a module:"
-    return CallReport(name, kind_of(module), None, None, note, missing)
+    return CallReport(found.name, found.kind, None, None, note, lacks(found.cell))
 
 
 def _report_call(seen: Seen) -> CallReport:
