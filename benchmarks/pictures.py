@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rnnjit.bench.records import read
+from rnnjit.bench.models.records import ModelReport, read_models
+from rnnjit.bench.records import Report, read
 from rnnjit.bench.report.plots import write_plots
 
 
@@ -23,12 +24,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     try:
-        for file in write_plots(read(given.report), given.output, only=given.only):
+        for file in write_plots(read_any(given.report), given.output, only=given.only):
             print(file)
     except (OSError, ValueError) as error:
         print(f"{given.report}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def read_any(path: Path) -> Report | ModelReport:
+    """The report in a file, on layers or on whole models; errors are those of `read`."""
+    try:
+        return read_models(path)
+    except ValueError:
+        return read(path)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ try:
 except ImportError as error:
     raise absent("pillow", "bench", "a plot") from error
 
+from rnnjit.bench.models.records import ModelReport
 from rnnjit.bench.records import Report
-from rnnjit.bench.report.plots import cold_start, roofline, scaling, shapes
+from rnnjit.bench.report.plots import cold_start, models, roofline, scaling, shapes
 from rnnjit.bench.report.plots.render import Plot
 from rnnjit.bench.report.plots.style import THEMES
 from rnnjit.bench.report.results import Results
@@ -83,8 +84,14 @@ def chapters(report: Report) -> tuple[Chapter, ...]:
     )
 
 
+def _plots(report: Report | ModelReport) -> Iterable[Plot]:
+    if isinstance(report, ModelReport):
+        return models.plots(report)
+    return [plot for chapter in chapters(report) for plot in chapter.plots]
+
+
 def write_plots(
-    report: Report, folder: str | Path, *, only: Sequence[str] | None = None
+    report: Report | ModelReport, folder: str | Path, *, only: Sequence[str] | None = None
 ) -> list[Path]:
     """Write each plot as `KEY.svg` and `KEY.png`, and with `-dark` for dark backgrounds.
 
@@ -102,8 +109,7 @@ def write_plots(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    plots = [plot for chapter in chapters(report) for plot in chapter.plots]
-    for plot in plots:
+    for plot in _plots(report):
         if only is not None and not plot.key.startswith(tuple(only)):
             continue
         for name, theme in THEMES.items():
