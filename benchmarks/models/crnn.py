@@ -82,6 +82,7 @@ CASE = ModelCase(
     recurrent="2 x LSTM(256), bidirectional",
     call="B=16, T=32, batch_first, flatten_parameters() in forward",
     source="rebuilt from Shi et al. 2015 at the sizes of EasyOCR; random weights",
+    remark="convolutions bound it, and eager's dense LSTM is that of oneDNN",
     build=Recogniser,
     inference=inference,
     training=training,

@@ -8,25 +8,24 @@ import msgspec
 import pytest
 import tiny_model
 import torch
+from models_of_a_report import REPORT
+from models_of_a_report import row as made_row
 from tiny_model import CASE
 
 from rnnjit.bench import records
-from rnnjit.bench.models import load_case, run, worker
+from rnnjit.bench.models import load_case, run, share, trial, worker
 from rnnjit.bench.models.records import (
     About,
     ModelReport,
     ModelRow,
-    Quantiles,
     merge,
     read_models,
 )
 from rnnjit.bench.models.requirements import lacking
 from rnnjit.bench.process import Child, WorkerError
-from rnnjit.bench.records import Machine
 from rnnjit.bench.report.models import markdown, mean
 from rnnjit.cli import main
 
-MACHINE = Machine(cpu="a cpu", system="a system", cpus=2, isa="")
 TINY = Path(tiny_model.__file__)
 
 
@@ -45,7 +44,9 @@ def answered(path, rounds=0):
     return [each.row for each in rows]
 
 
-def test_a_model_is_compared_and_timed():
+def test_a_model_is_compared_and_timed(monkeypatch):
+    monkeypatch.setattr(share, "LEAST", 0.01)
+    monkeypatch.setattr(trial, "SAMPLE", 0.001)
     rows = answered(TINY, rounds=1)
     assert [(row.what, row.verdict, row.reason) for row in rows] == [
         ("inference", "right", ""),
@@ -206,30 +207,6 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_the_process(scripted, monkeypat
         Child.receive(children[0], 300)
 
 
-def quantiles(seconds):
-    return Quantiles(p20=seconds, p50=seconds, p80=seconds, samples=9, calls=1)
-
-
-def row(model, what, ratio=None, share=None, **rest):
-    about = About(model=model, name=model.upper(), recurrent="GRU(4, 5)", call="B=1", source="made")
-    times = {} if ratio is None else {"eager": quantiles(ratio), "compiled": quantiles(1.0)}
-    return ModelRow(about=about, what=what, share=share, **times, **rest)
-
-
-REPORT = ModelReport(
-    machine=MACHINE,
-    threads=2,
-    rows=(
-        row("a", "inference", 2.0, 0.9),
-        row("a", "training", 4.0, 0.8),
-        row("b", "inference", 8.0, 0.6),
-        row("b", "training", verdict="wrong", reason="the loss is off"),
-        row("c", "inference", 1.0, 0.5),
-        row("d", None, verdict="failed", reason="it crashed"),
-    ),
-)
-
-
 def test_means_are_of_those_that_are_mostly_recurrent():
     assert mean(REPORT, "inference") == (math.sqrt(2.0 * 8.0), 2, 3)
     assert mean(REPORT, "training") == (4.0, 1, 1)
@@ -240,14 +217,14 @@ def test_the_table_of_a_page():
     assert markdown(REPORT).splitlines()[2:] == [
         "| A<br>made | GRU(4, 5) | B=1 | 2.0x, share 90% | 4.0x, share 80% |  |",
         "| B<br>made | GRU(4, 5) | B=1 | 8.0x, share 60% | wrong |  |",
-        "| C<br>made | GRU(4, 5) | B=1 | 1.00x, share 50% |  |  |",
+        "| C<br>made | GRU(4, 5) | B=1 | 0.50x, share 50% |  |  |",
         "| D<br>made | GRU(4, 5) | B=1 | failed | failed |  |",
         "| **geometric mean**, share over 50% |  |  | **4.0x** | **4.0x** |  |",
     ]
 
 
 def test_a_merged_report_has_the_last_rows_of_each_model(tmp_path):
-    again = row("a", "inference", 3.0, 0.9)
+    again = made_row("a", "inference", 3.0, 0.9)
     found = merge([REPORT, msgspec.structs.replace(REPORT, rows=(again,))])
     assert found.rows == (again, *REPORT.rows[2:])
     with pytest.raises(ValueError, match="reports of one machine are needed, got a cpu with 2 thr"):

@@ -16,6 +16,8 @@ from rnnjit.bench.models.case import ModelCase
 
 #: Calls of different shapes that are repeated; a decoder makes thousands of one shape.
 _MOST_KINDS = 64
+#: Least seconds over which the fastest call is looked for.
+LEAST = 0.2
 
 
 @dataclass
@@ -92,11 +94,11 @@ def _repeat(recorded: _Recorded) -> None:
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 
 
-def _fastest(call: Callable[[], object], least: float = 0.2) -> float:
-    """The least seconds of a call, over `least` seconds and three calls at least."""
+def _fastest(call: Callable[[], object]) -> float:
+    """The least seconds of a call, over `LEAST` seconds and three calls at least."""
     call()
     times: list[float] = []
-    while len(times) < 3 or sum(times) < least:
+    while len(times) < 3 or sum(times) < LEAST:
         start = perf_counter()
         call()
         times.append(perf_counter() - start)

@@ -17,6 +17,8 @@ from rnnjit.bench.models.share import recurrent_share
 from rnnjit.runtime.timing import Timing, interleave
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
 
+#: Least seconds of a sample.
+SAMPLE = 0.05
 _SEED = 20
 
 
@@ -68,7 +70,7 @@ def measure_pass(case: ModelCase, what: What, *, rounds: int) -> Found:
         "eager": _call(case, what, model, torch.float32),
         "compiled": _call(case, what, _compiled(case, what), torch.float32),
     }
-    times = interleave(calls, rounds=rounds, min_sample=0.05)
+    times = interleave(calls, rounds=rounds, min_sample=SAMPLE)
     share = recurrent_share(case, model, calls["eager"], training=what == "training")
     return Found(what, "", times["eager"], times["compiled"], share)
 
