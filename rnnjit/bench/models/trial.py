@@ -133,10 +133,10 @@ def _compiled(case: ModelCase, what: What) -> Any:
 def _perturbed(model: nn.Module) -> nn.Module:
     """A copy whose parameters differ in the last place, at random."""
     model = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator(device="cpu").manual_seed(_SEED)
     with torch.no_grad():
         for parameter in model.parameters():
-            eps = torch.finfo(parameter.dtype).eps
-            sign = torch.randint(0, 2, parameter.shape, generator=generator, device="cpu") * 2 - 1
-            parameter.mul_(1 + eps / 2 * sign)
+            shape, dtype = parameter.shape, parameter.dtype
+            bits = torch.randint(0, 2, shape, generator=generator, device="cpu", dtype=dtype)
+            parameter.mul_(1 + torch.finfo(dtype).eps / 2 * (bits * 2 - 1))
     return model
