@@ -11,6 +11,7 @@ import torch
 from models_of_a_report import REPORT
 from models_of_a_report import row as made_row
 from tiny_model import CASE
+from torch import nn
 
 from rnnjit.bench import records
 from rnnjit.bench.models import load_case, run, share, trial, worker
@@ -45,7 +46,6 @@ def answered(path, rounds=0):
 
 
 def test_a_model_is_compared_and_timed(monkeypatch):
-    monkeypatch.setattr(share, "LEAST", 0.01)
     monkeypatch.setattr(trial, "SAMPLE", 0.001)
     rows = answered(TINY, rounds=1)
     assert [(row.what, row.verdict, row.reason) for row in rows] == [
@@ -59,6 +59,21 @@ def test_a_model_is_compared_and_timed(monkeypatch):
         assert row.eager.samples == 1
         assert 0 < row.share <= 1
         assert row.versions["torch"] == torch.__version__
+
+
+def test_the_recurrent_part_makes_the_same_calls_and_changes_no_gradient():
+    model = tiny_model.Tiny()
+    step = CASE.training(model, torch.float32)
+    calls = []
+    model.gru.register_forward_hook(lambda module, given, found: calls.append(given[0].shape))
+    twice = share.recurrent_part(CASE, model, lambda: (step(), step()), training=True)
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    calls.clear()
+    twice()
+    assert calls == [(6, 2, 4)] * 2
+    torch.testing.assert_close([p.grad for p in model.parameters()], before, rtol=0, atol=0)
+    linear = replace(CASE, layers=(nn.LSTM,))
+    assert share.recurrent_part(linear, model, step, training=True) is None
 
 
 def test_wrong_results_have_no_time(tmp_path):

@@ -1,11 +1,9 @@
-"""The share of a call's time that its recurrent part takes."""
+"""The recurrent part of a call, alone, for the share of the time that it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,8 +14,6 @@ from rnnjit.bench.models.case import ModelCase
 
 #: Calls of different shapes that are repeated; a decoder makes thousands of one shape.
 _MOST_KINDS = 64
-#: Least seconds over which the fastest call is looked for.
-LEAST = 0.2
 
 
 @dataclass
@@ -28,25 +24,32 @@ class _Recorded:
     calls: int = 0
 
 
-def recurrent_share(
+def recurrent_part(
     case: ModelCase, model: nn.Module, call: Callable[[], object], *, training: bool
-) -> float:
-    """Measure the share of `call` that the recurrent modules of an eager model take, from 0 to 1.
+) -> Callable[[], None] | None:
+    """Repeat what the recurrent modules of an eager model do in a call, without the rest of it.
 
-    The arguments of each recurrent call are recorded, one call of each module and shape. These
-    calls are then repeated alone, in training with their backward pass.
+    The arguments of each recurrent call are recorded, one call of each module and shape.
 
     Args:
         case: says which modules are recurrent.
         model: the eager model.
         call: a call of it.
         training: whether gradients are computed.
+
+    Returns:
+        A function that makes the same number of recurrent calls as `call`, in training with their
+        backward pass; it changes no gradient. None if the model makes none.
     """
     recorded = _record(case, model, call)
-    whole = _fastest(call)
-    with torch.set_grad_enabled(training):
-        alone = sum(each.calls * _fastest(partial(_repeat, each)) for each in recorded)
-    return min(1.0, alone / whole)
+
+    def repeat() -> None:
+        with torch.set_grad_enabled(training):
+            for each in recorded:
+                for _ in range(each.calls):
+                    _repeat(each)
+
+    return repeat if recorded else None
 
 
 def _record(case: ModelCase, model: nn.Module, call: Callable[[], object]) -> list[_Recorded]:
@@ -90,16 +93,8 @@ def _repeat(recorded: _Recorded) -> None:
     outputs = [
         leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor) and leaf.requires_grad
     ]
-    if outputs:
-        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-
-
-def _fastest(call: Callable[[], object]) -> float:
-    """The least seconds of a call, over `LEAST` seconds and three calls at least."""
-    call()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < LEAST:
-        start = perf_counter()
-        call()
-        times.append(perf_counter() - start)
-    return min(times)
+    given = [*tree_leaves((recorded.args, recorded.named)), *recorded.module.parameters()]
+    wanted = [leaf for leaf in given if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if outputs and wanted:
+        ones = [torch.ones_like(output) for output in outputs]
+        torch.autograd.grad(outputs, wanted, ones, allow_unused=True)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from rnnjit.bench.models.case import ModelCase
 from rnnjit.bench.models.records import What
-from rnnjit.bench.models.share import recurrent_share
+from rnnjit.bench.models.share import recurrent_part
 from rnnjit.runtime.timing import Timing, interleave
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
 
@@ -70,8 +70,10 @@ def measure_pass(case: ModelCase, what: What, *, rounds: int) -> Found:
         "eager": _call(case, what, model, torch.float32),
         "compiled": _call(case, what, _compiled(case, what), torch.float32),
     }
-    times = interleave(calls, rounds=rounds, min_sample=SAMPLE)
-    share = recurrent_share(case, model, calls["eager"], training=what == "training")
+    part = recurrent_part(case, model, calls["eager"], training=what == "training")
+    alone = {} if part is None else {"part": part}
+    times = interleave(calls | alone, rounds=rounds, min_sample=SAMPLE)
+    share = min(1.0, times["part"].median / times["eager"].median) if alone else 0.0
     return Found(what, "", times["eager"], times["compiled"], share)
 
 
