@@ -111,13 +111,13 @@ def measure(environment: Environment, options: Sequence[str], out: Path) -> Mode
 
 
 def absent(environment: Environment, reason: str) -> list[ModelRow]:
-    """The rows of models whose environment cannot be made."""
+    """The rows of models whose environment cannot be made or used."""
     return [
         ModelRow(
             about=about_of(path, case),
             what=what,
             verdict="absent",
-            reason=f"its packages cannot be installed: {reason}",
+            reason=reason,
         )
         for path, case in environment.models
         for what in passes_of(case)
@@ -130,8 +130,9 @@ def run(files: Sequence[Path], options: Sequence[str]) -> ModelReport | None:
     rows: list[ModelRow] = []
     for environment in environments(files):
         if reason := make(environment):
+            # What pip says may name the user's own index, which is nothing for a report.
             print(f"{environment.folder.name}: {reason}", file=sys.stderr)
-            rows += absent(environment, reason)
+            rows += absent(environment, "pip could not install its packages")
             continue
         with TemporaryDirectory() as folder:
             found = measure(environment, options, Path(folder, "report.json"))

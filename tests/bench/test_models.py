@@ -235,6 +235,8 @@ def test_the_table_of_a_page():
         "| C<br>made | GRU(4, 5) | B=1 | 0.50x, share 50% |  |  |",
         "| D<br>made | GRU(4, 5) | B=1 | failed | failed |  |",
         "| **geometric mean**, share over 50% |  |  | **4.0x** | **4.0x** |  |",
+        "",
+        "Measured with 2 threads on a cpu, float32, torch 2.13.0, 2.9.0.",
     ]
 
 

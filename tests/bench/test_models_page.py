@@ -152,7 +152,7 @@ def test_an_environment_is_made_once(commands):
     assert [words[1] for words in ran[4:]] == ["venv", "pip", "pip"]
 
 
-def test_models_that_cannot_be_installed_are_absent(commands, monkeypatch):
+def test_models_that_cannot_be_installed_are_absent(commands, monkeypatch, capsys):
     commands[1].append("a==1")
     files = [Path("x.py"), Path("y.py")]
     cases = {"x": replace(CASE, requires=("a==1",)), "y": CASE}
@@ -160,6 +160,7 @@ def test_models_that_cannot_be_installed_are_absent(commands, monkeypatch):
     monkeypatch.setattr(whole_models, "measure", lambda *given: REPORT)
     found = whole_models.run(files, [])
     absent = [row for row in found.rows if row.about.model == "x"]
-    assert {row.reason for row in absent} == {"its packages cannot be installed: ERROR: none"}
+    assert {row.reason for row in absent} == {"pip could not install its packages"}
+    assert capsys.readouterr().err == "a-1: ERROR: none\n"
     assert [row.what for row in absent] == ["inference", "training"]
     assert [row for row in found.rows if row.about.model != "x"] == [*REPORT.rows]

@@ -18,8 +18,8 @@ REPORT = ModelReport(
     machine=Machine(cpu="a cpu", system="a system", cpus=2, isa=""),
     threads=2,
     rows=(
-        row("a", "inference", 2.0, 0.9),
-        row("a", "training", 4.0, 0.8),
+        row("a", "inference", 2.0, 0.9, versions={"torch": "2.9.0"}),
+        row("a", "training", 4.0, 0.8, versions={"torch": "2.13.0"}),
         row("b", "inference", 8.0, 0.6),
         row("b", "training", verdict="wrong", reason="the loss is off"),
         row("c", "inference", 0.5, 0.5),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from rnnjit.bench.models.records import About, ModelReport, ModelRow, What
-from rnnjit.bench.report.results import times
+from rnnjit.bench.report.results import threads, times
 
 #: Models whose recurrent part takes more of eager's call than this are in the means.
 LEAST_SHARE = 0.5
@@ -58,7 +58,7 @@ def mean(report: ModelReport, what: What) -> ModelMean | None:
 
 
 def markdown(report: ModelReport) -> str:
-    """The table of a report for a page: a line for each model and one for the means."""
+    """The table of a report for a page: a line for each model, one for the means; the machine."""
     lines = [
         _line(["model", "recurrent part", "call", "inference", "training", "remark"]),
         _line(["---"] * 6),
@@ -70,7 +70,10 @@ def markdown(report: ModelReport) -> str:
     means = [mean(report, what) for what in PASSES]
     cells = ["" if each is None else f"**{times(each.ratio)}**" for each in means]
     lines.append(_line(["**geometric mean**, share over 50%", "", "", *cells, ""]))
-    return "\n".join(lines) + "\n"
+    versions = {row.versions["torch"] for row in report.rows if "torch" in row.versions}
+    torch = f"torch {', '.join(sorted(versions))}"
+    machine = f"Measured with {threads(report.threads)} on {report.machine.cpu}, float32, {torch}."
+    return "\n".join([*lines, "", machine]) + "\n"
 
 
 def _cell(row: ModelRow | None) -> str:
