@@ -4,12 +4,14 @@ python benchmarks/whole_models.py [--only A,B] [--rounds N] [-o FILE.json]
 
 An environment has torch and the compilers of `constraints.txt`, and what its models require. It is
 made in `build/models/` and kept. pip takes packages from where it is configured to: PyTorch's
-default build for Linux brings several GB of CUDA, see the README.
+default build for Linux brings several GB of CUDA, see the README. With `--python` the models that
+`--only` names run in an environment that is there already.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -101,13 +103,16 @@ def make(environment: Environment) -> str:
     return ""
 
 
-def measure(environment: Environment, options: Sequence[str], out: Path) -> ModelReport | None:
-    """Run the preset in an environment; None if it gives no report."""
-    names = ",".join(path.stem for path, _ in environment.models)
-    command = [str(environment.python), "-m", "rnnjit", "bench", "--preset", "models"]
-    command += ["--models", str(FOLDER), "--only", names, "--json", str(out), *options]
-    subprocess.run(command, check=False)
-    return read_models(out) if out.exists() else None
+def measure(python: Path, files: Sequence[Path], options: Sequence[str]) -> ModelReport | None:
+    """Run the preset in an environment, on this tree's rnnjit; None if it gives no report."""
+    names = ",".join(path.stem for path in files)
+    tree = os.pathsep.join(map(str, (ROOT, ROOT / "backends")))
+    with TemporaryDirectory() as folder:
+        out = Path(folder, "report.json")
+        command = [str(python), "-m", "rnnjit", "bench", "--preset", "models"]
+        command += ["--models", str(FOLDER), "--only", names, "--json", str(out), *options]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": tree}, check=False)
+        return read_models(out) if out.exists() else None
 
 
 def absent(environment: Environment, reason: str) -> list[ModelRow]:
@@ -134,8 +139,8 @@ def run(files: Sequence[Path], options: Sequence[str]) -> ModelReport | None:
             print(f"{environment.folder.name}: {reason}", file=sys.stderr)
             rows += absent(environment, "pip could not install its packages")
             continue
-        with TemporaryDirectory() as folder:
-            found = measure(environment, options, Path(folder, "report.json"))
+        files_of = [path for path, _ in environment.models]
+        found = measure(environment.python, files_of, options)
         if found is None:
             rows += absent(environment, "the preset gave no report")
             continue
@@ -155,6 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", metavar="N", help="samples of each time")
     parser.add_argument("--threads", metavar="N", help="threads of each process")
+    parser.add_argument(
+        "--python", type=Path, metavar="FILE", help="run them with the packages of this interpreter"
+    )
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="FILE.json")
     given = parser.parse_args(arguments)
     files = model_files(FOLDER)
@@ -165,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(given, name) is not None
         for word in (f"--{name}", getattr(given, name))
     ]
-    found = run(chosen, options)
+    python = given.python
+    found = run(chosen, options) if python is None else measure(python, chosen, options)
     if found is None:
         print("nothing was measured", file=sys.stderr)
         return 1

@@ -11,6 +11,7 @@ import pictures
 import pytest
 import whole_models
 from models_of_a_report import REPORT
+from models_of_a_report import row as made_row
 from tiny_model import CASE
 from whole_models import Environment
 
@@ -164,3 +165,29 @@ def test_models_that_cannot_be_installed_are_absent(commands, monkeypatch, capsy
     assert capsys.readouterr().err == "a-1: ERROR: none\n"
     assert [row.what for row in absent] == ["inference", "training"]
     assert [row for row in found.rows if row.about.model != "x"] == [*REPORT.rows]
+
+
+def test_a_report_keeps_the_rows_of_other_models_that_are_still_there(monkeypatch, tmp_path):
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.py").touch()
+    again = made_row("a", "inference", 3.0, 0.9)
+    ran = []
+
+    def run(command, env, check):
+        ran.append(command)
+        report = msgspec.structs.replace(REPORT, rows=(again,))
+        Path(command[command.index("--json") + 1]).write_bytes(records.encode(report))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(whole_models, "FOLDER", tmp_path)
+    out = tmp_path / "report.json"
+    out.write_bytes(records.encode(REPORT))
+    given = ["--only", "a", "--python", "other", "--rounds", "2", "-o", str(out)]
+    assert whole_models.main(given) == 0
+    (command,) = ran
+    assert command[0] == "other"
+    assert command[command.index("--only") + 1] == "a"
+    assert command[-2:] == ["--rounds", "2"]
+    found = read_models(out)
+    assert found.rows == (again, *(row for row in REPORT.rows if row.about.model == "c"))
+    assert found.command == "python benchmarks/whole_models.py"
