@@ -111,12 +111,13 @@ def _files(arguments: Namespace) -> list[Path]:
     try:
         files = {path.stem: path for path in model_files(Path(arguments.models or _FOLDER))}
     except OSError as error:
-        raise UsageError(f"--models: {error}") from None
+        fix = "name a folder of files that describe models, or one file"
+        raise UsageError(f"--models: {error}: {fix}") from None
     names = list(files) if arguments.only is None else arguments.only
     unknown = [name for name in names if name not in files]
     if unknown or not names:
-        got = repr(unknown[0]) if unknown else "no name"
-        raise UsageError(f"--only: there is no model {got}: choose from {', '.join(files)}")
+        wrong = f"there is no model {unknown[0]!r}" if unknown else "it names no model"
+        raise UsageError(f"--only: {wrong}: choose from {', '.join(files)}")
     return [path for name, path in files.items() if name in names]
 
 

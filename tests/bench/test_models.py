@@ -317,9 +317,9 @@ def test_the_command_takes_its_rounds_and_seconds(made_up, tmp_path, capsys):
             )
         ),
         (("--threads", "1,2"), "--threads takes one number with --preset models"),
-        (("--models", "/nowhere"), "--models: '/nowhere' does not exist"),
+        (("--models", "/nowhere"), "--models: '/nowhere' does not exist: name a folder"),
         (("--models", str(TINY), "--only", "b"), "there is no model 'b': choose from tiny_model"),
-        (("--models", str(TINY), "--only", ","), "there is no model no name"),
+        (("--models", str(TINY), "--only", ","), "--only: it names no model: choose from tiny"),
     ],
 )
 def test_options_that_do_not_apply_are_refused(capsys, arguments, says):
