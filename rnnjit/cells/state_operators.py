@@ -67,7 +67,7 @@ class StateOperators(Operands):
         first = like if isinstance(like, Tensor) else like[0]
         result = self._pointwise(rule, first, args, kwargs)
         if name == "detach":
-            self.share([self.look_up(args[0])], self._traced[id(result)])
+            self.share([self.look_up(args[0])], [result])
         return result if isinstance(like, Tensor) else (result, *map(self._unused, like[1:]))
 
     def _unused(self, like: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class StateOperators(Operands):
         results = []
         for one, marks in zip(likes, moved, strict=True):
             results.append(self.keep(self.fresh(one), None, self._kept(marks)))
-            self.share(own, self._traced[id(results[-1])])
+        self.share(own, results)
         if beside:
             self._traced[id(results[0])].parts = tuple(tensors)
         return results[0] if isinstance(like, Tensor) else type(like)(results)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class Traced:
         marks: its marks, if it depends on a state or is a linear map of x.
         group: the tensors that may have the same memory, this one among them.
         stale: whether its memory was changed through another of them.
+        split: what it shares with the parts of one tensor that have no memory in common with it.
         given: what it is to the user, if it is an argument of the step.
         parts: the tensors `[B, ...]` that lie beside each other in it, if they are no blocks.
     """
@@ -34,6 +35,7 @@ class Traced:
     marks: Tensor | None = None
     group: list[Traced] = field(default_factory=list)
     stale: bool = False
+    split: object = None
     given: str = ""
     parts: tuple[Tensor, ...] = ()
 
@@ -135,7 +137,7 @@ class Trace:
             return self._traced[id(tensor)]
         held = next(
             (
-                f"self.{prefix}{'.' if prefix else ''}{name} is a tensor that"
+                f"takes self.{prefix}{'.' if prefix else ''}{name}, which"
                 for prefix, module in self.cell.named_modules()
                 for name, value in vars(module).items()
                 if value is tensor
@@ -166,13 +168,27 @@ class Trace:
         self._traced[id(tensor)] = Traced(tensor, node, marks)
         return tensor
 
+    def share(self, bases: Sequence[Traced], results: Iterable[Tensor]) -> None:
+        """Note that the results of an operator may have the memory of these tensors.
+
+        Several results, as of chunk, are parts that lie apart, unless the tensor repeats itself.
+        """
+        repeats = any(_repeats(base.tensor) for base in bases)
+        split = None if repeats or len(bases) != 1 else object()
+        for tensor in results:
+            result = self._traced[id(tensor)]
+            result.split = split
+            for base in bases:
+                base.group = base.group or [base]
+                base.group.append(result)
+                result.group = base.group
+
     @staticmethod
-    def share(bases: Iterable[Traced], result: Traced) -> None:
-        """Note that a result may have the memory of these tensors."""
-        for base in bases:
-            base.group = base.group or [base]
-            base.group.append(result)
-            result.group = base.group
+    def change(target: Traced) -> None:
+        """Note that the memory of a tensor gets other values."""
+        for each in target.group:
+            apart = each.split is not None and each.split is target.split
+            each.stale = each.stale or not (apart or each is target)
 
     def literal(self, tensor: Tensor) -> Tensor:
         """A tensor that torch has just made from Python numbers."""
@@ -196,6 +212,13 @@ class Trace:
         if id(like) not in self._traced:
             return like
         return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+
+
+def _repeats(tensor: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as after expand."""
+    return any(
+        size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _like(value: Any) -> Any:

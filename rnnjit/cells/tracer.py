@@ -149,7 +149,6 @@ class Tracer(StateOperators):
             *replaced(tuple(args), self._argument),
             **replaced_values(kwargs, self._argument),
         )
-        views = _is_view(func)
         if isinstance(node.like, Tensor):
             outputs: list[Tensor] = [node.like]
             found_nodes = [node]
@@ -163,8 +162,8 @@ class Tracer(StateOperators):
         for like, part, marks in zip(outputs, found_nodes, moved, strict=True):
             tensor = self.fresh(like)
             results.append(self.keep(tensor, part, marks))
-            if views:
-                self.share(given, self._traced[id(tensor)])
+        if _is_view(func):
+            self.share(given, results)
         return results[0] if isinstance(node.like, Tensor) else type(node.like)(results)
 
     def _argument(self, value: Any) -> Any:
@@ -193,12 +192,14 @@ class Tracer(StateOperators):
             each.node is None for each in given
         )
         if target is None or held or part:
-            raise self.refuse(
-                f"changes {held or 'a tensor'} in place, which is not traced",
-                "Compute a new tensor: v = v + a, torch.cat, torch.where",
-            )
-        for each in group:
-            each.stale = each is not target
+            remedy = "Compute a new tensor: v = v + a, torch.cat, torch.where"
+            if held.startswith("self."):
+                remedy = (
+                    "Return what changes from step to step as a state; statistics of a batch, as "
+                    "in BatchNorm, come from outside of the cell"
+                )
+            raise self.refuse(f"changes {held or 'a tensor'} in place, which is not traced", remedy)
+        self.change(target)
         if torch.Tag.nondeterministic_seeded in func.tags:
             draw = self._draw(func, name, args, kwargs, given)
             target.node, target.marks = self.look_up(draw).node, None
@@ -276,7 +277,8 @@ class Tracer(StateOperators):
             shape = ", ".join(["B", *sizes[1:]] if tensor.shape[:1] == (self.B,) else sizes)
             raise self.refuse(
                 f"is [{shape}], and must be [B, {self.H}]: a value for each hidden unit",
-                "Apply what changes the shape, such as a readout, to the output of the layer",
+                "Split gates, as by chunk(G, -1); apply what changes the shape, such as a readout, "
+                "to the output of the layer",
                 operation=what,
             )
         if tensor.dtype is not self.dtype and (

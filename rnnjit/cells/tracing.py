@@ -207,6 +207,7 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     tracer.give_x(given[0])
     for k, (name, tensor) in enumerate(zip(step.states, given[1:], strict=True)):
         tracer.give(tensor, tracer.pool.leaf(source.STATE, (k,)), f"the state {name}")
+    _check_arguments(step, refuse)
     before = _snapshot(step.cell)
     try:
         with (
@@ -236,6 +237,24 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     names = ["the output", *(f"the new state {name}" for name in step.states)]
     values = [tracer.result(each, name) for each, name in zip(outputs, names, strict=True)]
     return tracer, lower(tracer, values, type(step.cell).__name__, step.states)
+
+
+def _check_arguments(step: _Step, refuse: Refuse) -> None:
+    """Refuse a step that cannot be called with x and one argument for each state."""
+    method = getattr(step.cell, step.name)
+    signature = inspect.signature(method)
+    try:
+        signature.bind("x", *step.states)
+    except TypeError:
+        taken = ", ".join(signature.parameters)
+        raise refuse(
+            f"takes ({taken}), and is called with x and {len(step.states)} states "
+            f"({', '.join(step.states)})",
+            f"Define it with an argument for each: {step.name}({', '.join(('x', *step.states))}); "
+            "the constructor's `states` names the states",
+            operation="the step",
+            where=lines_of(method),
+        ) from None
 
 
 def _failed(refuse: Refuse, error: Exception) -> CellError:

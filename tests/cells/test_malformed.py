@@ -131,6 +131,14 @@ def readout(self, x, h):  # HERE
     return h[:, :2], h
 
 
+def gates_not_split(self, x, h):  # HERE
+    return torch.cat([self.ih(x) + self.hh(h), h], -1)
+
+
+def states_as_a_tuple(self, x, h, c):  # HERE
+    return h, c
+
+
 def no_tensor(self, x, h):  # HERE
     return h, 0.0
 
@@ -385,11 +393,17 @@ MALFORMED = {
     in_place_on_a_part: ("Tensor.__setitem__", "in place", "torch.cat|a new tensor"),
     in_place_through_a_view: ("torch.tanh", "through another one", "v = v . a"),
     in_place_on_a_view_of_a_state: ("Tensor.mul_", "changes the state h in place", "v = v . a"),
-    in_place_on_a_parameter: ("Tensor.mul_", "in place", "new tensor"),
-    in_place_on_a_buffer: ("Tensor.add_", "changes self.steps in place", "new tensor"),
+    in_place_on_a_parameter: ("Tensor.mul_", "in place", "new tensor|as a state"),
+    in_place_on_a_buffer: ("Tensor.add_", "changes self.steps in place", "as a state"),
     out_argument: ("torch.add", "out=", "to see it fail"),
     captured: ("Tensor.(__mul__|mul)", "neither a parameter nor a buffer", "register_buffer"),
-    attribute_that_is_a_plain_tensor: ("Tensor.(__mul__|mul)", "self.plain is", "register_buffer"),
+    attribute_that_is_a_plain_tensor: (
+        "Tensor.(__mul__|mul)",
+        "self.plain, which",
+        "register_buffer",
+    ),
+    gates_not_split: ("the output", r"is \[B, 10\], and must be \[B, 5\]", "chunk"),
+    states_as_a_tuple: ("the step", r"takes \(x, h, c\), and is called .* 1 states", "each"),
     readout: ("the output", r"is \[B, 2\], and must be \[B, 5\]", "output of the layer"),
     no_tensor: ("the new state h", "float, not a tensor", "as tensors"),
     none: ("the output", "NoneType, not a tensor", "as tensors"),
