@@ -181,8 +181,8 @@ def results_of(cell: Any, result: Any, count: int, shape: tuple[int, int]) -> tu
 
     Args:
         cell: the cell.
-        result: what it returned: the output and all states; or as many as states, of which the
-            first is the output, too; or a tensor for one state.
+        result: what it returned: the output and all states, which may be a tuple of their own; or
+            as many as states, of which the first is the output, too; or a tensor for one state.
         count: the number of its states.
         shape: of each result, `[b, H]`.
 
@@ -190,9 +190,13 @@ def results_of(cell: Any, result: Any, count: int, shape: tuple[int, int]) -> tu
         TypeError: it is none of these.
         RuntimeError: a tensor has another shape.
     """
-    found = (result,) if isinstance(result, Tensor) else result
-    if not isinstance(found, (tuple, list)) or len(found) not in (count, count + 1):
-        got = f"{len(found)} results" if isinstance(found, (tuple, list)) else type(found).__name__
+    found: Any = (result,) if isinstance(result, Tensor) else result
+    if isinstance(found, (tuple, list)):
+        # As tracing does: nn.LSTM's own form `h, (h, c)` is one of several.
+        parts = [each if isinstance(each, (tuple, list)) else (each,) for each in found]
+        found = [each for part in parts for each in part]
+    if not isinstance(found, list) or len(found) not in (count, count + 1):
+        got = f"{len(found)} results" if isinstance(found, list) else type(found).__name__
         raise TypeError(
             f"{type(cell).__name__}.forward must return the output and {count} new states, or the "
             f"states alone if the first is the output, got {got}"

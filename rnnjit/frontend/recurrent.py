@@ -293,6 +293,12 @@ def _check_arguments(
     if not isinstance(cell, Cell):
         got = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
         raise TypeError(f"cell must be an instance of a subclass of rnnjit.Cell, got {got}")
+    if "states" not in vars(cell):
+        name = type(cell).__name__
+        raise TypeError(
+            f"cell must be a constructed rnnjit.Cell, got {name} without sizes and states: call "
+            f"super().__init__(input_size, hidden_size) in {name}.__init__"
+        )
     if not isinstance(num_layers, int) or isinstance(num_layers, bool):
         raise TypeError(f"num_layers must be an int, got {type(num_layers).__name__}")
     if num_layers < 1:

@@ -262,6 +262,17 @@ def test_wrong_results_of_a_cell(result, kind, said):
         rnnjit.Recurrent(cell)(torch.zeros(4, 2, 3))
 
 
+def test_the_states_may_be_a_tuple_of_their_own():
+    class Nested(LSTM):
+        def forward(self, x, h, c):
+            h, c = super().forward(x, h, c)
+            return h, (h, c)
+
+    cells = [torch.manual_seed(0) and kind(3, 5) for kind in (LSTM, Nested)]
+    expected, found = (rnnjit.Recurrent(cell)(torch.ones(4, 2, 3)) for cell in cells)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 class Unsized(rnnjit.Cell):
     """A cell whose constructor takes no input size."""
 
@@ -278,6 +289,13 @@ class Colliding(rnnjit.Cell):
         self.a = nn.Linear(5, 5)
 
 
+class Unmade(rnnjit.Cell):
+    """A cell whose constructor does not call that of its base."""
+
+    def __init__(self, size):
+        self.size = size
+
+
 def changed():
     cell = LSTM(3, 5)
     cell.extra = nn.Parameter(torch.zeros(5))
@@ -289,6 +307,7 @@ def changed():
     [
         (lambda: rnnjit.Recurrent(nn.LSTMCell(3, 5)), TypeError, "rnnjit.Cell, got LSTMCell"),
         (lambda: rnnjit.Recurrent(LSTM), TypeError, "instance .* got the class LSTM"),
+        (lambda: rnnjit.Recurrent(Unmade(3)), TypeError, r"super\(\).__init__.* Unmade.__init__"),
         (lambda: rnnjit.Recurrent(LSTM(3, 5), 2.0), TypeError, "num_layers"),
         (lambda: rnnjit.Recurrent(LSTM(3, 5), 0), ValueError, "num_layers"),
         (lambda: rnnjit.Recurrent(LSTM(3, 5), 2, 1.5), ValueError, "dropout"),
