@@ -35,10 +35,15 @@ class _Step(NamedTuple):
     hidden_size: int
     dtype: torch.dtype
     device: torch.device
+    shown: str
 
     @property
     def title(self) -> str:
-        return f"{type(self.cell).__name__}.{self.name}"
+        return f"{type(self.cell).__name__}.{self.shown}"
+
+    @property
+    def lines(self) -> str:
+        return lines_of(getattr(self.cell, self.shown))
 
 
 _traced: weakref.WeakKeyDictionary[nn.Module, dict[object, TracedCell]] = (
@@ -55,6 +60,7 @@ def trace_cell(
     states: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    shown: str | None = None,
 ) -> TracedCell:
     """Trace one step of a cell.
 
@@ -70,12 +76,13 @@ def trace_cell(
             arguments after the first.
         dtype: of x and the states; None for that of the cell's first floating-point parameter.
         device: of x and the states; None for that of the cell's first parameter.
+        shown: the name of the method that errors name; None for `step`.
 
     Raises:
         CellError: the step is not of the form that is compiled.
         RuntimeError: torch lacks what tracing needs.
     """
-    found = _described(cell, step, input_size, hidden_size, states, dtype, device)
+    found = _described(cell, step, input_size, hidden_size, states, dtype, device, shown or step)
     learnt = tuple(each.requires_grad for each in cell.parameters())
     key = (*found[1:], learnt, _attributes(cell))
     known = _traced.setdefault(cell, {})
@@ -92,6 +99,7 @@ def _described(
     states: Sequence[str] | None,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
+    shown: str,
 ) -> _Step:
     method = getattr(cell, step, None)
     if not callable(method):
@@ -113,7 +121,7 @@ def _described(
     if device is None:
         device = torch.device("cpu") if first is None else first.device
     I, H = sizes
-    return _Step(cell, step, tuple(states), I, H, dtype, torch.device(device))
+    return _Step(cell, step, tuple(states), I, H, dtype, torch.device(device), shown)
 
 
 def _attributes(cell: nn.Module) -> tuple[object, ...]:
@@ -157,7 +165,7 @@ def _trace(step: _Step) -> TracedCell:
     with torch.inference_mode(False), torch.enable_grad():
         pairs = [_run(step, B) for B in _SIZES]
         (one, first), (_, second) = pairs
-        refuse.where = lines_of(getattr(step.cell, step.name))
+        refuse.where = step.lines
         different = refuse(
             "computes something else for another batch size",
             "Compute each row alone: take sizes from the states, and no number from the batch size",
@@ -220,13 +228,13 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
         for known in (tracer.error, error):
             if isinstance(known, CellError):
                 raise known from None
-        raise _failed(refuse, error) from error
+        raise _failed(step, refuse, error) from error
     finally:
         changed = _restored(before)
     if tracer.error is not None:
         raise tracer.error
     refuse.calls.clear()
-    refuse.where = lines_of(getattr(step.cell, step.name))
+    refuse.where = step.lines
     if changed:
         raise refuse(
             "is set in the step, which is traced once",
@@ -253,11 +261,11 @@ def _check_arguments(step: _Step, refuse: Refuse) -> None:
             f"Define it with an argument for each: {step.name}({', '.join(('x', *step.states))}); "
             "the constructor's `states` names the states",
             operation="the step",
-            where=lines_of(method),
+            where=step.lines,
         ) from None
 
 
-def _failed(refuse: Refuse, error: Exception) -> CellError:
+def _failed(step: _Step, refuse: Refuse, error: Exception) -> CellError:
     """The error of a step that raised an error itself."""
     frames = traceback.extract_tb(error.__traceback__)
     own_folder = os.path.dirname(frames[-1].filename) == os.path.dirname(__file__)
@@ -266,7 +274,7 @@ def _failed(refuse: Refuse, error: Exception) -> CellError:
     own = [frame for frame in frames if not is_own(frame.filename)]
     numpy = any(f"{os.sep}numpy{os.sep}" in frame.filename for frame in frames)
     own = [frame for frame in own if f"{os.sep}numpy{os.sep}" not in frame.filename]
-    where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else "<unknown>"
+    where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else step.lines
     operation = refuse.calls[0] if refuse.calls else "a function of numpy" if numpy else "the step"
     kind, words = type(error).__name__, str(error).strip().partition("\n")[0].rstrip(".")
     if numpy or "numpy" in words:

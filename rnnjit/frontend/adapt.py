@@ -5,7 +5,9 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -14,6 +16,8 @@ from rnnjit.cells import Cell
 
 #: What stands for the input and the output among the names of `adapt`.
 X, OUTPUT = "x", "y"
+#: Names of arguments, in a tuple of their own where the step takes a tuple.
+Names = Sequence["str | Sequence[str]"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Adaptation:
     """
 
     step: str
-    arguments: tuple[str, ...]
+    arguments: tuple[str | tuple[str, ...], ...]
     results: tuple[str, ...]
     returns: tuple[str, ...]
     batch_first: bool
@@ -41,14 +45,35 @@ class Adaptation:
     @property
     def states(self) -> tuple[str, ...]:
         """The names of the states, in the order of the step's arguments."""
-        return tuple(name for name in self.arguments if name != X)
+        return tuple(name for name in _flat(self.arguments) if name != X)
+
+    def sizes(self, module: nn.Module) -> tuple[int, int]:
+        """I and H of a module.
+
+        Raises:
+            ValueError: an attribute is missing, or no integer.
+        """
+        found = []
+        for argument, name in (("input_size", self.input_size), ("hidden_size", self.hidden_size)):
+            value = None
+            with suppress(AttributeError):
+                value = attrgetter(name)(module)
+            if not isinstance(value, int) or isinstance(value, bool):
+                kind = type(module).__name__
+                raise ValueError(
+                    f"{argument} of rnnjit.adapt must name an integer attribute of {kind}, got "
+                    f"{name!r}, which is {'missing' if value is None else repr(value)}: pass "
+                    f"{argument}='...', with dots an attribute of a submodule"
+                )
+            found.append(value)
+        return found[0], found[1]
 
 
 def adapt(
     step: str,
     *,
-    arguments: Sequence[str] = (X, "h"),
-    results: Sequence[str] | None = None,
+    arguments: Names = (X, "h"),
+    results: Names | None = None,
     returns: Sequence[str] = (OUTPUT, "states"),
     batch_first: bool = False,
     input_size: str = "input_size",
@@ -62,17 +87,20 @@ def adapt(
 
     Args:
         step: the name of the method that computes one step, of x `[B, I]` and states `[B, H]`.
-        arguments: what it takes, in its order: "x", and a name for each state.
+        arguments: what it takes, in its order: "x", and a name for each state. A tuple of states
+            that is one argument is a tuple of names: `("x", ("h", "c"))`.
         results: what it returns, in its order: the names of the new states, and "y" if its output
-            is none of them; by default all states. The output is "y" or else the first of them.
+            is none of them, or stands beside them; by default all states. The output is "y" or else
+            the first of them. As in `arguments`, states may be in a tuple.
         returns: what `forward` returns: "y", the outputs of all steps, and "states", the last
             state `[B, H]` or a tuple of several.
         batch_first: whether its input and its outputs are `[B, T, ...]` rather than `[T, B, ...]`.
-        input_size: the name of the attribute that is I.
-        hidden_size: the name of the attribute that is H.
+        input_size: the name of the attribute that is I; with dots, of one in a submodule:
+            "from_x.in_features".
+        hidden_size: the same for H.
 
     Raises:
-        TypeError: `step` is no string.
+        TypeError: `step`, `input_size` or `hidden_size` is no string.
         ValueError: names are missing, double or unknown.
 
     Example:
@@ -81,13 +109,17 @@ def adapt(
     """
     if not isinstance(step, str):
         raise TypeError(f"step must be the name of a method, got {step!r}")
-    taken = tuple(arguments)
-    states = tuple(name for name in taken if name != X)
-    if len(taken) != len(set(taken)) or len(states) != len(taken) - 1 or not states:
+    for argument, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+        if not isinstance(size, str):
+            raise TypeError(f"{argument} must be the name of an attribute, got {size!r}")
+    taken = _as_tuples(arguments)
+    names = _flat(taken)
+    states = tuple(name for name in names if name != X)
+    if len(names) != len(set(names)) or len(states) != len(names) - 1 or not states:
         raise ValueError(f"arguments must be {X!r} and a name for each state, got {taken}")
     if OUTPUT in states:
         raise ValueError(f"arguments: {OUTPUT!r} is the output, not a state, got {taken}")
-    given = states if results is None else tuple(results)
+    given = states if results is None else _flat(_as_tuples(results))
     if sorted(given) not in (sorted(states), sorted((*states, OUTPUT))):
         raise ValueError(
             f"results must be the states {states}, each once, and {OUTPUT!r} if the output is none "
@@ -99,12 +131,23 @@ def adapt(
     return Adaptation(step, taken, given, wanted, batch_first, input_size, hidden_size)
 
 
+def _as_tuples(names: Names) -> tuple[str | tuple[str, ...], ...]:
+    return tuple([each if isinstance(each, str) else tuple(map(str, each)) for each in names])
+
+
+def _flat(names: tuple[str | tuple[str, ...], ...]) -> tuple[str, ...]:
+    found: list[str] = []
+    for each in names:
+        found += [each] if isinstance(each, str) else each
+    return tuple(found)
+
+
 def check_cells(cells: Any) -> Mapping[type, Adaptation]:
     """Check the `cells` argument of `compile`.
 
     Raises:
         TypeError: it is no mapping from classes of modules to what `adapt` returns.
-        ValueError: a class has no such method.
+        ValueError: a class has no such method, or one that takes other arguments.
     """
     if cells is None:
         return {}
@@ -117,7 +160,23 @@ def check_cells(cells: Any) -> Mapping[type, Adaptation]:
             raise TypeError(f"cells must have rnnjit.adapt(...) as values, got {how!r}")
         if not callable(getattr(cls, how.step, None)):
             raise ValueError(f"{cls.__name__} has no method {how.step!r}, which rnnjit.adapt names")
+        _check_step(cls, how)
     return cells
+
+
+def _check_step(cls: type, how: Adaptation) -> None:
+    function = inspect.getattr_static(cls, how.step)
+    if not inspect.isfunction(function):
+        return
+    signature = inspect.signature(function)
+    try:
+        signature.bind(cls, *how.arguments)
+    except TypeError:
+        raise ValueError(
+            f"{cls.__name__}.{how.step}{signature} cannot be called with the arguments "
+            f"{how.arguments} of rnnjit.adapt: name each argument, and a tuple of states by a "
+            "tuple of names"
+        ) from None
 
 
 def looks_like_a_loop(module: nn.Module) -> str:

@@ -120,18 +120,29 @@ class Adapted(nn.Module):
         """The user's step with x first, whose results are the output and then the states."""
         how = self._adaptation
         given = {X: x, **dict(zip(how.states, states, strict=True))}
-        found = getattr(self, how.step)(*[given[name] for name in how.arguments])
-        named = dict(
-            zip(how.results, (found,) if isinstance(found, Tensor) else found, strict=True)
+        found = getattr(self, how.step)(
+            *[
+                given[name] if isinstance(name, str) else tuple([given[each] for each in name])
+                for name in how.arguments
+            ]
         )
+        tensors = _flat(found, f"{how.step} must return")
+        if len(tensors) != len(how.results):
+            raise ValueError(
+                f"it returns {len(tensors)} tensors, and the results of rnnjit.adapt are "
+                f"{how.results}"
+            )
+        named = dict(zip(how.results, tensors, strict=True))
         output = named[OUTPUT] if OUTPUT in named else named[how.results[0]]
         return (output, *[named[name] for name in how.states])
 
     def _plan(self) -> tuple[Plan, RNNSpec]:
         """What the step computes, and the configuration of the call."""
         how = self._adaptation
-        I, H = (int(getattr(self, name)) for name in (how.input_size, how.hidden_size))
-        traced = trace_cell(self, "_adapted_step", input_size=I, hidden_size=H, states=how.states)
+        I, H = how.sizes(self)
+        traced = trace_cell(
+            *(self, "_adapted_step"), input_size=I, hidden_size=H, states=how.states, shown=how.step
+        )
         outer = outer_spec(I, H, 1, 1, how.states, type(self).__name__, how.batch_first, 0.0, False)
         return Plan((layer_plan(H, (traced,)),), None), outer
 
@@ -178,7 +189,7 @@ class Adapted(nn.Module):
         """The results of a call and the gradients of its inputs and the parameters."""
         x = x.clone().requires_grad_()
         hx = hx and tuple([state.detach().clone().requires_grad_() for state in hx])
-        results = list(_flat(run(x, hx)))
+        results = list(_flat(run(x, hx), "forward must return"))
         # Weights that differ between elements, so that transposed results are noticed.
         total = sum(
             (
@@ -201,12 +212,12 @@ class Adapted(nn.Module):
         return empty_adapted, (self._source, self._adaptation), state
 
 
-def _flat(result: Any) -> list[Tensor]:
+def _flat(result: Any, what: str) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
     if not isinstance(result, (tuple, list)):
-        raise ValueError(f"forward must return tensors, got {type(result).__name__}")
-    return [each for part in result for each in _flat(part)]
+        raise ValueError(f"{what} tensors, got {type(result).__name__}")
+    return [each for part in result for each in _flat(part, what)]
 
 
 def _compare(module: Adapted, found: list[Tensor], expected: list[Tensor]) -> None:

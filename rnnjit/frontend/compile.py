@@ -356,7 +356,9 @@ def adapted_in(
     for _, child in reachable_modules(module) if cells else ():
         kinds = [cls for cls in type(child).__mro__ if cls in cells]
         if kinds:
-            found.append((child, cells[kinds[0]]))
+            how = cells[kinds[0]]
+            how.sizes(child)  # checked before anything is changed
+            found.append((child, how))
     if cells and not found:
         names = ", ".join(cls.__name__ for cls in cells)
         raise ValueError(f"module contains no {names}, which `cells` names")

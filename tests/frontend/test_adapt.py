@@ -62,6 +62,29 @@ class BatchFirst(nn.Module):
         return torch.stack(found, 1)
 
 
+class TupleOfStates(nn.Module):
+    """An LSTM whose step takes and returns its states as one tuple; it has no sizes of its own."""
+
+    def __init__(self, n_in, n):
+        super().__init__()
+        self.from_x, self.from_h = nn.Linear(n_in, 4 * n), nn.Linear(n, 4 * n, bias=False)
+
+    def step(self, x, state):
+        h, c = state
+        i, f, g, o = (self.from_x(x) + self.from_h(h)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return h, (h, c)
+
+    def forward(self, x, state=None):
+        n, found = self.from_h.in_features, []
+        state = state or (x.new_zeros(x.shape[1], n), x.new_zeros(x.shape[1], n))
+        for row in x:
+            y, state = self.step(row, state)
+            found.append(y)
+        return torch.stack(found), state
+
+
 class Readout(CTRNN):
     """A loop that does more than call its step."""
 
@@ -80,7 +103,14 @@ HOW_FIRST = rnnjit.adapt(
     input_size="n_in",
     hidden_size="n",
 )
-CELLS = {CTRNN: HOW, BatchFirst: HOW_FIRST}
+HOW_TUPLE = rnnjit.adapt(
+    "step",
+    arguments=("x", ("h", "c")),
+    results=("y", ("h", "c")),
+    input_size="from_x.in_features",
+    hidden_size="from_h.in_features",
+)
+CELLS = {CTRNN: HOW, BatchFirst: HOW_FIRST, TupleOfStates: HOW_TUPLE}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +145,31 @@ def test_another_layout():
     torch.testing.assert_close(outcome(fast, x), outcome(model, x))
     state = torch.randn(4, 5).double(), torch.randn(4, 5).double()
     torch.testing.assert_close(fast[0](x, state), model[0](x, state))
+
+
+def test_states_in_a_tuple_and_sizes_of_a_submodule():
+    torch.manual_seed(0)
+    model = TupleOfStates(3, 5).double()
+    fast = rnnjit.compile(model, backend=REFERENCE, cells=CELLS)
+    x = torch.randn(7, 4, 3).double()
+    torch.testing.assert_close(outcome(fast, x), outcome(model, x))
+    state = torch.randn(4, 5).double(), torch.randn(4, 5).double()
+    torch.testing.assert_close(outcome(fast, x, state), outcome(model, x, state))
+
+
+def test_errors_of_a_step_name_the_users_method():
+    class Sums(CTRNN):
+        def recurrence(self, input, hidden):  # noqa: A002 - as above
+            return super().recurrence(input, hidden.cumsum(-1))
+
+    how = {"input_size": "from_x.in_features", "hidden_size": "from_h.in_features"}
+    for cls, options, name in (
+        (Sums, HOW, "Sums.recurrence, test_adapt"),
+        (TupleOfStates, rnnjit.adapt("step", arguments=("x", ("h", "c")), **how), "3 tensors"),
+    ):
+        fast = rnnjit.compile(cls(3, 6), backend=REFERENCE, cells={cls: options})
+        with pytest.raises(rnnjit.CellError, match=name):
+            fast(torch.randn(4, 2, 3))
 
 
 def test_copies_and_in_place():
@@ -184,6 +239,7 @@ def test_calls_that_are_not_described_run_the_original_loop():
     ("make", "kind", "said"),
     [
         (lambda: rnnjit.adapt(3), TypeError, "name of a method"),
+        (lambda: rnnjit.adapt("f", input_size=3), TypeError, "input_size must be the name"),
         (lambda: rnnjit.adapt("f", arguments=("h",)), ValueError, "arguments must be 'x'"),
         (lambda: rnnjit.adapt("f", arguments=("x", "h", "h")), ValueError, "arguments"),
         (lambda: rnnjit.adapt("f", results=("z",)), ValueError, "results must be"),
@@ -197,6 +253,20 @@ def test_calls_that_are_not_described_run_the_original_loop():
             "no method 'nothing'",
         ),
         (lambda: rnnjit.compile(nn.RNN(1, 1), cells=CELLS), ValueError, "contains no CTRNN"),
+        (
+            lambda: rnnjit.compile(
+                CTRNN(1, 1), cells={CTRNN: rnnjit.adapt("recurrence", input_size="n_in")}
+            ),
+            ValueError,
+            "'n_in', which is missing",
+        ),
+        (
+            lambda: rnnjit.compile(
+                TupleOfStates(1, 1), cells={TupleOfStates: rnnjit.adapt("step", arguments="xhc")}
+            ),
+            ValueError,
+            r"step\(self, x, state\) cannot be called with the arguments \('x', 'h', 'c'\)",
+        ),
     ],
 )
 def test_wrong_arguments(make, kind, said):
