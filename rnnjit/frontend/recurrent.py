@@ -170,12 +170,24 @@ class Recurrent(nn.Module):
                 be, or is given without `reset`; or the cell returned something other than its
                 output and its states.
         """
-        spec = self._outer_spec()
-        prepared = prepare(spec, self._first_weight(), input, hx)
-        states = initial_states(spec, prepared)
-        cuts = self._checked_resets(spec, input, reset, reset_to)
-        x = prepared.x.reshape(prepared.rows.N, spec.input_size)
         cells = self._store.bind(self)
+        return self._run_cells(cells, input, hx, reset, reset_to, return_states)
+
+    def _run_cells(
+        self,
+        cells: Sequence[Any],
+        x: Any,
+        hx: Any,
+        reset: Any,
+        reset_to: Any,
+        return_states: bool,
+    ) -> Any:
+        """`forward` with cells that have their tensors, or what stands for them."""
+        spec = self._outer_spec()
+        prepared = prepare(spec, self._first_weight(), x, hx)
+        states = initial_states(spec, prepared)
+        cuts = self._checked_resets(spec, x, reset, reset_to)
+        x = prepared.x.reshape(prepared.rows.N, spec.input_size)
         found = run_loop(
             *(cells, spec, prepared.rows, x, states, self.training, cuts), every=return_states
         )

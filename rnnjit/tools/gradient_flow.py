@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,18 @@ from rnnjit.frontend.compile import why_left
 from rnnjit.frontend.compiled_class import intercept
 from rnnjit.frontend.lowering import lower
 from rnnjit.frontend.reachable import copy_sharing_parameters, reachable_modules
+from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.packages import absent
 from rnnjit.spec import LayerSpec, Rows
+from rnnjit.tools.cell_probe import CellProbe, run_probed
 from rnnjit.tools.gradient_probe import GradientProbe, probe_of
 from rnnjit.tools.observe import wanted_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_Probes: TypeAlias = "list[GradientProbe] | list[CellProbe]"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class GradientFlow:
 
     @property
     def norms(self) -> dict[str, Tensor]:
-        """By the path of each layer the norms of dL/dh_t, `[L, D, T]`."""
+        """By the path of each layer the norms of dL/dh_t, `[L, D, T]`, h the first state."""
         return {name: next(iter(states.values())) for name, states in self.states.items()}
 
     def __str__(self) -> str:
@@ -104,19 +108,21 @@ def gradient_flow(
     """Compute the norm of the gradient at every state, in one forward and one backward pass.
 
     A copy of the module that shares its Parameters runs, in the same mode and on the same backends;
-    only the layers of nn.LSTM and nn.GRU run step by step on plain torch operators. The module does
-    not change, and neither do its gradients.
+    only the layers of nn.LSTM and nn.GRU run step by step on plain torch operators, and an
+    `rnnjit.Recurrent` runs the `forward` of its cell. The module does not change, and neither do
+    its gradients.
 
     dL/dc_t is the whole gradient: c_t changes the loss by h_t and by c_{t+1}.
 
     Args:
-        module: an nn.RNN, nn.LSTM or nn.GRU, a compiled one, or any module that calls some.
+        module: an nn.RNN, nn.LSTM, nn.GRU or `rnnjit.Recurrent`, a compiled one, or any module that
+            calls some.
         *inputs: the arguments for `module`.
         loss: a function from the module's result to a scalar Tensor; None for the sum of the
             (first) tensor of the result.
 
     Raises:
-        TypeError: `module` is not a module, a layer in it is called with `reset` or
+        TypeError: `module` is not a module, a layer of torch in it is called with `reset` or
             `return_states`, or `loss` is not a function or does not return a Tensor.
         ValueError: the module calls no such layer, or none of them is part of the loss.
         RuntimeError: `loss` does not return one real number.
@@ -130,17 +136,19 @@ def gradient_flow(
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must be a function, got {type(loss).__name__}")
-    replica, calls = copy_sharing_parameters(module), dict[str, list[list[GradientProbe]]]()
+    replica, calls = copy_sharing_parameters(module), dict[str, list[_Probes]]()
     for name, child in reachable_modules(replica):
         if _is_followed(child):
             made = calls.setdefault(name, [])
-            intercept(child, partial(_forward, made))
+            run = _run_recurrent if isinstance(child, Recurrent) else _run_layers
+            intercept(child, partial(run, made))
     with torch.enable_grad(), torch.random.fork_rng():
         value = (loss or _first_sum)(replica(*inputs))
     probes = {name: made[0] for name, made in calls.items() if made}
     if not probes:
         raise ValueError(
-            "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU: there is no gradient to follow"
+            "module(*inputs) calls no nn.RNN, nn.LSTM, nn.GRU or rnnjit.Recurrent: there is no "
+            "gradient to follow"
         )
     _check_loss(value)
     if not value.requires_grad:
@@ -156,20 +164,20 @@ def gradient_flow(
     return GradientFlow({name: _by_state(found, known) for name, found in probes.items()})
 
 
-def _by_state(probes: list[GradientProbe], grads: Iterator[Tensor]) -> dict[str, Tensor]:
+def _by_state(probes: _Probes, grads: Iterator[Tensor]) -> dict[str, Tensor]:
     """The norms `[L, D, T]` for each state of a stack, from the gradients of its probes."""
     layers = [probe.norms(list(islice(grads, len(probe.tensors)))) for probe in probes]
-    names, by_name = probes[0].layer.cell.states, zip(*layers, strict=True)
+    names, by_name = probes[0].states, zip(*layers, strict=True)
     return {name: torch.stack(norms) for name, norms in zip(names, by_name, strict=True)}
 
 
-def _is_followed(module: nn.Module) -> TypeGuard[nn.RNNBase]:
-    """Whether a module is a layer whose `forward` is torch's, or calls it."""
-    return isinstance(module, nn.RNNBase) and not why_left(module, EAGER)
+def _is_followed(module: nn.Module) -> bool:
+    """Whether a module is a layer whose `forward` is torch's or a Recurrent's, or calls it."""
+    return isinstance(module, (nn.RNNBase, Recurrent)) and not why_left(module, EAGER)
 
 
 class _Arguments(NamedTuple):
-    """The arguments of a call to an RNN of the copy."""
+    """The arguments of a call to a layer of the copy."""
 
     input: Any
     hx: Any = None
@@ -178,9 +186,14 @@ class _Arguments(NamedTuple):
     return_states: bool = False
 
 
-def _forward(
-    calls: list[list[GradientProbe]], rnn: nn.RNNBase, *args: Any, **kwargs: Any
-) -> Result:
+def _run_recurrent(calls: list[_Probes], rnn: Recurrent, *args: Any, **kwargs: Any) -> Any:
+    """`Recurrent.forward` with a probe for every layer."""
+    result, probes = run_probed(rnn, *_Arguments(*args, **kwargs))
+    calls.append(probes)
+    return result
+
+
+def _run_layers(calls: list[_Probes], rnn: nn.RNNBase, *args: Any, **kwargs: Any) -> Result:
     """`nn.RNN.forward` with a probe for every layer."""
     given = _Arguments(*args, **kwargs)
     if given.reset is not None or given.return_states:

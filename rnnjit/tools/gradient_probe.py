@@ -42,6 +42,11 @@ class GradientProbe(ABC):
     def __init__(self, layer: LayerSpec, rows: Rows, weights: Sequence[Tensor]) -> None:
         self.layer, self.rows, self.weights = layer, rows, weights
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the layer's states."""
+        return tuple(self.layer.cell.states)
+
     @abstractmethod
     def run(
         self, backend: Backend, x: Tensor, hx: States, last: bool, fallback: Fallback
