@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ class Call:
         steps: T, time steps of the longest sequence.
         batch: B, the number of sequences.
         packed: the PackedSequence whose `data` is replaced by `x`, or None for a dense call.
+        options: further arguments of the call by name, such as `reset`.
     """
 
     x: Tensor
@@ -34,6 +37,7 @@ class Call:
     steps: int
     batch: int
     packed: PackedSequence | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, dtype: torch.dtype) -> Call:
         """The same call in another dtype, with new leaves."""
@@ -43,21 +47,37 @@ class Call:
             hx=tuple(leaf(state.to(dtype)) for state in self.hx),
             grad_y=self.grad_y.to(dtype),
             grad_h_n=tuple(grad.to(dtype) for grad in self.grad_h_n),
+            options={name: _cast(value, dtype) for name, value in self.options.items()},
         )
+
+    @property
+    def input(self) -> Tensor | PackedSequence:
+        """The input as the module takes it."""
+        if self.packed is None:
+            return self.x
+        return PackedSequence(self.x, *tuple(self.packed)[1:])
 
     def outputs(self, module: nn.Module) -> tuple[Tensor, ...]:
         """The outputs of `module`: y (if packed, its rows) and each last state."""
-        given: Tensor | PackedSequence = self.x
-        if self.packed is not None:
-            given = PackedSequence(self.x, *tuple(self.packed)[1:])
-        output, h_n = module(given, as_hx(self.hx))
+        output, h_n, *_ = module(self.input, as_hx(self.hx), **self.options)
         y = output if self.packed is None else output.data
         return (y, h_n) if isinstance(h_n, Tensor) else (y, *h_n)
 
     def gradients(self, module: nn.Module) -> tuple[Tensor, ...]:
-        """Gradients of `sum(y * grad_y) + sum(h_n * grad_h_n)` for x, hx and every weight."""
-        leaves = (self.x, *self.hx, *module.parameters())
-        return torch.autograd.grad(self.outputs(module), leaves, (self.grad_y, *self.grad_h_n))
+        """Gradients of `sum(y * grad_y) + sum(h_n * grad_h_n)` for x, hx and every weight.
+
+        Weights that are frozen are left out; what nothing depends on has zeros.
+        """
+        weights = [weight for weight in module.parameters() if weight.requires_grad]
+        leaves, given = (self.x, *self.hx, *weights), (self.grad_y, *self.grad_h_n)
+        pairs = zip(self.outputs(module), given, strict=True)
+        reached = [pair for pair in pairs if pair[0].requires_grad]
+        if not reached:
+            return tuple(map(torch.zeros_like, leaves))
+        outputs, grads = map(tuple, zip(*reached, strict=True))
+        return torch.autograd.grad(
+            *(outputs, leaves, grads), allow_unused=True, materialize_grads=True
+        )
 
     def problem(self, *, needs_grad: bool) -> Problem:
         """The properties of this call by which a backend accepts or declines it."""
@@ -117,6 +137,13 @@ def random_call(
     hx = tuple(leaf(draw(*shape)) for shape in states)
     grad_h_n = tuple(draw(*shape) for shape in states)
     return Call(leaf(x), hx, grad_y, grad_h_n, steps, batch, sequence)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """An argument whose floating-point tensors have another dtype."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_cast(each, dtype) for each in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def leaf(tensor: Tensor) -> Tensor:

@@ -8,12 +8,16 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnjit.frontend.arguments import initial_states, prepare
 from rnnjit.frontend.capture import torch_module, weights_of
 from rnnjit.frontend.lowering import lower
+from rnnjit.frontend.reachable import copy_sharing_parameters
+from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.runtime.packages import absent
+from rnnjit.runtime.torch_private import forget_pre_hooks
 from rnnjit.tools.call import Call, leaf
 from rnnjit.tools.comparison import Comparison, compare_call, steps
 from rnnjit.tools.observe import Seen, observe
@@ -105,20 +109,23 @@ def compare(
     Each call is repeated on copies of its input and weights. The results are the errors against a
     float64 run and the interleaved times of forward (evaluation mode, no gradients) and
     forward+backward (to x, hx and every weight), beside those of PyTorch's own layer, which is also
-    what the eager backend runs. Neither `module` nor torch's random generators change.
+    what the eager backend runs. For an `rnnjit.Recurrent` that is the forward of its cell, step by
+    step; if it draws random numbers in evaluation mode or does not run in float64, the errors are
+    differences from its own run. Neither `module` nor torch's random generators change.
 
     Backends that compile for long come last. Progress is shown on stderr as by `rnnjit.tune`.
 
     Args:
-        module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, a compiled one, or any module that
-            contains some. A cell is compared as one step of its layer.
+        module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, an `rnnjit.Recurrent`, a compiled
+            one, or any module that contains some. A cell is compared as one step of its layer.
         *inputs: the arguments for `module`.
         rounds: samples of each time, of which the least is used.
         backends: names of the backends to compare with PyTorch, or None for all.
-        **named: its keyword arguments, such as `reset`: with resets, what is measured is the packed
-            batch of the segments between them.
+        **named: its keyword arguments, such as `reset`: with resets, what is measured of a layer of
+            torch is the packed batch of the segments between them.
 
     Raises:
+        CellError: a cell in a `Recurrent` computes what no backend could.
         TypeError: `module` is not a module, or `backends` is no list of names.
         ValueError: `module(*inputs)` calls no such module, its tensors are not on the CPU, `rounds`
             is less than 1, or `backends` is empty or names one that is not installed.
@@ -134,16 +141,17 @@ def compare(
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     names = list(selected(backends))
-    calls: dict[str, tuple[nn.RNNBase, Call]] = {}
+    calls: dict[str, tuple[nn.Module, Call]] = {}
 
     def record(seen: Seen) -> None:
-        calls[seen.name] = _copy(seen)
+        copied = _copy_recurrent if isinstance(seen.module, Recurrent) else _copy
+        calls[seen.name] = copied(seen)
 
-    observe(module, inputs, record, named)
+    observe(module, inputs, record, named, recurrent=True)
     if not calls:
         raise ValueError(
             "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU, nor a cell of one, that an "
-            "installed backend compiles: there is nothing to compare"
+            "installed backend compiles, and no rnnjit.Recurrent: there is nothing to compare"
         )
     with torch.random.fork_rng(), torch.enable_grad(), Progress("rnnjit.compare") as progress:
         progress.expect(len(calls) * steps(rounds, names))
@@ -155,11 +163,38 @@ def compare(
         )
 
 
-def _copy(seen: Seen) -> tuple[nn.RNNBase, Call]:
+def _copy_recurrent(seen: Seen) -> tuple[nn.Module, Call]:
+    """A copy of an observed `Recurrent` that shares its Parameters, and of its call."""
+    module: Any = copy_sharing_parameters(seen.module)
+    forget_pre_hooks(module)
+    spec = module._outer_spec()
+    prepared = prepare(spec, module._first_weight(), seen.input, seen.hx)
+    _check_device(prepared.x)
+    rows, hx = prepared.rows, initial_states(spec, prepared)
+    packed = seen.input if isinstance(seen.input, PackedSequence) else None
+    data = seen.input.data if isinstance(seen.input, PackedSequence) else seen.input
+    if seen.hx is not None:
+        hx = (seen.hx,) if isinstance(seen.hx, Tensor) else tuple(seen.hx)
+    elif packed is None and data.dim() == 2:
+        hx = tuple([state.squeeze(1) for state in hx])
+    grad_y = data.new_ones((*data.shape[:-1], spec.num_directions * spec.hidden_size))
+    hx = tuple(map(leaf, hx))
+    given = {"reset": seen.reset, "reset_to": seen.reset_to, "return_states": seen.return_states}
+    options = {name: value for name, value in given.items() if value is not None}
+    return module, Call(
+        *(leaf(data), hx, grad_y, tuple(map(torch.ones_like, hx)), rows.T, rows.B, packed, options)
+    )
+
+
+def _check_device(x: Tensor) -> None:
+    if x.device.type != "cpu":
+        raise ValueError(f"input must be on the CPU to be compared, got {x.device}")
+
+
+def _copy(seen: Seen) -> tuple[nn.Module, Call]:
     """Rebuild an observed call as a new torch layer and a batched call to it."""
     call = lower(seen.module, seen.input, seen.hx)
-    if call.x.device.type != "cpu":
-        raise ValueError(f"input must be on the CPU to be compared, got {call.x.device}")
+    _check_device(call.x)
     spec = replace(call.spec, batch_first=False)
     rnn = torch_module(spec, call.weights[0].dtype)
     with torch.no_grad():

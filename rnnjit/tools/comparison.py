@@ -6,24 +6,28 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from rnnjit.backend import Backend
 from rnnjit.dispatch.blame import from_outside
-from rnnjit.dispatch.choice import choose, verdict_for_auto
+from rnnjit.dispatch.choice import verdict_for_auto
 from rnnjit.errors import UnsupportedError, described
-from rnnjit.frontend.capture import capture
 from rnnjit.frontend.compile import compile as compile_rnn
 from rnnjit.frontend.compile import why_left
+from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.timing import Timing, interleave
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.tools.call import Call
 from rnnjit.tools.progress import LONG, Progress, compile_seconds
 from rnnjit.tools.selection import selected
+from rnnjit.tools.subject import chosen_by_auto, parts_of, subject_of
+
+#: The outputs of a call, and its gradients.
+_Everything: TypeAlias = "tuple[tuple[Tensor, ...], tuple[Tensor, ...]]"
 
 
 class PassTimes(NamedTuple):
@@ -43,8 +47,8 @@ class Result:
     """The result of one backend.
 
     Attributes:
-        name: of the backend, or "nn.RNN" and the like for the module itself.
-        values_error: largest absolute difference of y and the last states from the float64 run.
+        name: of the backend; for the module itself "nn.RNN" and the like, or the class of its cell.
+        values_error: largest absolute difference of y and the last states from the exact run.
         gradients_error: the same for the gradients of x, hx and every weight.
         times: the times of the passes, or None if it does not run the call.
         reasons: why it declines the call; empty if it accepts.
@@ -68,9 +72,12 @@ class Comparison:
         problem: the properties of the call with gradients.
         eager: the result of the module itself, run by PyTorch.
         results: one for each backend that took part, in the order of `auto`; none for `eager`,
-            which is PyTorch's own layer too.
-        auto_forward: the backend that `auto` picks when no gradient is needed.
-        auto_both: the backend that `auto` picks when gradients are needed.
+            which runs the module itself too.
+        auto_forward: the backend that `auto` picks when no gradient is needed; those of all layers
+            if a `Recurrent` has several that are no stack.
+        auto_both: the same when gradients are needed.
+        runs: what the module itself runs.
+        exact: what the errors are differences from.
     """
 
     spec: RNNSpec
@@ -79,6 +86,8 @@ class Comparison:
     results: tuple[Result, ...]
     auto_forward: str
     auto_both: str
+    runs: str = "PyTorch's own layer"
+    exact: str = "a float64 run"
 
     def speedup(self, result: Result) -> tuple[float, float] | None:
         """How many times faster than eager, (forward, forward+backward); None without times.
@@ -103,7 +112,7 @@ class Comparison:
 
 
 def compare_call(
-    rnn: nn.RNNBase,
+    rnn: nn.Module,
     call: Call,
     *,
     rounds: int = 15,
@@ -115,7 +124,8 @@ def compare_call(
     Errors are measured in evaluation mode, since dropout draws different masks in float64.
 
     Args:
-        rnn: the module; its weights have the call's dtype and are all trainable.
+        rnn: a layer of torch or a `Recurrent`, compiled for "eager" or not; its weights have the
+            call's dtype.
         call: the inputs and output gradients.
         rounds: samples of each time, see `interleave`.
         names: the backends, or None for all.
@@ -123,19 +133,29 @@ def compare_call(
 
     Raises:
         TypeError, ValueError: as `selected` does for `names`.
+        CellError: a cell computes what no backend could.
     """
     progress = progress or Progress("compare")
-    spec, baseline = capture(rnn), f"nn.{type(rnn).__name__}"
+    subject = subject_of(rnn)
+    baseline = subject.name
+    both = parts_of(rnn, call, training=True, needs_grad=True)
+    forward = parts_of(rnn, call, training=False, needs_grad=False)
     rnn.eval()
-    exact = _everything(copy.deepcopy(rnn).double(), call.to(torch.float64))
+    exact, source = _exact(rnn, call)
     eager = _checked(baseline, rnn, call, exact)
     modules: dict[str, nn.Module] = {baseline: rnn}
-    problem = call.problem(needs_grad=True)
     chosen, checked = _compared(names), dict[str, Result]()
-    seconds = {name: compile_seconds(each, spec, problem) for name, each in chosen.items()}
+    seconds = {
+        name: sum(compile_seconds(each, *part) for part in dict.fromkeys(both))
+        for name, each in chosen.items()
+    }
     for name in sorted(chosen, key=lambda name: seconds[name] >= LONG):
         backend = chosen[name]
-        reasons = verdict_for_auto(backend, spec, problem).reasons
+        reasons = tuple(
+            dict.fromkeys(
+                reason for part in both for reason in verdict_for_auto(backend, *part).reasons
+            )
+        )
         if not reasons:
             progress.begin(backend, "checking", seconds[name])
         if why_left(rnn, backend):
@@ -155,12 +175,14 @@ def compare_call(
         for result in (eager, *(checked[name] for name in chosen))
     )
     return Comparison(
-        spec,
-        problem,
+        subject.spec,
+        call.problem(needs_grad=True),
         eager,
         tuple(results),
-        auto_forward=choose(spec, problem._replace(needs_grad=False), None).name,
-        auto_both=choose(spec, problem, None).name,
+        auto_forward=chosen_by_auto(forward),
+        auto_both=chosen_by_auto(both),
+        runs=subject.runs,
+        exact=source,
     )
 
 
@@ -205,18 +227,44 @@ def largest_error(found: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
     return float(torch.tensor(errors, dtype=torch.float64, device="cpu").max())
 
 
-def _everything(module: nn.Module, call: Call) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _exact(rnn: nn.Module, call: Call) -> tuple[_Everything, str]:
+    """What errors are differences from, and its name: a float64 run, where there can be one."""
+    own = f"{subject_of(rnn).name}'s own run"
+    if not isinstance(rnn, Recurrent):
+        return _everything(copy.deepcopy(rnn).double(), call.to(torch.float64)), "a float64 run"
+    if _draws(rnn, call):
+        return _everything(rnn, call), f"{own} from the same seed, since it draws random numbers"
+    try:
+        exact = _everything(copy.deepcopy(rnn).double(), call.to(torch.float64))
+    except Exception as error:
+        if from_outside(error):
+            raise
+        return _everything(rnn, call), f"{own}, since it does not run in float64"
+    return exact, "a float64 run"
+
+
+def _draws(module: nn.Module, call: Call) -> bool:
+    """Whether a call draws random numbers."""
+    with torch.random.fork_rng([]), torch.no_grad():
+        before = torch.get_rng_state()
+        call.outputs(module)
+        return not torch.equal(torch.get_rng_state(), before)
+
+
+def _everything(module: nn.Module, call: Call) -> _Everything:
     """The outputs of a call without autograd, and its gradients: the two passes that are timed."""
-    with torch.no_grad():
-        values = call.outputs(module)
-    return values, call.gradients(module)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            values = call.outputs(module)
+        return values, call.gradients(module)
 
 
 def _checked(
     name: str,
     module: nn.Module,
     call: Call,
-    exact: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+    exact: _Everything,
 ) -> Result:
     try:
         values, gradients = _everything(module, call)

@@ -71,7 +71,7 @@ def title(name: str, comparison: Comparison) -> str:
     extras += [f"dropout {spec.dropout:g}"] if spec.dropout else []
     extras += [f"proj_size {spec.proj_size}"] if spec.proj_size else []
     layer = comparison.eager.name.removeprefix("nn.")
-    if spec.cell.name != layer.lower():
+    if spec.cell.name.lower() != layer.lower():
         extras.insert(0, spec.cell.name)
     module = ", ".join([f"{layer}({spec.input_size}, {spec.hidden_size})", *extras])
     rows = f" packed, {problem.N} rows" if problem.packed else ""
@@ -95,9 +95,9 @@ def _notes(comparison: Comparison) -> list[str]:
     with_them = "" if forward == both else f" without gradients and {both} with them"
     notes = [
         f"auto picks {forward}{with_them}.",
-        f"{baseline}: PyTorch's own layer, which the backend eager runs too. Errors: largest "
-        f"absolute difference from a float64 run; compare them with {baseline}'s own. Times: the "
-        "least of interleaved samples.",
+        f"{baseline}: {comparison.runs}, which the backend eager runs too. Errors: largest "
+        f"absolute difference from {comparison.exact}; compare them with {baseline}'s own. Times: "
+        "the least of interleaved samples.",
     ]
     if disturbed := comparison.disturbed():
         notes.append(
