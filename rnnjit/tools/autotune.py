@@ -16,14 +16,16 @@ from rnnjit.dispatch.blame import from_outside
 from rnnjit.dispatch.choice import Verdict, verdict_for_auto, willing
 from rnnjit.errors import described
 from rnnjit.frontend.compile import compile as compile_rnn
-from rnnjit.frontend.lowering import lower
 from rnnjit.frontend.reachable import copy_sharing_parameters
+from rnnjit.frontend.recurrent import Recurrent
+from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.timing import Timing, interleave, sample
 from rnnjit.runtime.torch_private import forget_pre_hooks
 from rnnjit.spec import Problem
 from rnnjit.tools.observe import Seen, observe
 from rnnjit.tools.progress import LONG, Progress, compile_seconds
 from rnnjit.tools.selection import selected
+from rnnjit.tools.tuned_part import part_of
 from rnnjit.tools.tuning_decision import Decision, decide
 
 
@@ -104,8 +106,9 @@ def tune(
     they need gradients. Neither `module` nor torch's random generators change.
 
     Args:
-        module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, a compiled one, or any module that
-            contains some.
+        module: an nn.RNN, nn.LSTM, nn.GRU or one of their cells, an `rnnjit.Recurrent`, a compiled
+            one, or any module that contains some. Layers of a `Recurrent` that are computed one by
+            one, since they draw random numbers and the like, are not measured; a note says so.
         *inputs: the arguments for `module`, as in real use.
         rounds: interleaved samples of each time; fewer than 5 are not stored.
         backends: names of the backends to measure, or None for all. The one that `auto` takes by
@@ -114,6 +117,7 @@ def tune(
             batch of the segments between them.
 
     Raises:
+        CellError: a cell in a `Recurrent` computes what no backend could.
         TypeError: `module` is not a module, `rounds` is not an int, or `backends` is no list of
             names.
         ValueError: `module(*inputs)` calls no such module, `rounds` is less than 1, or `backends`
@@ -133,11 +137,15 @@ def tune(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     names = selected(backends).keys()
     calls: list[_Call] = []
-    observe(module, inputs, lambda seen: calls.append(_Call(seen, names, rounds)), named)
+
+    def record(seen: Seen) -> None:
+        calls.append(_Call(seen, names, rounds))
+
+    observe(module, inputs, record, named, recurrent=True)
     if not calls:
         raise ValueError(
             "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU, nor a cell of one, that an "
-            "installed backend compiles: there is nothing to tune"
+            "installed backend compiles, and no rnnjit.Recurrent: there is nothing to tune"
         )
     with torch.random.fork_rng(), Progress("rnnjit.tune") as progress:
         progress.expect(sum(call.steps() for call in calls))
@@ -161,15 +169,17 @@ class _Call:
         self._name, self._rounds = seen.name, rounds
         self._rnn = copy_sharing_parameters(seen.module)
         forget_pre_hooks(self._rnn)
-        call = lower(self._rnn, seen.input, seen.hx)
-        self._spec, self._problem, self._special = call.spec, call.problem, call.special
+        self._spec, self._problem, weights, self._unmeasured = part_of(self._rnn, seen)
         self._input, self._hx = _leaf(seen.input), _leaf(seen.hx)
+        # Only a Recurrent is called with resets: layers of torch get the segments between them.
+        resets = {"reset": seen.reset, "reset_to": seen.reset_to}
+        self._options = {k: v for k, v in resets.items() if v is not None}
         self._leaves = [
             tensor
-            for tensor in (_data(self._input), *_states(self._hx), *call.weights)
+            for tensor in (_data(self._input), *_states(self._hx), *weights)
             if tensor.requires_grad
         ]
-        self._accepting = self._by_default() if call.special is None else {}
+        self._accepting = {} if self._unmeasured else self._by_default()
         asked = {*names, *list(self._accepting)[:1]}
         self._pending = {n: b for n, b in self._accepting.items() if n in asked}
         self._seconds = {
@@ -218,9 +228,8 @@ class _Call:
 
     def tuned(self) -> TunedCall:
         """What was found."""
-        if self._special is not None:
-            note = f"torch's own operators run it: {self._special}"
-            return TunedCall(self._name, self._problem, {}, {}, note)
+        if self._unmeasured:
+            return TunedCall(self._name, self._problem, {}, {}, self._unmeasured)
         fastest = sorted(self._times, key=lambda name: self._times[name].least)
         seconds = {name: self._times[name].least for name in fastest}
         chosen = next((backend.name for backend in willing(self._spec, self._problem)), "")
@@ -233,11 +242,16 @@ class _Call:
         )
 
     def _by_default(self) -> dict[str, Backend]:
-        """The backends that accept the call, in the order in which `auto` tries them untuned."""
+        """The backends that accept the call, in the order in which `auto` tries them untuned.
+
+        Without `eager` for a `Recurrent`, which named runs the user's loop, and for `auto` the
+        reference.
+        """
+        cells = isinstance(self._rnn, Recurrent)
         found = [
             verdict_for_auto(backend, self._spec, self._problem)
             for backend in registry.backends().values()
-            if backend.automatic
+            if backend.automatic and not (cells and backend is EAGER)
         ]
         accepting = [each for each in found if not each.reasons]
         return {each.backend.name: each.backend for each in sorted(accepting, key=_defers)}
@@ -282,15 +296,16 @@ class _Call:
 
         def forward() -> None:
             with torch.no_grad():
-                module(self._input, self._hx)
+                module(self._input, self._hx, **self._options)
 
         def both() -> None:
             with torch.enable_grad():
-                found = module(self._input, self._hx)
+                found = module(self._input, self._hx, **self._options)
                 y, *h_n = found if type(found) is tuple else (found,)
-                outputs = [_data(y), *(state for each in h_n for state in _states(each))]
+                every = [_data(y), *(state for each in h_n for state in _states(each))]
+                outputs = [output for output in every if output.requires_grad]
                 grads = [torch.ones_like(output) for output in outputs]
-                torch.autograd.grad(outputs, self._leaves, grads)
+                torch.autograd.grad(outputs, self._leaves, grads, allow_unused=True)
 
         return both if self._problem.needs_grad else forward
 
