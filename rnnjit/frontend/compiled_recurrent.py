@@ -293,9 +293,9 @@ def _notes(layer: LayerPlan) -> tuple[str, ...]:
     """What torch's operators compute of a layer."""
     traced, found = layer.traced[0], []
     if traced.draws:
-        found.append(f"torch draws {len(traced.draws)} random tensors a step, in the loop's order")
+        found.append(f"random tensors that torch draws at each step: {len(traced.draws)}")
     if names := traced.spec.row_inputs:
-        found.append(f"torch computes {len(names)} row inputs of x and draws, for all rows at once")
+        found.append(f"tensors that torch computes from x and draws for all steps: {len(names)}")
     return tuple(found)
 
 

@@ -12,6 +12,7 @@ import rnnjit.frontend.compiled_cell
 import rnnjit.frontend.compiled_layer  # noqa: F401 - as above
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import has_known_forward, overridden, replaced
+from rnnjit.frontend.recurrent import Recurrent
 
 
 def check_plain(module: nn.Module, what: str) -> None:
@@ -26,6 +27,12 @@ def check_plain(module: nn.Module, what: str) -> None:
         ValueError: it overrides what torch's `forward` uses, or `forward` itself.
     """
     name = type(module).__name__
+    if isinstance(module, Recurrent):
+        raise TypeError(
+            f"module must be a torch.nn.RNN, nn.LSTM or nn.GRU, got a Recurrent: {what} runs no "
+            "cells of your own. Call the module itself, frame by frame with one step and the "
+            "states before it: y, states = module(x[None], states)"
+        )
     if not isinstance(module, nn.RNNBase) or not isinstance(module, (*replaced(), CompiledBase)):
         raise TypeError(
             f"module must be a torch.nn.RNN, nn.LSTM or nn.GRU, got {name}: "

@@ -18,6 +18,7 @@ MODULES = {
     "None": (lambda: None, TypeError, "module must be a torch.nn.RNN, .* got NoneType"),
     "class": (lambda: nn.RNN, TypeError, "module must be a torch.nn.RNN, .* got type"),
     "cell": (lambda: nn.RNNCell(I, H), TypeError, "nn.LSTM or nn.GRU, got RNNCell"),
+    "Recurrent": (lambda: rnnjit.Recurrent(rnnjit.cells.JANET(I, H)), TypeError, "your own"),
     "model": (lambda: nn.Sequential(nn.RNN(I, H)), TypeError, "got Sequential: give the layer"),
     "float16": (lambda: nn.RNN(I, H).half(), ValueError, "float32 or float64, got torch.float16"),
     "meta": (lambda: nn.RNN(I, H, device="meta"), ValueError, "weights on meta: load them first"),

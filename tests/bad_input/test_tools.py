@@ -25,6 +25,11 @@ STREAMS = {
         ValueError,
         "module must be of one direction",
     ),
+    "Recurrent": (
+        lambda: rnnjit.Stream(rnnjit.Recurrent(rnnjit.cells.JANET(I, H))),
+        TypeError,
+        r"y, states = module\(x\[None\], states\)",
+    ),
     "cell": (lambda: rnnjit.Stream(nn.RNNCell(I, H)), TypeError, "or nn.GRU, got RNNCell"),
     "two ways": (lambda: stream(bidirectional=True), ValueError, "module must be of one direction"),
     "no batch": (lambda: stream(0), ValueError, "batch_size must be at least 1, got 0"),

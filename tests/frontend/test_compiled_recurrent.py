@@ -349,7 +349,7 @@ def test_explain_says_who_runs_each_layer():
     assert (first.name, second.name) == ("module, layer 0", "module, layer 1")
     assert first.chosen == second.chosen == "reference"
     assert "random" in first.note
-    assert "row input" in first.note
+    assert "from x and draws for all steps: 1" in first.note
     (whole,) = rnnjit.explain(rnnjit.compile(rnnjit.Recurrent(LSTM(I, H), 2)), x).calls
     assert (whole.name, whole.problem.T, whole.problem.packed) == ("", T, False)
     reset = torch.ones(T, B, dtype=torch.bool)
