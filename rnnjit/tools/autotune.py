@@ -141,7 +141,7 @@ def tune(
     def record(seen: Seen) -> None:
         calls.append(_Call(seen, names, rounds))
 
-    observe(module, inputs, record, named, recurrent=True)
+    observe(module, inputs, record, named)
     if not calls:
         raise ValueError(
             "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU, nor a cell of one, that an "

@@ -147,7 +147,7 @@ def compare(
         copied = _copy_recurrent if isinstance(seen.module, Recurrent) else _copy
         calls[seen.name] = copied(seen)
 
-    observe(module, inputs, record, named, recurrent=True)
+    observe(module, inputs, record, named)
     if not calls:
         raise ValueError(
             "module(*inputs) calls no nn.RNN, nn.LSTM or nn.GRU, nor a cell of one, that an "

@@ -110,7 +110,7 @@ def _record_calls(
         else:
             reports[seen.name] = (_report_call(seen),)
 
-    observe(module, inputs, record, named, recurrent=True)
+    observe(module, inputs, record, named)
     return reports
 
 

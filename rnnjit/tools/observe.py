@@ -52,13 +52,11 @@ def observe(
     inputs: tuple[Any, ...],
     see: Callable[[Seen], None],
     named: Mapping[str, Any] | None = None,
-    *,
-    recurrent: bool = False,
 ) -> None:
     """Run `module(*inputs, **named)` once and pass the first call to each RNN in it to `see`.
 
     A call with `reset` is seen as the call that runs in its place: that of the segments between
-    resets, as one packed batch. A `Recurrent` is seen if `recurrent` says so, with its resets.
+    resets, as one packed batch. That of a `Recurrent` is seen with its resets.
 
     `see` runs at the point of the call, since the model may disable gradients or enable autocast
     around an RNN. A copy of the module runs, on torch's own layers, so that neither the module nor
@@ -68,9 +66,6 @@ def observe(
     for name, child in reachable_modules(replica):
         if isinstance(child, Adapted):
             child._dispatch.backend = EAGER
-        elif isinstance(child, Recurrent) and not recurrent:
-            if isinstance(child, CompiledBase):
-                child.backend = EAGER
         elif isinstance(child, (*replaced(), CompiledBase)) and not why_left(child, None):
             _Observer(name, child, see)
     with torch.random.fork_rng():
