@@ -17,6 +17,8 @@ from rnnjit.dispatch.registry import resolve
 from rnnjit.frontend.adapt import OUTPUT, Adaptation, X
 from rnnjit.frontend.arguments import initial_states, prepare
 from rnnjit.frontend.compiled_base import Choices, choice_for
+from rnnjit.frontend.compiled_recurrent import LayerCall, notes_on
+from rnnjit.frontend.lowering import needs_grad
 from rnnjit.frontend.overrides import overriding
 from rnnjit.frontend.recurrent import outer_spec, restored
 from rnnjit.frontend.recurrent_layers import run_layers
@@ -145,6 +147,21 @@ class Adapted(nn.Module):
         )
         outer = outer_spec(I, H, 1, 1, how.states, type(self).__name__, how.batch_first, 0.0, False)
         return Plan((layer_plan(H, (traced,)),), None), outer
+
+    def _lowered(self, x: Tensor, hx: States | None) -> LayerCall:
+        """What backends are asked to compute of a call that is compiled.
+
+        Raises:
+            CellError: the step computes what no backend could.
+        """
+        plan, outer = self._plan()
+        (layer,) = plan.layers
+        (B, T) = x.shape[:2] if outer.batch_first else (x.shape[1], x.shape[0])
+        recorded = needs_grad(x, hx or (), (*self.parameters(), *self.buffers()))
+        problem = Problem(
+            *(x.dtype, x.device.type, T, B, T * B, False, recorded, x.get_device()),
+        )
+        return LayerCall(None, layer.spec, problem, layer.form.output != 0, notes_on(layer))
 
     def _compiled(self, x: Tensor, hx: States | None) -> Any:
         plan, outer = self._plan()

@@ -284,12 +284,12 @@ def lower_recurrent(
         recorded = recorded or needs_grad(prepared.x, states, tensors)
         where, place = weight.device.type, weight.get_device()
         problem = Problem(weight.dtype, where, rows.T, rows.B, rows.N, packed, recorded, place)
-        notes = _notes(layer)
+        notes = notes_on(layer)
         found.append(LayerCall(index, layer.spec, problem, layer.form.output != 0, notes))
     return tuple(found)
 
 
-def _notes(layer: LayerPlan) -> tuple[str, ...]:
+def notes_on(layer: LayerPlan) -> tuple[str, ...]:
     """What torch's operators compute of a layer."""
     traced, found = layer.traced[0], []
     if traced.draws:

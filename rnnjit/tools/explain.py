@@ -18,7 +18,7 @@ from rnnjit.frontend.lowering import Call, lower
 from rnnjit.frontend.overrides import overriding
 from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.tools.explain_model import RecurrentModule, lacks, recurrent_modules, report_model
-from rnnjit.tools.explain_recurrent import report_recurrent
+from rnnjit.tools.explain_recurrent import report_adapted, report_recurrent
 from rnnjit.tools.observe import Seen, observe
 from rnnjit.tools.reports import CallReport
 
@@ -110,7 +110,10 @@ def _record_calls(
         else:
             reports[seen.name] = (_report_call(seen),)
 
-    observe(module, inputs, record, named)
+    def record_adapted(name: str, *call: Any) -> None:
+        reports[name] = (report_adapted(name, *call),)
+
+    observe(module, inputs, record, named, record_adapted)
     return reports
 
 

@@ -1,4 +1,4 @@
-"""What `rnnjit.explain` reports on a `Recurrent`: one report on the stack, or one on each layer."""
+"""What `rnnjit.explain` reports on users' cells: on a stack, on each layer, on an adapted loop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rnnjit.dispatch import tuning_db
 from rnnjit.dispatch.choice import Verdict, verdict, verdicts, willing
 from rnnjit.errors import CellError
 from rnnjit.execution.all_states import why_not_recorded
+from rnnjit.frontend.adapted import Adapted
 from rnnjit.frontend.compiled_recurrent import LayerCall, lower_recurrent
 from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.reference import BACKEND as EAGER
@@ -49,6 +50,38 @@ def report_recurrent(
         _report(name, kind, call, wanted, return_states=bool(given[4]), compiled=compiled)
         for call in found
     )
+
+
+def report_adapted(
+    name: str, module: Adapted, wanted: Backend | None, args: Any, kwargs: Any
+) -> CallReport:
+    """The report on a call of a module whose loop `rnnjit.adapt` describes.
+
+    Args:
+        name: path of the module.
+        module: the module.
+        wanted: the backend that the user named, or None for "auto".
+        args: the arguments of its `forward`.
+        kwargs: its keyword arguments.
+    """
+    kind, step = type(module).__name__, module._adaptation.step
+    if wanted is EAGER:
+        note = f"backend {EAGER.name!r} was asked for by name: its own loop runs"
+        return CallReport(name, kind, None, "torch", note, ())
+    found = module._taken(args, kwargs)
+    if found is None:
+        note = (
+            "its own loop runs: compiled are calls with x [T, B, I] or [B, T, I] and at most the "
+            "states [B, H], of plain tensors outside of transforms and autocast"
+        )
+        return CallReport(name, kind, None, "torch", note, ())
+    try:
+        call = module._lowered(*found)
+    except CellError as error:
+        return CallReport(name, kind, None, None, f"the call raises: {error}", ())
+    note = f"the loop over its {step} is compiled, as rnnjit.adapt describes it"
+    call = call._replace(notes=(note, *call.notes))
+    return _report(name, kind, call, wanted, return_states=False, compiled=True)
 
 
 def _report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from rnnjit.frontend.compiled_class import intercept, replaced
 from rnnjit.frontend.reachable import copy_sharing_parameters, reachable_modules
 from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.reference import BACKEND as EAGER
+
+#: See `observe`.
+SeeAdapted: TypeAlias = Callable[[str, Adapted, "Backend | None", Any, Any], None]
 
 
 class Seen(NamedTuple):
@@ -52,11 +55,15 @@ def observe(
     inputs: tuple[Any, ...],
     see: Callable[[Seen], None],
     named: Mapping[str, Any] | None = None,
+    see_adapted: SeeAdapted | None = None,
 ) -> None:
     """Run `module(*inputs, **named)` once and pass the first call to each RNN in it to `see`.
 
     A call with `reset` is seen as the call that runs in its place: that of the segments between
     resets, as one packed batch. That of a `Recurrent` is seen with its resets.
+
+    `see_adapted` gets the name of each module whose loop `rnnjit.adapt` describes, the module, the
+    backend that the user named (None for "auto"), and the arguments of its first call.
 
     `see` runs at the point of the call, since the model may disable gradients or enable autocast
     around an RNN. A copy of the module runs, on torch's own layers, so that neither the module nor
@@ -65,11 +72,25 @@ def observe(
     replica = copy_sharing_parameters(module)
     for name, child in reachable_modules(replica):
         if isinstance(child, Adapted):
-            child._dispatch.backend = EAGER
+            _watch(name, child, see_adapted)
         elif isinstance(child, (*replaced(), CompiledBase)) and not why_left(child, None):
             _Observer(name, child, see)
     with torch.random.fork_rng():
         replica(*inputs, **(named or {}))
+
+
+def _watch(name: str, module: Adapted, see: SeeAdapted | None) -> None:
+    """Let the original loop of an adapted module run, and pass its first call to `see`."""
+    wanted = resolve(module._dispatch.backend)
+    pending = [] if see is None else [see]
+
+    def first_call(_: nn.Module, args: Any, kwargs: Any) -> None:
+        if pending:
+            module._dispatch.backend = "auto" if wanted is None else wanted
+            pending.pop()(name, module, wanted, args, kwargs)
+        module._dispatch.backend = EAGER
+
+    module.register_forward_pre_hook(first_call, with_kwargs=True)
 
 
 def wanted_by(module: nn.Module) -> Backend | None:

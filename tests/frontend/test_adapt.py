@@ -274,6 +274,26 @@ def test_wrong_arguments(make, kind, said):
         make()
 
 
+def test_explain_says_who_runs_a_loop():
+    x, model = torch.randn(5, 2, 3), nn.Sequential()
+    model.cell = CTRNN(3, 6, noise=0.1)
+    fast = rnnjit.compile(model, backend=REFERENCE, cells=CELLS)
+    state = torch.get_rng_state()
+    (call,) = rnnjit.explain(fast, x).calls
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (call.name, call.chosen, call.problem.T, call.problem.B) == ("cell", "reference", 5, 2)
+    assert "loop over its recurrence is compiled" in call.note
+    assert "draws at each step: 1" in call.note
+    assert call.problem.needs_grad
+    with torch.no_grad():
+        assert not rnnjit.explain(fast, x).calls[0].problem.needs_grad
+    with torch.autocast("cpu"):
+        assert "its own loop runs" in rnnjit.explain(fast, x).calls[0].note
+    eager = rnnjit.compile(model, backend="eager", cells=CELLS)
+    assert "'eager' was asked for" in rnnjit.explain(eager, x).calls[0].note
+    torch.testing.assert_close(fast.eval()(x), model.eval()(x))  # still compiled
+
+
 def test_explain_lists_loops():
     model = nn.ModuleList([CTRNN(3, 6), nn.LSTM(3, 6), BatchFirst(3, 4)])
     first, _, last = rnnjit.explain(model).calls
