@@ -188,7 +188,11 @@ class Products:
         if source.DRAW in wrong:
             raise refuse("multiplies a state with a random draw in it", alone)
         if wrong & {source.ROW, source.INPUT}:
-            raise refuse("multiplies a state with x in it", alone + ", and add self.ih(x) to it")
+            raise refuse(
+                "multiplies a state with x in it",
+                f"{alone}, and add self.ih(x) to it; scale a state by a function of x at the end "
+                "of the step before, with that x as a column of it",
+            )
         if source.STATE not in wrong:
             raise refuse("multiplies what depends on no state", alone)
         if self.operand is not None and self.operand.number != operand.number:

@@ -417,7 +417,7 @@ MALFORMED = {
     two_stages: ("linear", "one stage of products", "after the product"),
     low_rank_in_two_steps: ("linear", "no multiple of the 5", r"self.m @ self.n.T"),
     product_of_states: ("matmul", "two tensors that depend on states", "weight of parameters"),
-    x_in_the_operand: ("linear", "with x in it", "add self.ih"),
+    x_in_the_operand: ("linear", "with x in it", "add self.ih.*end of the step before"),
     draw_in_the_operand: ("linear", "random draw in it", "pointwise function"),
     weights_from_x: ("matmul", "weights that depend on x", "x act pointwise"),
     batched_product: ("torch.bmm", "product that compiled cells do not take", "F.linear"),
