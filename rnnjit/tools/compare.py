@@ -167,6 +167,11 @@ def _copy_recurrent(seen: Seen) -> tuple[nn.Module, Call]:
     """A copy of an observed `Recurrent` that shares its Parameters, and of its call."""
     module: Any = copy_sharing_parameters(seen.module)
     forget_pre_hooks(module)
+    for name in {name for names in module._store.names for name in names.values()}:
+        if isinstance(weight := vars(module).get(name), Tensor):
+            # A pre-hook computed it, as torch.nn.utils.weight_norm does; its graph is used up.
+            delattr(module, name)
+            module.register_parameter(name, nn.Parameter(weight.detach().clone()))
     spec = module._outer_spec()
     prepared = prepare(spec, module._first_weight(), seen.input, seen.hx)
     _check_device(prepared.x)

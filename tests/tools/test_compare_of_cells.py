@@ -113,6 +113,14 @@ def test_what_errors_are_where_no_float64_run_tells(plain, cell, why):
     assert why in " ".join(str(compared).split())
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_weight_that_a_hook_computes(plain):
+    module = nn.utils.weight_norm(rnnjit.Recurrent(Coupled(5, 6)), "weight_hh_l0")
+    (found,) = rnnjit.compare(module, torch.randn(4, 3, 5), rounds=2).calls.values()
+    assert found.exact == "a float64 run"
+    assert found.results[0].gradients_error < 1e-5
+
+
 def test_a_cell_that_is_not_compiled_raises(plain):
     class Sums(rnnjit.Cell):
         def forward(self, x, h):
