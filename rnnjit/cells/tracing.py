@@ -6,7 +6,7 @@ import inspect
 import os
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rnnjit.cells import expressions as source
 from rnnjit.cells.graph import DependsOnBatchError, Graph, Merge
+from rnnjit.cells.guards import Guards
 from rnnjit.cells.lowering import Lowered, lower
 from rnnjit.cells.refusals import Refuse, is_own, lines_of
 from rnnjit.cells.traced_cell import Draw, TracedCell
@@ -35,11 +36,19 @@ class _Step(NamedTuple):
     hidden_size: int
     dtype: torch.dtype
     device: torch.device
+    method: str = ""
 
     @property
     def title(self) -> str:
-        return f"{type(self.cell).__name__}.{self.name}"
+        return f"{type(self.cell).__name__}.{self.method}"
 
+    @property
+    def where(self) -> str:
+        return lines_of(getattr(self.cell, self.method))
+
+
+#: How many traces of a cell are kept.
+_KEPT = 64
 
 _traced: weakref.WeakKeyDictionary[nn.Module, dict[object, TracedCell]] = (
     weakref.WeakKeyDictionary()
@@ -55,11 +64,12 @@ def trace_cell(
     states: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    method: str | None = None,
 ) -> TracedCell:
     """Trace one step of a cell.
 
-    The trace is remembered for the cell as it is: its training mode and its plain attributes
-    (numbers, strings, functions) are constants of it.
+    The trace is remembered for the cell as it is: its training mode, and the Python values that
+    the step may read (numbers, strings, functions), are constants of it, see `guards`.
 
     Args:
         cell: a `Cell`, or another module with a method that computes one step.
@@ -70,17 +80,19 @@ def trace_cell(
             arguments after the first.
         dtype: of x and the states; None for that of the cell's first floating-point parameter.
         device: of x and the states; None for that of the cell's first parameter.
+        method: the user's method that `step` calls, which errors name; None for the step itself.
 
     Raises:
         CellError: the step is not of the form that is compiled.
         RuntimeError: torch lacks what tracing needs.
     """
     found = _described(cell, step, input_size, hidden_size, states, dtype, device)
-    learnt = tuple(each.requires_grad for each in cell.parameters())
-    key = (*found[1:], learnt, _attributes(cell))
+    key = (*found[1:], *_state(cell), Guards([cell], method or step).key)
     known = _traced.setdefault(cell, {})
     if key not in known:
-        known[key] = _trace(found)
+        if len(known) >= _KEPT:
+            known.clear()
+        known[key] = _trace(found._replace(method=method or step))
     return known[key]
 
 
@@ -116,39 +128,30 @@ def _described(
     return _Step(cell, step, tuple(states), I, H, dtype, torch.device(device))
 
 
-def _attributes(cell: nn.Module) -> tuple[object, ...]:
-    """The plain attributes of a module and of those in it."""
+def tensors_key(tensors: Iterable[Tensor | None]) -> tuple[object, ...]:
+    """What of a cell's tensors a trace has as constants: all but their values.
+
+    Two that are one tensor at the time of the trace are one to the trace, too.
+    """
+    numbers: dict[int, int] = {}
     return tuple(
-        (prefix, name, _frozen(value))
-        for prefix, module in cell.named_modules()
-        for name, value in vars(module).items()
-        if name not in _TORCHS and not isinstance(value, Tensor)
+        [
+            each is not None
+            and (
+                *(each.shape, each.dtype, each.requires_grad),
+                numbers.setdefault(id(each), len(numbers)),
+            )
+            for each in tensors
+        ]
     )
 
 
-#: What torch itself keeps in a module.
-_TORCHS = frozenset(vars(nn.Module())) - {"training"} | {"_construction"}
-
-
-def _frozen(value: object, depth: int = 4) -> object:
-    """A value to compare plain attributes by; it keeps none of them alive."""
-    if depth == 0:
-        return id(value)
-    if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
-        return type(value), repr(value)
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(_frozen(each, depth - 1) for each in value)
-    if isinstance(value, dict):
-        return dict, tuple((repr(k), _frozen(v, depth - 1)) for k, v in value.items())
-    if isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
-        return id(value)
-    try:
-        # Another object may get the id of one that is gone.
-        kept: object = weakref.ref(value)
-        hash(kept)
-    except TypeError:
-        kept = id(value)
-    return kept, _frozen(vars(value), depth - 1)
+def _state(cell: nn.Module) -> tuple[object, ...]:
+    """The tensors of a cell, without their values, and its modes."""
+    modules = list(cell.modules())
+    held = [each for module in modules for each in (parameters_of(module), buffers_of(module))]
+    tensors = [tensor for each in held for tensor in each.values()]
+    return tensors_key(tensors), tuple([module.training for module in modules])
 
 
 def _trace(step: _Step) -> TracedCell:
@@ -157,7 +160,7 @@ def _trace(step: _Step) -> TracedCell:
     with torch.inference_mode(False), torch.enable_grad():
         pairs = [_run(step, B) for B in _SIZES]
         (one, first), (_, second) = pairs
-        refuse.where = lines_of(getattr(step.cell, step.name))
+        refuse.where = step.where
         different = refuse(
             "computes something else for another batch size",
             "Compute each row alone: take sizes from the states, and no number from the batch size",
@@ -225,12 +228,12 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     if tracer.error is not None:
         raise tracer.error
     refuse.calls.clear()
-    refuse.where = lines_of(getattr(step.cell, step.name))
+    refuse.where = step.where
     if changed:
         raise refuse(
             "is set in the step, which is traced once",
             "Return what the next step needs as a state",
-            operation=", ".join(f"self.{name}" for name in changed),
+            operation=", ".join(f"self.{name}" for name in dict.fromkeys(changed)),
         )
     outputs = _results(results, step, refuse)
     names = ["the output", *(f"the new state {name}" for name in step.states)]

@@ -131,7 +131,14 @@ class Adapted(nn.Module):
         """What the step computes, and the configuration of the call."""
         how = self._adaptation
         I, H = (int(getattr(self, name)) for name in (how.input_size, how.hidden_size))
-        traced = trace_cell(self, "_adapted_step", input_size=I, hidden_size=H, states=how.states)
+        traced = trace_cell(
+            self,
+            "_adapted_step",
+            input_size=I,
+            hidden_size=H,
+            states=how.states,
+            method=how.step,
+        )
         outer = outer_spec(I, H, 1, 1, how.states, type(self).__name__, how.batch_first, 0.0, False)
         return Plan((layer_plan(H, (traced,)),), None), outer
 
