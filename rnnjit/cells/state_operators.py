@@ -147,7 +147,8 @@ class StateOperators(Operands):
         results = []
         for one, marks in zip(likes, moved, strict=True):
             results.append(self.keep(self.fresh(one), None, self._kept(marks)))
-            self.share(own, self._traced[id(results[-1])])
+            if not name.startswith("unsafe_"):  # torch promises that nobody sees shared memory
+                self.share(own, self._traced[id(results[-1])])
         if beside:
             self._traced[id(results[0])].parts = tuple(tensors)
         return results[0] if isinstance(like, Tensor) else type(like)(results)

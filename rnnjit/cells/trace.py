@@ -70,6 +70,8 @@ class Trace:
         self._traced: dict[int, Traced] = {}
         self._known: dict[Any, Node] = {}
         tensors = [*cell.named_parameters(), *cell.named_buffers()]
+        #: The cell with other tensors, as it may be at another call.
+        self.sampled: Any = _Sampled(cell)
         self._own = {id(tensor): (name, tensor) for name, tensor in reversed(tensors)}
 
     def give_x(self, tensor: Tensor) -> None:
@@ -112,8 +114,13 @@ class Trace:
         return self._known[key]
 
     def constant(self, node: Node) -> Tensor:
-        """The value of a node that depends on nothing, or on parameters as they are now."""
+        """The value of a node that depends on nothing."""
         (found,) = Graph([node])(self.cell, node.like.device, self.B)
+        return found
+
+    def sample(self, node: Node) -> Tensor:
+        """A value that a node of parameters may have: they may be others at another call."""
+        (found,) = Graph([node])(self.sampled, node.like.device, self.B)
         return found
 
     def look_up(self, tensor: Tensor, *, resolve: bool = True) -> Traced:
@@ -196,6 +203,24 @@ class Trace:
         if id(like) not in self._traced:
             return like
         return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+
+
+class _Sampled:
+    """A module, with random numbers in the place of its floating-point tensors."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._module, name)
+        if isinstance(found, nn.Module):
+            return _Sampled(found)
+        if not found.is_floating_point():
+            return found
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        drawn = torch.rand(found.shape, generator=generator, **options)
+        return drawn.to(found.dtype).to(found.device)
 
 
 def _like(value: Any) -> Any:

@@ -149,7 +149,7 @@ class Tracer(StateOperators):
             *replaced(tuple(args), self._argument),
             **replaced_values(kwargs, self._argument),
         )
-        views = _is_view(func)
+        views = _is_view(func) and not name.startswith("unsafe_")
         if isinstance(node.like, Tensor):
             outputs: list[Tensor] = [node.like]
             found_nodes = [node]

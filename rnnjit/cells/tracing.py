@@ -87,7 +87,7 @@ def trace_cell(
         RuntimeError: torch lacks what tracing needs.
     """
     found = _described(cell, step, input_size, hidden_size, states, dtype, device)
-    key = (*found[1:], *_state(cell), Guards([cell], method or step).key)
+    key = (*found[1:], *state_key(cell), Guards([cell], method or step).key)
     known = _traced.setdefault(cell, {})
     if key not in known:
         if len(known) >= _KEPT:
@@ -146,8 +146,8 @@ def tensors_key(tensors: Iterable[Tensor | None]) -> tuple[object, ...]:
     )
 
 
-def _state(cell: nn.Module) -> tuple[object, ...]:
-    """The tensors of a cell, without their values, and its modes."""
+def state_key(cell: nn.Module) -> tuple[object, ...]:
+    """What a trace depends on beside Python's values: tensors, without their values, and modes."""
     modules = list(cell.modules())
     held = [each for module in modules for each in (parameters_of(module), buffers_of(module))]
     tensors = [tensor for each in held for tensor in each.values()]
@@ -162,8 +162,9 @@ def _trace(step: _Step) -> TracedCell:
         (one, first), (_, second) = pairs
         refuse.where = step.where
         different = refuse(
-            "computes something else for another batch size",
-            "Compute each row alone: take sizes from the states, and no number from the batch size",
+            "computes something else for another batch size, or when it runs again",
+            "Compute each row alone: take sizes from the states, no number from the batch size, "
+            "and none that is drawn, counted or timed in Python",
             operation="the step",
         )
         if first.spec.text != second.spec.text:
@@ -210,7 +211,7 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     tracer.give_x(given[0])
     for k, (name, tensor) in enumerate(zip(step.states, given[1:], strict=True)):
         tracer.give(tensor, tracer.pool.leaf(source.STATE, (k,)), f"the state {name}")
-    before = _snapshot(step.cell)
+    before, generator = _snapshot(step.cell), torch.get_rng_state()
     try:
         with (
             torch.autocast(step.device.type, enabled=False),
@@ -225,6 +226,8 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
         raise _failed(refuse, error) from error
     finally:
         changed = _restored(before)
+        seeded = not torch.equal(torch.get_rng_state(), generator)
+        torch.set_rng_state(generator)
     if tracer.error is not None:
         raise tracer.error
     refuse.calls.clear()
@@ -234,6 +237,12 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
             "is set in the step, which is traced once",
             "Return what the next step needs as a state",
             operation=", ".join(f"self.{name}" for name in dict.fromkeys(changed)),
+        )
+    if seeded:
+        raise refuse(
+            "seeds torch's random generator, or sets its state, and it is traced once",
+            "Seed before the call, or draw with a torch.Generator of the cell's own",
+            operation="the step",
         )
     outputs = _results(results, step, refuse)
     names = ["the output", *(f"the new state {name}" for name in step.states)]
@@ -320,10 +329,10 @@ def _check_rows(step: _Step, tracer: Tracer, traced: TracedCell, refuse: Refuse)
     likes = [each.like for each in tracer.draws]
     draws = [random((count, *like.shape[1:]), like.dtype) for like in likes]
     with torch.no_grad():
-        together = traced.row_inputs(step.cell, x, draws)
+        together = traced.row_inputs(tracer.sampled, x, draws)
         for row in range(count):
             own = slice(row, row + 1)
-            alone = traced.row_inputs(step.cell, x[own], [each[own] for each in draws])
+            alone = traced.row_inputs(tracer.sampled, x[own], [each[own] for each in draws])
             for k, (one, all_rows) in enumerate(zip(alone, together, strict=True)):
                 close = torch.isclose(one, all_rows[own], rtol=1e-3, atol=1e-5, equal_nan=True)
                 if not bool(close.all()):

@@ -181,8 +181,8 @@ def results_of(cell: Any, result: Any, count: int, shape: tuple[int, int]) -> tu
 
     Args:
         cell: the cell.
-        result: what it returned: the output and all states; or as many as states, of which the
-            first is the output, too; or a tensor for one state.
+        result: what it returned: the output and all states, which may be a tuple; or as many as
+            states, of which the first is the output, too; or a tensor for one state.
         count: the number of its states.
         shape: of each result, `[b, H]`.
 
@@ -191,6 +191,12 @@ def results_of(cell: Any, result: Any, count: int, shape: tuple[int, int]) -> tu
         RuntimeError: a tensor has another shape.
     """
     found = (result,) if isinstance(result, Tensor) else result
+    if isinstance(found, (tuple, list)):  # h, (h, c) as well
+        found = [
+            part
+            for each in found
+            for part in (each if isinstance(each, (tuple, list)) else (each,))
+        ]
     if not isinstance(found, (tuple, list)) or len(found) not in (count, count + 1):
         got = f"{len(found)} results" if isinstance(found, (tuple, list)) else type(found).__name__
         raise TypeError(

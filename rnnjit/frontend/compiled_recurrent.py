@@ -40,6 +40,7 @@ from rnnjit.frontend.recurrent_plan import (
     initial,
     make_plan,
     stack_spec,
+    untraceable,
 )
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
@@ -122,6 +123,8 @@ class CompiledRecurrent(CompiledBase, Recurrent):
         outer, weight = self._outer_spec(), self._first_weight()
         prepared = prepare(outer, weight, x, hx)
         states = initial_states(outer, prepared)
+        if untraceable(weight):
+            return Recurrent.forward(self, x, hx, reset, reset_to, return_states)
         if special_context(prepared.x, *states, *self._tensors()) is not None:
             return Recurrent.forward(self, x, hx, reset, reset_to, return_states)
         plan = self._plan(weight)
@@ -276,6 +279,8 @@ def lower_recurrent(
     states = initial_states(outer, prepared)
     if (special := special_context(prepared.x, *states, *module._tensors())) is not None:
         return special
+    if reason := untraceable(weight):
+        return reason
     plan = make_plan(module, module._store)
     if plan.stack is not None and reset is None and not return_states:
         call = stack_call(module, plan, plan.stack, prepared, states)
@@ -319,7 +324,7 @@ def trace(module: nn.Module) -> Plans | None:
     Raises:
         CellError: a cell computes what no backend could.
     """
-    if not isinstance(module, Recurrent):
+    if not isinstance(module, Recurrent) or untraceable(module._first_weight()):
         return None
     return {_key_of(module, module._first_weight()): make_plan(module, module._store)}
 

@@ -88,6 +88,11 @@ class Plan(NamedTuple):
         return tuple(found)
 
 
+def untraceable(weight: Tensor) -> str:
+    """Why no step with such tensors can be traced, or ""."""
+    return "the tensors are on meta, and have no values" if weight.is_meta else ""
+
+
 def make_plan(module: Any, store: CellStore) -> Plan:
     """Trace the cells of a `Recurrent` in its current mode.
 

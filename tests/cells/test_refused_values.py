@@ -1,0 +1,68 @@
+"""Protects the errors of steps whose numbers a trace cannot know: of rows, of Python, of seeds."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from rnnjit.cells import Cell, trace_cell
+from rnnjit.errors import CellError
+
+
+class Refused(Cell):
+    def __init__(self):
+        super().__init__(3, 5)
+        self.rows = nn.Parameter(torch.zeros(8, 5))
+        self.inner = nn.Tanh()
+
+
+def parameters_of_each_row(self, x, h):
+    return torch.tanh(self.hh(h) + self.ih(x)) * self.rows[: len(x)]
+
+
+def parameters_of_each_row_of_x(self, x, h):
+    return torch.tanh(self.hh(h) + torch.tanh(self.ih(x) + self.rows[: len(x)]))
+
+
+def bound_that_is_nan(self, x, h):
+    return torch.clamp(self.hh(h) + self.ih(x), max=float("nan"))
+
+
+def seeds(self, x, h):
+    torch.manual_seed(3)
+    return torch.tanh(h + self.ih(x) + torch.randn_like(h))
+
+
+def draws_a_number_in_python(self, x, h):
+    return torch.tanh(h * random.random() + self.ih(x))
+
+
+def changes_the_mode(self, x, h):
+    self.eval()
+    return torch.tanh(h + self.ih(x))
+
+
+#: For each step the operation that its error names, why, and what to do.
+REFUSED = {
+    parameters_of_each_row: ("Tensor.mul", "not the same in each row", "vectors of [H]"),
+    parameters_of_each_row_of_x: ("what is computed from x", "mixes rows", "each row alone"),
+    bound_that_is_nan: ("torch.clamp", "a bound that is NaN", "numbers, or None"),
+    seeds: ("the step", "seeds torch's random generator", "Generator of the cell's own"),
+    draws_a_number_in_python: ("the step", "when it runs again", "drawn, counted or timed"),
+    changes_the_mode: ("self.training", "is set in the step", "as a state"),
+}
+
+
+@pytest.mark.parametrize("step", REFUSED, ids=lambda step: step.__name__)
+def test_what_is_wrong_is_named(step):
+    cell = type("Mine", (Refused,), {"forward": step})()
+    before = torch.get_rng_state()
+    with pytest.raises(CellError) as caught:
+        trace_cell(cell)
+    operation, why, remedy = REFUSED[step]
+    assert caught.value.operation == operation
+    assert why in caught.value.why
+    assert remedy in caught.value.remedy
+    assert caught.value.where.startswith("test_refused_values.py:")
+    assert torch.equal(torch.get_rng_state(), before)
