@@ -32,7 +32,7 @@ from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import needs_grad, problem_of
 from rnnjit.frontend.overrides import overriding
 from rnnjit.frontend.recurrent import Recurrent, restored
-from rnnjit.frontend.recurrent_layers import run_layers
+from rnnjit.frontend.recurrent_layers import required_gradients, run_layers
 from rnnjit.frontend.recurrent_plan import (
     LayerPlan,
     Plan,
@@ -128,7 +128,7 @@ class CompiledRecurrent(CompiledBase, Recurrent):
         if special_context(prepared.x, *states, *self._tensors()) is not None:
             return Recurrent.forward(self, x, hx, reset, reset_to, return_states)
         plan = self._plan(weight)
-        if plain and plan.stack is not None:
+        if plain and plan.stack is not None and as_stack(self, plan, prepared, states):
             return self._run_stack(plan, plan.stack, prepared, states, x, paths, profiled)
         cuts = self._checked_resets(outer, x, reset, reset_to)
         if cuts is not None and (cuts.mask.numel() == 0 or not (cuts.recorded or cuts.mask.any())):
@@ -216,6 +216,23 @@ class CompiledRecurrent(CompiledBase, Recurrent):
             self.__dict__.pop("_guards", None)
 
 
+def as_stack(module: Recurrent, plan: Plan, prepared: Prepared, states: States) -> bool:
+    """Whether the layers run as a stack, all of whose results are recorded if one is."""
+    stack = plan.stack
+    if stack is None or stack.whole or not torch.is_grad_enabled():
+        return stack is not None
+    x, learnt = prepared.x.requires_grad, [state.requires_grad for state in states]
+    weights = plan.weights(module._store.bind(module))
+    count, anything = len(weights) // len(plan.layers), x or any(learnt)
+    for index, layer in enumerate(plan.layers):
+        own = weights[index * count : (index + 1) * count]
+        anything = anything or any(weight.requires_grad for weight in own)
+        x = all(required_gradients(layer, own, x, (), learnt))
+        if anything and not x:
+            return False
+    return True
+
+
 def stack_call(
     module: Recurrent, plan: Plan, stack: Stack, prepared: Prepared, states: States
 ) -> StackCall:
@@ -282,7 +299,8 @@ def lower_recurrent(
     if reason := untraceable(weight):
         return reason
     plan = make_plan(module, module._store)
-    if plan.stack is not None and reset is None and not return_states:
+    stack = reset is None and not return_states and as_stack(module, plan, prepared, states)
+    if plan.stack is not None and stack:
         call = stack_call(module, plan, plan.stack, prepared, states)
         return (LayerCall(None, call.spec, call.problem, False, ()),)
     cuts, rows = module._checked_resets(outer, x, reset, reset_to), prepared.rows

@@ -18,6 +18,7 @@ from rnnjit.backend import States
 from rnnjit.cells import TracedCell, trace_cell
 from rnnjit.frontend.cell_store import CellStore
 from rnnjit.ir import CellSpec, NormalForm, normal_form
+from rnnjit.ir.gradient_paths import reach_everything
 from rnnjit.ir.torch_evaluator import evaluate_tensors
 from rnnjit.spec import RNNSpec
 
@@ -51,12 +52,14 @@ class Stack(NamedTuple):
     Attributes:
         form: as in `LayerPlan`, of every layer.
         bias: whether the layers have biases.
+        whole: whether all results require a gradient if anything does.
         names: the flat name of each weight, if these are the parameters, all of them; else None.
     """
 
     form: NormalForm
     bias: bool
     names: tuple[str, ...] | None
+    whole: bool
 
     @property
     def keeps_states(self) -> bool:
@@ -144,7 +147,8 @@ def _stack(
         drawing = any(each.draws for each in layer.traced)
         if not alike or not whole or drawing or own.spec.row_inputs or layer.form.output != 0:
             return None
-    return Stack(first.form, first.traced[0].bias, _names(module, traced, cells, store))
+    names, whole = _names(module, traced, cells, store), reach_everything(first.traced[0].spec)
+    return Stack(first.form, first.traced[0].bias, names, whole)
 
 
 def _names(
