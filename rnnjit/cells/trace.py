@@ -214,13 +214,14 @@ class _Sampled:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._module, name)
         if isinstance(found, nn.Module):
-            return _Sampled(found)
-        if not found.is_floating_point():
-            return found
-        generator = torch.Generator(device="cpu").manual_seed(0)
-        options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-        drawn = torch.rand(found.shape, generator=generator, **options)
-        return drawn.to(found.dtype).to(found.device)
+            found = _Sampled(found)
+        elif found.is_floating_point():
+            generator = torch.Generator(device="cpu").manual_seed(0)
+            options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+            drawn = torch.rand(found.shape, generator=generator, **options)
+            found = drawn.to(found.dtype).to(found.device)
+        self.__dict__[name] = found  # for the next time
+        return found
 
 
 def _like(value: Any) -> Any:

@@ -22,7 +22,7 @@ from rnnjit.cells.tracer import FunctionNames, Tracer
 from rnnjit.errors import CellError
 from rnnjit.runtime.torch_private import TorchDispatchMode, buffers_of, parameters_of
 
-#: The batch sizes of the two traces.
+#: The batch sizes of the two traces. A single row, too, must give what they give.
 _SIZES = (2, 3)
 
 
@@ -189,7 +189,26 @@ def _trace(step: _Step) -> TracedCell:
             *(first.spec, first.input_size, first.bias, drawn, weights, rows, step.device)
         )
         _check_rows(step, one, traced, refuse)
+        if _differs_alone(step, traced, one.sampled):
+            raise different
     return traced
+
+
+def _differs_alone(step: _Step, traced: TracedCell, sampled: Any) -> bool:
+    """Whether the step of a single row computes something else than was traced."""
+    try:
+        tracer, lowered = _run(step, 1)
+    except Exception:  # noqa: BLE001 - the user's code may take a single row for no batch, and fail
+        return False
+    if lowered.spec.text != traced.spec.text or len(tracer.draws) != len(traced.draws):
+        return True
+    if not lowered.row_inputs:
+        return False
+    x, *draws = _random_rows(step, 1, [each.like for each in tracer.draws])
+    with torch.no_grad():
+        own = Graph(lowered.row_inputs)(sampled, step.device, 1, x, draws)
+        known = traced.row_inputs(sampled, x, draws)
+    return not all(map(_close, own, known))
 
 
 def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
@@ -199,6 +218,7 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
             f"torch {torch.__version__} lacks what tracing a cell needs: use the cell uncompiled"
         )
     refuse = Refuse(step.title)
+    _check_signature(step, refuse)
     tracer = Tracer(
         *(step.cell, refuse, B, step.input_size, step.hidden_size, step.dtype, step.device)
     )
@@ -248,6 +268,24 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     names = ["the output", *(f"the new state {name}" for name in step.states)]
     values = [tracer.result(each, name) for each, name in zip(outputs, names, strict=True)]
     return tracer, lower(tracer, values, type(step.cell).__name__, step.states)
+
+
+def _check_signature(step: _Step, refuse: Refuse) -> None:
+    """Refuse a step that does not take x and the states."""
+    try:
+        signature = inspect.signature(getattr(step.cell, step.name))
+    except ValueError:
+        return
+    try:
+        signature.bind(*("x", *step.states))
+    except TypeError as error:
+        taken = ", ".join(("self", "x", *step.states))
+        raise refuse(
+            f"is called with x and {len(step.states)} states ({', '.join(step.states)}): {error}",
+            f"Write def {step.method}({taken}), or name other states in the constructor",
+            operation="the step",
+            where=step.where,
+        ) from None
 
 
 def _failed(refuse: Refuse, error: Exception) -> CellError:
@@ -318,24 +356,15 @@ def _check_rows(step: _Step, tracer: Tracer, traced: TracedCell, refuse: Refuse)
     """Refuse row inputs that mix rows: each row alone must give what all rows together give."""
     if not traced.spec.row_inputs:
         return
-    generator = torch.Generator(device="cpu").manual_seed(0)
     count = 3
-
-    def random(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        values = torch.rand(list(shape), generator=generator, dtype=torch.float64, device="cpu")
-        return (values * 2).to(dtype).to(step.device)
-
-    x = random((count, step.input_size), step.dtype)
-    likes = [each.like for each in tracer.draws]
-    draws = [random((count, *like.shape[1:]), like.dtype) for like in likes]
+    x, *draws = _random_rows(step, count, [each.like for each in tracer.draws])
     with torch.no_grad():
         together = traced.row_inputs(tracer.sampled, x, draws)
         for row in range(count):
             own = slice(row, row + 1)
             alone = traced.row_inputs(tracer.sampled, x[own], [each[own] for each in draws])
             for k, (one, all_rows) in enumerate(zip(alone, together, strict=True)):
-                close = torch.isclose(one, all_rows[own], rtol=1e-3, atol=1e-5, equal_nan=True)
-                if not bool(close.all()):
+                if not _close(one, all_rows[own]):
                     node = traced._row_inputs.wanted[k]
                     raise refuse(
                         "mixes rows of the batch, which a sequence's result must not depend on",
@@ -344,3 +373,20 @@ def _check_rows(step: _Step, tracer: Tracer, traced: TracedCell, refuse: Refuse)
                         operation="what is computed from x",
                         where=node.where,
                     )
+
+
+def _random_rows(step: _Step, count: int, drawn: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers in the place of x and of draws like these, for so many rows."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    shapes = [((step.input_size,), step.dtype), *[(each.shape[1:], each.dtype) for each in drawn]]
+    found = []
+    for shape, dtype in shapes:
+        options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        values = torch.rand((count, *shape), generator=generator, **options)
+        found.append((values * 2).to(dtype).to(step.device))
+    return found
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    same = one.shape == other.shape
+    return same and bool(torch.isclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True).all())

@@ -1,4 +1,4 @@
-"""Protects the errors of steps whose numbers a trace cannot know: of rows, of Python, of seeds."""
+"""Protects the errors of steps that depend on the batch, on seeds, on Python's own numbers."""
 
 import random
 
@@ -38,6 +38,22 @@ def draws_a_number_in_python(self, x, h):
     return torch.tanh(h * random.random() + self.ih(x))
 
 
+def of_a_batch_of_one(self, x, h):
+    return torch.tanh(self.ih(x) + h) * (0.5 if len(h) == 1 else 1.0)
+
+
+def of_one_row_of_x(self, x, h):
+    return torch.tanh(h + torch.tanh(self.ih(x) * (2.0 if len(x) == 1 else 1.0)))
+
+
+def of_too_many_states(self, x, h, c):
+    return h, c
+
+
+def of_one_argument(self, x):
+    return self.ih(x)
+
+
 def changes_the_mode(self, x, h):
     self.eval()
     return torch.tanh(h + self.ih(x))
@@ -50,6 +66,10 @@ REFUSED = {
     bound_that_is_nan: ("torch.clamp", "a bound that is NaN", "numbers, or None"),
     seeds: ("the step", "seeds torch's random generator", "Generator of the cell's own"),
     draws_a_number_in_python: ("the step", "when it runs again", "drawn, counted or timed"),
+    of_a_batch_of_one: ("the step", "for another batch size", "no number from the batch size"),
+    of_one_row_of_x: ("the step", "for another batch size", "no number from the batch size"),
+    of_too_many_states: ("the step", "1 states (h): missing", "def forward(self, x, h)"),
+    of_one_argument: ("the step", "too many positional arguments", "def forward(self, x, h)"),
     changes_the_mode: ("self.training", "is set in the step", "as a state"),
 }
 
