@@ -25,6 +25,7 @@ _PLAIN = (
 )
 #: What torch itself keeps in a module, and the arguments of a cell's constructor.
 _TORCHS = frozenset(vars(nn.Module())) | {"_construction"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: Methods that are called without their names.
 _IMPLICIT = frozenset({"forward", "backward", "setup_context", "vjp", "jvp", "fget", "fset"})
 _CONSTRUCTION = frozenset({"__init__", "__new__", "__init_subclass__", "__class_getitem__"})
@@ -244,7 +245,7 @@ class _Walk:
         self.sized.append(own)
         if isinstance(value, nn.Module):
             yield tuple, own["_modules"].values()
-            for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"]):
+            for hooks in (own[name] for name in _HOOKS):
                 self.sized.append(hooks)
                 if hooks:
                     yield tuple, hooks.values()

@@ -217,8 +217,7 @@ class _Sampled:
             found = _Sampled(found)
         elif found.is_floating_point():
             generator = torch.Generator(device="cpu").manual_seed(0)
-            options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-            drawn = torch.rand(found.shape, generator=generator, **options)
+            drawn = torch.rand(found.shape, generator=generator, dtype=torch.float32, device="cpu")
             found = drawn.to(found.dtype).to(found.device)
         self.__dict__[name] = found  # for the next time
         return found

@@ -219,6 +219,7 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
         )
     refuse = Refuse(step.title)
     _check_signature(step, refuse)
+    _check_hooks(step, refuse)
     tracer = Tracer(
         *(step.cell, refuse, B, step.input_size, step.hidden_size, step.dtype, step.device)
     )
@@ -238,7 +239,9 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
             FunctionNames(refuse),
             tracer.mode(),
         ):
-            results = getattr(step.cell, step.name)(*given)
+            # A call of the module runs its hooks.
+            run = step.cell if step.name == "forward" else getattr(step.cell, step.name)
+            results = run(*given)
     except Exception as error:
         for known in (tracer.error, error):
             if isinstance(known, CellError):
@@ -286,6 +289,20 @@ def _check_signature(step: _Step, refuse: Refuse) -> None:
             operation="the step",
             where=step.where,
         ) from None
+
+
+def _check_hooks(step: _Step, refuse: Refuse) -> None:
+    """Refuse hooks on gradients, which the trace would leave out; those of forward are traced."""
+    for name, module in step.cell.named_modules():
+        own = vars(module)
+        if own["_backward_hooks"] or own["_backward_pre_hooks"]:
+            raise refuse(
+                "has a backward hook, which would see the gradient of one step alone, and no "
+                "backend gives it",
+                "Change gradients by a torch.autograd.Function whose backward pass is pointwise",
+                operation=f"self.{name}" if name else "the cell",
+                where=step.where,
+            )
 
 
 def _failed(refuse: Refuse, error: Exception) -> CellError:
@@ -381,8 +398,8 @@ def _random_rows(step: _Step, count: int, drawn: Sequence[Tensor]) -> list[Tenso
     shapes = [((step.input_size,), step.dtype), *[(each.shape[1:], each.dtype) for each in drawn]]
     found = []
     for shape, dtype in shapes:
-        options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-        values = torch.rand((count, *shape), generator=generator, **options)
+        shape = (count, *shape)
+        values = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
         found.append((values * 2).to(dtype).to(step.device))
     return found
 

@@ -5,7 +5,9 @@ import random
 import pytest
 import torch
 from torch import nn
+from user_cells import Kept
 
+import rnnjit
 from rnnjit.cells import Cell, trace_cell
 from rnnjit.errors import CellError
 
@@ -15,6 +17,15 @@ class Refused(Cell):
         super().__init__(3, 5)
         self.rows = nn.Parameter(torch.zeros(8, 5))
         self.inner = nn.Tanh()
+
+
+class Hooked(Cell):
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Tanh()
+
+    def forward(self, x, h):
+        return self.inner(self.ih(x) + self.hh(h))
 
 
 def parameters_of_each_row(self, x, h):
@@ -86,3 +97,21 @@ def test_what_is_wrong_is_named(step):
     assert remedy in caught.value.remedy
     assert caught.value.where.startswith("test_refused_values.py:")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_on_gradients_are_refused_when_they_come(kind):
+    fast = rnnjit.compile(rnnjit.Recurrent(Hooked(3, 5)), inplace=True, backend=Kept())
+    x = torch.randn(2, 2, 3)
+    first = fast(x)[0]
+    for module, named in ((fast.cells[0], "the cell"), (fast.cells[0].inner, "self.inner")):
+        hook = getattr(module, kind)(lambda *given: None)
+        with pytest.raises(CellError, match=f"{named} has a backward hook"):
+            fast(x)
+        hook.remove()
+    hook = fast.cells[0].register_forward_hook(lambda module, args, output: 2 * output)
+    doubled = rnnjit.compile(fast, backend="eager")(x)[0]
+    torch.testing.assert_close(fast(x)[0], doubled)
+    assert not torch.equal(doubled, first)
+    hook.remove()
+    assert torch.equal(fast(x)[0], first)
