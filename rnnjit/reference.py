@@ -257,7 +257,10 @@ def _step(
     # Each chunk is one more autograd node; a single gate needs none.
     parts = (zx, zh) if gates == 1 else (*zx.chunk(gates, -1), *zh.chunk(gates, -1))
     given = (*parts, *states, *weights.parameters, *row_inputs)
-    out, *after = _evaluated(cell.program, given)
+    shape = states[0].shape[0], layer.hidden_size
+    results = _evaluated(cell.program, given)
+    # A result that is a parameter is [H].
+    out, *after = [each if each.dim() == 2 else each.expand(shape) for each in results]
     if weights.w_hr is not None:
         out = F.linear(out, weights.w_hr)
         after[0] = out

@@ -50,7 +50,7 @@ class Operands(Trace):
         index = [*leading[: layout.batch], 0, *leading[layout.batch :]]
         missing = len(layout.shape) - len(node.shape)
         if missing <= layout.batch and node.shape[layout.batch - missing] not in (1,):
-            rows = self.constant(node).movedim(layout.batch - missing, 0)
+            rows = self.sample(node).movedim(layout.batch - missing, 0)
             if not bool(((rows == rows[:1]) | (rows != rows)).all()):
                 raise self.refuse(
                     f"takes a tensor {list(node.shape)} of parameters that is not the same in "

@@ -115,6 +115,8 @@ def _clamp(pool: Pool, x: Any, low: Any = None, high: Any = None) -> Expression:
     """Torch's clamp: its gradient passes to x at both bounds."""
     value = pool.number(x)
     fixed = (-math.inf if low is None else low, math.inf if high is None else high)
+    if any(isinstance(each, float) and math.isnan(each) for each in fixed):
+        raise CannotExpressError("has a bound that is NaN", "Give bounds that are numbers, or None")
     if all(isinstance(each, (int, float)) for each in fixed):
         return pool.append("clamp", (value,), fixed)
     lower = None if low is None else pool.number(low)

@@ -72,6 +72,8 @@ class Trace:
         self._traced: dict[int, Traced] = {}
         self._known: dict[Any, Node] = {}
         tensors = [*cell.named_parameters(), *cell.named_buffers()]
+        #: The cell with other tensors, as it may be at another call.
+        self.sampled: Any = _Sampled(cell)
         self._own = {id(tensor): (name, tensor) for name, tensor in reversed(tensors)}
 
     def give_x(self, tensor: Tensor) -> None:
@@ -114,8 +116,13 @@ class Trace:
         return self._known[key]
 
     def constant(self, node: Node) -> Tensor:
-        """The value of a node that depends on nothing, or on parameters as they are now."""
+        """The value of a node that depends on nothing."""
         (found,) = Graph([node])(self.cell, node.like.device, self.B)
+        return found
+
+    def sample(self, node: Node) -> Tensor:
+        """A value that a node of parameters may have: they may be others at another call."""
+        (found,) = Graph([node])(self.sampled, node.like.device, self.B)
         return found
 
     def look_up(self, tensor: Tensor, *, resolve: bool = True) -> Traced:
@@ -219,6 +226,24 @@ def _repeats(tensor: Tensor) -> bool:
     return any(
         size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
     )
+
+
+class _Sampled:
+    """A module, with random numbers in the place of its floating-point tensors."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._module, name)
+        if isinstance(found, nn.Module):
+            found = _Sampled(found)
+        elif found.is_floating_point():
+            generator = torch.Generator(device="cpu").manual_seed(0)
+            drawn = torch.rand(found.shape, generator=generator, dtype=torch.float32, device="cpu")
+            found = drawn.to(found.dtype).to(found.device)
+        self.__dict__[name] = found  # for the next time
+        return found
 
 
 def _like(value: Any) -> Any:

@@ -6,7 +6,7 @@ import inspect
 import os
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rnnjit.cells import expressions as source
 from rnnjit.cells.graph import DependsOnBatchError, Graph, Merge
+from rnnjit.cells.guards import Guards
 from rnnjit.cells.lowering import Lowered, lower
 from rnnjit.cells.refusals import Refuse, is_own, lines_of
 from rnnjit.cells.traced_cell import Draw, TracedCell
@@ -21,7 +22,7 @@ from rnnjit.cells.tracer import FunctionNames, Tracer
 from rnnjit.errors import CellError
 from rnnjit.runtime.torch_private import TorchDispatchMode, buffers_of, parameters_of
 
-#: The batch sizes of the two traces.
+#: The batch sizes of the two traces. A single row, too, must give what they give.
 _SIZES = (2, 3)
 
 
@@ -35,16 +36,19 @@ class _Step(NamedTuple):
     hidden_size: int
     dtype: torch.dtype
     device: torch.device
-    shown: str
+    method: str = ""
 
     @property
     def title(self) -> str:
-        return f"{type(self.cell).__name__}.{self.shown}"
+        return f"{type(self.cell).__name__}.{self.method}"
 
     @property
-    def lines(self) -> str:
-        return lines_of(getattr(self.cell, self.shown))
+    def where(self) -> str:
+        return lines_of(getattr(self.cell, self.method))
 
+
+#: How many traces of a cell are kept.
+_KEPT = 64
 
 _traced: weakref.WeakKeyDictionary[nn.Module, dict[object, TracedCell]] = (
     weakref.WeakKeyDictionary()
@@ -60,12 +64,12 @@ def trace_cell(
     states: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    shown: str | None = None,
+    method: str | None = None,
 ) -> TracedCell:
     """Trace one step of a cell.
 
-    The trace is remembered for the cell as it is: its training mode and its plain attributes
-    (numbers, strings, functions) are constants of it.
+    The trace is remembered for the cell as it is: its training mode, and the Python values that
+    the step may read (numbers, strings, functions), are constants of it, see `guards`.
 
     Args:
         cell: a `Cell`, or another module with a method that computes one step.
@@ -76,18 +80,19 @@ def trace_cell(
             arguments after the first.
         dtype: of x and the states; None for that of the cell's first floating-point parameter.
         device: of x and the states; None for that of the cell's first parameter.
-        shown: the name of the method that errors name; None for `step`.
+        method: the user's method that `step` calls, which errors name; None for the step itself.
 
     Raises:
         CellError: the step is not of the form that is compiled.
         RuntimeError: torch lacks what tracing needs.
     """
-    found = _described(cell, step, input_size, hidden_size, states, dtype, device, shown or step)
-    learnt = tuple(each.requires_grad for each in cell.parameters())
-    key = (*found[1:], learnt, _attributes(cell))
+    found = _described(cell, step, input_size, hidden_size, states, dtype, device)
+    key = (*found[1:], *state_key(cell), Guards([cell], method or step).key)
     known = _traced.setdefault(cell, {})
     if key not in known:
-        known[key] = _trace(found)
+        if len(known) >= _KEPT:
+            known.clear()
+        known[key] = _trace(found._replace(method=method or step))
     return known[key]
 
 
@@ -99,7 +104,6 @@ def _described(
     states: Sequence[str] | None,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-    shown: str,
 ) -> _Step:
     method = getattr(cell, step, None)
     if not callable(method):
@@ -121,42 +125,33 @@ def _described(
     if device is None:
         device = torch.device("cpu") if first is None else first.device
     I, H = sizes
-    return _Step(cell, step, tuple(states), I, H, dtype, torch.device(device), shown)
+    return _Step(cell, step, tuple(states), I, H, dtype, torch.device(device))
 
 
-def _attributes(cell: nn.Module) -> tuple[object, ...]:
-    """The plain attributes of a module and of those in it."""
+def tensors_key(tensors: Iterable[Tensor | None]) -> tuple[object, ...]:
+    """What of a cell's tensors a trace has as constants: all but their values.
+
+    Two that are one tensor at the time of the trace are one to the trace, too.
+    """
+    numbers: dict[int, int] = {}
     return tuple(
-        (prefix, name, _frozen(value))
-        for prefix, module in cell.named_modules()
-        for name, value in vars(module).items()
-        if name not in _TORCHS and not isinstance(value, Tensor)
+        [
+            each is not None
+            and (
+                *(each.shape, each.dtype, each.requires_grad),
+                numbers.setdefault(id(each), len(numbers)),
+            )
+            for each in tensors
+        ]
     )
 
 
-#: What torch itself keeps in a module.
-_TORCHS = frozenset(vars(nn.Module())) - {"training"} | {"_construction"}
-
-
-def _frozen(value: object, depth: int = 4) -> object:
-    """A value to compare plain attributes by; it keeps none of them alive."""
-    if depth == 0:
-        return id(value)
-    if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
-        return type(value), repr(value)
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(_frozen(each, depth - 1) for each in value)
-    if isinstance(value, dict):
-        return dict, tuple((repr(k), _frozen(v, depth - 1)) for k, v in value.items())
-    if isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
-        return id(value)
-    try:
-        # Another object may get the id of one that is gone.
-        kept: object = weakref.ref(value)
-        hash(kept)
-    except TypeError:
-        kept = id(value)
-    return kept, _frozen(vars(value), depth - 1)
+def state_key(cell: nn.Module) -> tuple[object, ...]:
+    """What a trace depends on beside Python's values: tensors, without their values, and modes."""
+    modules = list(cell.modules())
+    held = [each for module in modules for each in (parameters_of(module), buffers_of(module))]
+    tensors = [tensor for each in held for tensor in each.values()]
+    return tensors_key(tensors), tuple([module.training for module in modules])
 
 
 def _trace(step: _Step) -> TracedCell:
@@ -165,10 +160,11 @@ def _trace(step: _Step) -> TracedCell:
     with torch.inference_mode(False), torch.enable_grad():
         pairs = [_run(step, B) for B in _SIZES]
         (one, first), (_, second) = pairs
-        refuse.where = step.lines
+        refuse.where = step.where
         different = refuse(
-            "computes something else for another batch size",
-            "Compute each row alone: take sizes from the states, and no number from the batch size",
+            "computes something else for another batch size, or when it runs again",
+            "Compute each row alone: take sizes from the states, no number from the batch size, "
+            "and none that is drawn, counted or timed in Python",
             operation="the step",
         )
         if first.spec.text != second.spec.text:
@@ -193,7 +189,26 @@ def _trace(step: _Step) -> TracedCell:
             *(first.spec, first.input_size, first.bias, drawn, weights, rows, step.device)
         )
         _check_rows(step, one, traced, refuse)
+        if _differs_alone(step, traced, one.sampled):
+            raise different
     return traced
+
+
+def _differs_alone(step: _Step, traced: TracedCell, sampled: Any) -> bool:
+    """Whether the step of a single row computes something else than was traced."""
+    try:
+        tracer, lowered = _run(step, 1)
+    except Exception:  # noqa: BLE001 - the user's code may take a single row for no batch, and fail
+        return False
+    if lowered.spec.text != traced.spec.text or len(tracer.draws) != len(traced.draws):
+        return True
+    if not lowered.row_inputs:
+        return False
+    x, *draws = _random_rows(step, 1, [each.like for each in tracer.draws])
+    with torch.no_grad():
+        own = Graph(lowered.row_inputs)(sampled, step.device, 1, x, draws)
+        known = traced.row_inputs(sampled, x, draws)
+    return not all(map(_close, own, known))
 
 
 def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
@@ -203,6 +218,8 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
             f"torch {torch.__version__} lacks what tracing a cell needs: use the cell uncompiled"
         )
     refuse = Refuse(step.title)
+    _check_signature(step, refuse)
+    _check_hooks(step, refuse)
     tracer = Tracer(
         *(step.cell, refuse, B, step.input_size, step.hidden_size, step.dtype, step.device)
     )
@@ -215,15 +232,16 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     tracer.give_x(given[0])
     for k, (name, tensor) in enumerate(zip(step.states, given[1:], strict=True)):
         tracer.give(tensor, tracer.pool.leaf(source.STATE, (k,)), f"the state {name}")
-    _check_arguments(step, refuse)
-    before = _snapshot(step.cell)
+    before, generator = _snapshot(step.cell), torch.get_rng_state()
     try:
         with (
             torch.autocast(step.device.type, enabled=False),
             FunctionNames(refuse),
             tracer.mode(),
         ):
-            results = getattr(step.cell, step.name)(*given)
+            # A call of the module runs its hooks.
+            run = step.cell if step.name == "forward" else getattr(step.cell, step.name)
+            results = run(*given)
     except Exception as error:
         for known in (tracer.error, error):
             if isinstance(known, CellError):
@@ -231,15 +249,23 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
         raise _failed(step, refuse, error) from error
     finally:
         changed = _restored(before)
+        seeded = not torch.equal(torch.get_rng_state(), generator)
+        torch.set_rng_state(generator)
     if tracer.error is not None:
         raise tracer.error
     refuse.calls.clear()
-    refuse.where = step.lines
+    refuse.where = step.where
     if changed:
         raise refuse(
             "is set in the step, which is traced once",
             "Return what the next step needs as a state",
-            operation=", ".join(f"self.{name}" for name in changed),
+            operation=", ".join(f"self.{name}" for name in dict.fromkeys(changed)),
+        )
+    if seeded:
+        raise refuse(
+            "seeds torch's random generator, or sets its state, and it is traced once",
+            "Seed before the call, or draw with a torch.Generator of the cell's own",
+            operation="the step",
         )
     outputs = _results(results, step, refuse)
     names = ["the output", *(f"the new state {name}" for name in step.states)]
@@ -247,22 +273,36 @@ def _run(step: _Step, B: int) -> tuple[Tracer, Lowered]:
     return tracer, lower(tracer, values, type(step.cell).__name__, step.states)
 
 
-def _check_arguments(step: _Step, refuse: Refuse) -> None:
-    """Refuse a step that cannot be called with x and one argument for each state."""
-    method = getattr(step.cell, step.name)
-    signature = inspect.signature(method)
+def _check_signature(step: _Step, refuse: Refuse) -> None:
+    """Refuse a step that does not take x and the states."""
     try:
-        signature.bind("x", *step.states)
-    except TypeError:
-        taken = ", ".join(signature.parameters)
+        signature = inspect.signature(getattr(step.cell, step.name))
+    except ValueError:
+        return
+    try:
+        signature.bind(*("x", *step.states))
+    except TypeError as error:
+        taken = ", ".join(("self", "x", *step.states))
         raise refuse(
-            f"takes ({taken}), and is called with x and {len(step.states)} states "
-            f"({', '.join(step.states)})",
-            f"Define it with an argument for each: {step.name}({', '.join(('x', *step.states))}); "
-            "the constructor's `states` names the states",
+            f"is called with x and {len(step.states)} states ({', '.join(step.states)}): {error}",
+            f"Write def {step.method}({taken}), or name other states in the constructor",
             operation="the step",
-            where=step.lines,
+            where=step.where,
         ) from None
+
+
+def _check_hooks(step: _Step, refuse: Refuse) -> None:
+    """Refuse hooks on gradients, which the trace would leave out; those of forward are traced."""
+    for name, module in step.cell.named_modules():
+        own = vars(module)
+        if own["_backward_hooks"] or own["_backward_pre_hooks"]:
+            raise refuse(
+                "has a backward hook, which would see the gradient of one step alone, and no "
+                "backend gives it",
+                "Change gradients by a torch.autograd.Function whose backward pass is pointwise",
+                operation=f"self.{name}" if name else "the cell",
+                where=step.where,
+            )
 
 
 def _failed(step: _Step, refuse: Refuse, error: Exception) -> CellError:
@@ -274,7 +314,7 @@ def _failed(step: _Step, refuse: Refuse, error: Exception) -> CellError:
     own = [frame for frame in frames if not is_own(frame.filename)]
     numpy = any(f"{os.sep}numpy{os.sep}" in frame.filename for frame in frames)
     own = [frame for frame in own if f"{os.sep}numpy{os.sep}" not in frame.filename]
-    where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else step.lines
+    where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else step.where
     operation = refuse.calls[0] if refuse.calls else "a function of numpy" if numpy else "the step"
     kind, words = type(error).__name__, str(error).strip().partition("\n")[0].rstrip(".")
     if numpy or "numpy" in words:
@@ -333,24 +373,15 @@ def _check_rows(step: _Step, tracer: Tracer, traced: TracedCell, refuse: Refuse)
     """Refuse row inputs that mix rows: each row alone must give what all rows together give."""
     if not traced.spec.row_inputs:
         return
-    generator = torch.Generator(device="cpu").manual_seed(0)
     count = 3
-
-    def random(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        values = torch.rand(list(shape), generator=generator, dtype=torch.float64, device="cpu")
-        return (values * 2).to(dtype).to(step.device)
-
-    x = random((count, step.input_size), step.dtype)
-    likes = [each.like for each in tracer.draws]
-    draws = [random((count, *like.shape[1:]), like.dtype) for like in likes]
+    x, *draws = _random_rows(step, count, [each.like for each in tracer.draws])
     with torch.no_grad():
-        together = traced.row_inputs(step.cell, x, draws)
+        together = traced.row_inputs(tracer.sampled, x, draws)
         for row in range(count):
             own = slice(row, row + 1)
-            alone = traced.row_inputs(step.cell, x[own], [each[own] for each in draws])
+            alone = traced.row_inputs(tracer.sampled, x[own], [each[own] for each in draws])
             for k, (one, all_rows) in enumerate(zip(alone, together, strict=True)):
-                close = torch.isclose(one, all_rows[own], rtol=1e-3, atol=1e-5, equal_nan=True)
-                if not bool(close.all()):
+                if not _close(one, all_rows[own]):
                     node = traced._row_inputs.wanted[k]
                     raise refuse(
                         "mixes rows of the batch, which a sequence's result must not depend on",
@@ -359,3 +390,20 @@ def _check_rows(step: _Step, tracer: Tracer, traced: TracedCell, refuse: Refuse)
                         operation="what is computed from x",
                         where=node.where,
                     )
+
+
+def _random_rows(step: _Step, count: int, drawn: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers in the place of x and of draws like these, for so many rows."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    shapes = [((step.input_size,), step.dtype), *[(each.shape[1:], each.dtype) for each in drawn]]
+    found = []
+    for shape, dtype in shapes:
+        shape = (count, *shape)
+        values = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+        found.append((values * 2).to(dtype).to(step.device))
+    return found
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    same = one.shape == other.shape
+    return same and bool(torch.isclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True).all())

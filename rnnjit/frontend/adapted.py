@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, SupportsIndex, cast
 
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from rnnjit.backend import Backend, States
 from rnnjit.cells import trace_cell
+from rnnjit.cells.guards import Guards
+from rnnjit.cells.tracing import state_key
 from rnnjit.dispatch.choice import special_context
 from rnnjit.dispatch.fallback import GENERATION, Fallback
 from rnnjit.dispatch.registry import resolve
@@ -44,6 +48,8 @@ class Dispatch:
     def __init__(self, backend: str | Backend, recompute: bool) -> None:
         self.backend, self.recompute = backend, recompute
         self.checked: set[tuple[object, ...]] = set()
+        #: What the step computes, with what that depends on.
+        self.plan: tuple[tuple[object, ...], Guards, Plan] | None = None
         self._choices: Choices = {}
         self._generation = GENERATION.now
 
@@ -104,13 +110,15 @@ class Adapted(nn.Module):
         states = (hx,) if isinstance(hx, Tensor) else hx
         if len(others) > 1 or not isinstance(x, Tensor) or x.dim() != 3 or 0 in x.shape[:2]:
             return None
-        if not x.is_floating_point():
+        if not x.is_floating_point() or x.is_meta:
             return None
         if states is not None:
             count = len(self._adaptation.states)
             if not isinstance(states, (tuple, list)) or len(states) != count:
                 return None
-            if not all(isinstance(each, Tensor) and each.dim() == 2 for each in states):
+            batch = x.shape[not self._adaptation.batch_first]
+            shape = batch, self._adaptation.sizes(self)[1]
+            if not all(isinstance(each, Tensor) and each.shape == shape for each in states):
                 return None
             states = tuple(states)
         own = (*self.parameters(), *self.buffers())
@@ -138,15 +146,30 @@ class Adapted(nn.Module):
         output = named[OUTPUT] if OUTPUT in named else named[how.results[0]]
         return (output, *[named[name] for name in how.states])
 
-    def _plan(self) -> tuple[Plan, RNNSpec]:
-        """What the step computes, and the configuration of the call."""
-        how = self._adaptation
+    def _plan(self, weight: Tensor) -> tuple[Plan, RNNSpec]:
+        """What the step computes, and the configuration of the call; `weight` has its dtype."""
+        how, held = self._adaptation, self._dispatch.plan
         I, H = how.sizes(self)
-        traced = trace_cell(
-            *(self, "_adapted_step"), input_size=I, hidden_size=H, states=how.states, shown=how.step
-        )
+        key = I, H, weight.dtype, weight.device, *state_key(self)
+        if held is None or held[0] != key or not held[1]():
+            traced = trace_cell(
+                *(self, "_adapted_step"),
+                input_size=I,
+                hidden_size=H,
+                states=how.states,
+                dtype=weight.dtype,
+                device=weight.device,
+                method=how.step,
+            )
+            guards, plan = Guards([self], how.step), Plan((layer_plan(H, (traced,)),), None)
+            held = self._dispatch.plan = key, guards, plan
         outer = outer_spec(I, H, 1, 1, how.states, type(self).__name__, how.batch_first, 0.0, False)
-        return Plan((layer_plan(H, (traced,)),), None), outer
+        return held[2], outer
+
+    def _weight(self, x: Tensor) -> Tensor:
+        """A parameter, whose dtype and device are the call's; x itself if there is none."""
+        floating = (each for each in self.parameters() if each.is_floating_point())
+        return next(floating, x.new_empty(0))
 
     def _lowered(self, x: Tensor, hx: States | None) -> LayerCall:
         """What backends are asked to compute of a call that is compiled.
@@ -154,7 +177,7 @@ class Adapted(nn.Module):
         Raises:
             CellError: the step computes what no backend could.
         """
-        plan, outer = self._plan()
+        plan, outer = self._plan(self._weight(x))
         (layer,) = plan.layers
         (B, T) = x.shape[:2] if outer.batch_first else (x.shape[1], x.shape[0])
         recorded = needs_grad(x, hx or (), (*self.parameters(), *self.buffers()))
@@ -164,10 +187,10 @@ class Adapted(nn.Module):
         return LayerCall(None, layer.spec, problem, layer.form.output != 0, notes_on(layer))
 
     def _compiled(self, x: Tensor, hx: States | None) -> Any:
-        plan, outer = self._plan()
         states = hx and tuple([state.unsqueeze(0) for state in hx])
         given: Any = states[0] if states and len(states) == 1 else states
-        weight = next(each for each in self.parameters() if each.is_floating_point())
+        weight = self._weight(x)
+        plan, outer = self._plan(weight)
         prepared = prepare(outer, weight, x, given)
         found = run_layers(
             *(plan, (self,), prepared.rows, prepared.x, initial_states(outer, prepared)),
@@ -189,17 +212,18 @@ class Adapted(nn.Module):
         few = x.detach().narrow(time, 0, min(x.shape[time], _CHECKED))
         single = len(self._adaptation.states) == 1
         wanted = self._source.forward
-        devices = [x.device] if x.device.type != "cpu" else []
         modes = torch.inference_mode(False), torch.enable_grad()
-        with torch.random.fork_rng(devices), modes[0], modes[1]:
-            torch.manual_seed(0)
-            expected = self._outcome(
-                lambda x, hx: wanted(self, x, *(() if hx is None else (hx[0] if single else hx,))),
-                few,
-                hx,
-            )
-            torch.manual_seed(0)
-            found = self._outcome(self._compiled, few, hx)
+        with modes[0], modes[1]:
+            with _drawing_again(self, x.device):
+                expected = self._outcome(
+                    lambda x, hx: wanted(
+                        self, x, *(() if hx is None else (hx[0] if single else hx,))
+                    ),
+                    few,
+                    hx,
+                )
+            with _drawing_again(self, x.device):
+                found = self._outcome(self._compiled, few, hx)
         _compare(self, found, expected)
 
     def _outcome(self, run: Any, x: Tensor, hx: States | None) -> list[Tensor]:
@@ -227,6 +251,21 @@ class Adapted(nn.Module):
         getstate: Any = getattr(self, "__getstate__", None)
         state = getstate() if getstate is not None else dict(vars(self))
         return empty_adapted, (self._source, self._adaptation), state
+
+
+@contextmanager
+def _drawing_again(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """What is drawn inside is drawn again outside: by torch's generators, and by the module's."""
+    held = (each for part in module.modules() for each in vars(part).values())
+    own = [(each, each.get_state()) for each in held if isinstance(each, torch.Generator)]
+    devices = [] if device.type == "cpu" else [device]
+    kind = "cuda" if device.type == "cpu" else device.type
+    with torch.random.fork_rng(devices, device_type=kind):
+        try:
+            yield
+        finally:
+            for generator, state in own:
+                generator.set_state(state)
 
 
 def _flat(result: Any, what: str) -> list[Tensor]:

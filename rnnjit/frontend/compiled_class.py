@@ -75,7 +75,7 @@ COMPILED_ATTRIBUTES = frozenset(
     {
         *("_backend", "_key", "_choices", "_fast_paths", "_generation"),
         *("_biased", "_recompute", "_strong_weight_refs", "_weights_assigned"),
-        *("_plans", "_watch"),
+        *("_plans", "_guards"),
     }
 )
 CompiledT = TypeVar("CompiledT", bound=HasSourceClass)

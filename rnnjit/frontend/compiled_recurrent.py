@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import Backend, Shortcut, States
+from rnnjit.cells.guards import Guards
+from rnnjit.cells.tracing import tensors_key
 from rnnjit.dispatch.choice import special_context
 from rnnjit.dispatch.fallback import GENERATION, Fallback
 from rnnjit.dispatch.fast_path import FastPath
@@ -30,15 +32,15 @@ from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import needs_grad, problem_of
 from rnnjit.frontend.overrides import overriding
 from rnnjit.frontend.recurrent import Recurrent, restored
-from rnnjit.frontend.recurrent_layers import run_layers
+from rnnjit.frontend.recurrent_layers import required_gradients, run_layers
 from rnnjit.frontend.recurrent_plan import (
     LayerPlan,
     Plan,
     Stack,
-    Watch,
     initial,
     make_plan,
     stack_spec,
+    untraceable,
 )
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
@@ -47,6 +49,8 @@ from rnnjit.spec import Problem, RNNSpec, Rows
 
 #: What the cells compute, by what that depends on beside their attributes.
 Plans = dict[tuple[Any, ...], Plan]
+#: Plans of a module are dropped when there are more.
+_PLANS_KEPT = 64
 _Paths = dict[torch.Size, tuple[FastPath, ...]]
 
 
@@ -106,7 +110,7 @@ class CompiledRecurrent(CompiledBase, Recurrent):
         if FORK.forked and needs_one_thread():
             with one_thread():
                 return self._compiled(x, hx, reset, reset_to, return_states)
-        if self._generation != GENERATION.now or not self._watch():
+        if self._generation != GENERATION.now or not self._guards():
             self._forget_choices()
         plain = reset is None and reset_to is None and not return_states
         profiled, paths = profiler_runs(), self._fast_paths
@@ -119,10 +123,12 @@ class CompiledRecurrent(CompiledBase, Recurrent):
         outer, weight = self._outer_spec(), self._first_weight()
         prepared = prepare(outer, weight, x, hx)
         states = initial_states(outer, prepared)
+        if untraceable(weight):
+            return Recurrent.forward(self, x, hx, reset, reset_to, return_states)
         if special_context(prepared.x, *states, *self._tensors()) is not None:
             return Recurrent.forward(self, x, hx, reset, reset_to, return_states)
         plan = self._plan(weight)
-        if plain and plan.stack is not None:
+        if plain and plan.stack is not None and as_stack(self, plan, prepared, states):
             return self._run_stack(plan, plan.stack, prepared, states, x, paths, profiled)
         cuts = self._checked_resets(outer, x, reset, reset_to)
         if cuts is not None and (cuts.mask.numel() == 0 or not (cuts.recorded or cuts.mask.any())):
@@ -142,9 +148,10 @@ class CompiledRecurrent(CompiledBase, Recurrent):
 
     def _forget_choices(self) -> None:
         super()._forget_choices()
-        if not (watch := self.__dict__.get("_watch")) or not watch():
-            self._plans: Plans = {}
-            self._watch = Watch(self._store)
+        if not (guards := self.__dict__.get("_guards")) or not guards():
+            self._guards = Guards(self._store.cells)
+            if "_plans" not in self.__dict__ or len(self._plans) > _PLANS_KEPT:
+                self._plans: Plans = {}
 
     def _plan(self, weight: Tensor) -> Plan:
         """What the cells compute, in the module's mode, dtype and type of device.
@@ -152,11 +159,14 @@ class CompiledRecurrent(CompiledBase, Recurrent):
         Raises:
             CellError: a cell computes what no backend could.
         """
-        key, plans = _key_of(self, weight), self._plans
+        key, plans = self._plan_key(weight), self._plans
         plan = plans.get(key)
         if plan is None:
             plan = plans[key] = make_plan(self, self._store)
         return plan
+
+    def _plan_key(self, weight: Tensor) -> tuple[Any, ...]:
+        return (*_key_of(self, weight), self._guards.key)
 
     def _choose(self, choices: Any, spec: RNNSpec, problem: Problem) -> tuple[Backend, Fallback]:
         return self._choice_for(spec, problem, choices)
@@ -191,18 +201,36 @@ class CompiledRecurrent(CompiledBase, Recurrent):
         y, h_n = run(x, states, weights)
         path = FastPath(run, list(stack.names or ("",)), x, states, weights)
         if stack.names is None:
-            path.weights_of = partial(_computed_weights, self, plan)
+            key = self._plan_key(self._first_weight())
+            path.weights_of = partial(_computed_weights, self, plan, key)
         remember(paths, path, x.shape)
         return y, as_hx(h_n)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The plans hold code of the cells, and the watch their attributes.
-        return {k: v for k, v in super().__getstate__().items() if k not in ("_plans", "_watch")}
+        # The plans hold code of the cells, and the guards their attributes.
+        return {k: v for k, v in super().__getstate__().items() if k not in ("_plans", "_guards")}
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "_store":
-            self.__dict__.pop("_watch", None)
+            self.__dict__.pop("_guards", None)
+
+
+def as_stack(module: Recurrent, plan: Plan, prepared: Prepared, states: States) -> bool:
+    """Whether the layers run as a stack, all of whose results are recorded if one is."""
+    stack = plan.stack
+    if stack is None or stack.whole or not torch.is_grad_enabled():
+        return stack is not None
+    x, learnt = prepared.x.requires_grad, [state.requires_grad for state in states]
+    weights = plan.weights(module._store.bind(module))
+    count, anything = len(weights) // len(plan.layers), x or any(learnt)
+    for index, layer in enumerate(plan.layers):
+        own = weights[index * count : (index + 1) * count]
+        anything = anything or any(weight.requires_grad for weight in own)
+        x = all(required_gradients(layer, own, x, (), learnt))
+        if anything and not x:
+            return False
+    return True
 
 
 def stack_call(
@@ -268,8 +296,11 @@ def lower_recurrent(
     states = initial_states(outer, prepared)
     if (special := special_context(prepared.x, *states, *module._tensors())) is not None:
         return special
+    if reason := untraceable(weight):
+        return reason
     plan = make_plan(module, module._store)
-    if plan.stack is not None and reset is None and not return_states:
+    stack = reset is None and not return_states and as_stack(module, plan, prepared, states)
+    if plan.stack is not None and stack:
         call = stack_call(module, plan, plan.stack, prepared, states)
         return (LayerCall(None, call.spec, call.problem, False, ()),)
     cuts, rows = module._checked_resets(outer, x, reset, reset_to), prepared.rows
@@ -301,8 +332,7 @@ def notes_on(layer: LayerPlan) -> tuple[str, ...]:
 
 def _key_of(module: Recurrent, weight: Tensor) -> tuple[Any, ...]:
     """What a plan depends on, beside the attributes of the cells."""
-    learnt = tuple([tensor.requires_grad for tensor in module._tensors()])
-    kind = weight.dtype, weight.device.type, learnt
+    kind = weight.dtype, weight.device.type, tensors_key(module._tensors())
     return module.training, module.num_layers, module.bidirectional, *kind
 
 
@@ -312,7 +342,7 @@ def trace(module: nn.Module) -> Plans | None:
     Raises:
         CellError: a cell computes what no backend could.
     """
-    if not isinstance(module, Recurrent):
+    if not isinstance(module, Recurrent) or untraceable(module._first_weight()):
         return None
     return {_key_of(module, module._first_weight()): make_plan(module, module._store)}
 
@@ -320,7 +350,7 @@ def trace(module: nn.Module) -> Plans | None:
 def adopt(module: nn.Module, plans: Plans | None) -> None:
     """Give a compiled module what `trace` returned."""
     if isinstance(module, CompiledRecurrent) and plans is not None:
-        module._plans.update(plans)
+        module._plans.update({(*key, module._guards.key): plan for key, plan in plans.items()})
 
 
 def _with_own_states(run: Shortcut, stack: Stack) -> Shortcut:
@@ -337,8 +367,16 @@ def _with_own_states(run: Shortcut, stack: Stack) -> Shortcut:
     return own
 
 
-def _computed_weights(module: CompiledRecurrent, plan: Plan, _: Any) -> Sequence[Tensor]:
-    """The weights of a call by a fast path, which cannot look them up by their names."""
+def _computed_weights(
+    module: CompiledRecurrent, plan: Plan, key: tuple[Any, ...], _: Any
+) -> Sequence[Tensor]:
+    """The weights of a call by a fast path, which cannot look them up by their names.
+
+    Raises:
+        KeyError: the plan is that of other tensors.
+    """
+    if module._plan_key(module._first_weight()) != key:
+        raise KeyError(key)
     return plan.weights(module._store.bind(module))
 
 

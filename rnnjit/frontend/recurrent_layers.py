@@ -27,6 +27,7 @@ from rnnjit.execution.stretches import (
 from rnnjit.frontend.cell_loop import LoopResult, Resets
 from rnnjit.frontend.lowering import needs_grad
 from rnnjit.frontend.recurrent_plan import LayerPlan, Plan
+from rnnjit.ir.gradient_paths import gradient_paths, reach_everything
 from rnnjit.spec import Problem, RNNSpec, Rows
 
 Choose = Callable[[RNNSpec, Problem], tuple[Backend, Fallback]]
@@ -100,7 +101,8 @@ def _run_layer(
     weights: list[Tensor] = []
     for traced, cell in zip(layer.traced, cells, strict=True):
         weights += traced.weights(cell)
-    x = _inputs(layer, cells, rows, x)
+    learnt = x.requires_grad
+    x, learnt_rows = _inputs(layer, cells, rows, x)
     if cut is not None:
         x = cut.packed(flat(x))
         hx = states_before(cut, D, hx, starts)
@@ -121,27 +123,75 @@ def _run_layer(
     else:
         y, h_n = run_stack(backend, spec, rows, x, hx, weights, False, recorded, fallback)
     h_n = tuple([h_n[place] for place in form.states])
+    if recorded and not reach_everything(layer.traced[0].spec):
+        starting = [each.requires_grad for each in (hx if starts is None else (*hx, *starts))]
+        required = required_gradients(layer, weights, learnt, learnt_rows, starting)
+        y = _recorded_if(required[0], y)
+        h_n = tuple(map(_recorded_if, required[1:], h_n))
+        states = tuple([tuple(map(_recorded_if, required[1:], of)) for of in states])
     if cut is not None:
         y, h_n = cut.dense(flat(y)), tuple([last_states(cut, D, state) for state in h_n])
         states = tuple([tuple([cut.dense(each) for each in of]) for of in states])
     return LoopResult(y, h_n, states)
 
 
-def _inputs(layer: LayerPlan, cells: Sequence[Any], rows: Rows, x: Tensor) -> Tensor:
+def required_gradients(
+    layer: LayerPlan,
+    weights: Sequence[Tensor],
+    x: bool,
+    row_inputs: Sequence[bool],
+    states: Sequence[bool],
+) -> list[bool]:
+    """Whether the output and each state require a gradient, as in the user's own loop.
+
+    Args:
+        layer: the layer.
+        weights: of all directions.
+        x: whether x requires one.
+        row_inputs: the same of each row input of each direction.
+        states: the same of each initial state; those that resets start from follow.
+    """
+    cell, D = layer.traced[0].spec, len(layer.traced)
+    count, S, R = len(weights) // D, len(cell.states), len(cell.row_inputs)
+    first = count - len(cell.parameters)
+    required = [False] * (1 + S)
+    for d in range(D):
+        own = [weight.requires_grad for weight in weights[d * count : (d + 1) * count]]
+        zx, zh = x or any(own[:first:2]), any(own[1:first:2])
+        for index, reached in enumerate(gradient_paths(cell)):
+            required[index] |= (reached.zx and zx) or (reached.zh and zh)
+            required[index] |= any(any(states[k::S]) for k in reached.states)
+            required[index] |= any(own[first + k] for k in reached.parameters)
+            required[index] |= any(row_inputs[d * R + k] for k in reached.row_inputs)
+    return required
+
+
+def _recorded_if(required: bool, result: Tensor) -> Tensor:
+    """A result, without its history if none is to be seen."""
+    # A copy: the user may change it, and the backward pass may read what it was.
+    return result if required else result.detach().clone()
+
+
+def _inputs(
+    layer: LayerPlan, cells: Sequence[Any], rows: Rows, x: Tensor
+) -> tuple[Tensor, list[bool]]:
     """The rows of a layer: x itself if the kernel multiplies it, and the row inputs.
 
     Returns:
-        `[N, I + D*R*H]`, or `[T, B, I + D*R*H]` if x is 3-D; contiguous.
+        `[N, I + D*R*H]`, or `[T, B, I + D*R*H]` if x is 3-D, contiguous; and for each row input
+        whether it requires a gradient.
     """
     parts = [x] if layer.spec.input_size else []
+    learnt: list[bool] = []
     for d, (traced, cell) in enumerate(zip(layer.traced, cells, strict=True)):
         drawn = _draw(traced, rows, x, reverse=d == 1)
         if traced.spec.row_inputs:
             own = traced.row_inputs(cell, flat(x), drawn)
+            learnt += [each.requires_grad for each in own]
             parts += [each.reshape(*x.shape[:-1], each.shape[-1]) for each in own]
     if not parts:
-        return x.new_empty(*x.shape[:-1], 0)
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, -1)
+        return x.new_empty(*x.shape[:-1], 0), learnt
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, -1), learnt
 
 
 def _draw(traced: TracedCell, rows: Rows, x: Tensor, *, reverse: bool) -> tuple[Tensor, ...]:

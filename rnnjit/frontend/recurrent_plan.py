@@ -7,9 +7,8 @@ operators. Layers of one cell, without row inputs, form a stack, as those of an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from rnnjit.backend import States
 from rnnjit.cells import TracedCell, trace_cell
 from rnnjit.frontend.cell_store import CellStore
 from rnnjit.ir import CellSpec, NormalForm, normal_form
+from rnnjit.ir.gradient_paths import reach_everything
 from rnnjit.ir.torch_evaluator import evaluate_tensors
 from rnnjit.spec import RNNSpec
 
@@ -52,12 +52,14 @@ class Stack(NamedTuple):
     Attributes:
         form: as in `LayerPlan`, of every layer.
         bias: whether the layers have biases.
-        names: the flat name of each weight, if each is a parameter itself; else None.
+        whole: whether all results require a gradient if anything does.
+        names: the flat name of each weight, if these are the parameters, all of them; else None.
     """
 
     form: NormalForm
     bias: bool
     names: tuple[str, ...] | None
+    whole: bool
 
     @property
     def keeps_states(self) -> bool:
@@ -87,6 +89,11 @@ class Plan(NamedTuple):
         for each, cell in zip(traced, cells, strict=True):
             found += each.weights(cell)
         return tuple(found)
+
+
+def untraceable(weight: Tensor) -> str:
+    """Why no step with such tensors can be traced, or ""."""
+    return "the tensors are on meta, and have no values" if weight.is_meta else ""
 
 
 def make_plan(module: Any, store: CellStore) -> Plan:
@@ -140,27 +147,29 @@ def _stack(
         drawing = any(each.draws for each in layer.traced)
         if not alike or not whole or drawing or own.spec.row_inputs or layer.form.output != 0:
             return None
-    names = [
-        _names_of(module, each.weights(cell), names)
-        for each, cell, names in zip(traced, cells, store.names, strict=True)
+    names, whole = _names(module, traced, cells, store), reach_everything(first.traced[0].spec)
+    return Stack(first.form, first.traced[0].bias, names, whole)
+
+
+def _names(
+    module: nn.Module, traced: Sequence[TracedCell], cells: Sequence[Any], store: CellStore
+) -> tuple[str, ...] | None:
+    """The flat names of the weights; None if they are not the module's tensors, each once."""
+    by_id: dict[int, str] = {}
+    count = 0
+    for own in store.names:
+        for name in own.values():
+            tensor = getattr(module, name)
+            count += 1
+            if isinstance(tensor, nn.Parameter):
+                by_id[id(tensor)] = name
+    weights = [
+        weight for each, cell in zip(traced, cells, strict=True) for weight in each.weights(cell)
     ]
-    flat: tuple[str, ...] | None = None
-    if all(each is not None for each in names):
-        flat = tuple(name for each in names if each is not None for name in each)
-    return Stack(first.form, first.traced[0].bias, flat)
-
-
-def _names_of(
-    module: nn.Module, weights: Sequence[Tensor], names: dict[str, str]
-) -> list[str] | None:
-    """The flat names of weights that are parameters themselves; None if one is not."""
-    by_id = {
-        id(tensor): name
-        for name in names.values()
-        if isinstance(tensor := getattr(module, name), nn.Parameter)
-    }
     found = [by_id.get(id(weight)) for weight in weights]
-    return None if None in found else [name for name in found if name is not None]
+    names = tuple([name for name in found if name is not None])
+    # A fast path sees these alone; two names of one tensor may come apart.
+    return names if len(found) == len(set(names)) == count else None
 
 
 @lru_cache(maxsize=1024)
@@ -197,70 +206,3 @@ def initial(form: NormalForm, hx: States, weights: Sequence[Tensor]) -> States:
     shape = hx[0].shape
     states = evaluate_tensors(program, given)
     return tuple([state.expand(shape) for state in states if state is not None])
-
-
-class Watch:
-    """Says whether the attributes of cells are those that were there when it was made.
-
-    Args:
-        store: the cells.
-    """
-
-    def __init__(self, store: CellStore) -> None:
-        self._seen: list[_Seen] | None
-        self._seen = [each for cell in store.cells for each in _watched(cell)]
-
-    def __deepcopy__(self, memo: object) -> Watch:
-        # A copy of the module has cells of its own.
-        copied = object.__new__(Watch)
-        copied._seen = None
-        return copied
-
-    def __call__(self) -> bool:
-        """Whether no attribute was assigned another value; changes inside of one are not seen."""
-        if self._seen is None:
-            return False
-        try:
-            for attributes, get, values, compare in self._seen:
-                found = get(attributes)
-                if found is not values and not compare(found, values):
-                    return False
-        except KeyError:
-            return False
-        return True
-
-
-#: Attributes that every module has.
-_COMMON = frozenset(vars(nn.Module()))
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_Seen = tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any, Callable[[Any, Any], bool]]
-
-
-def _watched(module: nn.Module) -> list[_Seen]:
-    """The attributes of a module and its submodules: plain values, and others by identity."""
-    own = vars(module)
-    names = [name for name in own if name not in _COMMON]
-    plain = [name for name in names if isinstance(own[name], _PLAIN)]
-    others = [name for name in names if name not in plain]
-    found: list[_Seen] = []
-    for chosen, compare in ((plain, _equal), (others, _identical)):
-        if chosen:
-            get = _getter(chosen)
-            found.append((own, get, get(own), compare))
-    for child in own["_modules"].values():
-        if child is not None:
-            found += _watched(child)
-    return found
-
-
-def _getter(names: list[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    # Of one name, `itemgetter` would return the value alone.
-    return itemgetter(*names, names[0])
-
-
-def _equal(found: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
-    return found == values
-
-
-def _identical(found: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
-    return all(map(is_, found, values))

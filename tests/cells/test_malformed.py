@@ -403,7 +403,11 @@ MALFORMED = {
         "register_buffer",
     ),
     gates_not_split: ("the output", r"is \[B, 10\], and must be \[B, 5\]", "chunk"),
-    states_as_a_tuple: ("the step", r"takes \(x, h, c\), and is called .* 1 states", "each"),
+    states_as_a_tuple: (
+        "the step",
+        r"called with x and 1 states \(h\): missing .* 'c'",
+        "other states",
+    ),
     readout: ("the output", r"is \[B, 2\], and must be \[B, 5\]", "output of the layer"),
     no_tensor: ("the new state h", "float, not a tensor", "as tensors"),
     none: ("the output", "NoneType, not a tensor", "as tensors"),

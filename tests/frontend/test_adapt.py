@@ -303,3 +303,66 @@ def test_explain_lists_loops():
     first, _, last = rnnjit.explain(fast).calls
     assert "is compiled" in first.note
     assert "left as it is" in last.note
+
+
+class Plain(nn.Module):
+    """A loop without parameters, whose step draws from a generator of its own."""
+
+    input_size = hidden_size = 4
+
+    def __init__(self):
+        super().__init__()
+        self.decay, self.generator = [0.5], torch.Generator().manual_seed(0)
+
+    def step(self, x, h):
+        noise = torch.randn(h.shape, generator=self.generator, dtype=h.dtype)
+        return torch.tanh(x + self.decay[0] * h) + 0.1 * noise
+
+    def forward(self, x, h=None):
+        h = x.new_zeros(x.shape[1], self.hidden_size) if h is None else h
+        found = []
+        for row in x:
+            h = self.step(row, h)
+            found.append(h)
+        return torch.stack(found), h
+
+
+def test_neither_parameters_nor_torchs_generator_are_needed():
+    loop, own = Plain(), {Plain: rnnjit.adapt("step")}
+    fast = rnnjit.compile(loop, cells=own, backend=REFERENCE)
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    for decay in (0.5, 2.0):
+        loop.decay[0] = fast.decay[0] = decay
+        before = torch.get_rng_state()
+        torch.testing.assert_close(fast(x), loop(x))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_check_seeds_no_generator(monkeypatch):
+    """A seed would reach every device's, and only those of the call are restored."""
+    monkeypatch.setattr(torch, "manual_seed", None)
+    loop = CTRNN(3, 4, noise=0.1)
+    fast = rnnjit.compile(loop, cells={CTRNN: rnnjit.adapt("recurrence")}, backend=REFERENCE)
+    x, state = torch.randn(5, 2, 3), torch.get_rng_state()
+    expected = loop(x)
+    torch.set_rng_state(state)
+    torch.testing.assert_close(fast(x), expected)
+
+
+def test_states_that_only_broadcast_are_left_to_the_loop():
+    loop = CTRNN(3, 4)
+    fast = rnnjit.compile(loop, cells={CTRNN: rnnjit.adapt("recurrence")}, backend=REFERENCE)
+    x, h = torch.randn(5, 2, 3), torch.randn(1, 4)
+    torch.testing.assert_close(fast(x, h), loop(x, h))
+
+
+def test_errors_name_the_users_method():
+    class Mixing(CTRNN):
+        def recurrence(self, input, hidden):  # noqa: A002 - as above
+            self.seen = input
+            return torch.tanh(self.h2h(hidden))
+
+    own = {Mixing: rnnjit.adapt("recurrence")}
+    fast = rnnjit.compile(Mixing(3, 4), cells=own, backend=REFERENCE)
+    with pytest.raises(rnnjit.CellError, match=r"Mixing.recurrence, test_adapt.py:\d+: self.seen"):
+        fast(torch.randn(5, 2, 3))

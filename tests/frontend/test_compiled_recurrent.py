@@ -10,12 +10,21 @@ from covered import covered, in_full
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
-from user_cells import CELLS, LSTM, IndRNN, LeakyRNN, Normed, PeepholeLSTM, outcome
+from user_cells import (
+    CELLS,
+    LSTM,
+    REFERENCE,
+    IndRNN,
+    Kept,
+    LeakyRNN,
+    Normed,
+    PeepholeLSTM,
+    outcome,
+)
 
 import rnnjit
-from rnnjit.reference import ReferenceBackend, layer_backward
+from rnnjit.reference import ReferenceBackend
 
-REFERENCE = ReferenceBackend()
 T, B, I, H = 4, 5, 3, 6
 LENGTHS = [3, 4, 1, 2, 4]
 STACKS = {
@@ -24,18 +33,6 @@ STACKS = {
     "dropout": {"num_layers": 2, "dropout": 0.4},
     "all": {"num_layers": 2, "dropout": 0.4, "bidirectional": True, "batch_first": True},
 }
-
-
-class Kept(rnnjit.Backend):
-    """The reference as a backend that has a backward pass of its own."""
-
-    name = "kept"
-
-    def forward(self, layer, rows, x, hx, weights, keep):
-        return REFERENCE.forward(layer, rows, x, hx, weights, keep)
-
-    def backward(self, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs):
-        return layer_backward(layer, rows, x, hx, weights, grad_y, grad_h_n, needs)
 
 
 def made(cell, **stack):

@@ -5,6 +5,34 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnjit
+from rnnjit.reference import ReferenceBackend, layer_backward
+
+REFERENCE = ReferenceBackend()
+
+
+class Kept(rnnjit.Backend):
+    """The reference as a backend that has a backward pass of its own."""
+
+    name = "kept"
+
+    def forward(self, layer, rows, x, hx, weights, keep):
+        return REFERENCE.forward(layer, rows, x, hx, weights, keep)
+
+    def backward(self, layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs):
+        found = layer_backward(layer, rows, x, hx, weights, grad_y, grad_h_n, needs)
+
+        def full(grads, tensors, wanted):
+            return tuple(
+                torch.zeros_like(tensor) if need and grad is None else grad
+                for grad, tensor, need in zip(grads, tensors, wanted, strict=True)
+            )
+
+        (grad_x,) = full((found.x,), (x,), (needs.x,))
+        return found._replace(
+            x=grad_x,
+            hx=full(found.hx, hx, needs.hx),
+            weights=full(found.weights, weights, needs.weights),
+        )
 
 
 class LSTM(rnnjit.Cell):
