@@ -25,12 +25,16 @@ _READS = (
     "reads the value of a tensor, but one trace serves all values",
     "Use torch.where for a choice by value, and a Python number for a constant",
 )
+#: How the names begin that interactive interpreters give to what a user types.
+_PROMPTS = ("<stdin", "<python-input", "<ipython-input", "<console", "<input")
 
 
 def is_own(path: str) -> bool:
     """Whether a file is torch's or rnnjit's own; the gallery's cells are as a user's."""
+    if path.startswith("<"):
+        return not path.startswith(_PROMPTS)
     own = path.startswith(_RNNJIT) and not path.startswith(_GALLERY)
-    return own or path.startswith((_TORCH, "<"))
+    return own or path.startswith(_TORCH)
 
 
 def users_line() -> str:

@@ -514,3 +514,13 @@ def test_the_cell_is_left_as_it_was():
     with pytest.raises(CellError):
         trace_cell(cell)
     assert vars(cell) == attributes
+
+
+@pytest.mark.parametrize("file", ["<stdin>", "<python-input-3>", "<ipython-input-3-ab>"])
+def test_lines_that_were_typed_are_named(file):
+    typed = "def forward(self, x, h):\n    return torch.cumsum(self.ih(x) + self.hh(h), -1)\n"
+    names = {"torch": torch}
+    exec(compile(typed, file, "exec"), names)
+    mine = type("Mine", (Cell,), {"forward": names["forward"]})
+    with pytest.raises(CellError, match=f"{file}:2: torch.cumsum mixes"):
+        trace_cell(mine(3, 4))
