@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, lower_getattr_generic, models, register_model
 
 from rnnjit_numba.simd import I32, I64, Lanes, declared, define, emitting, load, loop
 
@@ -53,23 +54,64 @@ def first_from() -> Any:
 
 
 def unpack_arguments(kind: type) -> Any:
-    """Intrinsic `unpack(address)`: the named tuple `kind` of int64 fields at an address."""
+    """Intrinsic `unpack(address)`: the named tuple `kind` of int64 fields at an address.
+
+    The fields that the function uses are read where `unpack` is called, and no others.
+    """
 
     def typer(context: Any, address: Any) -> Any:
-        fields = kind._fields  # type: ignore[attr-defined]  # `kind` is a NamedTuple class
-        tuple_type = types.NamedUniTuple
-        result = tuple_type(types.int64, len(fields), kind)
+        result = ArgumentBlock(kind)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            values = [
-                load(builder, builder.add(args[0], I64(8 * i)), I64, 8)
-                for i in range(len(signature.return_type))
-            ]
-            return context.make_tuple(builder, signature.return_type, values)
+            reads, after = (builder.append_basic_block(name) for name in ("arguments", "body"))
+            builder.branch(reads)
+            ir.IRBuilder(reads).branch(after)
+            builder.position_at_end(after)
+            _READS[builder.function] = _Reads(args[0], reads, {})
+            return args[0]
 
         return result(types.int64), codegen
 
     return intrinsic(typer)
+
+
+class ArgumentBlock(types.NamedUniTuple):  # type: ignore[misc]  # numba is not typed
+    """numba's type of what `unpack` returns: a named tuple, of which a function has the address."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__(types.int64, len(kind._fields), kind)
+
+
+@register_model(ArgumentBlock)
+class _ArgumentBlockModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is not typed
+    """Its value is the address."""
+
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, I64)
+
+
+class _Reads(NamedTuple):
+    """What a function reads of its arguments: from where, in which basic block, and by index."""
+
+    address: Any
+    block: Any
+    values: dict[int, Any]
+
+
+#: By the LLVM function that is being lowered.
+_READS: WeakKeyDictionary[Any, _Reads] = WeakKeyDictionary()
+
+
+@lower_getattr_generic(ArgumentBlock)  # type: ignore[untyped-decorator]  # numba is not typed
+def _argument(context: Any, builder: Any, kind: Any, value: Any, name: str) -> Any:
+    """A field, read in the basic block that `unpack` has made."""
+    address, block, values = _READS[builder.function]
+    index = kind.fields.index(name)
+    if index not in values:
+        inside = ir.IRBuilder(block)
+        inside.position_before(block.terminator)
+        values[index] = load(inside, inside.add(address, I64(8 * index)), I64, 8)
+    return values[index]
 
 
 def write_arguments(kind: type, fields: tuple[str, ...]) -> Any:

@@ -9,7 +9,9 @@ has only the passes that they need. All functions are lowered into one LLVM modu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType
 from typing import Any
 
 from llvmlite import ir
@@ -20,17 +22,6 @@ from rnnjit_numba.simd import I64, VOID
 from rnnjit_numba.symbol_table import returns_int
 
 _NAME = "rnnjit"
-_PASSES = (
-    NUMBA.TranslateByteCode,
-    NUMBA.FixupArgs,
-    NUMBA.IRProcessing,
-    NUMBA.ReconstructSSA,
-    NUMBA.NopythonTypeInference,
-    NUMBA.PreLowerStripPhis,
-    NUMBA.IRLegalization,
-    NUMBA.NativeLowering,
-    NUMBA.NoPythonBackend,
-)
 
 
 def lower(function: Callable[..., int | None], symbol: str, module: Any) -> None:
@@ -84,16 +75,41 @@ class _Kernels(NUMBA.Generic):  # type: ignore[misc, name-defined]  # numba is n
     """The target, as numba's registries know it."""
 
 
+class _Operator(types.Function):  # type: ignore[misc]  # numba is not typed
+    """An operator; it caches its signatures, which numba looks for in every use."""
+
+    def __init__(self, templates: Any) -> None:
+        self._signatures: dict[Any, Any] = {}
+        super().__init__(templates)
+
+    def get_call_type(self, context: Any, args: Any, kws: Any) -> Any:
+        """The signature for the types of the arguments."""
+        found = self._signatures.get(args)
+        if found is None:
+            found = self._signatures[args] = super().get_call_type(context, args, kws)
+        return found
+
+
 class _TypingContext(NUMBA.BaseContext):  # type: ignore[misc, name-defined]  # numba is not typed
     """Types numba's built-in functions and intrinsics; caches the signatures found."""
 
     def __init__(self) -> None:
         self._found: dict[Any, Any] = {}
+        self._operators: dict[Any, _Operator] = {}
         super().__init__()
 
     def forget(self) -> None:
         """Clear the cached signatures: intrinsics may have been declared since."""
         self._found.clear()
+
+    def resolve_value_type(self, val: Any) -> Any:
+        """The type of a value, which is `_Operator` for an operator on integers."""
+        if not (isinstance(val, BuiltinFunctionType) and val in _ARITHMETIC):
+            return super().resolve_value_type(val)
+        found = self._operators.get(val)
+        if found is None:
+            found = self._operators[val] = _Operator(super().resolve_value_type(val).templates)
+        return found
 
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
         """The signature of a call, cached: functions repeat the same few calls."""
@@ -106,13 +122,67 @@ class _TypingContext(NUMBA.BaseContext):  # type: ignore[misc, name-defined]  # 
         return found
 
 
+def _floor_division(builder: Any, a: Any, b: Any) -> Any:
+    quotient, rest = builder.sdiv(a, b), builder.srem(a, b)
+    return builder.add(quotient, builder.sext(_below(builder, rest, b), I64))
+
+
+def _modulo(builder: Any, a: Any, b: Any) -> Any:
+    rest = builder.srem(a, b)
+    return builder.select(_below(builder, rest, b), builder.add(rest, b), rest)
+
+
+def _below(builder: Any, rest: Any, b: Any) -> Any:
+    """Whether Python's quotient is one less than the processor's, which rounds towards zero."""
+    differ = builder.icmp_signed("<", builder.xor(rest, b), I64(0))
+    return builder.and_(builder.icmp_signed("!=", rest, I64(0)), differ)
+
+
+def _comparison(relation: str) -> Callable[..., Any]:
+    return lambda builder, a, b: builder.icmp_signed(relation, a, b)
+
+
+#: Arithmetic of int64 values, as Python defines it. No kernel divides by zero.
+_ARITHMETIC: Mapping[Any, Callable[..., Any]] = {
+    operator.add: lambda builder, a, b: builder.add(a, b),
+    operator.sub: lambda builder, a, b: builder.sub(a, b),
+    operator.mul: lambda builder, a, b: builder.mul(a, b),
+    operator.floordiv: _floor_division,
+    operator.mod: _modulo,
+    operator.eq: _comparison("=="),
+    operator.ne: _comparison("!="),
+    operator.lt: _comparison("<"),
+    operator.le: _comparison("<="),
+    operator.gt: _comparison(">"),
+    operator.ge: _comparison(">="),
+}
+
+
 class _TargetContext(NUMBA.CPUContext):  # type: ignore[misc, name-defined]  # numba is not typed
     """Lowers integers, ranges, tuples and intrinsics."""
+
+    def init(self) -> None:
+        self._sizes: dict[str, int] = {}
+        super().init()
 
     def load_additional_registries(self) -> None:
         """Import the modules that register themselves in numba's builtin registry."""
         for name in ("builtins", "numbers", "rangeobj", "tupleobj"):
             getattr(NUMBA, name)
+
+    def get_function(self, fn: Any, sig: Any, _firstcall: bool = True) -> Any:
+        """The code of a call; that of arithmetic is short, and needs no search."""
+        emit = _ARITHMETIC.get(getattr(fn, "typing_key", None))
+        if emit is None or sig.args != (types.int64, types.int64):
+            return super().get_function(fn, sig, _firstcall)
+        return lambda builder, args, loc=None: emit(builder, *args)
+
+    def get_abi_sizeof(self, ty: Any) -> int:
+        """The size of an LLVM type, cached: numba would have LLVM parse a module for each."""
+        size = self._sizes.get(str(ty))
+        if size is None:
+            size = self._sizes[str(ty)] = super().get_abi_sizeof(ty)
+        return int(size)
 
     def post_lowering(self, mod: Any, library: Any) -> None:
         """Do nothing: kernels count no references, so numba's runtime is not linked to them."""
@@ -170,6 +240,42 @@ class _Collected(NUMBA.CodeLibrary):  # type: ignore[misc, name-defined]  # numb
 
     def get_asm_str(self) -> str:
         raise NotImplementedError(_NEVER_LOADED)
+
+
+@NUMBA.register_pass(mutates_CFG=False, analysis_only=False)
+class _PlainIntegers(NUMBA.FunctionPass):  # type: ignore[misc, name-defined]  # numba is not typed
+    """Gives integer constants the type int64, where numba would type each value by itself.
+
+    A variable may then get a constant in one place and a computed value in another, although there
+    is no pass that makes two variables of it. Signatures are found for fewer types, too.
+    """
+
+    _name = "rnnjit_plain_integers"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        """Replace them in the function's statements."""
+        kinds = NUMBA.Const, NUMBA.FreeVar, NUMBA.Global
+        for block in state.func_ir.blocks.values():
+            for statement in block.body:
+                value = getattr(statement, "value", None)
+                if isinstance(value, kinds) and type(value.value) is int:
+                    statement.value = NUMBA.Const(value.value, value.loc, use_literal_type=False)
+        return True
+
+
+#: numba's other passes are left out. They serve variables of changing types and the counting of
+#: references; LLVM finds the static single assignment anew.
+_PASSES = (
+    NUMBA.TranslateByteCode,
+    NUMBA.FixupArgs,
+    _PlainIntegers,
+    NUMBA.NopythonTypeInference,
+    NUMBA.NativeLowering,
+    NUMBA.NoPythonBackend,
+)
 
 
 class _Pipeline(NUMBA.CompilerBase):  # type: ignore[misc, name-defined]  # numba is not typed

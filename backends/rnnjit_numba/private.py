@@ -26,6 +26,7 @@ INSTALL = f"pip install 'numba{RELEASES['numba']}'"
 _NO_KERNELS = "nothing can be compiled: the backend is missing, and says so"
 _LOCKED = "llvmlite's public method does it, which lets one thread at a time into LLVM"
 _PASS = ("a pass on the way from bytecode to LLVM IR", _NO_KERNELS)
+_OWN_PASS = ("a pass of the kernels' own, for the types of constants", _NO_KERNELS)
 _TYPES = ("what numba has built in for integers, ranges and tuples", _NO_KERNELS)
 _TARGET = ("a target of the kernels' own, by numba's mechanism for further hardware", _NO_KERNELS)
 _EMIT = ("object code", _LOCKED)
@@ -39,6 +40,11 @@ NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "numba.core.compiler.Flags": ("how a function is lowered", _NO_KERNELS),
         "numba.core.compiler.CompilerBase": ("a pipeline of few passes", _NO_KERNELS),
         "numba.core.compiler_machinery.PassManager": ("as CompilerBase", _NO_KERNELS),
+        "numba.core.compiler_machinery.FunctionPass": _OWN_PASS,
+        "numba.core.compiler_machinery.register_pass": _OWN_PASS,
+        "numba.core.ir.Const": _OWN_PASS,
+        "numba.core.ir.FreeVar": _OWN_PASS,
+        "numba.core.ir.Global": _OWN_PASS,
         "numba.core.compiler_lock.global_compiler_lock": (
             "keeping an application's own compilations apart from ours",
             _NO_KERNELS,
@@ -46,11 +52,7 @@ NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "numba.core.codegen.CodeLibrary": ("collecting what is lowered", _NO_KERNELS),
         "numba.core.untyped_passes.TranslateByteCode": _PASS,
         "numba.core.untyped_passes.FixupArgs": _PASS,
-        "numba.core.untyped_passes.IRProcessing": _PASS,
-        "numba.core.untyped_passes.ReconstructSSA": _PASS,
         "numba.core.typed_passes.NopythonTypeInference": _PASS,
-        "numba.core.typed_passes.PreLowerStripPhis": _PASS,
-        "numba.core.typed_passes.IRLegalization": _PASS,
         "numba.core.typed_passes.NativeLowering": _PASS,
         "numba.core.typed_passes.NoPythonBackend": _PASS,
         "numba.core.cpu.CPUContext": _TARGET,
