@@ -13,15 +13,15 @@ from typing import Any
 from llvmlite import ir
 
 from rnnjit_numba.memory import transposed
-from rnnjit_numba.simd import I32, I64, Lanes, define, emitting, load
+from rnnjit_numba.simd import I32, I64, Lanes, define_tile, emitting, load
 from rnnjit_numba.tiles import FOLD, folded_chains, in_two_parts, rank_one, steps, switch
 
 #: The numbers of rows for which there is a direct tile, descending.
 DIRECT_ROWS = (6, 5, 4, 3, 2, 1)
 #: The numbers of column vectors for which there is a direct transposed tile, descending.
 DIRECT_WIDTHS = (4, 1)
-_ARGUMENTS = 15
-_TRANSPOSED_ARGUMENTS = 10
+DIRECT_ARGUMENTS = 15
+TRANSPOSED_ARGUMENTS = 10
 
 
 def direct(lanes: Lanes) -> Any:
@@ -37,9 +37,9 @@ def direct(lanes: Lanes) -> Any:
         switch(builder, rows, {n: n for n in DIRECT_ROWS}, lambda b, n: _emit(lanes, n, b, *args))
 
     def emit(builder: Any, *args: Any) -> None:
-        builder.call(define(builder.module, name, _ARGUMENTS, body), args)
+        builder.call(define_tile(builder.module, name, DIRECT_ARGUMENTS, body), args)
 
-    return emitting(_ARGUMENTS, emit)
+    return emitting(DIRECT_ARGUMENTS, emit)
 
 
 def _emit(
@@ -133,9 +133,9 @@ def direct_transposed(lanes: Lanes) -> Any:
         switch(builder, shape, cases, code)
 
     def emit(builder: Any, *args: Any) -> None:
-        builder.call(define(builder.module, name, _TRANSPOSED_ARGUMENTS, body), args)
+        builder.call(define_tile(builder.module, name, TRANSPOSED_ARGUMENTS, body), args)
 
-    return emitting(_TRANSPOSED_ARGUMENTS, emit)
+    return emitting(TRANSPOSED_ARGUMENTS, emit)
 
 
 def _emit_transposed(

@@ -7,8 +7,8 @@ numba.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
@@ -17,8 +17,11 @@ from rnnjit.codegen.subnormals import MXCSR_FLUSH, can_flush
 from rnnjit.ir import CellSpec
 from rnnjit_numba.backward import add_backward
 from rnnjit_numba.context import CodegenContext, add_common
+from rnnjit_numba.direct import DIRECT_ARGUMENTS, TRANSPOSED_ARGUMENTS, direct, direct_transposed
 from rnnjit_numba.forward import add_forward
 from rnnjit_numba.numba_lowering import lower
+from rnnjit_numba.simd import SHARED, KernelPart
+from rnnjit_numba.tiles import AFFINE_ARGUMENTS, OUTER_ARGUMENTS
 
 _HOW = ("alone", "team")
 _DECLARATIONS = """
@@ -78,34 +81,61 @@ def kernel_modules(isa: Isa, bits: int, cell: CellSpec) -> Iterator[KernelModule
     was; `backward_exact_alone` and `backward_exact_team` follow that setting.
     """
     context = CodegenContext.of(isa, bits, cell)
-    # The modules that take LLVM longest come first, so that it can begin early.
     common = add_common(context)
-    yield _lowered(context)
+    shared = tuple(context.symbols.functions)
     add_backward(context, common)
-    yield _lowered(context, "backward", {"backward": can_flush(isa), "backward_exact": False})
+    entries = {"backward": can_flush(isa), "backward_exact": False}
+    yield _lowered(context, "backward", entries, shared)
     add_forward(context, common)
     yield _lowered(context, "forward", {"forward": False})
 
 
+def tile_modules(isa: Isa, bits: int, cell: CellSpec) -> Iterator[KernelModule]:
+    """The register tiles for elements of `bits` bits: the same for the kernels of every cell."""
+    context = CodegenContext.of(isa, bits, cell)
+    tiles, lanes = context.tiles, context.lanes
+    # Two modules that take LLVM about as long, so that it can optimise them at once.
+    for parts in (
+        ((tiles.affine(), AFFINE_ARGUMENTS), (direct_transposed(lanes), TRANSPOSED_ARGUMENTS)),
+        ((tiles.outer(), OUTER_ARGUMENTS), (direct(lanes), DIRECT_ARGUMENTS)),
+    ):
+        module = ir.Module("tiles")
+        for number, (tile, arguments) in enumerate(parts):
+            lower(_calling(tile, arguments), f"unused_{number}", module)
+        defined = [each.name for each in module.functions if each.linkage == SHARED]
+        yield KernelModule(str(module), tuple(defined))
+
+
+def _calling(tile: Any, arguments: int) -> Callable[[], None]:
+    """A function for numba to lower, so that a tile's code is emitted; nothing calls it."""
+    zeros = (0,) * arguments
+
+    def unused() -> None:
+        tile(*zeros)
+
+    return unused
+
+
 def _lowered(
-    context: CodegenContext, kernel: str = "common", entries: Mapping[str, bool] | None = None
+    context: CodegenContext,
+    kernel: str,
+    entries: Mapping[str, bool],
+    shared: tuple[str, ...] = (),
 ) -> KernelModule:
-    """The functions added since the last module: a kernel, or functions for other modules.
+    """The functions added since the last module: a kernel.
 
     Args:
         context: has the functions.
         kernel: the kernel's name.
-        entries: names of the kernel's entries, and whether they flush subnormal numbers; None for
-            functions that other modules call.
+        entries: names of the kernel's entries, and whether they flush subnormal numbers.
+        shared: the functions among them that other modules call.
     """
-    functions = context.symbols.take()
-    module = ir.Module(kernel)
-    for symbol, function in functions.items():
+    module = KernelPart(kernel)
+    for symbol, function in context.symbols.take().items():
         lower(function, symbol, module)
-    if entries is None:
-        return KernelModule(str(module), tuple(functions))
     symbol, text = context.symbols.symbol(kernel), str(module) + _DECLARATIONS
     for name, flush in entries.items():
         before, after = (_FLUSH, _RESTORE) if flush else ("", "")
         text += _ENTRIES.format(name=name, symbol=symbol, before=before, after=after)
-    return KernelModule(text, tuple(f"{name}_{how}" for name in entries for how in _HOW))
+    public = tuple(f"{name}_{how}" for name in entries for how in _HOW)
+    return KernelModule(text, (*shared, *public))

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -15,6 +16,7 @@ from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kernel, Kind, cache_key, cached, team_symbols
 from rnnjit.codegen.subnormals import flush_subnormals
 from rnnjit.ir import CellSpec
+from rnnjit.runtime import object_cache
 from rnnjit.runtime.compile_once import CompileOnce, apart
 from rnnjit_numba.arguments import (
     Arguments,
@@ -24,6 +26,9 @@ from rnnjit_numba.arguments import (
 )
 from rnnjit_numba.object_code import object_code, target_machine
 
+_COMPILERS = ("llvmlite", "numba")
+#: The kind of file that object code of tiles is kept in.
+_TILES = "tile"
 #: Bytes of the length before each part in a cached file.
 _LENGTH = 8
 _FORWARD = ("forward_alone", "forward_team")
@@ -84,7 +89,7 @@ def library(kind: Kind) -> Library:
     """The kernels of a kind on this machine, from the cache or compiled now."""
     isa, flush = host_isa(), flush_subnormals()
     return cached(
-        cache_key(isa, kind, ("llvmlite", "numba"), __file__),
+        cache_key(isa, kind, _COMPILERS, __file__),
         lambda content: Library(isa, _split(content), flush, kind.cell),
         lambda: _joined(compile_kernels(isa, kind)),
     )
@@ -95,17 +100,38 @@ def compile_kernels(isa: Isa, kind: Kind) -> list[bytes]:
 
     Another thread optimises a part while numba lowers the next one on this thread.
     """
+    key = _tiles_key(isa, kind.bits)
+    tiles = _kept_tiles(key)
     with _no_collection():
-        from rnnjit_numba.kernel_modules import kernel_modules
+        from rnnjit_numba.kernel_modules import kernel_modules, tile_modules
 
         jobs: list[Future[bytes]] = []
         try:
+            for module in tile_modules(isa, *kind) if tiles is None else ():
+                jobs.append(apart(object_code, module.text, isa, module.symbols))
+            count = len(jobs)
             for module in kernel_modules(isa, *kind):
                 jobs.append(apart(object_code, module.text, isa, module.symbols))
         finally:
             # Even after a failure, no thread is in LLVM when this returns.
             wait(jobs)
-        return [job.result() for job in jobs]
+        found = [job.result() for job in jobs]
+    if tiles is None:
+        tiles = found[:count]
+        object_cache.keep(key, _joined(tiles), _TILES)
+    return [*tiles, *found[count:]]
+
+
+def _tiles_key(isa: Isa, bits: int) -> str:
+    """What the object code of the tiles is kept under, for the next cell's kernels."""
+    versions = [version(name) for name in _COMPILERS]
+    return object_cache.name_of(isa, bits, versions, files=(__file__,))
+
+
+def _kept_tiles(key: str) -> list[bytes] | None:
+    """The parts that are kept of the tiles, if any."""
+    kept = object_cache.fetch(key, _TILES)
+    return None if kept is None else _split(kept)
 
 
 @contextmanager

@@ -39,8 +39,9 @@ def optimised(text: str, isa: Isa, symbols: tuple[str, ...]) -> llvm.ModuleRef:
     machine = target_machine(isa)
     module.data_layout = str(machine.target_data)
     for function in module.functions:
-        if not function.is_declaration and function.name not in symbols:
-            function.linkage = llvm.Linkage.internal
+        if not function.is_declaration:
+            public = function.name in symbols
+            function.linkage = llvm.Linkage.external if public else llvm.Linkage.internal
     # Variables in which numba would keep a function's Python globals; kernels have none.
     for variable in module.global_variables:
         variable.linkage = llvm.Linkage.internal

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import copysign
 from typing import Any
 
 from llvmlite import ir
@@ -22,6 +23,8 @@ from numba.extending import intrinsic
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 VOID = ir.VoidType()
+#: The linkage of functions of which modules that are linked together share one copy.
+SHARED = "linkonce_odr"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Lanes:
 
     def constant(self, value: float) -> Any:
         """A vector with one value in all lanes."""
+        if value == 0 and copysign(1, value) > 0:
+            return ir.Constant(self.vector, None)
         return ir.Constant(self.vector, [value] * self.count)
 
     def integers(self, value: int) -> Any:
@@ -89,7 +94,7 @@ class Lanes:
         """A scalar in all lanes."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         single = builder.insert_element(undefined, scalar, I32(0))
-        zeros = ir.Constant(ir.VectorType(I32, self.count), [0] * self.count)
+        zeros = ir.Constant(ir.VectorType(I32, self.count), None)
         return builder.shuffle_vector(single, undefined, zeros)
 
     def mask(self, builder: Any, count: Any) -> Any:
@@ -97,7 +102,7 @@ class Lanes:
         wide = ir.VectorType(I64, self.count)
         undefined = ir.Constant(wide, ir.Undefined)
         single = builder.insert_element(undefined, count, I32(0))
-        zeros = ir.Constant(ir.VectorType(I32, self.count), [0] * self.count)
+        zeros = ir.Constant(ir.VectorType(I32, self.count), None)
         counts = builder.shuffle_vector(single, undefined, zeros)
         return builder.icmp_signed("<", ir.Constant(wide, list(range(self.count))), counts)
 
@@ -136,6 +141,17 @@ def declared(module: Any, signature: Any, name: str) -> Any:
     return ir.Function(module, signature, name) if function is None else function
 
 
+class KernelPart(ir.Module):  # type: ignore[misc]  # llvmlite is not typed
+    """A module that is linked with those of the tiles."""
+
+
+def define_tile(module: Any, name: str, arguments: int, body: Callable[..., None]) -> Any:
+    """As `define`; a `KernelPart` declares the function, which another module defines."""
+    if isinstance(module, KernelPart):
+        return declared(module, ir.FunctionType(VOID, [I64] * arguments), name)
+    return define(module, name, arguments, body)
+
+
 def define(module: Any, name: str, arguments: int, body: Callable[..., None]) -> Any:
     """The function `name(i64, ...)` of a module, whose body `body(builder, *args)` emits once.
 
@@ -144,7 +160,7 @@ def define(module: Any, name: str, arguments: int, body: Callable[..., None]) ->
     function = module.globals.get(name)
     if function is None:
         function = ir.Function(module, ir.FunctionType(VOID, [I64] * arguments), name)
-        function.linkage = "linkonce_odr"
+        function.linkage = SHARED
         function.attributes.add("nounwind")
         function.attributes.add("noinline")
         builder = ir.IRBuilder(function.append_basic_block("entry"))

@@ -18,14 +18,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rnnjit_numba.simd import I64, Lanes, define, emitting, load, loop
+from rnnjit_numba.simd import I64, Lanes, define_tile, emitting, load, loop
 from rnnjit_numba.tile_shapes import TileShape
 
 #: Multiply-adds in a chain before it is added to the total.
 FOLD = 64
 
-_AFFINE_ARGUMENTS = 14
-_OUTER_ARGUMENTS = 8
+AFFINE_ARGUMENTS = 14
+OUTER_ARGUMENTS = 8
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class TileSet:
         name = f"rnnjit_affine_tile_{self.lanes.suffix}"
 
         def emit(builder: Any, *args: Any) -> None:
-            function = define(builder.module, name, _AFFINE_ARGUMENTS, self._affine_switch)
+            function = define_tile(builder.module, name, AFFINE_ARGUMENTS, self._affine_switch)
             builder.call(function, args)
 
-        return emitting(_AFFINE_ARGUMENTS, emit)
+        return emitting(AFFINE_ARGUMENTS, emit)
 
     def outer(self) -> Any:
         """Intrinsic: a block of a sum of outer products, `out[m, n] += sum_k a[k, m] b[k, n]`.
@@ -78,10 +78,10 @@ class TileSet:
         name = f"rnnjit_outer_tile_{self.lanes.suffix}"
 
         def emit(builder: Any, *args: Any) -> None:
-            function = define(builder.module, name, _OUTER_ARGUMENTS, self._outer_switch)
+            function = define_tile(builder.module, name, OUTER_ARGUMENTS, self._outer_switch)
             builder.call(function, args)
 
-        return emitting(_OUTER_ARGUMENTS, emit)
+        return emitting(OUTER_ARGUMENTS, emit)
 
     def _affine_switch(self, builder: Any, shape: Any, *args: Any) -> None:
         cases = {

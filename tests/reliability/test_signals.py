@@ -106,7 +106,8 @@ assert len(list(object_cache.directory().glob("*.o"))) == 1
 def test_first_calls_at_once_with_nothing_compiled_amid_ctrl_c_and_a_fork(backend, tmp_path):
     """One thread is interrupted and then forks, while all wait for the same compilers."""
     assert_well(program(COLD, backend, RNNJIT_CACHE_DIR=str(tmp_path)))
-    assert [file.suffix for file in tmp_path.iterdir()] == [".o"]
+    tiles = [".tile"] if backend == "numba" else []
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".o", *tiles]
     assert_well(program(COLD.partition("others")[0] + "work()", backend, RNNJIT_CACHE_DIR=tmp_path))
 
 

@@ -51,6 +51,12 @@ def run(cache_directory, before="", after="", **environment):
     )
 
 
+def modules(isa, bits, cell):
+    """The modules of all parts of a library, in an order in which each calls earlier ones."""
+    yield from kernel_modules.tile_modules(isa, bits, cell)
+    yield from kernel_modules.kernel_modules(isa, bits, cell)
+
+
 #: The host's own, and the next narrower one.
 NEAREST = instruction_sets.possible()[:2]
 
@@ -73,14 +79,14 @@ def test_kernels_assemble_for_aarch64():
     machine = object_code.target_machine(isa)
     assembly = [
         machine.emit_assembly(object_code.optimised(part.text, isa, part.symbols))
-        for part in kernel_modules.kernel_modules(isa, 32, RNN_TANH)
+        for part in modules(isa, 32, RNN_TANH)
     ]
     assert sum(part.count("fmla") for part in assembly) > 100
 
 
 def test_modules_define_what_they_call_of_each_other():
     isa, defined = host_isa(), {"omp_get_thread_num", "omp_get_num_threads", "sched_yield"}
-    for part in kernel_modules.kernel_modules(isa, 64, RNN_RELU):
+    for part in modules(isa, 64, RNN_RELU):
         functions = list(object_code.optimised(part.text, isa, part.symbols).functions)
         called = {each.name for each in functions if each.is_declaration}
         assert {name for name in called if not name.startswith("llvm.")} <= defined
@@ -123,9 +129,36 @@ def test_processes_may_compile_at_once_and_the_next_compiles_nothing(tmp_path):
         at_once = [pool.submit(run, tmp_path) for _ in range(2)]
     for done in (job.result() for job in at_once):
         assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
-    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".o", ".o"]
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".o", ".o", ".tile", ".tile"]
     done = run(tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+
+
+def test_the_tiles_are_compiled_once_for_all_cells(monkeypatch, tmp_path):
+    def modules_of(name):
+        def made(isa, bits, cell):
+            compiled.append((name, bits, cell))
+            yield kernel_modules.KernelModule(f"{name} {bits}", ())
+
+        return made
+
+    monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(library, "object_code", lambda text, isa, symbols: text.encode())
+    monkeypatch.setattr(kernel_modules, "tile_modules", modules_of("tiles"))
+    monkeypatch.setattr(kernel_modules, "kernel_modules", modules_of("kernels"))
+    for cell, bits, expected in (
+        (RNN_TANH, 32, ["tiles", "kernels"]),
+        (RNN_RELU, 32, ["kernels"]),
+        (RNN_RELU, 64, ["tiles", "kernels"]),
+    ):
+        compiled = []
+        parts = library.compile_kernels(host_isa(), Kind(bits, cell))
+        assert parts == [f"tiles {bits}".encode(), f"kernels {bits}".encode()]
+        assert compiled == [(name, bits, cell) for name in expected]
+    monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path / "another"))
+    compiled = []
+    library.compile_kernels(host_isa(), Kind(32, RNN_RELU))
+    assert [name for name, _, _ in compiled] == ["tiles", "kernels"]
 
 
 def test_a_library_is_one_file():
