@@ -343,6 +343,28 @@ class Backend(ABC):
         """
         return (True,) * len(needed)
 
+    def rebuilds_output(self, layer: LayerSpec) -> bool:
+        """Whether `rebuilt_output` computes the y of this layer (optional; by default not).
+
+        The y that the user gets is then not copied for the backward pass.
+        """
+        return False
+
+    def rebuilt_output(self, layer: LayerSpec, saved: tuple[Tensor, ...]) -> Tensor:
+        """Compute the y of `forward`, bit for bit, from what it saved.
+
+        Args:
+            layer: as given to `forward`.
+            saved: `LayerOutput.saved` of its result.
+
+        Returns:
+            `[N, D*P]`, contiguous, newly allocated.
+
+        Raises:
+            NotImplementedError: the backend does not override this method.
+        """
+        raise NotImplementedError(f"backend {self.name!r} does not rebuild the output")
+
     def __deepcopy__(self, memo: object) -> Backend:
         # Copies of a module that holds a backend share it: there is one compiler in a process.
         return self

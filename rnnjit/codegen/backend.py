@@ -20,6 +20,8 @@ from rnnjit.backend import (
 )
 from rnnjit.codegen.deferral import why_torch
 from rnnjit.codegen.pointwise import OPERATIONS
+from rnnjit.ir.rebuilt_output import rebuilt_output
+from rnnjit.ir.torch_evaluator import evaluate_tensors
 from rnnjit.runtime.compile_once import imported
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
@@ -83,6 +85,20 @@ class CPUBackend(Backend):
             *(layer, rows, x, hx, weights, output, grad_y, grad_h_n, needs)
         )
         return grads
+
+    def rebuilds_output(self, layer: LayerSpec) -> bool:
+        """Whether the output is an exact function of a state, whose values are saved."""
+        return not layer.proj_size and rebuilt_output(layer.cell) is not None
+
+    def rebuilt_output(self, layer: LayerSpec, saved: tuple[Tensor, ...]) -> Tensor:
+        """The output of all rows at once, by torch."""
+        found = rebuilt_output(layer.cell)
+        assert found is not None, "`rebuilds_output` said so"
+        # See `forward_call.saved_sizes`.
+        states = saved[1:] if layer.cell.saved else saved
+        (y,) = evaluate_tensors(found.program, [states[found.state - 1]])
+        assert y is not None
+        return y
 
     def records_states(self, layer: LayerSpec, problem: Problem) -> bool:
         """The kernels write the states of every step in the pass that computes them."""

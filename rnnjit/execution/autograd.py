@@ -18,6 +18,7 @@ from rnnjit.execution.validate_backend import (
     check_grads,
     check_kept,
     check_output,
+    check_rebuilt,
     check_stack_output,
     check_untouched,
 )
@@ -98,11 +99,12 @@ class RecordedLayer:
         read: the indices of the inputs that the backward pass reads; known after `forward`.
         unread: those of the others.
         states: the number of states.
+        rebuilds: whether the backward pass computes y anew, from what the backend saved.
     """
 
     __slots__ = (
-        *("backend", "fallback", "last", "layer", "needed", "needs", "order", "read", "rows"),
-        *("states", "unread"),
+        *("backend", "fallback", "last", "layer", "needed", "needs", "order", "read", "rebuilds"),
+        *("rows", "states", "unread"),
     )
 
     def __init__(
@@ -118,6 +120,8 @@ class RecordedLayer:
         self.last, self.fallback, self.needed = last, fallback, needed
         self.states = len(layer.cell.states)
         self.needs = needs_of(needed, self.states)
+        # The y of an inner layer is kept in any case: it is the input of the next one.
+        self.rebuilds = last and backend.rebuilds_output(layer)
 
     def forward(self, x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> LayerOutput:
         """The backend's forward pass, with y `[N, D*P]` or `[T, B, D*P]`.
@@ -142,7 +146,7 @@ class RecordedLayer:
 
         Args:
             inputs: x, the states and the weights.
-            kept: y, and what the backend saved.
+            kept: y unless it is rebuilt, and what the backend saved.
             grad_y: the gradient of y, or None for zero.
             grad_h_n: the gradients of the last states, or None for zero.
 
@@ -151,7 +155,8 @@ class RecordedLayer:
         """
         x, split = flat(inputs[0]), self.states + 1
         hx, weights = inputs[1:split], inputs[split:]
-        output = LayerOutput(flat(kept[0]), hx, kept[1:])
+        y, *saved = self._with_output(kept)
+        output = LayerOutput(flat(y), hx, tuple(saved))
         grad_y = None if grad_y is None else flat(grad_y)
         grads = self.backend.backward(
             *(self.layer, self.rows, x, hx, weights, output, grad_y, grad_h_n, self.needs)
@@ -173,6 +178,18 @@ class RecordedLayer:
             *(self.layer, self.rows, flat(x), hx, weights, grad_y, grad_h_n, self.needs)
         )
         return grads if grads.x is None else grads._replace(x=grads.x.reshape(x.shape))
+
+    def _with_output(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """y, and what the backend saved.
+
+        Raises:
+            BackendError: y is rebuilt, and violates the contract.
+        """
+        if not self.rebuilds:
+            return kept
+        y = self.backend.rebuilt_output(self.layer, kept)
+        check_rebuilt(self.backend, self.layer, self.rows, kept[0], y)
+        return (y, *kept)
 
     def _note_reads(self, output: LayerOutput, untouched: bool) -> None:
         """Note which inputs the backward pass reads, after the last checks of the forward pass."""
@@ -235,7 +252,7 @@ class BoundLayer(RecordedLayer):
         """See `RecordedLayer.backward`."""
         x, split = inputs[0], self.states + 1
         hx, weights = inputs[1:split], inputs[split:]
-        grads = self._own_backward(x, hx, weights, kept, grad_y, grad_h_n)
+        grads = self._own_backward(x, hx, weights, self._with_output(kept), grad_y, grad_h_n)
         if not self._checked[1]:
             check_grads(self.backend, x, hx, weights, self.needs, grads)
             self._checked[1] = True
@@ -247,7 +264,7 @@ class _RNNLayer(torch.autograd.Function):
 
     The backward pass needs y, but users may overwrite the y that they get (eager allows it), and
     autograd does not notice writes through `y.data` or numpy. So a y that the user gets is saved as
-    a copy.
+    a copy, unless the backend rebuilds it from what it saves anyway.
 
     Autograd checks that nobody has written to a saved tensor. Inputs that the backend does not read
     are not saved, since eager allows writes to them: only the reference reads them. An input that
@@ -265,7 +282,9 @@ class _RNNLayer(torch.autograd.Function):
             raise
         ctx.set_materialize_grads(False)
         last, saved = call.last, output.saved
-        kept = huge_pages.clone(output.y) if last else output.y.detach()
+        kept: tuple[Tensor, ...] = ()
+        if not call.rebuilds:
+            kept = (huge_pages.clone(output.y) if last else output.y.detach(),)
         inputs, given = (x, *tensors), []
         others: list[tuple[int, Tensor]] = []
         for i in call.read:
@@ -279,12 +298,12 @@ class _RNNLayer(torch.autograd.Function):
         hooked = saved_tensor_hooks()
         # Hooks may give back anything: what is compared is noted only where there are some.
         if hooked:
-            expected = [(i, _facts(each)) for i, each in enumerate((*given, kept, *saved))]
+            expected = [(i, _facts(each)) for i, each in enumerate((*given, *kept, *saved))]
         else:
             expected = [(i, (*_facts(each), each.data_ptr())) for i, each in others]
         written = versions(unread[0], unread[1:]) if unread else 0
         ctx.layer, ctx.kept = call, (unread, written, expected, hooked)
-        ctx.save_for_backward(*given, kept, *saved)
+        ctx.save_for_backward(*given, *kept, *saved)
         if output.y.dim() < x.dim():
             # Resized in place, since autograd forbids in-place changes of a view created here.
             output.y.resize_(call.rows.T, call.rows.B, output.y.shape[1])

@@ -90,6 +90,19 @@ def check_kept(backend: Backend, output: LayerOutput, read: tuple[bool, ...], in
             raise BackendError(backend.name, "saved", "a tuple of Tensors", type(tensor).__name__)
 
 
+def check_rebuilt(backend: Backend, layer: LayerSpec, rows: Rows, like: Tensor, y: Any) -> None:
+    """Check what `Backend.rebuilt_output` returned; `like` has the dtype and device of the layer.
+
+    Raises:
+        BackendError: it violates the contract.
+    """
+    shape = rows.N, layer.num_directions * layer.output_size
+    _check(backend, "rebuilt_output", y, shape, like)
+    if not y.is_contiguous():
+        strides = f"one of strides {y.stride()}"
+        raise BackendError(backend.name, "rebuilt_output", "a contiguous Tensor", strides)
+
+
 def check_stack_output(
     backend: Backend,
     y_shape: tuple[int, ...],
