@@ -24,6 +24,7 @@ class NumbaBackend(CPUBackend):
 
     name = "numba"
     priority = 100
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
     run_module = "rnnjit_numba.run"
 
     def missing(self) -> list[str]:
@@ -49,7 +50,7 @@ class NumbaBackend(CPUBackend):
 
         None for cells with row inputs, as for `shortcut`.
         """
-        if spec.cell.row_inputs:
+        if spec.cell.row_inputs or dtype is torch.bfloat16:
             return None
         imported("rnnjit_numba.streaming")
         from rnnjit_numba import streaming

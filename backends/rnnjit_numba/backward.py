@@ -43,7 +43,7 @@ def add_backward(context: CodegenContext, common: CommonFunctions) -> None:
     pack, move = _add_pack_task(context), _add_move(context, common)
     propagate, reduce = _add_propagate(context, common), add_reduce(context, common)
     recur, initial = _add_recur_task(context, common, propagate), _add_initial(context, propagate)
-    size = context.lanes.itemsize
+    size = context.storage.itemsize
     dz_field = 8 * BackwardArguments._fields.index("dz")
 
     def backward(arguments: int, thread: int, threads: int) -> None:
@@ -147,7 +147,7 @@ def _add_recur_task(context: CodegenContext, common: CommonFunctions, propagate:
 def _add_move(context: CodegenContext, common: CommonFunctions) -> Any:
     """Move a task's columns of the first `kept` rows of the window up by `rows` rows."""
     unpack, copy_rows = memory.unpack_arguments(BackwardArguments), common.copy_rows
-    lanes, size = context.lanes.count, context.lanes.itemsize
+    lanes, size = context.lanes.count, context.storage.itemsize
 
     def move(arguments: int, task: int, tasks: int, rows: int, kept: int) -> None:
         a = unpack(arguments)
@@ -163,17 +163,24 @@ def _add_move(context: CodegenContext, common: CommonFunctions) -> Any:
 def _add_pack_back(context: CodegenContext) -> Any:
     """Pack columns of W_hh, then of W_ih, then of W_hr, as column vectors `[K][lanes]`, then zeros.
 
-    K is G*H for the first two, and P for W_hr. `first` and `last` number the column vectors of all;
-    those from `inputs` on are W_hr's. A call with `first` 0 also writes the zeros.
+    K is G*H for the first two, and P for W_hr. Those of pairs are as in `storage`, with rows of
+    zeros in W_ih that make the rows of each gate even, so that one can begin with any gate. `first`
+    and `last` number the column vectors of all; those from `inputs` on are W_hr's. A call with
+    `first` 0 also writes the zeros.
     """
-    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(context.lanes)
+    unpack = memory.unpack_arguments(BackwardArguments)
+    copy, pack_rows = (
+        memory.copy(context.computed, context.computed),
+        memory.pack_rows(context.storage),
+    )
     minimum, maximum = memory.minimum(), memory.maximum()
     lanes, vector_bytes, size = (
         context.lanes.count,
         context.lanes.vector_bytes,
-        context.lanes.itemsize,
+        context.storage.itemsize,
     )
     G, has_product = context.layout.gates, context.product
+    terms, term_bytes = context.storage.terms, context.storage.packed_bytes
 
     def pack_back(arguments: int, d: int, first: int, last: int, inputs: int) -> None:
         a = unpack(arguments)
@@ -197,9 +204,19 @@ def _add_pack_back(context: CodegenContext) -> Any:
                 elif column >= wide_k:
                     w, columns, v = (a.w_ih_0 if d == 0 else a.w_ih_1), a.I, column - wide_k
                 count = minimum(lanes, columns - v * lanes)
-                for k in range(low, high):
+                rows, k = G * a.H, low
+                if column >= inputs:
+                    rows = a.P
+                elif terms > 1 and column >= wide_k:
+                    rows = a.H
+                # No group of terms crosses the end of its `rows` rows.
+                k += k % rows % terms
+                while k < high:
+                    row = k % rows
+                    place = to + (k // rows * ((rows + terms - 1) // terms * terms) + row) * term_bytes
                     source = w + (k * columns + v * lanes) * size
-                    copy(to + k * vector_bytes, source, count, lanes)
+                    pack_rows(place, source, columns * size, rows - row, count, lanes)
+                    k += minimum(terms, rows - row)
         if first == 0:
             zeros = out + wide_h * a.packed_out
             for v in range(maximum(maximum(wide_p, wide_h), wide_i)):
@@ -227,7 +244,7 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
     begin, step = _add_begin(context, common), add_step(context, common)
     record_previous = _add_record_previous(context)
     reads_states = int(context.layout.reads_states)
-    lanes, size = context.lanes.count, context.lanes.itemsize
+    lanes, size = context.lanes.count, context.storage.itemsize
 
     def recur_back(
         arguments: int,
@@ -311,7 +328,7 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, propagate: Any)
 def _add_begin(context: CodegenContext, common: CommonFunctions) -> Any:
     """The gradients of the last states of `rows` sequences from `b` on, before their last step."""
     unpack, read_int = memory.unpack_arguments(BackwardArguments), memory.read_int()
-    copy_rows, states = common.copy_rows, len(context.cell.states)
+    copy_rows, states = common.copy_computed, len(context.cell.states)
     lanes, size = context.lanes.count, context.lanes.itemsize
     of_states = [
         tuple(8 * state_argument(BackwardArguments, k, which) for k in range(1, states)) or (0,)
@@ -348,7 +365,7 @@ def _add_initial(context: CodegenContext, propagate: Any) -> Any:
     In direction 0 that is step 0, in direction 1 the step at which the sequence ends.
     """
     unpack, read_int = memory.unpack_arguments(BackwardArguments), memory.read_int()
-    lanes, size = context.lanes.count, context.lanes.itemsize
+    lanes, size = context.lanes.count, context.storage.itemsize
 
     def initial(arguments: int, task: int, tasks: int) -> None:
         a = unpack(arguments)
@@ -377,7 +394,7 @@ def _add_record_previous(context: CodegenContext) -> Any:
     """
     unpack, write_int = memory.unpack_arguments(BackwardArguments), memory.write_int()
     first_from = memory.first_from()
-    size = context.lanes.itemsize
+    size = context.storage.itemsize
 
     def record_previous(
         arguments: int,
@@ -410,14 +427,15 @@ def _add_propagate(context: CodegenContext, common: CommonFunctions) -> Any:
     """
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
     product, passes_state = common.product, int(context.layout.passes_state)
-    lanes, size, copy_rows = context.lanes.count, context.lanes.itemsize, common.copy_rows
+    lanes, size, copy_rows = context.lanes.count, context.storage.itemsize, common.copy_computed
     G, has_product = context.layout.gates, context.product
+    computed_size = context.computed.itemsize
 
     def propagate(
         arguments: int, d: int, first: int, last: int, stride: int, dz: int, b: int, rows: int
     ) -> None:
         a = unpack(arguments)
-        ld, ld_to = a.dz_columns * size, a.P * size
+        ld, ld_to = a.dz_columns * size, a.P * computed_size
         base = a.scratch + d * a.packed
         wide_p, wide_i, wide_h = (
             (a.P + lanes - 1) // lanes,

@@ -18,9 +18,9 @@ def add_step(context: CodegenContext, common: CommonFunctions) -> Any:
     numbers the memory for gradients before the projection.
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
-    derive = cell_step.step_backward(context.lanes, context.cell)
+    derive = cell_step.step_backward(context.storage, context.cell, rows=context.storage)
     projected = _add_projected(context, common)
-    lanes, size = context.lanes.count, context.lanes.itemsize
+    lanes, size = context.lanes.count, context.storage.itemsize
     # Rows without a gap are one long row, if every tensor of the step has one block of columns.
     cell = context.cell
     single = int(len(cell.accumulators) == 1 and len(cell.saved) < 2)
@@ -64,13 +64,11 @@ def _add_projected(context: CodegenContext, common: CommonFunctions) -> Any:
     blocks of rows.
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
-    derive = cell_step.step_backward(context.lanes, context.cell)
-    add, affine, product = memory.add(context.lanes), common.affine, common.product
-    lanes, size, vector_bytes = (
-        context.lanes.count,
-        context.lanes.itemsize,
-        context.lanes.vector_bytes,
-    )
+    storage, computed = context.storage, context.computed
+    derive = cell_step.step_backward(storage, context.cell, rows=computed)
+    add, affine, product = memory.add(computed, storage, storage), common.affine, common.product
+    lanes, size, vector_bytes = context.lanes.count, storage.itemsize, context.lanes.vector_bytes
+    stored_bytes, computed_size = storage.vector_bytes, computed.itemsize
 
     def projected(
         arguments: int,
@@ -99,11 +97,12 @@ def _add_projected(context: CodegenContext, common: CommonFunctions) -> Any:
             grad = a.dz + (d * a.N + row + r) * wide + behind
             for i in range(n):
                 given = a.grad_y + ((row + r + i * stride) * a.D + d) * a.P * size
-                source = own + (d * a.B + b + r + i * stride) * a.P * size
+                source = own + (d * a.B + b + r + i * stride) * a.P * computed_size
                 for v in range(wide_p):
-                    at, count = v * vector_bytes, minimum(lanes, a.P - v * lanes)
+                    at, count = v * stored_bytes, minimum(lanes, a.P - v * lanes)
                     other = given + at if a.grad_y != 0 else 0
-                    add(grad + i * stride * wide + at, source + at, other, count)
+                    place = source + v * vector_bytes
+                    add(grad + i * stride * wide + at, place, other, count)
             if a.direct != 0:
                 weights = a.w_hr_0 if d == 0 else a.w_hr_1
                 product(zeros, 0, grad, wide, a.P, weights, a.H, out, ld_out, n, 0, wide_h)

@@ -7,7 +7,7 @@ and of all that is saved for the backward pass. Addresses and distances are in b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
@@ -21,12 +21,13 @@ from rnnjit_numba.arguments import (
     state_argument,
 )
 from rnnjit_numba.pointwise import vectors
-from rnnjit_numba.simd import I64, Lanes, define, emitting, load, loop
+from rnnjit_numba.simd import I64, define, emitting, load, loop
+from rnnjit_numba.storage import Storage
 
 _STEP_ARGUMENTS, _BACKWARD_ARGUMENTS = 17, 13
 
 
-def step(lanes: Lanes, cell: CellSpec) -> Any:
+def step(storage: Storage, cell: CellSpec) -> Any:
     """Intrinsic: the step of some rows and hidden units, from their pre-activations.
 
     `step(arguments, d, row, b, stride, rows, first, last, zx, ld_zx, zh, ld_zh, h, ld_h, fresh,
@@ -43,11 +44,13 @@ def step(lanes: Lanes, cell: CellSpec) -> Any:
     * `out` gets the outputs, rows `ld_out` apart.
 
     It writes the new states, and what is recorded of every step if the block has memory for that.
+    `h`, `out`, and what is saved lie in memory as `storage` says, all other numbers as they are
+    computed with.
     """
-    name = f"rnnjit_step_{cell.digest[:12]}_{lanes.suffix}"
+    name = f"rnnjit_step_{cell.digest[:12]}_{storage.suffix}"
 
     def body(builder: Any, *args: Any) -> None:
-        _Step(lanes, cell, builder, args).emit()
+        _Step(storage, cell, builder, args).emit()
 
     def emit(builder: Any, *args: Any) -> None:
         builder.call(define(builder.module, name, _STEP_ARGUMENTS, body), args)
@@ -55,7 +58,7 @@ def step(lanes: Lanes, cell: CellSpec) -> Any:
     return emitting(_STEP_ARGUMENTS, emit)
 
 
-def step_backward(lanes: Lanes, cell: CellSpec) -> Any:
+def step_backward(storage: Storage, cell: CellSpec, *, rows: Storage) -> Any:
     """Intrinsic: dz and the gradients of the states before, of some rows and hidden units.
 
     `step_backward(arguments, d, row, b, stride, rows, first, last, columns, before, fresh,
@@ -65,16 +68,17 @@ def step_backward(lanes: Lanes, cell: CellSpec) -> Any:
       `columns` is the number of hidden units;
     * `before` numbers the row of the step before that precedes row `row`; the states before are
       the initial ones if `fresh` is 1;
-    * `grad_out` has the gradients of the outputs, rows `ld_grad_out` apart, or is 0 for zeros.
+    * `grad_out` has the gradients of the outputs, rows `ld_grad_out` apart, or is 0 for zeros; they
+      lie in memory as `rows` says.
 
     The gradients of row inputs go to grad_x, those of parameters to blocks of dz. The gradients of
     the states are read and written in place. That of the first state is added to `grad_out`, unless
     the output is projected. It is left alone if nothing but W_hh reads the state before.
     """
-    name = f"rnnjit_step_backward_{cell.digest[:12]}_{lanes.suffix}"
+    name = f"rnnjit_step_backward_{cell.digest[:12]}_{storage.suffix}_{rows.suffix}"
 
     def body(builder: Any, *args: Any) -> None:
-        _StepBackward(lanes, cell, builder, args).emit()
+        _StepBackward(storage, cell, rows, builder, args).emit()
 
     def emit(builder: Any, *args: Any) -> None:
         builder.call(define(builder.module, name, _BACKWARD_ARGUMENTS, body), args)
@@ -86,15 +90,18 @@ class _Rows:
     """What both functions need: the arguments, addresses of rows, and loops.
 
     Args:
-        lanes: the element type and vector width.
+        storage: how the numbers of tensors lie in memory.
         cell: the cell.
         builder: of the function.
         kind: the arguments at the address that is the function's first argument.
         address: that address.
     """
 
-    def __init__(self, lanes: Lanes, cell: CellSpec, builder: Any, kind: Any, address: Any) -> None:
-        self.lanes, self.cell, self.builder = lanes, cell, builder
+    def __init__(
+        self, storage: Storage, cell: CellSpec, builder: Any, kind: Any, address: Any
+    ) -> None:
+        self.storage, self.lanes, self.cell, self.builder = storage, storage.lanes, cell, builder
+        self.computed = Storage(storage.lanes)
         self._kind, self._address = kind, address
         self.zero = I64(0)
         self.H, self.D, self.B = self.argument("H"), self.argument("D"), self.argument("B")
@@ -124,13 +131,13 @@ class _Rows:
         first = self.builder.mul(d, count)
         offsets = [
             self.add(
-                self.bytes_of(row, features),
-                self.bytes_of(inputs),
-                self.bytes_of(self.add(first, I64(k)), self.H),
+                self.stored_bytes(row, features),
+                self.stored_bytes(inputs),
+                self.stored_bytes(self.add(first, I64(k)), self.H),
             )
             for k in range(len(self.cell.row_inputs))
         ]
-        return offsets, self.bytes_of(features)
+        return offsets, self.stored_bytes(features)
 
     def _word(self, index: int) -> Any:
         return self._at(self.builder.add(self._address, I64(8 * index)))
@@ -139,11 +146,22 @@ class _Rows:
         return load(self.builder, address, I64, 8)
 
     def bytes_of(self, *factors: Any) -> Any:
-        """The bytes of a product of numbers of elements."""
-        product = I64(self.lanes.itemsize)
+        """The bytes of a product of numbers of elements that are computed with."""
+        return self._product(self.computed, factors)
+
+    def stored_bytes(self, *factors: Any) -> Any:
+        """The same of elements of tensors."""
+        return self._product(self.storage, factors)
+
+    def _product(self, storage: Storage, factors: Sequence[Any]) -> Any:
+        product = I64(storage.itemsize)
         for factor in factors:
             product = self.builder.mul(product, factor)
         return product
+
+    def offset(self, storage: Storage, v: Any) -> Any:
+        """The distance of vector `v` in a row."""
+        return self.builder.mul(v, I64(storage.vector_bytes))
 
     def add(self, *terms: Any) -> Any:
         """A sum of integers."""
@@ -160,19 +178,25 @@ class _Rows:
         """The lanes in a mask at an address, zeros in the others."""
         return self.lanes.masked_load(self.builder, address, mask)
 
-    def present_or_zeros(self, present: Any, address: Any, mask: Any, valid: Any) -> Any:
+    def stored(self, address: Any, mask: Any) -> Any:
+        """The same of elements of a tensor."""
+        return self.storage.masked_load(self.builder, address, mask)
+
+    def present_or_zeros(
+        self, storage: Storage, present: Any, address: Any, mask: Any, valid: Any
+    ) -> Any:
         """As `masked` if `present` is true, else zeros; `valid` is any address of as many lanes.
 
         A processor takes long over an invalid address, even if no lane is read.
         """
         none = ir.Constant(mask.type, None)
         address = self.builder.select(present, address, valid)
-        return self.masked(address, self.builder.select(present, mask, none))
+        return storage.masked_load(self.builder, address, self.builder.select(present, mask, none))
 
     def each(
         self, rows: Any, first: Any, last: Any, columns: Any, body: Callable[..., None]
     ) -> None:
-        """Call `body(r, v, at, mask)` for each row and vector; it is at `at` bytes in its row."""
+        """Call `body(r, v, mask)` for each row and vector."""
         builder, lanes = self.builder, self.lanes
 
         def one_row(r: Any, block: Any) -> Any:
@@ -180,7 +204,7 @@ class _Rows:
                 v = builder.add(first, i)
                 count = builder.sub(columns, builder.mul(v, I64(lanes.count)))
                 mask = lanes.mask(builder, count)
-                body(r, v, builder.mul(v, I64(lanes.vector_bytes)), mask)
+                body(r, v, mask)
                 return inner
 
             loop(builder, builder.sub(last, first), [], one_vector)
@@ -192,8 +216,8 @@ class _Rows:
 class _Step(_Rows):
     """Code of `step`."""
 
-    def __init__(self, lanes: Lanes, cell: CellSpec, builder: Any, args: Any) -> None:
-        super().__init__(lanes, cell, builder, ForwardArguments, args[0])
+    def __init__(self, storage: Storage, cell: CellSpec, builder: Any, args: Any) -> None:
+        super().__init__(storage, cell, builder, ForwardArguments, args[0])
         self.layout = CellLayout(cell)
         (_, self.d, self.row, self.b, self.stride, self.rows, self.first, self.last, *rest) = args
         self.zx, self.ld_zx, self.zh, self.ld_zh, self.h, self.ld_h, self.fresh, *out = rest
@@ -224,26 +248,29 @@ class _Step(_Rows):
             recorded = self.present(every)
             every = self.add(every, self.bytes_of(record, H))
             states.append((before, self.add(last, place), every, recorded))
-        ld_record, ld_value = self.bytes_of(D, H, stride), self.bytes_of(H)
+        ld_record, ld_value = self.bytes_of(D, H, stride), self.stored_bytes(H)
         count = I64(len(cell.saved))
-        values = self.add(self.argument("values"), self.bytes_of(record, H, count))
-        ld_values = self.bytes_of(D, H, stride, count)
+        values = self.add(self.argument("values"), self.stored_bytes(record, H, count))
+        ld_values = self.stored_bytes(D, H, stride, count)
         others = self._others()
         add, mul, store = self.builder.add, self.builder.mul, self.lanes.masked_store
+        write = self.storage.masked_store
 
-        def body(r: Any, v: Any, at: Any, mask: Any) -> None:
+        def body(r: Any, v: Any, mask: Any) -> None:
+            at, stored_at = self.offset(self.computed, v), self.offset(self.storage, v)
             inputs = self._pre_activations(r, v)
             if cell.states[0] in cell.step.used:
-                h = self.add(self.h, mul(r, self.ld_h), at)
-                inputs[cell.states[0]] = self.masked(h, mask)
+                h = self.add(self.h, mul(r, self.ld_h), stored_at)
+                inputs[cell.states[0]] = self.stored(h, mask)
             here = add(mul(r, ld_state), at)
             for name, (before, *_) in zip(cell.states[1:], states, strict=True):
                 inputs[name] = self.masked(add(before, here), mask)
             for name, (address, distance) in others.items():
-                inputs[name] = self.masked(self.add(address, mul(r, distance), at), mask)
+                place = self.add(address, mul(r, distance), stored_at)
+                inputs[name] = self.stored(place, mask)
             program = cell.step_saving if keep else cell.step
             out, _, *found = lower(program, vectors(self.lanes, self.builder), inputs)
-            store(self.builder, out, self.add(self.out, mul(r, self.ld_out), at), mask)
+            write(self.builder, out, self.add(self.out, mul(r, self.ld_out), stored_at), mask)
             saved = found[len(states) :]
             none = ir.Constant(mask.type, None)
             for value, (_, after, every, recorded) in zip(found, states, strict=False):
@@ -253,8 +280,8 @@ class _Step(_Rows):
                 to = self.builder.select(recorded, to, add(after, here))
                 store(self.builder, value, to, self.builder.select(recorded, mask, none))
             for k, value in enumerate(saved):
-                to = self.add(values, mul(r, ld_values), mul(ld_value, I64(k)), at)
-                store(self.builder, value, to, mask)
+                to = self.add(values, mul(r, ld_values), mul(ld_value, I64(k)), stored_at)
+                write(self.builder, value, to, mask)
 
         self.each(self.rows, self.first, self.last, H, body)
 
@@ -289,12 +316,28 @@ class _Step(_Rows):
         return found
 
 
+class _Rowed(NamedTuple):
+    """Where the rows of a tensor or of other numbers lie.
+
+    Attributes:
+        address: of the first row.
+        distance: bytes between rows.
+        storage: how its numbers lie in memory.
+    """
+
+    address: Any
+    distance: Any
+    storage: Storage
+
+
 class _StepBackward(_Rows):
     """Code of `step_backward`."""
 
-    def __init__(self, lanes: Lanes, cell: CellSpec, builder: Any, args: Any) -> None:
-        super().__init__(lanes, cell, builder, BackwardArguments, args[0])
-        self.layout = CellLayout(cell)
+    def __init__(
+        self, storage: Storage, cell: CellSpec, rows: Storage, builder: Any, args: Any
+    ) -> None:
+        super().__init__(storage, cell, builder, BackwardArguments, args[0])
+        self.layout, self.of_grad_out = CellLayout(cell), rows
         (_, self.d, self.row, self.b, self.stride, self.rows, self.first, self.last, *rest) = args
         self.columns, self.before, self.fresh, self.grad_out, self.ld_grad_out = rest
 
@@ -305,38 +348,42 @@ class _StepBackward(_Rows):
         record = self.add(builder.mul(self.row, D), self.d)
         earlier = self.add(builder.mul(self.before, D), self.d)
         place = self.add(builder.mul(self.d, self.B), self.b)
-        ld_record, ld_state = self.bytes_of(D, H, self.stride), self.bytes_of(H, self.stride)
+        storage, computed, product = self.storage, self.computed, self._product
         fresh, used = self.present(self.fresh), cell.backward.used
-        addresses: dict[str, tuple[Any, Any]] = {}
+        addresses: dict[str, _Rowed] = {}
 
-        def previous(name: str, first: Any, every: Any) -> None:
+        def previous(name: str, first: Any, every: Any, of: Storage) -> None:
             at = builder.select(
                 fresh,
-                self.add(first, self.bytes_of(place, H)),
-                self.add(every, self.bytes_of(earlier, H)),
+                self.add(first, product(of, (place, H))),
+                self.add(every, product(of, (earlier, H))),
             )
+            ld_state, ld_record = product(of, (H, self.stride)), product(of, (D, H, self.stride))
             if name in used:
-                addresses[name] = at, builder.select(fresh, ld_state, ld_record)
+                addresses[name] = _Rowed(at, builder.select(fresh, ld_state, ld_record), of)
 
         out = builder.select(projected, self.argument("outputs"), self.argument("y"))
-        addresses["out"] = self.add(out, self.bytes_of(record, H)), ld_record
-        previous(cell.states[0], self.argument("h0"), self.argument("y"))
+        out = self.add(out, self.stored_bytes(record, H))
+        addresses["out"] = _Rowed(out, self.stored_bytes(D, H, self.stride), storage)
+        previous(cell.states[0], self.argument("h0"), self.argument("y"), storage)
         for k, name in enumerate(cell.states[1:], 1):
-            previous(name, self.state_argument(k, 0), self.state_argument(k, 1))
+            previous(name, self.state_argument(k, 0), self.state_argument(k, 1), computed)
             every = self.add(self.state_argument(k, 1), self.bytes_of(record, H))
-            addresses[f"new_{name}"] = every, ld_record
+            distance = self.bytes_of(D, H, self.stride)
+            addresses[f"new_{name}"] = _Rowed(every, distance, computed)
         count = I64(len(cell.saved))
-        values = self.add(self.argument("values"), self.bytes_of(record, H, count))
+        values = self.add(self.argument("values"), self.stored_bytes(record, H, count))
         for k in range(len(cell.saved)):
-            at = self.add(values, self.bytes_of(H, I64(k)))
-            addresses[f"saved_{k}"] = at, self.bytes_of(D, H, self.stride, count)
+            at = self.add(values, self.stored_bytes(H, I64(k)))
+            distance = self.stored_bytes(D, H, self.stride, count)
+            addresses[f"saved_{k}"] = _Rowed(at, distance, storage)
         for name, at in self.parameters(self.d, used).items():
-            addresses[name] = at, self.zero
+            addresses[name] = _Rowed(at, self.zero, storage)
         if cell.row_inputs:
             offsets, distance = self.row_input_columns(self.d, self.row)
             x, distance = self.argument("x"), builder.mul(distance, self.stride)
             for name, offset in zip(cell.row_inputs, offsets, strict=True):
-                addresses[name] = self.add(x, offset), distance
+                addresses[name] = _Rowed(self.add(x, offset), distance, storage)
         addresses = {name: found for name, found in addresses.items() if name in used}
         self._loops(addresses, self._gradients(place), projected)
 
@@ -357,20 +404,19 @@ class _StepBackward(_Rows):
             grads.append(self.add(base, self.bytes_of(place, features)))
         return grads
 
-    def _loops(
-        self, addresses: dict[str, tuple[Any, Any]], grads: list[Any], projected: Any
-    ) -> None:
+    def _loops(self, addresses: dict[str, _Rowed], grads: list[Any], projected: Any) -> None:
         cell, builder, lanes = self.cell, self.builder, self.lanes
         add, mul, store = builder.add, builder.mul, lanes.masked_store
+        storage, write = self.storage, self.storage.masked_store
         H, ld_state = self.H, self.bytes_of(self.H, self.stride)
         wide = self.argument("dz_columns")
         row = add(mul(self.d, self.argument("N")), self.row)
         dz, ld_dz = (
-            add(self.argument("dz"), self.bytes_of(row, wide)),
-            self.bytes_of(wide, self.stride),
+            add(self.argument("dz"), self.stored_bytes(row, wide)),
+            self.stored_bytes(wide, self.stride),
         )
-        given, ld_record = self.present(self.grad_out), self.bytes_of(self.D, H, self.stride)
-        record = self.bytes_of(add(mul(self.row, self.D), self.d), H)
+        given, ld_record = self.present(self.grad_out), self.stored_bytes(self.D, H, self.stride)
+        record = self.stored_bytes(add(mul(self.row, self.D), self.d), H)
         recorded = [
             (add(every, record), self.present(every))
             for every in (self.state_argument(k, 4) for k in range(1, len(cell.states)))
@@ -383,40 +429,44 @@ class _StepBackward(_Rows):
             ld_x, grad_x = mul(distance, self.stride), self.argument("grad_x")
             wants_x = self.present(grad_x)
 
-        def body(r: Any, v: Any, at: Any, mask: Any) -> None:
+        def body(r: Any, v: Any, mask: Any) -> None:
             none = ir.Constant(mask.type, None)
+            at, stored_at = self.offset(self.computed, v), self.offset(storage, v)
             inputs = {
-                name: self.masked(self.add(address, mul(r, ld), at), mask)
-                for name, (address, ld) in addresses.items()
+                name: of.masked_load(
+                    builder, self.add(address, mul(r, ld), self.offset(of, v)), mask
+                )
+                for name, (address, ld, of) in addresses.items()
             }
             here = add(mul(r, ld_state), at)
             valid = add(grads[0], here)
-            grad_out = self.add(self.grad_out, mul(r, self.ld_grad_out), at)
-            inputs["grad_out"] = self.present_or_zeros(given, grad_out, mask, valid)
+            of = self.of_grad_out
+            grad_out = self.add(self.grad_out, mul(r, self.ld_grad_out), self.offset(of, v))
+            inputs["grad_out"] = self.present_or_zeros(of, given, grad_out, mask, valid)
             for k, (name, grad) in enumerate(zip(cell.states, grads, strict=True)):
                 read = builder.select(projected, none, mask) if k == 0 else mask
                 value = self.masked(add(grad, here), read)
                 if k > 0:
                     every, given_too = recorded[k - 1]
-                    of_step = self.add(every, mul(r, ld_record), at)
-                    more = self.present_or_zeros(given_too, of_step, mask, valid)
+                    of_step = self.add(every, mul(r, ld_record), stored_at)
+                    more = self.present_or_zeros(storage, given_too, of_step, mask, valid)
                     value = builder.fadd(value, more)
                 inputs[f"grad_new_{name}"] = value
             found = lower(cell.backward, vectors(lanes, builder), inputs)
             zero = lanes.constant(0.0)
             of_dz, of_states, of_inputs = self._sorted(found)
             for block, value in of_dz:
-                to = self.add(dz, mul(r, ld_dz), self.bytes_of(H, I64(block)), at)
-                store(builder, zero if value is None else value, to, mask)
+                to = self.add(dz, mul(r, ld_dz), self.stored_bytes(H, I64(block)), stored_at)
+                write(builder, zero if value is None else value, to, mask)
             for k, (value, grad) in enumerate(zip(of_states, grads, strict=True)):
                 if k > 0 or self.layout.passes_state:
                     store(builder, zero if value is None else value, add(grad, here), mask)
             for value, offset in zip(of_inputs, columns, strict=True):
-                to = self.add(grad_x, offset, mul(r, ld_x), at)
+                to = self.add(grad_x, offset, mul(r, ld_x), stored_at)
                 # A processor takes long over an invalid address, even if nothing is stored there.
                 to = builder.select(wants_x, to, add(grads[0], here))
                 held = builder.select(wants_x, mask, none)
-                store(builder, zero if value is None else value, to, held)
+                write(builder, zero if value is None else value, to, held)
 
         self.each(self.rows, self.first, self.last, self.columns, body)
 

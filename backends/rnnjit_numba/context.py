@@ -11,6 +11,7 @@ from rnnjit.ir import CellSpec
 from rnnjit_numba import memory, pointwise
 from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
 from rnnjit_numba.simd import Lanes
+from rnnjit_numba.storage import Storage, storage_of
 from rnnjit_numba.symbol_table import SymbolTable
 from rnnjit_numba.tile_shapes import TileShape, candidates, outer_candidates, small_shapes
 from rnnjit_numba.tiles import FOLD, TileSet
@@ -26,22 +27,37 @@ class CodegenContext:
 
     Attributes:
         cell: one that `cell_layout.why_not_layout` has nothing against.
-        lanes: element type and vector width.
+        storage: how the numbers of tensors lie in memory.
         tiles: the register tiles.
         small_shapes: of the tiles for the rows that a larger tile leaves.
         symbols: where the kernels' functions are collected.
     """
 
     cell: CellSpec
-    lanes: Lanes
+    storage: Storage
     tiles: TileSet
     small_shapes: tuple[TileShape, ...]
     symbols: SymbolTable = field(init=False)
 
     @property
+    def lanes(self) -> Lanes:
+        """What is computed with: element type and vector width."""
+        return self.storage.lanes
+
+    @property
+    def computed(self) -> Storage:
+        """How numbers lie in memory that are no tensor's: as they are computed with."""
+        return Storage(self.lanes)
+
+    @property
     def layout(self) -> CellLayout:
         """How the cell's gates lie in memory."""
         return CellLayout(self.cell)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether pre-activations lie in y, where the state replaces them."""
+        return self.layout.in_place and self.storage.terms == 1
 
     @property
     def product(self) -> int:
@@ -55,31 +71,48 @@ class CodegenContext:
 
     def __post_init__(self) -> None:
         # Distinct for each library that may be linked into one program.
-        suffix = f"f{self.lanes.bits}_{self.cell.digest[:12]}"
+        element = "bf16" if self.storage.terms > 1 else f"f{self.lanes.bits}"
+        suffix = f"{element}_{self.cell.digest[:12]}"
         object.__setattr__(self, "symbols", SymbolTable(suffix))
 
     @staticmethod
     def of(isa: Isa, bits: int, cell: CellSpec) -> CodegenContext:
-        """The context of a cell's kernels for elements of `bits` bits."""
-        lanes, small = Lanes(bits, isa.lanes(bits // 8), isa.fma), small_shapes(isa)
+        """The context of a cell's kernels for elements of `bits` bits, see `Kind.bits`."""
+        wide, small = max(bits, 32), small_shapes(isa)
+        lanes = Lanes(wide, isa.lanes(wide // 8), isa.fma)
+        storage = storage_of(lanes, bits, isa.features, wide=isa.vector_bytes == 64)
         shapes = tuple(sorted({*candidates(isa), *small}, reverse=True))
-        return CodegenContext(cell, lanes, TileSet(lanes, shapes, outer_candidates(isa)), small)
+        return CodegenContext(cell, storage, TileSet(storage, shapes, outer_candidates(isa)), small)
 
 
 class CommonFunctions(NamedTuple):
-    """The functions that both kernels call, see `add_common`."""
+    """The functions that both kernels call, see `add_common`.
+
+    `copy_rows` copies rows of tensors, `copy_computed` rows of numbers as they are computed with,
+    and `store_rows` such numbers to rows of tensors.
+    """
 
     affine: Any
     copy_rows: Any
+    copy_computed: Any
+    store_rows: Any
     product: Any
     next_task: Any
 
 
 def add_common(context: CodegenContext) -> CommonFunctions:
     """Add the functions that both kernels call to the symbols."""
+    affine = _add_affine(context)
+    stored, computed = context.storage, context.computed
+    copy_rows = copy_computed = store_rows = _add_copy_rows(context, stored, stored, "copy_rows")
+    if stored != computed:
+        copy_computed = _add_copy_rows(context, computed, computed, "copy_computed")
+        store_rows = _add_copy_rows(context, computed, stored, "store_rows")
     return CommonFunctions(
-        _add_affine(context),
-        _add_copy_rows(context),
+        affine,
+        copy_rows,
+        copy_computed,
+        store_rows,
         _add_product_direct(context),
         add_next_task(context.symbols),
     )
@@ -97,7 +130,7 @@ def _add_affine(context: CodegenContext) -> Any:
     band = _add_band(context)
     # 16 * rows + vectors of each; 0 for the shape that a call names.
     shapes = (0, *(16 * shape.rows + shape.vectors for shape in context.small_shapes))
-    step = pointwise.step(context.lanes, context.cell)
+    step = pointwise.step(context.lanes, context.cell, in_place=context.in_place)
     lanes, size = context.lanes.count, context.lanes.itemsize
     # A single row costs as much as two, since all weights are read for it: 3 + 2 rows cost less
     # than 4 + 1.
@@ -156,9 +189,9 @@ def _add_band(context: CodegenContext) -> Any:
     while the tiles of all rows read them; totals are in `out` meanwhile. 0 is one block of all.
     """
     tile = context.tiles.affine()
-    step = pointwise.step(context.lanes, context.cell)
+    step = pointwise.step(context.lanes, context.cell, in_place=context.in_place)
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
-    size = context.lanes.itemsize
+    size, term_bytes = context.storage.itemsize, context.storage.packed_bytes
 
     def band(
         init: int,
@@ -207,7 +240,7 @@ def _add_band(context: CodegenContext) -> Any:
                     if block >= blocks_1:
                         low -= blocks_1 * k_block
                         a_1, ld_1, n_1, b_1 = h, ld_h, k2, b_2
-                    a_1, b_1 = a_1 + low * size, b_1 + low * vector_bytes
+                    a_1, b_1 = a_1 + low * size, b_1 + low * term_bytes
                     n_1 = n_1 - low if n_1 - low < k_block else k_block
                 start, ld_start = init + at, ld_init
                 if block > 0:
@@ -231,12 +264,12 @@ def _add_band(context: CodegenContext) -> Any:
     return context.symbols.add(band)
 
 
-def _add_copy_rows(context: CodegenContext) -> Any:
-    """The function that copies column vectors of rows; zeros if `source` is 0."""
+def _add_copy_rows(context: CodegenContext, read: Storage, written: Storage, name: str) -> Any:
+    """The function `name` that copies column vectors of rows; zeros if `source` is 0."""
     minimum = memory.minimum()
-    copy = memory.copy(context.lanes)
-    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
-    size = context.lanes.itemsize
+    copy = memory.copy(read, written)
+    lanes, read_bytes, vector_bytes = context.lanes.count, read.vector_bytes, written.vector_bytes
+    read_size, size = read.itemsize, written.itemsize
 
     def copy_rows(
         to: int,
@@ -249,7 +282,7 @@ def _add_copy_rows(context: CodegenContext) -> Any:
         columns: int,
     ) -> None:
         whole = first == 0 and last * lanes >= columns and ld_to == columns * size
-        if whole and (source == 0 or ld_source == ld_to):
+        if whole and (source == 0 or ld_source == columns * read_size):
             # Rows without a gap are one long row.
             columns, rows = rows * columns, minimum(rows, 1)
             last = (columns + lanes - 1) // lanes
@@ -259,10 +292,10 @@ def _add_copy_rows(context: CodegenContext) -> Any:
                 count = columns - v * lanes
                 if count > lanes:
                     count = lanes
-                place = source + row * ld_source + at if source != 0 else 0
+                place = source + row * ld_source + v * read_bytes if source != 0 else 0
                 copy(to + row * ld_to + at, place, count, count)
 
-    return context.symbols.add(copy_rows)
+    return context.symbols.add(copy_rows, name)
 
 
 def _add_product_direct(context: CodegenContext) -> Any:
@@ -271,9 +304,9 @@ def _add_product_direct(context: CodegenContext) -> Any:
     `w` is `[k, columns]`, row-major; column vectors `first` to `last` are computed. It goes through
     `w` in blocks of rows, each of which stays within a few pages.
     """
-    tile, widest = direct_transposed(context.lanes), DIRECT_WIDTHS[0]
+    tile, widest = direct_transposed(context.storage), DIRECT_WIDTHS[0]
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
-    size = context.lanes.itemsize
+    size, read_bytes = context.storage.itemsize, context.storage.vector_bytes
 
     def product_direct(
         init: int,
@@ -310,7 +343,7 @@ def _add_product_direct(context: CodegenContext) -> Any:
                         start, ld_start = out, ld_to
                     tile(
                         *(16 * some + width, start, ld_start, a + done * ld_a + low * size, ld_a),
-                        *(terms, w + low * columns * size + at, columns * size),
+                        *(terms, w + low * columns * size + v * read_bytes, columns * size),
                         *(out, ld_to * 256 + tail),
                     )
                     done += some

@@ -13,8 +13,17 @@ from typing import Any
 from llvmlite import ir
 
 from rnnjit_numba.memory import transposed
-from rnnjit_numba.simd import I32, I64, Lanes, define_tile, emitting, load
-from rnnjit_numba.tiles import FOLD, folded_chains, in_two_parts, rank_one, steps, switch
+from rnnjit_numba.simd import I32, I64, define_tile, emitting
+from rnnjit_numba.storage import Storage
+from rnnjit_numba.tiles import (
+    FOLD,
+    folded_chains,
+    in_two_parts,
+    over_terms,
+    rank_one,
+    steps,
+    switch,
+)
 
 #: The numbers of rows for which there is a direct tile, descending.
 DIRECT_ROWS = (6, 5, 4, 3, 2, 1)
@@ -24,17 +33,17 @@ DIRECT_ARGUMENTS = 15
 TRANSPOSED_ARGUMENTS = 10
 
 
-def direct(lanes: Lanes) -> Any:
+def direct(storage: Storage) -> Any:
     """Intrinsic: one vector of columns of `out = init + x @ w1.T + h @ w2.T`, for a few rows.
 
     `tile(rows, init, ld_init, x, ld_x, k1, w1, ld_w1, h, ld_h, k2, w2, ld_w2, out, ld_out_tail)`
     with arguments as in `TileSet.affine`, except that `w1` and `w2` are row-major, `[columns, k]`
     with rows `ld_w1` and `ld_w2` bytes apart: row j belongs to lane j of the result.
     """
-    name = f"rnnjit_direct_tile_{lanes.suffix}"
+    name = f"rnnjit_direct_tile_{storage.suffix}"
 
     def body(builder: Any, rows: Any, *args: Any) -> None:
-        switch(builder, rows, {n: n for n in DIRECT_ROWS}, lambda b, n: _emit(lanes, n, b, *args))
+        switch(builder, rows, {n: n for n in DIRECT_ROWS}, lambda b, n: _emit(storage, n, b, *args))
 
     def emit(builder: Any, *args: Any) -> None:
         builder.call(define_tile(builder.module, name, DIRECT_ARGUMENTS, body), args)
@@ -43,7 +52,7 @@ def direct(lanes: Lanes) -> Any:
 
 
 def _emit(
-    lanes: Lanes,
+    storage: Storage,
     rows: int,
     builder: Any,
     init: Any,
@@ -62,6 +71,7 @@ def _emit(
     ld_out_tail: Any,
 ) -> None:
     """Code of the tile for one number of rows."""
+    lanes = storage.lanes
     ld_out, tail = builder.ashr(ld_out_tail, I64(8)), builder.and_(ld_out_tail, I64(255))
     mask = lanes.mask(builder, tail)
     total = [[lanes.masked_load(builder, row, mask)] for row in steps(builder, init, ld_init, rows)]
@@ -72,9 +82,9 @@ def _emit(
         rows_of_w = steps(builder, w, ld_w, lanes.count)
 
         def block(index: Any, inner: Any) -> Any:
-            return _block(lanes, builder, index, inner, k, tail, rows_of_a, rows_of_w)
+            return _block(storage, builder, index, inner, k, tail, rows_of_a, rows_of_w)
 
-        return folded_chains(lanes, builder, k, sums, block, FOLD, lanes.count)
+        return folded_chains(lanes, builder, k, sums, block, FOLD, lanes.count * storage.terms)
 
     parts = (x, ld_x, k1, w1, ld_w1), (h, ld_h, k2, w2, ld_w2)
     total = in_two_parts(builder, parts, total, accumulate)
@@ -83,7 +93,7 @@ def _emit(
 
 
 def _block(
-    lanes: Lanes,
+    storage: Storage,
     builder: Any,
     start: Any,
     sums: Any,
@@ -93,42 +103,40 @@ def _block(
     rows_of_w: list[Any],
 ) -> Any:
     """`sums` plus the terms of the square block of w that begins at `start`; zeros beyond k."""
-    offset = builder.mul(start, I64(lanes.itemsize))
-    inside = lanes.mask(builder, builder.sub(k, start))
+    lanes = storage.lanes
+    offset = builder.mul(start, I64(storage.itemsize))
+    inside = storage.row_mask(builder, builder.sub(k, start))
     none = ir.Constant(inside.type, None)
     block = []
     for j, row in enumerate(rows_of_w):
         present = builder.icmp_signed(">", tail, I64(j))
-        block.append(
-            lanes.masked_load(
-                builder, builder.add(row, offset), builder.select(present, inside, none)
-            )
-        )
+        mask = builder.select(present, inside, none)
+        block.append(storage.load_row(builder, builder.add(row, offset), mask))
     columns = transposed(lanes, builder, block)
-    a = [lanes.masked_load(builder, builder.add(row, offset), inside) for row in rows_of_a]
+    a = [storage.load_row(builder, builder.add(row, offset), inside) for row in rows_of_a]
     lane = ir.VectorType(I32, lanes.count)
     result = [list(row) for row in sums]
     for i, column in enumerate(columns):
         which = ir.Constant(lane, [i] * lanes.count)
         for m, values in enumerate(a):
-            scalar = builder.shuffle_vector(values, ir.Constant(lanes.vector, ir.Undefined), which)
-            result[m] = [lanes.multiply_add(builder, scalar, column, result[m][0])]
+            scalar = builder.shuffle_vector(values, ir.Constant(values.type, ir.Undefined), which)
+            result[m] = [storage.multiply_add(builder, scalar, column, result[m][0])]
     return result
 
 
-def direct_transposed(lanes: Lanes) -> Any:
+def direct_transposed(storage: Storage) -> Any:
     """Intrinsic: some vectors of columns of `out = init + a @ w`, for a few rows.
 
     `tile(shape, init, ld_init, a, ld_a, k, w, ld_w, out, ld_out_tail)` with `shape` 16 * rows +
     vectors and arguments as in `TileSet.affine`, except that `w` is row-major, `[k, columns]` with
     rows `ld_w` bytes apart.
     """
-    name = f"rnnjit_direct_transposed_tile_{lanes.suffix}"
+    name = f"rnnjit_direct_transposed_tile_{storage.suffix}"
     cases = {16 * n + width: (n, width) for n in DIRECT_ROWS for width in DIRECT_WIDTHS}
 
     def body(builder: Any, shape: Any, *args: Any) -> None:
         def code(inner: Any, case: tuple[int, int]) -> None:
-            _emit_transposed(lanes, case[0], case[1], inner, *args)
+            _emit_transposed(storage, case[0], case[1], inner, *args)
 
         switch(builder, shape, cases, code)
 
@@ -139,7 +147,7 @@ def direct_transposed(lanes: Lanes) -> Any:
 
 
 def _emit_transposed(
-    lanes: Lanes,
+    storage: Storage,
     rows: int,
     width: int,
     builder: Any,
@@ -154,6 +162,7 @@ def _emit_transposed(
     ld_out_tail: Any,
 ) -> None:
     """Code of the transposed tile for one shape; only the last vector may be partial."""
+    lanes = storage.lanes
     ld_out, tail = builder.ashr(ld_out_tail, I64(8)), builder.and_(ld_out_tail, I64(255))
     mask = lanes.mask(builder, tail)
 
@@ -163,18 +172,28 @@ def _emit_transposed(
         return [*full, lanes.masked_load(builder, places[-1], mask)]
 
     rows_of_a = steps(builder, a, ld_a, rows)
+    full, none = ir.Constant(mask.type, [1] * lanes.count), ir.Constant(mask.type, None)
 
-    def step(index: Any, sums: Any) -> Any:
-        offset = builder.mul(index, I64(lanes.itemsize))
-        scalars = [
-            load(builder, builder.add(row, offset), lanes.scalar, lanes.itemsize)
-            for row in rows_of_a
-        ]
-        b = load_row(builder.add(w, builder.mul(index, ld_w)))
-        return rank_one(lanes, builder, sums, scalars, b)
+    def load_w(index: Any) -> list[Any]:
+        """The vectors of `terms` rows from row `index` on, packed."""
+        row = builder.add(w, builder.mul(index, ld_w))
+        present = builder.icmp_signed("<", builder.add(index, I64(1)), k)
+        following = builder.select(present, builder.add(row, ld_w), row)
+        found = []
+        for v in range(width):
+            at, held = I64(v * storage.vector_bytes), mask if v == width - 1 else full
+            masks = held, builder.select(present, held, none)
+            places = builder.add(row, at), builder.add(following, at)
+            found.append(storage.load_rows(builder, *places, masks))
+        return found
+
+    def step(load_terms: Any, index: Any, sums: Any) -> Any:
+        offset = builder.mul(index, I64(storage.itemsize))
+        scalars = [load_terms(builder, builder.add(row, offset)) for row in rows_of_a]
+        return rank_one(storage, builder, sums, scalars, load_w(index))
 
     total = [load_row(row) for row in steps(builder, init, ld_init, rows)]
-    total = folded_chains(lanes, builder, k, total, step, FOLD)
+    total = over_terms(storage, builder, k, total, step)
     for row, values in zip(steps(builder, out, ld_out, rows), total, strict=True):
         places = steps(builder, row, I64(lanes.vector_bytes), width)
         for place, value in zip(places[:-1], values[:-1], strict=True):

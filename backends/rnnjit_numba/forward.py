@@ -209,7 +209,7 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, prepare: Any, s
         memory.first_from(),
     )
     read_int, next_task, copy_rows = memory.read_int(), common.next_task, common.copy_rows
-    lanes, size = context.lanes.count, context.lanes.itemsize
+    lanes, size = context.lanes.count, context.storage.itemsize
     row_bytes = context.layout.gates * context.lanes.vector_bytes
 
     def recur(

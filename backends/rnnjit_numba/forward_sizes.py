@@ -7,6 +7,7 @@ from typing import NamedTuple
 from rnnjit import LayerSpec
 from rnnjit.codegen import Isa
 from rnnjit.codegen.cell_layout import CellLayout, operand_size
+from rnnjit.codegen.kernel import Kind
 
 
 class ForwardSizes(NamedTuple):
@@ -28,28 +29,32 @@ class ForwardSizes(NamedTuple):
     row: int
 
     @staticmethod
-    def of(isa: Isa, size: int, layer: LayerSpec, *, direct: bool) -> ForwardSizes:
-        """Those of a layer, for elements of `size` bytes.
+    def of(isa: Isa, kind: Kind, layer: LayerSpec, *, direct: bool) -> ForwardSizes:
+        """Those of a layer.
 
         Args:
             isa: whose vectors the kernel uses.
-            size: bytes of an element.
+            kind: of the kernel.
             layer: the layer.
             direct: whether weights are read in place, see `ForwardArguments.direct`.
         """
-        cell, lanes, vector = CellLayout(layer.cell), isa.lanes(size), isa.vector_bytes
+        cell, lanes, vector = CellLayout(layer.cell), isa.lanes(kind.computed), isa.vector_bytes
         features = layer.input_size, layer.hidden_size, layer.output_size, operand_size(layer)
-        wide_i, wide_h, wide_p, wide_k = (-(-n // lanes) for n in features)
-        inputs = wide_i * lanes * vector
-        packed_row = inputs + wide_k * lanes * vector
-        out = wide_h * lanes * vector if layer.proj_size else 0
+        wide_h, wide_p = (-(-n // lanes) for n in features[1:3])
+        # Blocks of as many column vectors, or of groups of terms of them, as there are lanes.
+        blocks_i, blocks_h, _, blocks_k = (-(-n // (lanes * kind.terms)) for n in features)
+        inputs = blocks_i * lanes * vector
+        packed_row = inputs + blocks_k * lanes * vector
+        out = blocks_h * lanes * vector if layer.proj_size else 0
         if direct:
             inputs = packed_row = out = 0
         row, parts = wide_h * cell.gates * vector, 1 + cell.apart
         packed = wide_h * cell.gates * (packed_row + parts * vector)
         if layer.proj_size:
             packed += wide_p * (out + vector)
-        z = parts * row + (wide_h * vector if layer.proj_size else 0)
-        if cell.in_place:
+        z = parts * row
+        if layer.proj_size:
+            z += wide_h * lanes * kind.itemsize + (wide_p * vector if kind.terms > 1 else 0)
+        if cell.in_place and kind.terms == 1:
             z = row = 0
         return ForwardSizes(inputs, packed_row, out, packed, z, 0 if direct else row)

@@ -24,7 +24,7 @@ _BLOCK_BYTES = 16384
 
 def add_step(context: CodegenContext, common: CommonFunctions, preparation: Preparation) -> Any:
     """The function of a step."""
-    if context.layout.in_place:
+    if context.in_place:
         return _add_step_in_place(context, common)
     gates = _add_gates(context, common)
     project_out = _add_project_out(context, common, preparation)
@@ -76,7 +76,8 @@ def _add_step_in_place(context: CodegenContext, common: CommonFunctions) -> Any:
 def _add_step_direct(context: CodegenContext) -> Any:
     """The step of nn.RNN's cell for `rows` rows at `x`, with weights read in place."""
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
-    tile, step = direct(context.lanes), pointwise.step(context.lanes, context.cell)
+    tile = direct(context.storage)
+    step = pointwise.step(context.lanes, context.cell, in_place=True)
     lanes, vector_bytes, size = (
         context.lanes.count,
         context.lanes.vector_bytes,
@@ -127,9 +128,9 @@ def _add_step(context: CodegenContext, gates: Any, project_out: Any) -> Any:
         memory.minimum(),
         memory.maximum(),
     )
-    apply_cell = cell_step.step(context.lanes, context.cell)
-    lanes, size = context.lanes.count, context.lanes.itemsize
-    vector_bytes = context.lanes.vector_bytes
+    apply_cell = cell_step.step(context.storage, context.cell)
+    lanes, size = context.lanes.count, context.storage.itemsize
+    vector_bytes, stored_bytes = context.lanes.vector_bytes, context.storage.vector_bytes
     G, parts = context.layout.gates, 1 + int(context.layout.apart)
     row_bytes = G * vector_bytes
 
@@ -161,7 +162,7 @@ def _add_step(context: CodegenContext, gates: Any, project_out: Any) -> Any:
                 z, ld = zx + row_now * ld_z, ld_z * stride
             out, ld_out = a.y + (row_now * a.D + d) * a.P * size, a.D * a.P * size * stride
             if a.P != a.H:
-                out, ld_out = local + parts * a.z_rows * ld_z, vectors * vector_bytes
+                out, ld_out = local + parts * a.z_rows * ld_z, vectors * stored_bytes
                 if a.outputs != 0:
                     out = a.outputs + (row_now * a.D + d) * a.H * size
                     ld_out = a.D * a.H * size * stride
@@ -178,7 +179,8 @@ def _add_step(context: CodegenContext, gates: Any, project_out: Any) -> Any:
                     *(z, ld, zh, ld_z, h_now, ld_h, fresh, out, ld_out),
                 )
             if a.P != a.H:
-                project_out(arguments, d, stride, row_now, n, out, ld_out)
+                block = local + a.z_rows * (parts * ld_z + vectors * stored_bytes)
+                project_out(arguments, d, stride, row_now, n, out, ld_out, block)
 
     return context.symbols.add(step)
 
@@ -187,7 +189,7 @@ def _add_gates(context: CodegenContext, common: CommonFunctions) -> Any:
     """The pre-activations of `rows` rows, in `z` and, where zh is used apart, in `zh`."""
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
     gates_direct = _add_gates_direct(context)
-    lanes, size = context.lanes.count, context.lanes.itemsize
+    lanes, size = context.lanes.count, context.storage.itemsize
     vector_bytes, G = context.lanes.vector_bytes, context.layout.gates
     apart, has_product = int(context.layout.apart), context.product
     row_inputs = context.row_inputs
@@ -248,7 +250,7 @@ def _add_gates(context: CodegenContext, common: CommonFunctions) -> Any:
 def _add_gates_direct(context: CodegenContext) -> Any:
     """As `gates`, with weights read in place; the rows are adjacent."""
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
-    tile, size = direct(context.lanes), context.lanes.itemsize
+    tile, size = direct(context.storage), context.storage.itemsize
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
     G, apart = context.layout.gates, int(context.layout.apart)
     has_product, row_inputs = context.product, context.row_inputs
@@ -305,27 +307,40 @@ def _add_gates_direct(context: CodegenContext) -> Any:
 def _add_project_out(
     context: CodegenContext, common: CommonFunctions, preparation: Preparation
 ) -> Any:
-    """H = W_hr out for `rows` rows, `stride` apart, from row `row` on; `out` has their outputs."""
+    """H = W_hr out for `rows` rows, `stride` apart, from row `row` on; `out` has their outputs.
+
+    Where y is not stored as it is computed, `block` is memory for these rows of it.
+    """
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
     affine, projection_at = common.affine, preparation.projection_at
-    tile, size = direct(context.lanes), context.lanes.itemsize
+    tile, size, store_rows = direct(context.storage), context.storage.itemsize, common.store_rows
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+    apart = int(context.storage != context.computed)
 
     def project_out(
-        arguments: int, d: int, stride: int, row: int, rows: int, out: int, ld_out: int
+        arguments: int,
+        d: int,
+        stride: int,
+        row: int,
+        rows: int,
+        out: int,
+        ld_out: int,
+        block: int,
     ) -> None:
         a = unpack(arguments)
-        y, ld_y = a.y + (row * a.D + d) * a.P * size, a.D * a.P * size * stride
+        to, ld_to = a.y + (row * a.D + d) * a.P * size, a.D * a.P * size * stride
         weights, projected = projection_at(arguments, d), (a.P + lanes - 1) // lanes
+        y, ld_y = to, ld_to
+        if apart != 0:
+            y, ld_y = block, projected * vector_bytes
         zeros = weights + projected * a.packed_out
         if a.direct == 0:
             affine(
                 *(zeros, 0, out, ld_out, a.H, weights, 0, 0, 0, weights, a.packed_out),
                 *(y, ld_y, rows, 0, projected, a.P, NOTHING, a.tile),
             )
-            return
         w_hr = a.w_hr_0 if d == 0 else a.w_hr_1
-        for v in range(projected):
+        for v in range(projected if a.direct != 0 else 0):
             count, w = minimum(lanes, a.P - v * lanes), w_hr + v * lanes * a.H * size
             done = 0
             while done < rows:
@@ -333,11 +348,13 @@ def _add_project_out(
                 for n in DIRECT_ROWS:
                     if some == 0 and rows - done >= n:
                         some = n
-                to = y + done * ld_y + v * vector_bytes
+                place = y + done * ld_y + v * vector_bytes
                 tile(
                     *(some, zeros, 0, out + done * ld_out, ld_out, a.H, w, a.H * size),
-                    *(out, ld_out, 0, w, a.H * size, to, ld_y * 256 + count),
+                    *(out, ld_out, 0, w, a.H * size, place, ld_y * 256 + count),
                 )
                 done += some
+        if apart != 0:
+            store_rows(to, ld_to, y, ld_y, rows, 0, projected, a.P)
 
     return context.symbols.add(project_out)

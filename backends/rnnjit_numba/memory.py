@@ -10,6 +10,7 @@ from numba import types
 from numba.extending import intrinsic, lower_getattr_generic, models, register_model
 
 from rnnjit_numba.simd import I32, I64, Lanes, declared, define, emitting, load, loop
+from rnnjit_numba.storage import Storage
 
 
 def read_int() -> Any:
@@ -126,54 +127,93 @@ def write_arguments(kind: type, fields: tuple[str, ...]) -> Any:
     return emitting(1 + len(fields), emit)
 
 
-def copy(lanes: Lanes) -> Any:
-    """Intrinsic `copy(to, source, count, width)`: `count` lanes, then zeros up to `width` lanes.
+def copy(source: Storage, target: Storage) -> Any:
+    """Intrinsic `copy(to, from, count, width)`: `count` lanes, then zeros up to `width` lanes.
 
-    `source` may be 0, which reads as zeros.
+    `from` may be 0, which reads as zeros.
+
+    Args:
+        source: how the numbers lie that are read.
+        target: how they are written.
     """
+    lanes = source.lanes
 
-    def emit(builder: Any, to: Any, source: Any, count: Any, width: Any) -> None:
-        present = builder.icmp_signed("!=", source, I64(0))
+    def emit(builder: Any, to: Any, start: Any, count: Any, width: Any) -> None:
+        present = builder.icmp_signed("!=", start, I64(0))
         valid = builder.select(present, count, I64(0))
-        value = lanes.masked_load(builder, source, lanes.mask(builder, valid))
-        lanes.masked_store(builder, value, to, lanes.mask(builder, width))
+        value = source.masked_load(builder, start, lanes.mask(builder, valid))
+        target.masked_store(builder, value, to, lanes.mask(builder, width))
 
     return emitting(4, emit)
 
 
-def add(lanes: Lanes) -> Any:
-    """Intrinsic `add(to, a, b, count)`: `to = a + b` on `count` lanes; `b` may be 0 for zeros."""
+def pack_rows(storage: Storage) -> Any:
+    """Intrinsic `pack_rows(to, source, ld, rows, count, width)`: a packed vector of a few rows.
+
+    It reads `count` elements of each of `Storage.terms` rows, `ld` bytes apart, or of `rows` rows
+    if these are fewer, and writes `width` groups of terms, zeros where nothing was read.
+    """
+    lanes = storage.lanes
+    packed = Storage(lanes)
+
+    def emit(
+        builder: Any, to: Any, source: Any, ld: Any, rows: Any, count: Any, width: Any
+    ) -> None:
+        first = lanes.mask(builder, count)
+        following, second = source, first
+        if storage.terms > 1:
+            present = builder.icmp_signed(">", rows, I64(1))
+            following = builder.select(present, builder.add(source, ld), source)
+            second = builder.select(present, first, ir.Constant(first.type, None))
+        value = storage.load_rows(builder, source, following, (first, second))
+        value = builder.bitcast(value, lanes.vector)
+        packed.masked_store(builder, value, to, lanes.mask(builder, width))
+
+    return emitting(6, emit)
+
+
+def add(first: Storage, second: Storage, target: Storage) -> Any:
+    """Intrinsic `add(to, a, b, count)`: `to = a + b` on `count` lanes; `b` may be 0 for zeros.
+
+    Args:
+        first: how `a` lies in memory.
+        second: the same of `b`.
+        target: the same of `to`.
+    """
+    lanes = target.lanes
 
     def emit(builder: Any, to: Any, a: Any, b: Any, count: Any) -> None:
         mask = lanes.mask(builder, count)
         present = builder.icmp_signed("!=", b, I64(0))
-        second = builder.select(present, mask, ir.Constant(mask.type, None))
+        held = builder.select(present, mask, ir.Constant(mask.type, None))
         total = builder.fadd(
-            lanes.masked_load(builder, a, mask), lanes.masked_load(builder, b, second)
+            first.masked_load(builder, a, mask), second.masked_load(builder, b, held)
         )
-        lanes.masked_store(builder, total, to, mask)
+        target.masked_store(builder, total, to, mask)
 
     return emitting(4, emit)
 
 
-def transpose(lanes: Lanes) -> Any:
-    """Intrinsic `transpose(to, source, ld, rows, columns)`: one square block of `count` rows.
+def transpose(storage: Storage) -> Any:
+    """Intrinsic `transpose(to, source, ld, rows, columns)`: one block of as many rows as lanes.
 
-    Reads `rows x columns` elements of a row-major matrix, its rows `ld` bytes apart, and writes
-    `count` full vectors: vector k holds column k, and zeros beyond the block.
+    Reads `rows x columns` elements of a row-major matrix, its rows `ld` bytes apart, and writes as
+    many packed vectors as there are lanes: vector k holds the columns from k * terms on, and zeros
+    beyond the block.
     """
-    name = f"rnnjit_transpose_{lanes.suffix}"
+    lanes, name = storage.lanes, f"rnnjit_transpose_{storage.suffix}"
 
     def body(builder: Any, to: Any, source: Any, ld: Any, rows: Any, columns: Any) -> None:
-        mask = lanes.mask(builder, columns)
+        mask = storage.row_mask(builder, columns)
         none = ir.Constant(mask.type, None)
         block = []
         for row in range(lanes.count):
             inside = builder.icmp_signed(">", rows, I64(row))
             address = builder.add(source, builder.mul(ld, I64(row)))
-            block.append(lanes.masked_load(builder, address, builder.select(inside, mask, none)))
+            block.append(storage.load_row(builder, address, builder.select(inside, mask, none)))
         block = transposed(lanes, builder, block)
         for k, value in enumerate(block):
+            value = builder.bitcast(value, lanes.vector)
             lanes.store(builder, value, builder.add(to, I64(k * lanes.vector_bytes)))
 
     def emit(builder: Any, *args: Any) -> None:
@@ -211,21 +251,26 @@ def _exchange(builder: Any, lanes: Lanes, a: Any, b: Any, distance: int) -> tupl
     )
 
 
-def column_sum(lanes: Lanes) -> Any:
-    """Intrinsic `column_sum(to, source, ld, rows, count)`: the sum of rows, on `count` lanes."""
+def column_sum(storage: Storage) -> Any:
+    """Intrinsic `column_sum(to, source, ld, rows, count)`: the sum of rows, on `count` lanes.
+
+    Args:
+        storage: how the rows lie in memory; the sum is written as it is computed.
+    """
+    lanes = storage.lanes
 
     def body(builder: Any, to: Any, source: Any, ld: Any, rows: Any, count: Any) -> None:
         mask = lanes.mask(builder, count)
 
         def add_row(index: Any, block: Any) -> Any:
             address = builder.add(source, builder.mul(index, ld))
-            return [[builder.fadd(block[0][0], lanes.masked_load(builder, address, mask))]]
+            return [[builder.fadd(block[0][0], storage.masked_load(builder, address, mask))]]
 
         total = loop(builder, rows, [[lanes.constant(0.0)]], add_row)
         lanes.masked_store(builder, total[0][0], to, mask)
 
     def emit(builder: Any, *args: Any) -> None:
-        builder.call(define(builder.module, f"rnnjit_column_sum_{lanes.suffix}", 5, body), args)
+        builder.call(define(builder.module, f"rnnjit_column_sum_{storage.suffix}", 5, body), args)
 
     return emitting(5, emit)
 

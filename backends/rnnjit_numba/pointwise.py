@@ -10,12 +10,12 @@ from rnnjit.ir import CellSpec
 from rnnjit_numba.simd import Lanes, emitting
 
 
-def step(lanes: Lanes, cell: CellSpec) -> Any:
+def step(lanes: Lanes, cell: CellSpec, *, in_place: bool) -> Any:
     """Intrinsic `step(address, count)`: h = f(z) in place, on `count` lanes.
 
-    For other cells than nn.RNN's it does nothing: their step is `cell_step.step`.
+    For cells whose step is not `in_place` it does nothing: theirs is `cell_step.step`.
     """
-    if not cell.is_elman:
+    if not in_place:
         return emitting(2, lambda builder, address, count: None)
     (accumulator,) = cell.accumulators
 

@@ -1,7 +1,7 @@
 """Preparation of the forward kernel: packs the weights and projects the input.
 
-Weights are packed once per call into column vectors `[K][lanes]`, from which the register tiles
-stream. One direction has, in this order: for each vector of hidden units and each gate, a column
+Weights are packed once per call into column vectors `[K][lanes]`, or `[K / 2][lanes][2]` of pairs
+(see `storage`), from which the register tiles stream. One direction has, in this order: for each vector of hidden units and each gate, a column
 vector of W_ih and W_hh; the biases, as `[V][G][lanes]`, those of zx and of zh one after the other
 if the cell uses them apart, else their sum, or that of zx alone without a recurrent product; and,
 where there is a projection, the column vectors of W_hr and a row of zeros.
@@ -86,16 +86,14 @@ def _add_pack(context: CodegenContext) -> Any:
     """Pack W_ih and W_hh, one after the other in each column vector.
 
     That of gate g and unit vector u holds rows `g * H + u * lanes` on of W_ih as `[I][lanes]`, then
-    those of W_hh as `[P][lanes]`; I and P are padded with zeros to multiples of `lanes`.
+    those of W_hh as `[P][lanes]`; I and P are padded with zeros to multiples of `lanes` groups of
+    terms.
     """
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
-    transpose, gates = memory.transpose(context.lanes), context.layout.gates
+    transpose, gates = memory.transpose(context.storage), context.layout.gates
     has_product = context.product
-    lanes, vector_bytes, size = (
-        context.lanes.count,
-        context.lanes.vector_bytes,
-        context.lanes.itemsize,
-    )
+    lanes, size = context.lanes.count, context.storage.itemsize
+    term_bytes, block_terms = context.storage.packed_bytes, lanes * context.storage.terms
 
     def pack(arguments: int, d: int, first: int, last: int) -> None:
         a = unpack(arguments)
@@ -108,9 +106,9 @@ def _add_pack(context: CodegenContext) -> Any:
                 w, columns, to = w_ih, a.I, base + v * a.packed_row
                 if part == 1:
                     w, columns, to = w_hh, a.P * has_product, to + a.packed_inputs
-                for k in range(0, columns, lanes):
+                for k in range(0, columns, block_terms):
                     source = w + (row * columns + k) * size
-                    block = to + k * vector_bytes
+                    block = to + k * term_bytes
                     transpose(block, source, columns * size, count, columns - k)
 
     return context.symbols.add(pack)
@@ -119,14 +117,11 @@ def _add_pack(context: CodegenContext) -> Any:
 def _add_pack_bias(context: CodegenContext) -> Any:
     """Write the biases, or zeros, after the packed weights."""
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
-    copy, add = memory.copy(context.lanes), memory.add(context.lanes)
+    storage, computed = context.storage, context.computed
+    copy, add = memory.copy(storage, computed), memory.add(computed, storage, computed)
     gates, apart = context.layout.gates, int(context.layout.apart)
     has_product = context.product
-    lanes, vector_bytes, size = (
-        context.lanes.count,
-        context.lanes.vector_bytes,
-        context.lanes.itemsize,
-    )
+    lanes, vector_bytes, size = context.lanes.count, context.lanes.vector_bytes, storage.itemsize
 
     def pack_bias(arguments: int, d: int, first: int, last: int) -> None:
         a = unpack(arguments)
@@ -154,12 +149,16 @@ def _add_pack_out(context: CodegenContext, projection_at: Any) -> Any:
     Where weights are read in place, only the zeros are written.
     """
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
-    transpose, copy = memory.transpose(context.lanes), memory.copy(context.lanes)
+    transpose, copy = (
+        memory.transpose(context.storage),
+        memory.copy(context.computed, context.computed),
+    )
     lanes, vector_bytes, size = (
         context.lanes.count,
         context.lanes.vector_bytes,
-        context.lanes.itemsize,
+        context.storage.itemsize,
     )
+    term_bytes, block_terms = context.storage.packed_bytes, lanes * context.storage.terms
 
     def pack_out(arguments: int, d: int, first: int, last: int) -> None:
         a = unpack(arguments)
@@ -168,9 +167,9 @@ def _add_pack_out(context: CodegenContext, projection_at: Any) -> Any:
         w_hr = a.w_hr_0 if d == 0 else a.w_hr_1
         for v in range(first, last):
             copy(zeros + v * vector_bytes, 0, 0, lanes)
-            for k in range(0, a.H if a.direct == 0 else 0, lanes):
+            for k in range(0, a.H if a.direct == 0 else 0, block_terms):
                 source = w_hr + (v * lanes * a.H + k) * size
-                to = weights + v * a.packed_out + k * vector_bytes
+                to = weights + v * a.packed_out + k * term_bytes
                 transpose(to, source, a.H * size, minimum(lanes, a.P - v * lanes), a.H - k)
 
     return context.symbols.add(pack_out)
@@ -198,9 +197,9 @@ def _add_project(context: CodegenContext, common: CommonFunctions) -> Any:
     in y. For others `zx` is the address of the projection of row 0.
     """
     unpack, affine = memory.unpack_arguments(ForwardArguments), common.affine
-    lanes, size, minimum = context.lanes.count, context.lanes.itemsize, memory.minimum()
+    lanes, size, minimum = context.lanes.count, context.storage.itemsize, memory.minimum()
     vector_bytes = context.lanes.vector_bytes
-    gates, in_place = context.layout.gates, int(context.layout.in_place)
+    gates, in_place = context.layout.gates, int(context.in_place)
     row_inputs = context.row_inputs
 
     def project(

@@ -25,6 +25,7 @@ from llvmlite import ir
 from rnnjit import LayerSpec, RNNSpec
 from rnnjit.artifact.weights import Place, layout
 from rnnjit.codegen import Isa
+from rnnjit.codegen.kernel import Kind
 from rnnjit_numba.arguments import ForwardArguments, state_argument
 from rnnjit_numba.context import CodegenContext, add_common
 from rnnjit_numba.forward import add_forward
@@ -220,8 +221,8 @@ class _Program:
 
     def _set_layer(self, builder: Any, block: Any, packed: Any, layer: LayerSpec) -> None:
         """Set the arguments that follow from a layer's sizes."""
-        sizes = ForwardSizes.of(self.isa, self.size, layer, direct=False)
-        in_place = ForwardSizes.of(self.isa, self.size, layer, direct=True)
+        sizes = ForwardSizes.of(self.isa, Kind(8 * self.size, layer.cell), layer, direct=False)
+        in_place = ForwardSizes.of(self.isa, Kind(8 * self.size, layer.cell), layer, direct=True)
         numbers = (*sizes[:4], in_place.packed, layer.input_size)
         self._call(builder, "set_layer", block, packed, *map(I64, numbers))
 

@@ -39,8 +39,8 @@ def backward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Pla
 
 def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> Recipe:
     """How a layer's forward kernel is called for some rows."""
-    kernels, size, D = library(kind), kind.bits // 8, layer.num_directions
-    sizes = ForwardSizes.of(kernels.isa, size, layer, direct=cut.direct)
+    kernels, size, D = library(kind), kind.itemsize, layer.num_directions
+    sizes = ForwardSizes.of(kernels.isa, kind, layer, direct=cut.direct)
     areas, hoisted = max(cut.threads, D), _hoisted_rows(layer, rows, cut, sizes)
     z_rows = max(1, min(max(cut.slice_rows, cut.tail), Z_ROWS))
     z, z_size = _aligned(D * sizes.packed), _aligned(z_rows * sizes.z)
@@ -87,13 +87,14 @@ def backward(
     kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling, outer: TileShape
 ) -> Recipe:
     """As `forward`, backward; `parts` are the offsets of dz, `before` and the reductions."""
-    kernels, size, D = library(kind), kind.bits // 8, layer.num_directions
+    kernels, size, D = library(kind), kind.itemsize, layer.num_directions
     vector, cell, H, P = kernels.isa.vector_bytes, layer.cell, layer.hidden_size, layer.output_size
     layout, features = CellLayout(cell), (layer.input_size, H, P, operand_size(layer))
     wide_i, wide_h, wide_p, wide_k = (_vectors(kind, n) for n in features)
     shared, (window_rows, held_rows) = shared_in_backward(layer, rows), window(layer, rows)
-    packed_column = 0 if cut.direct else len(cell.gates) * H * vector
-    packed_out = P * vector if layer.proj_size and not cut.direct else 0
+    # A column vector has groups of terms; those of W_ih begin anew with each gate.
+    packed_column = 0 if cut.direct else len(cell.gates) * -(-H // kind.terms) * vector
+    packed_out = -(-P // kind.terms) * vector if layer.proj_size and not cut.direct else 0
     packed = (wide_k + wide_i) * packed_column + wide_h * packed_out
     packed += max(wide_i, wide_h, wide_p) * vector
     longest = max(run.blocks for run in layout.runs) * H
@@ -101,9 +102,12 @@ def backward(
     # After the packed blocks of dz and of an operand, one vector for the sums of db.
     reduction = _aligned(segment * REDUCTION_ROWS * size)
     reduction += (REDUCTION_ROWS * outer.vectors + 1) * vector
+    if kind.terms > 1:
+        # Rows of grad_x are computed there before they are rounded.
+        reduction = max(reduction, ROW_BLOCK * wide_i * vector)
     grad_h = _aligned(D * packed)
-    grad_states = grad_h + _aligned(D * rows.B * P * size)
-    grad_out = grad_states + _aligned((len(cell.states) - 1) * D * rows.B * H * size)
+    grad_states = grad_h + _aligned(D * rows.B * P * kind.computed)
+    grad_out = grad_states + _aligned((len(cell.states) - 1) * D * rows.B * H * kind.computed)
     grad_out_size = ROW_BLOCK * wide_h * vector if layer.proj_size else 0
     wide = layout.dz_blocks * H + layer.proj_size
     fixed = {
@@ -167,7 +171,7 @@ def _problem(layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> dict[st
 
 def _vectors(kind: Kind, features: int) -> int:
     """Vectors that hold some features of a row."""
-    return -(-features // library(kind).isa.lanes(kind.bits // 8))
+    return -(-features // library(kind).isa.lanes(kind.computed))
 
 
 def _sync_words(layer: LayerSpec, threads: int) -> int:

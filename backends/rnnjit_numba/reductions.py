@@ -80,8 +80,9 @@ def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
     """
     unpack, affine = memory.unpack_arguments(BackwardArguments), common.affine
     minimum, product = memory.minimum(), common.product
-    lanes, size = context.lanes.count, context.lanes.itemsize
-    vector_bytes = context.lanes.vector_bytes
+    lanes, size = context.lanes.count, context.storage.itemsize
+    vector_bytes, store_rows = context.lanes.vector_bytes, common.store_rows
+    terms, term_bytes = context.storage.terms, context.storage.packed_bytes
     runs = [run for run in context.layout.runs if run.input_gate >= 0]
     count, firsts = len(runs), tuple(run.block for run in runs)
     blocks, gates = tuple(run.blocks for run in runs), tuple(run.input_gate for run in runs)
@@ -99,7 +100,7 @@ def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
         packed = a.scratch + wide_k * a.packed_column
         zeros = packed + wide * a.packed_column + wide_h * a.packed_out
         step, rows = ROW_BLOCK, high - low
-        if a.direct != 0:
+        if a.direct != 0 and terms == 1:
             step = a.N
         tiles = (rows + step - 1) // step
         first, last = tiles * task // tasks, tiles * (task + 1) // tasks
@@ -107,23 +108,35 @@ def _add_grad_x(context: CodegenContext, common: CommonFunctions) -> Any:
             first, last = 0, tiles
         for block in range(first, last):
             row = low + block * step
-            n, to = minimum(step, high - row), a.grad_x + row * ld_x
+            n, to, ld_to = minimum(step, high - row), a.grad_x + row * ld_x, ld_x
+            begin, end = 0, wide
+            if a.direct != 0:
+                begin, end = wide * task // tasks, wide * (task + 1) // tasks
+            if terms > 1:
+                # The memory of this task holds no packed block now.
+                to, ld_to = a.reduction + task * a.reduction_size, wide * vector_bytes
             init, ld_init = zeros, 0
             for d in range(a.D):
                 for i in range(count):
-                    dz = a.dz + (d * a.N + row) * ld + firsts[i] * a.H * size
-                    k, gate = blocks[i] * a.H, gates[i] * a.H
-                    if a.direct != 0:
-                        w = (a.w_ih_0 if d == 0 else a.w_ih_1) + gate * ld_w
-                        begin, end = wide * task // tasks, wide * (task + 1) // tasks
-                        product(init, ld_init, dz, ld, k, w, a.I, to, ld_x, n, begin, end)
-                    else:
-                        w = packed + d * a.packed + gate * vector_bytes
-                        affine(
-                            *(init, ld_init, 0, 0, 0, w, dz, ld, k, w, a.packed_column),
-                            *(to, ld_x, n, 0, wide, a.I, NOTHING, a.tile),
-                        )
-                    init, ld_init = to, ld_x
+                    # An odd number of units makes each gate a sum of its own, see `pack_back`.
+                    parts = blocks[i] if a.H % terms != 0 else 1
+                    k = blocks[i] // parts * a.H
+                    for part in range(parts):
+                        gate = gates[i] + part
+                        dz = a.dz + (d * a.N + row) * ld + (firsts[i] + part) * a.H * size
+                        if a.direct != 0:
+                            w = (a.w_ih_0 if d == 0 else a.w_ih_1) + gate * a.H * ld_w
+                            product(init, ld_init, dz, ld, k, w, a.I, to, ld_to, n, begin, end)
+                        else:
+                            padded = (a.H + terms - 1) // terms * terms
+                            w = packed + d * a.packed + gate * padded * term_bytes
+                            affine(
+                                *(init, ld_init, 0, 0, 0, w, dz, ld, k, w, a.packed_column),
+                                *(to, ld_to, n, begin, end, a.I, NOTHING, a.tile),
+                            )
+                        init, ld_init = to, ld_to
+            if terms > 1:
+                store_rows(a.grad_x + row * ld_x, ld_x, to, ld_to, n, begin, end, a.I)
 
     return context.symbols.add(grad_x)
 
@@ -185,7 +198,7 @@ def _add_segment(context: CodegenContext) -> Any:
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     pack_dz, product = _add_pack_dz(context), _add_product(context)
-    size = context.lanes.itemsize
+    size = context.storage.itemsize
 
     def segment(
         arguments: int,
@@ -236,6 +249,8 @@ def _add_segment(context: CodegenContext) -> Any:
 def _add_pack_dz(context: CodegenContext) -> Any:
     """Pack a block of dz as `[groups][REDUCTION_ROWS][outer_rows]`, zeros after the last column.
 
+    Pairs of rows lie as `[groups][REDUCTION_ROWS / 2][outer_rows][2]`.
+
     It has the `columns` columns from `start` on.
     """
     unpack, minimum, maximum = (
@@ -243,7 +258,12 @@ def _add_pack_dz(context: CodegenContext) -> Any:
         memory.minimum(),
         memory.maximum(),
     )
-    lanes, size, copy = context.lanes.count, context.lanes.itemsize, memory.copy(context.lanes)
+    lanes, size, pack_rows = (
+        context.lanes.count,
+        context.storage.itemsize,
+        memory.pack_rows(context.storage),
+    )
+    terms = context.storage.terms
 
     def pack_dz(
         arguments: int, d: int, to: int, row: int, rows: int, start: int, columns: int
@@ -255,10 +275,12 @@ def _add_pack_dz(context: CodegenContext) -> Any:
             for first in range(0, tile_rows, lanes):
                 piece, j = minimum(lanes, tile_rows - first), group * tile_rows + first
                 count = maximum(0, minimum(piece, columns - j))
-                place = to + (group * tile_rows * REDUCTION_ROWS + first) * size
-                for n in range(rows):
+                place = to + (group * tile_rows * REDUCTION_ROWS + first * terms) * size
+                for n in range(0, rows, terms):
                     at = source + (n * wide + j) * size
-                    copy(place + n * tile_rows * size, at, count, piece)
+                    pack_rows(
+                        place + n * tile_rows * size, at, wide * size, rows - n, count, piece
+                    )
 
     return context.symbols.add(pack_dz)
 
@@ -266,15 +288,20 @@ def _add_pack_dz(context: CodegenContext) -> Any:
 def _add_pack_operand(context: CodegenContext) -> Any:
     """Pack `width` column vectors from `v` on of a block of what `kind` says.
 
-    The layout is `[REDUCTION_ROWS][width][lanes]`.
+    The layout is `[REDUCTION_ROWS][width][lanes]`, of pairs of rows `[REDUCTION_ROWS /
+    2][width][lanes][2]`.
     """
-    unpack, copy = memory.unpack_arguments(BackwardArguments), memory.copy(context.lanes)
+    unpack, pack_rows = (
+        memory.unpack_arguments(BackwardArguments),
+        memory.pack_rows(context.storage),
+    )
     read_int, minimum, row_inputs = memory.read_int(), memory.minimum(), context.row_inputs
     lanes, vector_bytes, size = (
         context.lanes.count,
         context.lanes.vector_bytes,
-        context.lanes.itemsize,
+        context.storage.itemsize,
     )
+    terms, stored_bytes = context.storage.terms, context.storage.vector_bytes
 
     def pack_operand(
         arguments: int, d: int, to: int, kind: int, v: int, width: int, row: int, rows: int
@@ -283,16 +310,19 @@ def _add_pack_operand(context: CodegenContext) -> Any:
         columns, features = a.I, a.I + row_inputs * a.D * a.H
         if kind != _INPUTS:
             columns = a.P if kind == _STATES else a.H
-        for n in range(rows):
-            source = a.x + (row + n) * features * size
+        for n in range(0, rows, terms):
+            source, ld = a.x + (row + n) * features * size, features * size
             if kind == _STATES:
-                source = read_int(a.before + 8 * (d * a.N + row + n))
+                address = a.before + 8 * (d * a.N + row + n)
+                source = read_int(address)
+                if terms > 1 and n + 1 < rows:
+                    ld = read_int(address + 8) - source
             elif kind == _OUTPUTS:
-                source = a.outputs + ((row + n) * a.D + d) * a.H * size
+                source, ld = a.outputs + ((row + n) * a.D + d) * a.H * size, a.D * a.H * size
             for i in range(width):
                 count = minimum(lanes, columns - (v + i) * lanes)
-                at = to + (n * width + i) * vector_bytes
-                copy(at, source + (v + i) * vector_bytes, count, lanes)
+                at = to + (n // terms * width + i) * vector_bytes
+                pack_rows(at, source + (v + i) * stored_bytes, ld, rows - n, count, lanes)
 
     return context.symbols.add(pack_operand)
 
@@ -307,7 +337,8 @@ def _add_product(context: CodegenContext) -> Any:
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     outer, pack_operand = context.tiles.outer(), _add_pack_operand(context)
     lanes, size = context.lanes.count, context.lanes.itemsize
-    vector_bytes = context.lanes.vector_bytes
+    vector_bytes, terms = context.lanes.vector_bytes, context.storage.terms
+    stored_size = context.storage.itemsize
 
     def product(
         arguments: int,
@@ -332,19 +363,20 @@ def _add_product(context: CodegenContext) -> Any:
         elif kind == _OUTPUTS:
             columns, to = a.H, a.grad_w_hr_0 if d == 0 else a.grad_w_hr_1
         to += to_row * columns * size
-        wide, packed = (columns + lanes - 1) // lanes, rows * a.outer_vectors * vector_bytes
+        wide, groups = (columns + lanes - 1) // lanes, (rows + terms - 1) // terms
+        packed = groups * a.outer_vectors * vector_bytes
         for chunk in range(first, last):
             v, end = wide * chunk // chunks, wide * (chunk + 1) // chunks
             at = operand + (chunk - first) * packed
             pack_operand(arguments, d, at, kind, v, end - v, row, rows)
         for group in range((dz_columns + tile_rows - 1) // tile_rows):
-            dz = dz_block + group * tile_rows * REDUCTION_ROWS * size
+            dz = dz_block + group * tile_rows * REDUCTION_ROWS * stored_size
             block = to + group * tile_rows * columns * size
             existing = 256 * minimum(tile_rows, dz_columns - group * tile_rows)
             for chunk in range(first, last):
                 v, end = wide * chunk // chunks, wide * (chunk + 1) // chunks
                 outer(
-                    *(16 * tile_rows + end - v, dz, operand + (chunk - first) * packed, rows),
+                    *(16 * tile_rows + end - v, dz, operand + (chunk - first) * packed, groups),
                     *(block + v * vector_bytes, columns * size),
                     *(existing + minimum(lanes, columns - (end - 1) * lanes), keep),
                 )
@@ -409,16 +441,14 @@ def _graded(context: CodegenContext) -> tuple[int, tuple[int, ...], tuple[int, .
 def _add_sums_of_run(context: CodegenContext) -> Any:
     """Add the sums of `columns` columns of dz from `start` on, over some rows, to `to`."""
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
+    storage, computed = context.storage, context.computed
     column_sum, add, copy = (
-        memory.column_sum(context.lanes),
-        memory.add(context.lanes),
-        memory.copy(context.lanes),
+        memory.column_sum(storage),
+        memory.add(computed, computed, computed),
+        memory.copy(computed, computed),
     )
-    lanes, vector_bytes, size = (
-        context.lanes.count,
-        context.lanes.vector_bytes,
-        context.lanes.itemsize,
-    )
+    lanes, vector_bytes, size = context.lanes.count, context.lanes.vector_bytes, storage.itemsize
+    stored_bytes = storage.vector_bytes
 
     def sums_of_run(
         arguments: int, task: int, d: int, to: int, start: int, columns: int, row: int, rows: int
@@ -429,7 +459,7 @@ def _add_sums_of_run(context: CodegenContext) -> Any:
         dz = a.dz + ((d * a.N + row) * wide + start) * size
         for v in range((columns + lanes - 1) // lanes):
             at, count = v * vector_bytes, minimum(lanes, columns - v * lanes)
-            column_sum(result, dz + at, wide * size, rows, count)
+            column_sum(result, dz + v * stored_bytes, wide * size, rows, count)
             if row + rows == a.N:
                 copy(to + at, result, count, count)
             else:

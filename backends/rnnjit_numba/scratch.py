@@ -21,6 +21,7 @@ from typing import NamedTuple
 from rnnjit import RNNSpec
 from rnnjit.codegen import Isa
 from rnnjit.codegen.kernel import LINE
+from rnnjit.codegen.kernel import Kind
 from rnnjit_numba.arguments import ForwardArguments, argument_count
 from rnnjit_numba.forward_sizes import ForwardSizes
 
@@ -55,7 +56,7 @@ class Layout(NamedTuple):
     def of(spec: RNNSpec, isa: Isa, size: int) -> Layout:
         """That of a stack's program for elements of `size` bytes."""
         layer, D = spec.layer(0), spec.num_directions
-        sizes = [ForwardSizes.of(isa, size, each, direct=False) for each in spec.layers]
+        sizes = [ForwardSizes.of(isa, Kind(8 * size, each.cell), each, direct=False) for each in spec.layers]
         words = ADDRESSES + argument_count(ForwardArguments, spec.cell)
         return Layout(
             block=aligned(8 * words),

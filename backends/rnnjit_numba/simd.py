@@ -27,6 +27,19 @@ VOID = ir.VoidType()
 SHARED = "linkonce_odr"
 
 
+class BFloatType(ir.Type):
+    """LLVM's type bfloat, which only the signatures of instructions name."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloatType)
+
+    def __hash__(self) -> int:
+        return hash(BFloatType)
+
+
 @dataclass(frozen=True)
 class Lanes:
     """One element type in vectors of one width.

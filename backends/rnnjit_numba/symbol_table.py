@@ -37,9 +37,12 @@ class SymbolTable:
         taken, self.functions = self.functions, {}
         return taken
 
-    def add(self, function: Callable[..., int | None]) -> Any:
-        """Add a function of int64 values; the result is the intrinsic by which others call it."""
-        symbol = self.symbol(function.__name__)
+    def add(self, function: Callable[..., int | None], name: str = "") -> Any:
+        """Add a function of int64 values; the result is the intrinsic by which others call it.
+
+        It is called `name`, or as the Python function is.
+        """
+        symbol = self.symbol(name or function.__name__)
         arity, returns = len(inspect.signature(function).parameters), returns_int(function)
         self.functions[symbol] = function
         signature = ir.FunctionType(I64 if returns else VOID, [I64] * arity)

@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rnnjit_numba.simd import I64, Lanes, define_tile, emitting, load, loop
+from rnnjit_numba.simd import I64, Lanes, define_tile, emitting, loop
+from rnnjit_numba.storage import BFloat16, Storage
 from rnnjit_numba.tile_shapes import TileShape
 
 #: Multiply-adds in a chain before it is added to the total.
@@ -33,12 +34,12 @@ class TileSet:
     """The tiles for one element type and one vector unit.
 
     Attributes:
-        lanes: the element type and vector width.
+        storage: how the operands lie in memory; what is added up lies there as it is computed with.
         shapes: of the tiles that blocks of products are cut into.
         outer_shapes: of the tiles that sums of outer products are cut into.
     """
 
-    lanes: Lanes
+    storage: Storage
     shapes: tuple[TileShape, ...]
     outer_shapes: tuple[TileShape, ...]
 
@@ -52,13 +53,15 @@ class TileSet:
         * `init` is the block that accumulation starts from, `ld_init` apart from row to row (0: all
           rows start from the same vectors, the bias);
         * `x` is `[rows, k1]`, `h` is `[rows, k2]`, rows `ld_x` and `ld_h` apart;
-        * `w1`, `w2` are packed: column vector v at row k is at `w + v * ld_w + k * vector_bytes`;
+        * `w1`, `w2` are packed: column vector v has rows k to k + terms - 1, of a k that is a
+          multiple of `Storage.terms`, at `w + v * ld_w + k / terms * vector_bytes`, zeros behind
+          the last row;
         * `out` is the block written; its rows are `ld_out_tail >> 8` apart and the last vector has
           `ld_out_tail & 255` lanes.
 
         Addresses and distances are in bytes.
         """
-        name = f"rnnjit_affine_tile_{self.lanes.suffix}"
+        name = f"rnnjit_affine_tile_{self.storage.suffix}"
 
         def emit(builder: Any, *args: Any) -> None:
             function = define_tile(builder.module, name, AFFINE_ARGUMENTS, self._affine_switch)
@@ -70,12 +73,12 @@ class TileSet:
         """Intrinsic: a block of a sum of outer products, `out[m, n] += sum_k a[k, m] b[k, n]`.
 
         `tile(shape, a, b, k, out, ld_out, valid, keep)` where `shape` is 16 * rows + vectors: those
-        of one of the set's shapes, or fewer vectors; `a` is packed `[k][rows]`, `b` is packed
-        `[k][vectors * lanes]`, and the rows of `out` are `ld_out` bytes apart. `valid` is 256 *
-        the rows of `out` that exist + the lanes of its last vector; with `keep` 0 the sum replaces
-        what `out` holds.
+        of one of the set's shapes, or fewer vectors; `a` is packed `[k][rows][terms]`, `b` is
+        packed `[k][vectors * lanes][terms]`, where `k` counts groups of `Storage.terms` terms, and
+        the rows of `out` are `ld_out` bytes apart. `valid` is 256 * the rows of `out` that exist +
+        the lanes of its last vector; with `keep` 0 the sum replaces what `out` holds.
         """
-        name = f"rnnjit_outer_tile_{self.lanes.suffix}"
+        name = f"rnnjit_outer_tile_{self.storage.suffix}"
 
         def emit(builder: Any, *args: Any) -> None:
             function = define_tile(builder.module, name, OUTER_ARGUMENTS, self._outer_switch)
@@ -94,7 +97,7 @@ class TileSet:
             builder,
             shape,
             cases,
-            lambda inner, case: _AffineTile(self.lanes, *case).emit(inner, *args),
+            lambda inner, case: _AffineTile(self.storage, *case).emit(inner, *args),
         )
 
     def _outer_switch(self, builder: Any, shape: Any, *args: Any) -> None:
@@ -103,10 +106,10 @@ class TileSet:
             for rows, widest in self.outer_shapes
             for width in range(1, widest + 1)
         }
-        lanes = self.lanes
+        storage = self.storage
 
         def emit(inner: Any, case: tuple[int, int]) -> None:
-            _outer(lanes, case[0], case[1], inner, *args)
+            _outer(storage, case[0], case[1], inner, *args)
 
         switch(builder, shape, cases, emit)
 
@@ -130,8 +133,8 @@ def switch(builder: Any, selector: Any, cases: dict[int, Any], emit: Any) -> Non
 class _AffineTile:
     """Code of one shape of the affine tile."""
 
-    def __init__(self, lanes: Lanes, rows: int, vectors: int) -> None:
-        self.lanes, self.rows, self.vectors = lanes, rows, vectors
+    def __init__(self, storage: Storage, rows: int, vectors: int) -> None:
+        self.storage, self.lanes, self.rows, self.vectors = storage, storage.lanes, rows, vectors
 
     def emit(
         self,
@@ -187,23 +190,39 @@ class _AffineTile:
         """Compute block + a @ w, for `a` of k columns in rows `ld_a` apart; k may be 0."""
         rows = steps(builder, a, ld_a, self.rows)
         columns = steps(builder, w, ld_w, self.vectors)
-        lanes = self.lanes
+        storage = self.storage
 
-        def step(index: Any, block: Any) -> Any:
-            offset_a = builder.mul(index, I64(lanes.itemsize))
-            offset_w = builder.mul(index, I64(lanes.vector_bytes))
-            b = (lanes.load(builder, builder.add(column, offset_w)) for column in columns)
-            scalars = (
-                load(builder, builder.add(row, offset_a), lanes.scalar, lanes.itemsize)
-                for row in rows
-            )
-            return rank_one(lanes, builder, block, scalars, b)
+        def step(load_terms: Any, index: Any, block: Any) -> Any:
+            offset_a = builder.mul(index, I64(storage.itemsize))
+            offset_w = builder.mul(index, I64(storage.packed_bytes))
+            b = (storage.load_packed(builder, builder.add(column, offset_w)) for column in columns)
+            scalars = (load_terms(builder, builder.add(row, offset_a)) for row in rows)
+            return rank_one(storage, builder, block, scalars, b)
 
-        return folded_chains(lanes, builder, k, block, step, FOLD)
+        return over_terms(storage, builder, k, block, step)
+
+
+def over_terms(storage: Storage, builder: Any, k: Any, block: Any, step: Any) -> Any:
+    """`block` plus the sums of `step(load_terms, index, sum)` over `k` terms.
+
+    A step has `Storage.terms` terms from `index` on; `load_terms` loads those of a scalar operand.
+    """
+
+    def whole(index: Any, sums: Any) -> Any:
+        return step(storage.load_terms, index, sums)
+
+    lanes = storage.lanes
+    if not isinstance(storage, BFloat16):
+        return folded_chains(lanes, builder, k, block, whole, FOLD)
+
+    def last(index: Any, sums: Any) -> Any:
+        return step(storage.load_last_term, index, sums)
+
+    return folded_chains(lanes, builder, k, block, whole, FOLD, storage.terms, last)
 
 
 def _outer(
-    lanes: Lanes,
+    storage: Storage,
     rows: int,
     vectors: int,
     builder: Any,
@@ -216,6 +235,8 @@ def _outer(
     keep: Any,
 ) -> None:
     """Code of one shape of the outer-product tile."""
+    lanes = storage.lanes
+    size = storage.itemsize * storage.terms
     places = [
         steps(builder, row, I64(lanes.vector_bytes), vectors)
         for row in steps(builder, out, ld_out, rows)
@@ -232,19 +253,18 @@ def _outer(
     ]
 
     def step(index: Any, block: Any) -> Any:
-        at_a = builder.add(a, builder.mul(index, I64(rows * lanes.itemsize)))
+        at_a = builder.add(a, builder.mul(index, I64(rows * size)))
         at_b = builder.add(b, builder.mul(index, I64(vectors * lanes.vector_bytes)))
         wide = (
-            lanes.load(builder, builder.add(at_b, I64(v * lanes.vector_bytes)))
+            storage.load_packed(builder, builder.add(at_b, I64(v * lanes.vector_bytes)))
             for v in range(vectors)
         )
         scalars = (
-            load(builder, builder.add(at_a, I64(r * lanes.itemsize)), lanes.scalar, lanes.itemsize)
-            for r in range(rows)
+            storage.load_terms(builder, builder.add(at_a, I64(r * size))) for r in range(rows)
         )
-        return rank_one(lanes, builder, block, scalars, wide)
+        return rank_one(storage, builder, block, scalars, wide)
 
-    block = folded_chains(lanes, builder, k, block, step, FOLD)
+    block = folded_chains(lanes, builder, k, block, step, FOLD // storage.terms)
     for row, row_masks, values in zip(places, masks, block, strict=True):
         for place, mask, value in zip(row, row_masks, values, strict=True):
             lanes.masked_store(builder, value, place, mask)
@@ -278,9 +298,9 @@ def in_two_parts(builder: Any, parts: Any, block: Any, accumulate: Any) -> Any:
 
 
 def rank_one(
-    lanes: Lanes, builder: Any, block: Any, scalars: Iterable[Any], b: Iterable[Any]
+    storage: Storage, builder: Any, block: Any, scalars: Iterable[Any], b: Iterable[Any]
 ) -> Any:
-    """Compute block + scalars (outer product) b.
+    """Compute block + scalars (outer product) b, for one group of terms.
 
     The operands are loaded as they are drawn from the iterables: those of which there are fewer at
     once, to stay in registers, and each of the others only before it is used. LLVM keeps this
@@ -288,10 +308,10 @@ def rank_one(
     """
     rows, vectors = len(block), len(block[0])
     result = [[None] * vectors for _ in range(rows)]
-    broadcast = (lanes.broadcast(builder, scalar) for scalar in scalars)
+    broadcast = (storage.broadcast(builder, scalar) for scalar in scalars)
 
     def add(r: int, v: int, a: Any, value: Any) -> None:
-        result[r][v] = lanes.multiply_add(builder, a, value, block[r][v])
+        result[r][v] = storage.multiply_add(builder, a, value, block[r][v])
 
     if rows >= vectors:
         wide = list(b)
@@ -312,11 +332,19 @@ def steps(builder: Any, base: Any, distance: Any, count: int) -> list[Any]:
 
 
 def folded_chains(
-    lanes: Lanes, builder: Any, trips: Any, block: Any, step: Any, fold: int, stride: int = 1
+    lanes: Lanes,
+    builder: Any,
+    trips: Any,
+    block: Any,
+    step: Any,
+    fold: int,
+    stride: int = 1,
+    last: Any = None,
 ) -> Any:
     """`block` plus the sums of `step(index, sum)` over `index` = 0, stride, ... below `trips`.
 
-    A chain of `fold` indices starts from zero; each chain is added to the total before it.
+    A chain of `fold` indices starts from zero; each chain is added to the total before it. If
+    `last` is given, it makes the step that fewer than `stride` indices are left for.
     """
     chains = builder.sdiv(builder.add(trips, I64(fold - 1)), I64(fold))
 
@@ -324,13 +352,19 @@ def folded_chains(
         start = builder.mul(index, I64(fold))
         rest = builder.sub(trips, start)
         length = builder.select(builder.icmp_signed("<", rest, I64(fold)), rest, I64(fold))
-        rounds = builder.sdiv(builder.add(length, I64(stride - 1)), I64(stride))
+        whole = length if last else builder.add(length, I64(stride - 1))
+        rounds = builder.sdiv(whole, I64(stride))
         zeros = [[lanes.constant(0.0) for _ in row] for row in total]
 
         def inner(i: Any, sums: Any) -> Any:
             return step(builder.add(start, builder.mul(i, I64(stride))), sums)
 
-        found = loop(builder, rounds, zeros, inner, at_least_once=True)
+        found = loop(builder, rounds, zeros, inner, at_least_once=last is None)
+        if last is not None:
+            done = builder.mul(rounds, I64(stride))
+            left = builder.icmp_signed(">", length, done)
+            at = builder.add(start, done)
+            found = loop(builder, builder.zext(left, I64), found, lambda _, sums: last(at, sums))
         return [
             [builder.fadd(a, b) for a, b in zip(*rows, strict=True)]
             for rows in zip(total, found, strict=True)

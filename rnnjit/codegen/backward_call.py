@@ -12,6 +12,7 @@ from torch import Tensor
 from rnnjit.backend import LayerForward, LayerGrads, Needs, States, Training
 from rnnjit.codegen.argument_block import address_of
 from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.computed import computed, rounded, widened
 from rnnjit.codegen.forward_call import Recipe, saved_pointers, saved_sizes, split_pointers
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
 from rnnjit.runtime import huge_pages
@@ -179,6 +180,7 @@ def bound(
     template, size = recipe.block, scratch * itemsize
     take, give = SCRATCH.take, SCRATCH.give
     more, main = _more(fields, layer, extra), 3 * directions
+    narrow = itemsize < 4
 
     def run(
         x: Tensor,
@@ -191,10 +193,13 @@ def bound(
         grad_states: tuple[Tensor | None, ...],
         table: Tensor | None,
     ) -> LayerGrads:
+        grad_x, like = new_grad_x(x) if needs_x else None, x
+        if narrow:
+            like = x.new_empty(0, dtype=computed(x.dtype))
+            hx, grad_h_n = widened(hx), tuple([_wide(grad) for grad in grad_h_n])
         h0, last = hx[0], grad_h_n[0]
-        grad_x = new_grad_x(x) if needs_x else None
-        grad_h0 = empty_like(h0) if needs_h0 else None
-        grads = [None if shape is None else allocate(x, *shape) for shape in shapes]
+        grad_h0 = empty_like(h0, dtype=like.dtype) if needs_h0 else None
+        grads = [None if shape is None else allocate(like, *shape) for shape in shapes]
         grad_y = None if grad_y is None else grad_y.contiguous()
         last = None if last is None else last.contiguous()
         memory = take(size) if size >= KEPT_FROM else x.new_empty(scratch)
@@ -233,6 +238,10 @@ def bound(
             own[i] = _copy(own[i])
         for i, shape in zeros:
             own[i] = x.new_zeros(shape)
+        if narrow:
+            of_states = [rounded(grad, x.dtype) for grad in (grad_h0, *others)]
+            own = [rounded(grad, x.dtype) for grad in own]
+            return LayerGrads(grad_x, tuple(of_states), tuple(own))
         return LayerGrads(grad_x, (grad_h0, *others), tuple(own))
 
     return run
@@ -299,6 +308,10 @@ def _more(fields: BackwardFields, layer: LayerSpec, extra: int) -> Callable[...,
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
+
+
+def _wide(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rnnjit.backend import LayerOutput, Shortcut, States
 from rnnjit.codegen.argument_block import address_of, pointers
+from rnnjit.codegen.computed import computed, widened
 from rnnjit.codegen.kernel import Kernel
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
 from rnnjit.runtime import huge_pages
@@ -92,7 +93,18 @@ def saved_sizes(layer: LayerSpec) -> tuple[int, ...]:
 
 def new_saved(layer: LayerSpec, x: Tensor) -> tuple[Tensor, ...]:
     """Memory for what a forward pass of `len(x)` rows saves beside y."""
-    return tuple([huge_pages.new_empty(x, len(x), size) for size in saved_sizes(layer)])
+    saved = [huge_pages.new_empty(x, len(x), size) for size in saved_sizes(layer)]
+    if computed(x.dtype) is not x.dtype:
+        first = 1 if layer.cell.saved else 0
+        for k in range(first, first + len(layer.cell.states) - 1):
+            saved[k] = _computed_empty(x, saved[k].shape[1])
+    return tuple(saved)
+
+
+def _computed_empty(x: Tensor, size: int) -> Tensor:
+    """Memory for a state of every row, as it is computed with."""
+    shape, dtype = (len(x), size), computed(x.dtype)
+    return huge_pages.advise(torch.empty(shape, dtype=dtype, device=x.device))
 
 
 def states_alone(layer: LayerSpec, states: States) -> tuple[Tensor | None, ...]:
@@ -295,19 +307,22 @@ def forward_states(
     """As `forward`, with the states after every step apart from what is saved."""
     if not keep:
         wide = layer.num_directions * layer.hidden_size
-        states = tuple([huge_pages.new_empty(x, len(x), wide) for _ in hx[1:]])
+        states = tuple([_computed_empty(x, wide) for _ in hx[1:]])
         memory = states_alone(layer, states)
-        return LayerOutput(*_run(call, layer, x, hx, weights, table, memory), (), states)
+        found = _run(call, layer, x, hx, weights, table, memory)
+        return LayerOutput(*found, (), tuple([state.to(x.dtype) for state in states]))
     saved, first = new_saved(layer, x), 1 if layer.cell.saved else 0
     last = first + len(hx) - 1
     y, h_n = _run(call, layer, x, hx, weights, table, saved)
-    return LayerOutput(y, h_n, saved[:first] + saved[last:], saved[first:last])
+    states = tuple([state.to(x.dtype) for state in saved[first:last]])
+    return LayerOutput(y, h_n, saved[:first] + saved[last:], states)
 
 
 def joined(layer: LayerSpec, output: LayerOutput) -> tuple[Tensor, ...]:
     """What `forward` saves, from the output of `forward_states`."""
-    first = 1 if layer.cell.saved else 0
-    return output.saved[:first] + output.states + output.saved[first:]
+    first, dtype = 1 if layer.cell.saved else 0, computed(output.y.dtype)
+    states = tuple([state.to(dtype) for state in output.states])
+    return output.saved[:first] + states + output.saved[first:]
 
 
 def _run(
@@ -321,11 +336,12 @@ def _run(
 ) -> tuple[Tensor, States]:
     """Allocate y and the last states, and call the kernel."""
     y = huge_pages.new_empty(x, len(x), layer.num_directions * layer.output_size)
+    hx = widened(hx)
     h_n = tuple([torch.empty_like(state) for state in hx])
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     before, after = ([state.data_ptr() for state in states] for states in (hx, h_n))
     call(x, before, after, held, y, saved, table)
-    return y, h_n
+    return y, tuple([state.to(x.dtype) for state in h_n])
 
 
 def scratch_address(recipe: Recipe, block: array[int], scratch: Tensor | None) -> int:

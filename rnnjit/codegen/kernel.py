@@ -28,12 +28,27 @@ class Kind(NamedTuple):
     """What kernels are compiled for, beside the machine.
 
     Attributes:
-        bits: of an element.
+        bits: of an element of a tensor: 64, 32, or 16 for bfloat16.
         cell: what they compute.
     """
 
     bits: int
     cell: CellSpec
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of a tensor."""
+        return self.bits // 8
+
+    @property
+    def computed(self) -> int:
+        """Bytes of a number that is computed with: float32 for bfloat16."""
+        return max(self.itemsize, 4)
+
+    @property
+    def terms(self) -> int:
+        """Adjacent elements that a product multiplies at a time: pairs of bfloat16."""
+        return 2 if self.bits == 16 else 1
 
 
 class Kernel:

@@ -1,0 +1,28 @@
+"""Between tensors of bfloat16 and the float32 that kernels compute with.
+
+Of a layer in bfloat16 the kernels read and write x, the weights, the first state, y and what is
+saved as tensors of bfloat16. The states but the first, which run through many steps, and all
+gradients but that of x are float32 inside; they are rounded once, when a pass is done.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def computed(dtype: torch.dtype) -> torch.dtype:
+    """What kernels compute with for tensors of a dtype."""
+    return torch.float32 if dtype is torch.bfloat16 else dtype
+
+
+def widened(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """States as the kernels take them: all but the first as they compute with them."""
+    if tensors[0].dtype is not torch.bfloat16:
+        return tensors
+    return (tensors[0], *[tensor.float() for tensor in tensors[1:]])
+
+
+def rounded(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A result of a kernel as a tensor of the call's dtype."""
+    return tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype)
