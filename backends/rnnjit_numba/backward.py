@@ -213,7 +213,9 @@ def _add_pack_back(context: CodegenContext) -> Any:
                 k += k % rows % terms
                 while k < high:
                     row = k % rows
-                    place = to + (k // rows * ((rows + terms - 1) // terms * terms) + row) * term_bytes
+                    place = (
+                        to + (k // rows * ((rows + terms - 1) // terms * terms) + row) * term_bytes
+                    )
                     source = w + (k * columns + v * lanes) * size
                     pack_rows(place, source, columns * size, rows - row, count, lanes)
                     k += minimum(terms, rows - row)

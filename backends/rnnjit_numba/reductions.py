@@ -278,9 +278,7 @@ def _add_pack_dz(context: CodegenContext) -> Any:
                 place = to + (group * tile_rows * REDUCTION_ROWS + first * terms) * size
                 for n in range(0, rows, terms):
                     at = source + (n * wide + j) * size
-                    pack_rows(
-                        place + n * tile_rows * size, at, wide * size, rows - n, count, piece
-                    )
+                    pack_rows(place + n * tile_rows * size, at, wide * size, rows - n, count, piece)
 
     return context.symbols.add(pack_dz)
 

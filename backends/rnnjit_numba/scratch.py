@@ -56,7 +56,10 @@ class Layout(NamedTuple):
     def of(spec: RNNSpec, isa: Isa, size: int) -> Layout:
         """That of a stack's program for elements of `size` bytes."""
         layer, D = spec.layer(0), spec.num_directions
-        sizes = [ForwardSizes.of(isa, Kind(8 * size, each.cell), each, direct=False) for each in spec.layers]
+        sizes = [
+            ForwardSizes.of(isa, Kind(8 * size, each.cell), each, direct=False)
+            for each in spec.layers
+        ]
         words = ADDRESSES + argument_count(ForwardArguments, spec.cell)
         return Layout(
             block=aligned(8 * words),
