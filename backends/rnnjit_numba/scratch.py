@@ -20,8 +20,7 @@ from typing import NamedTuple
 
 from rnnjit import RNNSpec
 from rnnjit.codegen import Isa
-from rnnjit.codegen.kernel import LINE
-from rnnjit.codegen.kernel import Kind
+from rnnjit.codegen.kernel import LINE, Kind
 from rnnjit_numba.arguments import ForwardArguments, argument_count
 from rnnjit_numba.forward_sizes import ForwardSizes
 

@@ -27,7 +27,7 @@ VOID = ir.VoidType()
 SHARED = "linkonce_odr"
 
 
-class BFloatType(ir.Type):
+class BFloatType(ir.Type):  # type: ignore[misc]  # llvmlite has no types
     """LLVM's type bfloat, which only the signatures of instructions name."""
 
     def __str__(self) -> str:

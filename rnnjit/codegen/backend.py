@@ -25,7 +25,6 @@ from rnnjit.ir.torch_evaluator import evaluate_tensors
 from rnnjit.runtime.compile_once import imported
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
-
 #: The dtypes whose numbers lie in memory as they are computed with.
 _COMPUTED = (torch.float32, torch.float64)
 
@@ -42,7 +41,7 @@ class CPUBackend(Backend):
     """
 
     devices = ("cpu",)
-    dtypes = (torch.float32, torch.float64)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
     operations = OPERATIONS
     sizes_matter = False
     run_module: ClassVar[str]
