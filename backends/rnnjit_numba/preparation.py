@@ -1,10 +1,11 @@
 """Preparation of the forward kernel: packs the weights and projects the input.
 
 Weights are packed once per call into column vectors `[K][lanes]`, or `[K / 2][lanes][2]` of pairs
-(see `storage`), from which the register tiles stream. One direction has, in this order: for each vector of hidden units and each gate, a column
-vector of W_ih and W_hh; the biases, as `[V][G][lanes]`, those of zx and of zh one after the other
-if the cell uses them apart, else their sum, or that of zx alone without a recurrent product; and,
-where there is a projection, the column vectors of W_hr and a row of zeros.
+(see `storage`), from which the register tiles stream. One direction has, in this order: for each
+vector of hidden units and each gate, a column vector of W_ih and W_hh; the biases, as
+`[V][G][lanes]`, those of zx and of zh one after the other if the cell uses them apart, else their
+sum, or that of zx alone without a recurrent product; and, where there is a projection, the column
+vectors of W_hr and a row of zeros.
 
 The first arguments of each function are the address of a `ForwardArguments`, the direction `d`, and
 a range of vectors of the hidden units, from `first` up to but not including `last`.

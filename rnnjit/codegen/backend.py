@@ -41,7 +41,7 @@ class CPUBackend(Backend):
     """
 
     devices = ("cpu",)
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64)
     operations = OPERATIONS
     sizes_matter = False
     run_module: ClassVar[str]
