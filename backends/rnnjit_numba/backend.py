@@ -58,11 +58,12 @@ class NumbaBackend(CPUBackend):
         return streaming.stepper(dtype, spec.layers, batch)
 
     def choices(self) -> dict[str, str]:
-        """The register tiles of both element types."""
+        """The register tiles of every element type."""
         imported("rnnjit_numba.tile_choice")
         from rnnjit_numba import tile_choice
 
-        return {f"tiles of float{bits}": tile_choice.described(bits) for bits in (32, 64)}
+        names = {32: "float32", 64: "float64", 16: "bfloat16"}
+        return {f"tiles of {name}": tile_choice.described(bits) for bits, name in names.items()}
 
     def targets(self) -> Sequence[str]:
         """Processors that LLVM generates code for; none where it cannot be imported."""

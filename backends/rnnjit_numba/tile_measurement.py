@@ -39,6 +39,8 @@ _LEAST_SHARE = 0.3
 #: steps and less weights, so that it is not much of the time.
 _I, _SIZE, _T, _ROWS = 64, 768, 1, 96
 _SUM_SIZE, _SUM_T = 384, 3
+#: By the bits of an element.
+_DTYPES = {16: torch.bfloat16, 32: torch.float32, 64: torch.float64}
 K = TypeVar("K", bound=Hashable)
 
 
@@ -112,7 +114,7 @@ def _product(kind: Kind, tiling: Tiling, steps: int) -> Callable[[], object]:
     """A forward pass by one tile."""
     layer, rows = _layer(kind, _SIZE), _rows(tiling.shape, steps)
     recipe = recipes.forward(kind, layer, rows, _plan(rows), tiling)
-    call = forward_call.bound(recipe, FIELDS, layer, kind.bits // 8)
+    call = forward_call.bound(recipe, FIELDS, layer, kind.itemsize)
     x, hx, weights = _inputs(kind, layer, rows)
     return partial(forward_call.forward, call, layer, x, hx, weights, None, False)
 
@@ -121,7 +123,7 @@ def _sum(kind: Kind, shape: TileShape, on: bool) -> Callable[[], object]:
     """A backward pass with dW_hh, or without it if `on` is false."""
     layer = _layer(kind, _SUM_SIZE)
     rows = Rows(_SUM_T, REDUCTION_ROWS // _SUM_T, REDUCTION_ROWS)
-    tiling, size = Tiling(small_shapes(library(kind).isa)[0]), kind.bits // 8
+    tiling, size = Tiling(small_shapes(library(kind).isa)[0]), kind.itemsize
     plan = _plan(rows)
     record = recipes.forward(kind, layer, rows, plan, tiling)
     call = forward_call.bound(record, FIELDS, layer, size)
@@ -145,5 +147,4 @@ def _inputs(kind: Kind, layer: LayerSpec, rows: Rows) -> tuple[Tensor, States, t
 
 def _ones(kind: Kind, *shape: int) -> Tensor:
     """Numbers with which no step overflows or becomes subnormal."""
-    dtype = torch.float32 if kind.bits == 32 else torch.float64
-    return torch.full(shape, 1e-2, dtype=dtype, device="cpu")
+    return torch.full(shape, 1e-2, dtype=_DTYPES[kind.bits], device="cpu")
