@@ -93,11 +93,11 @@ def kernel_modules(isa: Isa, bits: int, cell: CellSpec) -> Iterator[KernelModule
 def tile_modules(isa: Isa, bits: int, cell: CellSpec) -> Iterator[KernelModule]:
     """The register tiles for elements of `bits` bits: the same for the kernels of every cell."""
     context = CodegenContext.of(isa, bits, cell)
-    tiles, lanes = context.tiles, context.lanes
+    tiles, storage = context.tiles, context.storage
     # Two modules that take LLVM about as long, so that it can optimise them at once.
     for parts in (
-        ((tiles.affine(), AFFINE_ARGUMENTS), (direct_transposed(lanes), TRANSPOSED_ARGUMENTS)),
-        ((tiles.outer(), OUTER_ARGUMENTS), (direct(lanes), DIRECT_ARGUMENTS)),
+        ((tiles.affine(), AFFINE_ARGUMENTS), (direct_transposed(storage), TRANSPOSED_ARGUMENTS)),
+        ((tiles.outer(), OUTER_ARGUMENTS), (direct(storage), DIRECT_ARGUMENTS)),
     ):
         module = ir.Module("tiles")
         for number, (tile, arguments) in enumerate(parts):
