@@ -193,12 +193,13 @@ def bound(
         grad_states: tuple[Tensor | None, ...],
         table: Tensor | None,
     ) -> LayerGrads:
-        grad_x, like = new_grad_x(x) if needs_x else None, x
+        grad_x, like, like_h0 = new_grad_x(x) if needs_x else None, x, hx[0]
         if narrow:
             like = x.new_empty(0, dtype=computed(x.dtype))
             hx, grad_h_n = widened(hx), tuple([_wide(grad) for grad in grad_h_n])
+            like_h0 = like.new_empty(hx[0].shape)
         h0, last = hx[0], grad_h_n[0]
-        grad_h0 = empty_like(h0, dtype=like.dtype) if needs_h0 else None
+        grad_h0 = empty_like(like_h0) if needs_h0 else None
         grads = [None if shape is None else allocate(like, *shape) for shape in shapes]
         grad_y = None if grad_y is None else grad_y.contiguous()
         last = None if last is None else last.contiguous()

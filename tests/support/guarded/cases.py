@@ -100,6 +100,16 @@ class Case:
     seed: int = 0
 
     @property
+    def judged(self) -> bool:
+        """Whether the results can be held against eager's.
+
+        Where a cell has kinks, what bfloat16 rounds decides on which side of one a number lies.
+        """
+        kinks = {"relu", "leaky_relu", "abs", "sign", "minimum", "maximum", "clamp", "where"}
+        names = {instruction.operation for instruction in self.cell.step.instructions}
+        return self.dtype is not torch.bfloat16 or not kinks & names
+
+    @property
     def sizes(self) -> list[int]:
         """The rows of each step."""
         if not self.packed:
@@ -108,12 +118,18 @@ class Case:
 
 
 def cases(
-    backend: str, kinds: list[Kind], tiles: list[tuple[int, int, str]], lanes: dict, more: int
+    backend: str,
+    dtypes: tuple[torch.dtype, ...],
+    kinds: list[Kind],
+    tiles: list[tuple[int, int, str]],
+    lanes: dict,
+    more: int,
 ) -> Iterator[Case]:
     """The cases for one backend.
 
     Args:
         backend: its name.
+        dtypes: those that it computes in.
         kinds: the layers that it takes.
         tiles: (rows, vectors) of each register tile, and the value of RNNJIT_TILES by which it is
             used, "" where it always is.
@@ -121,16 +137,18 @@ def cases(
         more: how many cases are added to those that are always run.
     """
     dice = random.Random(0)
-    for dtype in (torch.float32, torch.float64):
+    for dtype in dtypes:
         yield from _all_sizes(dice, kinds, dtype)
         yield from _few_rows(dice, kinds, dtype)
         yield from _all_tiles(dice, kinds, dtype, tiles, lanes[dtype])
         yield from _many_rows(dice, kinds, dtype)
+        if dtype is torch.bfloat16:
+            continue
         yield from _stacks(dice, kinds, dtype, "shortcut")
         if backend == "numba":
             yield from _stacks(dice, kinds, dtype, "stream")
     for _ in range(more):
-        dtype = dice.choice((torch.float32, torch.float64))
+        dtype = dice.choice(dtypes)
         I, H, B = (dice.randint(1, LARGEST) for _ in range(3))
         yield _layer(dice, kinds, dtype, I, H, B, dice.choice((1, 2, 3, 7, 20)))
 

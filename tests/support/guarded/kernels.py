@@ -143,7 +143,9 @@ class _Kernel:
 
     def __init__(self, kernel: Any, layout: Layout, size: int, lanes: int, watch: Watch) -> None:
         self._kernel, self._layout, self._lanes, self._watch = kernel, layout, lanes, watch
-        self._dtype = {4: torch.float32, 8: torch.float64}[size]
+        self._dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[size]
+        # What kernels compute with, unlike dz, is never narrower than this.
+        self._computed = torch.float32 if size == 2 else self._dtype
 
     def __call__(self, block: Any, *rest: Any) -> None:
         layout, guards, threads = self._layout, self._watch.guards, rest[0]
@@ -183,7 +185,8 @@ class _Kernel:
             assert last <= start, f"{name} lies over the part before it"
             last = start + sizes[name]
             assert last <= end, f"{name} is larger than what was allocated"
-            dtype = torch.int64 if name == "before" else self._dtype
+            own_dtypes = {"before": torch.int64, "dz_buffer": self._dtype}
+            dtype = own_dtypes.get(name, self._computed)
             parts[name] = guards.empty((sizes[name] // dtype.itemsize,), dtype)
         return parts
 
@@ -211,8 +214,8 @@ def guarded_backend(name: str, watch: Watch) -> Iterator[None]:
 
     @cache
     def library(kind: Kind) -> Any:
-        found, size = original(kind), kind.bits // 8
-        lanes = found.isa.lanes(size)
+        found, size = original(kind), kind.itemsize
+        lanes = found.isa.lanes(kind.computed)
         forward, backward = (
             _Kernel(kernel, layout, size, lanes, watch)
             for kernel, layout in zip(

@@ -148,7 +148,15 @@ def allocating(guards: Guards):
     def new_zeros(tensor, *shape, dtype=None):
         return new_empty(tensor, *shape, dtype=dtype).zero_()
 
+    def widened(tensor):
+        made = tensor
+        if tensor.dtype is not torch.float32:
+            made = guards.empty(tuple(tensor.shape), torch.float32)
+            made.copy_(tensor)
+        return made
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", widened)
         for function in (empty, zeros, empty_like):
             patch.setattr(torch, function.__name__, function)
         for method in (new_empty, new_zeros):
