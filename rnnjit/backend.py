@@ -350,12 +350,15 @@ class Backend(ABC):
         """
         return False
 
-    def rebuilt_output(self, layer: LayerSpec, saved: tuple[Tensor, ...]) -> Tensor:
+    def rebuilt_output(
+        self, layer: LayerSpec, saved: tuple[Tensor, ...], dtype: torch.dtype
+    ) -> Tensor:
         """Compute the y of `forward`, bit for bit, from what it saved.
 
         Args:
             layer: as given to `forward`.
             saved: `LayerOutput.saved` of its result.
+            dtype: of y.
 
         Returns:
             `[N, D*P]`, contiguous, newly allocated.

@@ -93,7 +93,9 @@ class CPUBackend(Backend):
         """Whether the output is an exact function of a state, whose values are saved."""
         return not layer.proj_size and rebuilt_output(layer.cell) is not None
 
-    def rebuilt_output(self, layer: LayerSpec, saved: tuple[Tensor, ...]) -> Tensor:
+    def rebuilt_output(
+        self, layer: LayerSpec, saved: tuple[Tensor, ...], dtype: torch.dtype
+    ) -> Tensor:
         """The output of all rows at once, by torch."""
         found = rebuilt_output(layer.cell)
         assert found is not None, "`rebuilds_output` said so"
@@ -101,7 +103,7 @@ class CPUBackend(Backend):
         states = saved[1:] if layer.cell.saved else saved
         (y,) = evaluate_tensors(found.program, [states[found.state - 1]])
         assert y is not None
-        return y
+        return y.to(dtype)
 
     def records_states(self, layer: LayerSpec, problem: Problem) -> bool:
         """The kernels write the states of every step in the pass that computes them."""

@@ -155,7 +155,7 @@ class RecordedLayer:
         """
         x, split = flat(inputs[0]), self.states + 1
         hx, weights = inputs[1:split], inputs[split:]
-        y, *saved = self._with_output(kept)
+        y, *saved = self._with_output(kept, x)
         output = LayerOutput(flat(y), hx, tuple(saved))
         grad_y = None if grad_y is None else flat(grad_y)
         grads = self.backend.backward(
@@ -179,16 +179,16 @@ class RecordedLayer:
         )
         return grads if grads.x is None else grads._replace(x=grads.x.reshape(x.shape))
 
-    def _with_output(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """y, and what the backend saved.
+    def _with_output(self, kept: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """y, which has the dtype of x, and what the backend saved.
 
         Raises:
             BackendError: y is rebuilt, and violates the contract.
         """
         if not self.rebuilds:
             return kept
-        y = self.backend.rebuilt_output(self.layer, kept)
-        check_rebuilt(self.backend, self.layer, self.rows, kept[0], y)
+        y = self.backend.rebuilt_output(self.layer, kept, x.dtype)
+        check_rebuilt(self.backend, self.layer, self.rows, x, y)
         return (y, *kept)
 
     def _note_reads(self, output: LayerOutput, untouched: bool) -> None:
@@ -252,7 +252,7 @@ class BoundLayer(RecordedLayer):
         """See `RecordedLayer.backward`."""
         x, split = inputs[0], self.states + 1
         hx, weights = inputs[1:split], inputs[split:]
-        grads = self._own_backward(x, hx, weights, self._with_output(kept), grad_y, grad_h_n)
+        grads = self._own_backward(x, hx, weights, self._with_output(kept, x), grad_y, grad_h_n)
         if not self._checked[1]:
             check_grads(self.backend, x, hx, weights, self.needs, grads)
             self._checked[1] = True

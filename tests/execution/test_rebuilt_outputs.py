@@ -75,7 +75,7 @@ def test_a_rebuilt_output_has_the_bits_of_the_kernels():
     rows = rnnjit.Rows(T, B, T * B)
     output = backend.forward(layer, rows, x.reshape(T * B, I), hx, weights, True)
     assert [each.shape[1] for each in output.saved] == list(saved_sizes(layer))
-    again = backend.rebuilt_output(layer, output.saved)
+    again = backend.rebuilt_output(layer, output.saved, output.y.dtype)
     assert again.isnan().any()
     assert again.isinf().any()
     torch.testing.assert_close(again, output.y, rtol=0, atol=0, equal_nan=True)
@@ -87,8 +87,8 @@ class Shorter(type(rnnjit.backends()["numba"])):
 
     name = "shorter"
 
-    def rebuilt_output(self, layer, saved):
-        return super().rebuilt_output(layer, saved)[:-1]
+    def rebuilt_output(self, layer, saved, dtype):
+        return super().rebuilt_output(layer, saved, dtype)[:-1]
 
 
 def test_a_rebuilt_output_of_another_shape_is_named():
@@ -96,3 +96,13 @@ def test_a_rebuilt_output_of_another_shape_is_named():
     y, _ = rnnjit.compile(rnn, backend=Shorter())(torch.randn(T, B, I))
     with pytest.raises(rnnjit.BackendError, match=r"rebuilt_output.*\[18, 5\].*\[17, 5\]"):
         y.sum().backward()
+
+
+def test_an_output_of_bfloat16_is_rounded_as_the_kernels_do():
+    backend, cell = rnnjit.backends()["numba"], cells.LeakyRNN(I, H, dtype=torch.bfloat16)
+    layer = layer_plan(H, (trace_cell(cell),)).spec.layer(0)
+    hx = tuple([torch.zeros(1, B, H, dtype=torch.bfloat16) for _ in range(2)])
+    weights = [w.detach() for w in trace_cell(cell).weights(cell)]
+    x, rows = torch.randn(T * B, I).bfloat16(), rnnjit.Rows(T, B, T * B)
+    output = backend.forward(layer, rows, x, hx, weights, True)
+    assert torch.equal(backend.rebuilt_output(layer, output.saved, torch.bfloat16), output.y)
