@@ -14,16 +14,25 @@ from rnnjit.dispatch.choice import AUTOCAST, choose_for_sizes, fallback_for, kin
 from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
 from rnnjit.dispatch.fast_path import FastPath
 from rnnjit.dispatch.registry import key_of, resolve
+from rnnjit.errors import UnsupportedError
 from rnnjit.execution.fast_call import fast_call
 from rnnjit.execution.recompute import RecomputingFallback, recomputing
 from rnnjit.execution.stack import run_stack
 from rnnjit.frontend.arguments import Result, as_hx
+from rnnjit.frontend.autocast import (
+    WithoutAutocast,
+    cast_around,
+    cast_call,
+    problem_under_autocast,
+    result_dtypes,
+)
 from rnnjit.frontend.capture import weight_names
 from rnnjit.frontend.compiled_class import HasSourceClass
 from rnnjit.frontend.lowering import Call, lower_sequence
 from rnnjit.frontend.overrides import fx_node, overriding, scriptable, warn_unquantized
 from rnnjit.frontend.torch_errors import REFUSALS, refusal
 from rnnjit.frontend.traced import run_dense
+from rnnjit.reference import BACKEND as EAGER
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import (
@@ -135,7 +144,7 @@ class CompiledBase(HasSourceClass):
         training = getattr(self, "training", False)  # torch's cells do without it
         call = self._lowered(*(given or (x, hx)))
         if call.special == AUTOCAST:
-            return None
+            return self._under_autocast(call, choices, paths, x, profiled, training)
         if call.special is not None:
             return self._run(call, _REFERENCE, RAISE, training)
         backend, fallback = self._choice(call, choices)
@@ -154,6 +163,47 @@ class CompiledBase(HasSourceClass):
             if path is not None:
                 remember(paths, path, given[0].shape)
                 return y, as_hx(h_n)
+        remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)
+        return y, as_hx(h_n)
+
+    def _under_autocast(
+        self,
+        call: Call,
+        choices: Choices,
+        paths: dict[torch.Size, tuple[FastPath, ...]],
+        x: Any,
+        profiled: bool,
+        training: bool,
+    ) -> Result | None:
+        """The result of a call by a backend that computes in autocast's dtype, or None.
+
+        None where there is no such backend, or torch's own is the one that is chosen or named.
+        """
+        problem = problem_under_autocast(call)
+        if problem is None:
+            return None
+        try:
+            backend, fallback = self._choice_for(call.spec, problem, choices)
+        except UnsupportedError:
+            return None
+        if backend is EAGER:
+            return None
+        results, cast = result_dtypes(self._torch_class, call), cast_call(call, problem)
+        run = None
+        if not (profiled or isinstance(x, PackedSequence)):
+            run = fast_call(
+                *(backend, call.spec, problem, training, x.to(problem.dtype), cast.hx),
+                *(cast.weights, fallback),
+            )
+        if run is None:
+            with WithoutAutocast(problem.device):
+                y, h_n = run_stack(
+                    *(backend, call.spec, call.rows, cast.x, cast.hx, cast.weights, training),
+                    *(problem.needs_grad, fallback),
+                )
+            return call.restore(*results.cast(y, h_n))
+        run = cast_around(run, problem, results)
+        y, h_n = run(x, call.hx, call.weights)
         remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)
         return y, as_hx(h_n)
 

@@ -1,0 +1,171 @@
+"""Calls under autocast, by a backend that computes in autocast's dtype.
+
+Torch casts the operands of its products to that dtype, and computes the rest in what its promotion
+of dtypes gives. A backend gets x, the states and the weights in that dtype, by casts that autograd
+records, so that gradients have the dtypes of the originals. The results are cast to the dtypes
+that torch's own layer gives them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnjit.backend import Shortcut, States
+from rnnjit.dispatch.choice import AUTOCAST, special_tensor
+from rnnjit.frontend.lowering import Call
+from rnnjit.runtime.torch_private import UNSEEN, dispatch_mode
+from rnnjit.spec import Problem, RNNSpec
+
+#: The types of devices on which a backend may run such a call.
+_DEVICES = frozenset({"cpu"})
+
+
+class ResultDtypes(NamedTuple):
+    """The dtypes of results.
+
+    Attributes:
+        y: of the outputs.
+        h_n: of each last state.
+    """
+
+    y: torch.dtype
+    h_n: tuple[torch.dtype, ...]
+
+    def cast(self, y: Tensor, h_n: States) -> tuple[Tensor, States]:
+        """Results in these dtypes."""
+        states = [state.to(dtype) for state, dtype in zip(h_n, self.h_n, strict=True)]
+        return y.to(self.y), tuple(states)
+
+
+def problem_under_autocast(call: Call) -> Problem | None:
+    """What a backend has to accept in order to run a call under autocast, or None if none may.
+
+    None may where something else needs torch's own operators, or where a tensor has a dtype that
+    autocast does not cast or that is neither float32 nor autocast's.
+    """
+    problem, tensors = call.problem, (call.x, *call.hx, *call.weights)
+    if call.special != AUTOCAST or problem.device not in _DEVICES or not problem.N:
+        return None
+    if UNSEEN or dispatch_mode() or special_tensor(*tensors) is not None:
+        return None
+    wanted = torch.get_autocast_dtype(problem.device)
+    if any(tensor.dtype not in (wanted, torch.float32) for tensor in tensors):
+        return None
+    return problem._replace(dtype=wanted)
+
+
+def cast_call(call: Call, problem: Problem) -> Call:
+    """A call in the dtype of a problem, with casts that autograd records."""
+    dtype = problem.dtype
+    return call._replace(
+        prepared=call.prepared._replace(x=call.x.to(dtype)),
+        hx=_cast(call.hx, dtype),
+        weights=_cast(call.weights, dtype),
+        problem=problem,
+        special=None,
+    )
+
+
+def cast_around(run: Shortcut, problem: Problem, results: ResultDtypes) -> Shortcut:
+    """A function of tensors in their own dtypes, from one of tensors in that of a problem."""
+    dtype, device = problem.dtype, problem.device
+
+    def own(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
+        with WithoutAutocast(device):
+            y, h_n = run(x.to(dtype), _cast(hx, dtype), _cast(weights, dtype))
+        return results.cast(y, h_n)
+
+    return own
+
+
+class WithoutAutocast:
+    """Switches autocast off for a type of device, as `torch.autocast(..., enabled=False)` does.
+
+    It keeps the casts that autocast has cached, and takes a tenth of the time.
+
+    Args:
+        device: the type of device, for which autocast is on.
+    """
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        torch.set_autocast_enabled(self._device, False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_autocast_enabled(self._device, True)
+
+
+def result_dtypes(torch_class: type[nn.Module], call: Call) -> ResultDtypes:
+    """The dtypes that torch's own layer or cell gives the results of a call.
+
+    Args:
+        torch_class: torch's own class.
+        call: the call, as it was lowered, under autocast.
+    """
+    spec = call.spec
+    small = RNNSpec(
+        *(1, 2, min(spec.num_layers, 2), spec.cell, spec.bias),
+        bidirectional=spec.bidirectional,
+        proj_size=min(spec.proj_size, 1),
+    )
+    dtypes = call.x.dtype, *[state.dtype for state in call.hx]
+    packed, even = call.prepared.packed is not None, call.rows.N == call.rows.T * call.rows.B
+    # Torch may take another operator where all sequences have one length.
+    sizes = ((1,) if even else (2, 1)) if packed else None
+    where, weight = call.problem.device, call.weights[0].dtype
+    return _asked(
+        *(torch_class, small, sizes, where, weight, dtypes),
+        *(torch.get_autocast_dtype(where), torch.backends.mkldnn.enabled),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _asked(
+    torch_class: type[nn.Module],
+    spec: RNNSpec,
+    sizes: tuple[int, ...] | None,
+    where: str,
+    weight: torch.dtype,
+    dtypes: tuple[torch.dtype, ...],
+    autocast: torch.dtype,
+    mkldnn: bool,
+) -> ResultDtypes:
+    """Ask torch's own class, by one step of a small module of the same kind."""
+    cell = issubclass(torch_class, nn.RNNCellBase)
+    options: dict[str, Any] = (
+        {} if cell else {"bidirectional": spec.bidirectional, "num_layers": spec.num_layers}
+    )
+    if spec.proj_size:
+        options["proj_size"] = spec.proj_size
+    rows, batch = (1, 1) if sizes is None else (sum(sizes), sizes[0])
+    # Made without values, so that torch's generators do not change.
+    empty = torch_class(
+        spec.input_size, spec.hidden_size, bias=spec.bias, device="meta", dtype=weight, **options
+    )
+    module = empty.to_empty(device=where).requires_grad_(False)
+    x, *states = (
+        torch.zeros(shape, dtype=dtype, device=where)
+        for shape, dtype in zip(((rows, 1), *spec.state_shapes(batch)), dtypes, strict=True)
+    )
+    hx = tuple([state[0] if cell else state for state in states])
+    given: Any = x if cell else x[None]
+    if sizes is not None:
+        given = PackedSequence(x, torch.tensor(sizes, dtype=torch.int64, device="cpu"))
+    found = module(given, hx[0] if len(hx) == 1 else hx)
+    y, h_n = (found if isinstance(found, Tensor) else found[0], found) if cell else found
+    outputs = y.data if isinstance(y, PackedSequence) else y
+    last = (h_n,) if isinstance(h_n, Tensor) else h_n
+    return ResultDtypes(outputs.dtype, tuple([state.dtype for state in last]))
+
+
+def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple([tensor.to(dtype) for tensor in tensors])
