@@ -163,6 +163,9 @@ class Backend(ABC):
             and B only by the powers of two between which they are: 1, 2, 3 to 4, 5 to 8, and so
             on. It is then asked once for all such sizes: real batches seldom repeat a sum of
             lengths.
+        under_autocast: True if calls under `torch.autocast` on the CPU may run on it, too. It gets
+            them in autocast's dtype, which it has to accept; the core casts. Where False, torch's
+            own layers run such calls, even if the user names the backend.
         differentiable: True if `forward` consists of differentiable torch operations. The core then
             lets autograd record it and never calls `backward`.
     """
@@ -174,6 +177,7 @@ class Backend(ABC):
     dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
     operations: ClassVar[frozenset[str] | None] = None
     sizes_matter: ClassVar[bool] = True
+    under_autocast: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
 
     def missing(self) -> list[str]:

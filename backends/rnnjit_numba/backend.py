@@ -25,6 +25,7 @@ class NumbaBackend(CPUBackend):
     name = "numba"
     priority = 100
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    under_autocast = True
     run_module = "rnnjit_numba.run"
 
     def missing(self) -> list[str]:

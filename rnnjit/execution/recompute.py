@@ -60,6 +60,7 @@ class Recomputing(Backend):
 
     def __init__(self, inner: Backend) -> None:
         self.name = inner.name  # type: ignore[misc]  # one class stands for many backends
+        self.under_autocast = inner.under_autocast  # type: ignore[misc]  # as above
         self.inner = inner
 
     def forward(

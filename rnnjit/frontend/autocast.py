@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnjit.backend import Shortcut, States
-from rnnjit.dispatch.choice import AUTOCAST, special_tensor
+from rnnjit.backend import Backend, Shortcut, States
+from rnnjit.dispatch.choice import AUTOCAST, choose, special_tensor, verdict
 from rnnjit.frontend.lowering import Call
 from rnnjit.runtime.torch_private import UNSEEN, dispatch_mode
 from rnnjit.spec import Problem, RNNSpec
@@ -57,6 +57,23 @@ def problem_under_autocast(call: Call) -> Problem | None:
     if any(tensor.dtype not in (wanted, torch.float32) for tensor in tensors):
         return None
     return problem._replace(dtype=wanted)
+
+
+def backend_under_autocast(
+    spec: RNNSpec, problem: Problem, wanted: Backend | None
+) -> Backend | None:
+    """The backend that runs a call under autocast, or None if torch's own layer does.
+
+    Args:
+        spec: the configuration of the module.
+        problem: as `problem_under_autocast` returns it.
+        wanted: the backend that the user named, or None for "auto".
+    """
+    if wanted is not None:
+        found = None if verdict(wanted, spec, problem).reasons else wanted
+    else:
+        found = choose(spec, problem, None)
+    return found if found is not None and found.under_autocast else None
 
 
 def cast_call(call: Call, problem: Problem) -> Call:
@@ -120,12 +137,13 @@ def result_dtypes(torch_class: type[nn.Module], call: Call) -> ResultDtypes:
     dtypes = call.x.dtype, *[state.dtype for state in call.hx]
     packed, even = call.prepared.packed is not None, call.rows.N == call.rows.T * call.rows.B
     # Torch may take another operator where all sequences have one length.
-    sizes = ((1,) if even else (2, 1)) if packed else None
+    sizes: tuple[int, ...] | None = None
+    if packed:
+        sizes = (1,) if even else (2, 1)
     where, weight = call.problem.device, call.weights[0].dtype
-    return _asked(
-        *(torch_class, small, sizes, where, weight, dtypes),
-        *(torch.get_autocast_dtype(where), torch.backends.mkldnn.enabled),
-    )
+    autocast, mkldnn = torch.get_autocast_dtype(where), torch.backends.mkldnn.enabled
+    kind: Any = torch_class  # type checkers take no class for hashable
+    return _asked(kind, small, sizes, where, weight, dtypes, autocast, mkldnn)
 
 
 @lru_cache(maxsize=1024)

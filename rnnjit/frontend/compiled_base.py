@@ -32,7 +32,6 @@ from rnnjit.frontend.lowering import Call, lower_sequence
 from rnnjit.frontend.overrides import fx_node, overriding, scriptable, warn_unquantized
 from rnnjit.frontend.torch_errors import REFUSALS, refusal
 from rnnjit.frontend.traced import run_dense
-from rnnjit.reference import BACKEND as EAGER
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import (
@@ -177,7 +176,7 @@ class CompiledBase(HasSourceClass):
     ) -> Result | None:
         """The result of a call by a backend that computes in autocast's dtype, or None.
 
-        None where there is no such backend, or torch's own is the one that is chosen or named.
+        None where the backend that is chosen or named does not run such calls.
         """
         problem = problem_under_autocast(call)
         if problem is None:
@@ -186,7 +185,7 @@ class CompiledBase(HasSourceClass):
             backend, fallback = self._choice_for(call.spec, problem, choices)
         except UnsupportedError:
             return None
-        if backend is EAGER:
+        if not backend.under_autocast:
             return None
         results, cast = result_dtypes(self._torch_class, call), cast_call(call, problem)
         run = None

@@ -13,6 +13,7 @@ from rnnjit.dispatch import tuning_db
 from rnnjit.dispatch.choice import verdict, verdicts, willing
 from rnnjit.execution.all_states import why_not_recorded
 from rnnjit.execution.recompute import recomputing
+from rnnjit.frontend.autocast import backend_under_autocast, problem_under_autocast
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.lowering import Call, lower
 from rnnjit.frontend.overrides import overriding
@@ -131,6 +132,9 @@ def _report_call(seen: Seen) -> CallReport:
         return CallReport(name, kind, None, "torch", f"{by_torch}: {reason}", ())
     call = lower(module, x, hx)
     spec, problem, special = call.spec, call.problem, call.special
+    autocast = None if return_states else problem_under_autocast(call)
+    if autocast is not None and backend_under_autocast(spec, autocast, wanted) is not None:
+        problem, special = autocast, None
     asked = (verdict(wanted, spec, problem),) if wanted else tuple(verdicts(spec, problem))
     if special is not None:
         return CallReport(name, kind, problem, "torch", f"{by_torch}: {special}", ())
@@ -143,6 +147,8 @@ def _report_call(seen: Seen) -> CallReport:
     if wanted is not None:
         asked_for = f"backend {wanted.name!r} was asked for by name"
         note = asked_for if chosen else f"{asked_for} and declines: the call raises"
+    if special is None and call.special is not None:
+        note += f"{'; ' if note else ''}autocast is enabled: it runs in {problem.dtype}"
     if return_states and backend and (reason := why_not_recorded(backend, spec, problem)):
         note += f"{'; ' if note else ''}plain torch operators run it, step by step: {reason}"
     elif backend and _recomputes(module, backend, call):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rnnjit.frontend.arguments import initial_states, prepare
+from rnnjit.frontend.autocast import problem_under_autocast
 from rnnjit.frontend.compiled_recurrent import lower_recurrent
 from rnnjit.frontend.lowering import lower, problem_of
 from rnnjit.frontend.recurrent import Recurrent
@@ -45,6 +46,9 @@ def part_of(module: Any, seen: Seen) -> Part:
     if not isinstance(module, Recurrent):
         call = lower(module, seen.input, seen.hx)
         why = "" if call.special is None else f"{_TORCH}: {call.special}"
+        if (autocast := problem_under_autocast(call)) is not None:
+            dtype = autocast.dtype
+            why = f"nothing is measured under autocast: tune the model and x in {dtype}"
         return Part(call.spec, call.problem, call.weights, why)
     outer, weights = module._outer_spec(), tuple(module._tensors())
     given = seen.input, seen.hx, seen.reset, seen.reset_to
