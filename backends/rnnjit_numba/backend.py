@@ -51,7 +51,7 @@ class NumbaBackend(CPUBackend):
 
         None for cells with row inputs, as for `shortcut`.
         """
-        if spec.cell.row_inputs or dtype is torch.bfloat16:
+        if spec.cell.row_inputs:
             return None
         imported("rnnjit_numba.streaming")
         from rnnjit_numba import streaming

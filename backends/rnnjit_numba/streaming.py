@@ -1,7 +1,8 @@
 """Streaming: one time step of a stack per call, over argument blocks that are filled once.
 
 A stepper belongs to one stream. It reuses the argument blocks, the buffers between layers and the
-memory for packed weights, and so a step allocates nothing. Every step reads the weights anew.
+memory for packed weights, and so a step allocates nothing, except for states that the kernel
+computes in a wider dtype than the stream's. Every step reads the weights anew.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from rnnjit import LayerSpec
 from rnnjit.backend import States, Stepper
+from rnnjit.codegen.computed import computed, widened
 from rnnjit.codegen.forward_call import Recipe, scratch_address, writer
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_numba.arguments import FIELDS, ForwardArguments, argument_count
@@ -50,8 +52,16 @@ def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Step
     stack = [_layer(dtype, layers, index, batch, threads) for index in range(len(layers))]
     write = [writer(FIELDS, layer) for layer in layers]
     behind = argument_count(ForwardArguments, layers[0].cell)
+    narrow = computed(dtype) is not dtype and len(layers[0].cell.states) > 1
 
     def step(x: Tensor, hx: States, h_n: States, y: Tensor, weights: tuple[Tensor, ...]) -> None:
+        given = widened(hx)
+        wide = (h_n[0], *[torch.empty_like(state) for state in given[1:]])
+        run(x, given, wide, y, weights)
+        for state, found in zip(h_n[1:], wide[1:], strict=True):
+            state.copy_(found)
+
+    def run(x: Tensor, hx: States, h_n: States, y: Tensor, weights: tuple[Tensor, ...]) -> None:
         starts = [state.data_ptr() for state in hx]
         ends = [state.data_ptr() for state in h_n]
         source = x.data_ptr()
@@ -67,7 +77,7 @@ def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Step
             recipe.kernel(block, recipe.threads, recipe.late_threads)
             source = to
 
-    return step
+    return step if narrow else run
 
 
 def _layer(
@@ -83,6 +93,10 @@ def _layer(
     last = index == len(layers) - 1
     y = None if last else torch.empty(batch, layer.output_size, dtype=dtype, device="cpu")
     count = layer.weights_per_direction
-    offsets = tuple(index * batch * features * size for features in layer.state_sizes)
+    sizes = (size, *[computed(dtype).itemsize] * (len(layer.state_sizes) - 1))
+    offsets = tuple(
+        index * batch * features * each
+        for features, each in zip(layer.state_sizes, sizes, strict=True)
+    )
     zeros = array("q", [0] * recipe.sync_words)
     return _Layer(recipe, block, zeros, y, scratch, index * count, (index + 1) * count, offsets)

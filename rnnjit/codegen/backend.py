@@ -25,9 +25,6 @@ from rnnjit.ir.torch_evaluator import evaluate_tensors
 from rnnjit.runtime.compile_once import imported
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
-#: The dtypes whose numbers lie in memory as they are computed with.
-_COMPUTED = (torch.float32, torch.float64)
-
 
 class CPUBackend(Backend):
     """Layers on the CPU: one compiled kernel per layer and pass.
@@ -150,7 +147,7 @@ class CPUBackend(Backend):
 
         None for cells with row inputs, which are no part of the output of the layer below.
         """
-        if problem.needs_grad or spec.cell.row_inputs or problem.dtype not in _COMPUTED:
+        if problem.needs_grad or spec.cell.row_inputs:
             return None
         run: Any = imported(self.run_module)
         rows = Rows(problem.T, problem.B, problem.N)
@@ -163,8 +160,6 @@ class CPUBackend(Backend):
 
     def training(self, layer: LayerSpec, problem: Problem, needs: Needs) -> Training | None:
         """One call of a kernel in each direction, with no overhead except allocations."""
-        if problem.dtype not in _COMPUTED:
-            return None
         run: Any = imported(self.run_module)
         rows = Rows(problem.T, problem.B, problem.N)
         y_shape = problem.T, problem.B, layer.num_directions * layer.output_size

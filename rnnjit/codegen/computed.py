@@ -23,6 +23,12 @@ def widened(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (tensors[0], *[tensor.float() for tensor in tensors[1:]])
 
 
+def narrowed(states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Last states as the caller takes them, from those that the kernels write."""
+    dtype = states[0].dtype
+    return (states[0], *[state.to(dtype) for state in states[1:]])
+
+
 def rounded(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A result of a kernel as a tensor of the call's dtype."""
     return tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype)

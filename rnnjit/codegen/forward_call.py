@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnnjit.backend import LayerOutput, Shortcut, States
 from rnnjit.codegen.argument_block import address_of, pointers
-from rnnjit.codegen.computed import computed, widened
+from rnnjit.codegen.computed import computed, narrowed, widened
 from rnnjit.codegen.kernel import Kernel
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
 from rnnjit.runtime import huge_pages
@@ -91,19 +91,24 @@ def saved_sizes(layer: LayerSpec) -> tuple[int, ...]:
     return (*values, *[wide] * (len(cell.states) - 1), *([wide] if layer.proj_size else []))
 
 
-def new_saved(layer: LayerSpec, x: Tensor) -> tuple[Tensor, ...]:
-    """Memory for what a forward pass of `len(x)` rows saves beside y."""
-    saved = [huge_pages.new_empty(x, len(x), size) for size in saved_sizes(layer)]
-    if computed(x.dtype) is not x.dtype:
-        first = 1 if layer.cell.saved else 0
-        for k in range(first, first + len(layer.cell.states) - 1):
-            saved[k] = _computed_empty(x, saved[k].shape[1])
-    return tuple(saved)
+def new_saved(layer: LayerSpec, x: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """Memory for what a forward pass of some rows saves beside y."""
+    sizes = saved_sizes(layer)
+    if computed(x.dtype) is x.dtype:
+        return tuple([huge_pages.new_empty(x, rows, size) for size in sizes])
+    first = 1 if layer.cell.saved else 0
+    states = range(first, first + len(layer.cell.states) - 1)
+    return tuple(
+        [
+            _computed_empty(x, rows, size) if k in states else huge_pages.new_empty(x, rows, size)
+            for k, size in enumerate(sizes)
+        ]
+    )
 
 
-def _computed_empty(x: Tensor, size: int) -> Tensor:
+def _computed_empty(x: Tensor, rows: int, size: int) -> Tensor:
     """Memory for a state of every row, as it is computed with."""
-    shape, dtype = (len(x), size), computed(x.dtype)
+    shape, dtype = (rows, size), computed(x.dtype)
     return huge_pages.advise(torch.empty(shape, dtype=dtype, device=x.device))
 
 
@@ -291,7 +296,7 @@ def forward(
         table: the row table of a packed batch; None if dense.
         keep: whether a backward pass may follow.
     """
-    saved = new_saved(layer, x) if keep else ()
+    saved = new_saved(layer, x, len(x)) if keep else ()
     return LayerOutput(*_run(call, layer, x, hx, weights, table, saved), saved)
 
 
@@ -307,11 +312,11 @@ def forward_states(
     """As `forward`, with the states after every step apart from what is saved."""
     if not keep:
         wide = layer.num_directions * layer.hidden_size
-        states = tuple([_computed_empty(x, wide) for _ in hx[1:]])
+        states = tuple([_computed_empty(x, len(x), wide) for _ in hx[1:]])
         memory = states_alone(layer, states)
         found = _run(call, layer, x, hx, weights, table, memory)
         return LayerOutput(*found, (), tuple([state.to(x.dtype) for state in states]))
-    saved, first = new_saved(layer, x), 1 if layer.cell.saved else 0
+    saved, first = new_saved(layer, x, len(x)), 1 if layer.cell.saved else 0
     last = first + len(hx) - 1
     y, h_n = _run(call, layer, x, hx, weights, table, saved)
     states = tuple([state.to(x.dtype) for state in saved[first:last]])
@@ -341,7 +346,7 @@ def _run(
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     before, after = ([state.data_ptr() for state in states] for states in (hx, h_n))
     call(x, before, after, held, y, saved, table)
-    return y, tuple([state.to(x.dtype) for state in h_n])
+    return y, narrowed(h_n)
 
 
 def scratch_address(recipe: Recipe, block: array[int], scratch: Tensor | None) -> int:
@@ -368,8 +373,12 @@ def shortcut(
     if len(layers) == 1:
         alone: Shortcut = one_layer(calls[0], layers[0], B, itemsize, y_shape, keep=False)
         return alone
-    first = layers[0]
-    sizes = [first.num_directions * B * features * itemsize for features in first.state_sizes]
+    first, narrow = layers[0], itemsize < 4
+    wide = [itemsize, *[max(itemsize, 4)] * (len(first.state_sizes) - 1)]
+    sizes = [
+        first.num_directions * B * features * size
+        for features, size in zip(first.state_sizes, wide, strict=True)
+    ]
     stack = []
     for i, (call, layer) in enumerate(zip(calls, layers, strict=True)):
         count = layer.num_directions * layer.weights_per_direction
@@ -377,6 +386,8 @@ def shortcut(
     empty_like, allocate = torch.empty_like, huge_pages.allocator(prod(y_shape) * itemsize)
 
     def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
+        if narrow:
+            hx = widened(hx)
         h_n = tuple([empty_like(state) for state in hx])
         starts = [state.data_ptr() for state in hx]
         ends = [state.data_ptr() for state in h_n]
@@ -386,7 +397,7 @@ def shortcut(
             before = [a + offset for a, offset in zip(starts, offsets, strict=True)]
             after = [a + offset for a, offset in zip(ends, offsets, strict=True)]
             call(x, before, after, weights[start:stop], y, (), None)
-        return y, h_n
+        return y, narrowed(h_n) if narrow else h_n
 
     return run
 
@@ -405,12 +416,14 @@ def one_layer(
     like_state = y_shape == (1, B, layer.output_size)
     rows = y_shape[0] * y_shape[1]
     sizes = saved_sizes(layer) if keep else ()
-    single = len(layer.cell.states) == 1
+    single, narrow = len(layer.cell.states) == 1, itemsize < 4
     allocate = huge_pages.allocator(rows * max(y_shape[2], *sizes, 0) * itemsize)
 
     def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Any, ...]:
         h0 = hx[0]
         y = empty_like(h0) if like_state else allocate(x, *y_shape)
+        if narrow and not single:
+            return _several_narrow(call, layer, x, hx, weights, y, rows if keep else None)
         saved = tuple([allocate(x, rows, size) for size in sizes]) if sizes else ()
         if single:
             h_n = empty_like(h0)
@@ -423,3 +436,32 @@ def one_layer(
         return (y, states, saved) if sizes else (y, states)
 
     return run
+
+
+def _several_narrow(
+    call: ForwardCall,
+    layer: LayerSpec,
+    x: Tensor,
+    hx: States,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    rows: int | None,
+) -> tuple[Any, ...]:
+    """`one_layer`'s call for several states, all but the first of them wider than their tensors.
+
+    Args:
+        call: as in `one_layer`.
+        layer: as in `one_layer`.
+        x: the input.
+        hx: the initial states.
+        weights: the weights.
+        y: memory for the outputs.
+        rows: the number of rows whose values are saved; None if they are not.
+    """
+    saved = () if rows is None else new_saved(layer, x, rows)
+    hx = widened(hx)
+    states = tuple([torch.empty_like(state) for state in hx])
+    before, after = ([state.data_ptr() for state in given] for given in (hx, states))
+    call(x, before, after, weights, y, saved, None)
+    found = y, narrowed(states)
+    return (*found, saved) if saved else found
