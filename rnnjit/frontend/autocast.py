@@ -8,6 +8,7 @@ that torch's own layer gives them.
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -178,7 +179,10 @@ def _asked(
     given: Any = x if cell else x[None]
     if sizes is not None:
         given = PackedSequence(x, torch.tensor(sizes, dtype=torch.int64, device="cpu"))
-    found = module(given, hx[0] if len(hx) == 1 else hx)
+    with warnings.catch_warnings():
+        # That torch takes another operator than for most layers is of no matter here.
+        warnings.simplefilter("ignore")
+        found = module(given, hx[0] if len(hx) == 1 else hx)
     y, h_n = (found if isinstance(found, Tensor) else found[0], found) if cell else found
     outputs = y.data if isinstance(y, PackedSequence) else y
     last = (h_n,) if isinstance(h_n, Tensor) else h_n

@@ -1,4 +1,4 @@
-"""Protects half precision and autocast: as accurate as eager, and explain names the backend."""
+"""Protects half precision and autocast: as exact as eager, and explain names the backend."""
 
 import copy
 
@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnjit
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 T, B, I, H = 20, 3, 8, 12
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -55,31 +56,169 @@ def test_explain_says_who_runs_half_precision(dtype):
     reasons = {verdict.backend.name: verdict.reasons for verdict in report.verdicts}
     assert report.problem.dtype == dtype
     assert not reasons[report.chosen]
-    assert any(str(dtype) in reason for reason in reasons["numba"])
+    assert any(str(dtype) in reason for reason in reasons["tvm"])
+    assert (report.chosen == "numba") is (dtype is torch.bfloat16)
 
 
-def test_a_named_backend_that_cannot_says_so():
-    module = rnnjit.compile(make(torch.bfloat16), backend="numba")
-    with pytest.raises(rnnjit.UnsupportedError, match=r"torch\.bfloat16 is not supported"):
-        module(inputs(torch.bfloat16))
+@pytest.mark.parametrize(("backend", "dtype"), [("numba", HALVES[1]), ("tvm", HALVES[0])], ids=str)
+def test_a_named_backend_that_cannot_says_so(backend, dtype):
+    module = rnnjit.compile(make(dtype), backend=backend)
+    with pytest.raises(rnnjit.UnsupportedError, match=rf"{dtype} is not supported"):
+        module(inputs(dtype))
 
 
+#: Layers whose results torch promotes in different ways under autocast.
+LAYERS = [
+    (nn.RNN, {"num_layers": 2, "dropout": 0.5}),
+    (nn.LSTM, {"bidirectional": True}),
+    (nn.LSTM, {"proj_size": 5}),
+    (nn.GRU, {"bias": False}),
+]
+
+
+def autocast_results(module, x, hx=None, *, enabled=True):
+    """y, the last states, and the gradients by x and the weights, of a call under autocast."""
+    torch.manual_seed(3)
+    leaf = (x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+        y, h_n = module(x, hx)
+    outputs = [y.data if isinstance(y, nn.utils.rnn.PackedSequence) else y]
+    outputs += [h_n] if isinstance(h_n, torch.Tensor) else h_n
+    loss = sum(part.double().square().sum() for part in outputs)
+    grads = torch.autograd.grad(loss, [leaf, *module.parameters()])
+    return [*(part.detach() for part in outputs), *grads]
+
+
+def judge_autocast(found, eager, truth, outputs):
+    """Hold results against eager's: in its dtypes, and as exact as bfloat16 is."""
+    for index, (got, own, exact) in enumerate(zip(found, eager, truth, strict=True)):
+        assert got.dtype == own.dtype
+        half = own.bfloat16(), exact, largest(errors_of(own, exact)), largest(exact)
+        which = "forward" if index < outputs else "backward"
+        judge(f"result {index}", which, got.bfloat16(), Expected(*half))
+
+
+@pytest.mark.parametrize("given", [None, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("inner", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_is_eager_s(inner, packed):
+@pytest.mark.parametrize(("kind", "options"), LAYERS, ids=str)
+def test_autocast_is_as_exact_as_eager_s(kind, options, inner, packed, given):
+    torch.manual_seed(0)
+    rnn = kind(I, H, **options)
+    fast = rnnjit.compile(rnn, backend="numba")
+    hx, count = None, rnn.num_layers * (2 if rnn.bidirectional else 1)
+    if given is not None:
+        hx = torch.randn(count, B, rnn.proj_size or H).to(given)
+        hx = (hx, torch.randn(count, B, H).to(given)) if kind is nn.LSTM else hx
+    found, again, eager = (
+        autocast_results(module, inputs(inner, packed), hx) for module in (fast, fast, rnn)
+    )
+    wide = tuple(state.double() for state in hx) if isinstance(hx, tuple) else hx
+    wide = wide.double() if isinstance(wide, torch.Tensor) else wide
+    x = inputs(inner, packed).to(torch.float64)
+    truth = autocast_results(copy.deepcopy(rnn).double(), x, wide, enabled=False)
+    judge_autocast(found, eager, truth, 3 if kind is nn.LSTM else 2)
+    # The second call takes the fast path, if it is dense.
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_cells_under_autocast_are_as_exact_as_eager_s(kind):
+    torch.manual_seed(0)
+    cell = kind(I, H)
+    fast, steps = rnnjit.compile(cell, backend="numba"), torch.randn(4, B, I)
+
+    def states(module, x, *, enabled=True):
+        hx, found = None, []
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled), torch.no_grad():
+            for frame in x:
+                hx = module(frame, hx)
+                found += [hx] if isinstance(hx, torch.Tensor) else hx
+        return found
+
+    truth = states(copy.deepcopy(cell).double(), steps.double(), enabled=False)
+    judge_autocast(states(fast, steps), states(cell, steps), truth, len(truth))
+
+
+@pytest.mark.parametrize("lengths", [(4, 4, 4), (4, 2, 1)], ids=str)
+def test_packed_results_have_eager_s_dtypes_whatever_the_lengths(lengths):
+    """Torch runs an nn.LSTM by another operator, which promotes otherwise, for equal lengths."""
+    rnn = nn.LSTM(I, H)
+    x = pack_padded_sequence(torch.randn(4, 3, I), torch.tensor(lengths))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        (y, states), (expected, of_eager) = rnnjit.compile(rnn, backend="numba")(x), rnn(x)
+    found = [y.data.dtype, *[state.dtype for state in states]]
+    assert found == [expected.data.dtype, *[state.dtype for state in of_eager]]
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("eager", torch.bfloat16), ("numba", torch.float16)], ids=str
+)
+def test_torch_s_own_layer_runs_what_a_backend_does_not_under_autocast(backend, dtype):
     rnn = make(num_layers=2)
-    fast = rnnjit.compile(rnn)
-    found, expected = [], []
-    for module, collected in ((fast, found), (rnn, expected)):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            collected += results(module, inputs(inner, packed))
-    for ours, eager in zip(found, expected, strict=True):
-        assert ours.dtype == eager.dtype
-        assert torch.equal(ours, eager)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        report = rnnjit.explain(fast, inputs(inner, packed)).calls[0]
+    fast, x = rnnjit.compile(rnn, backend=backend), inputs(torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        (y, h_n), (expected, of_eager) = fast(x), rnn(x)
+        report = rnnjit.explain(fast, x).calls[0]
+    assert y.dtype == dtype
+    assert torch.equal(y, expected)
+    assert torch.equal(h_n, of_eager)
     assert report.chosen == "torch"
     assert "autocast" in report.note
+
+
+def test_explain_says_that_autocast_is_on():
+    fast = rnnjit.compile(make())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = rnnjit.explain(fast, inputs(torch.float32)).calls[0]
+    assert report.chosen == "numba"
+    assert report.problem.dtype == torch.bfloat16
+    assert report.note == "autocast is enabled: it runs in torch.bfloat16"
+
+
+def test_torch_s_generator_is_not_touched_under_autocast():
+    fast, x = rnnjit.compile(nn.GRU(I, H, bias=False), backend="numba"), inputs(torch.float32)
+    before = torch.get_rng_state()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fast(x)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_are_read_anew_under_autocast():
+    """Torch keeps casts of weights until it leaves the outermost context."""
+    fast, x = rnnjit.compile(make(), backend="numba"), inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        first = fast(x)[0]
+        fast.weight_ih_l0.zero_()
+        second, expected = fast(x)[0], make()
+        expected.weight_ih_l0.zero_()
+        assert not torch.equal(first, second)
+        torch.testing.assert_close(second, expected(x)[0], rtol=0.02, atol=0.02)
+
+
+def test_second_gradients_under_autocast():
+    rnn, found = make(), []
+    for module in (rnn, rnnjit.compile(rnn, backend="numba")):
+        x = inputs(torch.float32).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, _ = module(x)
+        (slope,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), module.weight_hh_l0)[0])
+    torch.testing.assert_close(*found, rtol=0.1, atol=0.1 * float(found[0].abs().max()))
+
+
+def test_autocast_may_change_between_calls():
+    fast, x = rnnjit.compile(make(), backend="numba"), inputs(torch.float32)
+    with torch.no_grad():
+        alone = fast(x)[0]
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert fast(x)[0].dtype == torch.bfloat16
+                with torch.autocast("cpu", dtype=torch.float16):
+                    assert fast(x)[0].dtype == torch.float16
+                with torch.autocast("cpu", enabled=False):
+                    assert torch.equal(fast(x)[0], alone)
 
 
 def test_autocast_switched_off_inside_is_compiled_again():
@@ -87,3 +226,31 @@ def test_autocast_switched_off_inside_is_compiled_again():
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
         assert rnnjit.explain(fast, inputs(torch.float32)).calls[0].chosen == "numba"
         assert fast(inputs(torch.float32))[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("kind", "options"), LAYERS, ids=str)
+@pytest.mark.parametrize("steps", [1, T])
+def test_the_fast_path_gives_the_bits_of_the_full_path(kind, options, steps):
+    rnn = kind(I, H, **{**options, "dropout": 0.0}, dtype=torch.bfloat16)
+    fast, x = rnnjit.compile(rnn, backend="numba"), inputs(torch.bfloat16)[:steps]
+    packed = pack_padded_sequence(x, torch.full((B,), steps))
+    dense, again, full = (gradients(fast, given) for given in (x, x, packed))
+    assert fast._fast_paths
+    for one, other, expected in zip(dense, again, full, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, expected.view_as(one))
+
+
+def gradients(module, x):
+    """y, the last states and the gradients by the weights, and without gradients y and these."""
+    with torch.no_grad():
+        plain = flat(module(x))
+    recorded = flat(module(x))
+    loss = sum(part.float().square().sum() for part in recorded)
+    return [*plain, *torch.autograd.grad(loss, list(module.parameters()))]
+
+
+def flat(results):
+    y, h_n = results
+    y = y.data if isinstance(y, nn.utils.rnn.PackedSequence) else y
+    return [y, *([h_n] if isinstance(h_n, torch.Tensor) else h_n)]
