@@ -243,12 +243,74 @@ _ALONE = (
     Case("long-gru", cell=GRU, T=200, B=4, hidden_size=33, h0=True),
     Case("batch-0", B=0, required=False),
     Case("batch-0-lstm", cell=LSTM, B=0, required=False),
-    Case("tanh-bf16", dtype=torch.bfloat16, h0=True, required=False),
-    Case("relu-bf16", dtype=torch.bfloat16, cell=RNN_RELU, required=False),
     Case("tanh-f16", dtype=torch.float16, bidirectional=True, required=False),
-    Case("lstm-bf16", dtype=torch.bfloat16, cell=LSTM, required=False),
     Case("gru-f16", dtype=torch.float16, cell=GRU, required=False),
 )
+
+_BF16: Mapping[str, Options] = {
+    "tanh": {"h0": True},
+    "relu": {"cell": RNN_RELU},
+    "single": {"T": 1, "B": 1, "input_size": 1, "hidden_size": 1, "h0": True},
+    "nan-relu": {"cell": RNN_RELU, "values": "nan"},
+    "packed-bidirectional-2-layers": {
+        "input_size": 5,
+        "hidden_size": 7,
+        "num_layers": 2,
+        "bidirectional": True,
+        "h0": True,
+        "thorough": True,
+        **_UNSORTED,
+    },
+    "packed-staircase": {"hidden_size": 33, "lengths": _STAIRCASE, "loss": "h_n"},
+    "lstm": {"cell": LSTM},
+    "odd-lstm": {"cell": LSTM, "input_size": 5, "hidden_size": 7, "h0": True},
+    "steps-1-lstm": {"cell": LSTM, "T": 1, "B": 33, "input_size": 37, "hidden_size": 130},
+    "through-c_n-lstm": {"cell": LSTM, "loss": "c_n", "batch_first": True, "h0": True},
+    "nan-lstm": {"cell": LSTM, "values": "nan", "bidirectional": True},
+    "no-bias-frozen-x-lstm": {
+        "cell": LSTM,
+        "bias": False,
+        "layout": "transposed",
+        "frozen": frozenset({"x"}),
+    },
+    "packed-bidirectional-2-layers-projected-lstm": {
+        "cell": LSTM,
+        "hidden_size": 9,
+        "proj_size": 5,
+        "num_layers": 2,
+        "h0": True,
+        "thorough": True,
+        "bidirectional": True,
+        **_UNSORTED,
+    },
+    "odd-gru": {"cell": GRU, "input_size": 5, "hidden_size": 7, "h0": True, "thorough": True},
+    "dropout-gru": {"cell": GRU, "num_layers": 2, "dropout": 0.4, "batch_first": True},
+    "packed-bidirectional-gru": {
+        "cell": GRU,
+        "hidden_size": 33,
+        "input_size": 37,
+        "bidirectional": True,
+        **_UNSORTED,
+    },
+    "through-h_n-gru": {"cell": GRU, "loss": "h_n", "T": 200, "B": 4, "hidden_size": 33},
+    "inf-gru": {"cell": GRU, "values": "inf", "unbatched": True},
+    "packed-bidirectional-leaky": {
+        "user_cell": "leaky",
+        "input_size": 5,
+        "hidden_size": 7,
+        "bidirectional": True,
+        "h0": True,
+        **_UNSORTED,
+    },
+    "timed": {"user_cell": "timed", "input_size": 5, "hidden_size": 33, "num_layers": 2},
+    "integrator": {"user_cell": "integrator", "hidden_size": 7, "h0": True, "loss": "h_n"},
+}
+
+
+def _in_bf16() -> Iterator[Case]:
+    """The cases in bfloat16, which a backend may decline."""
+    for name, options in _BF16.items():
+        yield Case(f"{name}-bf16", dtype=torch.bfloat16, required=False, **options)
 
 
 def _combined(axes: Axes, row: Mapping[str, str]) -> Case:
@@ -273,6 +335,7 @@ CASES: tuple[Case, ...] = (
     *_QUICK,
     *_THOROUGH,
     *_ALONE,
+    *_in_bf16(),
     *(case for axes in AXES.values() for case in _covering(axes)),
 )
 

@@ -102,7 +102,7 @@ def _through_data(module: nn.Module) -> None:
 
 def _through_another_view(module: nn.Module) -> None:
     for parameter in module.parameters():
-        if parameter.is_cpu:
+        if parameter.is_cpu and parameter.dtype is not torch.bfloat16:  # numpy lacks it
             view = parameter.detach().numpy()
             view *= -0.8
         else:

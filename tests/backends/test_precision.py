@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
+from rnnjit.dispatch.choice import verdict
+from rnnjit.testing import CASES
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -65,6 +67,15 @@ def test_a_named_backend_that_cannot_says_so(backend, dtype):
     module = rnnjit.compile(make(dtype), backend=backend)
     with pytest.raises(rnnjit.UnsupportedError, match=rf"{dtype} is not supported"):
         module(inputs(dtype))
+
+
+def test_numba_runs_every_case_of_the_kit_in_bfloat16():
+    cases = [case for case in CASES if case.dtype is torch.bfloat16]
+    backend = rnnjit.backends()["numba"]
+    for case in cases:
+        assert not verdict(backend, case.lowered, case.problem(needs_grad=True)).reasons, case.id
+    cells = {case.cell_name for case in cases}
+    assert cells >= {"tanh", "relu", "lstm", "gru", "leaky", "timed", "integrator"}
 
 
 #: Layers whose results torch promotes in different ways under autocast.

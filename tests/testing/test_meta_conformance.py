@@ -11,6 +11,7 @@ from rnnjit.backend import LayerOutput
 from rnnjit.ir import RNN_RELU, RNN_TANH
 from rnnjit.reference import ReferenceBackend, layer_forward
 from rnnjit.testing import RecomputeBackend, run
+from rnnjit.testing.suite import pairs
 
 VALUES = {"forward", "gradients"}
 
@@ -208,6 +209,40 @@ class SecondDerivativeLost(ReferenceBackend):
 )
 def test_wrong_numbers_fail(backend, caught_by, failed_checks):
     assert caught_by <= failed_checks(backend)
+
+
+def failed_in_bf16(backend):
+    """The names of the checks of values that a backend fails on nn.RNN in bfloat16."""
+    failed = set()
+    for name, check, case in pairs():
+        elman = case.user_cell is None and case.cell.is_elman
+        if case.dtype is torch.bfloat16 and elman and name in VALUES:
+            try:
+                check.run(backend, case)
+            except AssertionError:
+                failed.add(name)
+    return failed
+
+
+@pytest.mark.parametrize(
+    ("backend", "caught_by"),
+    [
+        (RecomputeBackend(), set()),
+        (BiasTwice(), VALUES),
+        (NoHiddenBias(), VALUES),
+        (LastStepDropped(), VALUES),
+        (PaddedNotPacked(), VALUES),
+        (DirectionsSwapped(), VALUES),
+        (NoInitialStateGradient(), {"gradients"}),
+        (LastStateGradientIgnored(), {"gradients"}),
+        (HiddenWeightGradientOneStepLate(), {"gradients"}),
+        (NaNSwallowed(), VALUES),
+        (LastColumnUnwritten(), VALUES),
+        (SloppyTanh(0.03), VALUES),
+    ],
+)
+def test_wrong_numbers_fail_in_bfloat16(backend, caught_by):
+    assert failed_in_bf16(backend) == caught_by
 
 
 @pytest.mark.parametrize(
