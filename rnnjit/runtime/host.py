@@ -25,6 +25,7 @@ FEATURES = (
     "avx512_bf16",
     "avx512_fp16",
     "amx_tile",
+    "amx_bf16",
     "asimd",
     "asimdhp",
     "sve",
