@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,6 +27,8 @@ _LATER_FIELDS = {"cell": "rnn", "proj_size": 0, "as_cell": False}
 
 class Arrays(NamedTuple):
     """The arrays of a case, in its dtype; they must not be written to.
+
+    numpy has no bfloat16: those of such a case hold its bits, in uint16.
 
     Attributes:
         x: `[T, B, I]`; zeros after the end of a sequence. When streaming, T is `FRAMES`.
@@ -71,7 +73,7 @@ def draw(case: Case) -> Arrays:
     count = case.layers * case.directions
 
     def normal(*shape: int) -> Array:
-        return generator.standard_normal(shape).astype(case.dtype)
+        return stored(generator.standard_normal(shape), case.dtype)
 
     lengths = lengths_of(case) if case.packed else None
     x = normal(steps, case.B, case.I)
@@ -84,7 +86,7 @@ def draw(case: Case) -> Arrays:
         grad_y[over] = 0
     bound = case.H**-0.5
     weights = {
-        name: generator.uniform(-bound, bound, shape).astype(case.dtype)
+        name: stored(generator.uniform(-bound, bound, shape), case.dtype)
         for name, shape in weight_shapes(case).items()
     }
     first, others = (count, case.B, case.outputs), (count, case.B, case.H)
@@ -96,6 +98,22 @@ def draw(case: Case) -> Arrays:
     if case.mode == "last state":
         grad_c_n[:] = 0
     return found._replace(c0=c0, grad_c_n=grad_c_n)
+
+
+def stored(values: NDArray[np.float64], dtype: str) -> Array:
+    """Finite values rounded to a dtype, to the nearest; for "bfloat16" its bits, in uint16."""
+    if dtype != "bfloat16":
+        rounded: Array = values.astype(dtype)
+        return rounded
+    bits = values.astype("float32").view("uint32")
+    found: Any = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("uint16")
+    high: Array = found  # of integers, unlike the arrays of every other dtype
+    return high
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of an element of a case's dtype."""
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
 def lengths_of(case: Case) -> NDArray[np.int64]:

@@ -52,7 +52,7 @@ class Case(Record, frozen=True):
         as_cell: whether torch's and rnnjit's modules are those of one step, such as nn.LSTMCell; T
             and layers are then 1.
         packed: whether the sequences have lengths between 1 and T, the longest first.
-        dtype: "float32" or "float64".
+        dtype: "float32", "float64" or "bfloat16".
         mode: what one call computes.
         threads: the number of threads that a contestant may use.
         group: the group of the case in its preset: "grid", "T", "B", "H", "threads", ...
@@ -149,7 +149,7 @@ class Peak(Record, frozen=True):
     """The peak rate of multiply-adds of this machine.
 
     Attributes:
-        dtype: "float32" or "float64".
+        dtype: "float32", "float64" or "bfloat16".
         threads: number of threads.
         flops: floating-point operations per second, two for a multiply-add.
     """

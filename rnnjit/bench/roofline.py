@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from rnnjit.bench.arrays import lengths_of
+from rnnjit.bench.arrays import itemsize, lengths_of
 from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Bandwidth, Case, Machine
 
@@ -56,7 +54,7 @@ class Bound(NamedTuple):
 
 def work(case: Case) -> Work:
     """The least work of a call; a backward pass does twice the work of a forward pass."""
-    size, directions = np.dtype(case.dtype).itemsize, case.directions
+    size, directions = itemsize(case.dtype), case.directions
     columns, outputs = len(kind_of(case).gates) * case.H, case.outputs
     projection = case.proj_size * case.H
     # The work in forward passes, and the number of passes over the steps.

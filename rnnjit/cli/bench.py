@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from rnnjit.bench.kinds import KINDS
 from rnnjit.bench.presets import PRESETS, QUICK_PLAN, shortened
 from rnnjit.cli import bench_models
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from rnnjit.bench.records import Case, CellName, Report
 
 _INTERRUPTED = 130
+_DTYPES = ("float32", "float64", "bfloat16")
 
 
 def add(commands: Commands[Parser]) -> None:
@@ -60,6 +63,7 @@ def add(commands: Commands[Parser]) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="small and short cases, few samples: a smoke test"
     )
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the preset's float32 cases")
     parser.add_argument("--threads", type=_threads, metavar="N,M", help="default: the preset's")
     parser.add_argument("--rounds", type=positive, metavar="N", help="samples of each time")
     for kind, what in (("json", "all; - for stdout"), ("csv", "a table"), ("html", "a page")):
@@ -131,6 +135,9 @@ def _measure(arguments: Namespace) -> Report:
     preset = PRESETS[arguments.preset]
     threads = arguments.threads or preset.threads(torch.get_num_threads())
     plan, cases = preset.plan, preset.cases(threads, arguments.cell)
+    if arguments.dtype is not None:
+        single = [each for each in cases if each.dtype == "float32"]
+        cases = tuple([structs.replace(each, dtype=arguments.dtype) for each in single])
     if arguments.quick:
         plan, cases = QUICK_PLAN, shortened(cases)
     if arguments.rounds is not None:
@@ -192,6 +199,8 @@ def _command(arguments: Namespace) -> str:
     for option in ("cell", "contestants", "threads"):
         if (chosen := getattr(arguments, option)) is not None:
             words += [f"--{option}", ",".join(map(str, chosen))]
+    if arguments.dtype is not None:
+        words += ["--dtype", arguments.dtype]
     if arguments.quick:
         words.append("--quick")
     if arguments.rounds is not None:

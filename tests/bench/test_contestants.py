@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from exact_rnn import exact
+from msgspec import structs
 
 from rnnjit.bench import arrays, protocol
 from rnnjit.bench.contestants import contestants, find, torch_modules
+from rnnjit.bench.correctness_gate import CorrectnessGate
 from rnnjit.bench.process import Worker
 from rnnjit.bench.records import Case
 from rnnjit.dispatch.choice import why_not_cell
@@ -159,3 +162,23 @@ def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch, name):
     assert said == f"{' and '.join(peer.packages)} are not installed"
     assert command == install("bench", *peer.packages)
     assert f"'{name}>=" in command
+
+
+def test_arrays_of_bfloat16_hold_its_bits():
+    """Numpy has no bfloat16: torch rounds the same numbers, and a copy gives them back."""
+    values = np.random.default_rng(0).standard_normal(1000) * 2.0 ** np.linspace(-60, 60, 1000)
+    values[:3] = 1 + 2.0**-8, 1 + 3 * 2.0**-8, 0.0
+    bits = arrays.stored(values, "bfloat16")
+    expected = torch.from_numpy(values).float().bfloat16()
+    assert torch.equal(torch_modules.tensor_of(bits), expected)
+    assert np.array_equal(torch_modules.array_of(expected), bits)
+    assert arrays.itemsize("bfloat16") == 2
+
+
+def test_eager_in_bfloat16_is_right_and_peers_of_numpy_decline():
+    case = Case(T=4, B=2, I=3, H=5, dtype="bfloat16", mode="training", cell="gru")
+    given = arrays.draw(case)
+    found = torch_modules.ready(case, given, torch_modules.module_of(case, given)).results()
+    assert CorrectnessGate(case, given).judge(found).wrong == ""
+    assert "bfloat16" in find("jax").declines(case)
+    assert "float32" in find("openvino").declines(structs.replace(case, mode="forward"))

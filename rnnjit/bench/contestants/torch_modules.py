@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -55,8 +56,16 @@ def module_of(case: Case, arrays: Arrays) -> nn.Module:
 
 
 def tensor_of(array: NDArray[Any]) -> Tensor:
-    """A copy of an array, on the CPU."""
-    return torch.from_numpy(array.copy())
+    """A copy of an array, on the CPU; one of uint16 holds the bits of bfloat16."""
+    copied = torch.from_numpy(array.copy())
+    return copied.view(torch.bfloat16) if array.dtype == np.uint16 else copied
+
+
+def array_of(tensor: Tensor) -> NDArray[Any]:
+    """The reverse of `tensor_of`, without a copy."""
+    if tensor.dtype is not torch.bfloat16:
+        return tensor.numpy()
+    return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
 def as_state(states: tuple[Tensor, ...]) -> State:
@@ -155,8 +164,8 @@ class _CellCall:
         self.x = tensor_of(arrays.x[0])
         self.hx = tuple(tensor_of(state[0]) for state in arrays.hx)
         grad_h_n, *others = arrays.grad_hn
-        of_h = grad_h_n[0] + arrays.grad_y[0]
-        self.grads = (tensor_of(of_h), *(tensor_of(grad[0]) for grad in others))
+        of_h = tensor_of(grad_h_n[0]) + tensor_of(arrays.grad_y[0])
+        self.grads = (of_h, *(tensor_of(grad[0]) for grad in others))
         self._state = as_state(self.hx)
 
     def outputs(self) -> tuple[Tensor, ...]:
@@ -210,7 +219,7 @@ class _Call:
             found["grad x"] = calls.padded(grads[0])
             for name in self._states:
                 found[f"grad {name}0"] = calls.stacked(found[f"grad {name}0"])
-        return {name: value.numpy() for name, value in found.items()}
+        return {name: array_of(value) for name, value in found.items()}
 
     def _derived(self, outputs: tuple[Tensor, ...], keep: bool = False) -> tuple[Tensor, ...]:
         wanted, grads = outputs[self._of], self._calls.grads[self._of]
@@ -226,7 +235,7 @@ def _streaming(case: Case, arrays: Arrays, stream: Stream) -> Ready:
         step, state = stream(hx)
         y = torch.stack([step(frame) for frame in frames])
         last = zip(kind_of(case).states, as_tuple(state()), strict=True)
-        return {"y": y.numpy(), **{f"{name}_n": value.numpy() for name, value in last}}
+        return {"y": array_of(y), **{f"{name}_n": array_of(value) for name, value in last}}
 
     return Ready(lambda: step(frame), results)
 
