@@ -59,12 +59,18 @@ class NumbaBackend(CPUBackend):
         return streaming.stepper(dtype, spec.layers, batch)
 
     def choices(self) -> dict[str, str]:
-        """The register tiles of every element type."""
+        """The register tiles of every element type, and how bfloat16 is multiplied."""
         imported("rnnjit_numba.tile_choice")
+        from rnnjit.codegen.host import host_isa
         from rnnjit_numba import tile_choice
+        from rnnjit_numba.storage import multiplies_pairs
 
         names = {32: "float32", 64: "float64", 16: "bfloat16"}
-        return {f"tiles of {name}": tile_choice.described(bits) for bits, name in names.items()}
+        found = {f"tiles of {name}": tile_choice.described(bits) for bits, name in names.items()}
+        isa = host_isa()
+        pairs = multiplies_pairs(isa.features, wide=isa.vector_bytes == 64)
+        how = "one instruction for a pair (avx512bf16)" if pairs else "a multiply-add for each"
+        return found | {"products of bfloat16": how}
 
     def targets(self) -> Sequence[str]:
         """Processors that LLVM generates code for; none where it cannot be imported."""

@@ -294,5 +294,10 @@ def storage_of(lanes: Lanes, bits: int, features: tuple[str, ...], *, wide: bool
     """
     if bits == 8 * lanes.itemsize:
         return Storage(lanes)
-    dot = wide and "+avx512bf16" in features
+    dot = multiplies_pairs(features, wide=wide)
     return BFloat16(lanes, dot, masks=wide and "+avx512bw" in features)
+
+
+def multiplies_pairs(features: tuple[str, ...], *, wide: bool) -> bool:
+    """Whether a target multiplies pairs of bfloat16 by one instruction; as for `storage_of`."""
+    return wide and "+avx512bf16" in features

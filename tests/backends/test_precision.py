@@ -1,6 +1,7 @@
 """Protects half precision and autocast: as exact as eager, and explain names the backend."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import rnnjit
 from rnnjit.dispatch.choice import verdict
 from rnnjit.testing import CASES
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
+from rnnjit.tools.environment import environment
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 T, B, I, H = 20, 3, 8, 12
@@ -265,3 +267,12 @@ def flat(results):
     y, h_n = results
     y = y.data if isinstance(y, nn.utils.rnn.PackedSequence) else y
     return [y, *([h_n] if isinstance(h_n, torch.Tensor) else h_n)]
+
+
+@pytest.mark.parametrize(("isa", "how"), [("", "pair|each"), ("avx2", "a multiply-add for each")])
+def test_info_says_how_bfloat16_is_multiplied(isa, how, monkeypatch):
+    if isa and "avx2" not in environment().features:
+        pytest.skip("the processor has no AVX2")
+    monkeypatch.setenv("RNNJIT_ISA", isa)
+    numba = next(each for each in environment().backends if each.name == "numba")
+    assert re.search(how, numba.choices["products of bfloat16"])
