@@ -9,7 +9,8 @@ that torch's own layer gives them.
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,10 @@ class ResultDtypes(NamedTuple):
         """Results in these dtypes."""
         states = [state.to(dtype) for state, dtype in zip(h_n, self.h_n, strict=True)]
         return y.to(self.y), tuple(states)
+
+
+#: The dtypes of results by whether torch may use oneDNN.
+DtypesOf = Callable[[bool], ResultDtypes]
 
 
 def problem_under_autocast(call: Call) -> Problem | None:
@@ -89,14 +94,17 @@ def cast_call(call: Call, problem: Problem) -> Call:
     )
 
 
-def cast_around(run: Shortcut, problem: Problem, results: ResultDtypes) -> Shortcut:
+def cast_around(run: Shortcut, problem: Problem, results: DtypesOf) -> Shortcut:
     """A function of tensors in their own dtypes, from one of tensors in that of a problem."""
-    dtype, device = problem.dtype, problem.device
+    dtype, device, known = problem.dtype, problem.device, {}
 
     def own(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
         with WithoutAutocast(device):
             y, h_n = run(x.to(dtype), _cast(hx, dtype), _cast(weights, dtype))
-        return results.cast(y, h_n)
+        onednn = may_use_onednn()
+        if onednn not in known:
+            known[onednn] = results(onednn)
+        return known[onednn].cast(y, h_n)
 
     return own
 
@@ -122,12 +130,15 @@ class WithoutAutocast:
         torch.set_autocast_enabled(self._device, True)
 
 
-def result_dtypes(torch_class: type[nn.Module], call: Call) -> ResultDtypes:
+def result_dtypes(torch_class: type[nn.Module], call: Call) -> DtypesOf:
     """The dtypes that torch's own layer or cell gives the results of a call.
 
     Args:
         torch_class: torch's own class.
         call: the call, as it was lowered, under autocast.
+
+    Returns:
+        A function of whether torch may use oneDNN, which the user may change at any time.
     """
     spec = call.spec
     small = RNNSpec(
@@ -142,9 +153,15 @@ def result_dtypes(torch_class: type[nn.Module], call: Call) -> ResultDtypes:
     if packed:
         sizes = (1,) if even else (2, 1)
     where, weight = call.problem.device, call.weights[0].dtype
-    autocast, mkldnn = torch.get_autocast_dtype(where), torch.backends.mkldnn.enabled
+    autocast = torch.get_autocast_dtype(where)
     kind: Any = torch_class  # type checkers take no class for hashable
-    return _asked(kind, small, sizes, where, weight, dtypes, autocast, mkldnn)
+    return partial(_asked, kind, small, sizes, where, weight, dtypes, autocast)
+
+
+def may_use_onednn() -> bool:
+    """Whether torch may use oneDNN, see `torch.backends.mkldnn.flags`."""
+    enabled: Any = torch.backends.mkldnn.enabled
+    return bool(enabled)
 
 
 @lru_cache(maxsize=1024)
@@ -156,9 +173,12 @@ def _asked(
     weight: torch.dtype,
     dtypes: tuple[torch.dtype, ...],
     autocast: torch.dtype,
-    mkldnn: bool,
+    onednn: bool,
 ) -> ResultDtypes:
-    """Ask torch's own class, by one step of a small module of the same kind."""
+    """Ask torch's own class, by one step of a small module of the same kind.
+
+    `onednn` is how it is set at the time of the call.
+    """
     cell = issubclass(torch_class, nn.RNNCellBase)
     options: dict[str, Any] = (
         {} if cell else {"bidirectional": spec.bidirectional, "num_layers": spec.num_layers}

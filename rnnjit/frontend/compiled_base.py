@@ -23,6 +23,7 @@ from rnnjit.frontend.autocast import (
     WithoutAutocast,
     cast_around,
     cast_call,
+    may_use_onednn,
     problem_under_autocast,
     result_dtypes,
 )
@@ -200,7 +201,7 @@ class CompiledBase(HasSourceClass):
                     *(backend, call.spec, call.rows, cast.x, cast.hx, cast.weights, training),
                     *(problem.needs_grad, fallback),
                 )
-            return call.restore(*results.cast(y, h_n))
+            return call.restore(*results(may_use_onednn()).cast(y, h_n))
         run = cast_around(run, problem, results)
         y, h_n = run(x, call.hx, call.weights)
         remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)

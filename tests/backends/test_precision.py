@@ -12,6 +12,7 @@ import rnnjit
 from rnnjit.dispatch.choice import verdict
 from rnnjit.testing import CASES
 from rnnjit.testing.tolerances import Expected, errors_of, judge, largest
+from rnnjit.testing.user_cells import USER_CELLS
 from rnnjit.tools.environment import environment
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -219,6 +220,28 @@ def test_second_gradients_under_autocast():
         (slope,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
         found.append(torch.autograd.grad(slope.square().sum(), module.weight_hh_l0)[0])
     torch.testing.assert_close(*found, rtol=0.1, atol=0.1 * float(found[0].abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # flags() sets this, too
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_dtypes_follow_torch_s_choice_of_an_operator_under_autocast(kind):
+    """Without oneDNN torch promotes the states of an nn.LSTM to float32."""
+    rnn, x = kind(I, H), torch.randn(T, B, I)
+    fast = rnnjit.compile(rnn, backend="numba")
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        for enabled in (True, False, True):
+            with torch.backends.mkldnn.flags(enabled=enabled):
+                assert fast(x)[0].dtype == rnn(x)[0].dtype
+
+
+def test_a_cell_of_the_user_runs_its_own_forward_under_autocast():
+    torch.manual_seed(0)
+    module, x = rnnjit.Recurrent(USER_CELLS["leaky"](I, H)), torch.randn(T, B, I)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (y, h), (expected, of_eager) = rnnjit.compile(module)(x), module(x)
+    assert y.dtype == expected.dtype
+    assert torch.equal(y, expected)
+    assert torch.equal(h, of_eager)
 
 
 def test_autocast_may_change_between_calls():
