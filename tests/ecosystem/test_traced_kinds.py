@@ -167,7 +167,7 @@ def test_a_package_compiled_ahead_of_time(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["LSTM", "projected", "GRU"])
 @pytest.mark.parametrize("traced", [False, True])
 def test_autocast(kind, traced):
-    """Torch's own layer runs, in the types that autocast chooses for it.
+    """In a graph torch's own layer runs, else a backend; in the types that autocast chooses for it.
 
     Without gradients: torch itself fails to trace its nn.LSTM under autocast with them.
     """
@@ -178,5 +178,5 @@ def test_autocast(kind, traced):
     x, hx = torch.randn(T, B, I), initial(rnn, B)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         got, expected = run(x, hx), rnn(x, hx)
-    assert got[0].dtype == expected[0].dtype
-    torch.testing.assert_close(got, expected)
+    near = {} if traced else {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(got, expected, **near)  # and of the same dtypes
