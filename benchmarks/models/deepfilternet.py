@@ -1,7 +1,7 @@
-"""DeepFilterNet 3, which removes noise from speech: convolutions on a spectrum, and five GRU layers.
+"""DeepFilterNet 3, which removes noise from speech: convolutions on a spectrum, five GRU layers.
 
-Schröter, Rosenkranz, Escalante-B. and Maier, "DeepFilterNet: perceptually motivated real-time speech
-enhancement", 2023, at the package's default sizes: frames of 10 ms at 48 kHz.
+Schröter, Rosenkranz, Escalante-B. and Maier, "DeepFilterNet: perceptually motivated real-time
+speech enhancement", 2023, at the package's default sizes: frames of 10 ms at 48 kHz.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ CASE = ModelCase(
     recurrent="GRU(256, 256), 1 + 1 + 3 layers",
     call="B=1, T=300, batch_first; trained with B=2",
     source="deepfilternet 0.5.6; random weights",
-    requires=("deepfilternet==0.5.6",),
+    requires=("deepfilternet==0.5.6", "torchaudio==2.2.2"),
     build=build,
     inference=inference,
     training=training,

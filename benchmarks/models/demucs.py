@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rnnjit.bench.models import ModelCase
 
-_SECONDS = 2
+_SECONDS = 1
 
 
 def build() -> nn.Module:
@@ -28,7 +28,7 @@ def _mix(dtype: torch.dtype) -> Tensor:
 
 
 def inference(model: nn.Module, dtype: torch.dtype):
-    """The four sources of two seconds."""
+    """The four sources of a second."""
     mix = _mix(dtype)
     return lambda: model(mix)
 
@@ -36,7 +36,7 @@ def inference(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="Demucs v2",
     recurrent="LSTM(1536, 1536, 2 layers), bidirectional",
-    call="B=1, two seconds (T=44)",
+    call="B=1, a second (T=22)",
     source="demucs 4.1.0; random weights",
     requires=("demucs==4.1.0",),
     build=build,

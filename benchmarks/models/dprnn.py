@@ -58,7 +58,7 @@ CASE = ModelCase(
     recurrent="12 x LSTM(64, 128), bidirectional",
     call="B=1, one second: chunks of 100 steps and 22 chunks, batch_first, flatten_parameters()",
     source="asteroid 0.7.0; random weights",
-    requires=("asteroid==0.7.0",),
+    requires=("asteroid==0.7.0", "requests", "setuptools<81"),
     build=build,
     inference=inference,
     training=training,

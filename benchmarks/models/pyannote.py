@@ -1,4 +1,4 @@
-"""PyanNet of pyannote.audio, which says who speaks when: SincNet, bidirectional LSTMs, linear layers.
+"""PyanNet of pyannote.audio, which says who speaks when: SincNet, BiLSTMs, linear layers.
 
 Bredin and Laurent, "End-to-end speaker segmentation for overlap-aware resegmentation", 2021, at the
 sizes of the released `segmentation` model: four layers, windows of 5 s at 16 kHz.
