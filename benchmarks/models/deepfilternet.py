@@ -61,6 +61,8 @@ CASE = ModelCase(
     call="B=1, T=300, batch_first; trained with B=2",
     source="deepfilternet 0.5.6; random weights",
     requires=("deepfilternet==0.5.6", "torchaudio==2.2.2"),
+    no_deps=("torchaudio",),
+    remark="nn.GRU, which eager computes step by step: the gain is the layers'.",
     build=build,
     inference=inference,
     training=training,

@@ -39,6 +39,7 @@ CASE = ModelCase(
     call="B=1, a second (T=22)",
     source="demucs 4.1.0; random weights",
     requires=("demucs==4.1.0",),
+    remark="Large dense nn.LSTM is oneDNN's in eager; convolutions take the rest.",
     build=build,
     inference=inference,
 )

@@ -38,6 +38,7 @@ CASE = ModelCase(
     call="B=1, two seconds",
     source="demucs 4.1.0; random weights",
     requires=("demucs==4.1.0",),
+    remark="Convolutions take nearly all of the time.",
     build=build,
     inference=inference,
 )

@@ -61,6 +61,7 @@ CASE = ModelCase(
     call="B=1, one second (T=75), permuted from convolutions",
     source="encodec 0.1.1; random weights",
     requires=("encodec==0.1.1",),
+    remark="Convolutions take most of the time; the LSTM reads transposed strides as they are.",
     build=build,
     inference=inference,
     training=training,

@@ -56,6 +56,7 @@ CASE = ModelCase(
     call="B=1, T=255; trained with B=4",
     source="openunmix 1.3.0; random weights",
     requires=("openunmix==1.3.0",),
+    remark="Dense nn.LSTM is oneDNN's in eager, near the machine's peak.",
     build=build,
     inference=inference,
     training=training,

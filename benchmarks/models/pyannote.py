@@ -68,6 +68,7 @@ CASE = ModelCase(
     call="B=1, a window of 5 s (T=293), batch_first; trained with B=2",
     source="pyannote.audio 4.0.7; random weights",
     requires=("pyannote.audio==4.0.7",),
+    remark="Dense nn.LSTM is oneDNN's in eager; the filters of SincNet take much of the time.",
     build=build,
     inference=inference,
     training=training,

@@ -123,6 +123,7 @@ CASE = ModelCase(
     call="B=1, a chunk a call, state carried; trained with B=32, 62 chunks",
     source="rebuilt from the description in silero-vad 6.2.3; its weights",
     requires=("silero-vad==6.2.3",),
+    remark="Convolutions and the calls around them take nearly all of the time.",
     build=build,
     inference=inference,
     training=training,

@@ -53,6 +53,7 @@ CASE = ModelCase(
     call="B=1, T=512",
     source="rebuilt from the description in silero-vad 6.2.3; its weights",
     requires=("silero-vad==6.2.3",),
+    remark="Convolutions take nearly all of the time.",
     build=build,
     inference=inference,
 )
