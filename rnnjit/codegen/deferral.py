@@ -64,7 +64,7 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
 
 
 def _bound_by_weights(problem: Problem, size: int) -> bool:
-    """Whether torch's products with one row are faster than kernels, for weights of `size` bytes."""
+    """Whether torch's products with one row are faster, for weights of `size` bytes."""
     steps, threads = problem.T, torch.get_num_threads()
     if problem.needs_grad:
         return steps == 1 and size >= _LARGE
