@@ -36,7 +36,9 @@ def _text() -> Tensor:
 
 
 def _zeros(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.zeros(1, _BATCH, _HIDDEN, dtype=dtype), torch.zeros(1, _BATCH, _HIDDEN, dtype=dtype)
+    return torch.zeros(1, _BATCH, _HIDDEN, dtype=dtype), torch.zeros(
+        1, _BATCH, _HIDDEN, dtype=dtype
+    )
 
 
 def inference(model: nn.Module, dtype: torch.dtype):

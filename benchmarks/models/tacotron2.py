@@ -7,6 +7,9 @@ inference; in training the true frames are its inputs.
 
 from __future__ import annotations
 
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +20,18 @@ _SYMBOLS, _MELS, _TOKENS, _FRAMES, _BATCH, _TRAINED = 148, 80, 40, 100, 8, 20
 
 def build() -> nn.Module:
     """The model with as many frames as are decoded."""
-    from torchaudio.models import Tacotron2
-
+    # The file alone: importing torchaudio loads a library that fits one release of torch only.
+    package = find_spec("torchaudio")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("torchaudio is not installed: pip install torchaudio==2.11.1")
+    file = Path(package.origin).parent / "models" / "tacotron2.py"
+    spec = spec_from_file_location("tacotron2", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
     # With random weights the stop token says nothing: exactly this many frames are decoded.
-    return Tacotron2(decoder_max_step=_FRAMES, decoder_early_stopping=False)
+    return module.Tacotron2(decoder_max_step=_FRAMES, decoder_early_stopping=False)
 
 
 def inference(model: nn.Module, dtype: torch.dtype):
