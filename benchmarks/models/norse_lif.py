@@ -94,7 +94,7 @@ CASE = ModelCase(
     name="norse LIFRecurrent",
     recurrent="LIFRecurrent(80, 100)",
     call="B=16, T=50, a Python loop over steps",
-    source="norse 1.1.0: its LIFRecurrent; compiled: a cell that calls its lif_step; random weights and spikes",
+    source="norse 1.1.0: its LIFRecurrent, compiled a cell with its lif_step; random weights",
     requires=("norse==1.1.0",),
     build=Loop,
     inference=inference,

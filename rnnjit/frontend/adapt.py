@@ -68,8 +68,8 @@ def adapt(
         returns: what `forward` returns: "y", the outputs of all steps, and "states", the last
             state `[B, H]` or a tuple of several.
         batch_first: whether its input and its outputs are `[B, T, ...]` rather than `[T, B, ...]`.
-        input_size: the name of the attribute that is I.
-        hidden_size: the name of the attribute that is H.
+        input_size: the name of the attribute that is I, such as "input_size" or "layer.input_size".
+        hidden_size: the same of H.
 
     Raises:
         TypeError: `step` is no string.

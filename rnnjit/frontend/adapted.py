@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
+from operator import attrgetter
 from typing import Any, SupportsIndex, cast
 
 import torch
@@ -130,7 +131,7 @@ class Adapted(nn.Module):
     def _plan(self) -> tuple[Plan, RNNSpec]:
         """What the step computes, and the configuration of the call."""
         how = self._adaptation
-        I, H = (int(getattr(self, name)) for name in (how.input_size, how.hidden_size))
+        I, H = map(int, attrgetter(how.input_size, how.hidden_size)(self))
         traced = trace_cell(self, "_adapted_step", input_size=I, hidden_size=H, states=how.states)
         outer = outer_spec(I, H, 1, 1, how.states, type(self).__name__, how.batch_first, 0.0, False)
         return Plan((layer_plan(H, (traced,)),), None), outer
