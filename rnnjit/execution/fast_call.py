@@ -93,9 +93,10 @@ def fast_cell_call(
     """
     given = x, *hx, *weights
     strided = all([tensor.layout is torch.strided for tensor in given])  # noqa: C419 - faster
-    if not (HAS_GUARDS and strided) or problem.needs_grad or x.dim() != 2 or x.numel() == 0:
+    recorded = problem.needs_grad
+    if not (HAS_GUARDS and strided) or x.dim() != 2 or x.numel() == 0:
         return None
-    if not all([tensor.is_contiguous() for tensor in given]):  # noqa: C419 - faster
+    if recorded and not backend.differentiable:
         return None
     try:
         run = backend.cell_shortcut(spec, problem)
@@ -107,13 +108,28 @@ def fast_cell_call(
         return None
     if run is None:
         return None
+    if not all([tensor.is_contiguous() for tensor in given]):  # noqa: C419 - faster
+        run = _of_contiguous(run)
 
     def others(by: Backend, x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> Result:
         states = tuple([state.unsqueeze(0) for state in hx])
-        y, h_n = _layer_by_layer(by, spec, problem, False, RAISE)(x.unsqueeze(0), states, weights)
+        call = _layer_by_layer(by, spec, problem, False, RAISE)
+        y, h_n = call(x.unsqueeze(0), states, weights)
         return y.squeeze_(0), tuple([state.squeeze_(0) for state in h_n])
 
-    return _checked(backend, run, (problem.B, spec.hidden_size), fallback, others)
+    return _checked(
+        backend, run, (problem.B, spec.hidden_size), fallback, others, recorded=recorded
+    )
+
+
+def _of_contiguous(run: Shortcut) -> Shortcut:
+    """A shortcut that takes tensors of any strides."""
+
+    def contiguous(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> Result:
+        states = tuple([state.contiguous() for state in hx])
+        return run(x.contiguous(), states, tuple([weight.contiguous() for weight in weights]))
+
+    return contiguous
 
 
 def _own(
