@@ -15,7 +15,7 @@ _UNITS, _PLACES, _STEPS, _BATCH = 4096, 512, 20, 64
 
 
 class PathIntegrator(nn.Module):
-    """Velocities [T, B, 2] and the place cells of the start [B, places] to scores of place cells."""
+    """Velocities [T, B, 2] and the place cells of the start [B, places] to their scores."""
 
     def __init__(self) -> None:
         super().__init__()

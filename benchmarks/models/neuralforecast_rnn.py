@@ -1,7 +1,7 @@
 """The RNN of neuralforecast: an encoder of past values, and an MLP that forecasts from its outputs.
 
-Its own size, RNN(1, 128, 2 layers), on 96 hours of 32 series, 24 ahead: `fit` trains on 128 windows a
-step, `predict` is one call for all series.
+Its own size, RNN(1, 128, 2 layers), on 96 hours of 32 series, 24 ahead. A step of `fit` trains on
+128 windows; `predict` is one call for all series.
 """
 
 from __future__ import annotations

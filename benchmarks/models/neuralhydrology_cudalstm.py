@@ -1,8 +1,8 @@
-"""Rainfall to runoff: the CudaLSTM of NeuralHydrology, a year of weather to the last day's discharge.
+"""Rainfall to runoff: the CudaLSTM of NeuralHydrology, from a year of weather to a day's discharge.
 
-Kratzert et al., "Towards learning universal, regional, and local hydrological behaviors via machine
-learning", 2019: 32 features, 256 units, 365 days, a batch of 64 for 256. x is a transposed tensor, and the
-bias of the forget gate is set to 3 through `.data`.
+Kratzert et al., "Towards learning universal, regional, and local hydrological behaviors via
+machine learning applied to large-sample datasets", 2019: 32 features, 256 units, 365 days; a batch of 64 for
+the paper's 256. x is a transposed tensor, and the bias of the forget gate is set through `.data`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ CASE = ModelCase(
     name="NeuralHydrology CudaLSTM",
     recurrent="LSTM(32, 256)",
     call=f"B={_BATCH}, T={_DAYS}, a transposed x; the loss on the last step alone",
-    source="neuralhydrology 1.13.0, the sizes of Kratzert et al. 2019, a batch of 64; random weights",
+    source="neuralhydrology 1.13.0 at the sizes of Kratzert et al. 2019, B=64; random weights",
     requires=("neuralhydrology==1.13.0",),
     build=build,
     inference=inference,

@@ -1,7 +1,7 @@
 """Perceptual decisions: an nn.RNN learns a task of NeuroGym, as the package's tutorial does.
 
-Trials of noisy stimuli one after the other, 100 steps of a batch of 16; an nn.RNN of 64 relu units and
-a linear layer name the choice at every step.
+Trials of noisy stimuli one after the other, 100 steps of a batch of 16. An nn.RNN of 64 relu units
+and a linear layer name the choice at every step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """PPO with an LSTM over Atari frames: the update resets states in a loop of single steps.
 
-As in single-file implementations of PPO with an LSTM: convolutions, LSTM(512, 128), heads of actor and
-critic. Rollout and update call the layer with T=1 and states masked where an episode starts.
+As in CleanRL: convolutions, LSTM(512, 128), a linear layer each for actor and critic. Rollout and
+update call the LSTM with T=1, and states masked where an episode starts.
 """
 
 from __future__ import annotations

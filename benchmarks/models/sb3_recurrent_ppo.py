@@ -65,7 +65,7 @@ def training(model: Any, dtype: torch.dtype):
 CASE = ModelCase(
     name="sb3-contrib RecurrentPPO",
     recurrent="2 x LSTM(4, 256)",
-    call=f"{_STEPS} steps of B={_ENVIRONMENTS}, T=1; the update step by step wherever an episode starts",
+    call=f"{_STEPS} steps of B={_ENVIRONMENTS}, T=1; the update, too, if an episode starts",
     source="sb3-contrib 2.9.2, MlpLstmPolicy with its own sizes; random weights",
     requires=("sb3-contrib==2.9.2",),
     build=build,

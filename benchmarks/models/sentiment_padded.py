@@ -1,7 +1,7 @@
 """A classifier of sentiment: embeddings, an nn.RNN over padded text, its last state.
 
-The first model of many tutorials: 100 features, 256 units, a batch of 64 reviews of 20 to 500 words.
-Shorter reviews end in padding, over which the gradient of the last state vanishes.
+The first model of many tutorials: 100 features, 256 units, 64 reviews of 20 to 500 words. Shorter
+reviews end in padding, over which the gradient of the last state vanishes.
 """
 
 from __future__ import annotations

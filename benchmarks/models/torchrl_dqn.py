@@ -1,7 +1,7 @@
 """Recurrent deep Q-learning of TorchRL: its LSTMModule between two networks, over TensorDicts.
 
-As the package's tutorial does it, on CartPole's observations: a rollout calls the module once a step,
-the loss on whole stretches, which the module cuts where an episode starts and packs.
+As the package's tutorial does it, on CartPole's observations. A rollout calls the module once a
+step, the loss on whole stretches, which the module cuts where an episode starts, and packs.
 """
 
 from __future__ import annotations
