@@ -1,8 +1,9 @@
 """Rainfall to runoff: the CudaLSTM of NeuralHydrology, from a year of weather to a day's discharge.
 
 Kratzert et al., "Towards learning universal, regional, and local hydrological behaviors via
-machine learning applied to large-sample datasets", 2019: 32 features, 256 units, 365 days; a batch of 64 for
-the paper's 256. x is a transposed tensor, and the bias of the forget gate is set through `.data`.
+machine learning applied to large-sample datasets", 2019: 32 features, 256 units, 365 days; a batch
+of 64 for the paper's 256. x is a transposed tensor, and the bias of the forget gate is set through
+`.data`.
 """
 
 from __future__ import annotations
