@@ -82,6 +82,7 @@ def training(model: Policy, dtype: torch.dtype):
 CASE = ModelCase(
     name="CartPole policy gradient",
     recurrent="RNN(4, 128)",
+    remark="The environment and Python take most of acting.",
     call=f"{_STEPS} steps of B=8, T=1; the update B=8, T={_STEPS}",
     source="rebuilt as tutorials write it; gymnasium's environment; random weights",
     requires=("gymnasium==1.4.0",),

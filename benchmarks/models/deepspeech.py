@@ -69,6 +69,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="Deep Speech",
     recurrent="RNN(1024, 1024), ReLU, bidirectional",
+    remark="nn.RNN, which eager computes step by step; linear layers take the rest.",
     call="B=4, T=100",
     source="rebuilt from Hannun et al. 2014 at half of its width; random weights and frames",
     build=Recogniser,

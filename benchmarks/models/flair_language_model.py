@@ -77,6 +77,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="Flair character language model",
     recurrent="LSTM(100, 2048)",
+    remark="Weights of H=2048 are read once a step.",
     call="B=8, T=32 (inference in two calls of 16), states carried",
     source="rebuilt from Akbik et al. 2018 at the sizes of flair's models; random weights and text",
     build=LanguageModel,

@@ -93,6 +93,7 @@ def training(model: Any, dtype: torch.dtype):
 CASE = ModelCase(
     name="pytorch-forecasting DeepAR",
     recurrent="LSTM(3, 40, 2 layers), dropout 0.1",
+    remark="Dense nn.LSTM is oneDNN's in eager; decoding is a step a call.",
     call="B=64, T<=48, packed; then 24 steps of B=6400, T=1",
     source="pytorch-forecasting 1.8.0, 40 units as in the paper; random weights",
     requires=("pytorch-forecasting==1.8.0",),

@@ -93,6 +93,7 @@ def training(model: Any, dtype: torch.dtype):
 CASE = ModelCase(
     name="pytorch-forecasting RecurrentNetwork",
     recurrent="GRU(2, 64, 2 layers), dropout 0.1",
+    remark="nn.GRU, which eager computes step by step.",
     call="B=64, T<=48, packed; then 24 steps of T=1",
     source="pytorch-forecasting 1.8.0, 64 units; random weights",
     requires=("pytorch-forecasting==1.8.0",),

@@ -95,6 +95,7 @@ def training(model: Any, dtype: torch.dtype):
 CASE = ModelCase(
     name="pytorch-forecasting TFT",
     recurrent="2 x LSTM(64, 64)",
+    remark="Attention and gated layers take most of the time.",
     call="B=64, T<=168 and T=24, packed, states given",
     source="pytorch-forecasting 1.8.0, 64 units; random weights",
     requires=("pytorch-forecasting==1.8.0",),

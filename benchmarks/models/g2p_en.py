@@ -113,6 +113,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="g2p-en",
     recurrent="GRU(256, 256) and GRUCell(256, 256)",
+    remark="One word at a time: a step a call.",
     call="B=1, 7 words of 4 to 14 letters, decoded phoneme by phoneme",
     source="g2p-en 2.1.0: its weights, its numpy network written in PyTorch",
     requires=("g2p-en==2.1.0",),

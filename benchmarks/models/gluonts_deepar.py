@@ -87,6 +87,7 @@ def training(model: Any, dtype: torch.dtype):
 CASE = ModelCase(
     name="GluonTS DeepAR",
     recurrent="LSTM(46, 40, 2 layers), dropout 0.1",
+    remark="Decoding is a step a call, beside as much Python and sampling.",
     call="B=32, T=24, batch_first; then 23 steps of B=3200, T=1, states in a list",
     source="gluonts 0.17.0, DeepAREstimator with its own sizes; random weights",
     requires=("gluonts==0.17.0", "lightning==2.6.6"),

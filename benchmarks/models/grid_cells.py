@@ -65,6 +65,7 @@ def training(model: PathIntegrator, dtype: torch.dtype):
 CASE = ModelCase(
     name="grid cells",
     recurrent="RNN(2, 4096), relu",
+    remark="Products of H=4096 take all of the time.",
     call=f"B={_BATCH}, T={_STEPS}, a start state from a linear layer",
     source="rebuilt from Sorscher et al. 2019, a batch of 64 for 200; random weights",
     build=PathIntegrator,

@@ -65,6 +65,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="Name classification",
     recurrent="RNN(57, 128)",
+    remark="One sequence of a few letters a call: Python is most of a training step.",
     call="B=1, T of 3 to 18 letters, 16 names one by one",
     source="rebuilt at the sizes of PyTorch's tutorial on names; random weights and names",
     build=Classifier,

@@ -69,6 +69,7 @@ def training(model: Any, dtype: torch.dtype):
 CASE = ModelCase(
     name="neuralforecast GRU",
     recurrent="GRU(1, 128, 2 layers)",
+    remark="nn.GRU, which eager computes step by step.",
     call="B=128, T=96 in training, B=32 in inference, batch_first",
     source="neuralforecast 3.3.0 with its own sizes; random weights",
     requires=("neuralforecast==3.3.0",),

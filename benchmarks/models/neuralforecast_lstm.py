@@ -69,6 +69,7 @@ def training(model: Any, dtype: torch.dtype):
 CASE = ModelCase(
     name="neuralforecast LSTM, recurrent",
     recurrent="LSTM(1, 128, 2 layers, proj_size=1)",
+    remark="Projected nn.LSTM, which eager computes step by step; decoding is a step a call.",
     call="B=128, T=96 in training; then B=32, 23 steps of T=1, batch_first",
     source="neuralforecast 3.3.0 with its own sizes; random weights",
     requires=("neuralforecast==3.3.0",),

@@ -78,6 +78,7 @@ def training(model: Any, dtype: torch.dtype):
 CASE = ModelCase(
     name="NeuralHydrology CudaLSTM",
     recurrent="LSTM(32, 256)",
+    remark="Dense nn.LSTM is oneDNN's in eager, near the machine's peak.",
     call=f"B={_BATCH}, T={_DAYS}, a transposed x; the loss on the last step alone",
     source="neuralhydrology 1.13.0 at the sizes of Kratzert et al. 2019, B=64; random weights",
     requires=("neuralhydrology==1.13.0",),

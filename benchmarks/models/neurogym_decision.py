@@ -65,6 +65,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="NeuroGym perceptual decisions",
     recurrent="RNN(3, 64), relu",
+    remark="nn.RNN, which eager computes step by step.",
     call=f"B={_BATCH}, T={_STEPS}",
     source="neurogym 2.3.1 makes the trials; the network as its tutorials build it; random weights",
     requires=("neurogym==2.3.1",),

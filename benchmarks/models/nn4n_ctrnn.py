@@ -77,6 +77,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="nn4n CTRNN",
     recurrent="RecurrentLayer(6, 100)",
+    remark="rnnjit.adapt describes the layer's loop.",
     call="B=16, T=100, a Python loop over steps",
     source="nn4n 1.1.1: its layers; random weights and inputs",
     requires=("nn4n==1.1.1",),

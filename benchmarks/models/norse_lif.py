@@ -93,6 +93,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="norse LIFRecurrent",
     recurrent="LIFRecurrent(80, 100)",
+    remark="A cell is written that calls Norse's own lif_step.",
     call="B=16, T=50, a Python loop over steps",
     source="norse 1.1.0: its LIFRecurrent, compiled a cell with its lif_step; random weights",
     requires=("norse==1.1.0",),

@@ -109,6 +109,7 @@ CASE = ModelCase(
     recurrent="LSTM(512, 128)",
     call=f"{_STEPS} steps of B={_ENVIRONMENTS}, T=1, in rollout and update",
     source="rebuilt at the sizes of CleanRL's ppo_atari_lstm; random weights and frames",
+    remark="Convolutions take most of the time.",
     build=Agent,
     inference=inference,
     training=training,

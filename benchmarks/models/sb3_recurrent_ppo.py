@@ -68,6 +68,7 @@ CASE = ModelCase(
     call=f"{_STEPS} steps of B={_ENVIRONMENTS}, T=1; the update, too, if an episode starts",
     source="sb3-contrib 2.9.2, MlpLstmPolicy with its own sizes; random weights",
     requires=("sb3-contrib==2.9.2",),
+    remark="The rollout's environment and Python take most of acting; the update gains.",
     build=build,
     inference=inference,
     training=training,

@@ -63,6 +63,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="sentiment, packed",
     recurrent="RNN(100, 256)",
+    remark="Packed nn.RNN: eager has a product for each step's weight gradient.",
     call="B=64, T<=500, packed, the last state alone is used",
     source="rebuilt at the sizes of tutorials; random weights and words",
     build=Classifier,

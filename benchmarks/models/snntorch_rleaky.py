@@ -118,6 +118,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="snntorch RLeaky",
     recurrent="RLeaky(140, 128) and Leaky(128, 20)",
+    remark="Two small cells are written as rnnjit.Cell, with snnTorch's own surrogate.",
     call="B=16, T=50, a Python loop over steps",
     source="snntorch 1.0.0: its RLeaky and Leaky; compiled: cells of rnnjit; random weights",
     requires=("snntorch==1.0.0",),

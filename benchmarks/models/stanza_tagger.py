@@ -70,6 +70,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="Stanza tagger",
     recurrent="2 x LSTM(200), bidirectional, packed, highway connections",
+    remark="Packed nn.LSTM; the highway gates around it are eager's.",
     call="B=50 sentences of 4 to 40 words, packed",
     source="stanza 1.15.0: its HighwayLSTM; random weights and words",
     requires=("stanza==1.15.0",),

@@ -70,6 +70,7 @@ def training(model: nn.Module, dtype: torch.dtype):
 CASE = ModelCase(
     name="Tacotron 2",
     recurrent="LSTM(512, 256), bidirectional, LSTMCell(768, 1024) and LSTMCell(1536, 1024)",
+    remark="LSTMCells of one row read large weights once a step, as eager does.",
     call="B=1, 100 frames decoded; training with B=8, 20 frames",
     source="torchaudio 2.11.1: its Tacotron2; random weights and text",
     requires=("torchaudio==2.11.1",),

@@ -86,6 +86,7 @@ def training(model: Any, dtype: torch.dtype):
 CASE = ModelCase(
     name="TorchRL recurrent DQN",
     recurrent="LSTM(128, 128)",
+    remark="TensorDict's own Python takes most of a step of acting.",
     call=f"{_STEPS} steps of B=1, T=1; {_ROLLOUTS} stretches of {_STEPS} steps, cut and packed",
     source="torchrl 0.14.1, the sizes of its tutorial; gymnasium's environment; random weights",
     requires=("torchrl==0.14.1", "tensordict==0.14.3", "gymnasium==1.4.0"),
