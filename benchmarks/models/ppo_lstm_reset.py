@@ -28,7 +28,7 @@ def _compile(model: Any) -> Any:
 CASE = replace(
     load_case(Path(__file__).with_name("ppo_lstm.py")),
     name="PPO with an LSTM, Atari, reset=",
-    remark="Convolutions take most of the time; reset= computes the update's sequences in one call.",
+    remark="Convolutions take most of the time; the update is one call with reset=.",
     call="32 steps of B=8, T=1; the update one call with reset",
     compile=_compile,
 )
