@@ -401,7 +401,8 @@ class Backend(ABC):
     def cell_shortcut(self, spec: RNNSpec, problem: Problem) -> Shortcut | None:
         """`shortcut` for one step of a layer, without the dimension of time (optional).
 
-        It serves compiled cells, for calls without gradients.
+        It serves compiled cells, for calls without gradients, and those of a `differentiable`
+        backend for others, too.
 
         Args:
             spec: one layer, unidirectional.
@@ -409,7 +410,8 @@ class Backend(ABC):
 
         Returns:
             A function of x `[B, I]`, hx (each state `[B, H]`) and the weights, all contiguous,
-            which returns y and the new states, of these shapes and newly allocated.
+            which returns y and the new states, of these shapes and newly allocated; y, which is
+            `[B, H]`, may be the first of the states.
         """
         return None
 

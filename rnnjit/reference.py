@@ -18,6 +18,7 @@ from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, Shortcut, St
 from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec, Program
 from rnnjit.ir.torch_evaluator import evaluate_tensors
 from rnnjit.runtime.second_gradients import differentiate_twice
+from rnnjit.single_step import cell_step, has_step, layer_step, stack_step
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
 
@@ -312,6 +313,9 @@ _PROJECTING = {LSTM}
 #: Cells whose dense layers torch gives to one primitive of oneDNN on the CPU, for all steps, if
 #: they are not projected. Torch runs the others step by step.
 _PRIMITIVES = {LSTM}
+#: Rows of a single step up to which laying out the weights for such a primitive takes longer than
+#: it saves.
+_FEW_ROWS = 16
 
 
 def has_operator(layer: LayerSpec) -> bool:
@@ -327,11 +331,17 @@ def has_primitive(layer: LayerSpec, dtype: torch.dtype) -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch has no types here
 
 
+def _by_cells(layer: LayerSpec, rows: Rows, device: str, dtype: torch.dtype) -> bool:
+    """Whether a call is a step of few rows that torch would give to a primitive of oneDNN."""
+    few = rows.T == 1 and 0 < rows.B <= _FEW_ROWS and rows.batch_sizes is None
+    return few and device == "cpu" and has_step(layer) and has_primitive(layer, dtype)
+
+
 class EagerBackend(Backend):
     """PyTorch's own layers (`torch.rnn_tanh`, `torch.lstm`, ...): always available, last in `auto`.
 
     It takes every dtype and device that eager takes. Cells without a torch operator run through
-    `layer_forward`.
+    `layer_forward`, and a step of few rows of an LSTM on the CPU through PyTorch's LSTMCell.
     """
 
     name = "eager"
@@ -353,6 +363,8 @@ class EagerBackend(Backend):
         operator = _OPERATORS.get(layer.cell)
         if operator is None:
             return LayerOutput(*layer_forward(layer, rows, x, hx, weights))
+        if _by_cells(layer, rows, x.device.type, x.dtype):
+            return LayerOutput(*layer_step(layer, x, hx, weights))
         options = (layer.bias, 1, 0.0, keep, layer.num_directions == 2)
         state = hx[0] if len(hx) == 1 else hx
         if rows.batch_sizes is None:
@@ -380,6 +392,8 @@ class EagerBackend(Backend):
         options = (spec.bias, spec.num_layers, 0.0, problem.needs_grad)
         layout = (spec.bidirectional, spec.batch_first)
         rows = Rows(problem.T, problem.B, problem.N)
+        if _by_cells(spec.layers[0], rows, problem.device, problem.dtype):
+            return stack_step(spec)
 
         def run(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
             state = hx[0] if len(hx) == 1 else hx
@@ -392,6 +406,10 @@ class EagerBackend(Backend):
             return y.transpose(0, 1) if spec.batch_first else y, tuple(h_n)
 
         return run
+
+    def cell_shortcut(self, spec: RNNSpec, problem: Problem) -> Shortcut | None:
+        """The operator of torch's own Cell."""
+        return cell_step(spec) if has_step(spec) else None
 
 
 def _may_be_cudnn(x: Tensor) -> bool:

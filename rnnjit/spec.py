@@ -197,6 +197,7 @@ class Problem(NamedTuple):
         packed: whether the rows are those of a PackedSequence.
         needs_grad: whether a backward pass may follow.
         device_index: index of the device; -1 for the CPU, and for the current device.
+        cell: whether this is a call of a Cell, for which torch has one operator, and T is 1.
     """
 
     dtype: torch.dtype
@@ -207,6 +208,7 @@ class Problem(NamedTuple):
     packed: bool
     needs_grad: bool
     device_index: int = -1
+    cell: bool = False
 
 
 class Rows(NamedTuple):

@@ -184,8 +184,7 @@ class Tracer(StateOperators):
     ) -> Any:
         """An in-place operator on a tensor that nothing else shares: it gets a new value."""
         target = given[0] if given and given[0].tensor is args[0] else None
-        plain = getattr(aten, name.rstrip("_"), None)
-        out_of_place = getattr(plain, func._overloadname, None) if name.endswith("_") else None
+        out_of_place = _out_of_place(func, name)
         group = [] if target is None else target.group or [target]
         held = next((each.given for each in group if each.given), "")
         part = name in ("fill_", "copy_", "zero_", "index_put_") and any(
@@ -313,6 +312,23 @@ def _drawn_like(func: Any, args: Any, kwargs: dict[str, Any], device: torch.devi
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
         return func(*replaced(tuple(args), given), **options)
+
+
+def _out_of_place(func: Any, name: str) -> Any:
+    """The operator that computes what an in-place one writes, or None.
+
+    Its overload may have another name: `pow_.Scalar` writes what `pow.Tensor_Scalar` computes.
+    """
+    plain = getattr(aten, name.rstrip("_"), None) if name.endswith("_") else None
+    for overload in plain.overloads() if plain is not None else ():
+        found = getattr(plain, overload)
+        if _arguments(found) == _arguments(func):
+            return found
+    return None
+
+
+def _arguments(func: Any) -> list[tuple[str, str]]:
+    return [(each.name, str(each.type)) for each in func._schema.arguments]
 
 
 def _is_view(func: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from rnnjit.codegen.row_slices import THREAD_WORK
 from rnnjit.spec import Problem, RNNSpec
 
 #: Bytes of a layer's weights in one direction from which on reading them, and writing their
@@ -17,9 +18,17 @@ from rnnjit.spec import Problem, RNNSpec
 _LARGE = 1 << 20
 #: The same of other calls.
 _HUGE = 4 << 20
+#: The same of a step of one row without gradients: of a layer, and of a Cell, whose own operator
+#: does no more than two products.
+_LAYER_STEP, _CELL_STEP = 2 << 20, 1 << 19
+#: Multiply-adds of a Cell's call up to which recording a function of Python takes longer than it
+#: saves: autograd records torch's operators without Python.
+_RECORDED = 1 << 20
 #: Rows of one step for which the kernels read weights in place, which is as fast as torch's
 #: products; a backward pass does so for more of them (see the backends' plans).
 _FORWARD_ROWS, _TRAINING_ROWS = 4, 16
+#: Bytes of such weights that no cache holds, which the kernels read in place for fewer rows.
+_VAST, _VAST_ROWS = 16 << 20, 2
 #: Steps of one row up to which packing the weights takes longer than it saves on one thread. On
 #: several, the kernels divide the weights between them, and torch's product with a vector does not.
 _FEW_STEPS = 4
@@ -39,13 +48,28 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
     steps, rows, trains = problem.T, problem.B, problem.needs_grad
     inputs = max(spec.input_size, spec.hidden_size if spec.num_layers > 1 else 0)
     width = len(spec.cell.gates) * spec.hidden_size
-    size = problem.dtype.itemsize * width * (inputs + spec.hidden_size)
-    weights = f"{size / 1e6:.0f} MB of weights in a direction of a layer"
-    alone = size >= _HUGE and steps <= _FEW_STEPS and torch.get_num_threads() == 1
-    if rows == 1 and ((size >= _LARGE and steps == 1) if trains else alone):
+    itemsize = problem.dtype.itemsize
+    size = itemsize * width * (inputs + spec.hidden_size)
+    weights = f"{size / 1e6:.1f} MB of weights in a direction of a layer"
+    if rows == 1 and _bound_by_weights(problem, size):
         return [f"a few steps of one row are bound by reading {weights}"]
-    if size >= _HUGE and steps == 1 and rows > (_TRAINING_ROWS if trains else _FORWARD_ROWS):
+    if problem.cell and trains and (1 << (rows - 1).bit_length()) * size < _RECORDED * itemsize:
+        return ["autograd records a Cell of few rows faster as torch's own operator"]
+    forward = _VAST_ROWS if size >= _VAST else _FORWARD_ROWS
+    if size >= _HUGE and steps == 1 and rows > (_TRAINING_ROWS if trains else forward):
         return [f"a single step is two products for each layer, with {weights}"]
     if spec.hidden_size == 1 and rows > (_NARROW_TRAINING if trains else _NARROW_FORWARD):
         return ["a single hidden feature leaves most of a vector empty"]
     return []
+
+
+def _bound_by_weights(problem: Problem, size: int) -> bool:
+    """Whether torch's products with one row are faster, for weights of `size` bytes."""
+    steps, threads = problem.T, torch.get_num_threads()
+    if problem.needs_grad:
+        return steps == 1 and size >= _LARGE
+    if threads > 1 and size // problem.dtype.itemsize >= 2 * THREAD_WORK:
+        return False
+    if steps == 1:
+        return size >= (_CELL_STEP if problem.cell else _LAYER_STEP)
+    return threads == 1 and steps <= _FEW_STEPS and size >= _HUGE

@@ -97,11 +97,21 @@ class FastPath:
             weights = self.weights_of(parameters_of(module))
         except KeyError:
             return None
-        if not self.tensors(x, *hx, *weights):
+        if not self.tensors(x, *hx, *weights) and not self._fit_as_aliases(x, hx, weights):
             return None
         if self._keeps_zeros and not given:
             self.zeros = hx
         return self.run(x, hx, weights)
+
+    def _fit_as_aliases(self, x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> bool:
+        """Whether tensors of which one stands twice match; the guards refuse the second.
+
+        `cell(x, (h, h))` with zeros for both states is an example.
+        """
+        given = x, *hx
+        if len({*map(id, given)}) == len(given):
+            return False
+        return self.tensors(*[tensor.view_as(tensor) for tensor in given], *weights)
 
 
 def _are_small(states: States) -> bool:

@@ -98,9 +98,9 @@ def class_of(problem: Problem) -> tuple[Hashable, ...]:
 
     Torch's thread count is part of it.
     """
-    dtype, device, T, B, _, packed, needs_grad, _ = problem
+    dtype, device, T, B, _, packed, needs_grad, _, cell = problem
     sizes = (T - 1).bit_length() if T else -1, (B - 1).bit_length() if B else -1
-    return dtype, packed, needs_grad, torch.get_num_threads(), sizes, device
+    return dtype, packed, needs_grad, cell, torch.get_num_threads(), sizes, device
 
 
 def _key(what: str) -> str:

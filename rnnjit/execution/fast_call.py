@@ -51,9 +51,8 @@ def fast_call(
     """
     if not HAS_GUARDS or not (x.is_cpu or x.is_cuda) or x.dim() != 3 or x.numel() == 0:
         return None
-    contiguous = all([tensor.is_contiguous() for tensor in (x, *hx, *weights)])  # noqa: C419 - faster
     dropout = spec.dropout and training and spec.num_layers > 1
-    if contiguous and not dropout:
+    if _may_be_contiguous((x, *hx), weights) and not dropout:
         features = spec.num_directions * (spec.proj_size or spec.hidden_size)
         try:
             # The graph may hold y, so `_time_major` could not transpose it in place.
@@ -72,8 +71,35 @@ def fast_call(
             FAILURES.note(backend, error, "its own forward pass")
             return None
         if run is not None:
-            return run
+            # Other batch-first calls lay x out anew anyway.
+            return _contiguous(run, x, hx, not spec.batch_first or 1 in x.shape[:2])
     return _layer_by_layer(backend, spec, problem, training, fallback)
+
+
+def _may_be_contiguous(given: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> bool:
+    """Whether a shortcut can run on copies of the inputs that are given: weights are not copied."""
+    strided = all([tensor.layout is torch.strided for tensor in given])  # noqa: C419 - faster
+    return strided and all([weight.is_contiguous() for weight in weights])  # noqa: C419 - faster
+
+
+def _contiguous(run: Shortcut, x: Tensor, hx: States, copy_x: bool = True) -> Shortcut:
+    """A shortcut for calls whose inputs have the strides of these: one step of a sequence has gaps.
+
+    Args:
+        run: takes contiguous states, and contiguous x if `copy_x`.
+        x: the input of such a call.
+        hx: its states.
+        copy_x: whether x must be contiguous.
+    """
+    x_lies = x.is_contiguous() or not copy_x
+    if x_lies and all([state.is_contiguous() for state in hx]):  # noqa: C419 - faster
+        return run
+
+    def laid_out(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> Result:
+        states = tuple([state.contiguous() for state in hx])
+        return run(x if x_lies else x.contiguous(), states, weights)
+
+    return laid_out
 
 
 def fast_cell_call(
@@ -93,9 +119,10 @@ def fast_cell_call(
     """
     given = x, *hx, *weights
     strided = all([tensor.layout is torch.strided for tensor in given])  # noqa: C419 - faster
-    if not (HAS_GUARDS and strided) or problem.needs_grad or x.dim() != 2 or x.numel() == 0:
+    recorded = problem.needs_grad
+    if not (HAS_GUARDS and strided) or x.dim() != 2 or x.numel() == 0:
         return None
-    if not all([tensor.is_contiguous() for tensor in given]):  # noqa: C419 - faster
+    if recorded and not backend.differentiable:
         return None
     try:
         run = backend.cell_shortcut(spec, problem)
@@ -107,13 +134,28 @@ def fast_cell_call(
         return None
     if run is None:
         return None
+    if not all([tensor.is_contiguous() for tensor in given]):  # noqa: C419 - faster
+        run = _of_contiguous(run)
 
     def others(by: Backend, x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> Result:
         states = tuple([state.unsqueeze(0) for state in hx])
-        y, h_n = _layer_by_layer(by, spec, problem, False, RAISE)(x.unsqueeze(0), states, weights)
+        call = _layer_by_layer(by, spec, problem, False, RAISE)
+        y, h_n = call(x.unsqueeze(0), states, weights)
         return y.squeeze_(0), tuple([state.squeeze_(0) for state in h_n])
 
-    return _checked(backend, run, (problem.B, spec.hidden_size), fallback, others)
+    return _checked(
+        backend, run, (problem.B, spec.hidden_size), fallback, others, recorded=recorded
+    )
+
+
+def _of_contiguous(run: Shortcut) -> Shortcut:
+    """A shortcut that takes tensors of any strides."""
+
+    def contiguous(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> Result:
+        states = tuple([state.contiguous() for state in hx])
+        return run(x.contiguous(), states, tuple([weight.contiguous() for weight in weights]))
+
+    return contiguous
 
 
 def _own(
@@ -207,7 +249,7 @@ def _recorded(
         backend: the backend.
         spec: the configuration of the stack.
         problem: the properties of the call.
-        inputs: x, the states and the weights of a call, contiguous.
+        inputs: x, the states and the weights of a call.
         fallback: the policy if the backend raises.
     """
     if spec.num_layers > 1 or backend.differentiable or not _have_memory(inputs):

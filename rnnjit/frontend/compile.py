@@ -26,6 +26,7 @@ from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRN
 from rnnjit.frontend.compiled_recurrent import CompiledRecurrent, adopt, trace
 from rnnjit.frontend.reachable import reachable, reachable_modules, shared_tensors
 from rnnjit.frontend.recurrent import Recurrent
+from rnnjit.frontend.scripted import copy_scripted, scripted_modules, scripted_recurrent
 from rnnjit.ir import CellSpec
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.torch_private import hold_flat_weights
@@ -34,6 +35,8 @@ from rnnjit.runtime.torch_private import hold_flat_weights
 _ONE_STEP = (
     "a Cell is one step, which its own forward runs; rnnjit.Recurrent(cell) is compiled, over time"
 )
+#: Why a recurrent module that was scripted or traced stays as it is.
+_SCRIPTED = "TorchScript runs without Python: compile the model that was scripted or traced"
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -149,8 +152,8 @@ def compile(  # noqa: A001 - the name users know from torch.compile
             alone stays as it is. What a subclass's `forward` calls by `super()` runs compiled. A
             module stays eager, with an `RNNJitWarning`, if the backend that is named does not
             compute its cell, if it overrides what torch's `forward` uses, such as `permute_hidden`,
-            or if it has a `forward` set on the instance. A module that is already compiled is
-            compiled again, for `backend`.
+            if it has a `forward` set on the instance, or if it was scripted or traced. A module
+            that is already compiled is compiled again, for `backend`.
         backend: "auto" (the first backend in order of priority that accepts the call, or the
             fastest one that `rnnjit.tune` measured), the name of an installed backend (see
             `rnnjit.backends`), or a `Backend`. A backend that is named is never replaced by
@@ -198,6 +201,7 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     shells |= {id(loop): empty_adapted(source_of(loop), how) for loop, how in loops}
     memo.update(shells)
     try:
+        memo |= {id(each): copy_scripted(each) for each in scripted_modules(module).values()}
         for rnn in rnns:
             state = copy.deepcopy(vars(rnn), memo)
             _become_compiled(shells[id(rnn)], state, backend, recompute)
@@ -324,6 +328,8 @@ def _compilable(
             not_computed.setdefault(_ONE_STEP, []).append(where)
     if found and wanted is not None:
         left |= not_computed
+    if found and (as_script := scripted_recurrent(module)):
+        left[_SCRIPTED] = as_script
     if left:
         parts = [f"{', '.join(names)} ({why})" for why, names in left.items()]
         warnings.warn(f"left eager: {'; '.join(parts)}", RNNJitWarning, stacklevel=3)

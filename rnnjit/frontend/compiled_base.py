@@ -52,6 +52,8 @@ _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "nonlinearity
 _REFERENCE = ReferenceBackend()
 #: The backends and fallbacks of calls, by what the choice depends on.
 Choices = dict[tuple[Hashable, ...], tuple[Backend, Fallback]]
+#: The fast paths of a module by the shape of the input.
+FastPaths = dict[torch.Size, tuple[FastPath, ...]]
 
 
 class CompiledBase(HasSourceClass):
@@ -112,7 +114,7 @@ class CompiledBase(HasSourceClass):
         """Drop the cached choices: the next call chooses again."""
         generation = GENERATION.now
         self._choices: Choices = {}
-        self._fast_paths: dict[torch.Size, tuple[FastPath, ...]] = {}
+        self._fast_paths: FastPaths = {}
         self._generation = generation
 
     @never_traced
@@ -150,6 +152,10 @@ class CompiledBase(HasSourceClass):
         backend, fallback = self._choice(call, choices)
         if profiled or isinstance(x, PackedSequence):
             return self._run(call, backend, fallback, training)
+        if given is not None:
+            found = self._call_as_given(call, backend, fallback, paths, *given)
+            if found is not None:
+                return found
         run = fast_call(
             *(backend, call.spec, call.problem, training, x, call.hx, call.weights, fallback)
         )
@@ -158,11 +164,6 @@ class CompiledBase(HasSourceClass):
         # The first call, too: what autograd saves must not differ between equal calls, since
         # checkpointing compares it.
         y, h_n = run(x, call.hx, call.weights)
-        if given is not None:
-            path = self._path_as_given(call, backend, fallback, *given)
-            if path is not None:
-                remember(paths, path, given[0].shape)
-                return y, as_hx(h_n)
         remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)
         return y, as_hx(h_n)
 
@@ -207,10 +208,13 @@ class CompiledBase(HasSourceClass):
         remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)
         return y, as_hx(h_n)
 
-    def _path_as_given(
-        self, call: Call, backend: Backend, fallback: Fallback, x: Any, hx: Any
-    ) -> FastPath | None:
-        """The fast path for arguments that differ from a layer's, or None if there is none."""
+    def _call_as_given(
+        self, call: Call, backend: Backend, fallback: Fallback, paths: FastPaths, x: Any, hx: Any
+    ) -> Result | None:
+        """The result of a call by a fast path for arguments that differ from a layer's.
+
+        It is in their form; None if there is no such path.
+        """
         return None
 
     def _lowered(self, x: Any, hx: Any) -> Call:
@@ -242,9 +246,7 @@ class CompiledBase(HasSourceClass):
         own: Any = self._torch_class
         return own.forward(self, x, hx)
 
-    def _by_fast_path(
-        self, paths: dict[torch.Size, tuple[FastPath, ...]], x: Tensor, hx: Any
-    ) -> Result | None:
+    def _by_fast_path(self, paths: FastPaths, x: Tensor, hx: Any) -> Result | None:
         """The result of a call that matches a cached fast path, or None if none matches."""
         try:
             known = paths.get(x.shape)
@@ -347,9 +349,7 @@ def check_recompute(recompute: Any) -> None:
         raise TypeError(f"recompute must be True or False, got {type(recompute).__name__}")
 
 
-def remember(
-    paths: dict[torch.Size, tuple[FastPath, ...]], path: FastPath, shape: torch.Size
-) -> None:
+def remember(paths: FastPaths, path: FastPath, shape: torch.Size) -> None:
     """Keep a fast path for the next call with input of this shape."""
     if len(paths) >= _CHOICES_KEPT:
         paths.clear()

@@ -11,9 +11,9 @@ from rnnjit.backend import Backend, States
 from rnnjit.dispatch.fallback import GENERATION, Fallback
 from rnnjit.dispatch.fast_path import FastPath
 from rnnjit.execution.fast_call import fast_cell_call
-from rnnjit.frontend.arguments import Result, as_states, states_of
+from rnnjit.frontend.arguments import Result, as_hx, as_states, states_of
 from rnnjit.frontend.capture import CELL_OF_CLASS, as_size, capture, cell_of, weight_names
-from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.frontend.compiled_base import CompiledBase, FastPaths, remember
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call, as_sequence, lower_sequence
 from rnnjit.frontend.overrides import overriding
@@ -127,17 +127,21 @@ class CompiledCell(CompiledBase, nn.RNNCellBase):
         taken = type(x) is Tensor and x.dim() == 2
         return self._by_fast_path(self._fast_paths, x, hx) if taken else None
 
-    def _path_as_given(
-        self, call: Call, backend: Backend, fallback: Fallback, x: Any, hx: Any
-    ) -> FastPath | None:
-        """The fast path that `_fast_step` finds."""
+    def _call_as_given(
+        self, call: Call, backend: Backend, fallback: Fallback, paths: FastPaths, x: Any, hx: Any
+    ) -> Result | None:
+        """Run the call by the fast path that `_fast_step` finds from then on."""
         if hx is None:
             states = tuple([state.squeeze(0) for state in call.hx])
         else:
             states = (hx,) if type(hx) is Tensor else tuple(hx)
         weights = call.weights
         run = fast_cell_call(backend, call.spec, call.problem, x, states, weights, fallback)
-        return None if run is None else FastPath(run, weight_names(self), x, states, weights)
+        if run is None:
+            return None
+        y, h_n = run(x, states, weights)
+        remember(paths, FastPath(run, weight_names(self), x, states, weights), x.shape)
+        return y, as_hx(h_n)
 
     def _has_one_bias(self) -> bool:
         """Whether the cell has one bias of two: torch's cells take that, our layers do not.
@@ -178,11 +182,13 @@ def _promotes(x: Tensor, hx: Any) -> bool:
 
 
 def _new_state(x: Tensor, h_n: Tensor | States) -> Any:
-    """The states of a layer after one step in the form of a cell's result."""
+    """The states of a layer after one step, or of a cell, in the form of a cell's result."""
     if isinstance(h_n, tuple):
         return tuple([_new_state(x, state) for state in h_n])
     if x.dim() == 1:
         return h_n[0, 0]
+    if h_n.dim() == 2:
+        return h_n
     if torch.compiler.is_compiling() or type(h_n) is not Tensor or transforming():
         return h_n.squeeze(0)
     return h_n.squeeze_(0)  # in place, so that the state is no view, which `detach_` refuses

@@ -170,6 +170,9 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
         recorded = starts is not None and any(start.requires_grad for start in starts)
         if reset.numel() == 0 or not (reset.any() or recorded):
             return self.forward(x, hx, return_states=return_states)
+        if resets.is_single_step(spec, x):
+            before = resets.replaced(spec, x, call.prepared.hx, reset, starts)
+            return self.forward(x, as_hx(before), return_states=return_states)
 
         def run(packed: PackedSequence, states: States) -> resets.Outcome:
             y, h_n, *others = self.forward(packed, as_hx(states), return_states=return_states)

@@ -101,7 +101,8 @@ def lower_sequence(module: nn.Module, x: Any, hx: Any) -> Call:
     prepared = prepare(spec, weights[0], x, hx)
     check_weights(spec, weight_names(module), weights)
     states = initial_states(spec, prepared)
-    problem = problem_of(prepared, states, weights)
+    cell = isinstance(module, nn.RNNCellBase)
+    problem = problem_of(prepared, states, weights, cell=cell)
     special = special_context(prepared.x, *states, *weights)
     return Call(spec, prepared, states, weights, problem, special)
 
@@ -138,12 +139,14 @@ def _one_step(tensor: Tensor, batched: bool) -> Tensor:
     return tensor.unsqueeze(0) if batched else tensor[None, None]
 
 
-def problem_of(prepared: Prepared, hx: States, weights: tuple[Tensor, ...]) -> Problem:
-    """The properties of a call by which a backend accepts or declines it."""
+def problem_of(
+    prepared: Prepared, hx: States, weights: tuple[Tensor, ...], *, cell: bool = False
+) -> Problem:
+    """The properties of a call, of a cell or a layer, by which a backend accepts or declines it."""
     x, rows = prepared.x, prepared.rows
     packed, grad = prepared.packed is not None, needs_grad(x, hx, weights)
     where, index = x.device.type, x.get_device()
-    return Problem(x.dtype, where, rows.T, rows.B, rows.N, packed, grad, index)
+    return Problem(x.dtype, where, rows.T, rows.B, rows.N, packed, grad, index, cell)
 
 
 def needs_grad(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> bool:

@@ -144,6 +144,27 @@ def time_major(spec: RNNSpec, reset: Tensor) -> Tensor:
     return reset.transpose(0, 1) if spec.batch_first else reset
 
 
+def is_single_step(spec: RNNSpec, x: Tensor) -> bool:
+    """Whether a call is one step of a batch in one direction, whose states `replaced` gives."""
+    return x.dim() == 3 and spec.num_directions == 1 and x.shape[bool(spec.batch_first)] == 1
+
+
+def replaced(
+    spec: RNNSpec, x: Tensor, hx: States | None, reset: Tensor, starts: States | None
+) -> States:
+    """The states before a single step: a reset replaces them, and nothing has to be packed.
+
+    Args and form of the states as of `run`.
+    """
+    mask = time_major(spec, reset).view(1, -1, 1)
+    if hx is None:
+        hx = tuple([x.new_zeros(shape) for shape in spec.state_shapes(mask.shape[1])])
+    if starts is None:
+        return tuple([torch.where(mask, 0, state) for state in hx])
+    anew = [start[:, 0, :, 0] if start.dim() == 5 else start for start in starts]
+    return tuple([torch.where(mask, a, state) for a, state in zip(anew, hx, strict=True)])
+
+
 def run(
     spec: RNNSpec,
     x: Tensor,

@@ -65,6 +65,7 @@ UNARY = {
     "new": lambda x: x.new_zeros(x.shape) + x.new_full((3,), 2.0) * x + x.new_ones(1),
     "float": lambda x: x.double().to(x.dtype).contiguous().clone() * 1.0,
     "in place": lambda x: (x * 2).mul_(3.0).add_(x, alpha=2),
+    "pow_": lambda x: (x * 2).pow_(2) + (x * 2).clamp_(min=0.5).pow_(-1),
     "literal": lambda x: x * torch.tensor(0.5) + torch.tensor([1.0, 2.0, 3.0]),
     "arange": lambda x: x * torch.arange(3),
 }

@@ -13,9 +13,9 @@ from rnnjit.ir import RNN_TANH
 LARGE, HUGE = (512, 512), (1024, 1024)
 
 
-def reasons(T, B, sizes=LARGE, *, trains=False, layers=1, dtype=torch.float32):
+def reasons(T, B, sizes=LARGE, *, trains=False, layers=1, dtype=torch.float32, cell=False):
     I, H = sizes
-    problem = Problem(dtype, "cpu", T, B, T * B, False, trains)
+    problem = Problem(dtype, "cpu", T, B, T * B, False, trains, cell=cell)
     return why_torch(RNNSpec(I, H, layers, cell=RNN_TANH), problem)
 
 
@@ -33,10 +33,15 @@ def test_a_row_is_left_to_torch_where_one_thread_would_read_the_weights(threads)
     assert reasons(4, 1, HUGE)
     assert not reasons(5, 1, HUGE)
     assert not reasons(1, 2, HUGE)
-    assert not reasons(1, 1, LARGE)
+    assert reasons(1, 1, LARGE)
+    assert not reasons(2, 1, LARGE)
+    assert not reasons(1, 1, (511, 512))
     assert not reasons(2, 1, HUGE, trains=True)
     threads(2)
-    assert not reasons(1, 1, HUGE)
+    assert not reasons(4, 1, HUGE)
+    # Several threads divide such weights between them, if they are large enough.
+    assert reasons(1, 1, HUGE)
+    assert not reasons(1, 1, (2048, 1024))
 
 
 def test_training_on_one_row_of_one_step_is_left_to_torch():
@@ -53,11 +58,23 @@ def test_a_step_of_many_rows_is_left_to_torch():
     assert not reasons(2, 64, HUGE)
     assert not reasons(1, 64, LARGE)
     assert not reasons(1, 4, HUGE)
+    assert reasons(1, 4, (4096, 1024))
+    assert not reasons(1, 2, (4096, 1024))
     assert not reasons(1, 16, HUGE, trains=True)
     assert reasons(1, 32, HUGE, trains=True)
     # The weights of the layers after the first count.
     assert not reasons(1, 64, (1, 1000))
     assert reasons(1, 64, (1, 1000), layers=2)
+
+
+def test_a_cell_of_few_rows_is_left_to_torch():
+    """Torch has one operator for it, which autograd records without Python."""
+    assert reasons(1, 1, (256, 256), cell=True)
+    assert not reasons(1, 1, (128, 128), cell=True)
+    for size, rows in ((16, 1), (128, 1), (128, 16), (1024, 1)):
+        assert reasons(1, rows, (size, size), trains=True, cell=True)
+    assert not reasons(1, 64, (128, 128), trains=True, cell=True)
+    assert not reasons(1, 16, (128, 128), trains=True)
 
 
 def test_many_rows_of_a_single_feature_are_left_to_torch():
@@ -82,7 +99,7 @@ def test_auto_leaves_a_step_of_large_weights_to_torch_and_says_so():
     with torch.no_grad():
         report = str(rnnjit.explain(module, x))
     assert "-> eager" in report
-    assert "but defers: a single step is two products for each layer, with 8 MB" in report
+    assert "but defers: a single step is two products for each layer, with 8.4 MB" in report
 
 
 def test_a_backend_that_is_named_runs_the_call():

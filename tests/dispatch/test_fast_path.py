@@ -1,5 +1,6 @@
 """Protects the fast path: it gives what the slow path gives, or is not taken."""
 
+import itertools
 import threading
 
 import pytest
@@ -128,6 +129,41 @@ def test_a_changed_configuration_is_seen():
     fast.double()
     rnn.double()
     agree((rnn, fast), x.double())
+
+
+def strided_call(kind):
+    """One step of a batch-first sequence, and states with gaps, as decoders give them."""
+    x = torch.randn(4, 9, 6, dtype=torch.float64)[:, 5]
+    states = [torch.randn(8, 5, dtype=torch.float64)[::2] for _ in range(1 + ("LSTM" in kind))]
+    if "Cell" not in kind:
+        x, states = x[:, None], [state[None] for state in states]
+    return x, tuple(states) if len(states) > 1 else states[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained"),
+    [
+        *itertools.product(["RNN", "LSTM", "GRU"], [False, True]),
+        *itertools.product(["RNNCell", "LSTMCell", "GRUCell"], [False]),
+    ],
+)
+def test_inputs_with_gaps_do_without_the_calls_of_the_long_way(kind, trained, monkeypatch):
+    torch.manual_seed(0)
+    form = {} if "Cell" in kind else {"batch_first": True}
+    eager = getattr(nn, kind)(6, 5, dtype=torch.float64, **form)
+    fast = rnnjit.compile(eager, backend="numba")
+    monkeypatch.setattr("rnnjit.execution.fast_call.run_stack", None)
+    monkeypatch.setattr("rnnjit.frontend.compiled_base.run_stack", None)
+    with torch.set_grad_enabled(trained):
+        for _ in range(2):
+            x, states = strided_call(kind)
+            x.requires_grad_(trained)
+            found, expected = fast(x, states), eager(x, states)
+            torch.testing.assert_close(found, expected)
+            if trained:
+                inputs = x, eager.weight_hh_l0
+                ours, theirs = (torch.autograd.grad(y[0].sum(), inputs) for y in (found, expected))
+                torch.testing.assert_close(ours, theirs)
 
 
 def gradients(module, x, h0, grad_y, grad_h_n):

@@ -100,7 +100,7 @@ HOW_FIRST = rnnjit.adapt(
     results=("a", "y", "v"),
     returns=("y",),
     batch_first=True,
-    input_size="n_in",
+    input_size="w.in_features",
     hidden_size="n",
 )
 HOW_TUPLE = rnnjit.adapt(

@@ -139,3 +139,35 @@ def test_no_sequences():
     module = rnnjit.compile(nn.RNN(I, H))
     y, h = module(torch.zeros(T, 0, I), reset=torch.zeros(T, 0, dtype=torch.bool))
     assert (y.shape, h.shape) == ((T, 0, H), (1, 0, H))
+
+
+@pytest.mark.parametrize("batch_first", [False, True], ids=["", "batch-first"])
+@pytest.mark.parametrize("form", ["zeros", "vector", "each"])
+@pytest.mark.parametrize("given", [False, True], ids=["no-hx", "hx"])
+def test_a_reset_before_a_single_step_replaces_the_states(form, given, batch_first):
+    torch.manual_seed(0)
+    lstm = nn.LSTM(3, 4, num_layers=2, batch_first=batch_first).double()
+    fast, options = rnnjit.compile(lstm), {"dtype": torch.float64}
+    shape = (5, 1) if batch_first else (1, 5)
+    x, mask = torch.randn(*shape, 3, **options), torch.rand(shape) < 0.5
+    assert 0 < mask.sum() < 5
+    hx = tuple(torch.randn(2, 5, 4, **options).requires_grad_() for _ in range(2))
+    starts = {"vector": (2, 4), "each": (2, *shape, 4)}.get(form)
+    anew = starts and tuple(torch.randn(starts, **options).requires_grad_() for _ in range(2))
+    found = fast(x, hx if given else None, reset=mask, reset_to=anew)
+    before = hx if given else tuple(torch.zeros(2, 5, 4, **options) for _ in range(2))
+    to = [torch.zeros(2, 1, 4, **options)] * 2
+    if anew:
+        to = [each.unsqueeze(1) if form == "vector" else each.reshape(2, 5, 4) for each in anew]
+    cut = tuple(torch.where(mask.view(1, 5, 1), a, b) for a, b in zip(to, before, strict=True))
+    expected = lstm(x, cut)
+    leaves = [*(hx if given else ()), *(anew or ()), *lstm.parameters()]
+    pairs = zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs)
+    ours, theirs = (
+        torch.autograd.grad(y.sin().sum() + c.square().sum(), leaves)
+        for y, (_, c) in (found, expected)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)

@@ -18,6 +18,7 @@ LAYERS = (
     {"cells"},
     {"spec"},
     {"backend"},
+    {"single_step"},
     {"reference", "recurrence", "codegen"},
     {"dispatch"},
     {"execution"},

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from rnnjit.bench.models.case import ModelCase
+from rnnjit.bench.models.nested import leaves, mapped, tensors_in
 
 #: Calls of different shapes that are repeated; a decoder makes thousands of one shape.
 _MOST_KINDS = 64
@@ -56,10 +56,10 @@ def _record(case: ModelCase, model: nn.Module, call: Callable[[], object]) -> li
     found: dict[Any, _Recorded] = {}
 
     def see(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        shapes = tuple(getattr(leaf, "shape", None) for leaf in tree_leaves((args, named)))
+        shapes = tuple(getattr(leaf, "shape", None) for leaf in leaves((args, named)))
         key = id(module), shapes
         if key not in found and len(found) < _MOST_KINDS:
-            found[key] = _Recorded(module, *tree_map(_copied, (args, named)))
+            found[key] = _Recorded(module, *mapped(_copied, (args, named)))
         if key in found:
             found[key].calls += 1
 
@@ -82,19 +82,15 @@ def _outermost(module: nn.Module, kinds: tuple[type, ...]) -> list[nn.Module]:
     return [found for child in module.children() for found in _outermost(child, kinds)]
 
 
-def _copied(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
+def _copied(leaf: Tensor) -> Tensor:
     return leaf.detach().clone().requires_grad_(leaf.requires_grad)
 
 
 def _repeat(recorded: _Recorded) -> None:
     found = recorded.module(*recorded.args, **recorded.named)
-    outputs = [
-        leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor) and leaf.requires_grad
-    ]
-    given = [*tree_leaves((recorded.args, recorded.named)), *recorded.module.parameters()]
-    wanted = [leaf for leaf in given if isinstance(leaf, Tensor) and leaf.requires_grad]
+    outputs = [leaf for leaf in tensors_in(found) if leaf.requires_grad]
+    given = [*tensors_in((recorded.args, recorded.named)), *recorded.module.parameters()]
+    wanted = [leaf for leaf in given if leaf.requires_grad]
     if outputs and wanted:
         ones = [torch.ones_like(output) for output in outputs]
         torch.autograd.grad(outputs, wanted, ones, allow_unused=True)
