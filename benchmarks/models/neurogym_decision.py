@@ -6,14 +6,15 @@ and a linear layer name the choice at every step.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
 
 from rnnjit.bench.models import ModelCase
 
-_BATCH, _STEPS = 16, 100
+_BATCH, _STEPS, _BATCHES = 16, 100, 20
 
 
 class Network(nn.Module):
@@ -29,31 +30,33 @@ class Network(nn.Module):
         return self.linear(self.rnn(seen)[0])
 
 
-def _trials() -> Any:
+@cache
+def _trials() -> list[tuple[Tensor, Tensor]]:
+    """Observations and choices of some batches: made once, since not all of it can be seeded."""
     import neurogym
 
     dataset = neurogym.Dataset(
-        "PerceptualDecisionMaking-v0", batch_size=_BATCH, seq_len=_STEPS, cache_len=50 * _STEPS
+        "PerceptualDecisionMaking-v0", batch_size=_BATCH, seq_len=_STEPS, cache_len=10 * _STEPS
     )
-    dataset.seed(1)
-    return dataset
+    pairs = [tuple(map(torch.from_numpy, dataset())) for _ in range(_BATCHES)]
+    return [(seen.clone(), choices.long().flatten()) for seen, choices in pairs]
 
 
 def inference(model: nn.Module, dtype: torch.dtype):
     """The scores of a batch."""
-    seen = torch.from_numpy(_trials()()[0]).to(dtype)
+    seen = _trials()[0][0].to(dtype)
     return lambda: model(seen)
 
 
 def training(model: nn.Module, dtype: torch.dtype):
-    """One step of Adam, its trials included."""
-    trials = _trials()
+    """One step of Adam."""
+    trials = cycle(_trials())
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def step() -> Tensor:
-        seen, choices = map(torch.from_numpy, trials())
+        seen, choices = next(trials)
         scores = model(seen.to(dtype)).flatten(0, 1)
-        loss = nn.functional.cross_entropy(scores, choices.long().flatten())
+        loss = nn.functional.cross_entropy(scores, choices)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
