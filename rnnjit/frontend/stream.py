@@ -109,7 +109,8 @@ class Stream:
             ValueError: (assigning) a wrong shape, or a dtype that cannot be converted.
         """
         with _one_thread_if_forked():
-            return as_hx(tuple([state.clone() for state in self._states]))
+            dtype = self._states[0].dtype
+            return as_hx(tuple([state.to(dtype, copy=True) for state in self._states]))
 
     @state.setter
     def state(self, value: Tensor | States | list[Tensor]) -> None:
@@ -211,10 +212,12 @@ class Stream:
         return y
 
     def _step_by_call(self, backend: Backend, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        rows = Rows(1, self._batch, self._batch)
+        rows, states = Rows(1, self._batch, self._batch), self._states
+        carried = backend.carried_dtype(x.dtype)
+        states = (states[0], *[state.to(carried) for state in states[1:]])
         with torch.no_grad():
             y, h_n = run_stack(
-                *(backend, self._spec, rows, x, self._states, weights),
+                *(backend, self._spec, rows, x, states, weights),
                 training=False,
                 needs_grad=False,
                 fallback=self._fallback,

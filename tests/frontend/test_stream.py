@@ -112,6 +112,20 @@ def test_their_steps_are_the_whole_sequence_and_allocate_only_the_output(name, B
     assert allocated == [8 * y[0].numel()] * 5
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_stream_of_bfloat16_rounds_no_state_that_a_sequence_does_not(name):
+    module = rnnjit.compile(LAYERS[name]().bfloat16(), backend="numba").eval()
+    x = torch.randn(T, 3, I).bfloat16()
+    with torch.no_grad():
+        y, last = module(x)
+    stream = rnnjit.Stream(module, 3)
+    assert torch.equal(streamed(stream, x), y)
+    assert stream.backend == "numba"
+    for state, whole in zip(stream.state, last, strict=True):
+        assert state.dtype is torch.bfloat16
+        assert torch.equal(state, whole)
+
+
 def test_states_that_do_not_fit_a_stream_of_several():
     stream = rnnjit.Stream(nn.LSTM(I, H))
     h, c = stream.state
