@@ -347,6 +347,19 @@ class Backend(ABC):
         """
         return (True,) * len(needed)
 
+    def carried_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the states but the first between parts of a sequence (optional).
+
+        By default it is `dtype`. A backend that computes these states with more bits than tensors
+        of `dtype` have returns a wider one. It then takes hx of which all states but the first have
+        this dtype, too, and returns h_n and the gradients of hx in the dtypes of hx, so that a
+        sequence in parts has the bits of the whole one.
+
+        Args:
+            dtype: of x and the weights.
+        """
+        return dtype
+
     def rebuilds_output(self, layer: LayerSpec) -> bool:
         """Whether `rebuilt_output` computes the y of this layer (optional; by default not).
 
@@ -445,7 +458,8 @@ class Backend(ABC):
 
         Args:
             spec: the stack, unidirectional.
-            dtype: dtype of all tensors, which are on the backend's device.
+            dtype: dtype of all tensors, which are on the backend's device, but of the states after
+                the first, whose dtype is `carried_dtype(dtype)`.
             batch: B, at least 1.
 
         Returns:

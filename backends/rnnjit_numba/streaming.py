@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rnnjit import LayerSpec
 from rnnjit.backend import States, Stepper
-from rnnjit.codegen.computed import computed, widened
+from rnnjit.codegen.computed import computed
 from rnnjit.codegen.forward_call import Recipe, scratch_address, writer
 from rnnjit.runtime.openmp import most_threads
 from rnnjit_numba.arguments import FIELDS, ForwardArguments, argument_count
@@ -52,16 +52,8 @@ def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Step
     stack = [_layer(dtype, layers, index, batch, threads) for index in range(len(layers))]
     write = [writer(FIELDS, layer) for layer in layers]
     behind = argument_count(ForwardArguments, layers[0].cell)
-    narrow = computed(dtype) is not dtype and len(layers[0].cell.states) > 1
 
     def step(x: Tensor, hx: States, h_n: States, y: Tensor, weights: tuple[Tensor, ...]) -> None:
-        given = widened(hx)
-        wide = (h_n[0], *[torch.empty_like(state) for state in given[1:]])
-        run(x, given, wide, y, weights)
-        for state, found in zip(h_n[1:], wide[1:], strict=True):
-            state.copy_(found)
-
-    def run(x: Tensor, hx: States, h_n: States, y: Tensor, weights: tuple[Tensor, ...]) -> None:
         starts = [state.data_ptr() for state in hx]
         ends = [state.data_ptr() for state in h_n]
         source = x.data_ptr()
@@ -77,7 +69,7 @@ def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Step
             recipe.kernel(block, recipe.threads, recipe.late_threads)
             source = to
 
-    return step if narrow else run
+    return step
 
 
 def _layer(

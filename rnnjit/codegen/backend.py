@@ -18,6 +18,7 @@ from rnnjit.backend import (
     Training,
     values_read,
 )
+from rnnjit.codegen.computed import computed
 from rnnjit.codegen.deferral import why_torch
 from rnnjit.codegen.pointwise import OPERATIONS
 from rnnjit.ir.rebuilt_output import rebuilt_output
@@ -89,6 +90,10 @@ class CPUBackend(Backend):
     def rebuilds_output(self, layer: LayerSpec) -> bool:
         """Whether the output is an exact function of a state, whose values are saved."""
         return not layer.proj_size and rebuilt_output(layer.cell) is not None
+
+    def carried_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What kernels compute with."""
+        return computed(dtype)
 
     def rebuilt_output(
         self, layer: LayerSpec, saved: tuple[Tensor, ...], dtype: torch.dtype

@@ -194,6 +194,7 @@ def bound(
         table: Tensor | None,
     ) -> LayerGrads:
         grad_x, like, like_h0 = new_grad_x(x) if needs_x else None, x, hx[0]
+        dtypes = [state.dtype for state in hx] if narrow else []
         if narrow:
             like = x.new_empty(0, dtype=computed(x.dtype))
             hx, grad_h_n = widened(hx), tuple([_wide(grad) for grad in grad_h_n])
@@ -240,7 +241,8 @@ def bound(
         for i, shape in zeros:
             own[i] = x.new_zeros(shape)
         if narrow:
-            of_states = [rounded(grad, x.dtype) for grad in (grad_h0, *others)]
+            given = zip((grad_h0, *others), dtypes, strict=True)
+            of_states = [rounded(grad, dtype) for grad, dtype in given]
             own = [rounded(grad, x.dtype) for grad in own]
             return LayerGrads(grad_x, tuple(of_states), tuple(own))
         return LayerGrads(grad_x, (grad_h0, *others), tuple(own))

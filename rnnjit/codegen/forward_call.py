@@ -341,12 +341,12 @@ def _run(
 ) -> tuple[Tensor, States]:
     """Allocate y and the last states, and call the kernel."""
     y = huge_pages.new_empty(x, len(x), layer.num_directions * layer.output_size)
-    hx = widened(hx)
+    dtypes, hx = [state.dtype for state in hx], widened(hx)
     h_n = tuple([torch.empty_like(state) for state in hx])
     held = [w if w.is_contiguous() else w.contiguous() for w in weights]
     before, after = ([state.data_ptr() for state in states] for states in (hx, h_n))
     call(x, before, after, held, y, saved, table)
-    return y, narrowed(h_n)
+    return y, tuple([state.to(dtype) for state, dtype in zip(h_n, dtypes, strict=True)])
 
 
 def scratch_address(recipe: Recipe, block: array[int], scratch: Tensor | None) -> int:

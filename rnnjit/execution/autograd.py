@@ -26,6 +26,7 @@ from rnnjit.reference import layer_backward
 from rnnjit.runtime import huge_pages
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import (
+    any_autocast,
     forward_mode,
     legacy_batched,
     never_traced,
@@ -71,8 +72,13 @@ def run_layer(
     if backend.differentiable or not needs_grad:
         own = flat(x)
         try:
+            carried = hx[-1].dtype
+            if carried is not own.dtype and not any_autocast():
+                # Another backend may have computed the states, see `Backend.carried_dtype`.
+                carried = backend.carried_dtype(own.dtype)
+                hx = (hx[0], *[state.to(carried) for state in hx[1:]])
             output = backend.forward(layer, rows, own, hx, weights, needs_grad)
-            check_output(backend, layer, rows, own, output)
+            check_output(backend, layer, rows, own, output, carried)
         except Exception as error:
             blame(error, recorded=needs_grad)
             raise

@@ -83,6 +83,7 @@ class Recomputing(Backend):
         y = x.new_empty(rows.N, layer.num_directions * layer.output_size)
         h_n = tuple([torch.empty_like(state) for state in hx])
         saved: list[Tensor] = []
+        carried = self.inner.carried_dtype(x.dtype)
         for way in _directions(layer, rows):
             states, own = way.states(hx), way.weights(weights)
             columns, last = way.columns(y), way.states(h_n)
@@ -90,9 +91,11 @@ class Recomputing(Backend):
                 if segment.first:
                     states = tuple([s[:, : segment.rows.B].contiguous() for s in states])
                     saved += states[known:]
+                else:
+                    states = _carried(states, carried)
                 flat = way.take(x, segment)
                 output = self.inner.forward(way.layer, segment.rows, flat, states, own, False)
-                check_output(self.inner, way.layer, segment.rows, flat, output)
+                check_output(self.inner, way.layer, segment.rows, flat, output, carried)
                 way.put(columns, segment, output.y)
                 states = output.h_n
                 for whole, state in zip(last, states, strict=True):
@@ -151,11 +154,15 @@ class Recomputing(Backend):
             given = layer, rows, x, hx, weights
             return self._anew(*given, grad_y, grad_h_n, grad_states, needs)
         sums, saved = _Sums(x, weights, needs), iter(output.saved)
+        carried = self.inner.carried_dtype(x.dtype)
         starts: list[tuple[Tensor | None, ...]] = []
         for way in _directions(layer, rows):
             wanted = needs._replace(weights=way.weights(needs.weights))
             before = [way.states(hx)]
-            before += [_states_before(way, segment, output, saved) for segment in cut[1:]]
+            before += [
+                _carried(_states_before(way, segment, output, saved), carried)
+                for segment in cut[1:]
+            ]
             if not (wanted.x or any(wanted.hx) or any(wanted.weights)):
                 continue
             own, of_ends = way.weights(weights), _each(way.state, grad_h_n)
@@ -279,6 +286,11 @@ class _Sums:
 def _states_in_y(layer: LayerSpec) -> int:
     """How many of the states y holds: the first one, or none."""
     return 1 if layer.proj_size or layer.cell.out_state == 0 else 0
+
+
+def _carried(states: States, dtype: torch.dtype) -> States:
+    """States between segments, of which all but the first have this dtype."""
+    return (states[0], *[state.to(dtype) for state in states[1:]])
 
 
 def _inner(backend: Backend) -> Backend:

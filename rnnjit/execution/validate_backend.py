@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, States
@@ -19,7 +20,12 @@ from rnnjit.spec import LayerSpec, Rows
 
 
 def check_output(
-    backend: Backend, layer: LayerSpec, rows: Rows, x: Tensor, output: LayerOutput
+    backend: Backend,
+    layer: LayerSpec,
+    rows: Rows,
+    x: Tensor,
+    output: LayerOutput,
+    carried: torch.dtype | None = None,
 ) -> None:
     """Check what `Backend.forward` returned.
 
@@ -29,12 +35,13 @@ def check_output(
         rows: as given to the backend.
         x: the input; the results must have its dtype and device.
         output: the result of the backend.
+        carried: the dtype of the last states but the first; by default that of x.
 
     Raises:
         BackendError: it is not a LayerOutput, or y or h_n violates the contract.
     """
     D, B, sizes, dtype = layer.num_directions, rows.B, layer.state_sizes, x.dtype
-    device = x.device
+    device, wanted = x.device, dtype
     try:
         y, h_n, *_ = output
         if (
@@ -49,10 +56,11 @@ def check_output(
             for state, size in zip(h_n, sizes, strict=True):
                 if (
                     state.shape != (D, B, size)
-                    or state.dtype is not dtype
+                    or state.dtype is not wanted
                     or state.device != device
                 ):
                     break
+                wanted = carried or dtype
             else:
                 return
     except (AttributeError, TypeError, ValueError):
@@ -60,7 +68,8 @@ def check_output(
     if not isinstance(output, LayerOutput):
         raise BackendError(backend.name, "forward", "a LayerOutput", type(output).__name__)
     _check(backend, "y", output.y, (rows.N, D * sizes[0]), x)
-    _check_states(backend, output.h_n, [(D, rows.B, size) for size in sizes], x)
+    others = x if carried is None else x.new_empty(0, dtype=carried)
+    _check_states(backend, output.h_n, [(D, rows.B, size) for size in sizes], x, others)
     # Under a transform, tensors do not have meaningful strides.
     if not output.y.is_contiguous() and not transforming():
         strides = f"one of strides {output.y.stride()}"
@@ -118,7 +127,7 @@ def check_stack_output(
     if not isinstance(result, tuple) or len(result) != 2:
         raise BackendError(backend.name, "its shortcut", "a pair (y, h_n)", type(result).__name__)
     _check(backend, "y", result[0], y_shape, x)
-    _check_states(backend, result[1], [tuple(state.shape) for state in hx], x)
+    _check_states(backend, result[1], [tuple(state.shape) for state in hx], x, x)
 
 
 def check_grads(
@@ -190,14 +199,17 @@ def check_untouched(backend: Backend, untouched: bool) -> None:
 
 
 def _check_states(
-    backend: Backend, h_n: Any, shapes: Sequence[tuple[int, ...]], like: Tensor
+    backend: Backend, h_n: Any, shapes: Sequence[tuple[int, ...]], like: Tensor, others: Tensor
 ) -> None:
-    """Check the states that a backend returned: a tuple of tensors of these shapes."""
+    """Check the states that a backend returned: a tuple of tensors of these shapes.
+
+    The first has the dtype and device of `like`, the others those of `others`.
+    """
     if not isinstance(h_n, tuple) or len(h_n) != len(shapes):
         got = f"{len(h_n)} of them" if isinstance(h_n, tuple) else type(h_n).__name__
         raise BackendError(backend.name, "h_n", f"a tuple of {len(shapes)} states", got)
     for index, (state, shape) in enumerate(zip(h_n, shapes, strict=True)):
-        _check(backend, f"h_n[{index}]", state, shape, like)
+        _check(backend, f"h_n[{index}]", state, shape, others if index else like)
 
 
 def _check(backend: Backend, name: str, value: Any, shape: tuple[int, ...], like: Tensor) -> None:

@@ -109,7 +109,8 @@ class Stream:
             ValueError: (assigning) a wrong shape, or a dtype that cannot be converted.
         """
         with _one_thread_if_forked():
-            return as_hx(tuple([state.clone() for state in self._states]))
+            dtype = self._states[0].dtype
+            return as_hx(tuple([state.to(dtype, copy=True) for state in self._states]))
 
     @state.setter
     def state(self, value: Tensor | States | list[Tensor]) -> None:
@@ -211,10 +212,12 @@ class Stream:
         return y
 
     def _step_by_call(self, backend: Backend, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        rows = Rows(1, self._batch, self._batch)
+        rows, states = Rows(1, self._batch, self._batch), self._states
+        carried = backend.carried_dtype(x.dtype)
+        states = (states[0], *[state.to(carried) for state in states[1:]])
         with torch.no_grad():
             y, h_n = run_stack(
-                *(backend, self._spec, rows, x, self._states, weights),
+                *(backend, self._spec, rows, x, states, weights),
                 training=False,
                 needs_grad=False,
                 fallback=self._fallback,
@@ -243,10 +246,12 @@ class Stream:
         else:
             self._backend, self._fallback = ReferenceBackend(), RAISE
         self._stepper = self._backend.stepper(spec, x.dtype, self._batch)
-        before = self._states[0]
-        if (before.dtype, before.device) != (x.dtype, x.device):
-            self._states = tuple([state.to(x) for state in self._states])
-            self._spare = tuple([state.to(x) for state in self._spare])
+        carried = self._backend.carried_dtype(x.dtype)
+        dtypes = (x.dtype, *[carried] * (len(self._states) - 1))
+        self._states, self._spare = (
+            tuple([state.to(x.device, to) for state, to in zip(states, dtypes, strict=True)])
+            for states in (self._states, self._spare)
+        )
         self._alike: Callable[..., bool] = lambda *tensors: False
         if HAS_GUARDS:
             self._alike = tensor_guards((x, *weights))

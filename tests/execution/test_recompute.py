@@ -122,11 +122,12 @@ def test_gradients_of_some_inputs_alone(frozen):
     agree(rnn, rnnjit.compile(rnn, backend="numba", recompute=True), frozen=FROZEN[frozen])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["LSTM", "packed", "two-directions-projected", "dropout"])
-def test_the_forward_pass_gives_the_same_bits_as_without_it(name):
+def test_the_forward_pass_gives_the_same_bits_as_without_it(name, dtype):
     make, config, packed = CASES[name]
-    rnn = layer(make, **config).float()
-    x = torch.randn(T, B, I)
+    rnn = layer(make, **config).to(dtype)
+    x = torch.randn(T, B, I).to(dtype)
     x = pack_padded_sequence(x, LENGTHS) if packed else x
     found = []
     for recompute in (False, True):

@@ -39,22 +39,6 @@ def test_frame_by_frame_is_bit_for_bit_the_whole_sequence(options, B, dtype):
     assert torch.equal(stream.state, h_n)
 
 
-@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_frames_of_bfloat16(kind):
-    """The second state of an nn.LSTM is rounded after every step of a stream, as in eager."""
-    rnn = kind(I, H, 2, dtype=torch.bfloat16)
-    module, x = rnnjit.compile(rnn, backend="numba").eval(), torch.randn(T, 3, I).bfloat16()
-    stream, hx = rnnjit.Stream(module, 3), None
-    for frame in x:
-        with torch.no_grad():
-            y, hx = module(frame[None], hx)
-        assert torch.equal(stream.step(frame), y[0])
-    assert stream.backend == "numba"
-    states = (stream.state, hx) if kind is not nn.LSTM else (*stream.state, *hx)
-    half = len(states) // 2
-    assert all(torch.equal(states[k], states[k + half]) for k in range(half))
-
-
 @pytest.mark.parametrize("B", [1, 24])
 def test_threads_share_a_step(B):
     module = rnnjit.compile(nn.RNN(300, 700, 2), backend="numba").eval()
@@ -126,6 +110,20 @@ def test_their_steps_are_the_whole_sequence_and_allocate_only_the_output(name, B
             stream.step(x[0])
     allocated = [event.cpu_memory_usage for event in profile.events() if event.cpu_memory_usage > 0]
     assert allocated == [8 * y[0].numel()] * 5
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_stream_of_bfloat16_rounds_no_state_that_a_sequence_does_not(name):
+    module = rnnjit.compile(LAYERS[name]().bfloat16(), backend="numba").eval()
+    x = torch.randn(T, 3, I).bfloat16()
+    with torch.no_grad():
+        y, last = module(x)
+    stream = rnnjit.Stream(module, 3)
+    assert torch.equal(streamed(stream, x), y)
+    assert stream.backend == "numba"
+    for state, whole in zip(stream.state, last, strict=True):
+        assert state.dtype is torch.bfloat16
+        assert torch.equal(state, whole)
 
 
 def test_states_that_do_not_fit_a_stream_of_several():
