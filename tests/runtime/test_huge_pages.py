@@ -13,16 +13,16 @@ SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 WIDE, MANY = 1 << 10, huge_pages.LARGE // (1 << 12) * 4
 
 
-def huge_kilobytes(tensor):
-    """The kilobytes of huge pages in the mapping that holds a tensor."""
+def advice(tensor):
+    """The kernel's flags of the mapping that holds a tensor; "hg" stands for MADV_HUGEPAGE."""
     at, inside = tensor.data_ptr() + tensor.nbytes // 2, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first = line.split()[0]
         if "-" in first and not first.endswith(":"):
             start, end = (int(each, 16) for each in first.split("-"))
             inside = start <= at < end
-        elif inside and first == "AnonHugePages:":
-            return int(line.split()[1])
+        elif inside and first == "VmFlags:":
+            return line.split()[1:]
     raise AssertionError("the tensor is in no mapping")
 
 
@@ -30,11 +30,10 @@ def huge_kilobytes(tensor):
     not (sys.platform == "linux" and SETTING.exists()) or "[never]" in SETTING.read_text(),
     reason="this system has no huge pages",
 )
-def test_a_large_tensor_has_huge_pages():
+def test_huge_pages_are_asked_for_below_a_large_tensor():
+    # Whether they are given depends on how the machine's free memory lies.
     like = torch.zeros(1, dtype=torch.float32, device="cpu")
-    tensor = huge_pages.new_empty(like, MANY, WIDE)
-    tensor.fill_(1.0)
-    assert huge_kilobytes(tensor) > 0
+    assert "hg" in advice(huge_pages.new_empty(like, MANY, WIDE))
 
 
 @pytest.mark.parametrize("rows", [0, 1, MANY], ids=["empty", "small", "large"])
