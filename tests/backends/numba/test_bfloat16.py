@@ -65,8 +65,12 @@ def case(kind, T, B, I, H):
     return rnn, torch.randn(T, B, I).to(BF16), torch.randn(T, B, y.shape[-1]).to(BF16)
 
 
-# Odd and even sizes: an odd number of terms leaves half a pair.
-@pytest.mark.parametrize("sizes", [(9, 17, 13, 40), (20, 3, 30, 33)], ids=["odd-I", "odd-H"])
+# Odd and even sizes: an odd number of terms leaves half a pair. Weights are packed for many rows.
+@pytest.mark.parametrize(
+    "sizes",
+    [(9, 17, 13, 40), (20, 3, 30, 33), (3, 70, 30, 33)],
+    ids=["odd-I", "odd-H", "odd-H-packed"],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_are_as_exact_as_eager_s(kind, sizes):
     rnn, x, grad = case(kind, *sizes)
