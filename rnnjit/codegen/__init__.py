@@ -2,7 +2,8 @@
 
 * `isa` and `host`: instruction sets, and that of this machine;
 * `pointwise` and `elementary`: vector code for the operations of cells, with exp and tanh;
-* `elman`: which cells the kernels of nn.RNN can compute;
+* `cell_layout`: how a cell's gates lie in the kernels' memory;
+* `computed`: between tensors of bfloat16 and the float32 that kernels compute with;
 * `deferral`: the calls that `auto` leaves to torch's own operators;
 * `subnormals`: whether backward kernels flush subnormal numbers;
 * `row_slices`: how threads divide a batch;
