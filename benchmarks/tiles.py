@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -34,10 +35,10 @@ _STEPS, _SECONDS = 30, 3.0
 def measured() -> dict[str, Any]:
     """The rates of this machine, in GFLOP/s."""
     isa, floats = host_isa(), {}
-    for bits in (32, 64):
-        rates = measure(Kind(bits, RNN_TANH), steps=_STEPS, seconds=_SECONDS)
-        floats[f"float{bits}"] = {
-            "peak": fma_peak(bits, 1) / 1e9,
+    for dtype in (torch.float32, torch.float64):
+        rates = measure(Kind(dtype, RNN_TANH), steps=_STEPS, seconds=_SECONDS)
+        floats[str(dtype).removeprefix("torch.")] = {
+            "peak": fma_peak(8 * dtype.itemsize, 1) / 1e9,
             "tiles": {str(tile): rate for tile, rate in rates.tiles.items()},
             "sums": {str(shape): rate for shape, rate in rates.outer.items()},
             "chosen": str(tile_choice.best_tiling(isa, rates, tile_choice.MANY)),

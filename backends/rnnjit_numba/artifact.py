@@ -32,10 +32,9 @@ def build(spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
 
     if reasons := why_not_projected(spec.cell) if spec.proj_size else []:
         raise ValueError(f"target {target!r} cannot compute these layers: {'; '.join(reasons)}")
-    bits = 8 * dtype.itemsize
     isa, requires = target_named(target)
     public = program.functions(spec, name)
-    code = object_code(program.text(spec, isa, bits, name), isa, public, jit=False)
+    code = object_code(program.text(spec, isa, dtype, name), isa, public, jit=False)
     machine = {"triple": isa.triple, "cpu": isa.cpu, "requires": " ".join(requires)}
     versions = {package: version(package) for package in ("numba", "llvmlite")}
     files = {f"{name}.o": code, f"{name}.h": header(spec, dtype, target, name)}

@@ -65,8 +65,10 @@ class NumbaBackend(CPUBackend):
         from rnnjit_numba import tile_choice
         from rnnjit_numba.storage import multiplies_pairs
 
-        names = {32: "float32", 64: "float64", 16: "bfloat16"}
-        found = {f"tiles of {name}": tile_choice.described(bits) for bits, name in names.items()}
+        found = {
+            f"tiles of {str(dtype).removeprefix('torch.')}": tile_choice.described(dtype)
+            for dtype in self.dtypes
+        }
         isa = host_isa()
         pairs = multiplies_pairs(isa.features, wide=isa.vector_bytes == 64)
         how = "one instruction for a pair (avx512bf16)" if pairs else "a multiply-add for each"

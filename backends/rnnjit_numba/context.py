@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+
 from rnnjit.codegen import Isa
 from rnnjit.codegen.cell_layout import CellLayout
+from rnnjit.codegen.computed import computed
 from rnnjit.ir import CellSpec
 from rnnjit_numba import memory, pointwise
 from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
@@ -71,16 +74,15 @@ class CodegenContext:
 
     def __post_init__(self) -> None:
         # Distinct for each library that may be linked into one program.
-        element = "bf16" if self.storage.terms > 1 else f"f{self.lanes.bits}"
-        suffix = f"{element}_{self.cell.digest[:12]}"
+        suffix = f"{self.storage.suffix}_{self.cell.digest[:12]}"
         object.__setattr__(self, "symbols", SymbolTable(suffix))
 
     @staticmethod
-    def of(isa: Isa, bits: int, cell: CellSpec) -> CodegenContext:
-        """The context of a cell's kernels for elements of `bits` bits, see `Kind.bits`."""
-        wide, small = max(bits, 32), small_shapes(isa)
-        lanes = Lanes(wide, isa.lanes(wide // 8), isa.fma)
-        storage = storage_of(lanes, bits, isa.features, wide=isa.vector_bytes == 64)
+    def of(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> CodegenContext:
+        """The context of a cell's kernels for tensors of a dtype."""
+        size, small = computed(dtype).itemsize, small_shapes(isa)
+        lanes = Lanes(8 * size, isa.lanes(size), isa.fma)
+        storage = storage_of(lanes, dtype, isa.features, wide=isa.vector_bytes == 64)
         shapes = tuple(sorted({*candidates(isa), *small}, reverse=True))
         return CodegenContext(cell, storage, TileSet(storage, shapes, outer_candidates(isa)), small)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from llvmlite import ir
 
 from rnnjit.codegen import Isa
@@ -71,8 +72,8 @@ class KernelModule(NamedTuple):
     symbols: tuple[str, ...]
 
 
-def kernel_modules(isa: Isa, bits: int, cell: CellSpec) -> Iterator[KernelModule]:
-    """The kernels of a cell for elements of `bits` bits; each is lowered when it is requested.
+def kernel_modules(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> Iterator[KernelModule]:
+    """The kernels of a cell for tensors of a dtype; each is lowered when it is requested.
 
     Together they define, for each kernel, `<kernel>_alone(arguments)` for a single thread and
     `<kernel>_team(arguments)` to be run by every thread of an OpenMP team; `arguments` is the
@@ -80,7 +81,7 @@ def kernel_modules(isa: Isa, bits: int, cell: CellSpec) -> Iterator[KernelModule
     numbers to zero where the processor is slow with them, and leaves the caller's setting as it
     was; `backward_exact_alone` and `backward_exact_team` follow that setting.
     """
-    context = CodegenContext.of(isa, bits, cell)
+    context = CodegenContext.of(isa, dtype, cell)
     common = add_common(context)
     shared = tuple(context.symbols.functions)
     add_backward(context, common)
@@ -90,9 +91,9 @@ def kernel_modules(isa: Isa, bits: int, cell: CellSpec) -> Iterator[KernelModule
     yield _lowered(context, "forward", {"forward": False})
 
 
-def tile_modules(isa: Isa, bits: int, cell: CellSpec) -> Iterator[KernelModule]:
-    """The register tiles for elements of `bits` bits: the same for the kernels of every cell."""
-    context = CodegenContext.of(isa, bits, cell)
+def tile_modules(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> Iterator[KernelModule]:
+    """The register tiles for tensors of a dtype: the same for the kernels of every cell."""
+    context = CodegenContext.of(isa, dtype, cell)
     tiles, storage = context.tiles, context.storage
     # Two modules that take LLVM about as long, so that it can optimise them at once.
     for parts in (

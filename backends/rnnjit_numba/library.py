@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import llvmlite.binding as llvm
+import torch
 
 from rnnjit.codegen import Isa
 from rnnjit.codegen.host import host_isa
@@ -100,7 +101,7 @@ def compile_kernels(isa: Isa, kind: Kind) -> list[bytes]:
 
     Another thread optimises a part while numba lowers the next one on this thread.
     """
-    key = _tiles_key(isa, kind.bits)
+    key = _tiles_key(isa, kind.dtype)
     tiles = _kept_tiles(key)
     with _no_collection():
         from rnnjit_numba.kernel_modules import kernel_modules, tile_modules
@@ -122,10 +123,10 @@ def compile_kernels(isa: Isa, kind: Kind) -> list[bytes]:
     return [*tiles, *found[count:]]
 
 
-def _tiles_key(isa: Isa, bits: int) -> str:
+def _tiles_key(isa: Isa, dtype: torch.dtype) -> str:
     """What the object code of the tiles is kept under, for the next cell's kernels."""
     versions = [version(name) for name in _COMPILERS]
-    return object_cache.name_of(isa, bits, versions, files=(__file__,))
+    return object_cache.name_of(isa, dtype, versions, files=(__file__,))
 
 
 def _kept_tiles(key: str) -> list[bytes] | None:

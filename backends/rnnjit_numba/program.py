@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from llvmlite import ir
 
 from rnnjit import LayerSpec, RNNSpec
@@ -46,17 +47,17 @@ def functions(spec: RNNSpec, name: str) -> tuple[str, ...]:
     return tuple(f"{name}_{each}" for each in ("forward", "scratch_bytes", *stepping))
 
 
-def text(spec: RNNSpec, isa: Isa, bits: int, name: str) -> str:
+def text(spec: RNNSpec, isa: Isa, dtype: torch.dtype, name: str) -> str:
     """LLVM IR of the program, not optimised; see `functions` for what is public."""
-    context = CodegenContext.of(isa, bits, spec.cell)
+    context = CodegenContext.of(isa, dtype, spec.cell)
     common = add_common(context)
     add_forward(context, common)
-    memory_layout = Layout.of(spec, isa, bits // 8)
+    memory_layout = Layout.of(spec, isa, dtype)
     add_arguments(context, common, spec, memory_layout, program_tiling(isa).code)
     module = ir.Module(name)
     for symbol, function in context.symbols.take().items():
         lower(function, symbol, module)
-    program = _Program(module, context, spec, isa, memory_layout)
+    program = _Program(module, context, spec, isa, dtype, memory_layout)
     definitions = {
         "forward": program.define_forward,
         "scratch_bytes": program.define_scratch_bytes,
@@ -77,9 +78,16 @@ class _Program:
     """
 
     def __init__(
-        self, module: Any, context: CodegenContext, spec: RNNSpec, isa: Isa, memory_layout: Layout
+        self,
+        module: Any,
+        context: CodegenContext,
+        spec: RNNSpec,
+        isa: Isa,
+        dtype: torch.dtype,
+        memory_layout: Layout,
     ) -> None:
         self.module, self.context, self.spec, self.isa = module, context, spec, isa
+        self.kind = Kind(dtype, spec.cell)
         self.layout, self.size = memory_layout, context.lanes.itemsize
         self.states = len(spec.cell.states)
 
@@ -221,8 +229,8 @@ class _Program:
 
     def _set_layer(self, builder: Any, block: Any, packed: Any, layer: LayerSpec) -> None:
         """Set the arguments that follow from a layer's sizes."""
-        sizes = ForwardSizes.of(self.isa, Kind(8 * self.size, layer.cell), layer, direct=False)
-        in_place = ForwardSizes.of(self.isa, Kind(8 * self.size, layer.cell), layer, direct=True)
+        sizes = ForwardSizes.of(self.isa, self.kind, layer, direct=False)
+        in_place = ForwardSizes.of(self.isa, self.kind, layer, direct=True)
         numbers = (*sizes[:4], in_place.packed, layer.input_size)
         self._call(builder, "set_layer", block, packed, *map(I64, numbers))
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from rnnjit import RNNSpec
 from rnnjit.codegen import Isa
 from rnnjit.codegen.kernel import LINE, Kind
@@ -52,12 +54,12 @@ class Layout(NamedTuple):
     prepared: tuple[int, ...]
 
     @staticmethod
-    def of(spec: RNNSpec, isa: Isa, size: int) -> Layout:
-        """That of a stack's program for elements of `size` bytes."""
+    def of(spec: RNNSpec, isa: Isa, dtype: torch.dtype) -> Layout:
+        """That of a stack's program for tensors of a dtype."""
         layer, D = spec.layer(0), spec.num_directions
+        size = dtype.itemsize
         sizes = [
-            ForwardSizes.of(isa, Kind(8 * size, each.cell), each, direct=False)
-            for each in spec.layers
+            ForwardSizes.of(isa, Kind(dtype, each.cell), each, direct=False) for each in spec.layers
         ]
         words = ADDRESSES + argument_count(ForwardArguments, spec.cell)
         return Layout(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from llvmlite import ir
 
 from rnnjit_numba.simd import I32, I64, VOID, BFloatType, Lanes, declared, load
@@ -283,16 +284,18 @@ def _first_of(builder: Any, count: Any, lanes: int) -> Any:
     return builder.icmp_signed("<", ir.Constant(kind, list(range(lanes))), counts)
 
 
-def storage_of(lanes: Lanes, bits: int, features: tuple[str, ...], *, wide: bool) -> Storage:
-    """The storage of elements of `bits` bits.
+def storage_of(
+    lanes: Lanes, dtype: torch.dtype, features: tuple[str, ...], *, wide: bool
+) -> Storage:
+    """The storage of tensors of a dtype.
 
     Args:
         lanes: the vectors that they are computed with.
-        bits: 64, 32, or 16 for bfloat16.
+        dtype: of the tensors.
         features: of the target, by LLVM's names, see `Isa.features`.
         wide: whether the target has vectors of 512 bits with masks.
     """
-    if bits == 8 * lanes.itemsize:
+    if dtype is not torch.bfloat16:
         return Storage(lanes)
     dot = multiplies_pairs(features, wide=wide)
     return BFloat16(lanes, dot, masks=wide and "+avx512bw" in features)

@@ -76,7 +76,7 @@ def _layer(
     dtype: torch.dtype, layers: Sequence[LayerSpec], index: int, batch: int, threads: int
 ) -> _Layer:
     layer, size = layers[index], dtype.itemsize
-    recipe = forward_recipe(size, layer, 1, batch, batch, threads)
+    recipe = forward_recipe(dtype, layer, 1, batch, batch, threads)
     block = recipe.block[:]
     scratch = None
     if not recipe.inside:

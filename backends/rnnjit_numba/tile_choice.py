@@ -11,6 +11,8 @@ import json
 import os
 from typing import NamedTuple
 
+import torch
+
 from rnnjit import LayerSpec, Rows
 from rnnjit.codegen import Isa
 from rnnjit.codegen.host import host_isa
@@ -126,17 +128,17 @@ def forced(isa: Isa) -> Forced:
     return Forced(tiles[tile], outers.get(outer))
 
 
-def known_rates(isa: Isa, bits: int) -> Rates | None:
+def known_rates(isa: Isa, dtype: torch.dtype) -> Rates | None:
     """The rates that were measured on this machine before, or None."""
-    kept = object_cache.fetch(_key(isa, bits), "tiles")
+    kept = object_cache.fetch(_key(isa, dtype), "tiles")
     try:
         return None if kept is None else _from_json(isa, json.loads(kept))
     except (ValueError, LookupError, TypeError):
         return None
 
 
-def described(bits: int) -> str:
-    """Which tiles many rows are cut into, for elements of `bits` bits, and by what they are chosen.
+def described(dtype: torch.dtype) -> str:
+    """Which tiles many rows are cut into, for tensors of a dtype, and by what they are chosen.
 
     It measures nothing.
     """
@@ -145,7 +147,7 @@ def described(bits: int) -> str:
         wanted = forced(isa)
     except ValueError as error:
         return str(error)
-    rates = known_rates(isa, bits)
+    rates = known_rates(isa, dtype)
     tile = wanted.tiling or best_tiling(isa, rates, MANY)
     outer = wanted.outer or best_outer(isa, rates)
     why = f"{TILES_VARIABLE}, " if wanted.tiling else ""
@@ -165,15 +167,15 @@ def _rates(kind: Kind, layer: LayerSpec, rows: Rows) -> Rates | None:
 def measured_rates(kind: Kind) -> Rates:
     """The rates of this machine: as they were kept, or measured now."""
     isa = library(kind).isa
-    found = known_rates(isa, kind.bits)
+    found = known_rates(isa, kind.dtype)
     if found is None:
         found = measure(kind)
-        object_cache.keep(_key(isa, kind.bits), json.dumps(_as_json(found)).encode(), "tiles")
+        object_cache.keep(_key(isa, kind.dtype), json.dumps(_as_json(found)).encode(), "tiles")
     return found
 
 
-def _key(isa: Isa, bits: int) -> str:
-    return object_cache.name_of(isa, bits, "tiles", files=(__file__,))
+def _key(isa: Isa, dtype: torch.dtype) -> str:
+    return object_cache.name_of(isa, dtype, "tiles", files=(__file__,))
 
 
 def _as_json(rates: Rates) -> dict[str, dict[str, float]]:

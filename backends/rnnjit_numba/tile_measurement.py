@@ -39,8 +39,6 @@ _LEAST_SHARE = 0.3
 #: steps and less weights, so that it is not much of the time.
 _I, _SIZE, _T, _ROWS = 64, 768, 1, 96
 _SUM_SIZE, _SUM_T = 384, 3
-#: By the bits of an element.
-_DTYPES = {16: torch.bfloat16, 32: torch.float32, 64: torch.float64}
 K = TypeVar("K", bound=Hashable)
 
 
@@ -147,4 +145,4 @@ def _inputs(kind: Kind, layer: LayerSpec, rows: Rows) -> tuple[Tensor, States, t
 
 def _ones(kind: Kind, *shape: int) -> Tensor:
     """Numbers with which no step overflows or becomes subnormal."""
-    return torch.full(shape, 1e-2, dtype=_DTYPES[kind.bits], device="cpu")
+    return torch.full(shape, 1e-2, dtype=kind.dtype, device="cpu")

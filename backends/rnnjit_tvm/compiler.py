@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rnnjit.codegen import Isa
 from rnnjit.ir import CellSpec
 
@@ -25,20 +27,20 @@ _ENVIRONMENT = {
 }
 
 
-def compile_kernels(isa: Isa, bits: int, cell: CellSpec) -> bytes:
-    """Object code of a cell's kernels for elements of `bits` bits, for any instruction set."""
+def compile_kernels(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> bytes:
+    """Object code of a cell's kernels for tensors of a dtype, for any instruction set."""
     with _environment():
         from rnnjit_tvm.kernels import kernels
 
-        return _object_code(kernels(isa, bits, cell), isa)
+        return _object_code(kernels(isa, dtype, cell), isa)
 
 
-def assembly(isa: Isa, bits: int, cell: CellSpec) -> str:
+def assembly(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> str:
     """The kernels of `compile_kernels` as assembly, for reading."""
     with _environment():
         from rnnjit_tvm.kernels import kernels
 
-        text: str = _built(kernels(isa, bits, cell), isa).inspect_source("asm")
+        text: str = _built(kernels(isa, dtype, cell), isa).inspect_source("asm")
     return text
 
 

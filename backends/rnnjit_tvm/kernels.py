@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from rnnjit.codegen import Isa
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.subnormals import can_flush
@@ -20,9 +22,10 @@ from rnnjit_tvm.time_loop import add_copy
 from rnnjit_tvm.work_stealing import add_next_task
 
 
-def kernels(isa: Isa, bits: int, cell: CellSpec) -> dict[str, Any]:
-    """A cell's PrimFuncs for elements of `bits` bits, by name, with those that they call."""
-    module, layout = Module(Lanes(bits, isa.lanes(bits // 8), isa.fma)), CellLayout(cell)
+def kernels(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> dict[str, Any]:
+    """A cell's PrimFuncs for tensors of a dtype, by name, with those that they call."""
+    size = dtype.itemsize
+    module, layout = Module(Lanes(8 * size, isa.lanes(size), isa.fma)), CellLayout(cell)
     shapes = tile_shapes(isa)
     add_next_task(module)
     add_copy(module)

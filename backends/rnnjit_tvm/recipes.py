@@ -33,7 +33,7 @@ def forward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
 
 def forward_by(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan) -> Recipe:
     """How a layer's forward kernel is called for some rows, by a plan."""
-    kernels, size, D = library(kind), kind.bits // 8, layer.num_directions
+    kernels, size, D = library(kind), kind.itemsize, layer.num_directions
     sizes = _ForwardSizes.of(kind, layer, cut)
     areas, hoisted = max(cut.threads, D), _hoisted_rows(layer, rows, cut, sizes, size)
     z = _aligned(D * sizes.packed, size)
@@ -108,7 +108,7 @@ def _hoisted_rows(layer: LayerSpec, rows: Rows, cut: Plan, sizes: _ForwardSizes,
 
 def backward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
     """As `forward`, backward; `parts` are the byte offsets of dz, `before` and the reductions."""
-    kernels, size, D, lanes = library(kind), kind.bits // 8, layer.num_directions, _lanes(kind)
+    kernels, size, D, lanes = library(kind), kind.itemsize, layer.num_directions, _lanes(kind)
     cell, H, P = layer.cell, layer.hidden_size, layer.output_size
     shared, (window_rows, held_rows) = shared_in_backward(layer, rows), window(layer, rows)
     cut = plan(layer, rows, threads, _vectors(kind, H), shared, in_place=False)
@@ -185,7 +185,7 @@ def _problem(layer: LayerSpec, rows: Rows, cut: Plan) -> dict[str, int]:
 
 def _lanes(kind: Kind) -> int:
     """Elements of a vector."""
-    return library(kind).isa.lanes(kind.bits // 8)
+    return library(kind).isa.lanes(kind.itemsize)
 
 
 def _vectors(kind: Kind, features: int) -> int:

@@ -27,30 +27,30 @@ def forward(
     """`Backend.forward`."""
     T, B, N, sizes = rows if rows.batch_sizes is None else alike(rows)
     threads = most_threads(torch.get_num_threads())
-    call = _forward_call(x.element_size(), layer, T, B, N, threads)
+    call = _forward_call(x.dtype, layer, T, B, N, threads)
     starts = None if sizes is None else offsets(rows, x.device)
     return forward_call.forward(call, layer, x, hx, weights, starts, keep)
 
 
 def shortcut(
-    size: int, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, int, int]
+    dtype: torch.dtype, layers: Sequence[LayerSpec], rows: Rows, y_shape: tuple[int, int, int]
 ) -> Shortcut:
-    """`Backend.shortcut` for elements of `size` bytes."""
+    """`Backend.shortcut` for a dtype."""
     T, B, N, _ = rows
     threads = most_threads(torch.get_num_threads())
-    calls = [_forward_call(size, layer, T, B, N, threads) for layer in layers]
-    return forward_call.shortcut(calls, layers, B, size, y_shape)
+    calls = [_forward_call(dtype, layer, T, B, N, threads) for layer in layers]
+    return forward_call.shortcut(calls, layers, B, dtype.itemsize, y_shape)
 
 
 def training(
-    size: int, layer: LayerSpec, rows: Rows, needs: Needs, y_shape: tuple[int, int, int]
+    dtype: torch.dtype, layer: LayerSpec, rows: Rows, needs: Needs, y_shape: tuple[int, int, int]
 ) -> Training:
-    """`Backend.training` for elements of `size` bytes."""
+    """`Backend.training` for a dtype."""
     T, B, N, _ = rows
     threads = most_threads(torch.get_num_threads())
-    call = _forward_call(size, layer, T, B, N, threads)
-    record = forward_call.one_layer(call, layer, B, size, y_shape, keep=True)
-    gradients = _backward_call(size, layer, T, B, N, threads, needs)
+    call = _forward_call(dtype, layer, T, B, N, threads)
+    record = forward_call.one_layer(call, layer, B, dtype.itemsize, y_shape, keep=True)
+    gradients = _backward_call(dtype, layer, T, B, N, threads, needs)
     return backward_call.training(record, gradients)
 
 
@@ -68,7 +68,7 @@ def backward(
     """`Backend.backward`."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
-    call = _backward_call(x.element_size(), layer, T, B, N, threads, needs)
+    call = _backward_call(x.dtype, layer, T, B, N, threads, needs)
     starts = None if sizes is None else offsets(rows, x.device)
     held = [w.contiguous() for w in weights]
     return call(x, hx, held, output.y, output.saved, grad_y, grad_h_n, (), starts)
@@ -80,7 +80,7 @@ def forward_states(
     """`Backend.forward_states`."""
     T, B, N, sizes = rows if rows.batch_sizes is None else alike(rows)
     threads = most_threads(torch.get_num_threads())
-    call = _forward_call(x.element_size(), layer, T, B, N, threads)
+    call = _forward_call(x.dtype, layer, T, B, N, threads)
     starts = None if sizes is None else offsets(rows, x.device)
     return forward_call.forward_states(call, layer, x, hx, weights, starts, keep)
 
@@ -100,7 +100,7 @@ def backward_states(
     """`Backend.backward_states`."""
     T, B, N, sizes = rows
     threads = most_threads(torch.get_num_threads())
-    call = _backward_call(x.element_size(), layer, T, B, N, threads, needs)
+    call = _backward_call(x.dtype, layer, T, B, N, threads, needs)
     starts = None if sizes is None else offsets(rows, x.device)
     held, saved = [w.contiguous() for w in weights], forward_call.joined(layer, output)
     return call(x, hx, held, output.y, saved, grad_y, grad_h_n, grad_states, starts)
@@ -108,19 +108,21 @@ def backward_states(
 
 @lru_cache(maxsize=1024)
 def _backward_call(
-    size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int, needs: Needs
+    dtype: torch.dtype, layer: LayerSpec, T: int, B: int, N: int, threads: int, needs: Needs
 ) -> BackwardCall:
     """How a layer's gradients are computed, for rows of such sizes."""
-    recipe = recipes.backward(Kind(8 * size, layer.cell), layer, Rows(T, B, N), threads)
+    recipe = recipes.backward(Kind(dtype, layer.cell), layer, Rows(T, B, N), threads)
     recurrent = layer.cell.has_product and any(needs.weights[1 :: layer.weights_per_direction])
     places = recipes.places(recipe, recurrent)
     return backward_call.bound(
-        recipe, BACKWARD_FIELDS, recipe.scratch, size, places, layer, N, needs
+        recipe, BACKWARD_FIELDS, recipe.scratch, dtype.itemsize, places, layer, N, needs
     )
 
 
 @lru_cache(maxsize=1024)
-def _forward_call(size: int, layer: LayerSpec, T: int, B: int, N: int, threads: int) -> ForwardCall:
+def _forward_call(
+    dtype: torch.dtype, layer: LayerSpec, T: int, B: int, N: int, threads: int
+) -> ForwardCall:
     """How a layer is computed, for rows of such sizes."""
-    recipe = recipes.forward(Kind(8 * size, layer.cell), layer, Rows(T, B, N), threads)
-    return forward_call.bound(recipe, FIELDS, layer, size)
+    recipe = recipes.forward(Kind(dtype, layer.cell), layer, Rows(T, B, N), threads)
+    return forward_call.bound(recipe, FIELDS, layer, dtype.itemsize)

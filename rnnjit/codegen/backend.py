@@ -34,8 +34,8 @@ class CPUBackend(Backend):
         run_module: name of the module that plans and calls the kernels, imported on first use. It
             has `forward(layer, rows, x, hx, weights, keep)`, `backward(layer, rows, x, hx, weights,
             output, grad_y, grad_h_n, needs)`, `forward_states` and `backward_states`, which take
-            what `rnnjit.Backend`'s do, `shortcut(itemsize, layers, rows, y_shape)` and
-            `training(itemsize, layer, rows, needs, y_shape)`, as in `rnnjit.Backend`.
+            what `rnnjit.Backend`'s do, `shortcut(dtype, layers, rows, y_shape)` and
+            `training(dtype, layer, rows, needs, y_shape)`, as in `rnnjit.Backend`.
     """
 
     devices = ("cpu",)
@@ -156,7 +156,7 @@ class CPUBackend(Backend):
             return None
         run: Any = imported(self.run_module)
         rows = Rows(problem.T, problem.B, problem.N)
-        found: Shortcut = run.shortcut(problem.dtype.itemsize, spec.layers, rows, y_shape)
+        found: Shortcut = run.shortcut(problem.dtype, spec.layers, rows, y_shape)
         return found
 
     def cell_shortcut(self, spec: RNNSpec, problem: Problem) -> Shortcut | None:
@@ -168,5 +168,5 @@ class CPUBackend(Backend):
         run: Any = imported(self.run_module)
         rows = Rows(problem.T, problem.B, problem.N)
         y_shape = problem.T, problem.B, layer.num_directions * layer.output_size
-        found: Training = run.training(problem.dtype.itemsize, layer, rows, needs, y_shape)
+        found: Training = run.training(problem.dtype, layer, rows, needs, y_shape)
         return found

@@ -10,7 +10,10 @@ from importlib.metadata import version
 from time import perf_counter_ns
 from typing import NamedTuple, TypeVar
 
+import torch
+
 from rnnjit import ir
+from rnnjit.codegen.computed import computed
 from rnnjit.codegen.isa import Isa
 from rnnjit.ir import CellSpec
 from rnnjit.runtime import object_cache
@@ -28,27 +31,27 @@ class Kind(NamedTuple):
     """What kernels are compiled for, beside the machine.
 
     Attributes:
-        bits: of an element of a tensor: 64, 32, or 16 for bfloat16.
+        dtype: of the tensors.
         cell: what they compute.
     """
 
-    bits: int
+    dtype: torch.dtype
     cell: CellSpec
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element of a tensor."""
-        return self.bits // 8
+        return self.dtype.itemsize
 
     @property
     def computed(self) -> int:
-        """Bytes of a number that is computed with: float32 for bfloat16."""
-        return max(self.itemsize, 4)
+        """Bytes of a number that is computed with."""
+        return computed(self.dtype).itemsize
 
     @property
     def terms(self) -> int:
         """Adjacent elements that a product multiplies at a time: pairs of bfloat16."""
-        return 2 if self.bits == 16 else 1
+        return 2 if self.dtype is torch.bfloat16 else 1
 
 
 class Kernel:
@@ -132,7 +135,7 @@ def cache_key(isa: Isa, kind: Kind, compilers: Sequence[str], file: str) -> str:
     versions = [version(name) for name in compilers]
     # The cell's digest says what it computes. Its gradient follows from the sources of `ir`.
     files = (file, __file__, ir.__file__)
-    return object_cache.name_of(isa, kind.bits, kind.cell.digest, versions, files=files)
+    return object_cache.name_of(isa, kind.dtype, kind.cell.digest, versions, files=files)
 
 
 def cached(key: str, load: Callable[[bytes], L], compile_code: Callable[[], bytes]) -> L:

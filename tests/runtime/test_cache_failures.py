@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from folders import ROOT
-from fresh_calls import BITS, Calls, CompilingError, Engine
+from fresh_calls import DTYPES, Calls, CompilingError, Engine
 from torch import nn
 
 import rnnjit
@@ -21,7 +21,7 @@ from rnnjit.codegen import ISA_VARIABLE
 from rnnjit.dispatch import tuning_db
 from rnnjit.runtime import object_cache
 
-ALL = list(BITS.values())
+ALL = list(DTYPES)
 STEPS = itertools.count(2)
 NOBODY = 65534
 as_root = pytest.mark.skipif(
@@ -40,9 +40,9 @@ def engine(request):
 @pytest.fixture(scope="module")
 def kernels(engine):
     """The parts of both libraries, compiled by what the session's cache does not hold."""
-    for bits in ALL:
-        engine.load(bits)
-    return {bits: engine.split(object_cache.fetch(engine.keys[bits])) for bits in ALL}
+    for dtype in ALL:
+        engine.load(dtype)
+    return {dtype: engine.split(object_cache.fetch(engine.keys[dtype])) for dtype in ALL}
 
 
 @pytest.fixture
@@ -222,9 +222,9 @@ def test_kernels_that_others_could_have_put_there_are_not_loaded(call, place, sp
 @as_root
 def test_a_file_of_anothers_is_not_loaded(call, place):
     call()
-    os.chown(place / f"{call.engine.keys[64]}.o", NOBODY, NOBODY)
+    os.chown(place / f"{call.engine.keys[torch.float64]}.o", NOBODY, NOBODY)
     compiled, warned = call()
-    assert compiled == [64]
+    assert compiled == [torch.float64]
     assert len(warned) == 1
     assert call() == ([], [])
 
@@ -306,12 +306,12 @@ def test_without_a_home_directory(call, place, tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 999, "half", "longer"])
 def test_damaged_kernels_are_compiled_anew_and_mended(call, place, damage):
     call()
-    file = place / f"{call.engine.keys[64]}.o"
+    file = place / f"{call.engine.keys[torch.float64]}.o"
     whole = file.read_bytes()
     file.write_bytes(
         {"half": whole[: len(whole) // 2], "longer": whole + b"\0"}.get(damage, damage)
     )
-    assert call() == ([64], [])
+    assert call() == ([torch.float64], [])
     assert file.read_bytes() == whole
     assert call() == ([], [])
 
@@ -320,15 +320,15 @@ def test_damaged_kernels_are_compiled_anew_and_mended(call, place, damage):
 def test_code_that_does_not_link_is_compiled_anew(call, place, damage):
     engine = call.engine
     call()
-    parts = engine.split(object_cache.fetch(engine.keys[64]))
+    parts = engine.split(object_cache.fetch(engine.keys[torch.float64]))
     broken = {
         "nothing": b"",
         "garbage": b"garbage" * 999,
         "half": engine.joined([part[: len(part) // 2] for part in parts]),
         "other functions": engine.joined([object_file()]),
     }
-    object_cache.keep(engine.keys[64], broken[damage])
-    assert call() == ([64], [])
+    object_cache.keep(engine.keys[torch.float64], broken[damage])
+    assert call() == ([torch.float64], [])
     assert call() == ([], [])
 
 
@@ -352,7 +352,7 @@ def test_kernels_of_another_processor_or_compiler_are_never_loaded(call, place, 
     def loaded():
         engine.library.library.made.clear()
         try:
-            engine.load(64)
+            engine.load(torch.float64)
         except CompilingError:
             return False
         return True

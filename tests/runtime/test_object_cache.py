@@ -137,7 +137,7 @@ def test_a_key_covers_the_compilers(backend, package, monkeypatch):
             monkeypatch.setattr(module, "version", lambda name: versions.get(name, "1.0"))
         if backend == "cuda":
             return cuda_compiler.key_of(STEP, (8, 0))
-        return LIBRARIES[backend].library._make(Kind(32, RNN_TANH))
+        return LIBRARIES[backend].library._make(Kind(torch.float32, RNN_TANH))
 
     for library in LIBRARIES.values():
         monkeypatch.setattr(library, "cached", lambda key, load, compile_code: key)

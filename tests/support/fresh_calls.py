@@ -12,7 +12,7 @@ from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kind, cache_key
 from rnnjit.ir import RNN_TANH
 
-BITS = {torch.float32: 32, torch.float64: 64}
+DTYPES = (torch.float32, torch.float64)
 _STEPS = count(1)
 
 
@@ -28,7 +28,7 @@ class Engine:
 
     Attributes:
         library: its module that loads kernels.
-        keys: what they are kept under, by the bits of an element.
+        keys: what they are kept under, by the dtype of tensors.
     """
 
     def __init__(self, name):
@@ -38,12 +38,12 @@ class Engine:
         compilers = {"numba": ("llvmlite", "numba"), "tvm": ("apache-tvm",)}[name]
         isa, file = host_isa(), self.library.__file__
         self.keys = {
-            bits: cache_key(isa, Kind(bits, RNN_TANH), compilers, file) for bits in BITS.values()
+            dtype: cache_key(isa, Kind(dtype, RNN_TANH), compilers, file) for dtype in DTYPES
         }
 
-    def load(self, bits):
-        """The kernels of this process for elements of some size."""
-        return self.library.library(Kind(bits, RNN_TANH))
+    def load(self, dtype):
+        """The kernels of this process for tensors of a dtype."""
+        return self.library.library(Kind(dtype, RNN_TANH))
 
     def replace_compiler(self, monkeypatch, function):
         module = import_module(f"rnnjit_{self.name}.{self._compiler}")
@@ -62,7 +62,7 @@ class Calls:
 
     Args:
         engine: the backend.
-        kernels: what its compiler gives, by the bits of an element.
+        kernels: what its compiler gives, by the dtype of tensors.
         monkeypatch: pytest's.
     """
 
@@ -71,15 +71,15 @@ class Calls:
         self._compiled = []
 
         def compile_kernels(isa, *kind):
-            bits, cell = kind if len(kind) == 2 else kind[0]
+            dtype, cell = kind if len(kind) == 2 else kind[0]
             assert cell == RNN_TANH
-            self._compiled.append(bits)
-            parts = kernels[bits]
+            self._compiled.append(dtype)
+            parts = kernels[dtype]
             return parts if engine.name == "numba" else parts[0]
 
         engine.replace_compiler(monkeypatch, compile_kernels)
 
-    def __call__(self, dtypes=tuple(BITS)):
+    def __call__(self, dtypes=DTYPES):
         """Call in every dtype, compare with eager; which kernels were compiled, and warnings."""
         self.engine.library.library.made.clear()
         self._compiled.clear()

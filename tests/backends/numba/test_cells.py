@@ -86,7 +86,7 @@ def test_input_projections_of_several_windows(make, T, lengths):
     rows = sum(lengths)
     spec, cut = LayerSpec(LSTM, 3, 64, 1, True), Plan(1, 1, B, 1, 1, hoist=True)
     recipe = recipes.forward(
-        *(Kind(64, LSTM), spec, Rows(T, B, rows), cut, Tiling(TileShape(4, 4)))
+        *(Kind(torch.float64, LSTM), spec, Rows(T, B, rows), cut, Tiling(TileShape(4, 4)))
     )
     window = recipe.block[ForwardArguments._fields.index("window")]
     assert window < rows / 2

@@ -51,10 +51,10 @@ def run(cache_directory, before="", after="", **environment):
     )
 
 
-def modules(isa, bits, cell):
+def modules(isa, dtype, cell):
     """The modules of all parts of a library, in an order in which each calls earlier ones."""
-    yield from kernel_modules.tile_modules(isa, bits, cell)
-    yield from kernel_modules.kernel_modules(isa, bits, cell)
+    yield from kernel_modules.tile_modules(isa, dtype, cell)
+    yield from kernel_modules.kernel_modules(isa, dtype, cell)
 
 
 #: The host's own, and the next narrower one.
@@ -79,14 +79,14 @@ def test_kernels_assemble_for_aarch64():
     machine = object_code.target_machine(isa)
     assembly = [
         machine.emit_assembly(object_code.optimised(part.text, isa, part.symbols))
-        for part in modules(isa, 32, RNN_TANH)
+        for part in modules(isa, torch.float32, RNN_TANH)
     ]
     assert sum(part.count("fmla") for part in assembly) > 100
 
 
 def test_modules_define_what_they_call_of_each_other():
     isa, defined = host_isa(), {"omp_get_thread_num", "omp_get_num_threads", "sched_yield"}
-    for part in modules(isa, 64, RNN_RELU):
+    for part in modules(isa, torch.float64, RNN_RELU):
         functions = list(object_code.optimised(part.text, isa, part.symbols).functions)
         called = {each.name for each in functions if each.is_declaration}
         assert {name for name in called if not name.startswith("llvm.")} <= defined
@@ -136,9 +136,9 @@ def test_processes_may_compile_at_once_and_the_next_compiles_nothing(tmp_path):
 
 def test_the_tiles_are_compiled_once_for_all_cells(monkeypatch, tmp_path):
     def modules_of(name):
-        def made(isa, bits, cell):
-            compiled.append((name, bits, cell))
-            yield kernel_modules.KernelModule(f"{name} {bits}", ())
+        def made(isa, dtype, cell):
+            compiled.append((name, dtype, cell))
+            yield kernel_modules.KernelModule(f"{name} {dtype}", ())
 
         return made
 
@@ -146,18 +146,18 @@ def test_the_tiles_are_compiled_once_for_all_cells(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "object_code", lambda text, isa, symbols: text.encode())
     monkeypatch.setattr(kernel_modules, "tile_modules", modules_of("tiles"))
     monkeypatch.setattr(kernel_modules, "kernel_modules", modules_of("kernels"))
-    for cell, bits, expected in (
-        (RNN_TANH, 32, ["tiles", "kernels"]),
-        (RNN_RELU, 32, ["kernels"]),
-        (RNN_RELU, 64, ["tiles", "kernels"]),
+    for cell, dtype, expected in (
+        (RNN_TANH, torch.float32, ["tiles", "kernels"]),
+        (RNN_RELU, torch.float32, ["kernels"]),
+        (RNN_RELU, torch.float64, ["tiles", "kernels"]),
     ):
         compiled = []
-        parts = library.compile_kernels(host_isa(), Kind(bits, cell))
-        assert parts == [f"tiles {bits}".encode(), f"kernels {bits}".encode()]
-        assert compiled == [(name, bits, cell) for name in expected]
+        parts = library.compile_kernels(host_isa(), Kind(dtype, cell))
+        assert parts == [f"tiles {dtype}".encode(), f"kernels {dtype}".encode()]
+        assert compiled == [(name, dtype, cell) for name in expected]
     monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path / "another"))
     compiled = []
-    library.compile_kernels(host_isa(), Kind(32, RNN_RELU))
+    library.compile_kernels(host_isa(), Kind(torch.float32, RNN_RELU))
     assert [name for name, _, _ in compiled] == ["tiles", "kernels"]
 
 
@@ -210,7 +210,11 @@ def test_child_processes_after_use(method, tmp_path):
 def test_element_and_cell_name_the_cache_key():
     isa, made = host_isa(), library.__file__
     plain = isa_named("plain", "generic", (), isa.triple)
-    kinds = [Kind(bits, cell) for bits in (32, 64) for cell in (RNN_TANH, RNN_RELU)]
+    kinds = [
+        Kind(dtype, cell)
+        for dtype in (torch.float32, torch.float64)
+        for cell in (RNN_TANH, RNN_RELU)
+    ]
     keys = {cache_key(isa, kind, ["numba"], made) for kind in kinds}
     keys |= {
         cache_key(plain, kinds[0], ["numba"], made),
@@ -218,5 +222,5 @@ def test_element_and_cell_name_the_cache_key():
         cache_key(isa, kinds[0], ["numba"], rnnjit.__file__),
     }
     assert len(keys) == 7
-    renamed = Kind(32, replace(RNN_TANH, name="another"))
+    renamed = Kind(torch.float32, replace(RNN_TANH, name="another"))
     assert cache_key(isa, renamed, ["numba"], made) in keys

@@ -28,7 +28,7 @@ ISAS = [
     *(isa_named(*known, (), "") for known in (("avx2", "haswell"), ("neon", "apple-m1"))),
     *(targets.target(name).isa for name in targets.NAMES),
 ]
-FLOAT32 = Kind(32, RNN_TANH)
+FLOAT32 = Kind(torch.float32, RNN_TANH)
 LARGE = LayerSpec(RNN_TANH, 1024, 1024, num_directions=1, bias=True)
 TILINGS = tilings(host_isa())
 
@@ -160,8 +160,8 @@ def test_a_call_of_much_work_measures_once_and_later_processes_read(monkeypatch)
     measured_rates.made.clear()  # as in another process
     assert tile_choice.tiling(FLOAT32, LARGE, Rows(1, rows, rows), rows) == fastest
     assert measured == [FLOAT32]
-    assert "measured: 90 and 50 GFLOP/s" in tile_choice.described(32)
-    assert "not measured" in tile_choice.described(64)
+    assert "measured: 90 and 50 GFLOP/s" in tile_choice.described(torch.float32)
+    assert "not measured" in tile_choice.described(torch.float64)
 
 
 @pytest.mark.usefixtures("rates_of_this_test")
@@ -176,10 +176,10 @@ def test_rates_that_cannot_be_read_are_measured_again(content, monkeypatch):
         kept = json.loads(object_cache.fetch(key, "tiles"))
         content = json.dumps({**kept, "outer": dict.fromkeys(kept["outer"], 0.0)}).encode()
     object_cache.keep(key, content, "tiles")
-    assert tile_choice.known_rates(host_isa(), 32) is None
+    assert tile_choice.known_rates(host_isa(), torch.float32) is None
     measured_rates.made.clear()
     assert measured_rates(FLOAT32) == rates_with(TILINGS[0], 90.0)
-    assert tile_choice.known_rates(host_isa(), 32) is not None
+    assert tile_choice.known_rates(host_isa(), torch.float32) is not None
 
 
 def test_the_variable_forces_a_choice(choose):
@@ -190,7 +190,7 @@ def test_the_variable_forces_a_choice(choose):
     choose(f"{forced},{outer}")
     assert tile_choice.tiling(FLOAT32, LARGE, Rows(1, 1024, 1024), 1024) == forced
     assert tile_choice.outer_tile(FLOAT32, LARGE, Rows(1, 1024, 1024)) == outer
-    assert f"{forced}, for sums {outer} (RNNJIT_TILES" in tile_choice.described(32)
+    assert f"{forced}, for sums {outer} (RNNJIT_TILES" in tile_choice.described(torch.float32)
 
 
 @pytest.mark.parametrize("tiles", ["6", "3x3", "4x4/100", "4x4,1x1", ",8x3"])

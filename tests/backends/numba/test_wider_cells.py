@@ -69,8 +69,8 @@ def test_no_division_of_the_work_changes_a_bit(cell, call, divided):
     for threads, costs in itertools.product((2, 3), COSTS.values()):
         divided(threads, costs)
         layer, (T, B, N, _) = case[0], case[1]
-        assert run.forward_recipe(4, layer, T, B, N, threads).threads == threads
-        assert run.backward_recipe(4, layer, T, B, N, threads).threads == threads
+        assert run.forward_recipe(torch.float32, layer, T, B, N, threads).threads == threads
+        assert run.backward_recipe(torch.float32, layer, T, B, N, threads).threads == threads
         for one, other in zip(itertools.chain(*both_passes(*case)), expected, strict=True):
             assert torch.equal(one, other)
 

@@ -65,13 +65,15 @@ def test_lesser_instruction_sets_agree_with_eager(name, tmp_path, monkeypatch):
 def test_names_of_features_that_tvms_llvm_lacks_are_left_out(capfd):
     isa = host_isa()
     named = replace(isa, features=(*isa.features, "-of-another-release"))
-    assert compiler.assembly(named, 32, RNN_TANH) == compiler.assembly(isa, 32, RNN_TANH)
+    assert compiler.assembly(named, torch.float32, RNN_TANH) == compiler.assembly(
+        isa, torch.float32, RNN_TANH
+    )
     assert "recognized" not in capfd.readouterr().err
 
 
 def test_kernels_assemble_for_aarch64():
     isa = isa_named("neon", "neoverse-n1", (), "aarch64-unknown-linux-gnu")
-    assert compiler.assembly(isa, 32, RNN_TANH).count("fmla") > 100
+    assert compiler.assembly(isa, torch.float32, RNN_TANH).count("fmla") > 100
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_tiles_stay_in_registers(name, cpu, rows, vectors):
     isa = isa_named(name, cpu, (), "x86_64-unknown-linux-gnu")
     assert tile_shapes(isa)[0] == (rows, vectors)
     pattern = rf"\ntile_{rows}x{vectors}:(.*?)\.cfi_endproc"
-    tile = re.search(pattern, compiler.assembly(isa, 32, RNN_TANH), re.DOTALL).group(1)
+    tile = re.search(pattern, compiler.assembly(isa, torch.float32, RNN_TANH), re.DOTALL).group(1)
     loops = [block for block in re.split(r"\n\.LBB\d+_\d+:", tile) if "vfmadd" in block]
     assert loops
     for block in loops:
@@ -95,7 +97,9 @@ def test_tiles_stay_in_registers(name, cpu, rows, vectors):
 
 def test_object_code_asks_for_nothing_of_tvms_run_time():
     isa = isa_named("avx2", "haswell", (), "x86_64-unknown-linux-gnu")
-    called = set(re.findall(r"\bcallq?\s+([^\s*%@]+)", compiler.assembly(isa, 64, RNN_RELU)))
+    called = set(
+        re.findall(r"\bcallq?\s+([^\s*%@]+)", compiler.assembly(isa, torch.float64, RNN_RELU))
+    )
     assert {"omp_get_thread_num", "omp_get_num_threads"} <= called
     assert not [name for name in called if "tvm" in name.lower()]
 
