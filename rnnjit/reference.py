@@ -7,7 +7,7 @@ forward-mode AD, `torch.func`). Calls that the compiled path cannot serve run on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,8 @@ class DirectionWeights(NamedTuple):
         b_hh: `[G*H]`, or None.
         w_hr: `[P, H]`, or None.
         parameters: the parameters of the cell, each `[H]`.
+        scales, sums: of the rows of the matrices, in the order w_ih, w_hh, w_hr, of a quantized
+            layer; else empty.
     """
 
     w_ih: Tensor
@@ -40,6 +42,8 @@ class DirectionWeights(NamedTuple):
     b_hh: Tensor | None
     w_hr: Tensor | None
     parameters: tuple[Tensor, ...]
+    scales: tuple[Tensor, ...] = ()
+    sums: tuple[Tensor, ...] = ()
 
 
 def split_weights(layer: LayerSpec, weights: Sequence[Tensor], direction: int) -> DirectionWeights:
@@ -49,7 +53,9 @@ def split_weights(layer: LayerSpec, weights: Sequence[Tensor], direction: int) -
     w_ih, w_hh = next(own), next(own)
     b_ih, b_hh = (next(own), next(own)) if layer.bias else (None, None)
     w_hr = next(own) if layer.proj_size else None
-    return DirectionWeights(w_ih, w_hh, b_ih, b_hh, w_hr, tuple(own))
+    parameters, rest = tuple(islice(own, len(layer.cell.parameters))), tuple(own)
+    scales, sums = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    return DirectionWeights(w_ih, w_hh, b_ih, b_hh, w_hr, parameters, scales, sums)
 
 
 def layer_forward(

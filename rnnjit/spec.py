@@ -28,6 +28,7 @@ class LayerSpec:
         num_directions: D, 1 or 2; direction 1 runs from the last time step to the first.
         bias: whether the layer has `b_ih` and `b_hh`.
         proj_size: P, features that `w_hr` projects the output to; 0 if there is no projection.
+        quantized: whether the matrices are int8, see `weight_shapes`. Such layers have no gradient.
 
     The rows of a layer hold the input, then for each direction the R row inputs of its cell:
     `[N, I + D*R*H]`. I is 0 for a cell whose whole input is row inputs.
@@ -44,12 +45,14 @@ class LayerSpec:
     num_directions: int
     bias: bool
     proj_size: int = 0
+    quantized: bool = False
 
     def __post_init__(self) -> None:
         # Computed once, since every call uses both.
         output, parameters = self.proj_size or self.hidden_size, len(self.cell.parameters)
         sizes = (output, *[self.hidden_size] * (len(self.cell.states) - 1))
-        count = 2 + (2 if self.bias else 0) + (1 if self.proj_size else 0) + parameters
+        matrices = 3 if self.proj_size else 2
+        count = matrices * (3 if self.quantized else 1) + (2 if self.bias else 0) + parameters
         object.__setattr__(self, "_state_sizes", sizes)
         object.__setattr__(self, "_weights_per_direction", count)
 
@@ -58,7 +61,7 @@ class LayerSpec:
         found: int | None = self.__dict__.get("_hash")
         if found is None:
             sizes = (self.input_size, self.hidden_size, self.num_directions, self.proj_size)
-            found = hash((self.cell, self.bias, sizes))
+            found = hash((self.cell, self.bias, self.quantized, sizes))
             object.__setattr__(self, "_hash", found)
         return found
 
@@ -96,6 +99,10 @@ class LayerSpec:
         In this order: w_ih `[G*H, I]`, w_hh `[G*H, P or H]`, or `[G*H, 0]` if the cell has no
         recurrent product, b_ih and b_hh `[G*H]` if there are biases, w_hr `[P, H]` if there is a
         projection, then the cell's parameters, each `[H]`.
+
+        If the layer is quantized, the matrices are int8, and each has the scales of its rows,
+        float32 `[rows]`, and the sums of its rows, int32 `[rows]`. These follow: all scales in the
+        order of the matrices, then all sums. A matrix stands for `scale[:, None] * w`.
         """
         H, columns = self.hidden_size, len(self.cell.gates) * self.hidden_size
         operand_size = self.output_size if self.cell.has_product else 0
@@ -103,7 +110,9 @@ class LayerSpec:
         biases = [(columns,), (columns,)] if self.bias else []
         projection = [(self.proj_size, H)] if self.proj_size else []
         parameters = [(H,)] * len(self.cell.parameters)
-        return tuple(torch.Size(s) for s in (*shapes, *biases, *projection, *parameters))
+        rows = [(size[0],) for size in (*shapes, *projection)] if self.quantized else []
+        found = (*shapes, *biases, *projection, *parameters, *rows, *rows)
+        return tuple(torch.Size(size) for size in found)
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,7 @@ class RNNSpec:
         dropout: probability of the dropout between layers in training mode.
         bidirectional: whether every layer also runs backwards in time.
         proj_size: P, as in `nn.LSTM`; 0 for none.
+        quantized: whether the matrices of every layer are int8, see `LayerSpec`.
 
     Example:
         >>> RNNSpec(input_size=8, hidden_size=16, bidirectional=True).layer(0).num_directions
@@ -135,6 +145,7 @@ class RNNSpec:
     dropout: float = 0.0
     bidirectional: bool = False
     proj_size: int = 0
+    quantized: bool = False
 
     @property
     def num_directions(self) -> int:
@@ -153,6 +164,7 @@ class RNNSpec:
                 directions,
                 self.bias,
                 self.proj_size,
+                self.quantized,
             )
             for index in range(self.num_layers)
         )

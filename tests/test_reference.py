@@ -62,13 +62,28 @@ def test_follows_the_definition(backend, rows):
 
 def test_split_weights_follows_the_flat_order():
     weights = list(range(10))
-    assert split_weights(LAYER, weights, 0) == (0, 1, 2, 3, None, ())
-    assert split_weights(LAYER, weights, 1) == (4, 5, 6, 7, None, ())
-    assert split_weights(replace(LAYER, bias=False), weights[:4], 1) == (2, 3, None, None, None, ())
+    assert split_weights(LAYER, weights, 0) == (0, 1, 2, 3, None, (), (), ())
+    assert split_weights(LAYER, weights, 1) == (4, 5, 6, 7, None, (), (), ())
+    assert split_weights(replace(LAYER, bias=False), weights[:4], 1) == (
+        2,
+        3,
+        None,
+        None,
+        None,
+        (),
+        (),
+        (),
+    )
     projected = replace(LAYER, cell=LSTM, proj_size=2)
-    assert split_weights(projected, weights, 1) == (5, 6, 7, 8, 9, ())
+    assert split_weights(projected, weights, 1) == (5, 6, 7, 8, 9, (), (), ())
     learnt = replace(LAYER, cell=LEAKY, bias=False)
-    assert split_weights(learnt, weights, 1) == (3, 4, None, None, None, (5,))
+    assert split_weights(learnt, weights, 1) == (3, 4, None, None, None, (5,), (), ())
+    quantized = replace(projected, bias=False, quantized=True)
+    weights = list(range(18))
+    assert split_weights(quantized, weights, 1) == (
+        *(9, 10, None, None, 11, ()),
+        *((12, 13, 14), (15, 16, 17)),
+    )
 
 
 def test_complex_numbers():
