@@ -58,6 +58,9 @@ class TileUnit(Protocol):
     def store(self, builder: Any, tile: int, address: Any, distance: Any) -> None:
         """Write a tile to rows `distance` apart."""
 
+    def release(self, builder: Any) -> None:
+        """End the use of tiles on this thread."""
+
 
 class Registers:
     """The processor's own tiles."""
@@ -92,6 +95,10 @@ class Registers:
     def store(self, builder: Any, tile: int, address: Any, distance: Any) -> None:
         """As `TileUnit.store`."""
         self._call(builder, "tilestored64", _I8(tile), _pointer(builder, address), distance)
+
+    def release(self, builder: Any) -> None:
+        """As `TileUnit.release`."""
+        self._call(builder, "tilerelease")
 
     def _call(self, builder: Any, name: str, *args: Any) -> None:
         signature = ir.FunctionType(VOID, [arg.type for arg in args])
@@ -162,6 +169,9 @@ class Emulated:
             return []
 
         loop(builder, self._size(c).rows, [], row)
+
+    def release(self, builder: Any) -> None:
+        """As `TileUnit.release`: memory needs none."""
 
     def _size(self, tile: int) -> TileSize:
         size = self._sizes[tile]

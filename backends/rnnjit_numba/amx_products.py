@@ -11,10 +11,13 @@ frame. Tiles have as many rows and columns as there are, so nothing beyond them 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from llvmlite import ir
+
 from rnnjit_numba.amx import ROW_BYTES, ROWS, TERMS, TILES, TileSize, TileUnit, local, unit_of
-from rnnjit_numba.simd import I64, define_tile, emitting, loop
+from rnnjit_numba.simd import I32, I64, VOID, Lanes, declared, define_tile, emitting, loop
 from rnnjit_numba.storage import BFloat16
 from rnnjit_numba.tiles import steps, switch
 
@@ -391,3 +394,36 @@ def _store(storage: BFloat16, builder: Any, value: Any, address: Any) -> None:
 def _block(builder: Any, k: Any, size: int) -> Any:
     """Where the block begins that `k` terms end in, of blocks of so many bytes."""
     return builder.mul(builder.ashr(k, I64(5)), I64(size))
+
+
+def compared_products(
+    symbols: Mapping[str, str], sizes: Sequence[tuple[int, int]], sleep: int
+) -> str:
+    """LLVM IR of a function `f(a, b, c, out)` for each kind of tiles, see `amx_check`.
+
+    It writes c + a @ b of each size to `out`, one after the other.
+
+    Args:
+        symbols: the function's name by kind, as in `Isa.amx`.
+        sizes: rows and columns of the sums.
+        sleep: microseconds that the thread sleeps while its tiles hold operands.
+    """
+    module, lanes = ir.Module("amx"), Lanes(32, 16, fma=True)
+    for kind, name in symbols.items():
+        function = ir.Function(module, ir.FunctionType(VOID, [I64] * 4), name)
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        a, b, c, out = function.args
+        unit = unit_of(kind, lanes)
+        for number, (rows, columns) in enumerate(sizes):
+            full = TileSize(I64(rows), I64(16))
+            held = [TileSize(I64(rows), I64(columns)), full, TileSize(I64(ROWS), I64(columns))]
+            unit.configure(builder, held)
+            for tile, address in enumerate((c, a, b)):
+                unit.load(builder, tile, address, I64(ROW_BYTES))
+            pause = declared(module, ir.FunctionType(I32, [I32]), "usleep")
+            builder.call(pause, [I32(sleep)])
+            unit.dot(builder, 0, 1, 2)
+            unit.store(builder, 0, builder.add(out, I64(number * _TILE_BYTES)), I64(ROW_BYTES))
+        unit.release(builder)
+        builder.ret_void()
+    return str(module)

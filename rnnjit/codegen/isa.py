@@ -55,9 +55,7 @@ _X86_CAPS = {
 }
 
 
-def isa_of(
-    cpu: str, features: Mapping[str, bool], triple: str, *, amx: bool = False
-) -> Isa:
+def isa_of(cpu: str, features: Mapping[str, bool], triple: str, *, amx: bool = False) -> Isa:
     """The instruction set of this machine, capped by the environment variable RNNJIT_ISA.
 
     "amx" and "amx-emulated" are "avx512" with `Isa.amx`.
