@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 from llvmlite import ir
 
-from rnnjit_numba.simd import I32, I64, VOID, Lanes, declared, load, loop
+from rnnjit_numba.simd import I32, I64, VOID, Lanes, declared, define, load, loop
 
 #: The tiles of a unit, the rows of one, the bytes of a row, and the terms in a row of `a`.
 TILES, ROWS, ROW_BYTES, TERMS = 8, 16, 64, 32
@@ -126,64 +126,72 @@ class Emulated:
 
     def load(self, builder: Any, tile: int, address: Any, distance: Any) -> None:
         """As `TileUnit.load`."""
-
-        def row(index: Any, _: Any) -> Any:
-            source = builder.add(address, builder.mul(index, distance))
-            value = self._lanes.masked_load(builder, source, self._mask(builder, tile))
-            self._lanes.store(builder, value, self._row(builder, tile, index))
-            return []
-
-        loop(builder, self._size(tile).rows, [], row)
+        self._move(builder, tile, address, distance, loads=True)
 
     def store(self, builder: Any, tile: int, address: Any, distance: Any) -> None:
         """As `TileUnit.store`."""
+        self._move(builder, tile, address, distance, loads=False)
 
-        def row(index: Any, _: Any) -> Any:
-            value = self._lanes.load(builder, self._row(builder, tile, index))
-            place = builder.add(address, builder.mul(index, distance))
-            self._lanes.masked_store(builder, value, place, self._mask(builder, tile))
-            return []
+    def _move(self, builder: Any, tile: int, address: Any, distance: Any, *, loads: bool) -> None:
+        lanes, size = self._lanes, self._sizes[tile]
+        assert size is not None, f"tile {tile} has no size"
 
-        loop(builder, self._size(tile).rows, [], row)
+        def body(
+            inner: Any, place: Any, address: Any, distance: Any, rows: Any, columns: Any
+        ) -> None:
+            mask = lanes.mask(inner, columns)
+
+            def row(index: Any, _: Any) -> Any:
+                own = inner.add(place, inner.mul(index, I64(ROW_BYTES)))
+                other = inner.add(address, inner.mul(index, distance))
+                if loads:
+                    lanes.store(inner, lanes.masked_load(inner, other, mask), own)
+                else:
+                    lanes.masked_store(inner, lanes.load(inner, own), other, mask)
+                return []
+
+            loop(inner, rows, [], row)
+
+        name = f"rnnjit_amx_emulated_{'load' if loads else 'store'}"
+        function = define(builder.module, name, 5, body)
+        builder.call(function, [self._place(builder, tile), address, distance, *size])
 
     def dot(self, builder: Any, c: int, a: int, b: int) -> None:
         """As `TileUnit.dot`."""
+        size = self._sizes[c]
+        assert size is not None, f"tile {c} has no size"
+        function = define(builder.module, "rnnjit_amx_emulated_dot", 4, self._dot)
+        places = (self._place(builder, tile) for tile in (c, a, b))
+        builder.call(function, [*places, size.rows])
+
+    def _dot(self, builder: Any, c: Any, a: Any, b: Any, rows: Any) -> None:
         lanes, zero = self._lanes, self._lanes.constant(0.0)
 
         def row(index: Any, _: Any) -> Any:
-            row_of_a = self._row(builder, a, index)
+            at = builder.mul(index, I64(ROW_BYTES))
+            place, row_of_a = builder.add(c, at), builder.add(a, at)
 
             def pair(p: Any, block: Any) -> Any:
                 scalar = load(builder, builder.add(row_of_a, builder.mul(p, I64(4))), I32, 4)
                 left = self._halves(builder, self._broadcast(builder, scalar))
-                address = self._row(builder, b, p)
+                address = builder.add(b, builder.mul(p, I64(ROW_BYTES)))
                 right = self._halves(builder, load(builder, address, lanes.integer, 4))
                 sums = zip(left, right, block[0], strict=True)
                 return [[self._flushed(builder, lanes.multiply_add(builder, *s)) for s in sums]]
 
             even, odd = loop(builder, I64(TERMS // 2), [[zero, zero]], pair)[0]
-            place = self._row(builder, c, index)
             total = self._flushed(builder, lanes.load(builder, place))
             both = self._flushed(builder, builder.fadd(even, odd))
             lanes.store(builder, self._flushed(builder, builder.fadd(total, both)), place)
             return []
 
-        loop(builder, self._size(c).rows, [], row)
+        loop(builder, rows, [], row)
 
     def release(self, builder: Any) -> None:
         """As `TileUnit.release`: memory needs none."""
 
-    def _size(self, tile: int) -> TileSize:
-        size = self._sizes[tile]
-        assert size is not None, f"tile {tile} has no size"
-        return size
-
-    def _mask(self, builder: Any, tile: int) -> Any:
-        return self._lanes.mask(builder, self._size(tile).columns)
-
-    def _row(self, builder: Any, tile: int, index: Any) -> Any:
-        offset = builder.add(I64(tile * ROWS * ROW_BYTES), builder.mul(index, I64(ROW_BYTES)))
-        return builder.add(self._memory, offset)
+    def _place(self, builder: Any, tile: int) -> Any:
+        return builder.add(self._memory, I64(tile * ROWS * ROW_BYTES))
 
     def _broadcast(self, builder: Any, pair: Any) -> Any:
         kind = self._lanes.integer
