@@ -76,7 +76,8 @@ def comparison(found: Tensor, expected: Tensor) -> str:
 def operands() -> tuple[Tensor, Tensor, Tensor]:
     """The operands of the compared products: `a` [16, 32], packed `b` [16, 32] and `c` [16, 16].
 
-    Each row of `a` has an exponent of its own; sums of the last rows are subnormal.
+    Each row of `a` has an exponent of its own. The last ones are subnormal numbers, sums of them in
+    the first columns as well, but not in the last columns, whose numbers in `b` are large.
     """
     source = torch.Generator(device="cpu").manual_seed(0)
 
@@ -86,8 +87,9 @@ def operands() -> tuple[Tensor, Tensor, Tensor]:
 
     exponents = torch.linspace(40, -130, 16, dtype=torch.float32, device="cpu").round()
     scale = torch.exp2(exponents)[:, None]
-    a, b = (random(32) * scale).to(torch.bfloat16), random(32).to(torch.bfloat16)
-    return a, b, random(16) * scale
+    a, b = (random(32) * scale).to(torch.bfloat16), random(32)
+    b[:, 24:] *= 2.0**60
+    return a, b.to(torch.bfloat16), random(16) * scale
 
 
 class _Code:

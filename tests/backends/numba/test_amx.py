@@ -249,6 +249,30 @@ def test_tiles_that_compute_something_else_are_not_used(monkeypatch):
         assert reason in BACKEND.choices()["products of bfloat16"]
 
 
+@wide_here
+def test_the_comparison_compiles_once_and_tells_what_differs(monkeypatch, tmp_path):
+    monkeypatch.setenv("RNNJIT_CACHE_DIR", str(tmp_path / "cache"))
+    # Code for tiles, which this test does not run.
+    features = (*host_isa().features, "+amx-tile", "+amx-bf16")
+    isa = replace(host_isa(), features=features, amx="tiles")
+    products, compiled = amx_check._Code.products, amx_check._compiled
+    made, wrong = [], [0.0]
+    monkeypatch.setattr(amx_check, "_compiled", lambda isa: made.append(isa) or compiled(isa))
+
+    def run(code, kind):
+        found = products(code, "emulated")
+        found[0, 3, 5] += wrong[0] if kind == "tiles" else 0.0
+        return found
+
+    monkeypatch.setattr(amx_check._Code, "products", run)
+    for wrong[0], expected in ((0.0, ""), (2.0**30, "1 of 512 sums")):
+        monkeypatch.setattr(amx_check.differs, "made", {})
+        found = amx_check.differs(isa)
+        assert found.startswith(expected)
+        assert bool(found) == bool(expected)
+    assert made == [isa]
+
+
 def test_programs_use_no_tiles(monkeypatch):
     monkeypatch.setattr(targets, "host_isa", lambda: replace(host_isa(), amx="tiles"))
     assert targets.target("native").isa.amx == ""
