@@ -61,18 +61,13 @@ class NumbaBackend(CPUBackend):
     def choices(self) -> dict[str, str]:
         """The register tiles of every element type, and how bfloat16 is multiplied."""
         imported("rnnjit_numba.tile_choice")
-        from rnnjit.codegen.host import host_isa
         from rnnjit_numba import tile_choice
-        from rnnjit_numba.storage import multiplies_pairs
 
         found = {
             f"tiles of {str(dtype).removeprefix('torch.')}": tile_choice.described(dtype)
             for dtype in self.dtypes
         }
-        isa = host_isa()
-        pairs = multiplies_pairs(isa.features, wide=isa.vector_bytes == 64)
-        how = "one instruction for a pair (avx512bf16)" if pairs else "a multiply-add for each"
-        return found | {"products of bfloat16": how}
+        return found | {"products of bfloat16": _products_of_bfloat16()}
 
     def targets(self) -> Sequence[str]:
         """Processors that LLVM generates code for; none where it cannot be imported."""
@@ -106,6 +101,21 @@ class NumbaBackend(CPUBackend):
         from rnnjit_numba import artifact
 
         return artifact.load(program, spec, dtype, name)
+
+
+def _products_of_bfloat16() -> str:
+    """How products of bfloat16 are computed here, and why not by tile registers that are there."""
+    from rnnjit_numba import amx_check
+    from rnnjit_numba.storage import multiplies_pairs
+
+    isa = amx_check.kernel_isa(torch.bfloat16)
+    if isa.amx:
+        own = "emulated" if isa.amx == "emulated" else "amx-bf16"
+        return f"one instruction for a block of 16x16x32 ({own})"
+    pairs = multiplies_pairs(isa.features, wide=isa.vector_bytes == 64)
+    how = "one instruction for a pair (avx512bf16)" if pairs else "a multiply-add for each"
+    reason = amx_check.why_no_tiles()
+    return f"{how}; not by AMX: {reason}" if reason else how
 
 
 BACKEND = NumbaBackend()

@@ -11,13 +11,13 @@ from rnnjit.codegen import Isa
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.computed import computed
 from rnnjit.ir import CellSpec
-from rnnjit_numba import memory, pointwise
+from rnnjit_numba import amx_products, memory, pointwise
 from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
 from rnnjit_numba.simd import Lanes
-from rnnjit_numba.storage import Storage, storage_of
+from rnnjit_numba.storage import BFloat16, Storage, storage_of
 from rnnjit_numba.symbol_table import SymbolTable
 from rnnjit_numba.tile_shapes import TileShape, candidates, outer_candidates, small_shapes
-from rnnjit_numba.tiles import FOLD, TileSet
+from rnnjit_numba.tiles import AFFINE_ARGUMENTS, FOLD, TileSet
 from rnnjit_numba.work_stealing import add_next_task
 
 #: The epilogue of a block, after its matrix part: nothing, or the cell's step.
@@ -63,6 +63,19 @@ class CodegenContext:
         return self.layout.in_place and self.storage.terms == 1
 
     @property
+    def amx(self) -> BFloat16 | None:
+        """The storage, if its products are those of tile registers."""
+        storage = self.storage
+        return storage if isinstance(storage, BFloat16) and storage.amx else None
+
+    @property
+    def product_tile(self) -> tuple[Any, int]:
+        """The intrinsic that `affine` cuts blocks of products into, and its arguments."""
+        if self.amx is not None:
+            return amx_products.bands(self.amx), amx_products.BANDS_ARGUMENTS
+        return self.tiles.affine(), AFFINE_ARGUMENTS
+
+    @property
     def product(self) -> int:
         """1 if the cell has a recurrent product, else 0: P times this is the columns of W_hh."""
         return int(self.cell.has_product)
@@ -82,7 +95,8 @@ class CodegenContext:
         """The context of a cell's kernels for tensors of a dtype."""
         size, small = computed(dtype).itemsize, small_shapes(isa)
         lanes = Lanes(8 * size, isa.lanes(size), isa.fma)
-        storage = storage_of(lanes, dtype, isa.features, wide=isa.vector_bytes == 64)
+        wide = isa.vector_bytes == 64
+        storage = storage_of(lanes, dtype, isa.features, wide=wide, amx=isa.amx)
         shapes = tuple(sorted({*candidates(isa), *small}, reverse=True))
         return CodegenContext(cell, storage, TileSet(storage, shapes, outer_candidates(isa)), small)
 
@@ -104,7 +118,7 @@ class CommonFunctions(NamedTuple):
 
 def add_common(context: CodegenContext) -> CommonFunctions:
     """Add the functions that both kernels call to the symbols."""
-    affine = _add_affine(context)
+    affine = _add_affine(context) if context.amx is None else _add_affine_amx(context)
     stored, computed = context.storage, context.computed
     copy_rows = copy_computed = store_rows = _add_copy_rows(context, stored, stored, "copy_rows")
     if stored != computed:
@@ -179,6 +193,67 @@ def _add_affine(context: CodegenContext) -> Any:
             done = stop
         for at in range(0, run, lanes):
             step(out + at * size, lanes if at + lanes <= run else run - at)
+
+    return context.symbols.add(affine)
+
+
+def _add_affine_amx(context: CodegenContext) -> Any:
+    """As `_add_affine`, by tile registers (see `amx_products`); `tiling` is not used.
+
+    Bands of 32 rows are computed by pairs of column vectors, whose weights stay in a cache
+    meanwhile, and up to 16 rows by four: then as many sums are under way.
+    """
+    tile, _ = context.product_tile
+    lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
+
+    def affine(
+        init: int,
+        ld_init: int,
+        x: int,
+        ld_x: int,
+        k1: int,
+        w1: int,
+        h: int,
+        ld_h: int,
+        k2: int,
+        w2: int,
+        ld_w: int,
+        out: int,
+        ld_out: int,
+        rows: int,
+        first: int,
+        last: int,
+        columns: int,
+        epilogue: int,
+        tiling: int,
+    ) -> None:
+        done = 0
+        while done < rows:
+            left = rows - done
+            bands, upper, lower = left // 32, 16, 16
+            if bands == 0:
+                bands, upper, lower = 1, left, 0
+                if left > 16:
+                    upper, lower = 16, left - 16
+            tall, widest = (2, 2) if lower > 0 else (1, 4)
+            v = first
+            while v < last:
+                width = widest
+                while v + width > last:
+                    width //= 2
+                at = v * vector_bytes
+                tail = columns - (v + width - 1) * lanes
+                if tail > lanes:
+                    tail = lanes
+                tile(
+                    *(16 * tall + width, 256 * upper + lower, bands),
+                    *(init + done * ld_init + at, ld_init),
+                    *(x + done * ld_x, ld_x, k1, w1 + v * ld_w),
+                    *(h + done * ld_h, ld_h, k2, w2 + v * ld_w, ld_w),
+                    *(out + done * ld_out + at, ld_out * 256 + tail),
+                )
+                v += width
+            done += bands * (upper + lower)
 
     return context.symbols.add(affine)
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from llvmlite import ir
 
+from rnnjit_numba import amx_products
 from rnnjit_numba.memory import transposed
 from rnnjit_numba.simd import I32, I64, define_tile, emitting
-from rnnjit_numba.storage import Storage
+from rnnjit_numba.storage import BFloat16, Storage
 from rnnjit_numba.tiles import (
     FOLD,
     folded_chains,
@@ -40,6 +41,8 @@ def direct(storage: Storage) -> Any:
     with arguments as in `TileSet.affine`, except that `w1` and `w2` are row-major, `[columns, k]`
     with rows `ld_w1` and `ld_w2` bytes apart: row j belongs to lane j of the result.
     """
+    if isinstance(storage, BFloat16) and storage.amx:
+        return amx_products.direct(storage, DIRECT_ROWS, DIRECT_ARGUMENTS)
     name = f"rnnjit_direct_tile_{storage.suffix}"
 
     def body(builder: Any, rows: Any, *args: Any) -> None:
@@ -131,6 +134,8 @@ def direct_transposed(storage: Storage) -> Any:
     vectors and arguments as in `TileSet.affine`, except that `w` is row-major, `[k, columns]` with
     rows `ld_w` bytes apart.
     """
+    if isinstance(storage, BFloat16) and storage.amx:
+        return amx_products.direct_transposed(storage, DIRECT_WIDTHS, TRANSPOSED_ARGUMENTS)
     name = f"rnnjit_direct_transposed_tile_{storage.suffix}"
     cases = {16 * n + width: (n, width) for n in DIRECT_ROWS for width in DIRECT_WIDTHS}
 

@@ -22,7 +22,7 @@ from rnnjit_numba.direct import DIRECT_ARGUMENTS, TRANSPOSED_ARGUMENTS, direct, 
 from rnnjit_numba.forward import add_forward
 from rnnjit_numba.numba_lowering import lower
 from rnnjit_numba.simd import SHARED, KernelPart
-from rnnjit_numba.tiles import AFFINE_ARGUMENTS, OUTER_ARGUMENTS
+from rnnjit_numba.tiles import OUTER_ARGUMENTS
 
 _HOW = ("alone", "team")
 _DECLARATIONS = """
@@ -30,6 +30,7 @@ declare i32 @omp_get_thread_num()
 declare i32 @omp_get_num_threads()
 declare void @llvm.x86.sse.stmxcsr(ptr)
 declare void @llvm.x86.sse.ldmxcsr(ptr)
+declare void @llvm.x86.tilerelease()
 """
 _ENTRIES = """
 define void @{name}_alone(ptr %arguments) {{{before}
@@ -58,6 +59,9 @@ _FLUSH = f"""
   call void @llvm.x86.sse.ldmxcsr(ptr %flushing)"""
 _RESTORE = """
   call void @llvm.x86.sse.ldmxcsr(ptr %callers)"""
+#: A thread whose tiles hold something has more to save when another one runs in its place.
+_RELEASE = """
+  call void @llvm.x86.tilerelease()"""
 
 
 class KernelModule(NamedTuple):
@@ -97,7 +101,7 @@ def tile_modules(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> Iterator[Kerne
     tiles, storage = context.tiles, context.storage
     # Two modules that take LLVM about as long, so that it can optimise them at once.
     for parts in (
-        ((tiles.affine(), AFFINE_ARGUMENTS), (direct_transposed(storage), TRANSPOSED_ARGUMENTS)),
+        (context.product_tile, (direct_transposed(storage), TRANSPOSED_ARGUMENTS)),
         ((tiles.outer(), OUTER_ARGUMENTS), (direct(storage), DIRECT_ARGUMENTS)),
     ):
         module = ir.Module("tiles")
@@ -137,6 +141,8 @@ def _lowered(
     symbol, text = context.symbols.symbol(kernel), str(module) + _DECLARATIONS
     for name, flush in entries.items():
         before, after = (_FLUSH, _RESTORE) if flush else ("", "")
+        if context.amx is not None and context.amx.amx == "tiles":
+            after += _RELEASE
         text += _ENTRIES.format(name=name, symbol=symbol, before=before, after=after)
     public = tuple(f"{name}_{how}" for name in entries for how in _HOW)
     return KernelModule(text, (*shared, *public))

@@ -13,12 +13,12 @@ import llvmlite.binding as llvm
 import torch
 
 from rnnjit.codegen import Isa
-from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kernel, Kind, cache_key, cached, team_symbols
 from rnnjit.codegen.subnormals import flush_subnormals
 from rnnjit.ir import CellSpec
 from rnnjit.runtime import object_cache
 from rnnjit.runtime.compile_once import CompileOnce, apart
+from rnnjit_numba.amx_check import kernel_isa
 from rnnjit_numba.arguments import (
     Arguments,
     BackwardArguments,
@@ -88,7 +88,7 @@ def _kernel(
 @CompileOnce
 def library(kind: Kind) -> Library:
     """The kernels of a kind on this machine, from the cache or compiled now."""
-    isa, flush = host_isa(), flush_subnormals()
+    isa, flush = kernel_isa(kind.dtype), flush_subnormals()
     return cached(
         cache_key(isa, kind, _COMPILERS, __file__),
         lambda content: Library(isa, _split(content), flush, kind.cell),

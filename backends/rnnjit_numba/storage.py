@@ -9,7 +9,7 @@ even, when it is stored.
 A product multiplies `terms` adjacent elements at a time. Its packed operand has, in each lane, so
 many adjacent elements of one column; those of bfloat16 are pairs, as the processor's dot product
 takes them (`vdpbf16ps`: Intel, "Architecture Instruction Set Extensions Programming Reference",
-AVX512_BF16).
+AVX512_BF16). Tile registers take blocks of them, see `amx`.
 """
 
 from __future__ import annotations
@@ -120,10 +120,12 @@ class BFloat16(Storage):
             numbers for zeros. Else a pair is two multiply-adds, of the first element and then of
             the second.
         masks: whether the target masks loads and stores of two bytes.
+        amx: which tile registers multiply blocks of pairs, see `Isa.amx`.
     """
 
     dot: bool
     masks: bool
+    amx: str = ""
 
     @property
     def itemsize(self) -> int:
@@ -285,7 +287,7 @@ def _first_of(builder: Any, count: Any, lanes: int) -> Any:
 
 
 def storage_of(
-    lanes: Lanes, dtype: torch.dtype, features: tuple[str, ...], *, wide: bool
+    lanes: Lanes, dtype: torch.dtype, features: tuple[str, ...], *, wide: bool, amx: str = ""
 ) -> Storage:
     """The storage of tensors of a dtype.
 
@@ -294,11 +296,12 @@ def storage_of(
         dtype: of the tensors.
         features: of the target, by LLVM's names, see `Isa.features`.
         wide: whether the target has vectors of 512 bits with masks.
+        amx: as `Isa.amx`.
     """
     if dtype is not torch.bfloat16:
         return Storage(lanes)
     dot = multiplies_pairs(features, wide=wide)
-    return BFloat16(lanes, dot, masks=wide and "+avx512bw" in features)
+    return BFloat16(lanes, dot, masks=wide and "+avx512bw" in features, amx=amx)
 
 
 def multiplies_pairs(features: tuple[str, ...], *, wide: bool) -> bool:

@@ -15,11 +15,11 @@ import torch
 
 from rnnjit import LayerSpec, Rows
 from rnnjit.codegen import Isa
-from rnnjit.codegen.host import host_isa
 from rnnjit.codegen.kernel import Kind
 from rnnjit.codegen.row_slices import multiply_adds
 from rnnjit.runtime import object_cache
 from rnnjit.runtime.compile_once import CompileOnce
+from rnnjit_numba.amx_check import kernel_isa
 from rnnjit_numba.library import library
 from rnnjit_numba.tile_measurement import measure
 from rnnjit_numba.tile_shapes import (
@@ -142,7 +142,7 @@ def described(dtype: torch.dtype) -> str:
 
     It measures nothing.
     """
-    isa = host_isa()
+    isa = kernel_isa(dtype)
     try:
         wanted = forced(isa)
     except ValueError as error:
@@ -155,7 +155,9 @@ def described(dtype: torch.dtype) -> str:
         why += f"not measured; the table for {isa.cpu}"
     else:
         why += f"measured: {rates.tiles[tile]:.0f} and {rates.outer[outer]:.0f} GFLOP/s a thread"
-    return f"{tile}, for sums {outer} ({why})"
+    # Tile registers have one shape.
+    shape = "16x16 in tile registers" if isa.amx else str(tile)
+    return f"{shape}, for sums {outer} ({why})"
 
 
 def _rates(kind: Kind, layer: LayerSpec, rows: Rows) -> Rates | None:

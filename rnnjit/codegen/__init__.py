@@ -1,6 +1,7 @@
 """Code generation for CPU backends: the parts that do not depend on the backend's compiler.
 
-* `isa` and `host`: instruction sets, and that of this machine;
+* `isa` and `host`: instruction sets, and that of this machine; `amx_permission`: the system's to
+  use tile registers;
 * `pointwise` and `elementary`: vector code for the operations of cells, with exp and tanh;
 * `cell_layout`: how a cell's gates lie in the kernels' memory;
 * `computed`: between tensors of bfloat16 and the float32 that kernels compute with;

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 
-from rnnjit.codegen.isa import Isa, isa_of
+from rnnjit.codegen import amx_permission
+from rnnjit.codegen.isa import Isa, has_amx, isa_of
 
 
 def host_isa() -> Isa:
@@ -14,4 +15,5 @@ def host_isa() -> Isa:
         ValueError: RNNJIT_ISA names an instruction set that is unknown or that this machine lacks.
     """
     features = llvm.get_host_cpu_features()
-    return isa_of(llvm.get_host_cpu_name(), features, llvm.get_process_triple())
+    amx = has_amx(features) and not amx_permission.refused()
+    return isa_of(llvm.get_host_cpu_name(), features, llvm.get_process_triple(), amx=amx)

@@ -40,6 +40,8 @@ SWEEPS = [
     for backend in ("numba", "tvm")
     for isa in POSSIBLE
 ]
+if "avx512" in POSSIBLE:
+    SWEEPS.append(pytest.param("numba", "amx-emulated", marks=pytest.mark.full))
 
 
 def start(output, *command, isa=POSSIBLE[0]):

@@ -8,7 +8,7 @@ import pytest
 
 from rnnjit.codegen.host import host_isa
 
-ALL = ("avx512", "avx2", "neon", "plain")
+ALL = ("amx", "avx512", "avx2", "neon", "plain")
 
 
 def possible() -> list[str]:

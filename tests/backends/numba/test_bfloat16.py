@@ -1,11 +1,14 @@
 """Protects bfloat16 on the CPU: rounded once, the same bits in any plan, as exact as eager."""
 
+import instruction_sets
 import pytest
 import torch
+from teams import forget_plans
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnjit
+from rnnjit_numba import library
 
 # Eager says so of its own call.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -18,6 +21,28 @@ KINDS = {
     "projected": (nn.LSTM, {"proj_size": 9}),
     "bidirectional": (nn.LSTM, {"bidirectional": True, "num_layers": 2}),
 }
+
+
+EMULATED = pytest.param(
+    "amx-emulated",
+    marks=[
+        pytest.mark.full,
+        pytest.mark.skipif(
+            "avx512" not in instruction_sets.possible(), reason="it computes with AVX-512"
+        ),
+    ],
+)
+
+
+@pytest.fixture(autouse=True, params=["", EMULATED], ids=["host", "amx-emulated"])
+def products(request, monkeypatch):
+    """How products are computed: by the best that the machine has, and by emulated tiles."""
+    if request.param:
+        monkeypatch.setenv("RNNJIT_ISA", request.param)
+        monkeypatch.setattr(library.library, "made", {})
+    forget_plans()
+    yield
+    forget_plans()
 
 
 def sum_of_two(pairs, weights=(1.0, 1.0)):
