@@ -7,7 +7,8 @@ W_ih once for the rows of a window. Results are the same, bit for bit, whatever 
 
 from __future__ import annotations
 
-from rnnjit import LayerSpec, Rows
+from rnnjit import LayerSpec, RNNSpec, Rows
+from rnnjit.codegen.cell_layout import operand_size
 from rnnjit.codegen.plan import Plan
 from rnnjit.codegen.row_slices import (
     multiply_adds,
@@ -28,6 +29,27 @@ _FASTER = 4
 _LARGE, _READING_ROWS = 1 << 19, 16
 #: The cost of synchronising with one more thread, in multiply-adds of int8 of a thread.
 _SYNC_WORK = 64_000
+
+
+#: Rows of a matrix may have so many numbers: sums of products of unsigned and signed bytes stay
+#: below 2^31.
+LONGEST = 1 << 16
+
+
+def why_not_long(spec: RNNSpec) -> list[str]:
+    """Why the products of a stack of int8 matrices might overflow; empty if they cannot."""
+    reasons = []
+    for index, layer in enumerate(spec.layers):
+        found = {"w_ih": layer.input_size, "w_hh": operand_size(layer)}
+        if layer.proj_size:
+            found["w_hr"] = layer.hidden_size
+        reasons += [
+            f"int8 products of rows of up to {LONGEST} numbers are supported, and those of {name} of "
+            f"layer {index} have {size}"
+            for name, size in found.items()
+            if size > LONGEST
+        ]
+    return reasons
 
 
 def row_bytes(k: int) -> int:
