@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rnnjit.frontend.compile import compile  # noqa: A004 - the name users know from torch.compile
     from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
     from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
+    from rnnjit.frontend.quantize import quantize
     from rnnjit.frontend.recurrent import Recurrent
     from rnnjit.frontend.stream import Stream
     from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
@@ -45,6 +46,7 @@ _HOLDERS = {
     "rnnjit.frontend.compile": ("compile",),
     "rnnjit.frontend.compiled_cell": ("CompiledGRUCell", "CompiledLSTMCell", "CompiledRNNCell"),
     "rnnjit.frontend.compiled_layer": ("CompiledGRU", "CompiledLSTM", "CompiledRNN"),
+    "rnnjit.frontend.quantize": ("quantize",),
     "rnnjit.frontend.recurrent": ("Recurrent",),
     "rnnjit.frontend.stream": ("Stream",),
     "rnnjit.spec": ("LayerSpec", "Problem", "RNNSpec", "Rows"),
@@ -95,6 +97,7 @@ __all__ = [
     "export_artifact",
     "gradient_flow",
     "load_artifact",
+    "quantize",
     "targets",
     "tune",
 ]

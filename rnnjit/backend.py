@@ -166,6 +166,8 @@ class Backend(ABC):
         under_autocast: True if calls under `torch.autocast` on the CPU may run on it, too. It gets
             them in autocast's dtype, which it has to accept; the core casts. Where False, torch's
             own layers run such calls, even if the user names the backend.
+        quantized: whether it runs layers of int8 matrices (`LayerSpec.quantized`), in float32 and
+            without gradients, as `rnnjit.quantization` says. Other backends never get them.
         differentiable: True if `forward` consists of differentiable torch operations. The core then
             lets autograd record it and never calls `backward`.
     """
@@ -178,6 +180,7 @@ class Backend(ABC):
     operations: ClassVar[frozenset[str] | None] = None
     sizes_matter: ClassVar[bool] = True
     under_autocast: ClassVar[bool] = False
+    quantized: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
 
     def missing(self) -> list[str]:

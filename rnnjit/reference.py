@@ -7,6 +7,8 @@ forward-mode AD, `torch.func`). Calls that the compiled path cannot serve run on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice, repeat
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 from rnnjit.backend import Backend, LayerGrads, LayerOutput, Needs, Shortcut, States
 from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec, Program
 from rnnjit.ir.torch_evaluator import evaluate_tensors
+from rnnjit.quantization import Product
 from rnnjit.runtime.second_gradients import differentiate_twice
 from rnnjit.single_step import cell_step, has_step, layer_step, stack_step
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
@@ -94,14 +97,15 @@ def layer_steps(
         RuntimeError: `w_hh` is not a dense tensor.
     """
     directions = []
-    for d in range(layer.num_directions):
-        own, states = split_weights(layer, weights, d), tuple(state[d] for state in hx)
-        inputs = _row_inputs(layer, x, d)
-        columns = x if layer.features == layer.input_size else x[:, : layer.input_size]
-        given = layer, rows, columns, inputs, states, own
-        directions.append(_direction_forward(*given, reverse=d == 1))
-    y = torch.cat([each.y for each in directions], dim=1)
-    h_n = tuple(map(torch.stack, zip(*(each.last for each in directions), strict=True)))
+    with _recording(layer):
+        for d in range(layer.num_directions):
+            own, states = split_weights(layer, weights, d), tuple(state[d] for state in hx)
+            inputs = _row_inputs(layer, x, d)
+            columns = x if layer.features == layer.input_size else x[:, : layer.input_size]
+            given = layer, rows, columns, inputs, states, own
+            directions.append(_direction_forward(*given, reverse=d == 1))
+        y = torch.cat([each.y for each in directions], dim=1)
+        h_n = tuple(map(torch.stack, zip(*(each.last for each in directions), strict=True)))
     return Steps(y, h_n, tuple(each.states for each in directions))
 
 
@@ -114,10 +118,11 @@ def layer_forward_states(
         RuntimeError: `w_hh` is not a dense tensor.
     """
     y, h_n, directions = layer_steps(layer, rows, x, hx, weights)
-    states = tuple(
-        torch.cat([torch.cat([step[index] for step in steps]) for steps in directions], dim=1)
-        for index in range(1, len(hx))
-    )
+    with _recording(layer):
+        states = tuple(
+            torch.cat([torch.cat([step[index] for step in steps]) for steps in directions], dim=1)
+            for index in range(1, len(hx))
+        )
     return LayerOutput(y, h_n, (), states)
 
 
@@ -188,16 +193,53 @@ class _Direction(NamedTuple):
 _STEPS_AT_ONCE = 64
 
 
-def _input_projections(
-    x: Tensor, w_ih: Tensor, b_ih: Tensor | None, sizes: list[int]
-) -> list[Tensor]:
+def _recording(layer: LayerSpec) -> AbstractContextManager[object]:
+    """Within it torch records what has a gradient: all but quantized layers, which round."""
+    return torch.no_grad() if layer.quantized else nullcontext()
+
+
+#: The products of rows `[n, columns]` with a matrix, plus a bias.
+_Product = Callable[[Tensor], Tensor]
+
+
+class _Products(NamedTuple):
+    """The products of a direction, with the biases: of the input, of the operand, and W_hr's."""
+
+    ih: _Product
+    hh: _Product
+    hr: _Product | None
+
+
+def _products(layer: LayerSpec, weights: DirectionWeights) -> _Products:
+    """The products of a direction.
+
+    Raises:
+        RuntimeError: `w_hh` is not a dense tensor.
+    """
+    w_ih, w_hh, b_ih, b_hh, w_hr, *_ = weights
+    if layer.quantized:
+        scales = weights.scales
+        hr = None if w_hr is None else Product(w_hr, scales[2])
+        return _Products(Product(w_ih, scales[0], b_ih), Product(w_hh, scales[1], b_hh), hr)
+    if w_ih.layout is not torch.strided:
+        w_ih = w_ih.to_dense(masked_grad=False)  # as eager does
+    if w_hh.layout is not torch.strided:
+        raise RuntimeError(f"weight_hh must be a dense tensor, got one of layout {w_hh.layout}")
+    return _Products(
+        partial(F.linear, weight=w_ih, bias=b_ih),
+        partial(F.linear, weight=w_hh, bias=b_hh),
+        None if w_hr is None else partial(F.linear, weight=w_hr),
+    )
+
+
+def _input_projections(x: Tensor, project: _Product, sizes: list[int]) -> list[Tensor]:
     """The input projection of each step, `[batch_sizes[t], G*H]`."""
     groups = [sizes[t : t + _STEPS_AT_ONCE] for t in range(0, len(sizes), _STEPS_AT_ONCE)]
     parts = torch.split(x, [sum(group) for group in groups])
     return [
         step
         for part, group in zip(parts, groups, strict=True)
-        for step in torch.split(F.linear(part, w_ih, b_ih), group)
+        for step in torch.split(project(part), group)
     ]
 
 
@@ -212,15 +254,8 @@ def _direction_forward(
     reverse: bool,
 ) -> _Direction:
     """Run one direction: the input projection of all rows first, then step by step."""
-    w_ih = weights.w_ih
-    if w_ih.layout is not torch.strided:
-        w_ih = w_ih.to_dense(masked_grad=False)  # as eager does
-    if weights.w_hh.layout is not torch.strided:
-        raise RuntimeError(
-            f"weight_hh must be a dense tensor, got one of layout {weights.w_hh.layout}"
-        )
-    sizes = rows.sizes
-    projected = _input_projections(x, w_ih, weights.b_ih, sizes)
+    products, sizes = _products(layer, weights), rows.sizes
+    projected = _input_projections(x, products.ih, sizes)
     inputs = [torch.split(each, sizes) for each in row_inputs]
     outputs: dict[int, Tensor] = {}
     after: dict[int, States] = {}
@@ -237,7 +272,9 @@ def _direction_forward(
             finished.append(tuple(state[size:] for state in states))
             states = tuple(state[:size] for state in states)
         of_step = tuple(each[t] for each in inputs)
-        outputs[t], states = _step(layer, projected[t], states, weights, of_step)
+        outputs[t], states = _step(
+            layer, products, projected[t], states, weights.parameters, of_step
+        )
         after[t] = states
     finished.append(states)
     steps = range(rows.T)
@@ -247,9 +284,10 @@ def _direction_forward(
 
 def _step(
     layer: LayerSpec,
+    products: _Products,
     zx: Tensor,
     states: States,
-    weights: DirectionWeights,
+    parameters: tuple[Tensor, ...],
     row_inputs: tuple[Tensor, ...],
 ) -> tuple[Tensor, States]:
     """The output and the states after one step of a direction."""
@@ -258,18 +296,18 @@ def _step(
     if not cell.has_product:
         operand = operand[:, :0]
     elif cell.operand is not None:
-        (operand,) = _evaluated(cell.operand, (*states, *weights.parameters))
-    zh = F.linear(operand, weights.w_hh, weights.b_hh)
+        (operand,) = _evaluated(cell.operand, (*states, *parameters))
+    zh = products.hh(operand)
     gates = len(cell.gates)
     # Each chunk is one more autograd node; a single gate needs none.
     parts = (zx, zh) if gates == 1 else (*zx.chunk(gates, -1), *zh.chunk(gates, -1))
-    given = (*parts, *states, *weights.parameters, *row_inputs)
+    given = (*parts, *states, *parameters, *row_inputs)
     shape = states[0].shape[0], layer.hidden_size
     results = _evaluated(cell.program, given)
     # A result that is a parameter is [H].
     out, *after = [each if each.dim() == 2 else each.expand(shape) for each in results]
-    if weights.w_hr is not None:
-        out = F.linear(out, weights.w_hr)
+    if products.hr is not None:
+        out = products.hr(out)
         after[0] = out
     return out, tuple(after)
 
@@ -289,6 +327,7 @@ class ReferenceBackend(Backend):
     priority = -2000
     devices = None
     differentiable = True
+    quantized = True
     sizes_matter = False
 
     def forward(
@@ -326,12 +365,13 @@ _FEW_ROWS = 16
 
 def has_operator(layer: LayerSpec) -> bool:
     """Whether torch has an operator that computes whole layers like this."""
-    return layer.cell in (_PROJECTING if layer.proj_size else _OPERATORS)
+    known = _PROJECTING if layer.proj_size else _OPERATORS
+    return layer.cell in known and not layer.quantized
 
 
 def has_primitive(layer: LayerSpec, dtype: torch.dtype) -> bool:
     """Whether oneDNN computes dense layers like this on the CPU, in both passes."""
-    known = layer.cell in _PRIMITIVES and not layer.proj_size
+    known = layer.cell in _PRIMITIVES and not (layer.proj_size or layer.quantized)
     if not known or dtype is not torch.float32:
         return False
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch has no types here
@@ -354,6 +394,7 @@ class EagerBackend(Backend):
     priority = -1000
     devices = None
     differentiable = True
+    quantized = True
     sizes_matter = False
 
     def forward(
@@ -366,7 +407,7 @@ class EagerBackend(Backend):
         keep: bool,
     ) -> LayerOutput:
         """Call torch's own operator, which autograd records."""
-        operator = _OPERATORS.get(layer.cell)
+        operator = None if layer.quantized else _OPERATORS.get(layer.cell)
         if operator is None:
             return LayerOutput(*layer_forward(layer, rows, x, hx, weights))
         if _by_cells(layer, rows, x.device.type, x.dtype):
@@ -392,7 +433,7 @@ class EagerBackend(Backend):
         self, spec: RNNSpec, problem: Problem, y_shape: tuple[int, int, int]
     ) -> Shortcut | None:
         """Run the whole stack in one call of torch's operator."""
-        operator = _OPERATORS.get(spec.cell)
+        operator = None if spec.quantized else _OPERATORS.get(spec.cell)
         if operator is None:
             return None
         options = (spec.bias, spec.num_layers, 0.0, problem.needs_grad)

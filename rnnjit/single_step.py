@@ -27,7 +27,7 @@ _OPERATORS: dict[CellSpec, Callable[..., Any]] = {
 
 def has_step(spec: LayerSpec | RNNSpec) -> bool:
     """Whether torch has an operator for a step of such layers."""
-    return spec.cell in _OPERATORS and not spec.proj_size
+    return spec.cell in _OPERATORS and not (spec.proj_size or spec.quantized)
 
 
 def layer_step(

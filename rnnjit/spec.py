@@ -114,6 +114,17 @@ class LayerSpec:
         found = (*shapes, *biases, *projection, *parameters, *rows, *rows)
         return tuple(torch.Size(size) for size in found)
 
+    @property
+    def weight_dtypes(self) -> tuple[torch.dtype | None, ...]:
+        """The dtype of each weight of a direction; None for that of x, which all others have."""
+        if not self.quantized:
+            return (None,) * self.weights_per_direction
+        projection = [torch.int8] if self.proj_size else []
+        biases = [torch.float32] * (2 if self.bias else 0)
+        matrices, parameters = 2 + len(projection), len(self.cell.parameters)
+        others = [torch.float32] * (parameters + matrices)
+        return (torch.int8, torch.int8, *biases, *projection, *others, *[torch.int32] * matrices)
+
 
 @dataclass(frozen=True)
 class RNNSpec:
@@ -173,6 +184,10 @@ class RNNSpec:
             shapes += layer.weight_shapes * directions
         object.__setattr__(self, "_layers", layers)
         object.__setattr__(self, "_weight_shapes", tuple(shapes))
+        dtypes = [dtype for layer in layers for dtype in layer.weight_dtypes * directions]
+        object.__setattr__(self, "_weight_dtypes", tuple(dtypes))
+        typed = dtypes.index(torch.float32) if self.quantized else 0
+        object.__setattr__(self, "_typed_weight", typed)
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -185,6 +200,18 @@ class RNNSpec:
         """The shape of every weight, in nn.RNN's flat order: per layer, per direction."""
         shapes: tuple[torch.Size, ...] = self.__dict__["_weight_shapes"]
         return shapes
+
+    @property
+    def weight_dtypes(self) -> tuple[torch.dtype | None, ...]:
+        """The dtype of every weight, as in `LayerSpec.weight_dtypes`."""
+        dtypes: tuple[torch.dtype | None, ...] = self.__dict__["_weight_dtypes"]
+        return dtypes
+
+    @property
+    def typed_weight(self) -> int:
+        """The index of the first weight whose dtype and device are those of x and the states."""
+        index: int = self.__dict__["_typed_weight"]
+        return index
 
     def layer(self, index: int) -> LayerSpec:
         """The spec of layer `index`; layers after the first take the outputs of the layer below."""

@@ -5,6 +5,7 @@ Every field is an int64: a number, a flag, or the address of memory that the cal
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
 from rnnjit.codegen.backward_call import BackwardFields
@@ -205,10 +206,38 @@ STATE_ARGUMENTS = {ForwardArguments: 3, BackwardArguments: 5}
 PARAMETER_ARGUMENTS = {ForwardArguments: 2, BackwardArguments: 4}
 
 
-def argument_count(kind: type[Arguments], cell: CellSpec) -> int:
-    """The number of int64 words of a kernel's arguments for a cell."""
+class Int8Words(IntEnum):
+    """Words behind the parameters of the forward kernel for int8 matrices, see `quantized_products`.
+
+    Attributes:
+        SUMS: the address of the sums of W_ih; that of its scales is word 0. Those of W_hh and W_hr
+            follow each.
+        OF_DIRECTION: words of a direction.
+        OFFSET: of the quantised rows in a thread's memory.
+        ROW_BYTES: of a quantised row.
+        ROWS: how many there may be.
+        COUNT: of all words.
+    """
+
+    SUMS = 3
+    OF_DIRECTION = 6
+    OFFSET = 12
+    ROW_BYTES = 13
+    ROWS = 14
+    COUNT = 15
+
+
+def argument_count(kind: type[Arguments], cell: CellSpec, *, quantized: bool = False) -> int:
+    """The number of int64 words of a kernel's arguments for a cell.
+
+    Args:
+        kind: the arguments.
+        cell: the cell.
+        quantized: whether there are `Int8Words`.
+    """
     behind = PARAMETER_ARGUMENTS[kind] * len(cell.parameters)
-    return state_argument(kind, len(cell.states), 0) + behind
+    own = Int8Words.COUNT if quantized else 0
+    return state_argument(kind, len(cell.states), 0) + behind + own
 
 
 def state_argument(kind: type[Arguments], state: int, which: int) -> int:

@@ -26,6 +26,7 @@ class NumbaBackend(CPUBackend):
     priority = 100
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
     under_autocast = True
+    quantized = True
     run_module = "rnnjit_numba.run"
 
     def missing(self) -> list[str]:
@@ -43,8 +44,13 @@ class NumbaBackend(CPUBackend):
         return why_not_layout(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Declines some projections."""
-        return why_not_projected(spec.cell) if spec.proj_size else []
+        """Declines some projections, and rows whose int8 products might overflow."""
+        reasons = why_not_projected(spec.cell) if spec.proj_size else []
+        if spec.quantized:
+            from rnnjit_numba.int8_plan import why_not_long
+
+            reasons += why_not_long(spec)
+        return reasons
 
     def stepper(self, spec: RNNSpec, dtype: torch.dtype, batch: int) -> Stepper | None:
         """One call of the forward kernel per layer, over argument blocks that are kept.
@@ -59,15 +65,23 @@ class NumbaBackend(CPUBackend):
         return streaming.stepper(dtype, spec.layers, batch)
 
     def choices(self) -> dict[str, str]:
-        """The register tiles of every element type, and how bfloat16 is multiplied."""
+        """The register tiles of every element type, and how bfloat16 and int8 are multiplied."""
         imported("rnnjit_numba.tile_choice")
+        from rnnjit.codegen.host import host_isa
         from rnnjit_numba import tile_choice
+        from rnnjit_numba.int8_tiles import multiplies_bytes
 
         found = {
             f"tiles of {str(dtype).removeprefix('torch.')}": tile_choice.described(dtype)
             for dtype in self.dtypes
         }
-        return found | {"products of bfloat16": _products_of_bfloat16()}
+        isa = host_isa()
+        dot = multiplies_bytes(isa.features, wide=isa.vector_bytes == 64)
+        by_bytes = "one instruction for four numbers (vpdpbusd)" if dot else "widened to int32"
+        return found | {
+            "products of bfloat16": _products_of_bfloat16(),
+            "products of int8": by_bytes,
+        }
 
     def targets(self) -> Sequence[str]:
         """Processors that LLVM generates code for; none where it cannot be imported."""

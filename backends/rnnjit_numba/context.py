@@ -13,6 +13,7 @@ from rnnjit.codegen.computed import computed
 from rnnjit.ir import CellSpec
 from rnnjit_numba import amx_products, memory, pointwise
 from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
+from rnnjit_numba.int8_tiles import Int8Products, products_of
 from rnnjit_numba.simd import Lanes
 from rnnjit_numba.storage import BFloat16, Storage, storage_of
 from rnnjit_numba.symbol_table import SymbolTable
@@ -33,6 +34,7 @@ class CodegenContext:
         storage: how the numbers of tensors lie in memory.
         tiles: the register tiles.
         small_shapes: of the tiles for the rows that a larger tile leaves.
+        int8: how int8 matrices are multiplied; None where matrices lie as `storage` says.
         symbols: where the kernels' functions are collected.
     """
 
@@ -40,6 +42,7 @@ class CodegenContext:
     storage: Storage
     tiles: TileSet
     small_shapes: tuple[TileShape, ...]
+    int8: Int8Products | None = None
     symbols: SymbolTable = field(init=False)
 
     @property
@@ -60,7 +63,7 @@ class CodegenContext:
     @property
     def in_place(self) -> bool:
         """Whether pre-activations lie in y, where the state replaces them."""
-        return self.layout.in_place and self.storage.terms == 1
+        return self.layout.in_place and self.storage.terms == 1 and self.int8 is None
 
     @property
     def amx(self) -> BFloat16 | None:
@@ -88,24 +91,30 @@ class CodegenContext:
     def __post_init__(self) -> None:
         # Distinct for each library that may be linked into one program.
         suffix = f"{self.storage.suffix}_{self.cell.digest[:12]}"
+        suffix += "_int8" if self.int8 else ""
         object.__setattr__(self, "symbols", SymbolTable(suffix))
 
     @staticmethod
-    def of(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> CodegenContext:
-        """The context of a cell's kernels for tensors of a dtype."""
+    def of(
+        isa: Isa, dtype: torch.dtype, cell: CellSpec, *, quantized: bool = False
+    ) -> CodegenContext:
+        """The context of a cell's kernels for tensors of a dtype, and perhaps int8 matrices."""
         size, small = computed(dtype).itemsize, small_shapes(isa)
         lanes = Lanes(8 * size, isa.lanes(size), isa.fma)
         wide = isa.vector_bytes == 64
         storage = storage_of(lanes, dtype, isa.features, wide=wide, amx=isa.amx)
         shapes = tuple(sorted({*candidates(isa), *small}, reverse=True))
-        return CodegenContext(cell, storage, TileSet(storage, shapes, outer_candidates(isa)), small)
+        tiles = TileSet(storage, shapes, outer_candidates(isa))
+        int8 = products_of(lanes, isa.features, wide=wide) if quantized else None
+        return CodegenContext(cell, storage, tiles, small, int8)
 
 
 class CommonFunctions(NamedTuple):
     """The functions that both kernels call, see `add_common`.
 
     `copy_rows` copies rows of tensors, `copy_computed` rows of numbers as they are computed with,
-    and `store_rows` such numbers to rows of tensors.
+    and `store_rows` such numbers to rows of tensors. `affine` and `product` multiply with matrices of
+    the tensors' dtype; they are None if these are int8.
     """
 
     affine: Any
@@ -118,7 +127,7 @@ class CommonFunctions(NamedTuple):
 
 def add_common(context: CodegenContext) -> CommonFunctions:
     """Add the functions that both kernels call to the symbols."""
-    affine = _add_affine(context) if context.amx is None else _add_affine_amx(context)
+    affine = None if context.int8 else _affine(context)
     stored, computed = context.storage, context.computed
     copy_rows = copy_computed = store_rows = _add_copy_rows(context, stored, stored, "copy_rows")
     if stored != computed:
@@ -129,9 +138,14 @@ def add_common(context: CodegenContext) -> CommonFunctions:
         copy_rows,
         copy_computed,
         store_rows,
-        _add_product_direct(context),
+        _add_product_direct(context) if context.int8 is None else None,
         add_next_task(context.symbols),
     )
+
+
+def _affine(context: CodegenContext) -> Any:
+    """`affine` by register tiles, or by tile registers."""
+    return _add_affine(context) if context.amx is None else _add_affine_amx(context)
 
 
 def _add_affine(context: CodegenContext) -> Any:

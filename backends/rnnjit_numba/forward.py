@@ -29,14 +29,18 @@ from rnnjit_numba.arguments import ForwardArguments
 from rnnjit_numba.context import CodegenContext, CommonFunctions
 from rnnjit_numba.forward_step import add_step
 from rnnjit_numba.preparation import add_preparation
+from rnnjit_numba.quantized_products import add_int8_parts
 
 
 def add_forward(context: CodegenContext, common: CommonFunctions) -> None:
     """Add the kernel `forward(arguments, thread, threads)`, which each thread calls."""
     unpack, next_task = memory.unpack_arguments(ForwardArguments), common.next_task
     read_int = memory.read_int()
-    preparation = add_preparation(context, common)
-    step = add_step(context, common, preparation)
+    if context.int8 is None:
+        preparation = add_preparation(context, common)
+        step = add_step(context, common, preparation)
+    else:
+        preparation, step = add_int8_parts(context)
     recur = _add_recur(context, common, preparation.prepare, step)
     window_end = _add_window_end(context)
     by_columns = _add_by_columns(context, common, recur, window_end)
@@ -78,7 +82,7 @@ def add_forward(context: CodegenContext, common: CommonFunctions) -> None:
             area = a.sync + LINE * (1 + threads)
             recur(
                 *(arguments, 0, 0, a.B, 1, tail_start, a.T, tail_row, 0, 0, area, thread, threads),
-                *(tail_start, tail_row, a.N, 0),
+                *(tail_start, tail_row, a.N, thread),
             )
 
     context.symbols.add(forward)
@@ -133,7 +137,7 @@ def _add_project_task(context: CodegenContext, preparation: Any) -> Any:
         start, stop = row + rows * task // tasks, row + rows * (task + 1) // tasks
         for d in range(a.D):
             zx = a.scratch + a.hoisted + d * a.hoisted_size - row * vectors * row_bytes
-            project(arguments, d, 0, vectors, start, stop, zx)
+            project(arguments, d, 0, vectors, start, stop, zx, task)
 
     return context.symbols.add(project_task)
 
@@ -160,7 +164,7 @@ def _add_by_columns(
                         begin = a.N if d == 1 else row
                         recur(
                             *(arguments, d, 0, a.B, 1, start, stop, begin),
-                            *(1 - a.direct, 1, area, task % parts, parts, 0, row, row_stop, d),
+                            *(1 - a.direct, 1, area, task % parts, parts, 0, row, row_stop, task),
                         )
                         start, row = stop, row_stop
             task = next_task(a.sync, thread, threads, 0, task, 1) if groups > 1 else -1
@@ -258,7 +262,9 @@ def _add_recur(context: CodegenContext, common: CommonFunctions, prepare: Any, s
                     first, last = vectors * part // parts, vectors * (part + 1) // parts
                 if unready != 0 and s == start:
                     packing = 1 if s == 0 else 0
-                    prepare(arguments, d, first, last, packing, window_row, window_stop, zx)
+                    prepare(
+                        *(arguments, d, first, last, packing, window_row, window_stop, zx, place)
+                    )
                 if fresh > low:
                     h, rows = y + (row_before + low) * ld_y, (fresh - low) // stride
                     step(

@@ -46,7 +46,7 @@ class ForwardSizes(NamedTuple):
         inputs = blocks_i * lanes * vector
         packed_row = inputs + blocks_k * lanes * vector
         out = blocks_h * lanes * vector if layer.proj_size else 0
-        if direct:
+        if direct or kind.quantized:
             inputs = packed_row = out = 0
         row, parts = wide_h * cell.gates * vector, 1 + cell.apart
         packed = wide_h * cell.gates * (packed_row + parts * vector)
@@ -55,6 +55,6 @@ class ForwardSizes(NamedTuple):
         z = parts * row
         if layer.proj_size:
             z += wide_h * lanes * kind.itemsize + (wide_p * vector if kind.terms > 1 else 0)
-        if cell.in_place and kind.terms == 1:
+        if cell.in_place and kind.terms == 1 and not kind.quantized:
             z = row = 0
         return ForwardSizes(inputs, packed_row, out, packed, z, 0 if direct else row)

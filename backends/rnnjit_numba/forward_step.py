@@ -28,7 +28,7 @@ def add_step(context: CodegenContext, common: CommonFunctions, preparation: Prep
         return _add_step_in_place(context, common)
     gates = _add_gates(context, common)
     project_out = _add_project_out(context, common, preparation)
-    return _add_step(context, gates, project_out)
+    return add_any_step(context, gates, project_out)
 
 
 def _add_step_in_place(context: CodegenContext, common: CommonFunctions) -> Any:
@@ -121,7 +121,7 @@ def _add_step_direct(context: CodegenContext) -> Any:
     return context.symbols.add(step_direct)
 
 
-def _add_step(context: CodegenContext, gates: Any, project_out: Any) -> Any:
+def add_any_step(context: CodegenContext, gates: Any, project_out: Any) -> Any:
     """The step of any cell: a block of rows and hidden units at a time."""
     unpack, minimum, maximum = (
         memory.unpack_arguments(ForwardArguments),
@@ -173,14 +173,17 @@ def _add_step(context: CodegenContext, gates: Any, project_out: Any) -> Any:
             some = maximum(1, _BLOCK_BYTES // (n * row_bytes * whole)) * whole
             for low in range(first, last, some):
                 high = minimum(last, low + some)
-                gates(arguments, d, low, high, hoisted, stride, row_now, n, h_now, ld_h, z, ld, zh)
+                gates(
+                    *(arguments, d, low, high, hoisted, stride, row_now, n),
+                    *(h_now, ld_h, z, ld, zh, place),
+                )
                 apply_cell(
                     *(arguments, d, row_now, b_now, stride, n, low, high),
                     *(z, ld, zh, ld_z, h_now, ld_h, fresh, out, ld_out),
                 )
             if a.P != a.H:
                 block = local + a.z_rows * (parts * ld_z + vectors * stored_bytes)
-                project_out(arguments, d, stride, row_now, n, out, ld_out, block)
+                project_out(arguments, d, stride, row_now, n, out, ld_out, block, place)
 
     return context.symbols.add(step)
 
@@ -208,6 +211,7 @@ def _add_gates(context: CodegenContext, common: CommonFunctions) -> Any:
         z: int,
         ld: int,
         zh: int,
+        place: int,
     ) -> None:
         a = unpack(arguments)
         if a.direct != 0:
@@ -326,6 +330,7 @@ def _add_project_out(
         out: int,
         ld_out: int,
         block: int,
+        place: int,
     ) -> None:
         a = unpack(arguments)
         to, ld_to = a.y + (row * a.D + d) * a.P * size, a.D * a.P * size * stride

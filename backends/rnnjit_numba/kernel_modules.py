@@ -76,7 +76,9 @@ class KernelModule(NamedTuple):
     symbols: tuple[str, ...]
 
 
-def kernel_modules(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> Iterator[KernelModule]:
+def kernel_modules(
+    isa: Isa, dtype: torch.dtype, cell: CellSpec, quantized: bool = False
+) -> Iterator[KernelModule]:
     """The kernels of a cell for tensors of a dtype; each is lowered when it is requested.
 
     Together they define, for each kernel, `<kernel>_alone(arguments)` for a single thread and
@@ -84,9 +86,15 @@ def kernel_modules(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> Iterator[Ker
     address of the kernel's argument block (see `arguments`). The backward kernel flushes subnormal
     numbers to zero where the processor is slow with them, and leaves the caller's setting as it
     was; `backward_exact_alone` and `backward_exact_team` follow that setting.
+
+    There is no backward kernel for `quantized` layers, those of int8 matrices.
     """
-    context = CodegenContext.of(isa, dtype, cell)
+    context = CodegenContext.of(isa, dtype, cell, quantized=quantized)
     common = add_common(context)
+    if quantized:
+        add_forward(context, common)
+        yield _lowered(context, "forward", {"forward": False})
+        return
     shared = tuple(context.symbols.functions)
     add_backward(context, common)
     entries = {"backward": can_flush(isa), "backward_exact": False}
@@ -95,8 +103,15 @@ def kernel_modules(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> Iterator[Ker
     yield _lowered(context, "forward", {"forward": False})
 
 
-def tile_modules(isa: Isa, dtype: torch.dtype, cell: CellSpec) -> Iterator[KernelModule]:
-    """The register tiles for tensors of a dtype: the same for the kernels of every cell."""
+def tile_modules(
+    isa: Isa, dtype: torch.dtype, cell: CellSpec, quantized: bool = False
+) -> Iterator[KernelModule]:
+    """The register tiles for tensors of a dtype: the same for the kernels of every cell.
+
+    Those of int8 matrices are part of their kernels.
+    """
+    if quantized:
+        return
     context = CodegenContext.of(isa, dtype, cell)
     tiles, storage = context.tiles, context.storage
     # Two modules that take LLVM about as long, so that it can optimise them at once.

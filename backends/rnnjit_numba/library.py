@@ -45,18 +45,27 @@ class Library:
         parts: object code.
         flush: whether the backward kernel flushes subnormal numbers, where it can.
         cell: what they compute.
+        quantized: whether it is that of int8 matrices.
 
     Attributes:
         isa: as given.
-        forward, backward: the kernels.
+        forward, backward: the kernels; no backward one for int8 matrices.
 
     Raises:
         ValueError: the parts are not object code, or not that of these kernels.
     """
 
-    def __init__(self, isa: Isa, parts: Sequence[bytes], flush: bool, cell: CellSpec) -> None:
+    def __init__(
+        self,
+        isa: Isa,
+        parts: Sequence[bytes],
+        flush: bool,
+        cell: CellSpec,
+        quantized: bool = False,
+    ) -> None:
         self.isa = isa
-        entries = (*_FORWARD, *(_BACKWARD if flush else _BACKWARD_EXACT))
+        backward = _BACKWARD if flush else _BACKWARD_EXACT
+        entries = _FORWARD if quantized else (*_FORWARD, *backward)
         for name, address in team_symbols().items():
             llvm.add_symbol(name, address)
         engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
@@ -70,19 +79,17 @@ class Library:
         addresses = [engine.get_function_address(name) for name in entries]
         if not all(addresses):
             raise ValueError(f"a library lacks some of {entries}")
-        self.forward = _kernel(ForwardArguments, cell, engine, addresses[:2])
-        self.backward = _kernel(BackwardArguments, cell, engine, addresses[2:])
+        count = argument_count(ForwardArguments, cell, quantized=quantized)
+        self.forward = _kernel(ForwardArguments, count, engine, addresses[:2])
+        self.backward: Kernel | None = None
+        if not quantized:
+            count = argument_count(BackwardArguments, cell)
+            self.backward = _kernel(BackwardArguments, count, engine, addresses[2:])
 
 
-def _kernel(
-    kind: type[Arguments],
-    cell: CellSpec,
-    engine: Any,
-    addresses: Sequence[int],
-) -> Kernel:
-    """The kernel with these arguments, by its entries for one thread and for a team."""
-    sync, count = kind._fields.index("sync"), argument_count(kind, cell)
-    return Kernel(engine, addresses[0], addresses[1:], sync, count)
+def _kernel(kind: type[Arguments], count: int, engine: Any, addresses: Sequence[int]) -> Kernel:
+    """The kernel with so many arguments, by its entries for one thread and for a team."""
+    return Kernel(engine, addresses[0], addresses[1:], kind._fields.index("sync"), count)
 
 
 @CompileOnce
@@ -91,7 +98,7 @@ def library(kind: Kind) -> Library:
     isa, flush = kernel_isa(kind.dtype), flush_subnormals()
     return cached(
         cache_key(isa, kind, _COMPILERS, __file__),
-        lambda content: Library(isa, _split(content), flush, kind.cell),
+        lambda content: Library(isa, _split(content), flush, kind.cell, kind.quantized),
         lambda: _joined(compile_kernels(isa, kind)),
     )
 
@@ -102,7 +109,7 @@ def compile_kernels(isa: Isa, kind: Kind) -> list[bytes]:
     Another thread optimises a part while numba lowers the next one on this thread.
     """
     key = _tiles_key(isa, kind.dtype)
-    tiles = _kept_tiles(key)
+    tiles = None if kind.quantized else _kept_tiles(key)
     with _no_collection():
         from rnnjit_numba.kernel_modules import kernel_modules, tile_modules
 
@@ -119,6 +126,7 @@ def compile_kernels(isa: Isa, kind: Kind) -> list[bytes]:
         found = [job.result() for job in jobs]
     if tiles is None:
         tiles = found[:count]
+    if count:
         object_cache.keep(key, _joined(tiles), _TILES)
     return [*tiles, *found[count:]]
 

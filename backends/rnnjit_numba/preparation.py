@@ -43,14 +43,14 @@ class Preparation(NamedTuple):
 
 def add_preparation(context: CodegenContext, common: CommonFunctions) -> Preparation:
     """Add the functions that run before the first step to the symbols."""
-    projection_at = _add_projection_at(context)
-    pack, pack_bias = _add_pack(context), _add_pack_bias(context)
+    projection_at = add_projection_at(context)
+    pack, pack_bias = _add_pack(context), add_pack_bias(context)
     pack_out, project = _add_pack_out(context, projection_at), _add_project(context, common)
-    prepare = _add_prepare(context, pack, pack_bias, pack_out, project)
+    prepare = add_prepare(context, pack, pack_bias, pack_out, project)
     return Preparation(pack, pack_bias, pack_out, project, prepare, projection_at)
 
 
-def _add_prepare(
+def add_prepare(
     context: CodegenContext, pack: Any, pack_bias: Any, pack_out: Any, project: Any
 ) -> Any:
     """Prepare some columns for the rows `start` to `stop`, whose projections begin at `zx`.
@@ -69,6 +69,7 @@ def _add_prepare(
         start: int,
         stop: int,
         zx: int,
+        place: int,
     ) -> None:
         a = unpack(arguments)
         if packing != 0:
@@ -78,7 +79,7 @@ def _add_prepare(
             if a.P != a.H:
                 pack_out(arguments, d, 0, (a.P + lanes - 1) // lanes)
         if a.direct == 0:
-            project(arguments, d, first, last, start, stop, zx)
+            project(arguments, d, first, last, start, stop, zx, place)
 
     return context.symbols.add(prepare)
 
@@ -115,7 +116,7 @@ def _add_pack(context: CodegenContext) -> Any:
     return context.symbols.add(pack)
 
 
-def _add_pack_bias(context: CodegenContext) -> Any:
+def add_pack_bias(context: CodegenContext) -> Any:
     """Write the biases, or zeros, after the packed weights."""
     unpack, minimum = memory.unpack_arguments(ForwardArguments), memory.minimum()
     storage, computed = context.storage, context.computed
@@ -176,7 +177,7 @@ def _add_pack_out(context: CodegenContext, projection_at: Any) -> Any:
     return context.symbols.add(pack_out)
 
 
-def _add_projection_at(context: CodegenContext) -> Any:
+def add_projection_at(context: CodegenContext) -> Any:
     """The address of a direction's packed W_hr, which zeros follow."""
     unpack = memory.unpack_arguments(ForwardArguments)
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
@@ -204,7 +205,7 @@ def _add_project(context: CodegenContext, common: CommonFunctions) -> Any:
     row_inputs = context.row_inputs
 
     def project(
-        arguments: int, d: int, first: int, last: int, start: int, stop: int, zx: int
+        arguments: int, d: int, first: int, last: int, start: int, stop: int, zx: int, place: int
     ) -> None:
         a = unpack(arguments)
         base, vectors = a.scratch + d * a.packed, (a.H + lanes - 1) // lanes * gates

@@ -12,10 +12,12 @@ from rnnjit.codegen.row_slices import late_threads_for, shared_in_backward
 from rnnjit_numba.arguments import (
     BackwardArguments,
     ForwardArguments,
+    Int8Words,
     area_bytes,
     argument_count,
 )
 from rnnjit_numba.forward_sizes import ForwardSizes
+from rnnjit_numba.int8_plan import int8_plan, row_bytes
 from rnnjit_numba.library import library
 from rnnjit_numba.tile_shapes import TileShape, Tiling
 
@@ -28,7 +30,8 @@ _WINDOW_BYTES, _LEAST_WINDOW = 1 << 20, 64
 
 def forward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Plan:
     """How a forward pass is divided between at most `threads` threads."""
-    return plan(layer, rows, threads, _vectors(kind, layer.hidden_size))
+    vectors = _vectors(kind, layer.hidden_size)
+    return (int8_plan if kind.quantized else plan)(layer, rows, threads, vectors)
 
 
 def backward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Plan:
@@ -43,7 +46,11 @@ def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling)
     sizes = ForwardSizes.of(kernels.isa, kind, layer, direct=cut.direct)
     areas, hoisted = max(cut.threads, D), _hoisted_rows(layer, rows, cut, sizes)
     z_rows = max(1, min(max(cut.slice_rows, cut.tail), Z_ROWS))
-    z, z_size = _aligned(D * sizes.packed), _aligned(z_rows * sizes.z)
+    z, own = _aligned(D * sizes.packed), _aligned(z_rows * sizes.z)
+    # Behind a thread's pre-activations there are its quantised rows.
+    held = max(z_rows, min(rows.N, ROW_BLOCK)) if kind.quantized else 0
+    held_bytes = row_bytes(max(layer.input_size, layer.hidden_size, layer.output_size))
+    z_size = own + held * held_bytes
     hoisted_at = z + areas * z_size
     fixed = {
         **_problem(layer, rows, cut, tiling),
@@ -60,10 +67,16 @@ def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling)
         "window": min(hoisted, _window_rows(layer, rows, sizes)) if hoisted else rows.N,
     }
     scratch, sync = hoisted_at + D * hoisted * sizes.row, _sync_words(layer, cut.threads)
-    names, count = ForwardArguments._fields, argument_count(ForwardArguments, layer.cell)
+    names = ForwardArguments._fields
+    count = argument_count(ForwardArguments, layer.cell, quantized=kind.quantized)
     inside = 8 * (count + sync) if scratch < _LARGE else 0
     words = count - len(names) + sync + (scratch // 8 if inside else 0)
     block = argument_block(names, fixed, words)
+    if kind.quantized:
+        first = count - Int8Words.COUNT
+        block[first + Int8Words.OFFSET] = own
+        block[first + Int8Words.ROW_BYTES] = held_bytes
+        block[first + Int8Words.ROWS] = held
     late = late_threads_for((__name__, "forward", size), layer, rows, cut.threads)
     return Recipe(kernels.forward, cut.threads, block, scratch // size, inside, sync, (), late)
 
@@ -134,6 +147,7 @@ def backward(
     scratch = (own + cut.threads * fixed["reduction_size"]) // size
     late = late_threads_for((__name__, "backward", size), layer, rows, cut.threads, shared)
     parts = dz, before, own
+    assert kernels.backward is not None, "layers of int8 matrices have no gradient"
     return Recipe(kernels.backward, cut.threads, block, scratch, 0, sync, parts, late)
 
 

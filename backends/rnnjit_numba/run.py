@@ -127,7 +127,7 @@ def forward_recipe(
     dtype: torch.dtype, layer: LayerSpec, T: int, B: int, N: int, threads: int
 ) -> Recipe:
     """How a layer's forward kernel is called for a dtype, on at most `threads`."""
-    kind, rows = Kind(dtype, layer.cell), Rows(T, B, N)
+    kind, rows = Kind(dtype, layer.cell, layer.quantized), Rows(T, B, N)
     cut = recipes.forward_plan(kind, layer, rows, threads)
     tiling = tile_choice.tiling(kind, layer, rows, cut.slice_rows)
     return recipes.forward(kind, layer, rows, cut, tiling)

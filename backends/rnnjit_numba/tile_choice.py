@@ -40,6 +40,8 @@ _COMPUTE_BOUND = 100_000_000
 _MARGIN = 1.06
 #: The number of rows by which tiles are compared where it is not known: a multiple of theirs.
 MANY = 5040
+#: Of int8 products, which have tiles of their own: each takes one vector of columns.
+_INT8 = Tiling(TileShape(1, 1))
 
 
 class Forced(NamedTuple):
@@ -55,6 +57,8 @@ def tiling(kind: Kind, layer: LayerSpec, rows: Rows, slice_rows: int) -> Tiling:
     Raises:
         ValueError: RNNJIT_TILES asks for what does not exist.
     """
+    if kind.quantized:
+        return _INT8
     # Not `host_isa`, which takes LLVM's lock: a child forked meanwhile would wait for it for ever.
     isa = library(kind).isa
     return forced(isa).tiling or best_tiling(isa, _rates(kind, layer, rows), slice_rows)

@@ -73,7 +73,7 @@ def library(kind: Kind) -> Library:
     def compile_code() -> bytes:
         from rnnjit_tvm.compiler import compile_kernels
 
-        return compile_kernels(isa, *kind)
+        return compile_kernels(isa, kind.dtype, kind.cell)
 
     key = cache_key(isa, kind, ["apache-tvm"], __file__)
     return cached(key, lambda code: Library(isa, code, flush, kind.cell), compile_code)

@@ -106,6 +106,11 @@ def export_artifact(
 def _stack(module: nn.Module) -> tuple[RNNSpec, tuple[torch.Tensor, ...]]:
     check_plain(module, "an artifact")
     spec, weights = replace(capture(module), dropout=0.0), weights_of(module)
+    if spec.quantized:
+        raise ValueError(
+            "module must have float matrices, got int8 ones, for which no artifact can be built: "
+            "export the module that was quantized"
+        )
     check_weights(spec, weight_names(module), weights)
     if weights[0].is_meta:
         raise ValueError("module must have values to export, got weights on meta: load them first")

@@ -35,6 +35,9 @@ ForwardCall = Callable[
     None,
 ]
 
+#: Addresses of the scales and the sums of w_ih, w_hh and w_hr in two directions.
+_INT8_ADDRESSES = 12
+
 
 class Recipe(NamedTuple):
     """The parts of a kernel's call that do not depend on its tensors.
@@ -136,23 +139,38 @@ def split_pointers(
 
     Returns:
         Those of matrices and biases of each direction, those of w_hr of two directions, and those
-        of the cell's parameters of two directions.
+        of the cell's parameters of two directions. Behind the last ones, if the matrices are int8,
+        there are for each of two directions the scales of w_ih, w_hh and w_hr and their sums; 0 if
+        there is no w_hr.
+
+    Raises:
+        FreedInputError: scales or sums have no memory.
     """
     found, count = [weight.data_ptr() for weight in weights], layer.weights_per_direction
-    parameters = len(layer.cell.parameters)
-    if not (layer.proj_size or parameters):
+    parameters, matrices = len(layer.cell.parameters), 3 if layer.proj_size else 2
+    if not (layer.proj_size or parameters or layer.quantized):
         return found, [0, 0], []
     own: list[int] = []
     projections: list[int] = []
     others: list[int] = []
+    of_rows: list[int] = []
     for start in range(0, len(found), count):
-        end = start + count - parameters
-        others += found[end : start + count]
+        stop = start + count
+        if layer.quantized:
+            stop -= 2 * matrices
+            absent = [0] * (3 - matrices)
+            scales, sums = found[stop : stop + matrices], found[stop + matrices : start + count]
+            if 0 in scales or 0 in sums:
+                raise FreedInputError("the scales or sums of an int8 matrix of the layer")
+            of_rows += [*scales, *absent, *sums, *absent]
+        end = stop - parameters
+        others += found[end:stop]
         if layer.proj_size:
             end -= 1
             projections.append(found[end])
         own += found[start:end]
-    return own, ((projections or [0]) * 2)[:2], (others * 2)[: 2 * parameters]
+    behind = (others * 2)[: 2 * parameters] + (of_rows * 2)[:_INT8_ADDRESSES]
+    return own, ((projections or [0]) * 2)[:2], behind
 
 
 def bound(recipe: Recipe, fields: ForwardFields, layer: LayerSpec, itemsize: int) -> ForwardCall:
@@ -250,10 +268,11 @@ def _more(fields: ForwardFields, layer: LayerSpec) -> Callable[..., list[int]] |
     The function returns the addresses of the weights that are no projections and no parameters.
     """
     states, parameters = len(layer.cell.states), len(layer.cell.parameters)
-    if not (saved_sizes(layer) or states > 1 or parameters):
+    if not (saved_sizes(layer) or states > 1 or parameters or layer.quantized):
         return None
-    write, at = more_pointers(states, parameters).pack_into, 8 * fields.more
-    beside = bool(layer.proj_size or parameters)
+    behind = 2 * parameters + (_INT8_ADDRESSES if layer.quantized else 0)
+    write, at = more_pointers(states, behind).pack_into, 8 * fields.more
+    beside = bool(layer.proj_size or behind)
     # Of each state but the first, the index of its initial values, which the last ones follow.
     places = [(k, fields.more + 4 + 3 * (k - 1)) for k in range(1, states)]
 
@@ -278,14 +297,14 @@ def _more(fields: ForwardFields, layer: LayerSpec) -> Callable[..., list[int]] |
     return more
 
 
-def more_pointers(states: int, parameters: int) -> Struct:
-    """The layout of the addresses of what only some cells have.
+def more_pointers(states: int, behind: int) -> Struct:
+    """The layout of the addresses of what only some layers have.
 
     They are w_hr of both directions, the saved values, the outputs before the projection, for each
-    state but the first its initial values, its last ones, and those after every step, and then the
-    parameters of direction 0 and those of direction 1.
+    state but the first its initial values, its last ones, and those after every step, and then
+    those `behind` that `split_pointers` lists last.
     """
-    return Struct(f"={4 + 3 * (states - 1) + 2 * parameters}q")
+    return Struct(f"={4 + 3 * (states - 1) + behind}q")
 
 
 def forward(

@@ -33,10 +33,12 @@ class Kind(NamedTuple):
     Attributes:
         dtype: of the tensors.
         cell: what they compute.
+        quantized: whether the matrices are int8, see `LayerSpec.quantized`.
     """
 
     dtype: torch.dtype
     cell: CellSpec
+    quantized: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -135,7 +137,9 @@ def cache_key(isa: Isa, kind: Kind, compilers: Sequence[str], file: str) -> str:
     versions = [version(name) for name in compilers]
     # The cell's digest says what it computes. Its gradient follows from the sources of `ir`.
     files = (file, __file__, ir.__file__)
-    return object_cache.name_of(isa, kind.dtype, kind.cell.digest, versions, files=files)
+    return object_cache.name_of(
+        isa, kind.dtype, kind.cell.digest, kind.quantized, versions, files=files
+    )
 
 
 def cached(key: str, load: Callable[[bytes], L], compile_code: Callable[[], bytes]) -> L:

@@ -71,6 +71,8 @@ def verdict(backend: Backend, spec: RNNSpec, problem: Problem) -> Verdict:
         BackendError: `why_not` returned something other than reasons.
     """
     reasons = _whatever_size(backend, spec.cell, problem)
+    if spec.quantized and not backend.quantized:
+        reasons = (*reasons, "layers of int8 matrices are not supported")
     return Verdict(backend, reasons or _listed(backend, backend.why_not(spec, problem)))
 
 
@@ -197,6 +199,8 @@ def _sizes_matter(backend: Backend, spec: RNNSpec, problem: Problem) -> bool:
             raise
         return True  # it declined, see `verdict_for_auto`, and may do otherwise at the next call
     if not matter:
+        return False
+    if spec.quantized and not backend.quantized:
         return False
     held = _WHATEVER_SIZE.answers().get(_key(backend, spec.cell, problem))
     return held is None or not held[1]

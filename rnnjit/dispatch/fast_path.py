@@ -8,6 +8,7 @@ path, which makes all checks and raises all errors.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -32,7 +33,7 @@ class FastPath:
 
     Attributes:
         run: computes the calls.
-        weights_of: gets the weights from the module's parameters, in nn.RNN's order.
+        weights_of: gets the weights from the module's tensors, in nn.RNN's order.
         shapes: the shape of each state.
         tensors: checks that x, the states and the weights match, see `tensor_guards`.
         zeros: states of zeros, kept for calls without a state, since no backend writes to them.
@@ -42,7 +43,16 @@ class FastPath:
     """
 
     __slots__ = (
-        *("_keeps_zeros", "run", "shapes", "surroundings", "tensors", "weights_of", "zeros"),
+        *(
+            "_held",
+            "_keeps_zeros",
+            "run",
+            "shapes",
+            "surroundings",
+            "tensors",
+            "weights_of",
+            "zeros",
+        ),
     )
 
     def __init__(
@@ -52,8 +62,10 @@ class FastPath:
         x: Tensor,
         hx: States,
         weights: tuple[Tensor, ...],
+        held: Callable[[nn.Module], Mapping[str, Any]] = parameters_of,
     ) -> None:
         self.run = run
+        self._held = held
         self.weights_of: Any = itemgetter(*names)
         self.shapes = tuple(state.shape for state in hx)
         self.zeros: States | None = None
@@ -94,7 +106,7 @@ class FastPath:
                 if getattr(state, "is_nested", True):
                     return None  # The guards crash on strides of nested tensors.
         try:
-            weights = self.weights_of(parameters_of(module))
+            weights = self.weights_of(self._held(module))
         except KeyError:
             return None
         if not self.tensors(x, *hx, *weights) and not self._fit_as_aliases(x, hx, weights):

@@ -311,7 +311,9 @@ def _as_call(
     directions, batch, _ = hx[0].shape
     parsed = CellSpec.parse(cell)
     input_size = x.shape[1] - directions * len(parsed.row_inputs) * hidden_size
-    layer = LayerSpec(parsed, input_size, hidden_size, directions, bias, proj_size)
+    quantized = weights[0].dtype is torch.int8
+    sizes = input_size, hidden_size, directions
+    layer = LayerSpec(parsed, *sizes, bias, proj_size, quantized)
     rows, count = Rows(steps, batch, x.shape[0], batch_sizes), len(layer.cell.states)
     states, reset_to = tuple(hx[:count]), tuple(hx[count:])
     return TracedLayer(layer, backend, x, rows, states, weights, reset, reset_to)

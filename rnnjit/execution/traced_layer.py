@@ -307,6 +307,7 @@ def _spec(layer: LayerSpec) -> RNNSpec:
         bias=layer.bias,
         bidirectional=layer.num_directions == 2,
         proj_size=layer.proj_size,
+        quantized=layer.quantized,
     )
 
 

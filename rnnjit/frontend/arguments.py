@@ -56,7 +56,7 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
 
     Args:
         spec: the configuration of the module.
-        weight: the module's first weight; the arguments must have its dtype and device.
+        weight: `RNNSpec.typed_weight`; the arguments must have its dtype and device.
         x: a Tensor `[T, B, I]`, `[B, T, I]` if batch_first, `[T, I]`, or a PackedSequence.
         hx: the initial state `[L*D, B, H]` (`[L*D, H]` if unbatched), a tuple or list of states if
             the cell has several, or None for zeros.
@@ -293,8 +293,9 @@ def check_weights(spec: RNNSpec, names: list[str], weights: tuple[Tensor, ...]) 
             "num_layers, bias or bidirectional was changed after construction"
         )
     try:
-        dtype, device = weights[0].dtype, weights[0].device
-        for index, weight in enumerate(weights):
+        first, device = weights[0].dtype, weights[0].device
+        for index, (weight, own) in enumerate(zip(weights, spec.weight_dtypes, strict=True)):
+            dtype = own or first
             strided = weight.layout is torch.strided and not weight.is_nested
             if not strided and (weight.is_nested or names[index].startswith("weight_hh")):
                 raise _not_dense(names[index], weight)  # torch takes others
@@ -321,6 +322,11 @@ def _explain_weight(
             f"{name} must have shape {list(shape)}, got {list(weight.shape)} "
             f"(input_size={spec.input_size}, hidden_size={spec.hidden_size})"
         )
+    if spec.quantized:
+        raise RuntimeError(
+            f"{name} must be {dtype} in a quantized module, got {weight.dtype}: such modules take "
+            "and compute float32, do not convert them"
+        )
     if not any_autocast():
         raise RuntimeError(f"{name} must be {dtype} like {first}, got {weight.dtype}")
 
@@ -334,6 +340,11 @@ def _check_input(
     if x.dtype is not dtype and not any_autocast():
         if x.is_quantized and not given_state:  # Eager cannot create zeros of this dtype.
             raise NotImplementedError(f"input must not be quantised, got {x.dtype}: dequantize it")
+        if spec.quantized:
+            raise ValueError(
+                f"input must be {dtype}, in which a quantized module computes, got {x.dtype}: "
+                f"input.to({dtype})"
+            )
         raise ValueError(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "  # torch's words
             f"Convert input: input.to({dtype}), or convert model: model.to({x.dtype})"

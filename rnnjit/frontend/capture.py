@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import index
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
-from rnnjit.runtime.torch_private import flat_weight_names, parameters_of
+from rnnjit.runtime.torch_private import flat_weight_names, parameters_of, tensors_of
 from rnnjit.spec import RNNSpec
 
 #: The cell of an nn.RNN, by its `mode`.
@@ -67,7 +67,12 @@ def capture(module: nn.Module) -> RNNSpec:
         usual = tuple(map(type, fields)) in _USUAL and type(d["training"]) is bool
     except (KeyError, TypeError):
         usual = False
-    return _shared(fields) if usual else _capture_slowly(module)
+    return _shared((*fields, is_quantized(module))) if usual else _capture_slowly(module)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether the matrices of a compiled module are int8, see `rnnjit.quantize`."""
+    return "_quantized" in module.__dict__
 
 
 def cell_of(module: Any) -> CellSpec:
@@ -120,6 +125,7 @@ def _capture_slowly(module: Any) -> RNNSpec:
             float(dropout),
             module.bidirectional,
             as_size("proj_size", module.proj_size),
+            is_quantized(module),
         )
     )
 
@@ -143,7 +149,8 @@ def _capture_cell(module: Any) -> RNNSpec:
         hidden_size = as_size("hidden_size", module.hidden_size)
         input_size = _input_size(module.input_size)
     bias = _has_biases(module)
-    return _shared((input_size, hidden_size, 1, cell, bias, False, 0.0, False, 0))
+    quantized = is_quantized(module)
+    return _shared((input_size, hidden_size, 1, cell, bias, False, 0.0, False, 0, quantized))
 
 
 def _has_biases(cell: Any) -> bool:
@@ -213,7 +220,7 @@ def weights_of(module: nn.Module) -> tuple[Tensor, ...]:
     Every call looks them up: assignment, `functional_call`, parametrizations and pruning replace
     weights without a change that a cache could detect.
     """
-    parameters = parameters_of(module)
+    parameters = tensors_of(module) if is_quantized(module) else parameters_of(module)
     names = weight_names(module)
     try:
         return tuple([parameters[name] for name in names])
@@ -221,12 +228,25 @@ def weights_of(module: nn.Module) -> tuple[Tensor, ...]:
         return tuple([getattr(module, name) for name in names])
 
 
+def quantized_names(names: Sequence[str]) -> list[str]:
+    """The names of a direction's weights in a quantized module, from those in a float one."""
+    matrices = [name for name in names if is_matrix(name)]
+    kinds = ("scale", "sum")
+    return [*names, *[f"{name}_{kind}" for kind in kinds for name in matrices]]
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a weight of a torch module with this name is a matrix."""
+    return name.startswith("weight_")
+
+
 def weight_names(module: Any) -> list[str]:
     """The names of the weights, in nn.RNN's flat order."""
     # By the class itself, which is faster: a compiled module computes its `__class__`.
     if issubclass(type(module), nn.RNNCellBase):
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return list(kinds if _has_biases(module) else kinds[:2])
+        own = list(kinds if _has_biases(module) else kinds[:2])
+        return quantized_names(own) if is_quantized(module) else own
     names = flat_weight_names(module)
     if names is not None:
         return names

@@ -18,12 +18,26 @@ from rnnjit.dispatch.registry import backends, resolve
 from rnnjit.errors import RNNJitWarning
 from rnnjit.frontend.adapt import Adaptation, check_cells
 from rnnjit.frontend.adapted import become_adapted, empty_adapted, source_of
-from rnnjit.frontend.capture import cell_of
+from rnnjit.frontend.capture import cell_of, is_quantized
 from rnnjit.frontend.compiled_base import CompiledBase, check_recompute
 from rnnjit.frontend.compiled_cell import CompiledGRUCell, CompiledLSTMCell, CompiledRNNCell
-from rnnjit.frontend.compiled_class import class_for, name_conflict, overridden, replaced
+from rnnjit.frontend.compiled_class import (
+    class_for,
+    compiled_class,
+    name_conflict,
+    overridden,
+    replaced,
+)
 from rnnjit.frontend.compiled_layer import CompiledGRU, CompiledLSTM, CompiledRNN
 from rnnjit.frontend.compiled_recurrent import CompiledRecurrent, adopt, trace
+from rnnjit.frontend.quantized_modules import (
+    as_float_module,
+    become_quantized,
+    dynamic_cell,
+    float_class,
+    matrices_of,
+    why_not_taken,
+)
 from rnnjit.frontend.reachable import reachable, reachable_modules, shared_tensors
 from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.frontend.scripted import copy_scripted, scripted_modules, scripted_recurrent
@@ -147,13 +161,15 @@ def compile(  # noqa: A001 - the name users know from torch.compile
             or any module that contains some, in submodules or in plain lists, tuples and dicts.
             Recurrent modules that only other objects hold, such as a deque or a SimpleNamespace,
             stay eager, and their Parameters are copied. A module that occurs several times is
-            compiled once and stays shared. For "auto", one whose cell no compiled backend computes
-            stays as it is. The cells of a Recurrent are traced, unless `backend` is "eager". A Cell
-            alone stays as it is. What a subclass's `forward` calls by `super()` runs compiled. A
-            module stays eager, with an `RNNJitWarning`, if the backend that is named does not
-            compute its cell, if it overrides what torch's `forward` uses, such as `permute_hidden`,
-            if it has a `forward` set on the instance, or if it was scripted or traced. A module
-            that is already compiled is compiled again, for `backend`.
+            compiled once and stays shared. Torch's dynamically quantised modules (nn.LSTM, nn.GRU
+            and the Cells, by `torch.ao.quantization.quantize_dynamic`) become what
+            `rnnjit.quantize` makes, with their int8 matrices and scales. For "auto", one whose cell
+            no compiled backend computes stays as it is. The cells of a Recurrent are traced, unless
+            `backend` is "eager". A Cell alone stays as it is. What a subclass's `forward` calls by
+            `super()` runs compiled. A module stays eager, with an `RNNJitWarning`, if the backend
+            that is named does not compute its cell, if it overrides what torch's `forward` uses,
+            such as `permute_hidden`, if it has a `forward` set on the instance, or if it was
+            scripted or traced. A module that is already compiled is compiled again, for `backend`.
         backend: "auto" (the first backend in order of priority that accepts the call, or the
             fastest one that `rnnjit.tune` measured), the name of an installed backend (see
             `rnnjit.backends`), or a `Backend`. A backend that is named is never replaced by
@@ -191,6 +207,9 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     plans = {id(rnn): trace(rnn) for rnn in rnns if wanted is not EAGER}
     if inplace:
         for rnn in rnns:
+            if float_class(rnn) is not None:
+                _take(rnn, rnn, backend, recompute)
+                continue
             _become_compiled(rnn, vars(rnn), backend, recompute)
             adopt(rnn, plans.get(id(rnn)))
         for loop, how in loops:
@@ -203,6 +222,9 @@ def compile(  # noqa: A001 - the name users know from torch.compile
     try:
         memo |= {id(each): copy_scripted(each) for each in scripted_modules(module).values()}
         for rnn in rnns:
+            if float_class(rnn) is not None:
+                _take(rnn, shells[id(rnn)], backend, recompute)
+                continue
             state = copy.deepcopy(vars(rnn), memo)
             _become_compiled(shells[id(rnn)], state, backend, recompute)
             adopt(shells[id(rnn)], plans.get(id(rnn)))
@@ -282,16 +304,21 @@ def why_left(module: nn.Module, wanted: Backend | None) -> str:
 
 def _why_not_computed(module: nn.Module, wanted: Backend | None) -> str:
     """Why none of the possible backends computes such a module, or "" if one does."""
+    quantized = is_quantized(module) or float_class(module) is not None
     try:
-        cell = cell_of(module)
+        cell = cell_of(module) if float_class(module) is None else dynamic_cell(module)
     except (AssertionError, AttributeError, RuntimeError):
         return ""  # the call raises this error
+    kind = f"{cell.name} layers{' of int8 matrices' if quantized else ''}"
     if wanted is not None:
-        lacks = why_not_cell(wanted, cell)
-        return f"backend {wanted.name!r} computes no {cell.name} layers" if lacks else ""
-    if any(_may_compute(backend, cell) for backend in backends().values()):
+        lacks = why_not_cell(wanted, cell) or (quantized and not wanted.quantized)
+        return f"backend {wanted.name!r} computes no {kind}" if lacks else ""
+    if any(
+        _may_compute(backend, cell) and (backend.quantized or not quantized)
+        for backend in backends().values()
+    ):
         return ""
-    return f"no compiled backend computes {cell.name} layers"
+    return f"no compiled backend computes {kind}"
 
 
 def _may_compute(backend: Backend, cell: CellSpec) -> bool:
@@ -317,6 +344,11 @@ def _compilable(
         where = type(child).__name__ + (f" at {path!r}" if path else "")
         if isinstance(child, CompiledBase):
             found.append(child)
+        elif float_class(child) is not None:
+            if reason := _why_not_computed(child, wanted) or why_not_taken(child):
+                left.setdefault(reason, []).append(where)
+            else:
+                found.append(child)
         elif isinstance(child, replaced()):
             if reason := _why_not_computed(child, wanted):
                 not_computed.setdefault(reason, []).append(where)
@@ -372,7 +404,9 @@ def adapted_in(
 
 
 def _shell(rnn: nn.Module) -> CompiledBase:
-    shell: CompiledBase = object.__new__(cast("Any", class_for(rnn)))
+    taken = float_class(rnn)
+    cls = class_for(rnn) if taken is None else compiled_class(cast("Any", taken))
+    shell: CompiledBase = object.__new__(cast("Any", cls))
     return shell
 
 
@@ -385,6 +419,21 @@ def _slots(rnn: nn.Module) -> dict[str, Any]:
             if not name.startswith("__") and hasattr(rnn, name):
                 found[name] = getattr(rnn, name)
     return found
+
+
+def _take(dynamic: nn.Module, taker: nn.Module, backend: str | Backend, recompute: bool) -> None:
+    """Make a compiled module of a dynamically quantised one of torch.
+
+    Args:
+        dynamic: the module of torch.
+        taker: the module itself, or an empty compiled one.
+        backend: as in `compile`.
+        recompute: as in `compile`.
+    """
+    plain, matrices = as_float_module(dynamic), list(matrices_of(dynamic))
+    taker.__class__ = class_for(plain)
+    _become_compiled(taker, vars(plain), backend, recompute)
+    become_quantized(cast("CompiledBase", taker), matrices)
 
 
 def _become_compiled(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnjit.backend import Backend
+from rnnjit.backend import Backend, Shortcut, States
 from rnnjit.dispatch.choice import AUTOCAST, choose_for_sizes, fallback_for, kind_of
 from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
 from rnnjit.dispatch.fast_path import FastPath
@@ -39,8 +39,10 @@ from rnnjit.runtime.torch_private import (
     LAYER_INTERNALS,
     flat_weights_assigned,
     never_traced,
+    parameters_of,
     profiler_runs,
     scripting,
+    tensors_of,
 )
 from rnnjit.spec import Problem, RNNSpec
 
@@ -62,10 +64,12 @@ class CompiledBase(HasSourceClass):
     Attributes:
         _weights_assigned: whether torch would use other weights than the module's parameters, or
             something else that was assigned, so that torch's own layer runs.
+        _quantized: whether the matrices are int8, see `rnnjit.quantize`.
     """
 
     _weights_assigned = False
     _recompute = False
+    _quantized = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Construct the module of torch and compile it for "auto"; for `type(fast)(...)`."""
@@ -164,8 +168,14 @@ class CompiledBase(HasSourceClass):
         # The first call, too: what autograd saves must not differ between equal calls, since
         # checkpointing compares it.
         y, h_n = run(x, call.hx, call.weights)
-        remember(paths, FastPath(run, weight_names(self), x, call.hx, call.weights), x.shape)
+        remember(paths, self._fast_path(run, x, call.hx, call.weights), x.shape)
         return y, as_hx(h_n)
+
+    def _fast_path(
+        self, run: Shortcut, x: Tensor, hx: States, weights: tuple[Tensor, ...]
+    ) -> FastPath:
+        held = tensors_of if self._quantized else parameters_of
+        return FastPath(run, weight_names(self), x, hx, weights, held)
 
     def _under_autocast(
         self,
@@ -243,8 +253,24 @@ class CompiledBase(HasSourceClass):
         node = fx_node(self, x, hx)
         if node is not None:
             return node
+        if self._quantized:
+            return self._by_reference(x, hx)
         own: Any = self._torch_class
         return own.forward(self, x, hx)
+
+    def _by_reference(self, x: Any, hx: Any) -> Any:
+        """The result of a call by torch's operators, in the form of `forward`'s.
+
+        Raises:
+            RuntimeError: something was assigned that only torch's own layer would use.
+        """
+        if self._weights_assigned:
+            raise RuntimeError(
+                "a quantized module runs on its own buffers, but what torch's forward uses was "
+                "assigned: copy the values into the buffers"
+            )
+        call = self._lowered(x, hx)
+        return self._run(call, _REFERENCE, RAISE, getattr(self, "training", False))
 
     def _by_fast_path(self, paths: FastPaths, x: Tensor, hx: Any) -> Result | None:
         """The result of a call that matches a cached fast path, or None if none matches."""
@@ -283,7 +309,8 @@ class CompiledBase(HasSourceClass):
 
     def _get_name(self) -> str:
         own = self._torch_class.__name__
-        return type(self).__name__.replace(f"Compiled{own}", own)
+        name = type(self).__name__.replace(f"Compiled{own}", own)
+        return f"Quantized{name}" if self._quantized else name
 
     def _choice(self, call: Call, choices: Choices) -> tuple[Backend, Fallback]:
         return self._choice_for(call.spec, call.problem, choices)
@@ -306,6 +333,11 @@ class CompiledBase(HasSourceClass):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles instead: the module of torch, with these Parameters."""
+        if self._quantized:
+            raise TypeError(
+                "torch.jit.script cannot compile a quantized module: script the module that was "
+                "quantized, or use torch.export"
+            )
         return scriptable(self, self._source_class)
 
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from rnnjit.backend import Backend, States
 from rnnjit.dispatch.fallback import GENERATION, Fallback
-from rnnjit.dispatch.fast_path import FastPath
 from rnnjit.execution.fast_call import fast_cell_call
 from rnnjit.frontend.arguments import Result, as_hx, as_states, states_of
-from rnnjit.frontend.capture import CELL_OF_CLASS, as_size, capture, cell_of, weight_names
+from rnnjit.frontend.capture import CELL_OF_CLASS, as_size, capture, cell_of
 from rnnjit.frontend.compiled_base import CompiledBase, FastPaths, remember
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call, as_sequence, lower_sequence
 from rnnjit.frontend.overrides import overriding
+from rnnjit.frontend.quantized_calls import apart, must_be_apart
 from rnnjit.frontend.torch_errors import REFUSALS
 from rnnjit.ir import RNN_TANH, CellSpec
 from rnnjit.runtime.openmp import FORK
@@ -65,6 +65,8 @@ class CompiledCell(CompiledBase, nn.RNNCellBase):
             RuntimeError: any other wrong shape, dtype or device, or too few or too many states.
             UnsupportedError: the backend that the user named declines the call.
         """
+        if self._quantized and must_be_apart(input):
+            return apart(self.forward, input, hx)
         if not _all_plain(input, hx) and overriding(self, input, hx):
             return self._eager_forward(input, hx)
         if torch.compiler.is_compiling():
@@ -86,7 +88,9 @@ class CompiledCell(CompiledBase, nn.RNNCellBase):
         """What torch.compile and torch.export trace."""
         _check_kinds(self._kind_of_cell, x, hx)
         bias = self.bias_ih is not None
-        spec = RNNSpec(self.input_size, self.hidden_size, 1, cell_of(self), bias)
+        spec = RNNSpec(
+            *(self.input_size, self.hidden_size, 1, cell_of(self), bias), quantized=self._quantized
+        )
         _check_shapes(spec, x, hx)
         sequence = as_sequence(x, hx, self._kind_of_cell)
         if (self.bias_hh is not None) != bias or _promotes(*sequence):
@@ -140,8 +144,11 @@ class CompiledCell(CompiledBase, nn.RNNCellBase):
         if run is None:
             return None
         y, h_n = run(x, states, weights)
-        remember(paths, FastPath(run, weight_names(self), x, states, weights), x.shape)
+        remember(paths, self._fast_path(run, x, states, weights), x.shape)
         return y, as_hx(h_n)
+
+    def _by_reference(self, x: Any, hx: Any) -> Any:
+        return _new_state(x, super()._by_reference(x, hx)[1])
 
     def _has_one_bias(self) -> bool:
         """Whether the cell has one bias of two: torch's cells take that, our layers do not.

@@ -75,7 +75,7 @@ COMPILED_ATTRIBUTES = frozenset(
     {
         *("_backend", "_key", "_choices", "_fast_paths", "_generation"),
         *("_biased", "_recompute", "_strong_weight_refs", "_weights_assigned"),
-        *("_plans", "_guards"),
+        *("_plans", "_guards", "_quantized"),
     }
 )
 CompiledT = TypeVar("CompiledT", bound=HasSourceClass)

@@ -18,6 +18,7 @@ from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call
 from rnnjit.frontend.overrides import fx_node, overriding
+from rnnjit.frontend.quantized_calls import apart, must_be_apart
 from rnnjit.frontend.traced import run_any, why_not_traced
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
@@ -83,6 +84,9 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
             UnsupportedError: the backend that the user named declines the call.
             BackendError: a backend broke its contract, and no other may run the call.
         """
+        if self._quantized and must_be_apart(input):
+            options: Any = (reset, reset_to, return_states)
+            return apart(lambda x, hx: self.forward(x, hx, *options), input, hx)
         if reset is not None or reset_to is not None or return_states:
             return self._extended_call(input, hx, reset, reset_to, return_states)
         if torch.compiler.is_compiling():
@@ -112,6 +116,7 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
             self.dropout,
             self.bidirectional,
             self.proj_size,
+            self._quantized,
         )
         if plain:
             result = self._traced_call(spec, cast("Tensor", x), hx)

@@ -6,6 +6,7 @@ on exactly the computation of a call. `Stream` has fixed shapes and prepares its
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,8 @@ from rnnjit.frontend.arguments import (
     restore,
     states_of,
 )
-from rnnjit.frontend.capture import capture, cell_of, weight_names, weights_of
+from rnnjit.frontend.capture import capture, cell_of, is_quantized, weight_names, weights_of
+from rnnjit.frontend.quantized_calls import apart, must_be_apart
 from rnnjit.ir import CellSpec
 from rnnjit.spec import Problem, RNNSpec, Rows
 
@@ -90,6 +92,8 @@ def lower(module: nn.Module, x: Any, hx: Any) -> Call:
         AttributeError, TypeError, ValueError, RuntimeError, IndexError: what the module's own
             `forward` raises for such arguments or weights.
     """
+    if is_quantized(module) and must_be_apart(x):
+        return apart(partial(lower, module), x, hx)
     if isinstance(module, nn.RNNCellBase):
         x, hx = as_sequence(x, hx, cell_of(module))
     return lower_sequence(module, x, hx)
@@ -98,8 +102,11 @@ def lower(module: nn.Module, x: Any, hx: Any) -> Call:
 def lower_sequence(module: nn.Module, x: Any, hx: Any) -> Call:
     """Like `lower`, but takes a layer's arguments, for a cell as well (see `as_sequence`)."""
     spec, weights = capture(module), weights_of(module)
-    prepared = prepare(spec, weights[0], x, hx)
-    check_weights(spec, weight_names(module), weights)
+    if spec.quantized:
+        check_weights(spec, weight_names(module), weights)  # their dtype says that of x
+    prepared = prepare(spec, weights[spec.typed_weight], x, hx)
+    if not spec.quantized:
+        check_weights(spec, weight_names(module), weights)
     states = initial_states(spec, prepared)
     cell = isinstance(module, nn.RNNCellBase)
     problem = problem_of(prepared, states, weights, cell=cell)

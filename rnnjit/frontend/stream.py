@@ -29,6 +29,7 @@ from rnnjit.runtime.torch_private import (
     never_traced,
     parameters_of,
     tensor_guards,
+    tensors_of,
 )
 from rnnjit.spec import Problem, Rows
 
@@ -82,14 +83,15 @@ class Stream:
         # key is the process, so that a forked child ignores a step of its parent.
         self._amid: dict[int, object] = {}
         self._names = weight_names(module)
+        self._held = tensors_of if spec.quantized else parameters_of
         self._weights_of = itemgetter(*self._names)
         weights = weights_of(module)
-        shapes, like = spec.state_shapes(batch_size), weights[0].detach()
+        shapes, like = spec.state_shapes(batch_size), weights[spec.typed_weight].detach()
         # The current states, and the buffers to which a step writes the new ones.
         self._states: States = tuple([like.new_zeros(shape) for shape in shapes])
         self._spare: States = tuple([like.new_empty(shape) for shape in shapes])
         self._y_shape = (batch_size, spec.proj_size or spec.hidden_size)
-        self._prepare(weights[0].new_empty(batch_size, spec.input_size), weights)
+        self._prepare(like.new_empty(batch_size, spec.input_size), weights)
 
     @property
     def backend(self) -> str:
@@ -185,7 +187,7 @@ class Stream:
     def _step(self, x: Tensor) -> Tensor:
         module = self._module
         try:
-            weights = self._weights_of(parameters_of(module))
+            weights = self._weights_of(self._held(module))
         except KeyError:
             weights = weights_of(module)
         if (
@@ -233,7 +235,7 @@ class Stream:
                 "the module's configuration was changed under a stream: make a new one"
             )
         check_weights(spec, weight_names(self._module), weights)
-        _check_frame(x, (self._batch, spec.input_size), weights[0])
+        _check_frame(x, (self._batch, spec.input_size), weights[spec.typed_weight])
         special = special_context(x, *weights)
         if special is not None and not UNSEEN:
             raise TypeError(f"a stream steps over plain tensors, outside of transforms: {special}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.frontend.arguments import check_weights
-from rnnjit.frontend.capture import capture, weight_names, weights_of
+from rnnjit.frontend.capture import capture, is_quantized, weight_names, weights_of
 from rnnjit.frontend.packed import check_batch_sizes, check_order
 from rnnjit.runtime.torch_private import flat_weights_stay
 
@@ -91,6 +91,8 @@ def _may_ask(module: Any, x: Any, hx: Any) -> bool:
     device, nor what it hands to oneDNN and, on devices, to vendors' libraries. Nor may it allocate
     what only a mistake asks for.
     """
+    if is_quantized(module):
+        return False  # its forward takes no int8 matrices
     packed, unchecked = isinstance(x, PackedSequence), issubclass(module._torch_class, _UNCHECKED)
     if packed and (unchecked or not _packing_is_checked(x, hx)):
         return False

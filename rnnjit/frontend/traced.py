@@ -57,7 +57,7 @@ def run_dense(
 
     if torch.is_autocast_enabled(weights[0].device.type):
         return None
-    prepared = prepare(spec, weights[0], x, hx)
+    prepared = prepare(spec, weights[spec.typed_weight], x, hx)
     states = initial_states(spec, prepared)
     recorded = needs_grad(prepared.x, states, weights)
     backend: Backend = TracedBackend(key)
@@ -108,9 +108,9 @@ def run_any(
     from rnnjit.execution.torch_ops import TracedBackend
 
     if isinstance(x, PackedSequence):
-        prepared, states = _prepared(spec, weights[0], x, hx)
+        prepared, states = _prepared(spec, weights[spec.typed_weight], x, hx)
     else:
-        prepared = prepare(spec, weights[0], x, hx)
+        prepared = prepare(spec, weights[spec.typed_weight], x, hx)
         states = initial_states(spec, prepared)
     recorded = needs_grad(prepared.x, states, weights)
     backend = TracedBackend(key)

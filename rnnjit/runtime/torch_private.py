@@ -349,6 +349,11 @@ def buffers_of(module: nn.Module) -> dict[str, Any]:
     return dict(module.named_buffers(recurse=False)) if found is None else found
 
 
+def tensors_of(module: nn.Module) -> dict[str, Any]:
+    """A module's own parameters and buffers by name."""
+    return parameters_of(module) | buffers_of(module)
+
+
 def children_of(module: nn.Module) -> dict[str, Any]:
     """A module's own submodules by name, one that stands twice among them twice."""
     found = module.__dict__.get("_modules")
@@ -464,6 +469,13 @@ def flat_weights_stay(module: nn.Module, weights: tuple[Any, ...]) -> bool:
     referred = [ref and ref() for ref in getattr(module, "_flat_weight_refs", ())]
     wanted = list(map(id, weights))
     return list(map(id, flat_weights_of(module))) == wanted == list(map(id, referred))
+
+
+def set_flat_weight_names(module: nn.RNNBase, names: list[list[str]]) -> None:
+    """Give an nn.RNNBase other weights: those with these names, direction by direction."""
+    vars(module)["_all_weights"] = names
+    vars(module)["_flat_weights_names"] = [name for each in names for name in each]
+    module._init_flat_weights()
 
 
 def flat_weight_names(module: Any) -> list[str] | None:

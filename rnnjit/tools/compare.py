@@ -200,6 +200,11 @@ def _copy(seen: Seen) -> tuple[nn.Module, Call]:
     """Rebuild an observed call as a new torch layer and a batched call to it."""
     call = lower(seen.module, seen.input, seen.hx)
     _check_device(call.x)
+    if call.spec.quantized:
+        raise ValueError(
+            "module must have float matrices to be compared with eager, got int8 ones: compare the "
+            "module that was quantized"
+        )
     spec = replace(call.spec, batch_first=False)
     rnn = torch_module(spec, call.weights[0].dtype)
     with torch.no_grad():

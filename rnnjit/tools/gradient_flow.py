@@ -200,6 +200,11 @@ def _run_layers(calls: list[_Probes], rnn: nn.RNNBase, *args: Any, **kwargs: Any
         what = "return_states" if given.reset is None else "reset"
         raise TypeError(f"gradient_flow does not follow calls with {what}: leave it out")
     call = lower(rnn, given.input, given.hx)
+    if call.spec.quantized:
+        raise ValueError(
+            "gradient_flow needs layers with a gradient, and those of int8 matrices have none: "
+            "give it the module that was quantized"
+        )
     call = call._replace(problem=call.problem._replace(needs_grad=True))
     backend, fallback = call.choose(wanted_by(rnn))
     probes: list[GradientProbe] = []

@@ -13,7 +13,7 @@ import rnnjit
 ROOT = Path(rnnjit.__file__).parent
 #: From the bottom to the top; what stands in one layer does not import each other.
 LAYERS = (
-    {"errors", "ir"},
+    {"errors", "ir", "quantization"},
     {"runtime"},
     {"cells"},
     {"spec"},
