@@ -24,7 +24,7 @@ class NumbaBackend(CPUBackend):
 
     name = "numba"
     priority = 100
-    dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     under_autocast = True
     quantized = True
     run_module = "rnnjit_numba.run"
@@ -44,8 +44,10 @@ class NumbaBackend(CPUBackend):
         return why_not_layout(cell)
 
     def why_not(self, spec: RNNSpec, problem: Problem) -> list[str]:
-        """Declines some projections, and rows whose int8 products might overflow."""
+        """Declines some projections, training in float16, and rows too long for int8 products."""
         reasons = why_not_projected(spec.cell) if spec.proj_size else []
+        if problem.dtype is torch.float16 and problem.needs_grad:
+            reasons += ["float16 is for inference here: train in bfloat16 or float32"]
         if spec.quantized:
             from rnnjit_numba.int8_plan import why_not_long
 

@@ -63,7 +63,7 @@ class CodegenContext:
     @property
     def in_place(self) -> bool:
         """Whether pre-activations lie in y, where the state replaces them."""
-        return self.layout.in_place and self.storage.terms == 1 and self.int8 is None
+        return self.layout.in_place and self.storage == self.computed and self.int8 is None
 
     @property
     def amx(self) -> BFloat16 | None:

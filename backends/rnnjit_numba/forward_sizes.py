@@ -54,7 +54,8 @@ class ForwardSizes(NamedTuple):
             packed += wide_p * (out + vector)
         z = parts * row
         if layer.proj_size:
-            z += wide_h * lanes * kind.itemsize + (wide_p * vector if kind.terms > 1 else 0)
-        if cell.in_place and kind.terms == 1 and not kind.quantized:
+            z += wide_h * lanes * kind.itemsize
+            z += wide_p * vector if kind.itemsize < kind.computed else 0
+        if cell.in_place and kind.itemsize == kind.computed and not kind.quantized:
             z = row = 0
         return ForwardSizes(inputs, packed_row, out, packed, z, 0 if direct else row)

@@ -14,6 +14,7 @@ import torch
 from llvmlite import ir
 
 from rnnjit.codegen import Isa
+from rnnjit.codegen.kernel import Kind
 from rnnjit.codegen.subnormals import MXCSR_FLUSH, can_flush
 from rnnjit.ir import CellSpec
 from rnnjit_numba.backward import add_backward
@@ -87,11 +88,11 @@ def kernel_modules(
     numbers to zero where the processor is slow with them, and leaves the caller's setting as it
     was; `backward_exact_alone` and `backward_exact_team` follow that setting.
 
-    There is no backward kernel for `quantized` layers, those of int8 matrices.
+    There is a backward kernel if `Kind.has_backward`.
     """
     context = CodegenContext.of(isa, dtype, cell, quantized=quantized)
     common = add_common(context)
-    if quantized:
+    if not Kind(dtype, cell, quantized).has_backward:
         add_forward(context, common)
         yield _lowered(context, "forward", {"forward": False})
         return
@@ -114,11 +115,12 @@ def tile_modules(
         return
     context = CodegenContext.of(isa, dtype, cell)
     tiles, storage = context.tiles, context.storage
+    first, second = [context.product_tile], [(direct(storage), DIRECT_ARGUMENTS)]
+    if Kind(dtype, cell).has_backward:
+        first.append((direct_transposed(storage), TRANSPOSED_ARGUMENTS))
+        second.append((tiles.outer(), OUTER_ARGUMENTS))
     # Two modules that take LLVM about as long, so that it can optimise them at once.
-    for parts in (
-        (context.product_tile, (direct_transposed(storage), TRANSPOSED_ARGUMENTS)),
-        ((tiles.outer(), OUTER_ARGUMENTS), (direct(storage), DIRECT_ARGUMENTS)),
-    ):
+    for parts in (first, second):
         module = ir.Module("tiles")
         for number, (tile, arguments) in enumerate(parts):
             lower(_calling(tile, arguments), f"unused_{number}", module)

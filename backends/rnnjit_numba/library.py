@@ -44,8 +44,7 @@ class Library:
         isa: the instruction set that they were generated for.
         parts: object code.
         flush: whether the backward kernel flushes subnormal numbers, where it can.
-        cell: what they compute.
-        quantized: whether it is that of int8 matrices.
+        kind: what they compute.
 
     Attributes:
         isa: as given.
@@ -60,12 +59,11 @@ class Library:
         isa: Isa,
         parts: Sequence[bytes],
         flush: bool,
-        cell: CellSpec,
-        quantized: bool = False,
+        kind: Kind,
     ) -> None:
         self.isa = isa
         backward = _BACKWARD if flush else _BACKWARD_EXACT
-        entries = _FORWARD if quantized else (*_FORWARD, *backward)
+        entries = (*_FORWARD, *backward) if kind.has_backward else _FORWARD
         for name, address in team_symbols().items():
             llvm.add_symbol(name, address)
         engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(isa))
@@ -79,11 +77,11 @@ class Library:
         addresses = [engine.get_function_address(name) for name in entries]
         if not all(addresses):
             raise ValueError(f"a library lacks some of {entries}")
-        count = argument_count(ForwardArguments, cell, quantized=quantized)
+        count = argument_count(ForwardArguments, kind.cell, quantized=kind.quantized)
         self.forward = _kernel(ForwardArguments, count, engine, addresses[:2])
         self.backward: Kernel | None = None
-        if not quantized:
-            count = argument_count(BackwardArguments, cell)
+        if kind.has_backward:
+            count = argument_count(BackwardArguments, kind.cell)
             self.backward = _kernel(BackwardArguments, count, engine, addresses[2:])
 
 
@@ -98,7 +96,7 @@ def library(kind: Kind) -> Library:
     isa, flush = kernel_isa(kind.dtype), flush_subnormals()
     return cached(
         cache_key(isa, kind, _COMPILERS, __file__),
-        lambda content: Library(isa, _split(content), flush, kind.cell, kind.quantized),
+        lambda content: Library(isa, _split(content), flush, kind),
         lambda: _joined(compile_kernels(isa, kind)),
     )
 

@@ -77,7 +77,9 @@ def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling)
         block[first + Int8Words.OFFSET] = own
         block[first + Int8Words.ROW_BYTES] = held_bytes
         block[first + Int8Words.ROWS] = held
-    late = late_threads_for((__name__, "forward", size), layer, rows, cut.threads)
+    late = late_threads_for(
+        (__name__, "forward", kind.dtype, kind.quantized), layer, rows, cut.threads
+    )
     return Recipe(kernels.forward, cut.threads, block, scratch // size, inside, sync, (), late)
 
 
@@ -145,9 +147,9 @@ def backward(
     before = _aligned(dz + D * held_rows * wide * size)
     own = _aligned(before + D * rows.N * 8)
     scratch = (own + cut.threads * fixed["reduction_size"]) // size
-    late = late_threads_for((__name__, "backward", size), layer, rows, cut.threads, shared)
+    late = late_threads_for((__name__, "backward", kind.dtype), layer, rows, cut.threads, shared)
     parts = dz, before, own
-    assert kernels.backward is not None, "layers of int8 matrices have no gradient"
+    assert kernels.backward is not None, "`why_not` declines calls that need a gradient"
     return Recipe(kernels.backward, cut.threads, block, scratch, 0, sync, parts, late)
 
 

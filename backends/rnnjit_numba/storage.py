@@ -1,8 +1,8 @@
 """How the numbers of tensors lie in memory, and how products read them.
 
 Kernels compute in float32 or float64. Tensors of these dtypes lie in memory as they are computed
-with (`Storage`). Those of bfloat16 take half the memory (`BFloat16`): x, weights, the first state,
-what is saved for the backward pass, and dz. Everything else is float32: pre-activations, sums, the
+with (`Storage`). Those of bfloat16 and float16 take half the memory (`BFloat16`, `Float16`): x,
+weights, the first state, what is saved for the backward pass, and dz. Everything else is float32: pre-activations, sums, the
 other states and the gradients of all states. A number is rounded once, to the nearest, ties to
 even, when it is stored.
 
@@ -111,26 +111,86 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class BFloat16(Storage):
-    """Numbers of bfloat16, computed with in float32.
+class _TwoBytes(Storage):
+    """Numbers of two bytes, computed with in float32.
 
     Attributes:
         lanes: vectors of float32.
-        dot: whether the target adds the products of pairs by one instruction. It takes subnormal
-            numbers for zeros. Else a pair is two multiply-adds, of the first element and then of
-            the second.
         masks: whether the target masks loads and stores of two bytes.
-        amx: which tile registers multiply blocks of pairs, see `Isa.amx`.
     """
 
-    dot: bool
     masks: bool
-    amx: str = ""
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
         return 2
+
+    @cached_property
+    def _halves(self) -> Any:
+        return ir.VectorType(_I16, self.lanes.count)
+
+    def _load_halves(self, builder: Any, address: Any, mask: Any, kind: Any) -> Any:
+        """The elements in a mask, as integers of two bytes; zeros in the others."""
+        pointer = builder.inttoptr(address, kind.as_pointer())
+        zeros = ir.Constant(kind, None)
+        signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
+        name = f"llvm.masked.load.v{kind.count}i16.p0"
+
+        def masked() -> Any:
+            function = declared(builder.module, signature, name)
+            return builder.call(function, [pointer, I32(2), mask, zeros])
+
+        if self.masks:
+            return masked()
+        # Without such masks LLVM makes a branch for each element.
+        with builder.if_else(_all_of(builder, mask)) as (then, otherwise):
+            with then:
+                whole, after_whole = builder.load(pointer, align=2), builder.block
+            with otherwise:
+                part = masked()
+                after_part = builder.block
+        found = builder.phi(kind)
+        found.add_incoming(whole, after_whole)
+        found.add_incoming(part, after_part)
+        return found
+
+    def _store_halves(self, builder: Any, halves: Any, address: Any, mask: Any) -> None:
+        """Write the elements in a mask, given as integers of two bytes."""
+        kind = self._halves
+        pointer = builder.inttoptr(address, kind.as_pointer())
+        signature = ir.FunctionType(VOID, [kind, pointer.type, I32, mask.type])
+        name = f"llvm.masked.store.v{kind.count}i16.p0"
+
+        def store() -> None:
+            function = declared(builder.module, signature, name)
+            builder.call(function, [halves, pointer, I32(2), mask])
+
+        if self.masks:
+            store()
+            return
+        with builder.if_else(_all_of(builder, mask)) as (then, otherwise):
+            with then:
+                builder.store(halves, pointer, align=2)
+            with otherwise:
+                store()
+
+
+@dataclass(frozen=True)
+class BFloat16(_TwoBytes):
+    """Numbers of bfloat16, computed with in float32.
+
+    Attributes:
+        lanes: vectors of float32.
+        masks: whether the target masks loads and stores of two bytes.
+        dot: whether the target adds the products of pairs by one instruction. It takes subnormal
+            numbers for zeros. Else a pair is two multiply-adds, of the first element and then of
+            the second.
+        amx: which tile registers multiply blocks of pairs, see `Isa.amx`.
+    """
+
+    dot: bool
+    amx: str = ""
 
     @property
     def terms(self) -> int:
@@ -147,13 +207,9 @@ class BFloat16(Storage):
         """Pairs as integers: the first element in the low half."""
         return self.lanes.integer
 
-    @cached_property
-    def _halves(self) -> Any:
-        return ir.VectorType(_I16, self.lanes.count)
-
     def masked_load(self, builder: Any, address: Any, mask: Any) -> Any:
         """As `Storage.masked_load`."""
-        found = self._masked_load(builder, address, mask, self._halves)
+        found = self._load_halves(builder, address, mask, self._halves)
         wide = builder.shl(builder.zext(found, self.lanes.integer), self.lanes.integers(16))
         return builder.bitcast(wide, self.lanes.vector)
 
@@ -168,23 +224,7 @@ class BFloat16(Storage):
         unordered = builder.fcmp_unordered("uno", value, value)
         found = builder.select(unordered, nan, builder.lshr(rounded, integers(16)))
         halves = builder.trunc(found, self._halves)
-        kind = self._halves
-        pointer = builder.inttoptr(address, kind.as_pointer())
-        signature = ir.FunctionType(VOID, [kind, pointer.type, I32, mask.type])
-        name = f"llvm.masked.store.v{lanes.count}i16.p0"
-
-        def store() -> None:
-            function = declared(builder.module, signature, name)
-            builder.call(function, [halves, pointer, I32(2), mask])
-
-        if self.masks:
-            store()
-            return
-        with builder.if_else(_all_of(builder, mask)) as (then, otherwise):
-            with then:
-                builder.store(halves, pointer, align=2)
-            with otherwise:
-                store()
+        self._store_halves(builder, halves, address, mask)
 
     def load_terms(self, builder: Any, address: Any) -> Any:
         """A pair."""
@@ -224,12 +264,12 @@ class BFloat16(Storage):
     def load_row(self, builder: Any, address: Any, mask: Any) -> Any:
         """As `Storage.load_row`."""
         kind = ir.VectorType(_I16, 2 * self.lanes.count)
-        return builder.bitcast(self._masked_load(builder, address, mask, kind), self.packed)
+        return builder.bitcast(self._load_halves(builder, address, mask, kind), self.packed)
 
     def load_rows(self, builder: Any, address: Any, following: Any, mask: Any) -> Any:
         """As `Storage.load_rows`."""
         first, second = (
-            builder.zext(self._masked_load(builder, place, held, self._halves), self.packed)
+            builder.zext(self._load_halves(builder, place, held, self._halves), self.packed)
             for place, held in zip((address, following), mask, strict=True)
         )
         return builder.or_(first, builder.shl(second, self.lanes.integers(16)))
@@ -242,30 +282,90 @@ class BFloat16(Storage):
         wide = builder.and_(pairs, self.lanes.integers(0xFFFF0000))
         return builder.bitcast(wide, self.lanes.vector)
 
-    def _masked_load(self, builder: Any, address: Any, mask: Any, kind: Any) -> Any:
-        """The elements in a mask, as integers of two bytes; zeros in the others."""
-        pointer = builder.inttoptr(address, kind.as_pointer())
-        zeros = ir.Constant(kind, None)
-        signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
-        name = f"llvm.masked.load.v{kind.count}i16.p0"
 
-        def masked() -> Any:
-            function = declared(builder.module, signature, name)
-            return builder.call(function, [pointer, I32(2), mask, zeros])
+@dataclass(frozen=True)
+class Float16(_TwoBytes):
+    """Numbers of float16, computed with in float32; a packed operand is float32, too.
 
-        if self.masks:
-            return masked()
-        # Without such masks LLVM makes a branch for each element.
-        with builder.if_else(_all_of(builder, mask)) as (then, otherwise):
-            with then:
-                whole, after_whole = builder.load(pointer, align=2), builder.block
-            with otherwise:
-                part = masked()
-                after_part = builder.block
-        found = builder.phi(kind)
-        found.add_incoming(whole, after_whole)
-        found.add_incoming(part, after_part)
-        return found
+    Attributes:
+        lanes: vectors of float32.
+        masks: whether the target masks loads and stores of two bytes.
+        converts: whether the target has instructions that convert. Else integers do it.
+    """
+
+    converts: bool
+
+    @property
+    def suffix(self) -> str:
+        """As `Storage.suffix`."""
+        return f"v{self.lanes.count}f16"
+
+    def masked_load(self, builder: Any, address: Any, mask: Any) -> Any:
+        """As `Storage.masked_load`."""
+        return self._widened(builder, self._load_halves(builder, address, mask, self._halves))
+
+    def masked_store(self, builder: Any, value: Any, address: Any, mask: Any) -> None:
+        """As `Storage.masked_store`, rounded to the nearest, ties to even."""
+        self._store_halves(builder, self._narrowed(builder, value), address, mask)
+
+    def load_terms(self, builder: Any, address: Any) -> Any:
+        """As `Storage.load_terms`."""
+        single = load(builder, address, _I16, 2)
+        if self.converts:
+            return builder.fpext(builder.bitcast(single, ir.HalfType()), ir.FloatType())
+        halves = builder.insert_element(ir.Constant(self._halves, None), single, I32(0))
+        return builder.extract_element(self._widened(builder, halves), I32(0))
+
+    def load_row(self, builder: Any, address: Any, mask: Any) -> Any:
+        """As `Storage.load_row`."""
+        return self.masked_load(builder, address, mask)
+
+    def load_rows(self, builder: Any, address: Any, following: Any, mask: Any) -> Any:
+        """As `Storage.load_rows`."""
+        return self.masked_load(builder, address, mask[0])
+
+    def _widened(self, builder: Any, halves: Any) -> Any:
+        """Float32 of the bits of float16."""
+        lanes = self.lanes
+        if self.converts:
+            kind = ir.VectorType(ir.HalfType(), lanes.count)
+            return builder.fpext(builder.bitcast(halves, kind), lanes.vector)
+        integers, bits = lanes.integers, builder.zext(halves, lanes.integer)
+        sign = builder.shl(builder.and_(bits, integers(0x8000)), integers(16))
+        size = builder.and_(bits, integers(0x7FFF))
+        # The exponent's bias is 15 of float16 and 127 of float32; infinities and NaN have all bits.
+        normal = builder.add(builder.shl(size, integers(13)), integers((127 - 15) << 23))
+        special = builder.icmp_unsigned(">=", size, integers(0x7C00))
+        normal = builder.select(special, builder.or_(normal, integers(0x7F800000)), normal)
+        count = builder.uitofp(size, lanes.vector)
+        small = builder.bitcast(builder.fmul(count, lanes.constant(2.0**-24)), lanes.integer)
+        subnormal = builder.icmp_unsigned("<", size, integers(0x0400))
+        found = builder.select(subnormal, small, normal)
+        return builder.bitcast(builder.or_(found, sign), lanes.vector)
+
+    def _narrowed(self, builder: Any, value: Any) -> Any:
+        """The bits of float16 nearest to float32."""
+        lanes, integers = self.lanes, self.lanes.integers
+        if self.converts:
+            kind = ir.VectorType(ir.HalfType(), lanes.count)
+            return builder.bitcast(builder.fptrunc(value, kind), self._halves)
+        bits = builder.bitcast(value, lanes.integer)
+        sign = builder.and_(builder.lshr(bits, integers(16)), integers(0x8000))
+        size = builder.and_(bits, integers(0x7FFFFFFF))
+        odd = builder.and_(builder.lshr(size, integers(13)), integers(1))
+        carried = builder.add(size, builder.add(odd, integers(0xFFF - ((127 - 15) << 23))))
+        normal = builder.lshr(carried, integers(13))
+        # Beside 0.5 the last bit of float32 is that of a subnormal float16: the sum rounds.
+        half = lanes.constant(0.5)
+        beside = builder.fadd(builder.bitcast(size, lanes.vector), half)
+        small = builder.sub(builder.bitcast(beside, lanes.integer), integers(0x3F000000))
+        subnormal = builder.icmp_unsigned("<", size, integers((127 - 14) << 23))
+        found = builder.select(subnormal, small, normal)
+        over = builder.icmp_unsigned(">=", size, integers((127 + 16) << 23))
+        found = builder.select(over, integers(0x7C00), found)
+        nan = builder.icmp_unsigned(">", size, integers(0x7F800000))
+        found = builder.select(nan, integers(0x7E00), found)
+        return builder.trunc(builder.or_(found, sign), self._halves)
 
 
 def _all_of(builder: Any, mask: Any) -> Any:
@@ -298,10 +398,18 @@ def storage_of(
         wide: whether the target has vectors of 512 bits with masks.
         amx: as `Isa.amx`.
     """
+    masks = wide and "+avx512bw" in features
+    if dtype is torch.float16:
+        return Float16(lanes, masks, converts=_converts(lanes, features))
     if dtype is not torch.bfloat16:
         return Storage(lanes)
-    dot = multiplies_pairs(features, wide=wide)
-    return BFloat16(lanes, dot, masks=wide and "+avx512bw" in features, amx=amx)
+    return BFloat16(lanes, masks, multiplies_pairs(features, wide=wide), amx)
+
+
+def _converts(lanes: Lanes, features: tuple[str, ...]) -> bool:
+    """Whether a target has instructions that convert float16; those of x86 come with AVX."""
+    of_x86 = any(feature[1:] == "sse2" for feature in features)
+    return not of_x86 or (lanes.count > 4 and "+f16c" in features)
 
 
 def multiplies_pairs(features: tuple[str, ...], *, wide: bool) -> bool:

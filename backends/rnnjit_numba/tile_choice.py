@@ -166,7 +166,9 @@ def described(dtype: torch.dtype) -> str:
 
 def _rates(kind: Kind, layer: LayerSpec, rows: Rows) -> Rates | None:
     """The measured rates for a call, or None if it does too little work for a measurement."""
-    return measured_rates(kind) if multiply_adds(layer, rows) >= _COMPUTE_BOUND else None
+    # Rates are measured of both passes.
+    measured = kind.has_backward and multiply_adds(layer, rows) >= _COMPUTE_BOUND
+    return measured_rates(kind) if measured else None
 
 
 @CompileOnce

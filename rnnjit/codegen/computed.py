@@ -1,7 +1,7 @@
-"""Between tensors of bfloat16 and the float32 that kernels compute with.
+"""Between tensors of bfloat16 or float16 and the float32 that kernels compute with.
 
-Of a layer in bfloat16 the kernels read and write x, the weights, the first state, y and what is
-saved as tensors of bfloat16. The states but the first, which run through many steps, and all
+Of such a layer the kernels read and write x, the weights, the first state, y and what is
+saved as tensors of this dtype. The states but the first, which run through many steps, and all
 gradients but that of x are float32 inside; they are rounded once, when a pass is done.
 """
 
@@ -10,15 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_NARROW = (torch.bfloat16, torch.float16)
+
 
 def computed(dtype: torch.dtype) -> torch.dtype:
     """What kernels compute with for tensors of a dtype."""
-    return torch.float32 if dtype is torch.bfloat16 else dtype
+    return torch.float32 if dtype in _NARROW else dtype
 
 
 def widened(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """States as the kernels take them: all but the first as they compute with them."""
-    if tensors[0].dtype is not torch.bfloat16:
+    if tensors[0].dtype not in _NARROW:
         return tensors
     return (tensors[0], *[tensor.float() for tensor in tensors[1:]])
 

@@ -41,10 +41,10 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
     """Why `auto` should leave a call to torch's operators; empty if it should not.
 
     The answer depends on T and B by their powers of two alone, see `Backend.sizes_matter`. Cells
-    that torch has no operator for are not left to it, nor are layers of int8 matrices: it would run one
-    operation after the other.
+    that torch has no operator for are not left to it, nor are layers of int8 matrices: it would run
+    one operation after the other. Its products of float16 are no faster than ours.
     """
-    if spec.quantized or not spec.cell.is_built_in:
+    if spec.quantized or problem.dtype is torch.float16 or not spec.cell.is_built_in:
         return []
     steps, rows, trains = problem.T, problem.B, problem.needs_grad
     inputs = max(spec.input_size, spec.hidden_size if spec.num_layers > 1 else 0)

@@ -51,6 +51,11 @@ class Kind(NamedTuple):
         return computed(self.dtype).itemsize
 
     @property
+    def has_backward(self) -> bool:
+        """Whether there is a backward kernel: float16 and int8 matrices are for inference."""
+        return not self.quantized and self.dtype is not torch.float16
+
+    @property
     def terms(self) -> int:
         """Adjacent elements that a product multiplies at a time: pairs of bfloat16."""
         return 2 if self.dtype is torch.bfloat16 else 1
