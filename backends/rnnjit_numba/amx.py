@@ -133,8 +133,7 @@ class Emulated:
         self._move(builder, tile, address, distance, loads=False)
 
     def _move(self, builder: Any, tile: int, address: Any, distance: Any, *, loads: bool) -> None:
-        lanes, size = self._lanes, self._sizes[tile]
-        assert size is not None, f"tile {tile} has no size"
+        lanes = self._lanes
 
         def body(
             inner: Any, place: Any, address: Any, distance: Any, rows: Any, columns: Any
@@ -154,15 +153,18 @@ class Emulated:
 
         name = f"rnnjit_amx_emulated_{'load' if loads else 'store'}"
         function = define(builder.module, name, 5, body)
-        builder.call(function, [self._place(builder, tile), address, distance, *size])
+        builder.call(function, [self._place(builder, tile), address, distance, *self._size(tile)])
 
     def dot(self, builder: Any, c: int, a: int, b: int) -> None:
         """As `TileUnit.dot`."""
-        size = self._sizes[c]
-        assert size is not None, f"tile {c} has no size"
+        sums, left, right = (self._size(tile) for tile in (c, a, b))
+        # The processor refuses other sizes, and a tile that is given twice.
+        assert sums == TileSize(left.rows, right.columns), (c, a, b)
+        assert left.columns == right.rows == I64(TERMS // 2), (c, a, b)
+        assert len({c, a, b}) == 3, (c, a, b)
         function = define(builder.module, "rnnjit_amx_emulated_dot", 4, self._dot)
         places = (self._place(builder, tile) for tile in (c, a, b))
-        builder.call(function, [*places, size.rows])
+        builder.call(function, [*places, sums.rows])
 
     def _dot(self, builder: Any, c: Any, a: Any, b: Any, rows: Any) -> None:
         lanes, zero = self._lanes, self._lanes.constant(0.0)
@@ -189,6 +191,11 @@ class Emulated:
 
     def release(self, builder: Any) -> None:
         """As `TileUnit.release`: memory needs none."""
+
+    def _size(self, tile: int) -> TileSize:
+        size = self._sizes[tile]
+        assert size is not None, f"tile {tile} has no size"
+        return size
 
     def _place(self, builder: Any, tile: int) -> Any:
         return builder.add(self._memory, I64(tile * ROWS * ROW_BYTES))
