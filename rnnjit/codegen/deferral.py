@@ -41,8 +41,8 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
     """Why `auto` should leave a call to torch's operators; empty if it should not.
 
     The answer depends on T and B by their powers of two alone, see `Backend.sizes_matter`. Cells
-    that torch has no operator for are not left to it, nor are layers of int8 matrices: it would run one
-    operation after the other.
+    that torch has no operator for are not left to it, nor are layers of int8 matrices: it would
+    run one operation after the other.
     """
     if spec.quantized or not spec.cell.is_built_in:
         return []
