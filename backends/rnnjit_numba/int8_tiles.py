@@ -316,7 +316,8 @@ def _masked_bytes(builder: Any, address: Any, mask: Any) -> Any:
 def _pairs_added(builder: Any, lanes: Lanes, vectors: list[Any]) -> list[Any]:
     """From each four vectors one, each block of four lanes of which has a partial sum of each."""
     for distance in (1, 2):
-        low, high = [], []
+        low: list[int] = []
+        high: list[int] = []
         for block in range(0, lanes.count, 4):
             for i in range(0, 4 // 2, distance):
                 # Of both vectors: the lanes of the first half of a block, then of the second.
@@ -336,7 +337,8 @@ def _blocks_added(builder: Any, lanes: Lanes, vectors: list[Any]) -> Any:
     copies = blocks
     while len(vectors) > 1:
         copies //= 2
-        low, high = [], []
+        low: list[int] = []
+        high: list[int] = []
         for base in (0, blocks):
             for group in range(0, blocks, 2 * copies):
                 for half, at in ((low, 0), (high, copies)):

@@ -1,12 +1,14 @@
 """Layers of int8 matrices by hand, as their contract says: exact integers, then float64.
 
-As a program it checks some layers of the numba backend, with the processor that RNNJIT_ISA names.
+As a program it checks layers of the numba backend for the instruction set that RNNJIT_ISA names, on
+guarded memory: an access out of bounds kills it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from guarded.memory import Guards, allocating
 
 from rnnjit import LayerSpec, Rows
 from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH
@@ -141,5 +143,14 @@ def check_sizes(name, sizes, bias=True):
 
 
 if __name__ == "__main__":
-    for size in (*SIZES, PROJECTED[0]):
-        check_sizes("lstm", size)
+    for I, H, D, P, T, B in (*SIZES, *PROJECTED):
+        layer, weights = drawn(LSTM, I, H, D, P)
+        x, hx = inputs(layer, [B] * T)
+        guards = Guards()
+        for guards.at_end in (True, False):
+            own = [guards.copy(weight) for weight in weights]
+            states = tuple(guards.copy(state) for state in hx)
+            given = guards.copy(x)
+            with allocating(guards):
+                check(layer, own, given, states, [B] * T)
+            guards.check()
