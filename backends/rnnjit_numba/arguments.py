@@ -207,7 +207,9 @@ PARAMETER_ARGUMENTS = {ForwardArguments: 2, BackwardArguments: 4}
 
 
 class Int8Words(IntEnum):
-    """Words behind the parameters of the forward kernel for int8 matrices, see `quantized_products`.
+    """Words behind the parameters of the forward kernel for int8 matrices.
+
+    See `quantized_products`.
 
     Attributes:
         SUMS: the address of the sums of W_ih; that of its scales is word 0. Those of W_hh and W_hr

@@ -113,8 +113,8 @@ class CommonFunctions(NamedTuple):
     """The functions that both kernels call, see `add_common`.
 
     `copy_rows` copies rows of tensors, `copy_computed` rows of numbers as they are computed with,
-    and `store_rows` such numbers to rows of tensors. `affine` and `product` multiply with matrices of
-    the tensors' dtype; they are None if these are int8.
+    and `store_rows` such numbers to rows of tensors. `affine` and `product` multiply with
+    matrices of the tensors' dtype; they are None if these are int8.
     """
 
     affine: Any

@@ -44,8 +44,8 @@ def why_not_long(spec: RNNSpec) -> list[str]:
         if layer.proj_size:
             found["w_hr"] = layer.hidden_size
         reasons += [
-            f"int8 products of rows of up to {LONGEST} numbers are supported, and those of {name} of "
-            f"layer {index} have {size}"
+            f"int8 products of rows of up to {LONGEST} numbers are supported, and those of {name} "
+            f"of layer {index} have {size}"
             for name, size in found.items()
             if size > LONGEST
         ]

@@ -19,7 +19,7 @@ from typing import Any
 from llvmlite import ir
 
 from rnnjit_numba.int8_plan import CHUNK, HEAD
-from rnnjit_numba.simd import I32, I64, Lanes, declared, define, emitting, load, loop
+from rnnjit_numba.simd import I32, I64, VOID, Lanes, declared, define, emitting, load, loop
 from rnnjit_numba.tiles import steps, switch
 
 #: The numbers of rows of activations for which there is a tile, descending.
@@ -161,6 +161,9 @@ class Int8Products:
         """Code of the tile for one number of rows."""
         lanes, width = self.lanes, max(4, min(self.lanes.count, _SUMS // rows))
         rows_of_a = steps(builder, a, ld_a, rows)
+        numbers = [builder.add(row, I64(HEAD)) for row in rows_of_a]
+        # Where the next vector of columns begins, if the matrix goes on.
+        following = builder.mul(I64(lanes.count), ld_w)
         last = builder.sub(count, I64(1))
         parts: list[list[Any]] = [[] for _ in range(rows)]
         for first in range(0, lanes.count, width):
@@ -170,9 +173,7 @@ class Int8Products:
                 inside = builder.icmp_signed("<", I64(j), last)
                 index = builder.select(inside, I64(j), last)
                 rows_of_w.append(builder.add(w, builder.mul(index, ld_w)))
-            found = self._products(
-                builder, [self._numbers(builder, r) for r in rows_of_a], rows_of_w, k
-            )
+            found = self._products(builder, numbers, rows_of_w, k, following)
             for row, vectors in zip(parts, found, strict=True):
                 row += _pairs_added(builder, lanes, vectors)
         mask = lanes.mask(builder, count)
@@ -189,11 +190,13 @@ class Int8Products:
             value = lanes.multiply_add(builder, value, factor, before)
             lanes.masked_store(builder, value, place, mask)
 
-    def _numbers(self, builder: Any, row: Any) -> Any:
-        return builder.add(row, I64(HEAD))
+    def _products(
+        self, builder: Any, rows_of_a: list[Any], rows_of_w: list[Any], k: Any, following: Any
+    ) -> Any:
+        """For each row of activations and of the matrix, a vector of partial sums.
 
-    def _products(self, builder: Any, rows_of_a: list[Any], rows_of_w: list[Any], k: Any) -> Any:
-        """For each row of activations and of the matrix, a vector of partial sums."""
+        Asks for the rows of the matrix that lie `following` bytes further on.
+        """
         size = CHUNK if self.dot else self.lanes.count
         zeros = [[self.lanes.integers(0)] * len(rows_of_w) for _ in rows_of_a]
         whole = builder.sdiv(k, I64(size))
@@ -203,7 +206,9 @@ class Int8Products:
             wide = [self._load(builder, builder.add(row, offset), size) for row in rows_of_a]
             columns = [[None] * len(rows_of_w) for _ in rows_of_a]
             for j, row in enumerate(rows_of_w):
-                weights = self._load(builder, builder.add(row, offset), size)
+                at = builder.add(row, offset)
+                weights = self._load(builder, at, size)
+                _prefetch(builder, builder.add(at, following))
                 for r, values in enumerate(wide):
                     columns[r][j] = self._multiply_add(builder, values, weights, block[r][j])
             return columns
@@ -291,6 +296,14 @@ def _blocks(builder: Any, count: Any, size: int) -> Any:
     return builder.sdiv(builder.add(count, I64(size - 1)), I64(size))
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at an address, which may be any."""
+    pointer = builder.inttoptr(address, _I8.as_pointer())
+    signature = ir.FunctionType(VOID, [pointer.type, I32, I32, I32])
+    function = declared(builder.module, signature, "llvm.prefetch.p0")
+    builder.call(function, [pointer, I32(0), I32(3), I32(1)])
+
+
 def _masked_bytes(builder: Any, address: Any, mask: Any) -> Any:
     """The bytes in a mask, zeros in the others."""
     kind = ir.VectorType(_I8, CHUNK)
@@ -303,7 +316,8 @@ def _masked_bytes(builder: Any, address: Any, mask: Any) -> Any:
 def _pairs_added(builder: Any, lanes: Lanes, vectors: list[Any]) -> list[Any]:
     """From each four vectors one, each block of four lanes of which has a partial sum of each."""
     for distance in (1, 2):
-        low, high = [], []
+        low: list[int] = []
+        high: list[int] = []
         for block in range(0, lanes.count, 4):
             for i in range(0, 4 // 2, distance):
                 # Of both vectors: the lanes of the first half of a block, then of the second.
@@ -323,7 +337,8 @@ def _blocks_added(builder: Any, lanes: Lanes, vectors: list[Any]) -> Any:
     copies = blocks
     while len(vectors) > 1:
         copies //= 2
-        low, high = [], []
+        low: list[int] = []
+        high: list[int] = []
         for base in (0, blocks):
             for group in range(0, blocks, 2 * copies):
                 for half, at in ((low, 0), (high, copies)):

@@ -177,9 +177,12 @@ def _add_product(context: CodegenContext, word: Any) -> Any:
     ) -> None:
         ld_a, which = word(arguments, row_bytes), d * of_direction + matrix
         scales, sums = word(arguments, which), word(arguments, which + matrices)
-        for v in range(first * gates, last * gates):
-            unit, at = v // gates * lanes, v * vector_bytes
-            row, count = v % gates * units + unit, minimum(lanes, units - unit)
+        # Gate by gate, so that the matrix is read in the order in which it lies.
+        vectors = last - first
+        for index in range(vectors * gates):
+            gate, v = index // vectors, first + index % vectors
+            unit, at = v * lanes, (v * gates + gate) * vector_bytes
+            row, count = gate * units + unit, minimum(lanes, units - unit)
             done = 0
             while done < rows:
                 some = 0

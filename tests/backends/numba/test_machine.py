@@ -51,10 +51,10 @@ def run(cache_directory, before="", after="", **environment):
     )
 
 
-def modules(isa, dtype, cell):
+def modules(isa, dtype, cell, quantized=False):
     """The modules of all parts of a library, in an order in which each calls earlier ones."""
-    yield from kernel_modules.tile_modules(isa, dtype, cell)
-    yield from kernel_modules.kernel_modules(isa, dtype, cell)
+    yield from kernel_modules.tile_modules(isa, dtype, cell, quantized)
+    yield from kernel_modules.kernel_modules(isa, dtype, cell, quantized)
 
 
 #: The host's own, and the next narrower one.
@@ -136,7 +136,7 @@ def test_processes_may_compile_at_once_and_the_next_compiles_nothing(tmp_path):
 
 def test_the_tiles_are_compiled_once_for_all_cells(monkeypatch, tmp_path):
     def modules_of(name):
-        def made(isa, dtype, cell):
+        def made(isa, dtype, cell, quantized):
             compiled.append((name, dtype, cell))
             yield kernel_modules.KernelModule(f"{name} {dtype}", ())
 
@@ -217,10 +217,11 @@ def test_element_and_cell_name_the_cache_key():
     ]
     keys = {cache_key(isa, kind, ["numba"], made) for kind in kinds}
     keys |= {
+        cache_key(isa, kinds[0]._replace(quantized=True), ["numba"], made),
         cache_key(plain, kinds[0], ["numba"], made),
         cache_key(isa, kinds[0], ["numba", "llvmlite"], made),
         cache_key(isa, kinds[0], ["numba"], rnnjit.__file__),
     }
-    assert len(keys) == 7
+    assert len(keys) == 8
     renamed = Kind(torch.float32, replace(RNN_TANH, name="another"))
     assert cache_key(isa, renamed, ["numba"], made) in keys

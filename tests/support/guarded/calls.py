@@ -99,7 +99,7 @@ def eager(case: Case, values: Given, dtype: torch.dtype) -> Named:
     run = _layer_of_torch if Kind(case.cell).is_torchs else _reference
     y, last, weights = run(case, values, x, tuple(hx))
     found = _outputs(case, y.detach(), tuple(state.detach() for state in last))
-    if case.how != "layer":
+    if not case.trains:
         return found
     needs = needs_of(case)
     leaves = _named(case, x, hx, weights)
@@ -188,7 +188,9 @@ def pass_of(name: str) -> str:
 def run_layer(backend: Any, case: Case, own: Given, guards: Guards) -> Named:
     layer = spec_of(case).layer(0)
     rows = Rows(case.lengths[0], len(case.lengths), len(own.x), own.sizes)
-    output = backend.forward(layer, rows, own.x, own.hx, own.weights, True)
+    output = backend.forward(layer, rows, own.x, own.hx, own.weights, case.trains)
+    if not case.trains:
+        return _outputs(case, output.y, output.h_n)
     grad_y, *grad_h_n = _incoming(case, own)
     grads = backend.backward(
         *(layer, rows, own.x, own.hx, own.weights, output),

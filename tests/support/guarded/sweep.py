@@ -98,7 +98,7 @@ def tiles_of(backend: str) -> tuple[list[tuple[int, int, str]], dict[torch.dtype
     tiles = [
         (rows, width, tiling) for rows, widest, tiling in forced for width in range(1, widest + 1)
     ]
-    dtypes = torch.float32, torch.float64, torch.bfloat16
+    dtypes = torch.float32, torch.float64, torch.bfloat16, torch.float16
     return tiles, {dtype: isa.lanes(max(dtype.itemsize, 4)) for dtype in dtypes}
 
 
