@@ -102,6 +102,9 @@ class CompiledRecurrent(CompiledBase, Recurrent):
             UnsupportedError: the backend that the user named declines the call.
             BackendError: a backend broke its contract, and no other may run the call.
         """
+        if self._quantized and must_be_apart(input):
+            options: Any = (reset, reset_to, return_states)
+            return apart(lambda x, hx: self.forward(x, hx, *options), input, hx)
         if torch.compiler.is_compiling():
             return _outside_of_graphs(self, input, hx, reset, reset_to, return_states)
         return self._compiled(input, hx, reset, reset_to, return_states)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, SupportsIndex, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.backend import Backend
 from rnnjit.dispatch.choice import special_context
@@ -18,7 +17,6 @@ from rnnjit.frontend.capture import quantized_names
 from rnnjit.frontend.cell_store import suffix_of
 from rnnjit.frontend.compiled_recurrent import CompiledRecurrent
 from rnnjit.frontend.overrides import overriding
-from rnnjit.frontend.quantized_calls import apart, must_be_apart
 from rnnjit.frontend.quantized_modules import check_loaded
 from rnnjit.frontend.recurrent import Recurrent, restored
 from rnnjit.frontend.recurrent_layers import run_layers
@@ -53,29 +51,11 @@ class QuantizedRecurrent(CompiledRecurrent):
     """A `Recurrent` of int8 matrices: what its cells computed when it was quantized.
 
     Made by `rnnjit.quantize`, never directly. The cells were traced in evaluation mode; assignments
-    to their attributes, and the mode, do not change what they compute.
+    to their attributes, and the mode, do not change what they compute. Calls are those of
+    `Recurrent.forward`, with input and states of float32.
     """
 
     _int8_plan: Plan
-
-    def forward(
-        self,
-        input: Tensor | PackedSequence,  # noqa: A002 - nn.RNN's own name
-        hx: Any = None,
-        reset: Tensor | None = None,
-        reset_to: Any = None,
-        return_states: bool = False,
-    ) -> Any:
-        """Run the layers, see `Recurrent.forward`; input and states are float32.
-
-        Raises:
-            UnsupportedError: the backend that the user named declines the call.
-            BackendError: a backend broke its contract, and no other may run the call.
-        """
-        if must_be_apart(input):
-            options: Any = (reset, reset_to, return_states)
-            return apart(lambda x, hx: self.forward(x, hx, *options), input, hx)
-        return super().forward(input, hx, reset, reset_to, return_states)
 
     @never_traced
     def _compiled(self, x: Any, hx: Any, reset: Any, reset_to: Any, return_states: Any) -> Any:

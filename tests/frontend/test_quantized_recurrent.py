@@ -55,7 +55,8 @@ def test_a_written_lstm_is_nn_lstm():
     for call in (lambda m: m(x), lambda m: m(pack_padded_sequence(x, [5, 3, 2]))):
         (y, hx), (theirs, their_hx) = call(found), call(expected)
         y, theirs = (each if torch.is_tensor(each) else each.data for each in (y, theirs))
-        assert torch.allclose(y, theirs, atol=1e-6) and not y.requires_grad
+        assert torch.allclose(y, theirs, atol=1e-6)
+        assert not y.requires_grad
         assert all(map(torch.allclose, hx, their_hx))
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
@@ -82,7 +83,8 @@ def test_own_parameters_states_and_operands():
     again = rnnjit.compile(quantized, backend="eager")
     assert torch.equal(again(x)[0], quantized(x)[0])
     assert rnnjit.explain(quantized, x).calls[0].chosen == "eager"
-    assert quantized.weight_ih_l0.dtype is torch.int8 and not list(quantized.parameters())
+    assert quantized.weight_ih_l0.dtype is torch.int8
+    assert not list(quantized.parameters())
     assert own.weight_ih_l0.requires_grad
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(quantized(x.bfloat16())[0], y, atol=0.05)
