@@ -175,6 +175,8 @@ def test_autocast_changes_nothing(pair):
     with torch.autocast("cpu", torch.bfloat16):
         found = quantized(x)[0]
         assert rnnjit.explain(quantized, x).calls[0].chosen == "eager"
+        with torch.no_grad():
+            assert torch.equal(quantized(x)[0], y)
     assert found.dtype is torch.float32
     assert torch.equal(found, y)
     with pytest.raises(ValueError, match=r"input must be torch\.float32.*got torch\.bfloat16"):
