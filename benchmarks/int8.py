@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import rnnjit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import digits  # noqa: E402 - of the folder above
-import text  # noqa: E402 - as above
+import digits
+import text
 
 LAYERS = {"nn.RNN": nn.RNN, "nn.LSTM": nn.LSTM, "nn.GRU": nn.GRU}
 
