@@ -51,6 +51,19 @@ class BackendError(RuntimeError):
         )
 
 
+class FreedInputError(RuntimeError):
+    """A tensor of a call has elements but no memory: its storage was resized to 0 bytes.
+
+    Sharding and offloading do this. No backend can run such a call, and so none takes over.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} has no memory: its storage was resized to 0 bytes; resize it and fill it "
+            "before the call"
+        )
+
+
 class CellError(TypeError):
     """A step of a user's cell is not of the form that rnnjit compiles.
 

@@ -111,6 +111,19 @@ def stored(values: NDArray[np.float64], dtype: str) -> Array:
     return high
 
 
+def in_float32(arrays: Arrays) -> Arrays:
+    """The same numbers with those of bfloat16 widened to float32; others are as they are."""
+
+    def widened(found: Any) -> Any:
+        if isinstance(found, dict):
+            return {name: widened(each) for name, each in found.items()}
+        if getattr(found, "dtype", None) != np.uint16:
+            return found
+        return (found.astype("uint32") << 16).view("float32")
+
+    return Arrays(*map(widened, arrays))
+
+
 def itemsize(dtype: str) -> int:
     """Bytes of an element of a case's dtype."""
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize

@@ -99,6 +99,10 @@ def _training(threads: Sequence[int]) -> tuple[Case, ...]:
     return each(GRID, ("training",), threads) + last
 
 
+def _grid(threads: Sequence[int]) -> tuple[Case, ...]:
+    return each(GRID, BOTH, threads)
+
+
 def _packed(threads: Sequence[int]) -> tuple[Case, ...]:
     two = {"bidirectional": True, "layers": 2, "group": "bidirectional"}
     shapes = each(_PACKED, BOTH, threads, packed=True)
@@ -172,6 +176,12 @@ PRESETS = {
     ),
     "streaming": Preset("frame by frame", _streaming),
     "training": Preset("forward and backward, on all threads", _training),
+    "grid": Preset(
+        "the shapes of docs/benchmarks.md alone, forward and training, on all threads",
+        _grid,
+        Plan(rounds=9, most=2.0),
+        contestants=("auto", "onnxruntime", "openvino"),
+    ),
     "packed": Preset("sequences of unequal lengths", _packed),
     "cells": Preset(
         "nn.LSTM and nn.GRU over the shapes of docs/benchmarks.md, and one of everything else",

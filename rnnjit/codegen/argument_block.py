@@ -14,6 +14,8 @@ from struct import Struct
 
 from torch import Tensor
 
+from rnnjit.errors import FreedInputError
+
 
 def argument_block(fields: Sequence[str], values: Mapping[str, int], words: int = 0) -> array[int]:
     """Make a block with the known values; all other words are zero.
@@ -42,3 +44,24 @@ def pointers(bias: bool, directions: int) -> Struct:
     """
     weights = "4q" if bias else "2q16x"
     return Struct("=4q" + weights * directions)
+
+
+def check_memory(x: Tensor, before: Sequence[int], weights: Sequence[Tensor]) -> None:
+    """Check that tensors whose addresses are 0 have no elements; kernels read all others.
+
+    Args:
+        x: the input.
+        before: the addresses of the initial states.
+        weights: the weights.
+
+    Raises:
+        FreedInputError: a tensor has elements, but its storage was freed.
+    """
+    if not x.numel():
+        return
+    given = [("x", x), *((f"weight {k} of the layer", w) for k, w in enumerate(weights))]
+    for name, tensor in given:
+        if tensor.numel() and not tensor.data_ptr():
+            raise FreedInputError(f"{name}, of shape {list(tensor.shape)},")
+    if not all(before):
+        raise FreedInputError("an initial state")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rnnjit.backend import LayerForward, LayerGrads, Needs, States, Training
-from rnnjit.codegen.argument_block import address_of
+from rnnjit.codegen.argument_block import address_of, check_memory
 from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.computed import computed, rounded, widened
 from rnnjit.codegen.forward_call import Recipe, saved_pointers, saved_sizes, split_pointers
@@ -206,9 +206,13 @@ def bound(
         last = None if last is None else last.contiguous()
         memory = take(size) if size >= KEPT_FROM else x.new_empty(scratch)
         start, block = memory.data_ptr(), template[:]
+        read = [x.data_ptr(), h0.data_ptr(), y.data_ptr()]
+        read += [weights[i].data_ptr() for i in recurrent]
+        if 0 in read:
+            check_memory(x, read[1:3], weights)
         write_read(
-            *(block, at_x, x.data_ptr(), h0.data_ptr(), y.data_ptr()),
-            *[weights[i].data_ptr() for i in recurrent],
+            *(block, at_x),
+            *read,
             *absent,
             0 if grad_y is None else grad_y.data_ptr(),
             0 if last is None else last.data_ptr(),

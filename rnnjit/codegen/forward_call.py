@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from rnnjit.backend import LayerOutput, Shortcut, States
-from rnnjit.codegen.argument_block import address_of, pointers
+from rnnjit.codegen.argument_block import address_of, check_memory, pointers
 from rnnjit.codegen.computed import computed, narrowed, widened
 from rnnjit.codegen.kernel import Kernel
 from rnnjit.codegen.scratch_memory import KEPT_FROM, SCRATCH
+from rnnjit.errors import FreedInputError
 from rnnjit.runtime import huge_pages
 from rnnjit.runtime.late_threads import LateThreads
 from rnnjit.spec import LayerSpec
@@ -175,6 +176,7 @@ def bound(recipe: Recipe, fields: ForwardFields, layer: LayerSpec, itemsize: int
     more = _more(fields, layer)
     size = 0 if inside else elements * itemsize
     take, give = SCRATCH.take, SCRATCH.give
+    empty = _empty_weights(layer)
 
     def run(
         x: Tensor,
@@ -190,7 +192,10 @@ def bound(recipe: Recipe, fields: ForwardFields, layer: LayerSpec, itemsize: int
             own = [weight.data_ptr() for weight in weights]
         else:
             own = more(block, before, after, weights, saved)
-        write(block, at, x.data_ptr(), before[0], y.data_ptr(), after[0], *own)
+        start = x.data_ptr()
+        if not start or 0 in before or own.count(0) > empty:
+            check_memory(x, before, weights)
+        write(block, at, start, before[0], y.data_ptr(), after[0], *own)
         if table is not None:
             block[fields.N], block[at_rows] = len(x), table.data_ptr()
         if inside:
@@ -213,7 +218,7 @@ def writer(fields: ForwardFields, layer: LayerSpec) -> Callable[..., None]:
     states, and the weights, which are contiguous.
     """
     write, at = pointers(layer.bias, layer.num_directions).pack_into, 8 * fields.x
-    more = _more(fields, layer)
+    more, empty = _more(fields, layer), _empty_weights(layer)
 
     def fill(
         block: array[int],
@@ -227,9 +232,16 @@ def writer(fields: ForwardFields, layer: LayerSpec) -> Callable[..., None]:
             own = [weight.data_ptr() for weight in weights]
         else:
             own = more(block, before, after, weights, ())
+        if own.count(0) > empty:
+            raise FreedInputError("a weight of the stream")
         write(block, at, x, before[0], y, after[0], *own)
 
     return fill
+
+
+def _empty_weights(layer: LayerSpec) -> int:
+    """How many weights have no elements, and so perhaps no address."""
+    return layer.num_directions * sum(not shape.numel() for shape in layer.weight_shapes)
 
 
 def _more(fields: ForwardFields, layer: LayerSpec) -> Callable[..., list[int]] | None:

@@ -17,7 +17,7 @@ import torch
 
 from rnnjit.backend import Backend
 from rnnjit.dispatch.blame import blamed
-from rnnjit.errors import BackendError, RNNJitWarning, described
+from rnnjit.errors import BackendError, FreedInputError, RNNJitWarning, described
 
 Found = TypeVar("Found")
 
@@ -84,11 +84,11 @@ def replaceable(error: Exception) -> bool:
     """Whether another backend may succeed after this error.
 
     Only if it is the backend's own, see `blame`. Not after running out of memory, or if the inputs
-    were overwritten.
+    were overwritten or have no memory.
     """
     if not blamed(error):
         return False
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, FreedInputError)):
         return False
     if isinstance(error, BackendError) and error.inputs_changed:
         return False

@@ -181,4 +181,17 @@ def test_eager_in_bfloat16_is_right_and_peers_of_numpy_decline():
     found = torch_modules.ready(case, given, torch_modules.module_of(case, given)).results()
     assert CorrectnessGate(case, given).judge(found).wrong == ""
     assert "bfloat16" in find("jax").declines(case)
-    assert "float32" in find("openvino").declines(structs.replace(case, mode="forward"))
+    forward = structs.replace(case, mode="forward")
+    assert "float32" in find("onnxruntime").declines(forward)
+    assert find("openvino").declines(forward) == ""
+
+
+@pytest.mark.parametrize("mode", ["forward", "streaming"])
+def test_openvino_computes_in_bfloat16(mode):
+    pytest.importorskip("openvino")
+    shape = {"T": 4, "B": 2} if mode == "forward" else {"T": 1, "B": 1}
+    case = Case(**shape, I=3, H=5, dtype="bfloat16", mode=mode, cell="lstm")
+    given = arrays.draw(case)
+    found = find("openvino").prepare(case, given).results()
+    assert all(array.dtype == np.uint16 for array in found.values())
+    assert CorrectnessGate(case, given).judge(found).wrong == ""

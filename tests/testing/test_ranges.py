@@ -4,7 +4,12 @@ import math
 
 import pytest
 import torch
+from fuzz.possible import Possible
 from fuzz.ranges import Arithmetic, Range
+
+from rnnjit.ir import GRU, LSTM
+from rnnjit.testing import Case
+from rnnjit.testing.calls import build
 
 TINY = {torch.float32: 1e-40, torch.float64: 1e-310}
 dtypes = pytest.mark.parametrize("dtype", list(TINY), ids=["f32", "f64"])
@@ -48,3 +53,18 @@ def test_terms_of_both_signs_that_overflow_may_be_anything_infinite_or_nan():
     found = total([most, most, -most, -most], torch.float32)
     for value in (0.0, math.inf, -math.inf, math.nan):
         assert found.holds(torch.tensor(value))
+
+
+@pytest.mark.parametrize("cell", [LSTM, GRU], ids=lambda cell: cell.name)
+def test_a_layer_may_come_out_as_in_eager_and_hardly_otherwise(cell):
+    call = build(Case("", input_size=3, hidden_size=4, cell=cell, T=3, B=2, h0=True))
+    with torch.no_grad():
+        y, last = call.module(*call.arguments())
+    found = {"y": y, **dict(zip((f"{s}_n" for s in call.case.states), last, strict=True))}
+    if cell is GRU:
+        found["h_n"] = last
+    ranges = Possible(call).ranges
+    assert set(ranges) == set(found)
+    for name, values in found.items():
+        assert ranges[name].holds(values).all()
+        assert not ranges[name].holds(values + 0.01).any()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from rnnjit.bench.arrays import Array, Arrays, suffixes
+from rnnjit.bench.arrays import Array, Arrays, in_float32, stored, suffixes
 from rnnjit.bench.contestants.base import Contestant, Ready, streaming
 from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Case
@@ -21,35 +21,52 @@ _OPSET, _IR_VERSION = 14, 7
 
 
 class _Engine(Contestant):
-    """Runs the graph of a case, forward only."""
+    """Runs the graph of a case, forward only.
+
+    Its tensors are float32. An engine may compute in another dtype, to which the numbers of such a
+    case are rounded already.
+
+    Class attributes:
+        dtypes: of the cases that it computes.
+    """
+
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
     def declines(self, case: Case) -> str:
-        """Declines training, and float64 and projections, which the operators do not support."""
+        """Declines training, and dtypes and projections that the operators do not support."""
         if case.trains:
             return "it only infers: there is no backward pass"
-        if case.dtype != "float32":
+        if case.dtype not in self.dtypes:
             return f"its {kind_of(case).layer} is written for float32, not {case.dtype}"
         if case.proj_size:
             return "the ONNX operator has no projection"
         return super().declines(case)
 
     @abstractmethod
-    def load(self, model: bytes, outputs: Sequence[str], threads: int, copy: bool) -> Infer:
+    def load(self, model: bytes, outputs: Sequence[str], case: Case, copy: bool) -> Infer:
         """Load a model.
 
         Args:
             model: the serialised model.
             outputs: the names of its outputs.
-            threads: the number of threads that it may use.
+            case: how many threads it may use, and the dtype to compute in.
             copy: whether the results must stay valid after the next call.
         """
 
     def prepare(self, case: Case, arrays: Arrays) -> Ready:
-        """The loaded model with its inputs."""
+        """The loaded model with its inputs; its results are rounded to the case's dtype."""
+        ready = self._prepared(case, in_float32(arrays))
+
+        def results() -> Mapping[str, Array]:
+            return {name: stored(each, case.dtype) for name, each in ready.results().items()}
+
+        return ready._replace(results=results)
+
+    def _prepared(self, case: Case, arrays: Arrays) -> Ready:
         stream, states = case.mode == "streaming", kind_of(case).states
         outputs = ("y", *(f"{name}_n" for name in states))
         # A step must not write its states to the memory from which it reads them.
-        infer = self.load(_model(case, arrays), outputs, case.threads, copy=stream)
+        infer = self.load(_model(case, arrays), outputs, case, copy=stream)
 
         def given(x: Array, hx: Sequence[Array]) -> dict[str, Any]:
             return {"x": x} | {f"{name}0": state for name, state in zip(states, hx, strict=True)}
@@ -73,12 +90,12 @@ class Onnxruntime(_Engine):
     name = title = "onnxruntime"
     packages = ("onnx", "onnxruntime")
 
-    def load(self, model: bytes, outputs: Sequence[str], threads: int, copy: bool) -> Infer:
+    def load(self, model: bytes, outputs: Sequence[str], case: Case, copy: bool) -> Infer:
         """Create a session, which allocates new results in every call."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = case.threads
         options.inter_op_num_threads = 1
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(model, options, providers=providers)
@@ -86,19 +103,20 @@ class Onnxruntime(_Engine):
 
 
 class Openvino(_Engine):
-    """One inference request on the CPU, optimised for latency, computed in float32."""
+    """One inference request on the CPU, optimised for latency, computed in the case's dtype."""
 
     name = "openvino"
     title = "OpenVINO"
     packages = ("onnx", "openvino")
+    dtypes = ("float32", "bfloat16")
 
-    def load(self, model: bytes, outputs: Sequence[str], threads: int, copy: bool) -> Infer:
+    def load(self, model: bytes, outputs: Sequence[str], case: Case, copy: bool) -> Infer:
         """Create a request; without `copy` its results share the memory of the request."""
         import openvino
 
         settings = {
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": case.threads,
+            "INFERENCE_PRECISION_HINT": "f32" if case.dtype == "float32" else "bf16",
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }

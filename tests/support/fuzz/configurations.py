@@ -44,10 +44,10 @@ def cases(draw) -> Case:
 
 @st.composite
 def small_cases(draw) -> Case:
-    """Configurations that are small enough for `fuzz.possible`: of nn.RNN, without dropout."""
+    """Configurations that are small enough for `fuzz.possible`: without dropout or projection."""
     T, B, layers = draw(FEW_STEPS), draw(FEW_BATCHES), draw(st.integers(1, 3))
     sizes = {"input_size": draw(FEW_SIZES), "hidden_size": draw(FEW_SIZES)}
-    cell = draw(st.sampled_from([RNN_TANH, RNN_RELU]))
+    cell = draw(st.sampled_from([RNN_TANH, RNN_RELU, LSTM, GRU]))
     return Case(**sizes, **draw(_rest(T, B, layers, cell)))
 
 

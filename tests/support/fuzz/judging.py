@@ -72,7 +72,7 @@ def check_possible(call: Call, threads: int) -> None:
     calm = certain and possible.peak < _LARGEST and _largest_given(call) < _HUGE
     event("judged by", "accuracy" if calm else "ranges alone")
     standard = Standard(with_gradients, call) if calm else None
-    _hold("nn.RNN", with_gradients(call.module, call), possible)
+    _hold("eager", with_gradients(call.module, call), possible)
     for name, got in _results(call, threads):
         _hold(name, got, possible)
         try:

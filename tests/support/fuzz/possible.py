@@ -1,4 +1,4 @@
-"""What nn.RNN and its gradients may come out as for a call, in ranges (see `fuzz.ranges`)."""
+"""What a layer's results and nn.RNN's gradients may come out as, in ranges (see `fuzz.ranges`)."""
 
 from __future__ import annotations
 
@@ -16,34 +16,66 @@ class Layer:
         weights: by kind, such as "weight_ih".
     """
 
-    def __init__(self, module: nn.RNN, layer: int, direction: int) -> None:
+    def __init__(self, module: nn.RNNBase, layer: int, direction: int) -> None:
         suffix = f"_l{layer}" + ("_reverse" if direction else "")
         self.names = [name for name in dict(module.named_parameters()) if name.endswith(suffix)]
         self.weights = {
             name.removesuffix(suffix): Range.exactly(getattr(module, name)) for name in self.names
         }
-        self.suffix, self.cell, self.reverse = suffix, module.nonlinearity, direction == 1
+        self.suffix, self.reverse = suffix, direction == 1
+        self.cell = getattr(module, "nonlinearity", "")
+        self._step = {nn.RNN: self._rnn, nn.LSTM: self._lstm, nn.GRU: self._gru}[type(module)]
 
     def steps(self, T: int) -> range:
         """The steps in the order of the forward pass."""
         return range(T - 1, -1, -1) if self.reverse else range(T)
 
-    def forward(self, math: Arithmetic, x: Range, h0: Range, valid: torch.Tensor) -> Range:
-        """The states `[T, B, H]`; rows that are not valid keep the state before them."""
-        T = x.lo.shape[0]
-        self.x, self.h0, self.valid = x, h0, valid
+    def forward(
+        self, math: Arithmetic, x: Range, start: tuple[Range, ...], valid: torch.Tensor
+    ) -> Range:
+        """The states `[T, B, H]`; rows that are not valid keep the states before them."""
+        T, (h0, *_) = x.lo.shape[0], start
+        self.x, self.valid = x, valid
         self.y, self.before = Range.zeros(T, *h0.lo.shape), Range.zeros(T, *h0.lo.shape)
-        biases = [w[None, :, None] for name, w in self.weights.items() if name.startswith("bias")]
-        h = h0
+        states = start
         for t in self.steps(T):
-            self.before[t] = h
-            inputs = math.times(x[t][:, None], self.weights["weight_ih"][None])
-            states = math.times(h[:, None], self.weights["weight_hh"][None])
-            z = math.total(beside([inputs, states, *biases], -1))
-            h = _choose(valid[t], math.activate(self.cell, z), h)
-            self.y[t] = h
-        self.last = h
+            self.before[t] = states[0]
+            found = self._step(math, x[t], *states)
+            states = tuple(
+                _choose(valid[t], new, old) for new, old in zip(found, states, strict=True)
+            )
+            self.y[t] = states[0]
+        self.last = states
         return self.y
+
+    def _terms(self, math: Arithmetic, value: Range, part: str) -> Range:
+        """The terms `[B, G*H, terms]` of `W value + b`; `part` is "ih" or "hh"."""
+        terms = math.times(value[:, None], self.weights[f"weight_{part}"][None])
+        bias = self.weights.get(f"bias_{part}")
+        return terms if bias is None else beside([terms, bias[None, :, None]], -1)
+
+    def _rnn(self, math: Arithmetic, x: Range, h: Range) -> tuple[Range, ...]:
+        terms = [self._terms(math, x, "ih"), self._terms(math, h, "hh")]
+        return (math.activate(self.cell, math.total(beside(terms, -1))),)
+
+    def _lstm(self, math: Arithmetic, x: Range, h: Range, c: Range) -> tuple[Range, ...]:
+        terms = [self._terms(math, x, "ih"), self._terms(math, h, "hh")]
+        i, f, g, o = _gates(math.total(beside(terms, -1)), 4)
+        i, f, o = map(math.sigmoid, (i, f, o))
+        kept = [math.times(f, c), math.times(i, math.activate("tanh", g))]
+        c = math.total(_side_by_side(kept))
+        return math.product(o, math.activate("tanh", c)), c
+
+    def _gru(self, math: Arithmetic, x: Range, h: Range) -> tuple[Range, ...]:
+        of_x = _gates(self._terms(math, x, "ih"), 3)
+        of_h = _gates(self._terms(math, h, "hh"), 3)
+        r, z = (
+            math.sigmoid(math.total(beside(pair, -1))) for pair in zip(of_x[:2], of_h, strict=False)
+        )
+        gated = math.times(r, math.total(of_h[2]))._map(lambda tensor: tensor.unsqueeze(-1))
+        n = math.activate("tanh", math.total(beside([of_x[2], gated], -1)))
+        # As `(1 - z) * n + z * h`, or as `n + z * (h - n)`.
+        return (math.total(_side_by_side([n, math.times(z, h), math.times(z, n.negated())])),)
 
     def backward(self, math: Arithmetic, grad_y: Range, grad_last: Range) -> None:
         """Fills `terms_x`, the terms of x's gradient, and `found`, gradients by name."""
@@ -95,29 +127,33 @@ class Possible:
         steps = torch.arange(case.steps)[:, None]
         self._valid = steps < torch.tensor(lengths)[self._order][None]
         states = self._forward()
-        grads = self._backward() if call.leaves() else {}
+        # Of the other layers the results alone: their gradients are products of many factors.
+        grads = self._backward() if call.leaves() and type(call.module) is nn.RNN else {}
         self.ranges = states | {f"the gradient of {name}": r for name, r in grads.items()}
         self.peak = self._math.peak
 
     def _forward(self) -> dict[str, Range]:
         call, case = self._call, self._call.case
         x = self._steps_first(Range.exactly(call.x))
-        states = case.num_layers * case.spec.num_directions
-        if call.hx is None:
-            h0 = Range.zeros(states, case.batch, case.hidden_size)
-        else:
-            (h0,) = call.hx
-            h0 = Range.exactly(h0.unsqueeze(1) if case.unbatched else h0)[:, self._order]
+        count, H = case.num_layers * case.spec.num_directions, case.hidden_size
+        start = [Range.zeros(count, case.batch, H) for _ in case.states]
+        if call.hx is not None:
+            given = [state.unsqueeze(1) if case.unbatched else state for state in call.hx]
+            start = [Range.exactly(state)[:, self._order] for state in given]
         self._layers, last = [], []
         for layer in range(case.num_layers):
             pair = [Layer(call.module, layer, d) for d in range(case.spec.num_directions)]
             outputs = []
             for one in pair:
-                outputs.append(one.forward(self._math, x, h0[len(last)], self._valid))
-                last.append(one.last[None])
+                before = tuple(state[len(last)] for state in start)
+                outputs.append(one.forward(self._math, x, before, self._valid))
+                last.append(one.last)
             x = beside(outputs, -1)
             self._layers.append(pair)
-        return {"y": self._as_given(x), "h_n": self._states(beside(last, 0))}
+        found = {"y": self._as_given(x)}
+        for name, states in zip(case.states, zip(*last, strict=True), strict=True):
+            found[f"{name}_n"] = self._states(beside([state[None] for state in states], 0))
+        return found
 
     def _backward(self) -> dict[str, Range]:
         call, case, math = self._call, self._call.case, self._math
@@ -182,6 +218,17 @@ class Possible:
 def _outer(math: Arithmetic, a: Range, b: Range) -> Range:
     """The sum over rows of a's columns times b's: `[columns of a, columns of b]`."""
     return math.total(math.times(a[:, :, None], b[:, None]), 0)
+
+
+def _gates(range_: Range, count: int) -> list[Range]:
+    """The parts `[B, H, ...]` of `[B, count * H, ...]`."""
+    H = range_.lo.shape[1] // count
+    return [range_[:, k * H : (k + 1) * H] for k in range(count)]
+
+
+def _side_by_side(terms: list[Range]) -> Range:
+    """Terms of equal shape along a new last dimension."""
+    return beside([term._map(lambda tensor: tensor.unsqueeze(-1)) for term in terms], -1)
 
 
 def _choose(valid: torch.Tensor, a: Range, b: Range) -> Range:

@@ -55,6 +55,9 @@ class Range:
         for name in ("lo", "hi", "nan", "num"):
             getattr(self, name)[index] = getattr(value, name)
 
+    def negated(self) -> Range:
+        return Range(-self.hi, -self.lo, self.nan, self.num)
+
     def decided(self) -> Tensor:
         """Where an element can be but one of NaN, +Inf, -Inf and finite."""
         infinite = (self.lo == self.hi) & self.lo.isinf()
@@ -145,6 +148,13 @@ class Arithmetic:
         lo, hi = lo.where(z.lo <= 0, lo.clamp(min=0)), hi.where(z.hi >= 0, hi.clamp(max=0))
         lo = torch.where(z.lo >= self._saturation, 1.0, lo.clamp(-1, 1))
         hi = torch.where(z.hi <= -self._saturation, -1.0, hi.clamp(-1, 1))
+        return Range(lo, hi, z.nan, z.num)
+
+    def sigmoid(self, z: Range) -> Range:
+        """1 / (1 + exp(-z)); where exp overflows it may be zero."""
+        lo, hi = z.lo.sigmoid(), z.hi.sigmoid()
+        lo = (lo * (1 - 8 * self._eps) - 4 * self._tiny).clamp(min=0)
+        hi = (hi * (1 + 8 * self._eps) + 4 * self._tiny).clamp(max=1)
         return Range(lo, hi, z.nan, z.num)
 
     def _tanh_error(self, value: Tensor) -> Tensor:
