@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -189,6 +190,10 @@ class RNNSpec:
         typed = dtypes.index(torch.float32) if self.quantized else 0
         object.__setattr__(self, "_typed_weight", typed)
 
+    def in_int8(self) -> RNNSpec:
+        """The same stack with int8 matrices."""
+        return _in_int8(self)
+
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
         """The specs of all layers, first to last."""
@@ -222,6 +227,11 @@ class RNNSpec:
         count, output = self.num_layers * self.num_directions, self.proj_size or self.hidden_size
         others = [(count, batch, self.hidden_size)] * (len(self.cell.states) - 1)
         return ((count, batch, output), *others)
+
+
+@lru_cache(maxsize=256)
+def _in_int8(spec: RNNSpec) -> RNNSpec:
+    return replace(spec, quantized=True)
 
 
 class Problem(NamedTuple):

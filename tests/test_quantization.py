@@ -31,7 +31,9 @@ def test_a_product_is_that_of_the_integers():
     x[1] *= 1e6
     q = quantize_matrix(w)
     assert torch.equal(q.sums, q.values.to(torch.int64).sum(1).to(torch.int32))
-    assert q.values.dtype is torch.int8 and q.scale[3] == 1 and not q.values[3].any()
+    assert q.values.dtype is torch.int8
+    assert q.scale[3] == 1
+    assert not q.values[3].any()
     found, expected = product(x, q.values, q.scale, bias), by_hand(x, w, bias)
     size = np.abs(expected).max(1, keepdims=True)
     assert (np.abs(found.numpy() - expected) <= 1e-6 * size).all()
@@ -50,7 +52,8 @@ def test_sums_of_the_largest_numbers_are_exact(columns):
 def test_rounding_is_to_even_and_symmetric():
     x = torch.tensor([[127.0, 0.5, 1.5, -0.5, -2.5, -126.6]])
     values, scale = quantize_rows(x)
-    assert values.tolist() == [[127, 0, 2, 0, -2, -127]] and scale.tolist() == [1]
+    assert values.tolist() == [[127, 0, 2, 0, -2, -127]]
+    assert scale.tolist() == [1]
     assert quantize_matrix(x).values.tolist() == values.tolist()
 
 
@@ -59,14 +62,16 @@ def test_a_row_that_is_not_finite_has_no_products(bad):
     x = torch.tensor([[1.0, 2.0], [bad, 1.0]])
     q = quantize_matrix(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
     found = product(x, q.values, q.scale)
-    assert found[1].isnan().all() and found[0].isfinite().all()
+    assert found[1].isnan().all()
+    assert found[0].isfinite().all()
     with pytest.raises(ValueError, match="finite"):
         quantize_matrix(x)
 
 
 def test_rows_too_small_to_divide_by_are_zeros():
     values, scale = quantize_rows(torch.tensor([[1e-38, -1e-44, 0.0]]))
-    assert not values.any() and not scale.any()
+    assert not values.any()
+    assert not scale.any()
 
 
 @pytest.mark.parametrize("cell", [RNN_TANH, LSTM, GRU], ids=lambda cell: cell.name)

@@ -15,7 +15,6 @@ import torch
 from rnnjit.codegen import Isa
 from rnnjit.codegen.kernel import Kernel, Kind, cache_key, cached, team_symbols
 from rnnjit.codegen.subnormals import flush_subnormals
-from rnnjit.ir import CellSpec
 from rnnjit.runtime import object_cache
 from rnnjit.runtime.compile_once import CompileOnce, apart
 from rnnjit_numba.amx_check import kernel_isa
@@ -48,7 +47,7 @@ class Library:
 
     Attributes:
         isa: as given.
-        forward, backward: the kernels; no backward one for int8 matrices.
+        forward, backward: the kernels; no backward one without `Kind.has_backward`.
 
     Raises:
         ValueError: the parts are not object code, or not that of these kernels.

@@ -2,9 +2,9 @@
 
 Kernels compute in float32 or float64. Tensors of these dtypes lie in memory as they are computed
 with (`Storage`). Those of bfloat16 and float16 take half the memory (`BFloat16`, `Float16`): x,
-weights, the first state, what is saved for the backward pass, and dz. Everything else is float32: pre-activations, sums, the
-other states and the gradients of all states. A number is rounded once, to the nearest, ties to
-even, when it is stored.
+weights, the first state, what is saved for the backward pass, and dz. Everything else is float32:
+pre-activations, sums, the other states and the gradients of all states. A number is rounded once,
+to the nearest, ties to even, when it is stored.
 
 A product multiplies `terms` adjacent elements at a time. Its packed operand has, in each lane, so
 many adjacent elements of one column; those of bfloat16 are pairs, as the processor's dot product

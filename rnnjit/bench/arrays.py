@@ -100,7 +100,7 @@ def draw(case: Case) -> Arrays:
     return found._replace(c0=c0, grad_c_n=grad_c_n)
 
 
-def stored(values: NDArray[np.float64], dtype: str) -> Array:
+def stored(values: NDArray[np.floating[Any]], dtype: str) -> Array:
     """Finite values rounded to a dtype, to the nearest; for "bfloat16" its bits, in uint16."""
     if dtype != "bfloat16":
         rounded: Array = values.astype(dtype)

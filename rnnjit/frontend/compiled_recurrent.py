@@ -27,10 +27,12 @@ from rnnjit.frontend.arguments import (
     initial_states,
     prepare,
 )
+from rnnjit.frontend.capture import is_quantized
 from rnnjit.frontend.compiled_base import CompiledBase, remember
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import needs_grad, problem_of
 from rnnjit.frontend.overrides import overriding
+from rnnjit.frontend.quantized_calls import apart, must_be_apart
 from rnnjit.frontend.recurrent import Recurrent, restored
 from rnnjit.frontend.recurrent_layers import required_gradients, run_layers
 from rnnjit.frontend.recurrent_plan import (
@@ -100,6 +102,9 @@ class CompiledRecurrent(CompiledBase, Recurrent):
             UnsupportedError: the backend that the user named declines the call.
             BackendError: a backend broke its contract, and no other may run the call.
         """
+        if self._quantized and must_be_apart(input):
+            options: Any = (reset, reset_to, return_states)
+            return apart(lambda x, hx: self.forward(x, hx, *options), input, hx)
         if torch.compiler.is_compiling():
             return _outside_of_graphs(self, input, hx, reset, reset_to, return_states)
         return self._compiled(input, hx, reset, reset_to, return_states)
@@ -291,6 +296,9 @@ def lower_recurrent(
     """
     if reason := overriding(module, x, hx):
         return reason
+    if is_quantized(module) and must_be_apart(x):
+        rest = reset, reset_to, return_states
+        return apart(lambda x, hx: lower_recurrent(module, x, hx, *rest), x, hx)
     outer, weight = module._outer_spec(), module._first_weight()
     prepared = prepare(outer, weight, x, hx)
     states = initial_states(outer, prepared)
@@ -298,7 +306,7 @@ def lower_recurrent(
         return special
     if reason := untraceable(weight):
         return reason
-    plan = make_plan(module, module._store)
+    plan = plan_of(module)
     stack = reset is None and not return_states and as_stack(module, plan, prepared, states)
     if plan.stack is not None and stack:
         call = stack_call(module, plan, plan.stack, prepared, states)
@@ -309,7 +317,7 @@ def lower_recurrent(
         parts = stretches(cuts.mask)
         packed, rows = True, Rows(len(parts.batch_sizes), len(parts.sequence), rows.N)
     recorded, found, D = False, [], module.num_directions
-    own = [tuple(getattr(module, n) for n in names.values()) for names in module._store.names]
+    own = [tuple(getattr(module, n) for n in each) for each in _names_of(module)]
     for index, layer in enumerate(plan.layers):
         tensors = tuple(each for of in own[index * D : (index + 1) * D] for each in of)
         recorded = recorded or needs_grad(prepared.x, states, tensors)
@@ -318,6 +326,29 @@ def lower_recurrent(
         notes = notes_on(layer)
         found.append(LayerCall(index, layer.spec, problem, layer.form.output != 0, notes))
     return tuple(found)
+
+
+def plan_of(module: Recurrent) -> Plan:
+    """What a module computes now, compiled or not.
+
+    Raises:
+        CellError: a cell computes what no backend could.
+    """
+    return _int8_plan(module) or make_plan(module, module._store)
+
+
+def _int8_plan(module: Recurrent) -> Plan | None:
+    """What a quantized module computes; None for others."""
+    plan: Plan | None = vars(module).get("_int8_plan")
+    return plan
+
+
+def _names_of(module: Recurrent) -> list[Sequence[str]]:
+    """For each direction of each layer the names of its tensors."""
+    if (plan := _int8_plan(module)) is not None:
+        fixed: list[Any] = [each for layer in plan.layers for each in layer.traced]
+        return [each.names for each in fixed]
+    return [list(names.values()) for names in module._store.names]
 
 
 def notes_on(layer: LayerPlan) -> tuple[str, ...]:
@@ -342,7 +373,9 @@ def trace(module: nn.Module) -> Plans | None:
     Raises:
         CellError: a cell computes what no backend could.
     """
-    if not isinstance(module, Recurrent) or untraceable(module._first_weight()):
+    if not isinstance(module, Recurrent) or is_quantized(module):
+        return None
+    if untraceable(module._first_weight()):
         return None
     return {_key_of(module, module._first_weight()): make_plan(module, module._store)}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -16,9 +17,10 @@ from rnnjit.errors import RNNJitWarning
 from rnnjit.frontend.capture import is_matrix, is_quantized, weight_names, weights_of
 from rnnjit.frontend.compile import compile as compile_module
 from rnnjit.frontend.compiled_base import CompiledBase
+from rnnjit.frontend.compiled_recurrent import CompiledRecurrent
 from rnnjit.frontend.quantized_modules import become_quantized
+from rnnjit.frontend.quantized_recurrent import int8_plan, quantized_recurrent
 from rnnjit.frontend.reachable import reachable_modules
-from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.quantization import QuantizedMatrix, quantize_matrix
 from rnnjit.runtime.torch_private import parameters_of
 
@@ -43,8 +45,9 @@ def quantize(module: ModuleT, *, backend: str | Backend = "auto", inplace: bool 
         module: as in `rnnjit.compile`, compiled or not, with float32 weights. What is quantized
             already stays as it is. Modules that `compile` would leave eager stay as they are, with
             an `RNNJitWarning`, as do those whose matrices are computed from other tensors
-            (parametrizations, pruning), and every `Recurrent`, whose cell's code computes with
-            float matrices.
+            (parametrizations, pruning), and a `Recurrent` whose cell draws random numbers or
+            computes more of x than one product. The cells of the others are traced, in evaluation
+            mode: what is assigned to their attributes later does not count.
         backend: as in `rnnjit.compile`.
         inplace: change `module` itself rather than a copy, and return it.
 
@@ -79,27 +82,40 @@ def quantize(module: ModuleT, *, backend: str | Backend = "auto", inplace: bool 
         if isinstance(each, CompiledBase) and not is_quantized(each)
     ]
     left: dict[str, list[str]] = {}
-    ready: list[tuple[CompiledBase, list[QuantizedMatrix]]] = []
+    ready: list[Callable[[], None]] = []
     for path, each in found:
-        if why := _why_left(each):
+        step = _step(path, each)
+        if isinstance(step, str):
             where = type(each).__name__ + (f" at {path!r}" if path else "")
-            left.setdefault(why, []).append(where)
+            left.setdefault(step, []).append(where)
         else:
-            ready.append((each, list(_matrices(path, each))))
+            ready.append(step)
     if left:
         parts = "; ".join(f"{', '.join(names)} ({why})" for why, names in left.items())
         if not ready and not any(is_quantized(each) for _, each in reachable_modules(compiled)):
             raise ValueError(f"module contains nothing to quantize: {parts}")
         warnings.warn(f"left in float32: {parts}", RNNJitWarning, stacklevel=2)
-    for each, matrices in ready:  # once all are checked
-        become_quantized(each, matrices)
+    for step in ready:  # once all are checked
+        step()
     return compiled
+
+
+def _step(path: str, module: CompiledBase) -> Callable[[], None] | str:
+    """What quantizes a compiled module, or why it stays as it is.
+
+    Raises:
+        ValueError: a weight is not float32, or has values that are not finite.
+    """
+    if isinstance(module, CompiledRecurrent):
+        plan = int8_plan(module)
+        return plan if isinstance(plan, str) else quantized_recurrent(module, plan)
+    if why := _why_left(module):
+        return why
+    return partial(become_quantized, module, list(_matrices(path, module)))
 
 
 def _why_left(module: CompiledBase) -> str:
     """Why a compiled module stays as it is, or ""."""
-    if isinstance(module, Recurrent):
-        return "its cell's code computes with float matrices"
     own = parameters_of(module)
     missing = [name for name in weight_names(module) if not isinstance(own.get(name), Tensor)]
     if missing:

@@ -51,11 +51,11 @@ def become_quantized(module: CompiledBase, matrices: Sequence[QuantizedMatrix]) 
     if isinstance(module, nn.RNNBase):
         directions = [names[start : start + count] for start in range(0, len(names), count)]
         set_flat_weight_names(module, [quantized_names(each) for each in directions])
-    module.register_load_state_dict_pre_hook(_check_loaded)  # type: ignore[no-untyped-call]  # as in torch
+    module.register_load_state_dict_pre_hook(check_loaded)  # type: ignore[no-untyped-call]  # as in torch
     module._forget_choices()
 
 
-def _check_loaded(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+def check_loaded(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
     """Refuse float matrices that a `state_dict` has under the names of int8 ones."""
     messages = others[-1]
     for name, buffer in module.named_buffers(recurse=False):
@@ -95,8 +95,7 @@ def why_not_taken(module: Any) -> str:
         by_channel = weight.qscheme() is torch.per_channel_affine
         if by_channel and weight.q_per_channel_axis() != 0:
             return f"its {name} is quantised by columns, and compiled modules take rows"
-        points = weight.q_per_channel_zero_points() if by_channel else weight.q_zero_point()
-        if torch.as_tensor(points, device="cpu").any():
+        if bool(weight.q_per_channel_zero_points().any() if by_channel else weight.q_zero_point()):
             return f"the zero points of its {name} are not 0"
     return ""
 

@@ -199,7 +199,9 @@ def initial(form: NormalForm, hx: States, weights: Sequence[Tensor]) -> States:
     given = list(hx)
     if parameters and program.used & set(parameters):
         count = len(weights) // hx[0].shape[0]
-        for index in range(count - len(parameters), count):
+        # Behind them a quantized layer has the scales and sums of its two matrices.
+        behind = 4 if weights[0].dtype is torch.int8 else 0
+        for index in range(count - behind - len(parameters), count - behind):
             given.append(torch.stack(list(weights[index::count])).unsqueeze(1))
     else:
         given += [hx[0]] * len(parameters)  # unread

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnjit.frontend.arguments import initial_states, prepare
-from rnnjit.frontend.capture import torch_module, weights_of
+from rnnjit.frontend.capture import is_quantized, torch_module, weights_of
 from rnnjit.frontend.lowering import lower
 from rnnjit.frontend.reachable import copy_sharing_parameters
 from rnnjit.frontend.recurrent import Recurrent
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 110
+#: Why a quantized module is not compared.
+_INT8 = (
+    "module must have float matrices to be compared with eager, got int8 ones: compare the module "
+    "that was quantized"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -165,6 +170,8 @@ def compare(
 
 def _copy_recurrent(seen: Seen) -> tuple[nn.Module, Call]:
     """A copy of an observed `Recurrent` that shares its Parameters, and of its call."""
+    if is_quantized(seen.module):
+        raise ValueError(_INT8)
     module: Any = copy_sharing_parameters(seen.module)
     forget_pre_hooks(module)
     for name in {name for names in module._store.names for name in names.values()}:
@@ -201,10 +208,7 @@ def _copy(seen: Seen) -> tuple[nn.Module, Call]:
     call = lower(seen.module, seen.input, seen.hx)
     _check_device(call.x)
     if call.spec.quantized:
-        raise ValueError(
-            "module must have float matrices to be compared with eager, got int8 ones: compare the "
-            "module that was quantized"
-        )
+        raise ValueError(_INT8)
     spec = replace(call.spec, batch_first=False)
     rnn = torch_module(spec, call.weights[0].dtype)
     with torch.no_grad():

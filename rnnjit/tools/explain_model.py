@@ -20,9 +20,9 @@ from rnnjit.frontend.capture import capture
 from rnnjit.frontend.compile import why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import replaced
+from rnnjit.frontend.compiled_recurrent import plan_of
 from rnnjit.frontend.reachable import reachable_modules
 from rnnjit.frontend.recurrent import Recurrent
-from rnnjit.frontend.recurrent_plan import make_plan
 from rnnjit.ir import CellSpec
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.tools.observe import kind_of, wanted_by
@@ -119,7 +119,7 @@ def _torchs(name: str, module: nn.Module) -> RecurrentModule:
     left = why_left(module, None)
     if not left and isinstance(module, Recurrent):
         try:
-            cell = make_plan(module, module._store).layers[0].spec.cell
+            cell = plan_of(module).layers[0].spec.cell
         except CellError as error:
             if wanted_by(module) is EAGER:
                 return RecurrentModule(name, kind, module)

@@ -10,6 +10,7 @@ from rnnjit.dispatch.choice import Verdict, verdict, verdicts, willing
 from rnnjit.errors import CellError
 from rnnjit.execution.all_states import why_not_recorded
 from rnnjit.frontend.adapted import Adapted
+from rnnjit.frontend.capture import is_quantized
 from rnnjit.frontend.compiled_recurrent import LayerCall, lower_recurrent
 from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.reference import BACKEND as EAGER
@@ -36,7 +37,7 @@ def report_recurrent(
         compiled: whether the user's module is compiled.
     """
     loop = "the cell's own forward runs, step by step"
-    if wanted is EAGER:
+    if wanted is EAGER and not is_quantized(module):
         note = f"backend {EAGER.name!r} was asked for by name: {loop}"
         return (CallReport(name, kind, None, "torch", note, ()),)
     try:

@@ -54,7 +54,8 @@ def test_its_own_int8_matrices_run_as_exactly_as_in_torch(kind, scales):
     exact = first(dequantized(module, theirs)(x.double())).detach()
     errors = [(first(each(x)) - exact).square().mean().sqrt() for each in (ours, theirs)]
     assert errors[0] < 1.1 * errors[1]
-    assert isinstance(ours, type(module)) and not ours.training
+    assert isinstance(ours, type(module))
+    assert not ours.training
 
 
 def test_in_place_with_hooks_and_in_its_mode():
@@ -65,7 +66,9 @@ def test_in_place_with_hooks_and_in_its_mode():
     rnn = model[0]
     assert rnnjit.compile(model, backend="eager", inplace=True)[0] is rnn
     rnn(torch.zeros(2, 3, 4))
-    assert calls and isinstance(rnn, nn.GRU) and rnn.weight_ih_l0.dtype is torch.int8
+    assert calls
+    assert isinstance(rnn, nn.GRU)
+    assert rnn.weight_ih_l0.dtype is torch.int8
 
 
 def test_zero_points_and_float16_are_left_with_a_reason():
@@ -78,6 +81,7 @@ def test_zero_points_and_float16_are_left_with_a_reason():
     both = nn.ModuleList([half[0], odd, nn.GRU(4, 5)])
     with pytest.warns(rnnjit.RNNJitWarning, match="zero points of its weight_hh_l0 are not 0"):
         compiled = rnnjit.compile(both, backend="eager")
-    assert type(compiled[1]) is dynamic.GRU and type(compiled[0]) is dynamic.GRU
+    assert type(compiled[1]) is dynamic.GRU
+    assert type(compiled[0]) is dynamic.GRU
     with pytest.warns(rnnjit.RNNJitWarning, match="takes? qint8|take qint8"):
         rnnjit.compile(both, backend="eager")
