@@ -18,6 +18,10 @@ from rnnjit.runtime.compile_once import imported
 from rnnjit.runtime.packages import lacking, needed
 from rnnjit_numba import private
 
+_NO_FLOAT16_TRAINING = (
+    "float16 is for inference, under torch.no_grad(): train in bfloat16 or float32"
+)
+
 
 class NumbaBackend(CPUBackend):
     """Layers on the CPU, by kernels that numba lowers to LLVM IR."""
@@ -47,7 +51,7 @@ class NumbaBackend(CPUBackend):
         """Declines some projections, training in float16, and rows too long for int8 products."""
         reasons = why_not_projected(spec.cell) if spec.proj_size else []
         if problem.dtype is torch.float16 and problem.needs_grad:
-            reasons += ["float16 is for inference here: train in bfloat16 or float32"]
+            reasons.append(_NO_FLOAT16_TRAINING)
         if spec.quantized:
             from rnnjit_numba.int8_plan import why_not_long
 

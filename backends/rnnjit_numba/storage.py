@@ -309,12 +309,15 @@ class Float16(_TwoBytes):
         self._store_halves(builder, self._narrowed(builder, value), address, mask)
 
     def load_terms(self, builder: Any, address: Any) -> Any:
-        """As `Storage.load_terms`."""
-        single = load(builder, address, _I16, 2)
-        if self.converts:
-            return builder.fpext(builder.bitcast(single, ir.HalfType()), ir.FloatType())
-        halves = builder.insert_element(ir.Constant(self._halves, None), single, I32(0))
-        return builder.extract_element(self._widened(builder, halves), I32(0))
+        """The bits of an element."""
+        return load(builder, address, _I16, 2)
+
+    def broadcast(self, builder: Any, terms: Any) -> Any:
+        """As `Storage.broadcast`."""
+        undefined = ir.Constant(self._halves, ir.Undefined)
+        single = builder.insert_element(undefined, terms, I32(0))
+        zeros = ir.Constant(ir.VectorType(I32, self.lanes.count), None)
+        return self._widened(builder, builder.shuffle_vector(single, undefined, zeros))
 
     def load_row(self, builder: Any, address: Any, mask: Any) -> Any:
         """As `Storage.load_row`."""
@@ -400,13 +403,13 @@ def storage_of(
     """
     masks = wide and "+avx512bw" in features
     if dtype is torch.float16:
-        return Float16(lanes, masks, converts=_converts(lanes, features))
+        return Float16(lanes, masks, converts=converts_halves(lanes, features))
     if dtype is not torch.bfloat16:
         return Storage(lanes)
     return BFloat16(lanes, masks, multiplies_pairs(features, wide=wide), amx)
 
 
-def _converts(lanes: Lanes, features: tuple[str, ...]) -> bool:
+def converts_halves(lanes: Lanes, features: tuple[str, ...]) -> bool:
     """Whether a target has instructions that convert float16; those of x86 come with AVX."""
     of_x86 = any(feature[1:] == "sse2" for feature in features)
     return not of_x86 or (lanes.count > 4 and "+f16c" in features)

@@ -60,8 +60,6 @@ def problem_under_autocast(call: Call) -> Problem | None:
     if UNSEEN or dispatch_mode() or special_tensor(*tensors) is not None:
         return None
     wanted = torch.get_autocast_dtype(problem.device)
-    if wanted is torch.float16:
-        return None  # The dtypes of torch's results are known for bfloat16 alone.
     if any(tensor.dtype not in (wanted, torch.float32) for tensor in tensors):
         return None
     return problem._replace(dtype=wanted)

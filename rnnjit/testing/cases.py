@@ -307,10 +307,19 @@ _BF16: Mapping[str, Options] = {
 }
 
 
-def _in_bf16() -> Iterator[Case]:
-    """The cases in bfloat16, which a backend may decline."""
+#: Those of them that are in float16, too.
+_F16 = (
+    *("relu", "single", "nan-relu", "packed-bidirectional-2-layers", "odd-lstm", "inf-gru"),
+    *("packed-bidirectional-2-layers-projected-lstm", "packed-bidirectional-gru", "integrator"),
+)
+
+
+def _in_halves() -> Iterator[Case]:
+    """The cases in bfloat16 and float16, which a backend may decline."""
     for name, options in _BF16.items():
         yield Case(f"{name}-bf16", dtype=torch.bfloat16, required=False, **options)
+    for name in _F16:
+        yield Case(f"{name}-f16", dtype=torch.float16, required=False, **_BF16[name])
 
 
 def _combined(axes: Axes, row: Mapping[str, str]) -> Case:
@@ -335,7 +344,7 @@ CASES: tuple[Case, ...] = (
     *_QUICK,
     *_THOROUGH,
     *_ALONE,
-    *_in_bf16(),
+    *_in_halves(),
     *(case for axes in AXES.values() for case in _covering(axes)),
 )
 
