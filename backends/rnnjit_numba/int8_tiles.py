@@ -26,7 +26,7 @@ from rnnjit_numba.tiles import steps, switch
 TILE_ROWS = (4, 2, 1)
 #: Vectors of partial sums that a tile keeps in registers.
 _SUMS = 16
-_QUANTIZE_ARGUMENTS, _TILE_ARGUMENTS = 3, 13
+_QUANTIZE_ARGUMENTS, _TILE_ARGUMENTS = 3, 14
 _I8 = ir.IntType(8)
 #: The bits of infinity: those of NaN are larger, without the sign.
 _INFINITY = 0x7F800000
@@ -71,14 +71,15 @@ class Int8Products:
     def tile(self) -> Any:
         """Intrinsic: one vector of columns of `out = init + a @ w.T`, for a few rows.
 
-        `tile(rows, init, ld_init, a, ld_a, k, w, ld_w, scales, sums, out, ld_out, count)`
+        `tile(rows, init, ld_init, a, ld_a, k, w, ld_w, scales, sums, out, ld_out, count, ahead)`
         where
 
         * `rows` is one of `TILE_ROWS`;
         * `init` and `out` are rows of float32, `ld_init` and `ld_out` apart, of `count` columns;
         * `a` are quantised rows of k numbers, `ld_a` apart;
         * `w` are `count` rows of an int8 matrix, `ld_w` apart, and `scales` and `sums` their scales
-          and the sums of their numbers.
+          and the sums of their numbers. Those that are multiplied next lie `ahead` bytes further
+          on, if the matrix goes on.
 
         Addresses and distances are in bytes.
         """
@@ -157,13 +158,12 @@ class Int8Products:
         out: Any,
         ld_out: Any,
         count: Any,
+        ahead: Any,
     ) -> None:
         """Code of the tile for one number of rows."""
         lanes, width = self.lanes, max(4, min(self.lanes.count, _SUMS // rows))
         rows_of_a = steps(builder, a, ld_a, rows)
         numbers = [builder.add(row, I64(HEAD)) for row in rows_of_a]
-        # Where the next vector of columns begins, if the matrix goes on.
-        following = builder.mul(I64(lanes.count), ld_w)
         last = builder.sub(count, I64(1))
         parts: list[list[Any]] = [[] for _ in range(rows)]
         for first in range(0, lanes.count, width):
@@ -173,7 +173,7 @@ class Int8Products:
                 inside = builder.icmp_signed("<", I64(j), last)
                 index = builder.select(inside, I64(j), last)
                 rows_of_w.append(builder.add(w, builder.mul(index, ld_w)))
-            found = self._products(builder, numbers, rows_of_w, k, following)
+            found = self._products(builder, numbers, rows_of_w, k, ahead)
             for row, vectors in zip(parts, found, strict=True):
                 row += _pairs_added(builder, lanes, vectors)
         mask = lanes.mask(builder, count)
@@ -191,11 +191,11 @@ class Int8Products:
             lanes.masked_store(builder, value, place, mask)
 
     def _products(
-        self, builder: Any, rows_of_a: list[Any], rows_of_w: list[Any], k: Any, following: Any
+        self, builder: Any, rows_of_a: list[Any], rows_of_w: list[Any], k: Any, ahead: Any
     ) -> Any:
         """For each row of activations and of the matrix, a vector of partial sums.
 
-        Asks for the rows of the matrix that lie `following` bytes further on.
+        Asks for the rows of the matrix that lie `ahead` bytes further on.
         """
         size = CHUNK if self.dot else self.lanes.count
         zeros = [[self.lanes.integers(0)] * len(rows_of_w) for _ in rows_of_a]
@@ -208,7 +208,7 @@ class Int8Products:
             for j, row in enumerate(rows_of_w):
                 at = builder.add(row, offset)
                 weights = self._load(builder, at, size)
-                _prefetch(builder, builder.add(at, following))
+                _prefetch(builder, builder.add(at, ahead))
                 for r, values in enumerate(wide):
                     columns[r][j] = self._multiply_add(builder, values, weights, block[r][j])
             return columns
