@@ -19,14 +19,14 @@ from typing import Any
 from llvmlite import ir
 
 from rnnjit_numba.int8_plan import CHUNK, HEAD
-from rnnjit_numba.simd import I32, I64, VOID, Lanes, declared, define, emitting, load, loop
+from rnnjit_numba.simd import I32, I64, Lanes, declared, define, emitting, load, loop
 from rnnjit_numba.tiles import steps, switch
 
 #: The numbers of rows of activations for which there is a tile, descending.
 TILE_ROWS = (4, 2, 1)
 #: Vectors of partial sums that a tile keeps in registers.
 _SUMS = 16
-_QUANTIZE_ARGUMENTS, _TILE_ARGUMENTS = 3, 14
+_QUANTIZE_ARGUMENTS, _TILE_ARGUMENTS = 3, 13
 _I8 = ir.IntType(8)
 #: The bits of infinity: those of NaN are larger, without the sign.
 _INFINITY = 0x7F800000
@@ -71,22 +71,21 @@ class Int8Products:
     def tile(self) -> Any:
         """Intrinsic: one vector of columns of `out = init + a @ w.T`, for a few rows.
 
-        `tile(rows, init, ld_init, a, ld_a, k, w, ld_w, scales, sums, out, ld_out, count, ahead)`
+        `tile(rows, init, ld_init, a, ld_a, k, w, ld_w, scales, sums, out, ld_out, count)`
         where
 
         * `rows` is one of `TILE_ROWS`;
         * `init` and `out` are rows of float32, `ld_init` and `ld_out` apart, of `count` columns;
         * `a` are quantised rows of k numbers, `ld_a` apart;
         * `w` are `count` rows of an int8 matrix, `ld_w` apart, and `scales` and `sums` their scales
-          and the sums of their numbers. Those that are multiplied next lie `ahead` bytes further
-          on, if the matrix goes on.
+          and the sums of their numbers.
 
         Addresses and distances are in bytes.
         """
         name = f"rnnjit_int8_tile_{self.lanes.suffix}"
 
         def body(builder: Any, rows: Any, *args: Any) -> None:
-            count = args[-2]
+            count = args[-1]
             whole = builder.icmp_signed("==", count, I64(self.lanes.count))
             chosen = builder.add(builder.mul(rows, I64(2)), builder.zext(whole, I64))
             cases = {2 * n + full: (n, full) for n in TILE_ROWS for full in (0, 1)}
@@ -162,7 +161,6 @@ class Int8Products:
         out: Any,
         ld_out: Any,
         count: Any,
-        ahead: Any,
     ) -> None:
         """Code of the tile for one number of rows; if `full` is 1, `count` is that of all lanes."""
         lanes, width = self.lanes, max(4, min(self.lanes.count, _SUMS // rows))
@@ -180,7 +178,7 @@ class Int8Products:
                 index = builder.select(inside, I64(j), last)
                 rows_of_w.append(builder.add(w, builder.mul(index, ld_w)))
             distances = near if full else near[:1]
-            found = self._products(builder, numbers, rows_of_w, distances, k, ahead)
+            found = self._products(builder, numbers, rows_of_w, distances, k)
             for row, vectors in zip(parts, found, strict=True):
                 row += _pairs_added(builder, lanes, vectors)
         mask = lanes.mask(builder, count)
@@ -204,7 +202,6 @@ class Int8Products:
         places: list[Any],
         distances: list[Any],
         k: Any,
-        ahead: Any,
     ) -> Any:
         """For each row of activations and of the matrix, a vector of partial sums.
 
@@ -214,7 +211,6 @@ class Int8Products:
             places: addresses of rows of the matrix.
             distances: of the rows from each of these.
             k: bytes of a row.
-            ahead: distance of the rows that are multiplied next.
         """
         size = CHUNK if self.dot else self.lanes.count
         count = len(places) * len(distances)
@@ -233,8 +229,6 @@ class Int8Products:
                 weights = self._load(builder, row, size)
                 for own, sums, values in zip(columns, block, wide, strict=True):
                     own.append(self._multiply_add(builder, values, weights, sums[j]))
-            for row in rows([builder.add(place, ahead) for place in now]):
-                _prefetch(builder, row)
             return [*columns, [builder.add(place, I64(size)) for place in now]]
 
         *block, ends = loop(builder, whole, [*zeros, places], step)
@@ -312,14 +306,6 @@ def multiplies_bytes(features: tuple[str, ...], *, wide: bool) -> bool:
 def _blocks(builder: Any, count: Any, size: int) -> Any:
     """How many blocks of `size` hold `count`."""
     return builder.sdiv(builder.add(count, I64(size - 1)), I64(size))
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    """Ask for the cache line at an address, which may be any."""
-    pointer = builder.inttoptr(address, _I8.as_pointer())
-    signature = ir.FunctionType(VOID, [pointer.type, I32, I32, I32])
-    function = declared(builder.module, signature, "llvm.prefetch.p0")
-    builder.call(function, [pointer, I32(0), I32(3), I32(1)])
 
 
 def _masked_bytes(builder: Any, address: Any, mask: Any) -> Any:

@@ -181,7 +181,6 @@ def _add_product(context: CodegenContext, word: Any) -> Any:
         scales, sums = word(arguments, which), word(arguments, which + matrices)
         # Gate by gate, so that the matrix is read in the order in which it lies.
         vectors = last - first
-        ahead = lanes * k * (1 - 2 * backwards)
         for step in range(vectors * gates):
             index = vectors * gates - 1 - step if backwards != 0 else step
             gate, v = index // vectors, first + index % vectors
@@ -196,7 +195,7 @@ def _add_product(context: CodegenContext, word: Any) -> Any:
                 tile(
                     *(some, init + done * ld_init + at, ld_init, a + done * ld_a, ld_a, k),
                     *(w + row * k, k, scales + row * size, sums + row * size),
-                    *(out + done * ld_out + at, ld_out, count, ahead),
+                    *(out + done * ld_out + at, ld_out, count),
                 )
                 done += some
 
