@@ -88,6 +88,7 @@ def test_the_same_bits_in_any_plan(monkeypatch):
             assert all(torch.equal(result, results[0]) for result in results)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cell", WIDER_CELLS, ids=lambda cell: cell.name)
 def test_other_cells(cell):
     if BACKEND.why_not_cell(cell):
