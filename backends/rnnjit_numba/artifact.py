@@ -26,11 +26,14 @@ def build(spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
     """`Backend.build`: an object file and its header.
 
     Raises:
-        ValueError: the kernels do not support such a projection.
+        ValueError: the kernels do not support such a projection, or the matrices are int8.
     """
     from rnnjit_numba import program
 
-    if reasons := why_not_projected(spec.cell) if spec.proj_size else []:
+    reasons = why_not_projected(spec.cell) if spec.proj_size else []
+    if spec.quantized:
+        reasons.append("programs support no int8 matrices")
+    if reasons:
         raise ValueError(f"target {target!r} cannot compute these layers: {'; '.join(reasons)}")
     isa, requires = target_named(target)
     public = program.functions(spec, name)

@@ -19,7 +19,7 @@ from typing import Any
 from llvmlite import ir
 
 from rnnjit_numba.int8_plan import CHUNK, HEAD
-from rnnjit_numba.simd import I32, I64, VOID, Lanes, declared, define, emitting, load, loop
+from rnnjit_numba.simd import I32, I64, Lanes, declared, define, emitting, load, loop
 from rnnjit_numba.tiles import steps, switch
 
 #: The numbers of rows of activations for which there is a tile, descending.
@@ -85,8 +85,11 @@ class Int8Products:
         name = f"rnnjit_int8_tile_{self.lanes.suffix}"
 
         def body(builder: Any, rows: Any, *args: Any) -> None:
-            cases = {n: n for n in TILE_ROWS}
-            switch(builder, rows, cases, lambda b, n: self._tile(b, n, *args))
+            count = args[-1]
+            whole = builder.icmp_signed("==", count, I64(self.lanes.count))
+            chosen = builder.add(builder.mul(rows, I64(2)), builder.zext(whole, I64))
+            cases = {2 * n + full: (n, full) for n in TILE_ROWS for full in (0, 1)}
+            switch(builder, chosen, cases, lambda b, case: self._tile(b, *case, *args))
 
         def emit(builder: Any, *args: Any) -> None:
             builder.call(define(builder.module, name, _TILE_ARGUMENTS, body), args)
@@ -145,6 +148,7 @@ class Int8Products:
         self,
         builder: Any,
         rows: int,
+        full: int,
         init: Any,
         ld_init: Any,
         a: Any,
@@ -158,22 +162,23 @@ class Int8Products:
         ld_out: Any,
         count: Any,
     ) -> None:
-        """Code of the tile for one number of rows."""
+        """Code of the tile for one number of rows; if `full` is 1, `count` is that of all lanes."""
         lanes, width = self.lanes, max(4, min(self.lanes.count, _SUMS // rows))
         rows_of_a = steps(builder, a, ld_a, rows)
         numbers = [builder.add(row, I64(HEAD)) for row in rows_of_a]
-        # Where the next vector of columns begins, if the matrix goes on.
-        following = builder.mul(I64(lanes.count), ld_w)
         last = builder.sub(count, I64(1))
         parts: list[list[Any]] = [[] for _ in range(rows)]
+        # Few registers address the rows: one of each four, and the distances of the others.
+        near = [I64(0), *(builder.mul(ld_w, I64(n)) for n in (1, 2, 3))]
         for first in range(0, lanes.count, width):
             rows_of_w = []
-            for j in range(first, first + width):
+            for j in range(first, first + width, 4 if full else 1):
                 # The lanes beyond the last row repeat it.
                 inside = builder.icmp_signed("<", I64(j), last)
                 index = builder.select(inside, I64(j), last)
                 rows_of_w.append(builder.add(w, builder.mul(index, ld_w)))
-            found = self._products(builder, numbers, rows_of_w, k, following)
+            distances = near if full else near[:1]
+            found = self._products(builder, numbers, rows_of_w, distances, k)
             for row, vectors in zip(parts, found, strict=True):
                 row += _pairs_added(builder, lanes, vectors)
         mask = lanes.mask(builder, count)
@@ -191,44 +196,58 @@ class Int8Products:
             lanes.masked_store(builder, value, place, mask)
 
     def _products(
-        self, builder: Any, rows_of_a: list[Any], rows_of_w: list[Any], k: Any, following: Any
+        self,
+        builder: Any,
+        numbers: list[Any],
+        places: list[Any],
+        distances: list[Any],
+        k: Any,
     ) -> Any:
         """For each row of activations and of the matrix, a vector of partial sums.
 
-        Asks for the rows of the matrix that lie `following` bytes further on.
+        Args:
+            builder: emits the code.
+            numbers: the addresses of the bytes of each row of activations.
+            places: addresses of rows of the matrix.
+            distances: of the rows from each of these.
+            k: bytes of a row.
         """
         size = CHUNK if self.dot else self.lanes.count
-        zeros = [[self.lanes.integers(0)] * len(rows_of_w) for _ in rows_of_a]
+        count = len(places) * len(distances)
+        zeros = [[self.lanes.integers(0)] * count for _ in numbers]
         whole = builder.sdiv(k, I64(size))
 
-        def step(index: Any, block: Any) -> Any:
-            offset = builder.mul(index, I64(size))
-            wide = [self._load(builder, builder.add(row, offset), size) for row in rows_of_a]
-            columns = [[None] * len(rows_of_w) for _ in rows_of_a]
-            for j, row in enumerate(rows_of_w):
-                at = builder.add(row, offset)
-                weights = self._load(builder, at, size)
-                _prefetch(builder, builder.add(at, following))
-                for r, values in enumerate(wide):
-                    columns[r][j] = self._multiply_add(builder, values, weights, block[r][j])
-            return columns
+        def rows(now: list[Any]) -> list[Any]:
+            return [builder.add(place, each) for place in now for each in distances]
 
-        block = loop(builder, whole, zeros, step)
+        def step(index: Any, carried: Any) -> Any:
+            *block, now = carried
+            offset = builder.mul(index, I64(size))
+            wide = [self._load(builder, builder.add(row, offset), size) for row in numbers]
+            columns: list[list[Any]] = [[] for _ in numbers]
+            for j, row in enumerate(rows(now)):
+                weights = self._load(builder, row, size)
+                for own, sums, values in zip(columns, block, wide, strict=True):
+                    own.append(self._multiply_add(builder, values, weights, sums[j]))
+            return [*columns, [builder.add(place, I64(size)) for place in now]]
+
+        *block, ends = loop(builder, whole, [*zeros, places], step)
         done = builder.mul(whole, I64(size))
         rest = builder.sub(k, done)
+        after = [builder.add(row, done) for row in numbers]
         if not self.dot:
-            return self._single(builder, rows_of_a, rows_of_w, done, rest, block)
+            return self._single(builder, after, rows(ends), rest, block)
         # The last chunk: the activations are padded, the matrix is not.
         bits = builder.sub(builder.shl(I64(1), rest), I64(1))
         mask = builder.bitcast(bits, ir.VectorType(ir.IntType(1), CHUNK))
 
         def last(index: Any, block: Any) -> Any:
-            wide = [self._load(builder, builder.add(row, done), size) for row in rows_of_a]
-            columns = [[None] * len(rows_of_w) for _ in rows_of_a]
-            for j, row in enumerate(rows_of_w):
-                weights = _masked_bytes(builder, builder.add(row, done), mask)
-                for r, values in enumerate(wide):
-                    columns[r][j] = self._multiply_add(builder, values, weights, block[r][j])
+            wide = [self._load(builder, row, size) for row in after]
+            columns: list[list[Any]] = [[] for _ in numbers]
+            for j, row in enumerate(rows(ends)):
+                weights = _masked_bytes(builder, row, mask)
+                for own, sums, values in zip(columns, block, wide, strict=True):
+                    own.append(self._multiply_add(builder, values, weights, sums[j]))
             return columns
 
         some = builder.zext(builder.icmp_signed(">", rest, I64(0)), I64)
@@ -248,28 +267,21 @@ class Int8Products:
         return builder.call(declared(builder.module, signature, name), given)
 
     def _single(
-        self,
-        builder: Any,
-        rows_of_a: list[Any],
-        rows_of_w: list[Any],
-        done: Any,
-        rest: Any,
-        block: Any,
+        self, builder: Any, numbers: list[Any], rows: list[Any], rest: Any, block: Any
     ) -> Any:
         """`block` plus the products of the last `rest` numbers, one by one in lane 0."""
         none = self.lanes.integers(0)
 
         def step(index: Any, block: Any) -> Any:
-            at = builder.add(done, index)
             scalars = [
-                builder.zext(load(builder, builder.add(row, at), _I8, 1), I32) for row in rows_of_a
+                builder.zext(load(builder, builder.add(row, index), _I8, 1), I32) for row in numbers
             ]
-            columns = [[None] * len(rows_of_w) for _ in rows_of_a]
-            for j, row in enumerate(rows_of_w):
-                weight = builder.sext(load(builder, builder.add(row, at), _I8, 1), I32)
-                for r, value in enumerate(scalars):
+            columns: list[list[Any]] = [[] for _ in numbers]
+            for j, row in enumerate(rows):
+                weight = builder.sext(load(builder, builder.add(row, index), _I8, 1), I32)
+                for own, sums, value in zip(columns, block, scalars, strict=True):
                     term = builder.insert_element(none, builder.mul(value, weight), I32(0))
-                    columns[r][j] = builder.add(block[r][j], term)
+                    own.append(builder.add(sums[j], term))
             return columns
 
         return loop(builder, rest, block, step)
@@ -294,14 +306,6 @@ def multiplies_bytes(features: tuple[str, ...], *, wide: bool) -> bool:
 def _blocks(builder: Any, count: Any, size: int) -> Any:
     """How many blocks of `size` hold `count`."""
     return builder.sdiv(builder.add(count, I64(size - 1)), I64(size))
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    """Ask for the cache line at an address, which may be any."""
-    pointer = builder.inttoptr(address, _I8.as_pointer())
-    signature = ir.FunctionType(VOID, [pointer.type, I32, I32, I32])
-    function = declared(builder.module, signature, "llvm.prefetch.p0")
-    builder.call(function, [pointer, I32(0), I32(3), I32(1)])
 
 
 def _masked_bytes(builder: Any, address: Any, mask: Any) -> Any:

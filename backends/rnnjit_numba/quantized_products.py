@@ -151,7 +151,8 @@ def _add_product(context: CodegenContext, word: Any) -> Any:
 
     `matrix` says which one it is: 0 W_ih, 1 W_hh, 2 W_hr. It has `gates` blocks of `units` rows of
     k numbers; `first` and `last` bound the vectors of units. Vector v of gate g is written to
-    vector `v * gates + g` of a row of `out`.
+    vector `v * gates + g` of a row of `out`. If `backwards` is 1, the last rows of the matrix come
+    first: where one product follows the other, the end of the matrix is still in a cache.
     """
     tile, minimum = _tiles(context).tile(), memory.minimum()
     lanes, vector_bytes, size = context.lanes.count, context.lanes.vector_bytes, 4
@@ -174,12 +175,14 @@ def _add_product(context: CodegenContext, word: Any) -> Any:
         rows: int,
         first: int,
         last: int,
+        backwards: int,
     ) -> None:
         ld_a, which = word(arguments, row_bytes), d * of_direction + matrix
         scales, sums = word(arguments, which), word(arguments, which + matrices)
         # Gate by gate, so that the matrix is read in the order in which it lies.
         vectors = last - first
-        for index in range(vectors * gates):
+        for step in range(vectors * gates):
+            index = vectors * gates - 1 - step if backwards != 0 else step
             gate, v = index // vectors, first + index % vectors
             unit, at = v * lanes, (v * gates + gate) * vector_bytes
             row, count = gate * units + unit, minimum(lanes, units - unit)
@@ -221,7 +224,7 @@ def _add_project(context: CodegenContext, shared: _Functions) -> Any:
             quantize_rows(arguments, place, a.x + row * ld_x, ld_x, rows, a.I)
             product(
                 *(arguments, d, 0, w_ih, G, a.H, a.I, bias, 0, x, zx + row * ld, ld),
-                *(rows, first, last),
+                *(rows, first, last, 0),
             )
 
     return context.symbols.add(project)
@@ -266,7 +269,7 @@ def _add_gates(context: CodegenContext, shared: _Functions) -> Any:
             )
         product(
             *(arguments, d, 1, w_hh, G, a.H, a.P, init, ld_init, rows_at(arguments, place)),
-            *(out, ld_out, rows, first, last),
+            *(out, ld_out, rows, first, last, row // a.B % 2),
         )
 
     return context.symbols.add(gates)
@@ -295,7 +298,7 @@ def _add_project_out(context: CodegenContext, shared: _Functions, projection_at:
         quantize_rows(arguments, place, out, ld_out, rows, a.H)
         product(
             *(arguments, d, 2, w_hr, 1, a.P, a.H, projection_at(arguments, d), 0),
-            *(rows_at(arguments, place), to, ld_to, rows, 0, (a.P + lanes - 1) // lanes),
+            *(rows_at(arguments, place), to, ld_to, rows, 0, (a.P + lanes - 1) // lanes, 0),
         )
 
     return context.symbols.add(project_out)

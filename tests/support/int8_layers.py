@@ -68,8 +68,9 @@ def drawn(cell, I, H, D, P, bias=True, seed=0):
             for m in matrices
         ]
         sums = [m.sum(1, dtype=torch.int32) for m in matrices]
-        biases = small[:2] if bias else []
-        weights += [*matrices[:2], *biases, *matrices[2:], *scales, *sums]
+        count = 2 if bias else 0
+        biases, parameters = small[:count], small[count : count + len(cell.parameters)]
+        weights += [*matrices[:2], *biases, *matrices[2:], *parameters, *scales, *sums]
     return layer, weights
 
 

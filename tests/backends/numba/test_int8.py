@@ -11,8 +11,10 @@ import pytest
 import torch
 from covered import in_full
 from int8_layers import CELLS, PROJECTED, SIZES, check, check_sizes, drawn, inputs
+from own_cells import WIDER_CELLS
 
 from rnnjit import RNNSpec, Rows
+from rnnjit.reference import layer_forward
 from rnnjit.spec import Problem
 from rnnjit_numba import BACKEND, int8_plan, run, streaming
 
@@ -84,6 +86,23 @@ def test_the_same_bits_in_any_plan(monkeypatch):
                 results.append(torch.cat([out.y.flatten(), *[h.flatten() for h in out.h_n]]))
             run._forward_call.cache_clear()
             assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("cell", WIDER_CELLS, ids=lambda cell: cell.name)
+def test_other_cells(cell):
+    if BACKEND.why_not_cell(cell):
+        pytest.skip("the kernels do not compute this cell in any dtype")
+    layer, weights = drawn(cell, 40, 21, 2, 0)
+    source = torch.Generator().manual_seed(3)
+    x = torch.randn(9, layer.features, generator=source)
+    hx = [torch.randn(2, 9, size, generator=source) for size in layer.state_sizes]
+    rows = Rows(1, 9, 9)
+    found = run.forward(layer, rows, x, tuple(hx), weights, False)
+    # The integers are those of float32 rows; the reference computes all else as its tensors are.
+    exact = layer_forward(layer, rows, x.double(), tuple(h.double() for h in hx), weights)
+    for ours, theirs in zip((found.y, *found.h_n), (exact[0], *exact[1]), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "P"), [("tanh", 0), ("gru", 0), ("lstm", 5)])
