@@ -144,12 +144,14 @@ def split_pointers(
         there is no w_hr.
 
     Raises:
-        FreedInputError: scales or sums have no memory.
+        FreedInputError: a weight of a layer with more than four of them has no memory.
     """
     found, count = [weight.data_ptr() for weight in weights], layer.weights_per_direction
     parameters, matrices = len(layer.cell.parameters), 3 if layer.proj_size else 2
     if not (layer.proj_size or parameters or layer.quantized):
         return found, [0, 0], []
+    if 0 in found and any(weight.numel() and not weight.data_ptr() for weight in weights):
+        raise FreedInputError("a weight of the layer")
     own: list[int] = []
     projections: list[int] = []
     others: list[int] = []
@@ -160,8 +162,6 @@ def split_pointers(
             stop -= 2 * matrices
             absent = [0] * (3 - matrices)
             scales, sums = found[stop : stop + matrices], found[stop + matrices : start + count]
-            if 0 in scales or 0 in sums:
-                raise FreedInputError("the scales or sums of an int8 matrix of the layer")
             of_rows += [*scales, *absent, *sums, *absent]
         end = stop - parameters
         others += found[end:stop]

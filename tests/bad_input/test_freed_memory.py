@@ -66,3 +66,15 @@ def test_auto_does_not_try_another_backend():
     freed(x)
     with pytest.raises(FreedInputError, match=r"x, of shape \[4, 2, 3\], has no memory"):
         fast(x)
+
+
+@pytest.mark.parametrize("name", ["weight_hr_l0", "weight_ih_l0_scale", "weight_hh_l0_sum"])
+def test_weights_of_few_layers(name):
+    module, x = nn.LSTM(3, 5, proj_size=2), torch.randn(4, 2, 3)
+    make = rnnjit.compile if name == "weight_hr_l0" else rnnjit.quantize
+    fast = make(module, backend="numba")
+    with torch.no_grad():
+        fast(x)
+        freed(getattr(fast, name))
+        with pytest.raises(FreedInputError, match="a weight of the layer has no memory"):
+            fast(x)
