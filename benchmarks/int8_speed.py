@@ -43,7 +43,8 @@ def contestants(name: str, H: int) -> dict[str, nn.Module]:
     model = nn.Sequential(LAYERS[name](H, H)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its successor
-        theirs = torch.ao.quantization.quantize_dynamic(model, {LAYERS[name]}, torch.qint8)
+        quantize: Callable[..., nn.Module] = torch.ao.quantization.quantize_dynamic
+        theirs = quantize(model, {LAYERS[name]}, torch.qint8)
     ours = rnnjit.quantize(model)
     return {"int8": ours, "float32": rnnjit.compile(model), "torch int8": theirs}
 
