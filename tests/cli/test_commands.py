@@ -276,6 +276,7 @@ def test_a_saved_model_brings_its_configuration_and_its_weights(tmp_path):
         "dropout": 0.0,
         "bidirectional": True,
         "proj_size": 0,
+        "quantized": False,
     }
     # Weights of 1e30 leave the range of float32 after one step, and only they would.
     assert found["results"][0]["values_error"] in ("inf", "nan")

@@ -71,7 +71,7 @@ class Calls:
         self._compiled = []
 
         def compile_kernels(isa, *kind):
-            dtype, cell = kind if len(kind) == 2 else kind[0]
+            dtype, cell, *_ = kind if len(kind) == 2 else kind[0]
             assert cell == RNN_TANH
             self._compiled.append(dtype)
             parts = kernels[dtype]
