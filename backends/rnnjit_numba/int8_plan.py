@@ -29,8 +29,6 @@ _FASTER = 4
 _LARGE, _READING_ROWS = 1 << 19, 16
 #: The cost of synchronising with one more thread, in multiply-adds of int8 of a thread.
 _SYNC_WORK = 64_000
-
-
 #: Rows of a matrix may have so many numbers: sums of products of unsigned and signed bytes stay
 #: below 2^31.
 LONGEST = 1 << 16

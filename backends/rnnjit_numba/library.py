@@ -53,13 +53,7 @@ class Library:
         ValueError: the parts are not object code, or not that of these kernels.
     """
 
-    def __init__(
-        self,
-        isa: Isa,
-        parts: Sequence[bytes],
-        flush: bool,
-        kind: Kind,
-    ) -> None:
+    def __init__(self, isa: Isa, parts: Sequence[bytes], flush: bool, kind: Kind) -> None:
         self.isa = isa
         backward = _BACKWARD if flush else _BACKWARD_EXACT
         entries = (*_FORWARD, *backward) if kind.has_backward else _FORWARD

@@ -4,7 +4,7 @@
   use tile registers;
 * `pointwise` and `elementary`: vector code for the operations of cells, with exp and tanh;
 * `cell_layout`: how a cell's gates lie in the kernels' memory;
-* `computed`: between tensors of bfloat16 and the float32 that kernels compute with;
+* `computed`: between tensors of bfloat16 or float16 and the float32 that kernels compute with;
 * `deferral`: the calls that `auto` leaves to torch's own operators;
 * `subnormals`: whether backward kernels flush subnormal numbers;
 * `row_slices`: how threads divide a batch;

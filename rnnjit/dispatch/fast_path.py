@@ -33,7 +33,7 @@ class FastPath:
 
     Attributes:
         run: computes the calls.
-        weights_of: gets the weights from the module's tensors, in nn.RNN's order.
+        weights_of: gets the weights from the module's tensors by name, in nn.RNN's order.
         shapes: the shape of each state.
         tensors: checks that x, the states and the weights match, see `tensor_guards`.
         zeros: states of zeros, kept for calls without a state, since no backend writes to them.
@@ -43,16 +43,8 @@ class FastPath:
     """
 
     __slots__ = (
-        *(
-            "_held",
-            "_keeps_zeros",
-            "run",
-            "shapes",
-            "surroundings",
-            "tensors",
-            "weights_of",
-            "zeros",
-        ),
+        *("_held", "_keeps_zeros", "run", "shapes", "surroundings", "tensors"),
+        *("weights_of", "zeros"),
     )
 
     def __init__(
