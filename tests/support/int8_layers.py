@@ -1,7 +1,7 @@
 """Layers of int8 matrices by hand, as their contract says: exact integers, then float64.
 
-As a program it checks layers of the numba backend for the instruction set that RNNJIT_ISA names, on
-guarded memory: an access out of bounds kills it.
+`main` checks layers of the numba backend for the instruction set that RNNJIT_ISA names, on guarded
+memory: an access out of bounds kills the process.
 """
 
 from __future__ import annotations
@@ -143,9 +143,12 @@ def check_sizes(name, sizes, bias=True):
     check(layer, weights, *inputs(layer, [B] * T), [B] * T)
 
 
-if __name__ == "__main__":
-    for I, H, D, P, T, B in (*SIZES, *PROJECTED):
-        layer, weights = drawn(LSTM, I, H, D, P)
+def main():
+    # GRU has its recurrent products apart.
+    calls = [(LSTM, *sizes) for sizes in (*SIZES, *PROJECTED)]
+    calls += [(GRU, *sizes) for sizes in (SIZES[3], SIZES[5])]
+    for cell, I, H, D, P, T, B in calls:
+        layer, weights = drawn(cell, I, H, D, P)
         x, hx = inputs(layer, [B] * T)
         guards = Guards()
         for guards.at_end in (True, False):

@@ -1,17 +1,12 @@
 """Protects layers of int8 matrices on the CPU: exact integers, the same bits in any plan."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import instruction_sets
-import int8_layers
 import pytest
 import torch
 from covered import in_full
 from int8_layers import CELLS, PROJECTED, SIZES, check, check_sizes, drawn, inputs
 from own_cells import WIDER_CELLS
+from processes import assert_well, program
 
 from rnnjit import RNNSpec, Rows
 from rnnjit.reference import layer_forward
@@ -129,13 +124,7 @@ NEAREST = instruction_sets.possible()[:2]
 
 @pytest.mark.parametrize("name", [*NEAREST, *in_full(instruction_sets.possible()[2:])])
 def test_every_instruction_set_on_guarded_memory(name):
-    support = str(Path(int8_layers.__file__).parent)
-    environment = {**os.environ, "RNNJIT_ISA": name, "PYTHONPATH": support}
-    command = [sys.executable, int8_layers.__file__]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert_well(program("import int8_layers; int8_layers.main()", RNNJIT_ISA=name))
 
 
 def test_rows_that_may_overflow_are_declined():
