@@ -174,43 +174,84 @@ class _Rows:
         """Whether an address is not 0."""
         return self.builder.icmp_signed("!=", address, self.zero)
 
-    def masked(self, address: Any, mask: Any) -> Any:
-        """The lanes in a mask at an address, zeros in the others."""
-        return self.lanes.masked_load(self.builder, address, mask)
-
-    def stored(self, address: Any, mask: Any) -> Any:
-        """The same of elements of a tensor."""
-        return self.storage.masked_load(self.builder, address, mask)
-
-    def present_or_zeros(
-        self, storage: Storage, present: Any, address: Any, mask: Any, valid: Any
-    ) -> Any:
-        """As `masked` if `present` is true, else zeros; `valid` is any address of as many lanes.
-
-        A processor takes long over an invalid address, even if no lane is read.
-        """
-        none = ir.Constant(mask.type, None)
-        address = self.builder.select(present, address, valid)
-        return storage.masked_load(self.builder, address, self.builder.select(present, mask, none))
-
     def each(
-        self, rows: Any, first: Any, last: Any, columns: Any, body: Callable[..., None]
+        self, rows: Any, first: Any, last: Any, columns: Any, body: Callable[[_Units], None]
     ) -> None:
-        """Call `body(r, v, mask)` for each row and vector."""
+        """Emit `body` for the units of each row: for full vectors by twos, then for the others.
+
+        The program of a cell is a long chain of operations, and two of them side by side keep the
+        processor busy. Full vectors need no masks, which take long on some processors.
+        """
         builder, lanes = self.builder, self.lanes
+        whole = builder.sdiv(columns, I64(lanes.count))
+        whole = builder.select(builder.icmp_signed("<", whole, last), whole, last)
+        pairs = builder.ashr(builder.sub(whole, first), I64(1))
+        single = builder.add(first, builder.shl(pairs, I64(1)))
 
         def one_row(r: Any, block: Any) -> Any:
-            def one_vector(i: Any, inner: Any) -> Any:
-                v = builder.add(first, i)
-                count = builder.sub(columns, builder.mul(v, I64(lanes.count)))
-                mask = lanes.mask(builder, count)
-                body(r, v, mask)
+            def two_vectors(i: Any, inner: Any) -> Any:
+                v = builder.add(first, builder.shl(i, I64(1)))
+                body(_Units(builder, r, v, 2, None))
                 return inner
 
-            loop(builder, builder.sub(last, first), [], one_vector)
+            def one_vector(i: Any, inner: Any) -> Any:
+                v = builder.add(single, i)
+                count = builder.sub(columns, builder.mul(v, I64(lanes.count)))
+                body(_Units(builder, r, v, 1, lanes.mask(builder, count)))
+                return inner
+
+            loop(builder, pairs, [], two_vectors)
+            loop(builder, builder.sub(last, single), [], one_vector)
             return block
 
         loop(builder, rows, [], one_row)
+
+
+class _Units(NamedTuple):
+    """Adjacent hidden units of a row, on which a program runs at a time.
+
+    Attributes:
+        builder: emits the code.
+        r: number of the row.
+        v: number of their first vector.
+        vectors: how many vectors of them there are.
+        mask: the lanes of them that exist, or None for all.
+    """
+
+    builder: Any
+    r: Any
+    v: Any
+    vectors: int
+    mask: Any
+
+    def offset(self, storage: Storage) -> Any:
+        """Their distance from the first unit of the row."""
+        return self.builder.mul(self.v, I64(storage.vector_bytes))
+
+    def load(self, storage: Storage, address: Any) -> Any:
+        """The numbers at an address, zeros for units that do not exist."""
+        return storage.joined(self.vectors).masked_load(self.builder, address, self.mask)
+
+    def store(self, storage: Storage, value: Any, address: Any) -> None:
+        """Write numbers to an address."""
+        storage.joined(self.vectors).masked_store(self.builder, value, address, self.mask)
+
+    def load_if(self, present: Any, storage: Storage, address: Any, valid: Any) -> Any:
+        """As `load` if `present` is true, else zeros; `valid` is any address of memory.
+
+        A processor takes long over an invalid address, even if no lane is read.
+        """
+        address = self.builder.select(present, address, valid)
+        storage = storage.joined(self.vectors)
+        lanes = ir.VectorType(ir.IntType(1), storage.lanes.count)
+        held = ir.Constant(lanes, [1] * lanes.count) if self.mask is None else self.mask
+        held = self.builder.select(present, held, ir.Constant(lanes, None))
+        return storage.masked_load(self.builder, address, held)
+
+    def store_if(self, present: Any, storage: Storage, value: Any, address: Any) -> None:
+        """As `store` if `present` is true."""
+        with self.builder.if_then(present):
+            self.store(storage, value, address)
 
 
 class _Step(_Rows):
@@ -253,35 +294,30 @@ class _Step(_Rows):
         values = self.add(self.argument("values"), self.stored_bytes(record, H, count))
         ld_values = self.stored_bytes(D, H, stride, count)
         others = self._others()
-        add, mul, store = self.builder.add, self.builder.mul, self.lanes.masked_store
-        write = self.storage.masked_store
+        add, mul, computed, storage = self.add, self.builder.mul, self.computed, self.storage
 
-        def body(r: Any, v: Any, mask: Any) -> None:
-            at, stored_at = self.offset(self.computed, v), self.offset(self.storage, v)
-            inputs = self._pre_activations(r, v)
+        def body(units: _Units) -> None:
+            r, at, stored_at = units.r, units.offset(computed), units.offset(storage)
+            inputs = self._pre_activations(units)
             if cell.states[0] in cell.step.used:
-                h = self.add(self.h, mul(r, self.ld_h), stored_at)
-                inputs[cell.states[0]] = self.stored(h, mask)
+                inputs[cell.states[0]] = units.load(
+                    storage, add(self.h, mul(r, self.ld_h), stored_at)
+                )
             here = add(mul(r, ld_state), at)
             for name, (before, *_) in zip(cell.states[1:], states, strict=True):
-                inputs[name] = self.masked(add(before, here), mask)
+                inputs[name] = units.load(computed, add(before, here))
             for name, (address, distance) in others.items():
-                place = self.add(address, mul(r, distance), stored_at)
-                inputs[name] = self.stored(place, mask)
+                inputs[name] = units.load(storage, add(address, mul(r, distance), stored_at))
             program = cell.step_saving if keep else cell.step
-            out, _, *found = lower(program, vectors(self.lanes, self.builder), inputs)
-            write(self.builder, out, self.add(self.out, mul(r, self.ld_out), stored_at), mask)
-            saved = found[len(states) :]
-            none = ir.Constant(mask.type, None)
+            joined = computed.lanes.joined(units.vectors)
+            out, _, *found = lower(program, vectors(joined, self.builder), inputs)
+            units.store(storage, out, add(self.out, mul(r, self.ld_out), stored_at))
             for value, (_, after, every, recorded) in zip(found, states, strict=False):
-                store(self.builder, value, add(after, here), mask)
-                to = self.add(every, mul(r, ld_record), at)
-                # A processor takes long over an invalid address, even if nothing is stored there.
-                to = self.builder.select(recorded, to, add(after, here))
-                store(self.builder, value, to, self.builder.select(recorded, mask, none))
-            for k, value in enumerate(saved):
-                to = self.add(values, mul(r, ld_values), mul(ld_value, I64(k)), stored_at)
-                write(self.builder, value, to, mask)
+                units.store(computed, value, add(after, here))
+                units.store_if(recorded, computed, value, add(every, mul(r, ld_record), at))
+            for k, value in enumerate(found[len(states) :]):
+                to = add(values, mul(r, ld_values), mul(ld_value, I64(k)), stored_at)
+                units.store(storage, value, to)
 
         self.each(self.rows, self.first, self.last, H, body)
 
@@ -297,22 +333,28 @@ class _Step(_Rows):
                     found[name] = self.add(x, offset), distance
         return found
 
-    def _pre_activations(self, r: Any, v: Any) -> dict[str, Any]:
-        """The accumulators of the hidden units in vector `v` of row `r`."""
-        builder, lanes, G = self.builder, self.lanes, self.layout.gates
+    def _pre_activations(self, units: _Units) -> dict[str, Any]:
+        """The accumulators of hidden units."""
         found = {}
         for accumulator in self.cell.accumulators:
-            column = builder.add(builder.mul(v, I64(G)), I64(accumulator.gate))
-            at = builder.mul(column, I64(lanes.vector_bytes))
-            zx = self.add(self.zx, builder.mul(r, self.ld_zx), at)
-            zh = self.add(self.zh, builder.mul(r, self.ld_zh), at)
-            if not self.layout.apart or accumulator.part == "input":
-                value = lanes.load(builder, zx)
-            elif accumulator.part == "hidden":
-                value = lanes.load(builder, zh)
-            else:
-                value = builder.fadd(lanes.load(builder, zx), lanes.load(builder, zh))
-            found[accumulator.name] = value
+            parts = []
+            if not self.layout.apart or accumulator.part != "hidden":
+                parts.append(self._gate(units, accumulator.gate, self.zx, self.ld_zx))
+            if self.layout.apart and accumulator.part != "input":
+                parts.append(self._gate(units, accumulator.gate, self.zh, self.ld_zh))
+            found[accumulator.name] = parts[0] if len(parts) == 1 else self.builder.fadd(*parts)
+        return found
+
+    def _gate(self, units: _Units, gate: int, z: Any, ld_z: Any) -> Any:
+        """The pre-activations of one gate of hidden units."""
+        builder, lanes = self.builder, self.lanes
+        row, found = self.add(z, builder.mul(units.r, ld_z)), None
+        for i in range(units.vectors):
+            v = builder.add(units.v, I64(i))
+            column = builder.add(builder.mul(v, I64(self.layout.gates)), I64(gate))
+            at = self.add(row, builder.mul(column, I64(lanes.vector_bytes)))
+            value = lanes.load(builder, at)
+            found = value if found is None else lanes.join(builder, found, value)
         return found
 
 
@@ -406,8 +448,7 @@ class _StepBackward(_Rows):
 
     def _loops(self, addresses: dict[str, _Rowed], grads: list[Any], projected: Any) -> None:
         cell, builder, lanes = self.cell, self.builder, self.lanes
-        add, mul, store = builder.add, builder.mul, lanes.masked_store
-        storage, write = self.storage, self.storage.masked_store
+        add, mul, storage, whole = builder.add, builder.mul, self.storage, builder.not_(projected)
         H, ld_state = self.H, self.bytes_of(self.H, self.stride)
         wide = self.argument("dz_columns")
         row = add(mul(self.d, self.argument("N")), self.row)
@@ -429,44 +470,43 @@ class _StepBackward(_Rows):
             ld_x, grad_x = mul(distance, self.stride), self.argument("grad_x")
             wants_x = self.present(grad_x)
 
-        def body(r: Any, v: Any, mask: Any) -> None:
-            none = ir.Constant(mask.type, None)
-            at, stored_at = self.offset(self.computed, v), self.offset(storage, v)
+        def body(units: _Units) -> None:
+            r, at, stored_at = units.r, units.offset(self.computed), units.offset(storage)
             inputs = {
-                name: of.masked_load(
-                    builder, self.add(address, mul(r, ld), self.offset(of, v)), mask
-                )
+                name: units.load(of, self.add(address, mul(r, ld), units.offset(of)))
                 for name, (address, ld, of) in addresses.items()
             }
             here = add(mul(r, ld_state), at)
             valid = add(grads[0], here)
             of = self.of_grad_out
-            grad_out = self.add(self.grad_out, mul(r, self.ld_grad_out), self.offset(of, v))
-            inputs["grad_out"] = self.present_or_zeros(of, given, grad_out, mask, valid)
+            grad_out = self.add(self.grad_out, mul(r, self.ld_grad_out), units.offset(of))
+            inputs["grad_out"] = units.load_if(given, of, grad_out, valid)
             for k, (name, grad) in enumerate(zip(cell.states, grads, strict=True)):
-                read = builder.select(projected, none, mask) if k == 0 else mask
-                value = self.masked(add(grad, here), read)
-                if k > 0:
+                place = add(grad, here)
+                if k == 0:
+                    value = units.load_if(whole, self.computed, place, place)
+                else:
+                    value = units.load(self.computed, place)
                     every, given_too = recorded[k - 1]
                     of_step = self.add(every, mul(r, ld_record), stored_at)
-                    more = self.present_or_zeros(storage, given_too, of_step, mask, valid)
+                    more = units.load_if(given_too, storage, of_step, valid)
                     value = builder.fadd(value, more)
                 inputs[f"grad_new_{name}"] = value
-            found = lower(cell.backward, vectors(lanes, builder), inputs)
-            zero = lanes.constant(0.0)
-            of_dz, of_states, of_inputs = self._sorted(found)
+            joined = lanes.joined(units.vectors)
+            zero = joined.constant(0.0)
+            found = lower(cell.backward, vectors(joined, builder), inputs)
+            of_dz, of_states, of_inputs = self._sorted(
+                [zero if value is None else value for value in found]
+            )
             for block, value in of_dz:
                 to = self.add(dz, mul(r, ld_dz), self.stored_bytes(H, I64(block)), stored_at)
-                write(builder, zero if value is None else value, to, mask)
+                units.store(storage, value, to)
             for k, (value, grad) in enumerate(zip(of_states, grads, strict=True)):
                 if k > 0 or self.layout.passes_state:
-                    store(builder, zero if value is None else value, add(grad, here), mask)
+                    units.store(self.computed, value, add(grad, here))
             for value, offset in zip(of_inputs, columns, strict=True):
                 to = self.add(grad_x, offset, mul(r, ld_x), stored_at)
-                # A processor takes long over an invalid address, even if nothing is stored there.
-                to = builder.select(wants_x, to, add(grads[0], here))
-                held = builder.select(wants_x, mask, none)
-                write(builder, zero if value is None else value, to, held)
+                units.store_if(wants_x, storage, value, to)
 
         self.each(self.rows, self.first, self.last, self.columns, body)
 

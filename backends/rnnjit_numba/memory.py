@@ -9,7 +9,17 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, lower_getattr_generic, models, register_model
 
-from rnnjit_numba.simd import I32, I64, Lanes, declared, define, emitting, load, loop
+from rnnjit_numba.simd import (
+    I32,
+    I64,
+    Lanes,
+    declared,
+    define,
+    emitting,
+    load,
+    loop,
+    whole_or_masked,
+)
 from rnnjit_numba.storage import Storage
 
 
@@ -142,7 +152,12 @@ def copy(source: Storage, target: Storage) -> Any:
         present = builder.icmp_signed("!=", start, I64(0))
         valid = builder.select(present, count, I64(0))
         value = source.masked_load(builder, start, lanes.mask(builder, valid))
-        target.masked_store(builder, value, to, lanes.mask(builder, width))
+
+        def store(mask: Any) -> None:
+            target.masked_store(builder, value, to, mask)
+
+        mask, whole = lanes.mask(builder, width), lanes.are_whole(builder, width)
+        whole_or_masked(builder, whole, mask, store)
 
     return emitting(4, emit)
 
@@ -167,7 +182,12 @@ def pack_rows(storage: Storage) -> Any:
             second = builder.select(present, first, ir.Constant(first.type, None))
         value = storage.load_rows(builder, source, following, (first, second))
         value = builder.bitcast(value, lanes.vector)
-        packed.masked_store(builder, value, to, lanes.mask(builder, width))
+
+        def store(mask: Any) -> None:
+            packed.masked_store(builder, value, to, mask)
+
+        mask, whole = lanes.mask(builder, width), lanes.are_whole(builder, width)
+        whole_or_masked(builder, whole, mask, store)
 
     return emitting(6, emit)
 
@@ -189,7 +209,11 @@ def add(first: Storage, second: Storage, target: Storage) -> Any:
         total = builder.fadd(
             first.masked_load(builder, a, mask), second.masked_load(builder, b, held)
         )
-        target.masked_store(builder, total, to, mask)
+
+        def store(held: Any) -> None:
+            target.masked_store(builder, total, to, held)
+
+        whole_or_masked(builder, lanes.are_whole(builder, count), mask, store)
 
     return emitting(4, emit)
 

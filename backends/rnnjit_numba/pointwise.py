@@ -7,7 +7,7 @@ from typing import Any
 
 from rnnjit.codegen.pointwise import Vectors, lower
 from rnnjit.ir import CellSpec
-from rnnjit_numba.simd import Lanes, emitting
+from rnnjit_numba.simd import Lanes, emitting, whole_or_masked
 
 
 def step(lanes: Lanes, cell: CellSpec, *, in_place: bool) -> Any:
@@ -20,10 +20,12 @@ def step(lanes: Lanes, cell: CellSpec, *, in_place: bool) -> Any:
     (accumulator,) = cell.accumulators
 
     def emit(builder: Any, address: Any, count: Any) -> None:
-        mask = lanes.mask(builder, count)
+        mask, whole = lanes.mask(builder, count), lanes.are_whole(builder, count)
         z = lanes.masked_load(builder, address, mask)
         out, *_ = lower(cell.step, vectors(lanes, builder), {accumulator.name: z})
-        lanes.masked_store(builder, out, address, mask)
+        whole_or_masked(
+            builder, whole, mask, lambda held: lanes.masked_store(builder, out, address, held)
+        )
 
     return emitting(2, emit)
 

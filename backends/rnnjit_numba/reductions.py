@@ -272,13 +272,20 @@ def _add_pack_dz(context: CodegenContext) -> Any:
         tile_rows, wide = a.outer_rows, a.dz_columns
         source = a.dz + ((d * a.N + row) * wide + start) * size
         for group in range((columns + tile_rows - 1) // tile_rows):
-            for first in range(0, tile_rows, lanes):
-                piece, j = minimum(lanes, tile_rows - first), group * tile_rows + first
-                count = maximum(0, minimum(piece, columns - j))
-                place = to + (group * tile_rows * REDUCTION_ROWS + first * terms) * size
-                for n in range(0, rows, terms):
-                    at = source + (n * wide + j) * size
-                    pack_rows(place + n * tile_rows * size, at, wide * size, rows - n, count, piece)
+            place = to + group * tile_rows * REDUCTION_ROWS * size
+            existing = minimum(tile_rows, columns - group * tile_rows)
+            for n in range(0, rows, terms):
+                # Whole vectors are faster. Their rest is written anew by the next ones. At the end
+                # they would not lie within dz and its packed block.
+                inside = (rows - n - terms) * minimum(wide, tile_rows) >= lanes * terms
+                for first in range(0, tile_rows, lanes):
+                    piece = minimum(lanes, tile_rows - first)
+                    count = maximum(0, minimum(piece, existing - first))
+                    if inside and count == piece:
+                        piece, count = lanes, lanes
+                    at = source + (n * wide + group * tile_rows + first) * size
+                    here = place + (n * tile_rows + first * terms) * size
+                    pack_rows(here, at, wide * size, rows - n, count, piece)
 
     return context.symbols.add(pack_dz)
 

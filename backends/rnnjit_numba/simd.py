@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import copysign
 from typing import Any
@@ -79,6 +79,10 @@ class Lanes:
         """The LLVM vector type."""
         return ir.VectorType(self.scalar, self.count)
 
+    def joined(self, vectors: int) -> Lanes:
+        """Vectors as wide as some of these, which LLVM computes by instructions side by side."""
+        return replace(self, count=vectors * self.count)
+
     @property
     def suffix(self) -> str:
         """The suffix of LLVM's overloaded intrinsics for this vector type."""
@@ -110,6 +114,11 @@ class Lanes:
         zeros = ir.Constant(ir.VectorType(I32, self.count), None)
         return builder.shuffle_vector(single, undefined, zeros)
 
+    def join(self, builder: Any, first: Any, second: Any) -> Any:
+        """Two vectors as one of twice the width."""
+        lanes = ir.Constant(ir.VectorType(I32, 2 * self.count), list(range(2 * self.count)))
+        return builder.shuffle_vector(first, second, lanes)
+
     def mask(self, builder: Any, count: Any) -> Any:
         """The mask of the first `count` lanes."""
         wide = ir.VectorType(I64, self.count)
@@ -118,6 +127,10 @@ class Lanes:
         zeros = ir.Constant(ir.VectorType(I32, self.count), None)
         counts = builder.shuffle_vector(single, undefined, zeros)
         return builder.icmp_signed("<", ir.Constant(wide, list(range(self.count))), counts)
+
+    def are_whole(self, builder: Any, count: Any) -> Any:
+        """Whether `count` lanes are a whole vector."""
+        return builder.icmp_signed(">=", count, I64(self.count))
 
     def load(self, builder: Any, address: Any) -> Any:
         """The full vector at an address (a multiple of the item size)."""
@@ -129,18 +142,35 @@ class Lanes:
         builder.store(value, pointer, align=self.itemsize)
 
     def masked_load(self, builder: Any, address: Any, mask: Any) -> Any:
-        """The lanes in `mask` of the vector at an address, zero in the others."""
+        """The lanes in `mask` of the vector at an address, zero in the others; all if None."""
+        if mask is None:
+            return self.load(builder, address)
         pointer = builder.inttoptr(address, self.vector.as_pointer())
         signature = ir.FunctionType(self.vector, [pointer.type, I32, mask.type, self.vector])
         function = declared(builder.module, signature, f"llvm.masked.load.{self.suffix}.p0")
         return builder.call(function, [pointer, I32(self.itemsize), mask, self.constant(0.0)])
 
     def masked_store(self, builder: Any, value: Any, address: Any, mask: Any) -> None:
-        """Write the lanes in `mask` of a vector to an address."""
+        """Write the lanes in `mask` of a vector to an address; all if it is None."""
+        if mask is None:
+            self.store(builder, value, address)
+            return
         pointer = builder.inttoptr(address, self.vector.as_pointer())
         signature = ir.FunctionType(VOID, [self.vector, pointer.type, I32, mask.type])
         function = declared(builder.module, signature, f"llvm.masked.store.{self.suffix}.p0")
         builder.call(function, [value, pointer, I32(self.itemsize), mask])
+
+
+def whole_or_masked(builder: Any, whole: Any, mask: Any, emit: Callable[[Any], None]) -> None:
+    """`emit(None)` where vectors are whole, else `emit(mask)`.
+
+    Some processors take tens of cycles over a masked store.
+    """
+    with builder.if_else(whole) as (then, otherwise):
+        with then:
+            emit(None)
+        with otherwise:
+            emit(mask)
 
 
 def load(builder: Any, address: Any, kind: Any, alignment: int) -> Any:

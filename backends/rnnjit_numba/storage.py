@@ -14,7 +14,7 @@ AVX512_BF16). Tile registers take blocks of them, see `amx`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,10 @@ class Storage:
     """
 
     lanes: Lanes
+
+    def joined(self, vectors: int) -> Storage:
+        """The same, computed with in vectors as wide as some of these."""
+        return replace(self, lanes=self.lanes.joined(vectors))
 
     @property
     def itemsize(self) -> int:
@@ -67,11 +71,11 @@ class Storage:
         return self.lanes.vector
 
     def masked_load(self, builder: Any, address: Any, mask: Any) -> Any:
-        """The lanes in `mask` of the elements at an address, zero in the others."""
+        """The lanes in `mask` of the elements at an address, zero in the others; all if None."""
         return self.lanes.masked_load(builder, address, mask)
 
     def masked_store(self, builder: Any, value: Any, address: Any, mask: Any) -> None:
-        """Write the lanes in `mask` of a vector to an address."""
+        """Write the lanes in `mask` of a vector to an address; all if it is None."""
         self.lanes.masked_store(builder, value, address, mask)
 
     def load_terms(self, builder: Any, address: Any) -> Any:
@@ -133,6 +137,8 @@ class _TwoBytes(Storage):
     def _load_halves(self, builder: Any, address: Any, mask: Any, kind: Any) -> Any:
         """The elements in a mask, as integers of two bytes; zeros in the others."""
         pointer = builder.inttoptr(address, kind.as_pointer())
+        if mask is None:
+            return builder.load(pointer, align=2)
         zeros = ir.Constant(kind, None)
         signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
         name = f"llvm.masked.load.v{kind.count}i16.p0"
@@ -159,6 +165,9 @@ class _TwoBytes(Storage):
         """Write the elements in a mask, given as integers of two bytes."""
         kind = self._halves
         pointer = builder.inttoptr(address, kind.as_pointer())
+        if mask is None:
+            builder.store(halves, pointer, align=2)
+            return
         signature = ir.FunctionType(VOID, [kind, pointer.type, I32, mask.type])
         name = f"llvm.masked.store.v{kind.count}i16.p0"
 

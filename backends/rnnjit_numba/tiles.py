@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rnnjit_numba.simd import I64, Lanes, define_tile, emitting, loop
+from rnnjit_numba.simd import I64, Lanes, define_tile, emitting, loop, whole_or_masked
 from rnnjit_numba.storage import BFloat16, Storage
 from rnnjit_numba.tile_shapes import TileShape
 
@@ -154,8 +154,8 @@ class _AffineTile:
         ld_out_tail: Any,
     ) -> None:
         """Load the start values, run over x, then over h, and write the block."""
-        ld_out = builder.ashr(ld_out_tail, I64(8))
-        mask = self.lanes.mask(builder, builder.and_(ld_out_tail, I64(255)))
+        ld_out, tail = builder.ashr(ld_out_tail, I64(8)), builder.and_(ld_out_tail, I64(255))
+        mask, whole = self.lanes.mask(builder, tail), self.lanes.are_whole(builder, tail)
         block = [
             [self._load(builder, row, v, mask) for v in range(self.vectors)]
             for row in steps(builder, init, ld_init, self.rows)
@@ -167,9 +167,14 @@ class _AffineTile:
             return self._accumulate(builder, inner, a, ld_a, k, w, ld_w)
 
         block = in_two_parts(builder, parts, block, accumulate)
-        for row, values in zip(steps(builder, out, ld_out, self.rows), block, strict=True):
-            for v, value in enumerate(values):
-                self._store(builder, value, row, v, mask)
+        places = steps(builder, out, ld_out, self.rows)
+
+        def store(held: Any) -> None:
+            for row, values in zip(places, block, strict=True):
+                for v, value in enumerate(values):
+                    self._store(builder, value, row, v, held)
+
+        whole_or_masked(builder, whole, mask, store)
 
     def _load(self, builder: Any, row: Any, v: int, mask: Any) -> Any:
         address = builder.add(row, I64(v * self.lanes.vector_bytes))
@@ -265,9 +270,16 @@ def _outer(
         return rank_one(storage, builder, block, scalars, wide)
 
     block = folded_chains(lanes, builder, k, block, step, FOLD // storage.terms)
-    for row, row_masks, values in zip(places, masks, block, strict=True):
-        for place, mask, value in zip(row, row_masks, values, strict=True):
-            lanes.masked_store(builder, value, place, mask)
+
+    def store(held: list[Any] | None) -> None:
+        for r, (row, values) in enumerate(zip(places, block, strict=True)):
+            for v, (place, value) in enumerate(zip(row, values, strict=True)):
+                lanes.masked_store(builder, value, place, held and held[r][v])
+
+    existing, tail = builder.ashr(valid, I64(8)), builder.and_(valid, I64(255))
+    rows_exist = builder.icmp_signed(">=", existing, I64(rows))
+    whole = builder.and_(rows_exist, lanes.are_whole(builder, tail))
+    whole_or_masked(builder, whole, masks, store)
 
 
 def _block_masks(lanes: Lanes, builder: Any, rows: int, vectors: int, valid: Any) -> list[Any]:

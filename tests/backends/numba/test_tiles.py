@@ -110,8 +110,9 @@ def test_the_fastest_tile_is_chosen(fast):
     assert best_tiling(isa, rates_with(fast, 80.0), many) == fast
     # A difference that may be noise does not replace the table's choice.
     assert best_tiling(isa, rates_with(fast, 51.0), many) == best_tiling(isa, None, many)
-    # Rows of which a tile can take none are cut into smaller ones, whatever its rate.
-    assert best_tiling(isa, rates_with(fast, 80.0), 1) == best_tiling(isa, None, 1)
+    # A row is cut in one way, whatever the choice, which is made for the products of all steps.
+    assert best_tiling(isa, rates_with(fast, 80.0), 1) == fast
+    assert best_tiling(isa, None, 1) == best_tiling(isa, None, many)
 
 
 def test_the_fastest_tile_of_sums_is_chosen():
