@@ -151,13 +151,14 @@ def copy(source: Storage, target: Storage) -> Any:
     def emit(builder: Any, to: Any, start: Any, count: Any, width: Any) -> None:
         present = builder.icmp_signed("!=", start, I64(0))
         valid = builder.select(present, count, I64(0))
-        value = source.masked_load(builder, start, lanes.mask(builder, valid))
+        both = builder.select(builder.icmp_signed("<", valid, width), valid, width)
 
-        def store(mask: Any) -> None:
-            target.masked_store(builder, value, to, mask)
+        def code(whole: bool) -> None:
+            read, written = (None if whole else lanes.mask(builder, n) for n in (valid, width))
+            value = source.masked_load(builder, start, read)
+            target.masked_store(builder, value, to, written)
 
-        mask, whole = lanes.mask(builder, width), lanes.are_whole(builder, width)
-        whole_or_masked(builder, whole, mask, store)
+        whole_or_masked(builder, lanes.are_whole(builder, both), code)
 
     return emitting(4, emit)
 
@@ -174,20 +175,19 @@ def pack_rows(storage: Storage) -> Any:
     def emit(
         builder: Any, to: Any, source: Any, ld: Any, rows: Any, count: Any, width: Any
     ) -> None:
-        first = lanes.mask(builder, count)
-        following, second = source, first
-        if storage.terms > 1:
-            present = builder.icmp_signed(">", rows, I64(1))
-            following = builder.select(present, builder.add(source, ld), source)
-            second = builder.select(present, first, ir.Constant(first.type, None))
-        value = storage.load_rows(builder, source, following, (first, second))
-        value = builder.bitcast(value, lanes.vector)
+        present = builder.icmp_signed(">", rows, I64(storage.terms - 1))
+        following = builder.select(present, builder.add(source, ld), source)
+        enough = builder.and_(lanes.are_whole(builder, count), lanes.are_whole(builder, width))
 
-        def store(mask: Any) -> None:
-            packed.masked_store(builder, value, to, mask)
+        def code(whole: bool) -> None:
+            first = second = target = None
+            if not whole:
+                first, target = lanes.mask(builder, count), lanes.mask(builder, width)
+                second = builder.select(present, first, ir.Constant(first.type, None))
+            value = storage.load_rows(builder, source, following, (first, second))
+            packed.masked_store(builder, builder.bitcast(value, lanes.vector), to, target)
 
-        mask, whole = lanes.mask(builder, width), lanes.are_whole(builder, width)
-        whole_or_masked(builder, whole, mask, store)
+        whole_or_masked(builder, builder.and_(enough, present), code)
 
     return emitting(6, emit)
 
@@ -203,17 +203,19 @@ def add(first: Storage, second: Storage, target: Storage) -> Any:
     lanes = target.lanes
 
     def emit(builder: Any, to: Any, a: Any, b: Any, count: Any) -> None:
-        mask = lanes.mask(builder, count)
         present = builder.icmp_signed("!=", b, I64(0))
-        held = builder.select(present, mask, ir.Constant(mask.type, None))
-        total = builder.fadd(
-            first.masked_load(builder, a, mask), second.masked_load(builder, b, held)
-        )
 
-        def store(held: Any) -> None:
-            target.masked_store(builder, total, to, held)
+        def code(whole: bool) -> None:
+            mask = held = None
+            if not whole:
+                mask = lanes.mask(builder, count)
+                held = builder.select(present, mask, ir.Constant(mask.type, None))
+            total = builder.fadd(
+                first.masked_load(builder, a, mask), second.masked_load(builder, b, held)
+            )
+            target.masked_store(builder, total, to, mask)
 
-        whole_or_masked(builder, lanes.are_whole(builder, count), mask, store)
+        whole_or_masked(builder, builder.and_(lanes.are_whole(builder, count), present), code)
 
     return emitting(4, emit)
 

@@ -20,12 +20,13 @@ def step(lanes: Lanes, cell: CellSpec, *, in_place: bool) -> Any:
     (accumulator,) = cell.accumulators
 
     def emit(builder: Any, address: Any, count: Any) -> None:
-        mask, whole = lanes.mask(builder, count), lanes.are_whole(builder, count)
-        z = lanes.masked_load(builder, address, mask)
-        out, *_ = lower(cell.step, vectors(lanes, builder), {accumulator.name: z})
-        whole_or_masked(
-            builder, whole, mask, lambda held: lanes.masked_store(builder, out, address, held)
-        )
+        def code(whole: bool) -> None:
+            mask = None if whole else lanes.mask(builder, count)
+            z = lanes.masked_load(builder, address, mask)
+            out, *_ = lower(cell.step, vectors(lanes, builder), {accumulator.name: z})
+            lanes.masked_store(builder, out, address, mask)
+
+        whole_or_masked(builder, lanes.are_whole(builder, count), code)
 
     return emitting(2, emit)
 

@@ -161,16 +161,16 @@ class Lanes:
         builder.call(function, [value, pointer, I32(self.itemsize), mask])
 
 
-def whole_or_masked(builder: Any, whole: Any, mask: Any, emit: Callable[[Any], None]) -> None:
-    """`emit(None)` where vectors are whole, else `emit(mask)`.
+def whole_or_masked(builder: Any, whole: Any, emit: Callable[[bool], None]) -> None:
+    """`emit(True)` where vectors are whole, else `emit(False)`, which has to mask them.
 
-    Some processors take tens of cycles over a masked store.
+    Some processors take tens of cycles over a masked store, and masks themselves take a few.
     """
     with builder.if_else(whole) as (then, otherwise):
         with then:
-            emit(None)
+            emit(True)
         with otherwise:
-            emit(mask)
+            emit(False)
 
 
 def load(builder: Any, address: Any, kind: Any, alignment: int) -> Any:

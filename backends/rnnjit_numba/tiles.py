@@ -155,7 +155,7 @@ class _AffineTile:
     ) -> None:
         """Load the start values, run over x, then over h, and write the block."""
         ld_out, tail = builder.ashr(ld_out_tail, I64(8)), builder.and_(ld_out_tail, I64(255))
-        mask, whole = self.lanes.mask(builder, tail), self.lanes.are_whole(builder, tail)
+        mask = self.lanes.mask(builder, tail)
         block = [
             [self._load(builder, row, v, mask) for v in range(self.vectors)]
             for row in steps(builder, init, ld_init, self.rows)
@@ -169,12 +169,12 @@ class _AffineTile:
         block = in_two_parts(builder, parts, block, accumulate)
         places = steps(builder, out, ld_out, self.rows)
 
-        def store(held: Any) -> None:
+        def store(whole: bool) -> None:
             for row, values in zip(places, block, strict=True):
                 for v, value in enumerate(values):
-                    self._store(builder, value, row, v, held)
+                    self._store(builder, value, row, v, None if whole else mask)
 
-        whole_or_masked(builder, whole, mask, store)
+        whole_or_masked(builder, self.lanes.are_whole(builder, tail), store)
 
     def _load(self, builder: Any, row: Any, v: int, mask: Any) -> Any:
         address = builder.add(row, I64(v * self.lanes.vector_bytes))
@@ -271,15 +271,15 @@ def _outer(
 
     block = folded_chains(lanes, builder, k, block, step, FOLD // storage.terms)
 
-    def store(held: list[Any] | None) -> None:
-        for r, (row, values) in enumerate(zip(places, block, strict=True)):
-            for v, (place, value) in enumerate(zip(row, values, strict=True)):
-                lanes.masked_store(builder, value, place, held and held[r][v])
+    def store(whole: bool) -> None:
+        for row, row_masks, values in zip(places, masks, block, strict=True):
+            for place, mask, value in zip(row, row_masks, values, strict=True):
+                lanes.masked_store(builder, value, place, None if whole else mask)
 
     existing, tail = builder.ashr(valid, I64(8)), builder.and_(valid, I64(255))
     rows_exist = builder.icmp_signed(">=", existing, I64(rows))
     whole = builder.and_(rows_exist, lanes.are_whole(builder, tail))
-    whole_or_masked(builder, whole, masks, store)
+    whole_or_masked(builder, whole, store)
 
 
 def _block_masks(lanes: Lanes, builder: Any, rows: int, vectors: int, valid: Any) -> list[Any]:
