@@ -82,12 +82,17 @@ def _emit(
     def accumulate(sums: Any, part: Any) -> Any:
         a, ld_a, k, w, ld_w = part
         rows_of_a = steps(builder, a, ld_a, rows)
-        rows_of_w = steps(builder, w, ld_w, lanes.count)
+        rows_of_w = _existing_rows(builder, w, ld_w, tail, lanes.count)
 
-        def block(index: Any, inner: Any) -> Any:
-            return _block(storage, builder, index, inner, k, tail, rows_of_a, rows_of_w)
+        def whole(index: Any, inner: Any) -> Any:
+            return _block(storage, builder, index, inner, None, rows_of_a, rows_of_w)
 
-        return folded_chains(lanes, builder, k, sums, block, FOLD, lanes.count * storage.terms)
+        def last(index: Any, inner: Any) -> Any:
+            inside = storage.row_mask(builder, builder.sub(k, index))
+            return _block(storage, builder, index, inner, inside, rows_of_a, rows_of_w)
+
+        terms = lanes.count * storage.terms
+        return folded_chains(lanes, builder, k, sums, whole, FOLD, terms, last)
 
     parts = (x, ld_x, k1, w1, ld_w1), (h, ld_h, k2, w2, ld_w2)
     total = in_two_parts(builder, parts, total, accumulate)
@@ -95,28 +100,37 @@ def _emit(
         lanes.masked_store(builder, values[0], row, mask)
 
 
+def _existing_rows(builder: Any, w: Any, ld_w: Any, count: Any, lanes: int) -> list[Any]:
+    """The addresses of a matrix's rows, one for each lane: the last one's for lanes beyond `count`.
+
+    What these compute is not stored.
+    """
+    found, last = [w], builder.sub(count, I64(1))
+    for j in range(1, lanes):
+        exists = builder.icmp_signed(">", count, I64(j))
+        row = builder.select(exists, I64(j), last)
+        found.append(builder.add(w, builder.mul(row, ld_w)))
+    return found
+
+
 def _block(
     storage: Storage,
     builder: Any,
     start: Any,
     sums: Any,
-    k: Any,
-    tail: Any,
+    mask: Any,
     rows_of_a: list[Any],
     rows_of_w: list[Any],
 ) -> Any:
-    """`sums` plus the terms of the square block of w that begins at `start`; zeros beyond k."""
+    """`sums` plus the terms of the square block of w that begins at `start`.
+
+    Terms that are not in a mask are zeros.
+    """
     lanes = storage.lanes
     offset = builder.mul(start, I64(storage.itemsize))
-    inside = storage.row_mask(builder, builder.sub(k, start))
-    none = ir.Constant(inside.type, None)
-    block = []
-    for j, row in enumerate(rows_of_w):
-        present = builder.icmp_signed(">", tail, I64(j))
-        mask = builder.select(present, inside, none)
-        block.append(storage.load_row(builder, builder.add(row, offset), mask))
+    block = [storage.load_row(builder, builder.add(row, offset), mask) for row in rows_of_w]
     columns = transposed(lanes, builder, block)
-    a = [storage.load_row(builder, builder.add(row, offset), inside) for row in rows_of_a]
+    a = [storage.load_row(builder, builder.add(row, offset), mask) for row in rows_of_a]
     lane = ir.VectorType(I32, lanes.count)
     result = [list(row) for row in sums]
     for i, column in enumerate(columns):
