@@ -42,12 +42,12 @@ class Given(NamedTuple):
         sizes = None if self.sizes is None else guards.copy(self.sizes)
         return self._map(guards.copy)._replace(sizes=sizes)
 
-    def nearby(self, seed: int) -> Given:
-        """The same call with every number changed at random, by less than a hundredth of itself."""
+    def nearby(self, seed: int, width: float = 1 / 64) -> Given:
+        """The same call with every number changed at random, by up to half `width` of itself."""
         source = torch.Generator().manual_seed(seed)
 
         def change(tensor: Tensor) -> Tensor:
-            noise = (torch.rand(tensor.shape, generator=source) - 0.5) / 64
+            noise = (torch.rand(tensor.shape, generator=source) - 0.5) * width
             # Numbers of float32, as all that are given.
             return (tensor * (1 + noise)).float().to(tensor.dtype)
 
@@ -179,6 +179,21 @@ def _errors_of_eager(case: Case, values: Given) -> dict[str, float]:
         error = unit * largest(errors_of(narrow[name], truth)) / max(largest(truth), 1e-30)
         found[pass_of(name)] = max(found[pass_of(name)], error)
     return found
+
+
+def is_at_kink(case: Case, values: Given) -> bool:
+    """Whether numbers a few roundings away have quite other exact results.
+
+    Then one of the cell's functions has its kink among the values, and which side of it a number is
+    on is a matter of rounding.
+    """
+    exact = eager(case, values, torch.float64)
+    for draw in range(1, 17):
+        near = eager(case, values.nearby(draw, 2.0**-20), torch.float64)
+        for name, truth in exact.items():
+            if largest(near[name] - truth) > 2.0**-15 * largest(truth):
+                return True
+    return False
 
 
 def pass_of(name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from importlib import import_module
 from itertools import cycle
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from program_steps import Steps
 
-from guarded.calls import WAYS, Named, expectations, given, pass_of, spec_of
+from guarded.calls import WAYS, Named, expectations, given, is_at_kink, pass_of, spec_of
 from guarded.cases import COSTS, KINDS, Case, Kind, cases, programs
 from guarded.kernels import Watch, forget_recipes, guarded_backend
 from guarded.memory import Guards, allocating
@@ -57,7 +58,11 @@ def check(case: Case, backend: Any, guards: Guards) -> None:
             _judge(found, expected)
         except InexactError as error:
             if error.excess > _DOUBT:
-                raise
+                if not is_at_kink(case, values):
+                    raise
+                say("the values are at a kink of the cell: others are drawn")
+                check(replace(case, seed=case.seed + 1), backend, guards)
+                return
             expected = expectations(case, values, _DRAWS_IN_DOUBT)
             _judge(found, expected)
         for value, copy in zip(values.tensors(), copies.tensors(), strict=True):
