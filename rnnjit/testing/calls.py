@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -124,18 +125,12 @@ def _leaf(like: Tensor, values: Tensor) -> Tensor:
 
 def build(case: Case) -> Call:
     """The tensors of a case; the same at every call."""
-    generator = torch.Generator("cpu").manual_seed(zlib.crc32(case.id.encode()))
-
-    def draw(shape: Sequence[int]) -> Tensor:
-        # Drawn on the CPU, so that the values are the same on every device.
-        values = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
-        return values.to(case.device)
-
+    draw = _source(case)
     with torch.random.fork_rng(devices=[]):
         module = _module(case, draw)
-    x, hx = _drawn(case, draw)
-    if case.quantized:
-        x, hx = _settled(case, module, x, hx, draw)
+    x, hx = _settled(case) if case.quantized else _drawn(case, draw)
+    x = _lay(case.layout, x.clone())
+    hx = hx and tuple(_lay(case.layout, state.clone()) for state in hx)
     for name, state in named_states(case, hx, "0").items() if hx else ():
         state.requires_grad_(name not in case.frozen)
     return Call(
@@ -148,25 +143,39 @@ def build(case: Case) -> Call:
     )
 
 
+def _source(case: Case) -> Draw:
+    """Where a case's values come from."""
+    generator = torch.Generator("cpu").manual_seed(zlib.crc32(case.id.encode()))
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        # Drawn on the CPU, so that the values are the same on every device.
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+        return values.to(case.device)
+
+    return draw
+
+
 def _drawn(case: Case, draw: Draw) -> tuple[Tensor, States | None]:
     """An input, and initial states if the case has them."""
     steps_first = (case.steps, case.batch)
     leading = steps_first[::-1] if case.batch_first else steps_first
     shape = (*((case.T,) if case.unbatched else leading), case.input_size)
-    x = _lay(case.layout, _special(case, draw(shape)).to(case.dtype))
+    x = _special(case, draw(shape)).to(case.dtype)
     if not case.h0:
         return x, None
-    states = (
-        _ties(draw(each)) if case.values == "ties" else draw(each) for each in case.state_shapes
-    )
-    return x, tuple(_lay(case.layout, state.to(case.dtype)) for state in states)
+    states = [draw(each) for each in case.state_shapes]
+    if case.values == "ties":
+        states = [_ties(state) for state in states]
+    return x, tuple(state.to(case.dtype) for state in states)
 
 
-def _settled(
-    case: Case, module: nn.Module, x: Tensor, hx: States | None, draw: Draw
-) -> tuple[Tensor, States | None]:
-    """The input and the states with other sequences in the place of those that are in doubt."""
-    contract = Contract(case.spec, module)
+@lru_cache(maxsize=128)  # it takes several runs of the layer
+def _settled(case: Case) -> tuple[Tensor, States | None]:
+    """As `_drawn`, with other sequences in the place of those that have a number in doubt."""
+    draw = _source(case)
+    with torch.random.fork_rng(devices=[]):
+        contract = Contract(case.spec, _module(case, draw))
+    x, hx = _drawn(case, draw)
     axis = None if case.unbatched else 0 if case.batch_first else 1
     for _ in range(_DRAWS):
         wide = None if hx is None else tuple(state.double() for state in hx)
@@ -185,12 +194,11 @@ def _settled(
 
 
 def _exchanged(which: Tensor, tensor: Tensor, other: Tensor, dim: int | None) -> Tensor:
-    """A tensor, laid out as it was, with the chosen slices of another; None: there is one slice."""
+    """A tensor with the chosen slices of another in a dimension; None: there is one slice."""
     if dim is None:
         return other
     chosen = which.nonzero().flatten().to(tensor.device)
-    tensor.index_copy_(dim, chosen, other.index_select(dim, chosen))
-    return tensor
+    return tensor.index_copy(dim, chosen, other.index_select(dim, chosen))
 
 
 def _arguments(

@@ -24,7 +24,7 @@ class Case:
         cell: that of one of torch's layers; not used if there is a `user_cell`.
         user_cell: a key of `rnnjit.testing.user_cells.USER_CELLS`, or None.
         quantized: whether the matrices are int8, by `rnnjit.quantize`: results then never require a
-            gradient, and there is no dropout.
+            gradient, and there is no dropout. Not with the layout "expanded".
         proj_size: as in nn.LSTM.
         T: time steps of a dense input.
         B: batch size of a dense input.
