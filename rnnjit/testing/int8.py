@@ -89,7 +89,9 @@ class _Roundings(TorchFunctionMode):
 
     def __init__(self, rows: Rows) -> None:
         super().__init__()
-        self._of_row = torch.cat([torch.arange(size, device="cpu") for size in rows.sizes])
+        self._of_row = torch.cat(
+            [torch.arange(size, dtype=torch.int64, device="cpu") for size in rows.sizes]
+        )
         self.doubtful = torch.zeros(rows.B, dtype=torch.bool, device="cpu")
 
     def __torch_function__(
