@@ -23,6 +23,8 @@ class Case:
         id: what it is called in test ids; it also seeds the values.
         cell: that of one of torch's layers; not used if there is a `user_cell`.
         user_cell: a key of `rnnjit.testing.user_cells.USER_CELLS`, or None.
+        quantized: whether the matrices are int8, by `rnnjit.quantize`: results then never require a
+            gradient, and there is no dropout. Not with the layout "expanded".
         proj_size: as in nn.LSTM.
         T: time steps of a dense input.
         B: batch size of a dense input.
@@ -34,7 +36,8 @@ class Case:
         dtype: of all tensors.
         device: type of the device that all tensors are on.
         layout: how the input, the initial states and the weights lie in memory.
-        values: "tiny" and "saturated" scale the input; "nan" and "inf" put some in.
+        values: "tiny" and "saturated" scale the input; "nan" and "inf" put some in; "ties" makes
+            rows of x and of the initial states whose int8 numbers are in the middle of two.
         loss: what the gradients come from: "all" outputs, or one of them by name, "y", "h_n" or
             "c_n"; "sum" is the sum of all outputs, whose gradients reach the layer as expanded
             tensors, the others weigh each element differently.
@@ -55,6 +58,7 @@ class Case:
     num_layers: int = 1
     cell: CellSpec = RNN_TANH
     user_cell: str | None = None
+    quantized: bool = False
     bias: bool = True
     batch_first: bool = False
     dropout: float = 0.0
@@ -70,7 +74,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     layout: Literal["contiguous", "transposed", "offset", "strided", "expanded"] = "contiguous"
-    values: Literal["normal", "tiny", "saturated", "nan", "inf"] = "normal"
+    values: Literal["normal", "tiny", "saturated", "nan", "inf", "ties"] = "normal"
     loss: Literal["all", "y", "h_n", "c_n", "sum"] = "all"
     frozen: frozenset[str] = frozenset()
     required: bool = True
@@ -85,7 +89,8 @@ class Case:
     @property
     def cell_name(self) -> str:
         """What the cell is called in reports."""
-        return self.user_cell or self.cell.name
+        name = self.user_cell or self.cell.name
+        return f"{name} int8" if self.quantized else name
 
     @property
     def spec(self) -> RNNSpec:
@@ -100,6 +105,7 @@ class Case:
             self.dropout,
             self.bidirectional,
             self.proj_size,
+            self.quantized,
         )
 
     @property
@@ -119,6 +125,7 @@ class Case:
             return RNNSpec(
                 *(I, self.hidden_size, 1, cell, self.bias and bias),
                 bidirectional=self.bidirectional,
+                quantized=self.quantized,
             )
         return replace(spec, cell=cell)
 
@@ -152,7 +159,13 @@ class Case:
         return tuple((count, size) for count, _, size in shapes) if self.unbatched else shapes
 
     def problem(self, *, needs_grad: bool) -> Problem:
-        """The facts that a backend accepts or declines the call by."""
+        """The facts that a backend accepts or declines the call by.
+
+        Args:
+            needs_grad: whether the call is made where torch records it; that of a quantized layer
+                never needs a gradient.
+        """
+        needs_grad = needs_grad and not self.quantized
         rows = sum(self.lengths) if self.lengths is not None else self.steps * self.batch
         packed = self.lengths is not None
         return Problem(self.dtype, self.device, self.steps, self.batch, rows, packed, needs_grad)

@@ -1,9 +1,9 @@
 """The cases of the kit: a quick subset, covering arrays, and products of a layer's options.
 
-There is one covering array for each of torch's layers, and one for cells as users write them. Each
-axis of it is one option, such as the dtype, and has a few values. Any two values of different axes
-occur together in some case of `CASES`. `product_cases` combines all values of fewer axes, for a run
-that may take minutes.
+There is one covering array for each of torch's layers, one for cells as users write them, and one
+for int8 matrices. Each axis of it is one option, such as the dtype, and has a few values. Any two
+values of different axes occur together in some case of `CASES`. `product_cases` combines all values
+of fewer axes, for a run that may take minutes.
 """
 
 from __future__ import annotations
@@ -144,9 +144,44 @@ _USER: Axes = {
     "frozen": _some("frozen", "trained", "frozen-x", "frozen-weights"),
 }
 
+#: One step needs the integers of its inputs alone; in few steps few numbers may be in doubt, see
+#: `rnnjit.testing.int8`.
+_INT8: Axes = {
+    "matrices": {"int8": {"quantized": True}},
+    "cell": {
+        "tanh": {},
+        "lstm": {"cell": LSTM},
+        "gru": {"cell": GRU},
+        "projected-lstm": {"cell": LSTM, "proj_size": 7},
+    },
+    "call": {
+        "steps-1": {"T": 1},
+        "steps-1-batch-1": {"T": 1, "B": 1},
+        "steps-1-batch-70": {"T": 1, "B": 70},
+        "batch-1": {"B": 1, "T": 5},
+        "batch-17": {"B": 17, "T": 2},
+        "batch-first": {"batch_first": True, "B": 3, "T": 3},
+        "packed": {"lengths": (2, 3, 1, 3, 2), "enforce_sorted": False},
+    },
+    "directions": _RNN["directions"],
+    "layers": _some("layers", "1-layer", "2-layers"),
+    "bias": _RNN["bias"],
+    "hidden": {f"hidden-{H}": {"hidden_size": H} for H in (20, 33)},
+    "input": _some("input", "input-6", "input-1", "input-37"),
+    "states": _RNN["states"],
+    "layout": _some("layout", "contiguous", "transposed", "offset", "strided"),
+    "values": {**_some("values", "normal", "saturated", "nan"), "ties": {"values": "ties"}},
+}
+
 #: What the covering arrays combine, by layer. Any two values of a layer's go together: what one
 #: needs of another axis (an initial state, a second layer), it sets itself.
-AXES: Mapping[str, Axes] = {"RNN": _RNN, "LSTM": _LSTM, "GRU": _GRU, "Recurrent": _USER}
+AXES: Mapping[str, Axes] = {
+    "RNN": _RNN,
+    "LSTM": _LSTM,
+    "GRU": _GRU,
+    "Recurrent": _USER,
+    "int8": _INT8,
+}
 
 _QUICK = (
     Case("tanh", quick=True, thorough=True),
@@ -209,6 +244,25 @@ _QUICK = (
     ),
     Case("plain-timed", user_cell="timed", quick=True),
     Case("plain-integrator-f64", user_cell="integrator", dtype=_F64, h0=True, quick=True),
+    Case("step-int8", quantized=True, T=1, B=17, h0=True, values="ties", quick=True, thorough=True),
+    Case("step-lstm-int8", quantized=True, cell=LSTM, T=1, h0=True, quick=True, thorough=True),
+    Case("step-gru-int8", quantized=True, cell=GRU, T=1, h0=True, quick=True, thorough=True),
+    Case("lstm-int8", quantized=True, cell=LSTM, h0=True, quick=True),
+    Case("nan-gru-int8", quantized=True, cell=GRU, values="nan", h0=True, quick=True),
+    Case(
+        "packed-bidirectional-2-layers-projected-lstm-int8",
+        cell=LSTM,
+        quantized=True,
+        hidden_size=9,
+        proj_size=4,
+        num_layers=2,
+        bidirectional=True,
+        h0=True,
+        quick=True,
+        thorough=True,
+        **_UNSORTED,
+    ),
+    Case("leaky-int8", quantized=True, user_cell="leaky", h0=True, quick=True),
 )
 
 #: With those of `_QUICK` that are thorough: run with every check of `checks.CHECKS`.
@@ -241,6 +295,9 @@ _ALONE = (
     Case("dropout-packed", num_layers=3, dropout=0.5, lengths=_SORTED, h0=True),
     Case("long-lstm", cell=LSTM, T=200, B=4, hidden_size=33, h0=True),
     Case("long-gru", cell=GRU, T=200, B=4, hidden_size=33, h0=True),
+    Case("single-int8", quantized=True, T=1, B=1, input_size=1, hidden_size=1, h0=True),
+    Case("relu-int8", quantized=True, cell=RNN_RELU, T=3, input_size=5, hidden_size=129, h0=True),
+    Case("wide-lstm-int8", quantized=True, cell=LSTM, T=1, B=65, input_size=260, hidden_size=257),
     Case("batch-0", B=0, required=False),
     Case("batch-0-lstm", cell=LSTM, B=0, required=False),
     Case("tanh-f16", dtype=torch.float16, bidirectional=True, required=False),

@@ -22,6 +22,7 @@ class RecomputeBackend(Backend):
     name = "recompute"
     priority = -3000
     devices = None
+    quantized = True
 
     def forward(
         self,

@@ -1,8 +1,9 @@
 """How far a backend's numbers may lie from the truth: one table, one judge.
 
-The truth is eager, torch's own layer, run in float64 on the same values. A backend's largest error
-may be a small multiple of the error that eager itself makes in the dtype of the case, plus a few
-units in the last place of the largest true value, since eager's error can be zero.
+The truth is eager, torch's own layer, run in float64 on the same values; of layers of int8
+matrices, which torch lacks, it is `rnnjit.testing.int8.Contract`. A backend's largest error may be
+a small multiple of the error that eager itself makes in the dtype of the case, plus a few units in
+the last place of the largest true value, since eager's error can be zero.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ TOLERANCES: dict[tuple[torch.dtype, Pass], Tolerance] = {
     (torch.bfloat16, "backward"): Tolerance(factor=2, floor=4),
     (torch.float16, "forward"): Tolerance(factor=2, floor=2),
     (torch.float16, "backward"): Tolerance(factor=2, floor=4),
+    # Layers of int8 matrices: float32 after exact integers, see `rnnjit.testing.int8.MARGIN`.
+    (torch.int8, "forward"): Tolerance(factor=2, floor=4),
 }
 
 
@@ -52,12 +55,14 @@ class Expected:
         truth: eager's tensor from the float64 run.
         own: eager's own largest error.
         scale: the largest true value.
+        quantized: whether the matrices of the layer are int8.
     """
 
     eager: Tensor
     truth: Tensor
     own: float
     scale: float
+    quantized: bool = False
 
 
 class InexactError(AssertionError):
@@ -80,7 +85,7 @@ def judge(name: str, which: Pass, got: Tensor, expected: Expected) -> None:
 
     Args:
         name: what the tensor is, for the message.
-        which: row of the table, together with eager's dtype.
+        which: row of the table, together with eager's dtype, or int8 for int8 matrices.
         got: the backend's tensor.
         expected: what it is held against.
 
@@ -101,7 +106,7 @@ def judge(name: str, which: Pass, got: Tensor, expected: Expected) -> None:
     errors = errors_of(got, expected.truth)
     worst = largest(errors)
     info = torch.finfo(eager.dtype)
-    rule = TOLERANCES[eager.dtype, which]
+    rule = TOLERANCES[torch.int8 if expected.quantized else eager.dtype, which]
     # Below the smallest normal number a kernel may flush to zero where eager does not.
     allowed = rule.factor * own + rule.floor * info.eps * scale + info.tiny
     if worst > allowed:

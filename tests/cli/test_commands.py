@@ -546,7 +546,8 @@ def test_check_reports_by_cell(installed, capsys):
     assert "declined plain-gru, packed-bidirectional-gru: nn.GRU is not done yet" in lines
     found = [line.split(":")[0] for line in lines if line.startswith("  ")]
     assert found[:4] == ["  tanh", "  relu", "  lstm", "  gru"]
-    assert found[4:] == [f"  {cell}" for cell in USER_CELLS]
+    int8 = [f"{cell} int8" for cell in ("tanh", "lstm", "gru", "leaky")]
+    assert found[4:] == [f"  {cell}" for cell in (*USER_CELLS, *int8)]
     assert any(line.startswith("  gru: 2 passed, 0 failed, ") for line in lines)
 
 

@@ -26,6 +26,7 @@ class Broken(RecomputeBackend):
     """Computes nn.RNN alone; `test_meta_gated.py` breaks the other layers."""
 
     name = "broken"
+    quantized = False
 
     def why_not_cell(self, cell):
         return [] if cell.is_elman else ["only nn.RNN is supported"]

@@ -16,7 +16,11 @@ from rnnjit_cuda.launch import SimulatedLauncher
 LAYER = LayerSpec(RNN_TANH, 20, 20, 2, True), Rows(7, 5, 35)
 BACKENDS = {family: Simulated(family) for family in FAMILIES}
 HALF = ("tanh-bf16", "relu-bf16", "tanh-f16")
-PAIRS = [pair for pair in pairs() if pair.case.quick or pair.case.id in HALF]
+PAIRS = [
+    pair
+    for pair in pairs()
+    if (pair.case.quick and not pair.case.quantized) or pair.case.id in HALF
+]
 ELMAN = list(dict.fromkeys(pair.case for pair in PAIRS if pair.case.cell.is_elman))
 CELLS = list(dict.fromkeys(pair.case for pair in PAIRS if not pair.case.cell.is_elman))
 
