@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from rnnjit.errors import UnsupportedError
 from rnnjit.execution.fast_call import fast_call
 from rnnjit.execution.recompute import RecomputingFallback, recomputing
 from rnnjit.execution.stack import run_stack
-from rnnjit.frontend.arguments import Result, as_hx
+from rnnjit.frontend.arguments import Result, StateDtypeError, as_hx
 from rnnjit.frontend.autocast import (
     WithoutAutocast,
     cast_around,
@@ -31,7 +31,7 @@ from rnnjit.frontend.capture import weight_names
 from rnnjit.frontend.compiled_class import HasSourceClass
 from rnnjit.frontend.lowering import Call, lower_sequence
 from rnnjit.frontend.overrides import fx_node, overriding, scriptable, warn_unquantized
-from rnnjit.frontend.torch_errors import REFUSALS, refusal
+from rnnjit.frontend.torch_errors import REFUSALS, promoted, refusal
 from rnnjit.frontend.traced import run_dense
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
@@ -148,7 +148,11 @@ class CompiledBase(HasSourceClass):
         if scripting() or self._weights_assigned or overriding(self, x, hx):
             return None
         training = getattr(self, "training", False)  # torch's cells do without it
-        call = self._lowered(*(given or (x, hx)))
+        call = self._checked(*(given or (x, hx)))
+        if isinstance(call, StateDtypeError) and not self._quantized:
+            return cast("Result", promoted(call, self, *(given or (x, hx))))
+        if isinstance(call, Exception):
+            raise refusal(call, self, *(given or (x, hx)))
         if call.special == AUTOCAST:
             return self._under_autocast(call, choices, paths, x, profiled, training)
         if call.special is not None:
@@ -229,12 +233,17 @@ class CompiledBase(HasSourceClass):
 
     def _lowered(self, x: Any, hx: Any) -> Call:
         """`_lower`, whose errors get the types and the words of torch."""
+        call = self._checked(x, hx)
+        if isinstance(call, Exception):
+            raise refusal(call, self, x, hx)
+        return call
+
+    def _checked(self, x: Any, hx: Any) -> Call | Exception:
+        """What `_lower` returns or raises; neither our checks nor torch's get into a traceback."""
         try:
             return self._lower(x, hx)
         except REFUSALS as error:
-            ours = error
-        # Here, where neither our checks nor torch's are part of the traceback.
-        raise refusal(ours, self, x, hx) from None
+            return error
 
     def _lower(self, x: Any, hx: Any) -> Call:
         """Lower a call with the arguments that the caller gave."""
