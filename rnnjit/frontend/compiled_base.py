@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -13,12 +12,13 @@ from rnnjit.backend import Backend, Shortcut, States
 from rnnjit.dispatch.choice import AUTOCAST, choose_for_sizes, fallback_for, kind_of
 from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
 from rnnjit.dispatch.fast_path import FastPath
+from rnnjit.dispatch.packed_path import PackedPath, PackedRun, may_be_guarded
 from rnnjit.dispatch.registry import key_of, resolve
 from rnnjit.errors import UnsupportedError
-from rnnjit.execution.fast_call import fast_call
+from rnnjit.execution.fast_call import fast_call, packed_call
 from rnnjit.execution.recompute import RecomputingFallback, recomputing
 from rnnjit.execution.stack import run_stack
-from rnnjit.frontend.arguments import Result, StateDtypeError, as_hx
+from rnnjit.frontend.arguments import Result, StateDtypeError, as_hx, as_states
 from rnnjit.frontend.autocast import (
     WithoutAutocast,
     cast_around,
@@ -54,8 +54,10 @@ _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "nonlinearity
 _REFERENCE = ReferenceBackend()
 #: The backends and fallbacks of calls, by what the choice depends on.
 Choices = dict[tuple[Hashable, ...], tuple[Backend, Fallback]]
-#: The fast paths of a module by the shape of the input.
-FastPaths = dict[torch.Size, tuple[FastPath, ...]]
+#: The fast paths of a module by the shape of the input, or its class if it is packed.
+FastPaths = dict[Hashable, tuple[FastPath | PackedPath, ...]]
+#: The classes of inputs that they take.
+_GUARDED = frozenset({Tensor, PackedSequence})
 
 
 class CompiledBase(HasSourceClass):
@@ -141,7 +143,7 @@ class CompiledBase(HasSourceClass):
             self._forget_choices()
         # No fast path under a profiler: it may run a whole stack in one call, without layer ranges.
         profiled, paths, choices = profiler_runs(), self._fast_paths, self._choices
-        if type(x) is Tensor and not profiled:
+        if type(x) in _GUARDED and not profiled:
             found = self._by_fast_path(paths, x, hx)
             if found is not None:
                 return found
@@ -158,8 +160,14 @@ class CompiledBase(HasSourceClass):
         if call.special is not None:
             return self._run(call, _REFERENCE, RAISE, training)
         backend, fallback = self._choice(call, choices)
-        if profiled or isinstance(x, PackedSequence):
+        if profiled:
             return self._run(call, backend, fallback, training)
+        if isinstance(x, PackedSequence):
+            result = self._run(call, backend, fallback, training)
+            if kind_of(call.spec, call.problem) in choices:  # whatever its sizes
+                packed = packed_call(backend, call.spec, call.problem, training, fallback)
+                self._remember_packed(paths, packed, call, x, hx)
+            return result
         if given is not None:
             found = self._call_as_given(call, backend, fallback, paths, *given)
             if found is not None:
@@ -181,11 +189,21 @@ class CompiledBase(HasSourceClass):
         held = tensors_of if self._quantized else parameters_of
         return FastPath(run, weight_names(self), x, hx, weights, held)
 
+    def _remember_packed(
+        self, paths: FastPaths, run: PackedRun, call: Call, x: PackedSequence, hx: Any
+    ) -> None:
+        """Keep a fast path for packed calls like this one, if there may be one."""
+        given = as_states(call.spec, hx, indexed=x.sorted_indices is not None)
+        if may_be_guarded(x, given, call.rows):
+            held = tensors_of if self._quantized else parameters_of
+            path = PackedPath(run, weight_names(self), x, call.hx, given, call.weights, held)
+            remember(paths, path, PackedSequence)
+
     def _under_autocast(
         self,
         call: Call,
         choices: Choices,
-        paths: dict[torch.Size, tuple[FastPath, ...]],
+        paths: FastPaths,
         x: Any,
         profiled: bool,
         training: bool,
@@ -281,10 +299,10 @@ class CompiledBase(HasSourceClass):
         call = self._lowered(x, hx)
         return self._run(call, _REFERENCE, RAISE, getattr(self, "training", False))
 
-    def _by_fast_path(self, paths: FastPaths, x: Tensor, hx: Any) -> Result | None:
+    def _by_fast_path(self, paths: FastPaths, x: Any, hx: Any) -> Result | None:
         """The result of a call that matches a cached fast path, or None if none matches."""
         try:
-            known = paths.get(x.shape)
+            known = paths.get(PackedSequence if type(x) is PackedSequence else x.shape)
         except RuntimeError:  # a nested tensor, which has no shape
             return None
         if known is None:
@@ -390,8 +408,8 @@ def check_recompute(recompute: Any) -> None:
         raise TypeError(f"recompute must be True or False, got {type(recompute).__name__}")
 
 
-def remember(paths: FastPaths, path: FastPath, shape: torch.Size) -> None:
-    """Keep a fast path for the next call with input of this shape."""
+def remember(paths: FastPaths, path: FastPath | PackedPath, shape: Hashable) -> None:
+    """Keep a fast path for the next call with input of this shape, or class if it is packed."""
     if len(paths) >= _CHOICES_KEPT:
         paths.clear()
     others = paths.get(shape, ())
