@@ -43,7 +43,8 @@ def may_be_guarded(packed: PackedSequence, given: States | None, rows: Rows) -> 
     data, _, order, back = packed
     if (order is None) is not (back is None):
         return False  # the result would get the permutation that is missing
-    strided = all([state.layout is torch.strided for state in given or ()])  # noqa: C419 - faster
+    tensors = (data, *(given or ()))
+    strided = all([tensor.layout is torch.strided for tensor in tensors])  # noqa: C419 - faster
     return strided and data.is_cpu and len(data) == rows.N > 0
 
 
