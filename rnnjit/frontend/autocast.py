@@ -40,8 +40,11 @@ class ResultDtypes(NamedTuple):
 
     def cast(self, y: Tensor, h_n: States) -> tuple[Tensor, States]:
         """Results in these dtypes."""
-        states = [state.to(dtype) for state, dtype in zip(h_n, self.h_n, strict=True)]
-        return y.to(self.y), tuple(states)
+        if y.dtype is not self.y:
+            y = y.to(self.y)
+        if [state.dtype for state in h_n] != [*self.h_n]:
+            h_n = tuple([state.to(dtype) for state, dtype in zip(h_n, self.h_n, strict=True)])
+        return y, h_n
 
 
 #: The dtypes of results by whether torch may use oneDNN.
@@ -97,10 +100,17 @@ def cast_call(call: Call, problem: Problem) -> Call:
 def cast_around(run: Shortcut, problem: Problem, results: DtypesOf) -> Shortcut:
     """A function of tensors in their own dtypes, from one of tensors in that of a problem."""
     dtype, device, known = problem.dtype, problem.device, {}
+    enable = torch.set_autocast_enabled
 
     def own(x: Tensor, hx: States, weights: tuple[Tensor, ...]) -> tuple[Tensor, States]:
-        with WithoutAutocast(device):
-            y, h_n = run(x.to(dtype), _cast(hx, dtype), _cast(weights, dtype))
+        if x.dtype is not dtype:
+            x = x.to(dtype)
+        hx, weights = _cast(hx, dtype), _cast(weights, dtype)
+        enable(device, False)  # as `WithoutAutocast`, in half the time
+        try:
+            y, h_n = run(x, hx, weights)
+        finally:
+            enable(device, True)
         onednn = may_use_onednn()
         if onednn not in known:
             known[onednn] = results(onednn)
@@ -210,4 +220,4 @@ def _asked(
 
 
 def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return tuple([tensor.to(dtype) for tensor in tensors])
+    return tuple([t if t.dtype is dtype else t.to(dtype) for t in tensors])
