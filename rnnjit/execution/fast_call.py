@@ -11,6 +11,7 @@ from torch import Tensor
 from rnnjit.backend import Backend, Shortcut, States
 from rnnjit.dispatch.blame import blame, blamed
 from rnnjit.dispatch.fallback import FAILURES, RAISE, Fallback, replaceable
+from rnnjit.dispatch.packed_path import PackedRun
 from rnnjit.execution.autograd import (
     BoundLayer,
     RecordedLayer,
@@ -100,6 +101,26 @@ def _contiguous(run: Shortcut, x: Tensor, hx: States, copy_x: bool = True) -> Sh
         return run(x if x_lies else x.contiguous(), states, weights)
 
     return laid_out
+
+
+def packed_call(
+    backend: Backend, spec: RNNSpec, problem: Problem, training: bool, fallback: Fallback
+) -> PackedRun:
+    """Make the function that computes packed calls of one kind, without argument checks.
+
+    Args:
+        backend: the backend, which accepts calls of this kind whatever their sizes.
+        spec: the configuration of the stack.
+        problem: the properties of such a call; its sizes do not matter.
+        training: whether the module is in training mode.
+        fallback: the policy if the backend raises.
+    """
+    needs_grad = problem.needs_grad
+
+    def run(x: Tensor, rows: Rows, hx: States, weights: tuple[Tensor, ...]) -> Result:
+        return run_stack(backend, spec, rows, x, hx, weights, training, needs_grad, fallback)
+
+    return run
 
 
 def fast_cell_call(

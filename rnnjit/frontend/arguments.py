@@ -33,6 +33,13 @@ SPARSE = frozenset(
 )
 
 
+class StateDtypeError(RuntimeError):
+    """A state other than the first has another dtype than the weights; nothing else is wrong.
+
+    Such a state meets no weight, and torch takes some of these calls, see `promoted`.
+    """
+
+
 class Prepared(NamedTuple):
     """The checked arguments of a call, laid out as rows.
 
@@ -66,6 +73,7 @@ def prepare(spec: RNNSpec, weight: Tensor, x: Any, hx: Any) -> Prepared:
         ValueError: wrong rank, or a dtype other than the weights'.
         RuntimeError: any other wrong shape, dtype or device. It is the subclass NotImplementedError
             for kinds of tensor that torch itself has no operators for.
+        StateDtypeError: see there.
         IndexError: a PackedSequence without time steps.
         TypeError: the `batch_sizes` of a PackedSequence are not integers, or `batch_first` is not a
             bool.
@@ -183,9 +191,9 @@ def _prepare_packed(spec: RNNSpec, weight: Tensor, packed: PackedSequence, hx: A
         raise  # torch, too, comes to the sizes after the other arguments
     batch, total = counts[0], sum(counts)
     states = _packed_states(spec, weight, data, hx, order, batch)
-    _check_dtypes(weight, states)
     _check_devices(weight, data, states)
     check_order("input.unsorted_indices", packed.unsorted_indices, batch, data)
+    _check_dtypes(weight, states)
     # A copy, since the backward pass trusts these numbers long after they were checked.
     rows = Rows(len(counts), batch, total, sizes.clone(memory_format=torch.contiguous_format))
     return Prepared(data[:total].contiguous(), states, rows, packed, True)
@@ -383,9 +391,10 @@ def _check_devices(weight: Tensor, x: Tensor, states: States | None) -> None:
 
 
 def _check_dtypes(weight: Tensor, states: States | None) -> None:
-    for name, hx in _named(states):
+    for index, (name, hx) in enumerate(_named(states)):
         if hx.dtype is not weight.dtype and not any_autocast():
-            raise RuntimeError(f"{name} is {hx.dtype} but the weights are {weight.dtype}")
+            kind = StateDtypeError if index else RuntimeError
+            raise kind(f"{name} is {hx.dtype} but the weights are {weight.dtype}")
 
 
 def dense_states(cell: CellSpec, states: States) -> States:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -13,12 +12,13 @@ from rnnjit.backend import Backend, Shortcut, States
 from rnnjit.dispatch.choice import AUTOCAST, choose_for_sizes, fallback_for, kind_of
 from rnnjit.dispatch.fallback import GENERATION, RAISE, Fallback
 from rnnjit.dispatch.fast_path import FastPath
+from rnnjit.dispatch.packed_path import PackedPath, PackedRun, may_be_guarded
 from rnnjit.dispatch.registry import key_of, resolve
 from rnnjit.errors import UnsupportedError
-from rnnjit.execution.fast_call import fast_call
+from rnnjit.execution.fast_call import fast_call, packed_call
 from rnnjit.execution.recompute import RecomputingFallback, recomputing
 from rnnjit.execution.stack import run_stack
-from rnnjit.frontend.arguments import Result, as_hx
+from rnnjit.frontend.arguments import Result, StateDtypeError, as_hx, as_states
 from rnnjit.frontend.autocast import (
     WithoutAutocast,
     cast_around,
@@ -31,7 +31,7 @@ from rnnjit.frontend.capture import weight_names
 from rnnjit.frontend.compiled_class import HasSourceClass
 from rnnjit.frontend.lowering import Call, lower_sequence
 from rnnjit.frontend.overrides import fx_node, overriding, scriptable, warn_unquantized
-from rnnjit.frontend.torch_errors import REFUSALS, refusal
+from rnnjit.frontend.torch_errors import REFUSALS, promoted, refusal
 from rnnjit.frontend.traced import run_dense
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
@@ -54,8 +54,10 @@ _CONFIGURATION = frozenset({*RNNSpec.__dataclass_fields__, "mode", "nonlinearity
 _REFERENCE = ReferenceBackend()
 #: The backends and fallbacks of calls, by what the choice depends on.
 Choices = dict[tuple[Hashable, ...], tuple[Backend, Fallback]]
-#: The fast paths of a module by the shape of the input.
-FastPaths = dict[torch.Size, tuple[FastPath, ...]]
+#: The fast paths of a module by the shape of the input, or its class if it is packed.
+FastPaths = dict[Hashable, tuple[FastPath | PackedPath, ...]]
+#: The classes of inputs that they take.
+_GUARDED = frozenset({Tensor, PackedSequence})
 
 
 class CompiledBase(HasSourceClass):
@@ -141,21 +143,31 @@ class CompiledBase(HasSourceClass):
             self._forget_choices()
         # No fast path under a profiler: it may run a whole stack in one call, without layer ranges.
         profiled, paths, choices = profiler_runs(), self._fast_paths, self._choices
-        if type(x) is Tensor and not profiled:
+        if type(x) in _GUARDED and not profiled:
             found = self._by_fast_path(paths, x, hx)
             if found is not None:
                 return found
         if scripting() or self._weights_assigned or overriding(self, x, hx):
             return None
         training = getattr(self, "training", False)  # torch's cells do without it
-        call = self._lowered(*(given or (x, hx)))
+        call = self._checked(*(given or (x, hx)))
+        if isinstance(call, StateDtypeError) and not self._quantized:
+            return cast("Result", promoted(call, self, *(given or (x, hx))))
+        if isinstance(call, Exception):
+            raise refusal(call, self, *(given or (x, hx)))
         if call.special == AUTOCAST:
             return self._under_autocast(call, choices, paths, x, profiled, training)
         if call.special is not None:
             return self._run(call, _REFERENCE, RAISE, training)
         backend, fallback = self._choice(call, choices)
-        if profiled or isinstance(x, PackedSequence):
+        if profiled:
             return self._run(call, backend, fallback, training)
+        if isinstance(x, PackedSequence):
+            result = self._run(call, backend, fallback, training)
+            if kind_of(call.spec, call.problem) in choices:  # whatever its sizes
+                packed = packed_call(backend, call.spec, call.problem, training, fallback)
+                self._remember_packed(paths, packed, call, x, hx)
+            return result
         if given is not None:
             found = self._call_as_given(call, backend, fallback, paths, *given)
             if found is not None:
@@ -177,11 +189,21 @@ class CompiledBase(HasSourceClass):
         held = tensors_of if self._quantized else parameters_of
         return FastPath(run, weight_names(self), x, hx, weights, held)
 
+    def _remember_packed(
+        self, paths: FastPaths, run: PackedRun, call: Call, x: PackedSequence, hx: Any
+    ) -> None:
+        """Keep a fast path for packed calls like this one, if there may be one."""
+        given = as_states(call.spec, hx, indexed=x.sorted_indices is not None)
+        if may_be_guarded(x, given, call.rows):
+            held = tensors_of if self._quantized else parameters_of
+            path = PackedPath(run, weight_names(self), x, call.hx, given, call.weights, held)
+            remember(paths, path, PackedSequence)
+
     def _under_autocast(
         self,
         call: Call,
         choices: Choices,
-        paths: dict[torch.Size, tuple[FastPath, ...]],
+        paths: FastPaths,
         x: Any,
         profiled: bool,
         training: bool,
@@ -229,12 +251,17 @@ class CompiledBase(HasSourceClass):
 
     def _lowered(self, x: Any, hx: Any) -> Call:
         """`_lower`, whose errors get the types and the words of torch."""
+        call = self._checked(x, hx)
+        if isinstance(call, Exception):
+            raise refusal(call, self, x, hx)
+        return call
+
+    def _checked(self, x: Any, hx: Any) -> Call | Exception:
+        """What `_lower` returns or raises; neither our checks nor torch's get into a traceback."""
         try:
             return self._lower(x, hx)
         except REFUSALS as error:
-            ours = error
-        # Here, where neither our checks nor torch's are part of the traceback.
-        raise refusal(ours, self, x, hx) from None
+            return error
 
     def _lower(self, x: Any, hx: Any) -> Call:
         """Lower a call with the arguments that the caller gave."""
@@ -272,10 +299,10 @@ class CompiledBase(HasSourceClass):
         call = self._lowered(x, hx)
         return self._run(call, _REFERENCE, RAISE, getattr(self, "training", False))
 
-    def _by_fast_path(self, paths: FastPaths, x: Tensor, hx: Any) -> Result | None:
+    def _by_fast_path(self, paths: FastPaths, x: Any, hx: Any) -> Result | None:
         """The result of a call that matches a cached fast path, or None if none matches."""
         try:
-            known = paths.get(x.shape)
+            known = paths.get(PackedSequence if type(x) is PackedSequence else x.shape)
         except RuntimeError:  # a nested tensor, which has no shape
             return None
         if known is None:
@@ -381,8 +408,8 @@ def check_recompute(recompute: Any) -> None:
         raise TypeError(f"recompute must be True or False, got {type(recompute).__name__}")
 
 
-def remember(paths: FastPaths, path: FastPath, shape: torch.Size) -> None:
-    """Keep a fast path for the next call with input of this shape."""
+def remember(paths: FastPaths, path: FastPath | PackedPath, shape: Hashable) -> None:
+    """Keep a fast path for the next call with input of this shape, or class if it is packed."""
     if len(paths) >= _CHOICES_KEPT:
         paths.clear()
     others = paths.get(shape, ())

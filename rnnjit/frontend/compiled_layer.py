@@ -19,7 +19,7 @@ from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call
 from rnnjit.frontend.overrides import fx_node, overriding
 from rnnjit.frontend.quantized_calls import apart, must_be_apart
-from rnnjit.frontend.traced import run_any, why_not_traced
+from rnnjit.frontend.traced import run_any, run_under_autocast, why_not_traced
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import FlatWeightRefs, never_traced, scripting
@@ -123,6 +123,11 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
             return self._eager_forward(x, hx) if result is None else result
         weights = tuple([getattr(self, name) for name in weight_names(self)])
         why = "assigned" if self._weights_assigned else why_not_traced(weights[0])
+        settings = spec, weights, self._key, self.training, x, hx, reset, reset_to
+        if why == "autocast" and not return_states:
+            found = run_under_autocast(self._torch_class, *settings)
+            if found is not None:
+                return found
         if why:
             from rnnjit.execution.torch_ops import UNTRACED, WHY_UNTRACED
 
@@ -140,9 +145,7 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
                 "exported to ONNX, which does not have rnnjit's operators: leave it out, give "
                 "padded input instead of packed, or export a model that was not compiled"
             )
-        y, h_n, states = run_any(
-            *(spec, weights, self._key, self.training, x, hx, reset, reset_to, return_states)
-        )
+        y, h_n, states = run_any(*settings, return_states)
         return (y, h_n) if states is None else (y, h_n, states)
 
     def _extended_call(

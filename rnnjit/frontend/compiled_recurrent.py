@@ -28,7 +28,7 @@ from rnnjit.frontend.arguments import (
     prepare,
 )
 from rnnjit.frontend.capture import is_quantized
-from rnnjit.frontend.compiled_base import CompiledBase, remember
+from rnnjit.frontend.compiled_base import CompiledBase, FastPaths, remember
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import needs_grad, problem_of
 from rnnjit.frontend.overrides import overriding
@@ -53,7 +53,6 @@ from rnnjit.spec import Problem, RNNSpec, Rows
 Plans = dict[tuple[Any, ...], Plan]
 #: Plans of a module are dropped when there are more.
 _PLANS_KEPT = 64
-_Paths = dict[torch.Size, tuple[FastPath, ...]]
 
 
 class StackCall(NamedTuple):
@@ -183,7 +182,7 @@ class CompiledRecurrent(CompiledBase, Recurrent):
         prepared: Prepared,
         states: States,
         x: Any,
-        paths: _Paths,
+        paths: FastPaths,
         profiled: bool,
     ) -> Any:
         """A call of layers that form a stack, as one of an nn.LSTM."""

@@ -19,6 +19,7 @@ from rnnjit.frontend.arguments import (
     SPARSE,
     Prepared,
     Result,
+    StateDtypeError,
     check_weights,
     dense_states,
     initial_states,
@@ -104,7 +105,11 @@ def lower_sequence(module: nn.Module, x: Any, hx: Any) -> Call:
     spec, weights = capture(module), weights_of(module)
     if spec.quantized:
         check_weights(spec, weight_names(module), weights)  # their dtype says that of x
-    prepared = prepare(spec, weights[spec.typed_weight], x, hx)
+    try:
+        prepared = prepare(spec, weights[spec.typed_weight], x, hx)
+    except StateDtypeError:
+        check_weights(spec, weight_names(module), weights)  # torch may read them next
+        raise
     if not spec.quantized:
         check_weights(spec, weight_names(module), weights)
     states = initial_states(spec, prepared)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnjit.frontend.arguments import check_weights
+from rnnjit.frontend.arguments import StateDtypeError, check_weights
 from rnnjit.frontend.capture import capture, is_quantized, weight_names, weights_of
 from rnnjit.frontend.packed import check_batch_sizes, check_order
 from rnnjit.runtime.torch_private import flat_weights_stay
@@ -49,6 +49,33 @@ def refusal(error: Exception, module: Any, x: Any, hx: Any) -> Exception:
     theirs = _raised_by_torch(module, x, hx) if _may_ask(module, x, hx) else None
     if theirs is None or isinstance(theirs, Warning):
         return _renamed(error, module)
+    return _of_both(theirs, error, module)
+
+
+def promoted(error: StateDtypeError, module: Any, x: Any, hx: Any) -> Any:
+    """What torch's own `forward` returns for a call whose states differ in dtype.
+
+    Torch promotes dtypes where a state meets no weight. Whether it takes a call depends on the
+    number of steps, on the layers and on oneDNN, which it uses on some processors: it is asked.
+
+    Args:
+        error: what our checks raised.
+        module: the compiled module, not quantized.
+        x: the input, as the caller gave it.
+        hx: the initial states, as the caller gave them.
+
+    Raises:
+        RuntimeError: torch refuses the call, too; its sentence stands before ours.
+    """
+    try:
+        return module._torch_class.forward(module, x, hx)
+    except REFUSALS as raised:
+        theirs = _of_both(raised.with_traceback(None), error, module)
+    raise theirs from None
+
+
+def _of_both(theirs: Exception, error: Exception, module: Any) -> Exception:
+    """Torch's exception with our words after its own; as it is if it is of another class."""
     if type(theirs) not in _PLAIN:
         return theirs
     said, added = (str(_renamed(each, module)).strip() for each in (theirs, error))

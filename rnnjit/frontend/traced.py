@@ -21,12 +21,15 @@ from rnnjit.frontend.arguments import (
     AllStates,
     Prepared,
     Result,
+    as_hx,
+    as_states,
     check_packed,
     initial_states,
     prepare,
     restore,
     restore_states,
 )
+from rnnjit.frontend.autocast import traced_dtypes
 from rnnjit.frontend.lowering import needs_grad
 from rnnjit.reference import EagerBackend, ReferenceBackend
 from rnnjit.runtime.torch_private import transforming_while_traced
@@ -69,6 +72,55 @@ def run_dense(
         backend, spec, prepared.rows, prepared.x, states, weights, training, recorded
     )
     return restore(spec, prepared, y, h_n)
+
+
+def run_under_autocast(
+    torch_class: Any,
+    spec: RNNSpec,
+    weights: tuple[Tensor, ...],
+    key: str,
+    training: bool,
+    x: Any,
+    hx: Any,
+    reset: Any,
+    reset_to: Any,
+) -> Result | None:
+    """Trace a call under autocast, in its dtype, with casts that autograd records.
+
+    Args: as of `run_any`, and torch's own class. The input is packed, or there are resets.
+
+    Returns:
+        The results, or None if torch's own layer has to run.
+    """
+    packed = isinstance(x, PackedSequence)
+    data = x.data if packed else x
+    count = len(spec.cell.states)
+    states = as_states(spec, hx) or ()
+    own = tuple([state.dtype for state in states]) or (data.dtype,) * count
+    starts = as_states(spec, reset_to) or ()
+    tensors = (data, *states, *starts, *weights)
+    recorded = needs_grad(data, (), tensors)
+    found = traced_dtypes(
+        *(torch_class, spec.cell.text, spec.num_layers, spec.bias, spec.bidirectional),
+        *(spec.proj_size, key, data.device.type, weights[0].dtype, (data.dtype, *own), recorded),
+    )
+    if found is None:
+        return None
+    dtype, of_y, *of_h_n = found
+    given = PackedSequence(data.to(dtype), *x[1:]) if packed else x.to(dtype)
+    y, h_n, _ = run_any(
+        *(spec, tuple([weight.to(dtype) for weight in weights]), key, training, given),
+        *(_cast(hx, states, dtype), reset, _cast(reset_to, starts, dtype), False),
+    )
+    last = (h_n,) if count == 1 else h_n
+    last = tuple([state.to(each) for state, each in zip(last, of_h_n, strict=True)])
+    result = PackedSequence(y.data.to(of_y), *y[1:]) if packed else y.to(of_y)
+    return result, as_hx(last)
+
+
+def _cast(given: Any, states: States, dtype: torch.dtype) -> Any:
+    """States in the form of an argument, in another dtype; None if none are given."""
+    return None if given is None else as_hx(tuple([state.to(dtype) for state in states]))
 
 
 def why_not_traced(weight: Tensor) -> str:

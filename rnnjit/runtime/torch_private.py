@@ -313,16 +313,26 @@ def versions(first: Tensor, others: tuple[Tensor, ...]) -> int:
     return total
 
 
-def tensor_guards(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
+def tensor_guards(
+    tensors: tuple[Tensor, ...], varying: tuple[int, ...] = ()
+) -> Callable[..., bool]:
     """A function of as many tensors that says whether they are like these.
 
     It compares types, dtypes, devices, shapes, strides, dispatch keys (and with these transforms,
     modes and lazy signs) and `requires_grad`. Only for a torch that has them, see `HAS_GUARDS`.
+
+    Args:
+        tensors: the tensors.
+        varying: for each of the first tensors a dimension whose size may differ, as may all strides
+            of that tensor.
     """
+    sizes: list[list[int | None]] = [list(tensor.shape) for tensor in tensors]
+    strides: list[list[int | None]] = [list(tensor.stride()) for tensor in tensors]
+    for index, dimension in enumerate(varying):
+        sizes[index][dimension] = None
+        strides[index] = [None] * len(strides[index])
     check: Callable[..., bool] = TensorGuards(
-        *tensors,
-        dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
-        dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
+        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
     ).check
     return check
 
