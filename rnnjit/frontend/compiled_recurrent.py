@@ -136,8 +136,6 @@ class CompiledRecurrent(CompiledBase, Recurrent):
         if plain and plan.stack is not None and as_stack(self, plan, prepared, states):
             return self._run_stack(plan, plan.stack, prepared, states, x, paths, profiled)
         cuts = self._checked_resets(outer, x, reset, reset_to)
-        if cuts is not None and (cuts.mask.numel() == 0 or not (cuts.recorded or cuts.mask.any())):
-            cuts = None
         result = run_layers(
             *(plan, self._store.bind(self), prepared.rows, prepared.x, states),
             *(self.dropout if self.training else 0.0, partial(self._choose, self._choices), cuts),
