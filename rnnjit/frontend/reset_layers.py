@@ -30,6 +30,10 @@ from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 #: `(spec, problem) -> (backend, fallback)`; raises UnsupportedError if the named backend declines.
 Choose = Callable[[RNNSpec, Problem], tuple[Backend, Fallback]]
 
+#: How `rnnjit.explain` calls both ways of running a call with resets.
+RESETS_ITSELF = "with resets in its kernels, of which the host reads nothing"
+CUT = "cut at its resets into a packed batch, whose sizes the host reads"
+
 
 class ResetLayer(NamedTuple):
     """A layer whose cell resets its own states.
