@@ -26,7 +26,7 @@ from measures import user_cells
 from rich.console import Console
 from rich.table import Table
 
-from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH
+from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, normal_form, with_resets
 from rnnjit.runtime import object_cache
 from rnnjit_cuda.kernels import (
     KernelKey,
@@ -43,6 +43,7 @@ from rnnjit_cuda.kernels import (
 #: Bytes of shared memory that a block may have, by architecture (CUDA C programming guide).
 LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 _CELLS = {cell.name: cell for cell in (RNN_TANH, RNN_RELU, LSTM, GRU)} | user_cells.CELLS
+_CELLS |= {f"{name}-resets": normal_form(with_resets(cell)).cell for name, cell in _CELLS.items()}
 #: The hidden sizes for which the table gives shared memory.
 _SHOWN = {"register": 128, "block": 128, "grid": 1024, "stream": 1024, "step": 1024}
 _USED = re.compile(r"Used (\d+) registers")

@@ -6,7 +6,8 @@ With --quick and all cells it is to take three minutes. On a GPU, eager's layers
 timed with TF32 off and on, and through torch.compile. All run the same call in one process and take
 samples in turns, each the device time between two events; figures are medians. The time of one more
 step of a single sequence is given for every family of kernels, and how cells that users may write
-differ from the reference there, values and gradients. For the grid-wide ones at H=64,
+differ from the reference there, values and gradients. Calls with resets are compared, and timed,
+with the same calls cut into packed segments. For the grid-wide ones at H=64,
 which compute next to nothing, it is that of the grid barrier. If values or gradients differ from
 eager's by more than another order of summation explains, the row says so and gives no times.
 `--device cpu --backend numba` tries the script without a GPU.
@@ -26,7 +27,7 @@ from statistics import geometric_mean
 from typing import Any
 
 import torch
-from measures import sanitizer, user_cells
+from measures import resets, sanitizer, user_cells
 from measures.device import LAYERS, PASSES, Call, medians, tf32
 from rich.console import Console
 from rich.progress import track
@@ -59,6 +60,8 @@ _CELLS = {"rnn": RNN_TANH, "lstm": LSTM, "gru": GRU}
 CLOSE = {"float32": 1e-3, "float64": 1e-10, "bfloat16": 5e-2}
 #: Hidden sizes of the layers of users' cells: for registers, shared memory and the whole grid.
 USER_HIDDEN = (48, 72, 200)
+#: T, B and H of calls with resets: kernels in shared memory, and over the whole grid.
+RESETS = ((128, 32, 128), (128, 32, 512))
 #: Steps whose times give that of one more: so many that the device takes longer than the host.
 LONG = (2000, 6000)
 
@@ -196,6 +199,19 @@ def _runs(family: str, cell: CellSpec, H: int, dtype: Any) -> bool:
     )
 
 
+def calls_with_resets(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Calls whose kernels reset the states; none if the backend's do not."""
+    backend = rnnjit.backends()[options.backend]
+    if not backend.resets_in_kernel:
+        return []
+    dtypes = QUICK_DTYPES if options.quick else tuple(CLOSE)
+    shapes, given = RESETS[: 1 if options.quick else None], (options.device, options.rounds)
+    return [
+        resets.measure(backend, cell, shape, dtype, *given, CLOSE[dtype])
+        for cell, dtype, shape in itertools.product(options.cell, dtypes, shapes)
+    ]
+
+
 def step_times(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds that one more time step of a single sequence takes, by family and hidden size."""
     found = []
@@ -308,6 +324,9 @@ def main() -> None:
     for row in own:
         what = "{family}, {cell}, {dtype}, H={H}, packed={packed}: {difference:.1e}".format(**row)
         print(f"user cell, {what} {'' if row['right'] else 'WRONG'}")
+    anew = calls_with_resets(options)
+    for row in anew:
+        print(f"with resets, {resets.described(row)}")
     step = step_times(options)
     for row in step:
         times = ", ".join(f"{passes} {row[passes] * 1e6:.2f} us" for passes in PASSES)
@@ -322,7 +341,7 @@ def main() -> None:
     if options.json is not None:
         device = "cpu" if options.device == "cpu" else torch.cuda.get_device_name()
         data: dict[str, Any] = {"environment": environment().as_dict(), "device": device}
-        data |= {"checks": checked, "host_waits": waits, "user_cells": own}
+        data |= {"checks": checked, "host_waits": waits, "user_cells": own, "resets": anew}
         data |= {"seconds_per_step": step, "results": results}
         options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 

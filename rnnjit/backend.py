@@ -168,6 +168,10 @@ class Backend(ABC):
             own layers run such calls, even if the user names the backend.
         quantized: whether it runs layers of int8 matrices (`LayerSpec.quantized`), in float32 and
             without gradients, as `rnnjit.quantization` says. Other backends never get them.
+        resets_in_kernel: True if layers with resets run as layers of a cell that resets its own
+            states (`rnnjit.ir.with_resets`), on devices that the host should not wait for. It
+            needs row inputs and `records_states`. Where False, the core cuts sequences at their
+            resets into a packed batch, whose sizes it has to read from the device.
         differentiable: True if `forward` consists of differentiable torch operations. The core then
             lets autograd record it and never calls `backward`.
     """
@@ -181,6 +185,7 @@ class Backend(ABC):
     sizes_matter: ClassVar[bool] = True
     under_autocast: ClassVar[bool] = False
     quantized: ClassVar[bool] = False
+    resets_in_kernel: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
 
     def missing(self) -> list[str]:

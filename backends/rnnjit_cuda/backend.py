@@ -47,6 +47,7 @@ class CudaBackend(Backend):
     devices = ("cuda",)
     dtypes = tuple(DTYPES)
     operations = OPERATIONS
+    resets_in_kernel = True
     families: ClassVar[tuple[Family, ...]] = FAMILIES
 
     def missing(self) -> list[str]:

@@ -61,6 +61,7 @@ class Recomputing(Backend):
     def __init__(self, inner: Backend) -> None:
         self.name = inner.name  # type: ignore[misc]  # one class stands for many backends
         self.under_autocast = inner.under_autocast  # type: ignore[misc]  # as above
+        self.resets_in_kernel = inner.resets_in_kernel  # type: ignore[misc]  # as above
         self.inner = inner
 
     def forward(

@@ -21,11 +21,11 @@ from rnnjit.dispatch.registry import resolve
 from rnnjit.frontend.adapt import OUTPUT, Adaptation, X
 from rnnjit.frontend.arguments import initial_states, prepare
 from rnnjit.frontend.compiled_base import Choices, choice_for
-from rnnjit.frontend.compiled_recurrent import LayerCall, notes_on
 from rnnjit.frontend.lowering import needs_grad
 from rnnjit.frontend.overrides import overriding
 from rnnjit.frontend.recurrent import outer_spec, restored
 from rnnjit.frontend.recurrent_layers import run_layers
+from rnnjit.frontend.recurrent_lowering import LayerCall, notes_on
 from rnnjit.frontend.recurrent_plan import Plan, layer_plan
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.runtime.torch_private import never_traced

@@ -14,16 +14,18 @@ from rnnjit.execution.all_states import run_stack_states
 from rnnjit.frontend import resets
 from rnnjit.frontend.arguments import AllStates, Result, as_hx, as_states, restore_states
 from rnnjit.frontend.capture import cell_of, weight_names
+from rnnjit.frontend.cell_loop import Resets
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import stands_for
 from rnnjit.frontend.lowering import Call
 from rnnjit.frontend.overrides import fx_node, overriding
 from rnnjit.frontend.quantized_calls import apart, must_be_apart
+from rnnjit.frontend.reset_layers import chosen_stack, resets_in_kernel, run_chosen_stack
 from rnnjit.frontend.traced import run_any, run_under_autocast, why_not_traced
 from rnnjit.reference import ReferenceBackend
 from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import FlatWeightRefs, never_traced, scripting
-from rnnjit.spec import RNNSpec
+from rnnjit.spec import Problem, RNNSpec
 
 #: `Result`, and as a third value every state of every step.
 ResultWithStates = tuple[Tensor | PackedSequence, Tensor | States, AllStates]
@@ -170,15 +172,25 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
     def _with_resets(
         self, x: Any, hx: Any, reset: Any, reset_to: Any, return_states: bool
     ) -> Result | ResultWithStates:
+        if FORK.forked and needs_one_thread():
+            with one_thread():
+                return self._with_resets(x, hx, reset, reset_to, return_states)
         call = self._lowered(x, hx)
         spec = call.spec
         resets.check(x, reset)
         starts = resets.starting_states(spec, x, reset_to)
-        # The result must depend on what needs a gradient, whatever the mask.
-        recorded = starts is not None and any(start.requires_grad for start in starts)
-        if reset.numel() == 0 or not (reset.any() or recorded):
+        cuts = Resets(resets.time_major(spec, reset), starts)
+        if reset.numel() == 0:
             return self.forward(x, hx, return_states=return_states)
-        if resets.is_single_step(spec, x):
+        single, in_kernel = resets.is_single_step(spec, x), self._resets_in_kernel(call, x, hx)
+        if in_kernel and not single:
+            found = self._by_kernels(call, cuts, return_states=return_states)
+            if found is not None:
+                return found
+        # The result must depend on what needs a gradient, whatever the mask.
+        if not ((in_kernel and single) or cuts.recorded or reset.any()):
+            return self.forward(x, hx, return_states=return_states)
+        if single:
             before = resets.replaced(spec, x, call.prepared.hx, reset, starts)
             return self.forward(x, as_hx(before), return_states=return_states)
 
@@ -190,6 +202,38 @@ class CompiledLayer(CompiledBase, FlatWeightRefs):
 
         y, h_n, states = resets.run(spec, x, call.prepared.hx, reset, starts, run)
         return (y, as_hx(h_n), states) if return_states else (y, as_hx(h_n))
+
+    def _resets_in_kernel(self, call: Call, x: Any, hx: Any) -> bool:
+        """Whether the backend of the same call without resets has its kernels reset states."""
+        if self._weights_assigned or call.special is not None:
+            return False
+        if scripting() or overriding(self, x, hx):
+            return False
+        if self._generation != GENERATION.now:
+            self._forget_choices()
+        return resets_in_kernel(self._choose, call.spec, call.problem)
+
+    def _choose(self, spec: RNNSpec, problem: Problem) -> tuple[Backend, Fallback]:
+        return self._choice_for(spec, problem, self._choices)
+
+    def _by_kernels(
+        self, call: Call, cuts: Resets, *, return_states: bool
+    ) -> Result | ResultWithStates | None:
+        """A call whose layers reset themselves; None if one of them cannot."""
+        spec, recorded = call.spec, torch.is_grad_enabled() and cuts.recorded
+        problem = call.problem._replace(needs_grad=call.problem.needs_grad or recorded)
+        layers = chosen_stack(self._choose, spec, problem, cuts, every=return_states)
+        if layers is None:
+            return None
+        dropout = spec.dropout if getattr(self, "training", False) else 0.0
+        y, h_n, states = run_chosen_stack(
+            layers, call.rows, problem, call.x, call.hx, call.weights, cuts, dropout
+        )
+        if not return_states:
+            return call.restore(y, h_n)
+        # Copied first, since y may be laid out anew in place.
+        copies = restore_states(spec, call.prepared, states)
+        return (*call.restore(y, h_n), copies)
 
     @never_traced
     def _with_states(self, x: Any, hx: Any) -> ResultWithStates:

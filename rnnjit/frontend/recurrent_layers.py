@@ -6,15 +6,15 @@ another state than the recurrent operand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rnnjit.backend import Backend, States
+from rnnjit.backend import States
 from rnnjit.cells import TracedCell
-from rnnjit.dispatch.fallback import Fallback
 from rnnjit.execution.all_states import run_stack_states
 from rnnjit.execution.autograd import flat
 from rnnjit.execution.stack import run_stack
@@ -27,10 +27,28 @@ from rnnjit.execution.stretches import (
 from rnnjit.frontend.cell_loop import LoopResult, Resets
 from rnnjit.frontend.lowering import needs_grad
 from rnnjit.frontend.recurrent_plan import LayerPlan, Plan
+from rnnjit.frontend.reset_layers import (
+    Choose,
+    chosen_layer,
+    of_layer,
+    resets_in_kernel,
+    run_chosen,
+)
 from rnnjit.ir.gradient_paths import gradient_paths, reach_everything
-from rnnjit.spec import Problem, RNNSpec, Rows
+from rnnjit.spec import Problem, Rows
 
-Choose = Callable[[RNNSpec, Problem], tuple[Backend, Fallback]]
+
+class _Cuts:
+    """Where layers are reset that do not reset themselves: found when the first one runs."""
+
+    def __init__(self, resets: Resets) -> None:
+        self._resets = resets
+
+    @cached_property
+    def parts(self) -> Stretches | None:
+        """The segments between resets; None if nothing is reset."""
+        mask = self._resets.mask
+        return stretches(mask) if self._resets.recorded or mask.any() else None
 
 
 def run_layers(
@@ -61,19 +79,18 @@ def run_layers(
     Returns:
         As `run_loop`; y may be `[T, B, D*H]`. The states of every step may share memory with y.
     """
-    cut = None if resets is None else stretches(resets.mask)
+    if resets is not None and resets.mask.numel() == 0:
+        resets = None
+    cuts = None if resets is None else _Cuts(resets)
     finals: list[States] = []
     states: list[States] = []
     start, last = 0, len(plan.layers) - 1
     for index, layer in enumerate(plan.layers):
         D = len(layer.traced)
         own = tuple([state.narrow(0, start, D) for state in hx])
-        anew = None
-        if resets is not None and resets.starts is not None:
-            anew = tuple([each.narrow(0, index, 1) for each in resets.starts])
+        anew = None if resets is None else of_layer(resets, index)
         found = _run_layer(
-            *(layer, cells[start : start + D], rows, x, own, choose, cut, anew),
-            every=every,
+            *(layer, cells[start : start + D], rows, x, own, choose, anew, cuts), every=every
         )
         x = found.y
         finals.append(found.h_n)
@@ -91,18 +108,56 @@ def _run_layer(
     x: Tensor,
     hx: States,
     choose: Choose,
-    cut: Stretches | None,
-    starts: States | None,
+    resets: Resets | None,
+    cuts: _Cuts | None,
     *,
     every: bool,
 ) -> LoopResult:
-    """One layer; `hx` are states `[D, B, H]`, `starts` those of `states_before`."""
-    spec, form, D = layer.spec, layer.form, len(cells)
+    """One layer; `hx` are states `[D, B, H]`, `resets` are those of the layer."""
     weights: list[Tensor] = []
     for traced, cell in zip(layer.traced, cells, strict=True):
         weights += traced.weights(cell)
     learnt = x.requires_grad
     x, learnt_rows = _inputs(layer, cells, rows, x)
+    starts = () if resets is None or resets.starts is None else resets.starts
+    recorded = needs_grad(x, (*hx, *starts), tuple(weights))
+    found = None
+    if resets is not None:
+        where, place, spec = x.device.type, x.get_device(), layer.traced[0].spec
+        problem = Problem(x.dtype, where, rows.T, rows.B, rows.N, False, recorded, place)
+        chosen = None
+        if resets_in_kernel(choose, layer.spec, problem):
+            whole = layer.spec.layer(0)
+            chosen = chosen_layer(choose, whole, spec, problem, resets, every=every)
+        if chosen is not None:
+            found = run_chosen(chosen, rows, problem, x, hx, weights, resets)
+    if found is None:
+        cut = None if cuts is None else cuts.parts
+        found = _run_cut(layer, rows, x, hx, weights, choose, cut, starts or None, every=every)
+    y, h_n, states = found
+    if recorded and not reach_everything(layer.traced[0].spec):
+        starting = [each.requires_grad for each in (*hx, *starts)]
+        required = required_gradients(layer, weights, learnt, learnt_rows, starting)
+        y = _recorded_if(required[0], y)
+        h_n = tuple(map(_recorded_if, required[1:], h_n))
+        states = tuple([tuple(map(_recorded_if, required[1:], of)) for of in states])
+    return LoopResult(y, h_n, states)
+
+
+def _run_cut(
+    layer: LayerPlan,
+    rows: Rows,
+    x: Tensor,
+    hx: States,
+    weights: Sequence[Tensor],
+    choose: Choose,
+    cut: Stretches | None,
+    starts: States | None,
+    *,
+    every: bool,
+) -> LoopResult:
+    """One layer, cut into segments if there are resets; `starts` are those of `states_before`."""
+    spec, form, D = layer.spec, layer.form, len(layer.traced)
     if cut is not None:
         x = cut.packed(flat(x))
         hx = states_before(cut, D, hx, starts)
@@ -123,12 +178,6 @@ def _run_layer(
     else:
         y, h_n = run_stack(backend, spec, rows, x, hx, weights, False, recorded, fallback)
     h_n = tuple([h_n[place] for place in form.states])
-    if recorded and not reach_everything(layer.traced[0].spec):
-        starting = [each.requires_grad for each in (hx if starts is None else (*hx, *starts))]
-        required = required_gradients(layer, weights, learnt, learnt_rows, starting)
-        y = _recorded_if(required[0], y)
-        h_n = tuple(map(_recorded_if, required[1:], h_n))
-        states = tuple([tuple(map(_recorded_if, required[1:], of)) for of in states])
     if cut is not None:
         y, h_n = cut.dense(flat(y)), tuple([last_states(cut, D, state) for state in h_n])
         states = tuple([tuple([cut.dense(each) for each in of]) for of in states])

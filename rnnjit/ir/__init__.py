@@ -15,6 +15,7 @@ from rnnjit.ir.lstm import LSTM
 from rnnjit.ir.normal_form import NormalForm, normal_form
 from rnnjit.ir.operations import OPERATIONS, Kind, Operation
 from rnnjit.ir.program import Instruction, Program, evaluate
+from rnnjit.ir.resets import with_resets
 from rnnjit.ir.rnn import RNN_RELU, RNN_TANH
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "evaluate",
     "normal_form",
     "trace",
+    "with_resets",
 ]

@@ -18,8 +18,10 @@ from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.lowering import Call, lower
 from rnnjit.frontend.overrides import overriding
 from rnnjit.frontend.recurrent import Recurrent
+from rnnjit.frontend.reset_layers import CUT
 from rnnjit.tools.explain_model import RecurrentModule, lacks, recurrent_modules, report_model
 from rnnjit.tools.explain_recurrent import report_adapted, report_recurrent
+from rnnjit.tools.explain_resets import report_resets
 from rnnjit.tools.observe import Seen, observe
 from rnnjit.tools.reports import CallReport
 
@@ -63,7 +65,7 @@ def explain(module: nn.Module, *inputs: Any, **named: Any) -> Explanation:
             one, or any module that contains some.
         *inputs: the arguments for `module`; none for a report on the model alone.
         **named: its keyword arguments, such as `reset`. With resets the report is on the packed
-            batch of the segments between them.
+            batch of the segments between them, or on layers whose kernels reset the states.
 
     Raises:
         TypeError: `module` is not a module.
@@ -100,6 +102,7 @@ def _record_calls(
 ) -> dict[str, tuple[CallReport, ...]]:
     """Report on the first call to each RNN in a call of `module`, at the point of the call."""
     reports: dict[str, tuple[CallReport, ...]] = {}
+    cut: set[str] = set()
 
     def record(seen: Seen) -> None:
         if isinstance(seen.module, Recurrent):
@@ -109,12 +112,18 @@ def _record_calls(
                 *(seen.name, seen.kind, seen.module, seen.wanted, given), compiled=compiled
             )
         else:
-            reports[seen.name] = (_report_call(seen),)
+            reports[seen.name] = (_report_call(seen, cut=seen.name in cut),)
+
+    def record_resets(seen: Seen) -> bool:
+        reports[seen.name] = report_resets(seen)
+        if not reports[seen.name]:
+            cut.add(seen.name)
+        return bool(reports[seen.name])
 
     def record_adapted(name: str, *call: Any) -> None:
         reports[name] = (report_adapted(name, *call),)
 
-    observe(module, inputs, record, named, record_adapted)
+    observe(module, inputs, record, named, record_adapted, record_resets)
     return reports
 
 
@@ -125,7 +134,8 @@ def _report_uncalled(found: RecurrentModule) -> CallReport:
     return CallReport(found.name, found.kind, None, None, note, lacks(found.cell))
 
 
-def _report_call(seen: Seen) -> CallReport:
+def _report_call(seen: Seen, *, cut: bool) -> CallReport:
+    """The report on a call; `cut` if it may be that of the segments between resets."""
     name, kind, module, wanted, x, hx, return_states, *_ = seen
     by_torch = "torch's own operators run it, whichever backend is asked for"
     if reason := overriding(module, x, hx):
@@ -147,6 +157,8 @@ def _report_call(seen: Seen) -> CallReport:
     if wanted is not None:
         asked_for = f"backend {wanted.name!r} was asked for by name"
         note = asked_for if chosen else f"{asked_for} and declines: the call raises"
+    if cut and problem.packed:
+        note += f"{'; ' if note else ''}{CUT}"
     if special is None and call.special is not None:
         note += f"{'; ' if note else ''}autocast is enabled: it runs in {problem.dtype}"
     if return_states and backend and (reason := why_not_recorded(backend, spec, problem)):

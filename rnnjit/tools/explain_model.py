@@ -20,9 +20,9 @@ from rnnjit.frontend.capture import capture
 from rnnjit.frontend.compile import why_left
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import replaced
-from rnnjit.frontend.compiled_recurrent import plan_of
 from rnnjit.frontend.reachable import reachable_modules
 from rnnjit.frontend.recurrent import Recurrent
+from rnnjit.frontend.recurrent_lowering import plan_of
 from rnnjit.ir import CellSpec
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.tools.observe import kind_of, wanted_by

@@ -11,8 +11,8 @@ from rnnjit.errors import CellError
 from rnnjit.execution.all_states import why_not_recorded
 from rnnjit.frontend.adapted import Adapted
 from rnnjit.frontend.capture import is_quantized
-from rnnjit.frontend.compiled_recurrent import LayerCall, lower_recurrent
 from rnnjit.frontend.recurrent import Recurrent
+from rnnjit.frontend.recurrent_lowering import LayerCall, lower_recurrent
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.tools.reports import CallReport
 
@@ -41,7 +41,7 @@ def report_recurrent(
         note = f"backend {EAGER.name!r} was asked for by name: {loop}"
         return (CallReport(name, kind, None, "torch", note, ()),)
     try:
-        found = lower_recurrent(module, *given)
+        found = lower_recurrent(module, *given, wanted=wanted)
     except CellError as error:
         note = f"rnnjit.compile raises, but for backend='eager': {error}"
         return (CallReport(name, kind, None, None, note, ()),)

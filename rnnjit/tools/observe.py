@@ -35,7 +35,7 @@ class Seen(NamedTuple):
         input: as in `forward`.
         hx: as in `forward`.
         return_states: as in `forward`.
-        reset: as in `forward`, of a `Recurrent`; None for any other module.
+        reset: as in `forward`, where the call is seen with its resets; else None.
         reset_to: as `reset`.
     """
 
@@ -56,11 +56,15 @@ def observe(
     see: Callable[[Seen], None],
     named: Mapping[str, Any] | None = None,
     see_adapted: SeeAdapted | None = None,
+    see_resets: Callable[[Seen], bool] | None = None,
 ) -> None:
     """Run `module(*inputs, **named)` once and pass the first call to each RNN in it to `see`.
 
     A call with `reset` is seen as the call that runs in its place: that of the segments between
     resets, as one packed batch. That of a `Recurrent` is seen with its resets.
+
+    `see_resets` gets the first call with `reset` of any other module, too, and says whether that is
+    all there is to see of the module: not the packed batch.
 
     `see_adapted` gets the name of each module whose loop `rnnjit.adapt` describes, the module, the
     backend that the user named (None for "auto"), and the arguments of its first call.
@@ -74,7 +78,7 @@ def observe(
         if isinstance(child, Adapted):
             _watch(name, child, see_adapted)
         elif isinstance(child, (*replaced(), CompiledBase)) and not why_left(child, None):
-            _Observer(name, child, see)
+            _Observer(name, child, see, see_resets)
     with torch.random.fork_rng():
         replica(*inputs, **(named or {}))
 
@@ -104,10 +108,17 @@ def kind_of(module: nn.Module) -> str:
 
 
 class _Observer:
-    """Passes the first call of an RNN to `see`."""
+    """Passes the first call of an RNN to `see`, those with resets to `see_resets` before."""
 
-    def __init__(self, name: str, rnn: nn.Module, see: Callable[[Seen], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        rnn: nn.Module,
+        see: Callable[[Seen], None],
+        see_resets: Callable[[Seen], bool] | None,
+    ) -> None:
         self._name, self._wanted, self._see = name, wanted_by(rnn), [see]
+        self._see_resets = see_resets
         source = type(rnn)
         if isinstance(rnn, CompiledBase):
             rnn.backend = EAGER
@@ -117,14 +128,20 @@ class _Observer:
 
     def _forward(self, rnn: nn.Module, *args: Any, **kwargs: Any) -> Any:
         *given, reset, reset_to = _arguments(*args, **kwargs)
-        whole = isinstance(rnn, Recurrent)
-        if self._see and (reset is None or whole):
-            given += [reset, reset_to] if whole else []
-            copy = self._class.__new__(self._class)
-            vars(copy).update(vars(rnn))
-            self._see.pop()(Seen(self._name, kind_of(rnn), copy, self._wanted, *given))
+        if self._see and (reset is None or isinstance(rnn, Recurrent)):
+            self._see.pop()(self._seen(rnn, *given, reset, reset_to))
+        elif self._see and self._takes_resets(rnn, *given, reset, reset_to):
+            self._see.pop()
         forward: Any = self._base.forward
         return forward(rnn, *args, **kwargs)
+
+    def _takes_resets(self, rnn: nn.Module, *given: Any) -> bool:
+        return self._see_resets is not None and self._see_resets(self._seen(rnn, *given))
+
+    def _seen(self, rnn: nn.Module, *given: Any) -> Seen:
+        copy = self._class.__new__(self._class)
+        vars(copy).update(vars(rnn))
+        return Seen(self._name, kind_of(rnn), copy, self._wanted, *given)
 
 
 def _arguments(

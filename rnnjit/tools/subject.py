@@ -9,8 +9,8 @@ from torch import nn
 from rnnjit.dispatch.choice import choose
 from rnnjit.frontend.arguments import as_hx
 from rnnjit.frontend.capture import capture
-from rnnjit.frontend.compiled_recurrent import lower_recurrent
 from rnnjit.frontend.recurrent import Recurrent
+from rnnjit.frontend.recurrent_lowering import lower_recurrent
 from rnnjit.reference import BACKEND as EAGER
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.tools.call import Call

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from rnnjit.frontend.arguments import initial_states, prepare
 from rnnjit.frontend.autocast import problem_under_autocast
-from rnnjit.frontend.compiled_recurrent import lower_recurrent
 from rnnjit.frontend.lowering import lower, problem_of
 from rnnjit.frontend.recurrent import Recurrent
+from rnnjit.frontend.recurrent_lowering import lower_recurrent
 from rnnjit.spec import Problem, RNNSpec
 from rnnjit.tools.observe import Seen
 

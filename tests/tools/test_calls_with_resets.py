@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import rnnjit
+from rnnjit.cells import PeepholeLSTM as Peephole
+from rnnjit.reference import ReferenceBackend
 
 X = torch.randn(5, 2, 3)
 # The first sequence is cut into parts of 2 and 3 steps, the second into parts of 4 and 1.
@@ -30,8 +32,37 @@ def test_explain(make):
         (call,) = rnnjit.explain(fast, X, reset=reset).calls
         assert facts(call.problem) == expected
         assert call.chosen == "numba"
+        assert ("packed batch" in call.note) == (expected is CUT)
     (call,) = rnnjit.explain(fast, X, None, RESET, return_states=True).calls
     assert facts(call.problem) == CUT
+
+
+class Resetting(ReferenceBackend):
+    """Its kernels reset the states."""
+
+    name = "resetting"
+    resets_in_kernel = True
+
+    def records_states(self, layer, problem):
+        return True
+
+
+@pytest.mark.parametrize(
+    "make", [nn.LSTM, lambda *sizes: rnnjit.Recurrent(Peephole(*sizes[:2]), 2)]
+)
+def test_explain_where_kernels_reset_the_states(make):
+    start = torch.randn(2, 4), torch.randn(2, 4)
+    fast = rnnjit.compile(make(3, 4, 2), backend=Resetting())
+    calls = rnnjit.explain(fast, X, None, RESET, start).calls
+    assert [call.name for call in calls] == ["module, layer 0", "module, layer 1"]
+    for call in calls:
+        assert facts(call.problem) == WHOLE
+        assert "in its kernels" in call.note
+        assert (call.chosen, call.verdicts[0].reasons) == ("resetting", ())
+    fast = rnnjit.compile(nn.LSTM(3, 4, proj_size=2), backend=Resetting())
+    (call,) = rnnjit.explain(fast, X, None, RESET).calls
+    assert facts(call.problem) == CUT
+    assert "packed batch" in call.note
 
 
 def test_inside_a_model():

@@ -292,6 +292,31 @@ def test_the_host_waits_for_nothing_in_cells_that_users_write(name):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@warns
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
+def test_the_host_waits_for_nothing_where_sequences_are_reset(kind):
+    torch.manual_seed(0)
+    module = kind(5, 48, 2, bidirectional=True, device="cuda", dtype=torch.float64)
+    x = torch.randn(9, 4, 5, device="cuda", dtype=torch.float64, requires_grad=True)
+    mask, found = torch.rand(9, 4, device="cuda") < 0.3, []
+    cutting = CudaBackend()
+    cutting.resets_in_kernel = False
+
+    def run(fast):
+        y, _ = fast(x, reset=mask)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), (x, *module.parameters()))
+
+    for backend, mode in ((CudaBackend(), "error"), (cutting, "default")):
+        fast = rnnjit.compile(module, backend=backend)
+        run(fast)
+        try:
+            torch.cuda.set_sync_debug_mode(mode)
+            found.append(run(fast))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(*found, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
 def test_calls_that_auto_leaves_to_cudnn_have_second_gradients(kind, options):

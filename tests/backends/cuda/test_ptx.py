@@ -24,12 +24,14 @@ LARGEST = list(product(FAMILIES, ("forward", "backward")))
 CELLS = ["--largest", "--cell", "lstm", "gru", "--arch"]
 #: Cells with parameters and row inputs, the last without a product.
 OWN = ["--largest", "--cell", "leaky", "peephole", "integrator", "--arch"]
+RESETS = ["--largest", "--cell", "tanh-resets", "lstm-resets", "gru-resets", "--arch"]
 EXTENTS = [
     pytest.param(["--only", "lstm", "grid", *CELLS, "90"], 3, id="lstm", marks=pytest.mark.full),
     pytest.param(
         ["--only", "leaky", "register", *OWN, "90"], 3, id="leaky", marks=pytest.mark.full
     ),
     pytest.param([*OWN, "90"], 14 + 14 + 4, id="own cells", marks=pytest.mark.full),
+    pytest.param([*RESETS, "90"], 3 * 14, id="resets", marks=pytest.mark.full),
     pytest.param([*CELLS, "80", "90"], 2 * (14 + 10), id="cells", marks=pytest.mark.full),
     pytest.param(["--largest", "--arch", "90"], len(LARGEST), id="largest"),
     pytest.param(["--arch", "80", "90"], 2 * len(variants()), id="all", marks=pytest.mark.full),
