@@ -126,7 +126,8 @@ def test_threads_that_share_the_step_of_a_stream_leave_its_matrices_alone(monkey
     x, hx = inputs(layer, [1])
     whole = run.forward(layer, Rows(1, 1, 1), x, hx, weights, False)
     assert streaming._layer(torch.float32, [layer], 0, 1, 2).zeros
-    step, after, y = streaming.stepper(torch.float32, [layer], 1), torch.empty(1, 1, 40), torch.empty(1, 40)
+    step = streaming.stepper(torch.float32, [layer], 1)
+    after, y = torch.empty(1, 1, 40), torch.empty(1, 40)
     for _ in range(2):
         step(x, hx, (after,), y, tuple(weights))
         assert torch.equal(y, whole.y)
