@@ -51,7 +51,7 @@ def stepper(dtype: torch.dtype, layers: Sequence[LayerSpec], batch: int) -> Step
     threads = most_threads(torch.get_num_threads())
     stack = [_layer(dtype, layers, index, batch, threads) for index in range(len(layers))]
     write = [writer(FIELDS, layer) for layer in layers]
-    behind = argument_count(ForwardArguments, layers[0].cell)
+    behind = argument_count(ForwardArguments, layers[0].cell, quantized=layers[0].quantized)
 
     def step(x: Tensor, hx: States, h_n: States, y: Tensor, weights: tuple[Tensor, ...]) -> None:
         starts = [state.data_ptr() for state in hx]

@@ -28,7 +28,8 @@ _LATER_FIELDS = {"cell": "rnn", "proj_size": 0, "as_cell": False}
 class Arrays(NamedTuple):
     """The arrays of a case, in its dtype; they must not be written to.
 
-    numpy has no bfloat16: those of such a case hold its bits, in uint16.
+    numpy has no bfloat16: those of such a case hold its bits, in uint16. Those of a case of int8
+    are float32: each contestant quantises them in its own way.
 
     Attributes:
         x: `[T, B, I]`; zeros after the end of a sequence. When streaming, T is `FRAMES`.
@@ -103,7 +104,7 @@ def draw(case: Case) -> Arrays:
 def stored(values: NDArray[np.floating[Any]], dtype: str) -> Array:
     """Finite values rounded to a dtype, to the nearest; for "bfloat16" its bits, in uint16."""
     if dtype != "bfloat16":
-        rounded: Array = values.astype(dtype)
+        rounded: Array = values.astype(storage(dtype))
         return rounded
     bits = values.astype("float32").view("uint32")
     found: Any = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("uint16")
@@ -124,8 +125,13 @@ def in_float32(arrays: Arrays) -> Arrays:
     return Arrays(*map(widened, arrays))
 
 
+def storage(dtype: str) -> str:
+    """The dtype of x, states and results in a case: its own, but for int8, which weights have."""
+    return "float32" if dtype == "int8" else dtype
+
+
 def itemsize(dtype: str) -> int:
-    """Bytes of an element of a case's dtype."""
+    """Bytes of an element of a matrix in a case of this dtype."""
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 

@@ -43,7 +43,7 @@ class CorrectnessGate:
     """
 
     def __init__(self, case: records.Case, arrays: Arrays) -> None:
-        self._standard = Standard(_procedure, _call(case, arrays))
+        self._standard = Standard(eagerly, call_of(case, arrays))
         own = [self._standard.expected(name) for name in self._standard.names]
         self.eager_error = max(expected.own for expected in own if expected is not None)
 
@@ -71,7 +71,7 @@ class CorrectnessGate:
         return max(errors)
 
 
-def _call(case: records.Case, arrays: Arrays) -> Call:
+def call_of(case: records.Case, arrays: Arrays) -> Call:
     """Convert a benchmark case and its arrays to a call of the conformance kit.
 
     A case of one cell becomes a step of its layer, which has the same weights.
@@ -96,7 +96,7 @@ def _call(case: records.Case, arrays: Arrays) -> Call:
     return Call(kit, module, x, tuple(hx), tensor_of(arrays.grad_y), grads)
 
 
-def _procedure(module: nn.Module, call: Call) -> Values:
+def eagerly(module: nn.Module, call: Call) -> Values:
     """Run eager; the results are laid out as in `Ready.results`."""
     with torch.set_grad_enabled(call.case.training), warnings.catch_warnings():
         # Torch says that oneDNN does not take it; who measures need not know.

@@ -159,6 +159,12 @@ def _scaling(threads: Sequence[int]) -> tuple[Case, ...]:
     return (*found, *each([(100, 64, 256, 256)], BOTH, threads, group="threads"))
 
 
+def _quantized(threads: Sequence[int]) -> tuple[Case, ...]:
+    """Single rows and small batches, which reading the matrices bounds most."""
+    shapes = [(T, B, H, H) for H in (128, 256, 512, 1024) for B in (1, 16) for T in (1, 20)]
+    return each(shapes, ("forward",), threads, dtype="int8", group="int8")
+
+
 def _doubling(cpus: int) -> tuple[int, ...]:
     return (*(2**n for n in range(cpus.bit_length()) if 2**n < cpus), cpus)
 
@@ -189,6 +195,12 @@ PRESETS = {
         Plan(rounds=9, most=3.0),
         cells=("lstm", "gru"),
         contestants=("auto", "onnxruntime", "openvino", "jax"),
+    ),
+    "quantized": Preset(
+        "int8 matrices of nn.LSTM and nn.GRU, beside float32 and others' int8 layers",
+        _quantized,
+        Plan(rounds=9, most=2.0),
+        cells=("lstm", "gru"),
     ),
     "scaling": Preset("how times grow with T, B, H and threads", _scaling, threads=_doubling),
 }

@@ -52,7 +52,8 @@ class Case(Record, frozen=True):
         as_cell: whether torch's and rnnjit's modules are those of one step, such as nn.LSTMCell; T
             and layers are then 1.
         packed: whether the sequences have lengths between 1 and T, the longest first.
-        dtype: "float32", "float64" or "bfloat16".
+        dtype: "float32", "float64", "bfloat16", "float16" or "int8". In int8 the matrices are int8,
+            all else is float32; contestants that are named so compute in float32 throughout.
         mode: what one call computes.
         threads: the number of threads that a contestant may use.
         group: the group of the case in its preset: "grid", "T", "B", "H", "threads", ...
@@ -99,7 +100,7 @@ class Measurement(Record, frozen=True):
     """The result of one contestant in one case.
 
     Attributes:
-        contestant: its name; `eager` is the baseline.
+        contestant: its name.
         case: the case.
         verdict: whether it is right, and if not, why there is no time.
         reason: the verdict in words, "" if right.
@@ -107,7 +108,7 @@ class Measurement(Record, frozen=True):
         samples: the number of samples.
         calls: the number of calls of which a sample is the mean.
         error: largest absolute difference from eager in float64, of values and gradients.
-        eager_error: the same for eager in the dtype of the case.
+        eager_error: the same for eager in the dtype of the case; None in int8.
         first_call: seconds of the first call of its process, which may compile.
         memory: largest growth of its process in bytes during a call, see `rnnjit.bench.memory`.
     """

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rnnjit.bench.arrays import itemsize, lengths_of
+from rnnjit.bench.arrays import itemsize, lengths_of, storage
 from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Bandwidth, Case, Machine
 
@@ -54,7 +54,7 @@ class Bound(NamedTuple):
 
 def work(case: Case) -> Work:
     """The least work of a call; a backward pass does twice the work of a forward pass."""
-    size, directions = itemsize(case.dtype), case.directions
+    size, directions = itemsize(storage(case.dtype)), case.directions
     columns, outputs = len(kind_of(case).gates) * case.H, case.outputs
     projection = case.proj_size * case.H
     # The work in forward passes, and the number of passes over the steps.
@@ -65,7 +65,7 @@ def work(case: Case) -> Work:
         features = directions * outputs if layer else case.I
         flops += 2.0 * rows * directions * (columns * (features + outputs) + projection)
         moved += rows * (features + directions * outputs) * size
-    weights = float(directions * (columns * outputs + projection) * size)
+    weights = float(directions * (columns * outputs + projection) * itemsize(case.dtype))
     return Work(flops * passes, weights, case.T * case.layers * sweeps, moved * passes)
 
 

@@ -14,8 +14,9 @@ from rnnjit.bench.contestants.base import Contestant
 from rnnjit.bench.correctness_gate import CorrectnessGate
 from rnnjit.bench.plan import Plan
 from rnnjit.bench.process import Worker
+from rnnjit.bench.quantized_gate import QuantizedGate
 from rnnjit.bench.records import Case, Measurement
-from rnnjit.bench.trial import ARRAYS, Trial
+from rnnjit.bench.trial import ARRAYS, Gate, Trial
 from rnnjit.runtime.object_cache import DIRECTORY_VARIABLE
 
 #: Called with the step that has finished, and the seconds that `Plan` expected for it.
@@ -73,7 +74,7 @@ class Runner:
             try:
                 drawn = arrays.draw(case)
                 arrays.save(self._folder / ARRAYS, drawn)
-                gate = CorrectnessGate(case, drawn)
+                gate = gate_of(case, drawn)
                 if case.cold:
                     self._start(trials, gate)
                 else:
@@ -83,7 +84,7 @@ class Runner:
                 finished = [trial for trial in trials if trial.samples or not trial.right]
                 self.measurements += [trial.measurement() for trial in finished]
 
-    def _prepare(self, trials: Sequence[Trial], gate: CorrectnessGate) -> None:
+    def _prepare(self, trials: Sequence[Trial], gate: Gate) -> None:
         """Make the first call of every contestant, and find the number of calls in a sample."""
         for trial in trials:
             if not trial.right:
@@ -107,7 +108,7 @@ class Runner:
         for trial in trials if plan.memory else ():
             trial.measure_memory(self._workers[trial.contestant.name])
 
-    def _start(self, trials: Sequence[Trial], gate: CorrectnessGate) -> None:
+    def _start(self, trials: Sequence[Trial], gate: Gate) -> None:
         """Take the samples of a cold start, each from a process's start to its first result."""
         plan = self._plan
         filled = any(trial.case.group == FILLED_CACHE for trial in trials)
@@ -141,7 +142,12 @@ class Runner:
         self._workers.clear()
 
 
-def start_once(trial: Trial, folder: Path, gate: CorrectnessGate, cache: Path) -> float:
+def gate_of(case: Case, drawn: arrays.Arrays) -> Gate:
+    """What judges the results of a case."""
+    return (QuantizedGate if case.dtype == "int8" else CorrectnessGate)(case, drawn)
+
+
+def start_once(trial: Trial, folder: Path, gate: Gate, cache: Path) -> float:
     """Measure the seconds from the start of a new process to the end of its first call.
 
     Args:

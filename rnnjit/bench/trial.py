@@ -13,9 +13,11 @@ from rnnjit.bench import arrays, protocol
 from rnnjit.bench.contestants.base import Contestant
 from rnnjit.bench.correctness_gate import CorrectnessGate
 from rnnjit.bench.process import Refusal, Worker, WorkerError
+from rnnjit.bench.quantized_gate import QuantizedGate
 from rnnjit.bench.records import Case, Measurement, Verdict
 from rnnjit.runtime.timing import Timing
 
+Gate = CorrectnessGate | QuantizedGate
 #: The file from which the process of a contestant reads the arrays of the case.
 ARRAYS = "arrays.npz"
 
@@ -63,7 +65,7 @@ class Trial:
             self._lose("failed", error)
         return None
 
-    def prepare(self, worker: Worker, folder: Path, gate: CorrectnessGate) -> float:
+    def prepare(self, worker: Worker, folder: Path, gate: Gate) -> float:
         """Make the first call, and check its results.
 
         Args:

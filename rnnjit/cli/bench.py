@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from rnnjit.bench.records import Case, CellName, Report
 
 _INTERRUPTED = 130
-_DTYPES = ("float32", "float64", "bfloat16")
+_DTYPES = ("float32", "float64", "bfloat16", "float16", "int8")
+#: Of these no case that trains is measured.
+_INFERENCE = ("float16", "int8")
 
 
 def add(commands: Commands[Parser]) -> None:
@@ -134,24 +136,45 @@ def _measure(arguments: Namespace) -> Report:
 
     preset = PRESETS[arguments.preset]
     threads = arguments.threads or preset.threads(torch.get_num_threads())
-    plan, cases = preset.plan, preset.cases(threads, arguments.cell)
-    if arguments.dtype is not None:
-        single = [each for each in cases if each.dtype == "float32"]
-        cases = tuple([structs.replace(each, dtype=arguments.dtype) for each in single])
+    plan, (cases, left) = preset.plan, _cases(arguments, threads)
+    chosen = _chosen(cases, arguments.contestants, preset.contestants)
+    if left:
+        say("bench", f"{arguments.dtype} is for inference: cases that train are left out ({left})")
     if arguments.quick:
         plan, cases = QUICK_PLAN, shortened(cases)
     if arguments.rounds is not None:
         plan = replace(plan, rounds=arguments.rounds, starts=arguments.rounds)
-    names = arguments.contestants
     return measure(
         arguments.preset,
         cases,
-        _chosen(preset.contestants if names is None else names),
+        chosen,
         plan,
         threads=threads,
         quick=arguments.quick or arguments.preset == "quick",
         command=_command(arguments),
     )
+
+
+def _cases(arguments: Namespace, threads: Sequence[int]) -> tuple[tuple[Case, ...], int]:
+    """The preset's cases, in the dtype that the user named, and how many it leaves out.
+
+    Raises:
+        UsageError: the dtype is for inference, and all cases train.
+    """
+    cases, dtype = PRESETS[arguments.preset].cases(threads, arguments.cell), arguments.dtype
+    if dtype is None:
+        return cases, 0
+    single = [each for each in cases if each.dtype in ("float32", dtype)]
+    found = tuple([structs.replace(each, dtype=dtype) for each in single])
+    if dtype not in _INFERENCE:
+        return found, 0
+    inferring = tuple([each for each in found if not each.trains])
+    if not inferring:
+        raise UsageError(
+            f"--dtype {dtype} is for inference, and all cases of --preset {arguments.preset} "
+            "train: choose another preset, or float32 or bfloat16"
+        )
+    return inferring, len(found) - len(inferring)
 
 
 def measure(
@@ -208,13 +231,28 @@ def _command(arguments: Namespace) -> str:
     return shlex.join(words)
 
 
-def _chosen(names: Sequence[str] | None) -> list[Contestant]:
-    """All contestants, or eager and those that the user named, in the order of all contestants."""
-    from rnnjit.bench.contestants import contestants, find
+def _chosen(
+    cases: Sequence[Case], named: Sequence[str] | None, preset: Sequence[str] | None
+) -> list[Contestant]:
+    """The baseline and those that are named, in the order of all contestants.
 
+    Args:
+        cases: the cases; those of int8 have contestants of their own.
+        named: the names that the user chose, or None.
+        preset: those of the preset for other dtypes than int8, or None for all.
+    """
+    from rnnjit.bench.contestants import contestants, find, of_int8
+
+    if any(case.dtype == "int8" for case in cases):
+        offered, names = of_int8(cases), named
+        spare = [find("eager-float32"), *(c for c in contestants() if c.kind != "baseline")]
+    else:
+        offered, names, spare = contestants(), preset if named is None else named, []
     if names is None:
-        return list(contestants())
-    known = {each.name: each for each in (*contestants(), find("auto"))}
+        return offered
+    known: dict[str, Contestant] = {}
+    for each in (*offered, find("auto"), *spare):
+        known.setdefault(each.name, each)
     unknown = [name for name in names if name not in known and ":" not in name]
     if unknown:
         raise UsageError(f"there is no contestant {unknown[0]!r}: choose from {', '.join(known)}")

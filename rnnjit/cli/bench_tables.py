@@ -33,7 +33,7 @@ def print_report(out: Console, report: Report) -> None:
         if contestant.absent:
             out.print(Text(f"{contestant.name} is absent: {contestant.absent}"))
     out.print(
-        "Times as fast as eager PyTorch, and below it the median of interleaved rounds. "
+        f"Times as fast as {_base(results)}, and below it the median of interleaved rounds. "
         "Only right results have a time."
     )
     for summary in (_means(results), _memory(results)):
@@ -41,6 +41,13 @@ def print_report(out: Console, report: Report) -> None:
             out.print(summary)
     if not report.complete:
         out.print(Text("Interrupted: this is what was measured.", "yellow"))
+
+
+def _base(results: Results) -> str:
+    """The baseline in words: in int8 it is not eager in the dtype of the cases."""
+    if results.baseline == "eager":
+        return "eager PyTorch"
+    return f"{results.baseline} ({results.named(results.baseline).title})"
 
 
 _SAYS = {"wrong": "is wrong in", "failed": "failed in", "declined": "declines", "absent": "lacks"}
@@ -127,6 +134,8 @@ def print_changes(
         out.print(Text(f"That was on another machine: {old.machine.cpu}", "yellow"))
     if not changes:
         out.print("There is nothing to compare: no backend has a time in a case of both.")
+        if (before := Results(old).baseline) != Results(new).baseline:
+            out.print(f"Its ratios are to another baseline: {before}.")
         return
     table = Table()
     for heading in ("", "T, B, I, H"):
@@ -141,8 +150,9 @@ def print_changes(
             Text(faster, "red" if change in slower else ""),
         )
     out.print(table)
-    out.print("Ratios to eager, each of its own run; change: times as fast as before.")
+    base = Results(new).baseline
+    out.print(f"Ratios to {base}, each of its own run; change: times as fast as before.")
     for change in slower:
-        what = change.reason or f"{change.slower:.2f} times as long as before, by eager's measure"
+        what = change.reason or f"{change.slower:.2f} times as long as before, by {base}'s measure"
         where = f"{change.backend}, {tables.case_words(change.case)}"
         out.print(Text(f"SLOWER {where}: {what}", "bold red"))

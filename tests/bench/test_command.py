@@ -109,6 +109,41 @@ def test_cells_that_are_named_are_measured_and_summed_up(capsys, tmp_path):
     assert "and where" in printed
 
 
+def test_in_float16_cases_that_train_are_left_out(capsys, tmp_path):
+    file = tmp_path / "report.json"
+    assert bench("--dtype", "float16", "--contestants", "eager", "--json", str(file)) == 0
+    found = records.read(file)
+    assert found.command == "rnnjit bench --preset quick --contestants eager --dtype float16"
+    (measured,) = found.measurements
+    assert (measured.case, measured.verdict) == (replace(FORWARD, dtype="float16"), "right")
+    assert "float16 is for inference: cases that train are left out (1)" in capsys.readouterr().err
+
+
+def test_int8_names_its_baseline_and_refuses_what_is_wrong(capsys, tmp_path):
+    paths = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv")}
+    outputs = [part for kind, path in paths.items() for part in (f"--{kind}", str(path))]
+    contestants = "torch-int8,bench_contestants:Plain,bench_contestants:Reversed"
+    assert bench("--dtype", "int8", "--contestants", contestants, *outputs) == 0
+    found = records.read(paths["json"])
+    assert [c.name for c in found.contestants if c.kind == "baseline"] == ["eager-float32"]
+    verdicts = {m.contestant: (m.case.dtype, m.verdict) for m in found.measurements}
+    assert verdicts == {
+        "eager-float32": ("int8", "right"),
+        "torch-int8": ("int8", "declined"),
+        "plain": ("int8", "right"),
+        "reversed": ("int8", "wrong"),
+    }
+    with paths["csv"].open() as file:
+        rows = {row["contestant"]: row for row in csv.DictReader(file)}
+    assert {row["dtype"] for row in rows.values()} == {"int8"}
+    assert float(rows["eager-float32"]["ratio"]) == 1.0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "forward, int8" in printed
+    assert "Times as fast as eager-float32 (PyTorch, float32)" in printed
+    assert "torch-int8 declines 5, 2, 3, 4; forward, int8" in printed
+    assert "reversed is wrong in 5, 2, 3, 4; forward, int8" in printed
+
+
 @pytest.mark.full
 def test_a_backend_that_is_wrong_is_exit_status_1(installed_backend, capsys):
     assert bench("--contestants", "broken", "--rounds", "1") == 1
@@ -245,6 +280,12 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_all_processes(tmp_path):
         (("--contestants", "bench_contestants:note"), "expected a subclass of Contestant"),
         (("--cell", "lstm,grus"), "expected cells of rnn, lstm, gru, got 'grus'"),
         (("--cell", ","), "expected cells of rnn, lstm, gru, got ','"),
+        (("--preset", "training", "--dtype", "int8"), "--dtype int8 is for inference, and all"),
+        (("--dtype", "float16", "--contestants", "torch-int8"), "no contestant 'torch-int8'"),
+        (
+            ("--dtype", "int8", "--contestants", "eager"),
+            "no contestant 'eager': choose from",
+        ),
         (("--threads", "0"), "a whole number from 1 to 2147483647, got '0'"),
         (("--threads", "1,many"), "a whole number from 1 to 2147483647, got 'many'"),
         (("--rounds", "-1"), "a whole number from 1"),

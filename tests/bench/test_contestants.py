@@ -7,9 +7,10 @@ from exact_rnn import exact
 from msgspec import structs
 
 from rnnjit.bench import arrays, protocol
-from rnnjit.bench.contestants import contestants, find, torch_modules
+from rnnjit.bench.contestants import contestants, find, of_int8, torch_modules
 from rnnjit.bench.correctness_gate import CorrectnessGate
 from rnnjit.bench.process import Worker
+from rnnjit.bench.quantized_gate import QuantizedGate
 from rnnjit.bench.records import Case
 from rnnjit.dispatch.choice import why_not_cell
 from rnnjit.dispatch.registry import backends
@@ -195,3 +196,96 @@ def test_openvino_computes_in_bfloat16(mode):
     found = find("openvino").prepare(case, given).results()
     assert all(array.dtype == np.uint16 for array in found.values())
     assert CorrectnessGate(case, given).judge(found).wrong == ""
+
+
+@pytest.fixture
+def here():
+    """Contestants that run in this process change its settings for good."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(True)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["eager", pytest.param("numba", marks=pytest.mark.full)])
+def test_float16_is_computed_and_judged_and_engines_decline_it(name):
+    case = Case(T=4, B=2, I=3, H=5, dtype="float16", cell="gru")
+    given = arrays.draw(case)
+    exactly, found = exact(case, given), find(name).prepare(case, given).results()
+    assert CorrectnessGate(case, given).judge(found).wrong == ""
+    for key, value in exactly.items():
+        assert found[key].dtype == np.float16
+        np.testing.assert_allclose(found[key], value, rtol=0, atol=4e-3, err_msg=key)
+    for engine in ("onnxruntime", "openvino"):
+        assert "float32, not float16" in find(engine).declines(case)
+
+
+INT8 = Case(T=4, B=2, I=16, H=24, dtype="int8", cell="lstm")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["torch-int8", "numba", "onnxruntime"])
+def test_int8_layers_round_and_those_in_float32_do_not(name):
+    if reason := find(name).absent():
+        pytest.skip(reason)
+    stream = structs.replace(INT8, mode="streaming", T=1)
+    for case in (INT8, stream):
+        given = arrays.draw(case)
+        with torch.enable_grad():
+            exactly = exact(case, given)
+        found = find(name).prepare(case, given).results()
+        judged = QuantizedGate(case, given).judge(found)
+        assert judged.wrong == ""
+        errors = [np.abs(found[key] - value).max() for key, value in exactly.items()]
+        assert judged.error == pytest.approx(max(errors))
+        assert judged.error > 1e-3
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_named_float32_does_not_round():
+    given = arrays.draw(INT8)
+    exactly, contestant = exact(INT8, given), find("eager-float32")
+    found = contestant.prepare(INT8, given).results()
+    for key, value in exactly.items():
+        np.testing.assert_allclose(found[key], value, rtol=0, atol=2e-6, err_msg=key)
+    assert "name eager for float32" in contestant.declines(structs.replace(INT8, dtype="float32"))
+
+
+def test_the_baseline_of_int8_is_torchs_layer_or_eager_in_float32():
+    gru, rnn = (structs.replace(INT8, cell=cell) for cell in ("gru", "rnn"))
+    of_torch, of_eager = of_int8([INT8, gru]), of_int8([INT8, rnn])
+    for found, first in ((of_torch, "torch-int8"), (of_eager, "eager-float32")):
+        assert [each.name for each in found if each.kind == "baseline"] == [first]
+        backends = [each.name for each in found if each.kind == "backend"]
+        assert backends == ["numba", "auto-float32"]
+        assert {each.name for each in found} >= {"torch-int8", "onnxruntime"}
+        assert all(not found[0].declines(case) for case in (INT8, gru))
+    assert not of_eager[0].declines(rnn)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("torch-int8", {"cell": "rnn"}, "no int8 nn.RNN"),
+        ("torch-int8", {"proj_size": 3}, "projected"),
+        ("torch-int8", {"mode": "training"}, "only infer"),
+        ("onnxruntime", {"cell": "gru"}, "leaves GRU in float32"),
+        ("onnxruntime", {"cell": "rnn"}, "leaves RNN in float32"),
+        ("openvino", {}, "float32, not int8"),
+        ("jax", {}, "no int8 matrices"),
+        ("unrolled", {}, "no int8 matrices"),
+        ("eager", {}, "no int8 matrices"),
+        ("numba", {"mode": "training"}, "no gradient"),
+        ("tvm", {}, "int8"),
+    ],
+)
+def test_what_has_no_int8_layer_says_so(name, change, says):
+    assert says in find(name).declines(structs.replace(INT8, **change))
+
+
+def test_onnxruntimes_layer_must_be_quantised():
+    """Its quantize_dynamic leaves what it does not know, without a word."""
+    case = structs.replace(INT8, cell="gru")
+    with pytest.raises(RuntimeError, match=r"left an operator in float32: .*GRU"):
+        find("onnxruntime").prepare(case, arrays.draw(case))

@@ -20,6 +20,7 @@ CASES = [
     Case(T=6, B=3, I=4, H=5, cell="lstm", mode="training", proj_size=2),
     Case(T=6, B=3, I=4, H=5, cell="gru", mode="training", packed=True, bidirectional=True),
     Case(T=1, B=3, I=4, H=5, cell="lstm", mode="training", as_cell=True),
+    Case(T=6, B=3, I=4, H=5, cell="gru", dtype="float16"),
 ]
 
 

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from rnnjit.bench.cases import EMPTY_CACHE, FILLED_CACHE
+from rnnjit.bench.contestants import of_int8
 from rnnjit.bench.contestants.eager import Eager
 from rnnjit.bench.contestants.jax_scan import JaxScan
 from rnnjit.bench.contestants.unrolled import Unrolled
@@ -25,7 +26,8 @@ def test_cases_are_distinct_and_make_sense(name, cpus):
         assert msgspec.json.decode(msgspec.json.encode(case), type=Case) == case
         assert (case.T == 1 and not case.packed) or case.mode != "streaming"
         assert (case.T == case.layers == 1) or not case.as_cell
-        assert not Eager().declines(case)
+        baseline = of_int8([case])[0] if case.dtype == "int8" else Eager()
+        assert not baseline.declines(case)
 
 
 def shapes(cases):
@@ -109,6 +111,16 @@ def test_streaming_packed_and_training_are_what_they_are_called():
     assert {c.mode for c in PRESETS["streaming"].cases((2,))} == {"streaming"}
     assert {c.mode for c in PRESETS["training"].cases((2,))} == {"training", "last state"}
     assert all(c.packed for c in PRESETS["packed"].cases((2,)))
+
+
+def test_quantized_is_int8_of_single_rows_and_small_batches():
+    cases = PRESETS["quantized"].cases((2,))
+    assert {case.dtype for case in cases} == {"int8"}
+    assert {case.cell for case in cases} == {"lstm", "gru"}
+    assert shapes(cases) == {
+        (T, B, H, H) for T in (1, 20) for B in (1, 16) for H in (128, 256, 512, 1024)
+    }
+    assert not any(case.trains for case in cases)
 
 
 def test_threads_that_are_asked_for_are_those_that_are_measured():

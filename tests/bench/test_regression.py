@@ -6,8 +6,9 @@ import pytest
 from bench_report import CASE, OTHER
 from bench_report import report_of as report
 from folders import ROOT
+from msgspec.structs import replace
 
-from rnnjit.bench.records import Case, encode, read
+from rnnjit.bench.records import Case, ContestantInfo, encode, read
 from rnnjit.bench.report.regression import changes, slower
 
 OLD = report({"eager": {CASE: 1.0, OTHER: 4.0}, "fast": {CASE: 0.25, OTHER: 2.0}})
@@ -33,6 +34,13 @@ def test_slower_is_who_lost_against_eager_or_has_no_time_any_more(times, factor,
     assert [(change.backend, change.case) for change in all_changes] == [("fast", CASE)]
     assert all_changes[0].before == 4.0
     assert slower(all_changes, factor) == (all_changes if found else [])
+
+
+def test_ratios_to_different_baselines_do_not_compare():
+    other = ContestantInfo(name="eager-float32", kind="baseline", title="PyTorch, float32")
+    new = report({"eager": {CASE: 1.0}, "fast": {CASE: 9.0}})
+    assert changes(OLD, new)
+    assert changes(OLD, replace(new, contestants=(other, *new.contestants))) == []
 
 
 def test_ratios_before_and_after_are_by_case():

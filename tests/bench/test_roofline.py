@@ -36,6 +36,12 @@ def test_the_work_of_gates_and_of_a_projection():
     assert lstm.rows == 40 * ((3 + 2) + (2 + 2)) * 4
 
 
+def test_int8_matrices_are_read_as_bytes_and_rows_as_float32():
+    needed = work(Case(T=10, B=4, I=3, H=5, dtype="int8"))
+    assert needed.weights == 5 * 5
+    assert needed.rows == 10 * 4 * (3 + 5) * 4
+
+
 def test_a_backward_pass_alone_has_two_thirds_of_the_operations_of_both():
     case = Case(T=10, B=4, I=3, H=5, mode="backward")
     assert work(case).flops == 2 * 2 * 10 * 4 * 5 * (3 + 5)

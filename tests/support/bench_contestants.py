@@ -95,6 +95,15 @@ class NotANumber(Changed):
         return results | {"y": y}
 
 
+class Reversed(Changed):
+    """It gives its steps in the wrong order."""
+
+    name = title = "reversed"
+
+    def change(self, results):
+        return results | {"y": results["y"][::-1].copy()}
+
+
 class Forgetful(Plain):
     """Every step begins at h0."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from rnnjit.bench.arrays import Arrays, lengths_of
+from rnnjit.bench.arrays import Arrays, lengths_of, storage
 from rnnjit.bench.contestants.base import Contestant, Ready
 from rnnjit.bench.contestants.eager import Eager
 from rnnjit.bench.kinds import kind_of
@@ -24,10 +24,13 @@ AUTO = "auto"
 class Compiled(Contestant):
     """`rnnjit.compile(module, backend=name)`, and `rnnjit.Stream` when streaming.
 
+    In int8 it is `rnnjit.quantize(module, backend=name)`.
+
     The name may be "auto": then each call goes to the backend that is chosen for it.
     """
 
     kind = "backend"
+    quantizes = True
 
     def __init__(self, name: str) -> None:
         self.name, self.title = name, f"rnnjit {name}"
@@ -66,7 +69,8 @@ class Compiled(Contestant):
         from rnnjit.bench.contestants import torch_modules
 
         torch_modules.set_up(case)
-        module = rnnjit.compile(torch_modules.module_of(case, arrays), backend=self.name)
+        convert = rnnjit.quantize if case.dtype == "int8" else rnnjit.compile
+        module = convert(torch_modules.module_of(case, arrays), backend=self.name)
         return torch_modules.ready(case, arrays, module, lambda hx: _stream(module, hx))
 
 
@@ -75,6 +79,14 @@ def installed() -> list[Contestant]:
     from rnnjit.dispatch.registry import backends
 
     return [Compiled(name) for name in backends() if name != Eager.name]
+
+
+def quantizing() -> list[Contestant]:
+    """Those of `installed` that run int8 layers."""
+    from rnnjit.dispatch.registry import backends
+
+    found = backends()
+    return [each for each in installed() if found[each.name].quantized]
 
 
 def _problem(case: Case) -> tuple[RNNSpec, Problem]:
@@ -91,8 +103,9 @@ def _problem(case: Case) -> tuple[RNNSpec, Problem]:
         cell=cells[case.nonlinearity if kind_of(case).nonlinear else case.cell],
         bidirectional=case.bidirectional,
         proj_size=case.proj_size,
+        quantized=case.dtype == "int8",
     )
-    N, dtype = int(lengths_of(case).sum()), getattr(torch, case.dtype)
+    N, dtype = int(lengths_of(case).sum()), getattr(torch, storage(case.dtype))
     return spec, Problem(dtype, "cpu", case.T, case.B, N, case.packed, case.trains)
 
 

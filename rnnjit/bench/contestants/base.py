@@ -40,12 +40,14 @@ class Contestant(ABC):
         name: its name in files and on the command line.
         title: its name in tables and plots.
         kind: "baseline", "backend" or "peer". Only the process of a backend imports rnnjit.
+        quantizes: whether it takes cases of int8. Their arrays are float32.
         packages: the distributions that it needs; their import names are the same.
     """
 
     name: str
     title: str
-    kind: ClassVar[Literal["baseline", "backend", "peer"]] = "peer"
+    kind: Literal["baseline", "backend", "peer"] = "peer"
+    quantizes: ClassVar[bool] = False
     packages: ClassVar[tuple[str, ...]] = ()
 
     def absent(self) -> str:
@@ -66,6 +68,10 @@ class Contestant(ABC):
         """Why it does not support such a call; "" if it does."""
         if case.mode == "streaming" and case.bidirectional:
             return "the backward direction needs the end of a sequence first"
+        if case.dtype == "int8" and not self.quantizes:
+            return "it has no int8 matrices here"
+        if case.dtype == "int8" and case.trains:
+            return "int8 layers only infer: their results have no gradient"
         return ""
 
     @abstractmethod

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rnnjit.bench.arrays import Array, Arrays
+from rnnjit.bench.arrays import Array, Arrays, storage
 from rnnjit.bench.contestants.base import Ready
 from rnnjit.bench.kinds import kind_of
 from rnnjit.bench.records import Case
@@ -32,7 +32,7 @@ def set_up(case: Case) -> None:
 def empty(case: Case, device: str = "cpu") -> nn.Module:
     """PyTorch's own module of the case with other weights: a layer, or a cell if `as_cell`."""
     kind = kind_of(case)
-    options: dict[str, Any] = {"dtype": getattr(torch, case.dtype), "device": device}
+    options: dict[str, Any] = {"dtype": getattr(torch, storage(case.dtype)), "device": device}
     if kind.nonlinear:
         options["nonlinearity"] = case.nonlinearity
     if case.as_cell:

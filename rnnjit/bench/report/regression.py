@@ -41,9 +41,12 @@ class Change(NamedTuple):
 def changes(old: Report, new: Report) -> list[Change]:
     """Every backend in every case that both reports contain, in the order of the new one.
 
-    Backends that had no time in the old report or are absent in the new one are left out.
+    Backends that had no time in the old report or are absent in the new one are left out. Ratios to
+    different baselines do not compare: there are none then.
     """
     before, after = Results(old), Results(new)
+    if before.baseline != after.baseline:
+        return []
     names = [each.name for each in new.contestants if each.kind == "backend" and not each.absent]
     found = []
     for case in after.cases:

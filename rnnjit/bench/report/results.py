@@ -83,7 +83,7 @@ class Results:
         return None if found is None else seconds(found)
 
     def ratio(self, contestant: str, case: Case) -> float | None:
-        """How many times as fast as eager; None if one of the two has no time."""
+        """How many times as fast as the baseline; None if one of the two has no time."""
         own, eager = self.seconds(contestant, case), self.seconds(self.baseline, case)
         return None if own is None or eager is None else eager / own
 

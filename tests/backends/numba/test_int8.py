@@ -118,6 +118,21 @@ def test_a_stream_and_slices_of_a_batch_have_the_same_bits(name, P):
     assert torch.equal(one.y, whole.y[1::3])
 
 
+def test_threads_that_share_the_step_of_a_stream_leave_its_matrices_alone(monkeypatch):
+    monkeypatch.setattr(int8_plan, "_SYNC_WORK", 0)
+    monkeypatch.setattr(int8_plan, "worth_team", lambda saved: True)
+    monkeypatch.setattr(streaming, "most_threads", lambda asked: 2)
+    layer, weights = drawn(CELLS["gru"], 64, 40, 1, 0)
+    x, hx = inputs(layer, [1])
+    whole = run.forward(layer, Rows(1, 1, 1), x, hx, weights, False)
+    assert streaming._layer(torch.float32, [layer], 0, 1, 2).zeros
+    step = streaming.stepper(torch.float32, [layer], 1)
+    after, y = torch.empty(1, 1, 40), torch.empty(1, 40)
+    for _ in range(2):
+        step(x, hx, (after,), y, tuple(weights))
+        assert torch.equal(y, whole.y)
+
+
 #: The host's own, and the next narrower one.
 NEAREST = instruction_sets.possible()[:2]
 

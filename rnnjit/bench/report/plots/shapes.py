@@ -32,7 +32,7 @@ Value = Callable[[ContestantInfo, Case], float | None]
 
 
 def speedups(results: Results) -> Iterator[Plot]:
-    """Speed-ups over eager, which is a line at 1, for each contestant."""
+    """Speed-ups over the baseline, which is a line at 1, for each contestant."""
 
     def ratio(contestant: ContestantInfo, case: Case) -> float | None:
         baseline = contestant.kind == "baseline"
@@ -43,10 +43,10 @@ def speedups(results: Results) -> Iterator[Plot]:
             _figure,
             results,
             title=f"Speed-up by shape: {part.mode}",
-            note=f"to eager's speed, further right is better · {_setting(part)}",
+            note=f"to {results.baseline}'s speed, further right is better · {_setting(part)}",
             marks=marks,
             words=lambda ratio: f"{ratio:g}x",
-            xlabel="times as fast as eager, the grey line",
+            xlabel=f"times as fast as {results.baseline}, the grey line",
             line=1.0,
         )
         yield Plot(_key("speedup", part), f"Speed-up by shape: {part}", draw)
