@@ -8,8 +8,9 @@ those of other states likewise:
     g_{t-1} = s_t + W_hh^T dz_t
 
 dz_t is the gradient of the accumulators, and s_t what reaches h_{t-1} without W_hh (see
-`cell_step`). With a projection, the step gets W_hr^T (g_t + grad_y_t). Only this recurrence runs
-step by step; the other gradients are one reduction each over all rows (see `reductions`).
+`cell_step_backward`). With a projection, the step gets W_hr^T (g_t + grad_y_t). Only this
+recurrence runs step by step; the other gradients are one reduction each over all rows (see
+`reductions`).
 
 dz of a row has the blocks of `cell_layout`, each of H columns, and then, where there is a
 projection, the P columns of g_t + grad_y_t. It is stored for one window of steps at a time. The

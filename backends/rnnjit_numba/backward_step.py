@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rnnjit.codegen.plan import ROW_BLOCK
-from rnnjit_numba import cell_step, memory
+from rnnjit_numba import memory
 from rnnjit_numba.arguments import BackwardArguments
+from rnnjit_numba.cell_step_backward import step_backward
 from rnnjit_numba.context import NOTHING, CodegenContext, CommonFunctions
 
 
@@ -18,7 +19,7 @@ def add_step(context: CodegenContext, common: CommonFunctions) -> Any:
     numbers the memory for gradients before the projection.
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
-    derive = cell_step.step_backward(context.storage, context.cell, rows=context.storage)
+    derive = step_backward(context.storage, context.cell, rows=context.storage)
     projected = _add_projected(context, common)
     lanes, size = context.lanes.count, context.storage.itemsize
     # Rows without a gap are one long row, if every tensor of the step has one block of columns.
@@ -65,7 +66,7 @@ def _add_projected(context: CodegenContext, common: CommonFunctions) -> Any:
     """
     unpack, minimum = memory.unpack_arguments(BackwardArguments), memory.minimum()
     storage, computed = context.storage, context.computed
-    derive = cell_step.step_backward(storage, context.cell, rows=computed)
+    derive = step_backward(storage, context.cell, rows=computed)
     add, affine, product = memory.add(computed, storage, storage), common.affine, common.product
     lanes, size, vector_bytes = context.lanes.count, storage.itemsize, context.lanes.vector_bytes
     stored_bytes, computed_size = storage.vector_bytes, computed.itemsize
