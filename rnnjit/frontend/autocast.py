@@ -23,7 +23,7 @@ from rnnjit.dispatch.registry import by_key
 from rnnjit.errors import UnsupportedError
 from rnnjit.frontend.lowering import Call
 from rnnjit.ir import CellSpec
-from rnnjit.runtime.torch_private import UNSEEN, dispatch_mode
+from rnnjit.runtime.torch_private import UNSEEN, constant_in_graphs, dispatch_mode
 from rnnjit.spec import Problem, RNNSpec
 
 #: The types of devices on which a backend may run such a call.
@@ -171,7 +171,7 @@ def result_dtypes(torch_class: type[nn.Module], call: Call) -> DtypesOf:
     return partial(_asked, kind, small, sizes, where, weight, dtypes, autocast)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types here
+@constant_in_graphs
 def traced_dtypes(
     torch_class: Any,
     cell: str,

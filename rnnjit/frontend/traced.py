@@ -101,8 +101,17 @@ def run_under_autocast(
     tensors = (data, *states, *starts, *weights)
     recorded = needs_grad(data, (), tensors)
     found = traced_dtypes(
-        *(torch_class, spec.cell.text, spec.num_layers, spec.bias, spec.bidirectional),
-        *(spec.proj_size, key, data.device.type, weights[0].dtype, (data.dtype, *own), recorded),
+        torch_class,
+        spec.cell.text,
+        spec.num_layers,
+        spec.bias,
+        spec.bidirectional,
+        spec.proj_size,
+        key,
+        data.device.type,
+        weights[0].dtype,
+        (data.dtype, *own),
+        recorded,
     )
     if found is None:
         return None

@@ -248,6 +248,15 @@ def traced_by_dynamo() -> bool:
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
+def constant_in_graphs(function: FunctionT) -> FunctionT:
+    """A decorator: a traced graph has the result of a call as a constant.
+
+    As `torch.compiler.assume_constant_result`, which imports the compiler to set this attribute.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # of functions alone
+    return function
+
+
 def never_traced(function: FunctionT) -> FunctionT:
     """A decorator: torch.compile never traces a function, nor what it calls, frame by frame.
 
