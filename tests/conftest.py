@@ -1,3 +1,4 @@
+import onednn
 import pytest
 from fuzzing import anew
 from hypothesis import HealthCheck, settings
@@ -27,6 +28,13 @@ def failed_checks():
         return {result.check for result in report.failures}
 
     return failed
+
+
+@pytest.fixture
+def onednn_where_it_runs():
+    """Torch's own nn.LSTM runs under autocast on every processor."""
+    with onednn.where_it_runs():
+        yield
 
 
 def pytest_make_parametrize_id(config, val, argname):

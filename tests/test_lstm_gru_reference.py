@@ -235,6 +235,8 @@ def test_under_a_transform(make, options, backend):
         torch.testing.assert_close([part[index] for part in mapped], list(alone), **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # flags() of oneDNN sets this, too
+@pytest.mark.usefixtures("onednn_where_it_runs")
 @few_layers
 def test_autocast_runs_torch_s_own_layer(make, options):
     rnn = make(I, H, **options)

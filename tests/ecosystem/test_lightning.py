@@ -110,6 +110,8 @@ def test_fit(kind, how, tmp_path):
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # flags() of oneDNN sets this, too
+@pytest.mark.usefixtures("onednn_where_it_runs")
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("kind", KINDS)
 def test_mixed_precision_is_as_near_as_bfloat16(kind, tmp_path):

@@ -163,6 +163,8 @@ def test_a_package_compiled_ahead_of_time(kind, tmp_path):
             torch.testing.assert_close(tuple(package(*given)), model(*given), **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # flags() of oneDNN sets this, too
+@pytest.mark.usefixtures("onednn_where_it_runs")
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("kind", ["LSTM", "projected", "GRU"])
 @pytest.mark.parametrize("traced", [False, True])
