@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rnnjit.backend import Shortcut, States
 from rnnjit.runtime.torch_private import (
     GlobalStateGuard,
+    dispatch_mode,
     forward_mode,
     function_mode,
     parameters_of,
@@ -78,8 +79,9 @@ class FastPath:
             hx: the initial state in the caller's form: None, a tensor, or several in a tuple or
                 list.
         """
-        # The guards detect neither dual tensors of forward-mode differentiation nor these modes.
-        if forward_mode() or function_mode() or not self.surroundings.check():
+        # The guards detect neither dual tensors of forward-mode differentiation nor these modes, of
+        # dispatch modes not FakeTensorMode.
+        if forward_mode() or function_mode() or dispatch_mode() or not self.surroundings.check():
             return None
         given = hx is not None
         if not given:

@@ -20,6 +20,7 @@ from rnnjit.backend import States
 from rnnjit.runtime.torch_private import (
     HAS_GUARDS,
     GlobalStateGuard,
+    dispatch_mode,
     forward_mode,
     function_mode,
     tensor_guards,
@@ -43,6 +44,8 @@ def may_be_guarded(packed: PackedSequence, given: States | None, rows: Rows) -> 
     data, _, order, back = packed
     if (order is None) is not (back is None):
         return False  # the result would get the permutation that is missing
+    if order is not None and back is not None and 0 in (order.dim(), back.dim()):
+        return False  # of one sequence; there is no dimension that may vary
     tensors = (data, *(given or ()))
     strided = all([tensor.layout is torch.strided for tensor in tensors])  # noqa: C419 - faster
     return strided and data.is_cpu and len(data) == rows.N > 0
@@ -106,8 +109,8 @@ class PackedPath:
             packed: the input.
             hx: the initial state in the caller's form, as in `FastPath`.
         """
-        # The guards detect neither dual tensors of forward-mode differentiation nor these modes.
-        if forward_mode() or function_mode() or not self.surroundings.check():
+        # As in `FastPath`.
+        if forward_mode() or function_mode() or dispatch_mode() or not self.surroundings.check():
             return None
         data, sizes, order, back = packed
         parts: Any = packed if self.ordered else (data, sizes)

@@ -68,6 +68,11 @@ def promoted(error: StateDtypeError, module: Any, x: Any, hx: Any) -> Any:
         RuntimeError: torch refuses the call, too; its sentence stands before ours.
     """
     try:
+        if isinstance(x, PackedSequence) and not x.batch_sizes.is_contiguous():
+            # Torch reads the memory of sizes as if they had no gaps.
+            own = x._replace(batch_sizes=x.batch_sizes.contiguous())
+            y, h_n = module._torch_class.forward(module, own, hx)
+            return y._replace(batch_sizes=x.batch_sizes), h_n
         return module._torch_class.forward(module, x, hx)
     except REFUSALS as raised:
         theirs = _of_both(raised.with_traceback(None), error, module)

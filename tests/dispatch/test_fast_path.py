@@ -6,7 +6,9 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.autograd import forward_ad
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnjit
 
@@ -224,6 +226,26 @@ def test_transforms_go_the_long_way(pair):
         assert forward_ad.unpack_dual(y).tangent is not None
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast(x)[0].dtype == torch.bfloat16
+
+
+def test_dispatch_modes_go_the_long_way(pair):
+    rnn, fast = pair
+    x, h0 = torch.randn(SHAPE), torch.randn(1, 2, 6)
+    packed = pack_padded_sequence(x, torch.tensor([3, 2]))
+
+    def refuse(*_):
+        raise AssertionError("a kernel would get tensors without memory")
+
+    for given in (x, packed):
+        fast(given, h0)
+    for path in itertools.chain(*fast._fast_paths.values()):
+        path.run = refuse
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert isinstance(fast(x, h0)[0], type(mode.from_tensor(x)))
+        with pytest.raises(DataDependentOutputException):  # as in eager
+            fast(packed, h0)
+        with pytest.raises(DataDependentOutputException):
+            rnn(packed, h0)
 
 
 def test_routes_are_not_copied_and_bounded(pair):

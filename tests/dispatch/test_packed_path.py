@@ -132,3 +132,12 @@ def test_what_changes_takes_the_long_way(lowered):
     layer.double()
     fast.double()
     assert goes_long(lambda module: plain(module, x.to(torch.float64)))
+
+
+def test_permutations_of_one_sequence_may_have_no_dimension():
+    layer, one, none = nn.GRU(I, H), torch.tensor([0]), torch.tensor(0)
+    fast, (data, sizes, *_) = rnnjit.compile(layer, backend="numba"), pack([3])
+    for orders in ((none, none), (one, none), (none, one)):
+        x = PackedSequence(data, sizes, *orders)
+        for _ in range(2):
+            torch.testing.assert_close(results(fast, x, None), results(layer, x, None))

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnjit
 from rnnjit.frontend import torch_errors
@@ -96,3 +96,13 @@ def test_torch_is_not_asked_with_weights_that_do_not_fit():
     h = torch.randn(1, B, H).double()
     with pytest.raises(RuntimeError, match="weight_hh_l0 must have shape"):
         fast(torch.randn(3, B, I).double(), (h, h.float()))
+
+
+def test_torch_gets_batch_sizes_without_gaps():
+    layer, sizes = nn.LSTM(I, H).double(), torch.tensor([2, 9, 2, 9, 1, 9])[::2]
+    data = torch.randn(5, I, dtype=torch.float64)
+    states = torch.randn(1, B, H, dtype=torch.float64), torch.randn(1, B, H)
+    y, h_n = rnnjit.compile(layer)(PackedSequence(data, sizes), states)
+    want = layer(PackedSequence(data, sizes.contiguous()), states)
+    torch.testing.assert_close(flat((y, h_n)), flat(want))
+    assert y.batch_sizes is sizes
