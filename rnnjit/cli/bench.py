@@ -53,7 +53,8 @@ def add(commands: Commands[Parser]) -> None:
         "--contestants",
         type=comma_separated,
         metavar="A,B",
-        help="only these and eager, the baseline of the ratios. "
+        help="only these and the baseline of the ratios: eager, in int8 torch-int8 if it takes "
+        "every case, else eager-float32. "
         "auto is the backend that rnnjit.compile chooses; package.module:CLASS is one of your own",
     )
     parser.add_argument(
@@ -107,9 +108,11 @@ def conclude(report: Report, old: Report | None, arguments: Namespace) -> int:
         if the report is incomplete.
 
     Raises:
-        UsageError: `fail_slower` is given, but the reports have no backend and case in common.
+        UsageError: `fail_slower` is given, but the reports have no backend and case in common,
+            or ratios to different baselines.
     """
     from rnnjit.bench.report import regression
+    from rnnjit.bench.report.results import Results
     from rnnjit.cli import bench_tables
 
     changes = [] if old is None else regression.changes(old, report)
@@ -122,6 +125,13 @@ def conclude(report: Report, old: Report | None, arguments: Namespace) -> int:
     if not report.complete:
         return _INTERRUPTED
     if arguments.fail_slower is not None and not changes:
+        baselines = [] if old is None else [Results(each).baseline for each in (old, report)]
+        if len(set(baselines)) > 1:
+            before, now = baselines
+            raise UsageError(
+                f"{arguments.against!r} has ratios to {before}, and this run to {now}: "
+                "compare runs of the same baseline"
+            )
         raise UsageError(f"{arguments.against!r} has no backend and case in common with this run")
     backends = {each.name for each in report.contestants if each.kind == "backend"}
     broken = any(
@@ -159,12 +169,17 @@ def _cases(arguments: Namespace, threads: Sequence[int]) -> tuple[tuple[Case, ..
     """The preset's cases, in the dtype that the user named, and how many it leaves out.
 
     Raises:
-        UsageError: the dtype is for inference, and all cases train.
+        UsageError: no case is float32, or the dtype is for inference, and all cases train.
     """
     cases, dtype = PRESETS[arguments.preset].cases(threads, arguments.cell), arguments.dtype
     if dtype is None:
         return cases, 0
     single = [each for each in cases if each.dtype in ("float32", dtype)]
+    if not single:
+        raise UsageError(
+            f"--dtype {dtype} is of float32 cases, and --preset {arguments.preset} has none: "
+            "leave it out, or choose another preset"
+        )
     found = tuple([structs.replace(each, dtype=dtype) for each in single])
     if dtype not in _INFERENCE:
         return found, 0

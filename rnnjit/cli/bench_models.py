@@ -19,7 +19,7 @@ _FOLDER = "benchmarks/models"
 _INTERRUPTED = 130
 #: The options of this preset alone, and those that are not for it.
 _OWN = ("models", "only", "timeout")
-_OTHERS = ("contestants", "cell", "csv", "html", "against", "fail_slower")
+_OTHERS = ("contestants", "cell", "dtype", "csv", "html", "against", "fail_slower")
 
 
 def add_options(parser: Parser) -> None:

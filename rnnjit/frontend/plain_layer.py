@@ -12,6 +12,7 @@ import rnnjit.frontend.compiled_cell
 import rnnjit.frontend.compiled_layer  # noqa: F401 - as above
 from rnnjit.frontend.compiled_base import CompiledBase
 from rnnjit.frontend.compiled_class import has_known_forward, overridden, replaced
+from rnnjit.frontend.quantized_modules import float_class
 from rnnjit.frontend.recurrent import Recurrent
 
 
@@ -34,10 +35,9 @@ def check_plain(module: nn.Module, what: str) -> None:
             "states before it: y, states = module(x[None], states)"
         )
     if not isinstance(module, nn.RNNBase) or not isinstance(module, (*replaced(), CompiledBase)):
-        raise TypeError(
-            f"module must be a torch.nn.RNN, nn.LSTM or nn.GRU, got {name}: "
-            "give the layer inside it"
-        )
+        advice = "compile it first" if float_class(module) else "give the layer inside it"
+        kind = f"torch's dynamically quantised {name}" if float_class(module) else name
+        raise TypeError(f"module must be a torch.nn.RNN, nn.LSTM or nn.GRU, got {kind}: {advice}")
     if why := _why_not_plain(module):
         raise ValueError(
             f"module must compute what torch's own layer does, got {name}, which {why}: "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -506,6 +507,14 @@ def forget_pre_hooks(module: nn.Module) -> None:
     """Remove the forward pre-hooks of a module of our own."""
     for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
         getattr(module, name, {}).clear()
+
+
+def forget_load_hooks(module: nn.Module) -> None:
+    """Give a module of our own a table of hooks before `load_state_dict` that is empty.
+
+    Torch's hooks hold their module weakly: one that a module shares with another cannot be copied.
+    """
+    vars(module)["_load_state_dict_pre_hooks"] = OrderedDict()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from rnnjit.frontend.compiled_class import intercept, replaced
 from rnnjit.frontend.reachable import copy_sharing_parameters, reachable_modules
 from rnnjit.frontend.recurrent import Recurrent
 from rnnjit.reference import BACKEND as EAGER
+from rnnjit.runtime.torch_private import forget_load_hooks
 
 #: See `observe`.
 SeeAdapted: TypeAlias = Callable[[str, Adapted, "Backend | None", Any, Any], None]
@@ -141,6 +142,7 @@ class _Observer:
     def _seen(self, rnn: nn.Module, *given: Any) -> Seen:
         copy = self._class.__new__(self._class)
         vars(copy).update(vars(rnn))
+        forget_load_hooks(copy)
         return Seen(self._name, kind_of(rnn), copy, self._wanted, *given)
 
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from rnnjit.bench import records
 from rnnjit.bench.plan import Plan
 from rnnjit.bench.presets import PRESETS, Preset
-from rnnjit.bench.records import Case, Machine, Report
+from rnnjit.bench.records import Case, ContestantInfo, Machine, Report
 from rnnjit.cli import build_parser, main
 from rnnjit.cli.bench import conclude
 from rnnjit.cli.parser import UsageError
@@ -234,6 +234,13 @@ def test_nothing_in_common_is_no_comparison(capsys):
         concluded(new, BEFORE, "--against", "old.json", "--fail-slower", "1.15")
 
 
+def test_ratios_to_another_baseline_are_said_to_be_so():
+    other = ContestantInfo(name="torch-int8", kind="baseline", title="PyTorch int8")
+    new = replace(BEFORE, contestants=(other, *BEFORE.contestants[1:]))
+    with pytest.raises(UsageError, match="ratios to eager, and this run to torch-int8"):
+        concluded(new, BEFORE, "--against", "old.json", "--fail-slower", "1.15")
+
+
 def test_ctrl_c_keeps_what_was_measured_and_ends_all_processes(tmp_path):
     notes, paths = tmp_path / "notes", [tmp_path / "report.json", tmp_path / "report.csv"]
     notes.touch()
@@ -281,6 +288,11 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_all_processes(tmp_path):
         (("--cell", "lstm,grus"), "expected cells of rnn, lstm, gru, got 'grus'"),
         (("--cell", ","), "expected cells of rnn, lstm, gru, got ','"),
         (("--preset", "training", "--dtype", "int8"), "--dtype int8 is for inference, and all"),
+        (
+            ("--preset", "quantized", "--dtype", "float16"),
+            "--dtype float16 is of float32 cases, and --preset quantized has none: leave it out",
+        ),
+        (("--preset", "models", "--dtype", "int8"), "--dtype does not work with --preset models"),
         (("--dtype", "float16", "--contestants", "torch-int8"), "no contestant 'torch-int8'"),
         (
             ("--dtype", "int8", "--contestants", "eager"),

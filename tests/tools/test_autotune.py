@@ -171,6 +171,14 @@ def test_other_layers_and_cells_are_tuned_each_for_itself(installed, module, inp
     assert ran(installed, rnnjit.compile(nn.RNN(2, 4)), X) == "slow"
 
 
+def test_layers_with_hooks_before_loading_are_tuned(installed):
+    module = nn.RNN(2, 4)
+    module.register_load_state_dict_pre_hook(lambda *arguments: None)  # as int8 modules have
+    (call,) = rnnjit.tune(module, X, rounds=5).calls
+    assert (call.chosen, call.stored) == ("quick", True)
+    assert len(module._load_state_dict_pre_hooks) == 1
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_real_backends_on_real_calls(packed):
     module = rnnjit.compile(nn.RNN(2, 4, num_layers=2, dropout=0.5, bidirectional=True))

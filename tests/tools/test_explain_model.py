@@ -164,12 +164,12 @@ def test_a_frozen_module_of_torchscript_keeps_only_its_graph():
 def test_quantized_modules():
     model = torch.ao.quantization.quantize_dynamic(Model(), {nn.LSTM, nn.Linear})
     prepared = torch.ao.nn.quantizable.LSTM(8, 8)
-    why = "and rnnjit compiles what computes in floating point"
+    why = "rnnjit.compile takes dynamically quantised qint8 modules"
     kinds = "torch.ao.nn.quantized.dynamic", "torch.ao.nn.quantizable"
     assert lines(nn.ModuleList([model.encoder["lstm"], prepared])) == [
         "0 of 2 recurrent modules are compiled; left as they are: "
-        + ", ".join(f"{i} (it is of {kind}, {why})" for i, kind in enumerate(kinds)),
-        *(f"{i}: LSTM: left as it is: it is of {kind}, {why}" for i, kind in enumerate(kinds)),
+        + ", ".join(f"{i} (it is of {kind}; {why})" for i, kind in enumerate(kinds)),
+        *(f"{i}: LSTM: left as it is: it is of {kind}; {why}" for i, kind in enumerate(kinds)),
     ]
 
 
