@@ -79,8 +79,8 @@ class FastPath:
             hx: the initial state in the caller's form: None, a tensor, or several in a tuple or
                 list.
         """
-        # The guards detect neither dual tensors of forward-mode differentiation nor these modes, of
-        # dispatch modes not FakeTensorMode.
+        # The guards detect neither dual tensors of forward-mode differentiation nor function modes,
+        # and not every dispatch mode: FakeTensorMode, whose tensors have no memory, passes them.
         if forward_mode() or function_mode() or dispatch_mode() or not self.surroundings.check():
             return None
         given = hx is not None
