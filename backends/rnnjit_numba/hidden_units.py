@@ -113,6 +113,8 @@ class UnitRows:
         whole = builder.sdiv(columns, I64(lanes.count))
         whole = builder.select(builder.icmp_signed("<", whole, last), whole, last)
         pairs = builder.ashr(builder.sub(whole, first), I64(1))
+        # A range may be empty behind the last full vector.
+        pairs = builder.select(builder.icmp_signed(">", pairs, I64(0)), pairs, I64(0))
         single = builder.add(first, builder.shl(pairs, I64(1)))
 
         def one_row(r: Any, block: Any) -> Any:
