@@ -113,7 +113,6 @@ def judge_autocast(found, eager, truth, outputs):
         judge(f"result {index}", which, got.bfloat16(), Expected(*half))
 
 
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # flags() of oneDNN sets this, too
 @pytest.mark.usefixtures("onednn_where_it_runs")
 @pytest.mark.parametrize("given", [None, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
@@ -157,7 +156,6 @@ def test_cells_under_autocast_are_as_exact_as_eager_s(kind):
     judge_autocast(states(fast, steps), states(cell, steps), truth, len(truth))
 
 
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # flags() of oneDNN sets this, too
 @pytest.mark.usefixtures("onednn_where_it_runs")
 @pytest.mark.parametrize("lengths", [(4, 4, 4), (4, 2, 1)], ids=str)
 def test_packed_results_have_eager_s_dtypes_whatever_the_lengths(lengths):
@@ -239,7 +237,6 @@ def test_second_gradients_under_autocast():
     torch.testing.assert_close(*found, rtol=0.1, atol=0.1 * float(found[0].abs().max()))
 
 
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # flags() sets this, too
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_dtypes_follow_torch_s_choice_of_an_operator_under_autocast(kind):
     """Without oneDNN torch promotes the states of an nn.LSTM to float32."""
@@ -247,7 +244,7 @@ def test_dtypes_follow_torch_s_choice_of_an_operator_under_autocast(kind):
     fast = rnnjit.compile(rnn, backend="numba")
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         for enabled in (True, False, True) if onednn.runs_bfloat16() else (False,):
-            with torch.backends.mkldnn.flags(enabled=enabled):
+            with onednn.switched(enabled=enabled):
                 assert fast(x)[0].dtype == rnn(x)[0].dtype
 
 

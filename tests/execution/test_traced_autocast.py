@@ -1,5 +1,6 @@
 """Protects packed input and resets in graphs under autocast: eager's dtypes, values, gradients."""
 
+import onednn
 import pytest
 import torch
 from torch import nn
@@ -64,7 +65,6 @@ def test_packed_input(kind):
         agree(results(traced(call(fast)), fast, x.data, given), want)
 
 
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # flags() sets this, too
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_resets(kind):
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_resets(kind):
         second, last = layer(x[3:])
         return torch.cat([first, second]), last
 
-    with torch.backends.mkldnn.flags(enabled=False):  # whose dtypes are of its own
+    with onednn.switched(enabled=False):  # whose dtypes are of its own
         want = results(halves, layer, x, hx)
         agree(results(traced(lambda x, hx: fast(x, hx, reset=mask)), fast, x, hx), want)
 

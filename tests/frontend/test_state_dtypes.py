@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from onednn import switched
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -40,7 +41,6 @@ def outcome(layer, x, states):
     return [*results, *torch.autograd.grad(loss, [*leaves, *layer.parameters()])]
 
 
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # flags() sets this, too
 @pytest.mark.parametrize("recorded", [True, False], ids=["grad", "no grad"])
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize(("own", "carried", "steps", "becomes"), CALLS)
@@ -53,7 +53,7 @@ def test_a_cell_state_of_another_dtype(own, carried, steps, becomes, packed, rec
     given = pack_sequence([x[:, 0], x[: max(1, steps - 1), 1]]) if packed else x
     with nullcontext() if recorded else torch.no_grad():
         for onednn in (True, False):
-            with torch.backends.mkldnn.flags(enabled=onednn):
+            with switched(enabled=onednn):
                 want, found = outcome(layer, given, states), outcome(fast, given, states)
                 if isinstance(want, RuntimeError):
                     assert type(found) is type(want)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 
 import torch
@@ -26,11 +26,19 @@ def runs_bfloat16() -> bool:
     return True
 
 
+def switched(*, enabled: bool) -> AbstractContextManager[None]:
+    """Torch's own layers have oneDNN at their disposal, or not.
+
+    TF32 is left as it is: torch warns where it is set without an Intel GPU.
+    """
+    return torch.backends.mkldnn.flags(enabled=enabled, allow_tf32=None)
+
+
 @contextmanager
 def where_it_runs() -> Iterator[None]:
     """Torch's own layers do without oneDNN where it has no LSTM of bfloat16."""
     if runs_bfloat16():
         yield
         return
-    with torch.backends.mkldnn.flags(enabled=False):
+    with switched(enabled=False):
         yield

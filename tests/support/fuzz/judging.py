@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import onednn
 import torch
 from accepted import accepts
 from fuzz.possible import Possible
@@ -60,7 +61,10 @@ def check_accuracy(call: Call, threads: int) -> None:
     standard = Standard(with_gradients, call)
     for name, got in _results(call, threads):
         try:
-            _compare(got, standard, call)
+            if name == "recompute":
+                _compare_step_by_step(got, call)
+            else:
+                _compare(got, standard, call)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
 
@@ -162,6 +166,16 @@ def _compare(got: Values, standard: Standard, call: Call) -> None:
             raise
         _note("a relu within rounding of its edge")
         compare({**got, **_gradients_of(standard)}, standard)
+
+
+def _compare_step_by_step(got: Values, call: Call) -> None:
+    """Hold gradients of weights that autograd sums over the steps against eager's of that kind.
+
+    oneDNN, which eager has for some layers, sums them in one product: over thousands of steps its
+    error is a fifth.
+    """
+    with onednn.switched(enabled=False):
+        _compare(got, Standard(with_gradients, call), call)
 
 
 def _gradients_of(standard: Standard) -> Values:
