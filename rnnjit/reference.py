@@ -21,7 +21,7 @@ from rnnjit.ir import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec, Program
 from rnnjit.ir.torch_evaluator import evaluate_tensors
 from rnnjit.quantization import Product
 from rnnjit.runtime.second_gradients import differentiate_twice
-from rnnjit.single_step import cell_step, has_step, layer_step, stack_step
+from rnnjit.single_step import cell_step, has_primitive, has_step, layer_step, stack_step
 from rnnjit.spec import LayerSpec, Problem, RNNSpec, Rows
 
 
@@ -355,9 +355,6 @@ _OPERATORS: dict[CellSpec, Callable[..., Any]] = {
 
 #: Cells whose operator also projects.
 _PROJECTING = {LSTM}
-#: Cells whose dense layers torch gives to one primitive of oneDNN on the CPU, for all steps, if
-#: they are not projected. Torch runs the others step by step.
-_PRIMITIVES = {LSTM}
 #: Rows of a single step up to which laying out the weights for such a primitive takes longer than
 #: it saves.
 _FEW_ROWS = 16
@@ -367,14 +364,6 @@ def has_operator(layer: LayerSpec) -> bool:
     """Whether torch has an operator that computes whole layers like this."""
     known = _PROJECTING if layer.proj_size else _OPERATORS
     return layer.cell in known and not layer.quantized
-
-
-def has_primitive(layer: LayerSpec, dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes dense layers like this on the CPU, in both passes."""
-    known = layer.cell in _PRIMITIVES and not (layer.proj_size or layer.quantized)
-    if not known or dtype is not torch.float32:
-        return False
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch has no types here
 
 
 def _by_cells(layer: LayerSpec, rows: Rows, device: str, dtype: torch.dtype) -> bool:

@@ -24,10 +24,22 @@ _OPERATORS: dict[CellSpec, Callable[..., Any]] = {
     GRU: torch.gru_cell,
 }
 
+#: Cells whose dense layers torch gives to one primitive of oneDNN on the CPU, for all steps, if
+#: they are not projected. Torch runs the others step by step.
+_PRIMITIVES = {LSTM}
+
 
 def has_step(spec: LayerSpec | RNNSpec) -> bool:
     """Whether torch has an operator for a step of such layers."""
     return spec.cell in _OPERATORS and not (spec.proj_size or spec.quantized)
+
+
+def has_primitive(spec: LayerSpec | RNNSpec, dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes dense layers like this on the CPU, in both passes."""
+    known = spec.cell in _PRIMITIVES and not (spec.proj_size or spec.quantized)
+    if not known or dtype is not torch.float32:
+        return False
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch has no types here
 
 
 def layer_step(

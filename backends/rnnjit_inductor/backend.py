@@ -20,8 +20,9 @@ from rnnjit.recurrence import (
     why_not_projected,
 )
 from rnnjit.reference import BACKEND as EAGER
-from rnnjit.reference import has_operator, has_primitive
+from rnnjit.reference import has_operator
 from rnnjit.runtime.openmp import most_threads
+from rnnjit.single_step import has_primitive
 from rnnjit_inductor.plan import Plan, plan
 from rnnjit_inductor.pointwise import OPERATIONS
 from rnnjit_inductor.steps import Steps

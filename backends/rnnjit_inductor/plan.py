@@ -47,7 +47,8 @@ import torch
 
 from rnnjit import LayerSpec, Rows
 from rnnjit.ir import CellSpec
-from rnnjit.reference import has_operator, has_primitive
+from rnnjit.reference import has_operator
+from rnnjit.single_step import has_primitive
 
 #: Calls of fewer steps compile nothing.
 _FEWEST = 16

@@ -12,7 +12,7 @@ from rnnjit.codegen.cell_layout import CellLayout
 from rnnjit.codegen.computed import computed
 from rnnjit.ir import CellSpec
 from rnnjit_numba import amx_products, memory, pointwise
-from rnnjit_numba.direct import DIRECT_ROWS, DIRECT_WIDTHS, direct_transposed
+from rnnjit_numba.direct import DIRECT_WIDTHS, direct_transposed, transposed_rows
 from rnnjit_numba.int8_tiles import Int8Products, products_of
 from rnnjit_numba.simd import Lanes
 from rnnjit_numba.storage import BFloat16, Storage, storage_of
@@ -396,6 +396,7 @@ def _add_product_direct(context: CodegenContext) -> Any:
     `w` in blocks of rows, each of which stays within a few pages.
     """
     tile, widest = direct_transposed(context.storage), DIRECT_WIDTHS[0]
+    row_counts = transposed_rows(context.storage)
     lanes, vector_bytes = context.lanes.count, context.lanes.vector_bytes
     size, read_bytes = context.storage.itemsize, context.storage.vector_bytes
 
@@ -425,7 +426,7 @@ def _add_product_direct(context: CodegenContext) -> Any:
                 done = 0
                 while done < rows:
                     some = 0
-                    for n in DIRECT_ROWS:
+                    for n in row_counts:
                         if some == 0 and rows - done >= n:
                             some = n
                     out = to + done * ld_to + at

@@ -8,6 +8,7 @@ block at a time and transposes it in registers. Terms are summed in the order of
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -141,6 +142,15 @@ def _block(
     return result
 
 
+def transposed_rows(storage: Storage) -> tuple[int, ...]:
+    """The numbers of rows for which there is a direct transposed tile, descending.
+
+    Units of narrower vectors may have 16 registers, which hold three rows of the widest tile.
+    """
+    most = DIRECT_ROWS[0] if storage.lanes.vector_bytes >= 64 else 3
+    return tuple(n for n in DIRECT_ROWS if n <= most)
+
+
 def direct_transposed(storage: Storage) -> Any:
     """Intrinsic: some vectors of columns of `out = init + a @ w`, for a few rows.
 
@@ -151,7 +161,8 @@ def direct_transposed(storage: Storage) -> Any:
     if isinstance(storage, BFloat16) and storage.amx:
         return amx_products.direct_transposed(storage, DIRECT_WIDTHS, TRANSPOSED_ARGUMENTS)
     name = f"rnnjit_direct_transposed_tile_{storage.suffix}"
-    cases = {16 * n + width: (n, width) for n in DIRECT_ROWS for width in DIRECT_WIDTHS}
+    sizes = product(transposed_rows(storage), DIRECT_WIDTHS)
+    cases = {16 * n + width: (n, width) for n, width in sizes}
 
     def body(builder: Any, shape: Any, *args: Any) -> None:
         def code(inner: Any, case: tuple[int, int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from rnnjit import RNNSpec
 from rnnjit.codegen.kernel import LINE
-from rnnjit.codegen.plan import FEW_ROWS, TILE_ROWS, Z_ROWS
+from rnnjit.codegen.plan import TILE_ROWS, Z_ROWS, rows_in_place
 from rnnjit_numba import memory
 from rnnjit_numba.arguments import ForwardArguments
 from rnnjit_numba.context import CodegenContext, CommonFunctions
@@ -95,6 +95,7 @@ def _add_begin(context: CodegenContext, spec: RNNSpec, layout: Layout, tile: int
     )
     write = memory.write_arguments(ForwardArguments, fields)
     layer, D, before = spec.layer(0), spec.num_directions, 8 * ADDRESSES
+    few = rows_in_place(context.lanes.vector_bytes, 1)
     H, P, window = layer.hidden_size, layer.output_size, 1 if spec.num_directions == 1 else 0
     head, packed, zeros, z, row = (
         *(layout.block, layout.packed, layout.zeros),
@@ -108,7 +109,7 @@ def _add_begin(context: CodegenContext, spec: RNNSpec, layout: Layout, tile: int
         z_size = (z_rows * z + LINE - 1) // LINE * LINE
         direct, hoist, hoisted, limit = 0, 0, 0, N
         if stepping == 0:
-            direct = 1 if T == 1 and B <= FEW_ROWS else 0
+            direct = 1 if T == 1 and few >= B else 0
             hoist = 1 if B < TILE_ROWS else 0
             write_int(block - 8, end)
             write_int(block - 16, end + packed)

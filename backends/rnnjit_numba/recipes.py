@@ -7,7 +7,16 @@ from rnnjit.codegen.argument_block import argument_block
 from rnnjit.codegen.cell_layout import CellLayout, operand_size
 from rnnjit.codegen.forward_call import Recipe
 from rnnjit.codegen.kernel import LINE, Kind
-from rnnjit.codegen.plan import REDUCTION_ROWS, ROW_BLOCK, SEGMENT, Z_ROWS, Plan, plan, window
+from rnnjit.codegen.plan import (
+    REDUCTION_ROWS,
+    ROW_BLOCK,
+    SEGMENT,
+    Z_ROWS,
+    Plan,
+    plan,
+    rows_in_place,
+    window,
+)
 from rnnjit.codegen.row_slices import late_threads_for, shared_in_backward
 from rnnjit_numba.arguments import (
     BackwardArguments,
@@ -31,13 +40,15 @@ _WINDOW_BYTES, _LEAST_WINDOW = 1 << 20, 64
 def forward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Plan:
     """How a forward pass is divided between at most `threads` threads."""
     vectors = _vectors(kind, layer.hidden_size)
-    return (int8_plan if kind.quantized else plan)(layer, rows, threads, vectors)
+    if kind.quantized:
+        return int8_plan(layer, rows, threads, vectors)
+    return plan(layer, rows, threads, vectors, in_place=_rows_in_place(kind, threads))
 
 
 def backward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Plan:
     """How a backward pass is divided between at most `threads` threads."""
-    shared = shared_in_backward(layer, rows)
-    return plan(layer, rows, threads, _vectors(kind, layer.hidden_size), shared)
+    vectors, shared = _vectors(kind, layer.hidden_size), shared_in_backward(layer, rows)
+    return plan(layer, rows, threads, vectors, shared, in_place=_rows_in_place(kind, threads))
 
 
 def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> Recipe:
@@ -188,6 +199,10 @@ def _problem(layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling) -> dict[st
 def _vectors(kind: Kind, features: int) -> int:
     """Vectors that hold some features of a row."""
     return -(-features // library(kind).isa.lanes(kind.computed))
+
+
+def _rows_in_place(kind: Kind, threads: int) -> int:
+    return rows_in_place(library(kind).isa.vector_bytes, threads)
 
 
 def _sync_words(layer: LayerSpec, threads: int) -> int:

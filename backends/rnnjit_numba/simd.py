@@ -173,6 +173,25 @@ def whole_or_masked(builder: Any, whole: Any, emit: Callable[[bool], None]) -> N
             emit(False)
 
 
+def either(
+    builder: Any, condition: Any, then: Callable[[], list[Any]], otherwise: Callable[[], list[Any]]
+) -> list[Any]:
+    """The values whose code `then` emits, where the condition holds, else those of `otherwise`."""
+    with builder.if_else(condition) as branches:
+        values, blocks = [], []
+        for branch, emit in zip(branches, (then, otherwise), strict=True):
+            with branch:
+                values.append(emit())
+                blocks.append(builder.block)
+    results = []
+    for pair in zip(*values, strict=True):
+        phi = builder.phi(pair[0].type)
+        for value, block in zip(pair, blocks, strict=True):
+            phi.add_incoming(value, block)
+        results.append(phi)
+    return results
+
+
 def load(builder: Any, address: Any, kind: Any, alignment: int) -> Any:
     """The value of an LLVM type at an integer address."""
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=alignment)

@@ -14,11 +14,12 @@ floating point summation", SIAM J. Sci. Comput. 14(4), 1993), as in a BLAS that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from rnnjit_numba.simd import I64, Lanes, define_tile, emitting, loop, whole_or_masked
+from rnnjit_numba.simd import I64, Lanes, define_tile, either, emitting, loop, whole_or_masked
 from rnnjit_numba.storage import BFloat16, Storage
 from rnnjit_numba.tile_shapes import TileShape
 
@@ -243,19 +244,30 @@ def _outer(
     lanes = storage.lanes
     size = storage.itemsize * storage.terms
     places = [
-        steps(builder, row, I64(lanes.vector_bytes), vectors)
+        place
         for row in steps(builder, out, ld_out, rows)
+        for place in steps(builder, row, I64(lanes.vector_bytes), vectors)
     ]
-    masks = _block_masks(lanes, builder, rows, vectors, valid)
-    none = lanes.mask(builder, I64(0))
-    adding = builder.icmp_signed("!=", keep, I64(0))
-    block = [
-        [
-            lanes.masked_load(builder, place, builder.select(adding, mask, none))
-            for place, mask in zip(row, row_masks, strict=True)
-        ]
-        for row, row_masks in zip(places, masks, strict=True)
-    ]
+    existing, tail = builder.ashr(valid, I64(8)), builder.and_(valid, I64(255))
+    rows_exist = builder.icmp_signed(">=", existing, I64(rows))
+    whole = builder.and_(rows_exist, lanes.are_whole(builder, tail))
+
+    def masked_places(whole: bool) -> Iterator[tuple[Any, Any]]:
+        masks = [None] * (rows * vectors)
+        if not whole:
+            masks = _block_masks(lanes, builder, rows, vectors, existing, tail)
+        return zip(places, masks, strict=True)
+
+    def load(whole: bool) -> list[Any]:
+        return [lanes.masked_load(builder, *place) for place in masked_places(whole)]
+
+    def earlier_sum() -> list[Any]:
+        return either(builder, whole, lambda: load(True), lambda: load(False))
+
+    # Without an earlier sum nothing is loaded, lest the tile wait for memory that it overwrites.
+    adding, zero = builder.icmp_signed("!=", keep, I64(0)), lanes.constant(0.0)
+    flat = either(builder, adding, earlier_sum, lambda: [zero] * len(places))
+    block = [flat[r * vectors : (r + 1) * vectors] for r in range(rows)]
 
     def step(index: Any, block: Any) -> Any:
         at_a = builder.add(a, builder.mul(index, I64(rows * size)))
@@ -272,25 +284,23 @@ def _outer(
     block = folded_chains(lanes, builder, k, block, step, FOLD // storage.terms)
 
     def store(whole: bool) -> None:
-        for row, row_masks, values in zip(places, masks, block, strict=True):
-            for place, mask, value in zip(row, row_masks, values, strict=True):
-                lanes.masked_store(builder, value, place, None if whole else mask)
+        values = chain.from_iterable(block)
+        for value, place in zip(values, masked_places(whole), strict=True):
+            lanes.masked_store(builder, value, *place)
 
-    existing, tail = builder.ashr(valid, I64(8)), builder.and_(valid, I64(255))
-    rows_exist = builder.icmp_signed(">=", existing, I64(rows))
-    whole = builder.and_(rows_exist, lanes.are_whole(builder, tail))
     whole_or_masked(builder, whole, store)
 
 
-def _block_masks(lanes: Lanes, builder: Any, rows: int, vectors: int, valid: Any) -> list[Any]:
-    """The lanes of each vector of a block that exist (see `TileSet.outer` for `valid`)."""
-    existing, tail = builder.ashr(valid, I64(8)), builder.and_(valid, I64(255))
+def _block_masks(
+    lanes: Lanes, builder: Any, rows: int, vectors: int, existing: Any, tail: Any
+) -> list[Any]:
+    """The lanes of each vector of a block that exist, row by row (see `TileSet.outer`)."""
     full, last, none = (lanes.mask(builder, count) for count in (I64(lanes.count), tail, I64(0)))
     masks = []
     for r in range(rows):
         inside = builder.icmp_signed(">", existing, I64(r))
         row = [full] * (vectors - 1) + [last]
-        masks.append([builder.select(inside, mask, none) for mask in row])
+        masks += [builder.select(inside, mask, none) for mask in row]
     return masks
 
 

@@ -27,7 +27,7 @@ _WINDOW_BYTES, _LEAST_WINDOW = 1 << 20, 64
 
 def forward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
     """How a layer's forward kernel is called for some rows, on at most `threads` threads."""
-    cut = plan(layer, rows, threads, _vectors(kind, layer.hidden_size), in_place=False)
+    cut = plan(layer, rows, threads, _vectors(kind, layer.hidden_size))
     return forward_by(kind, layer, rows, cut)
 
 
@@ -111,7 +111,7 @@ def backward(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Recipe:
     kernels, size, D, lanes = library(kind), kind.itemsize, layer.num_directions, _lanes(kind)
     cell, H, P = layer.cell, layer.hidden_size, layer.output_size
     shared, (window_rows, held_rows) = shared_in_backward(layer, rows), window(layer, rows)
-    cut = plan(layer, rows, threads, _vectors(kind, H), shared, in_place=False)
+    cut = plan(layer, rows, threads, _vectors(kind, H), shared)
     wide_i, wide_h, wide_p = (_vectors(kind, n) for n in (layer.input_size, H, P))
     wide_k = _vectors(kind, operand_size(layer))
     panel = len(cell.gates) * H * lanes

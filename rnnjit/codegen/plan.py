@@ -27,9 +27,10 @@ Z_ROWS = 72
 _SYNC_WORK = 16_000
 #: Up to this many rows, a step is bound by reading the weights: fewer rows take no less time.
 _READING_ROWS = 3
-#: Up to this many rows, a forward pass of one step does not gain by packing the weights. It reads
-#: them in place, by tiles that transpose them.
-FEW_ROWS = 6
+#: Up to this many rows, a forward pass of one step does not gain by packing the weights, see
+#: `rows_in_place`: with vectors of `_WIDE` bytes; with narrower ones on one thread, and on several,
+#: which divide the reading between them better than the packing.
+_WIDE, _FEW_ROWS_WIDE, _FEW_ROWS_ALONE, _FEW_ROWS_SHARED = 64, 6, 8, 16
 #: Up to this many rows over all steps, a backward pass does not gain, whose products transpose
 #: nothing.
 _FEW_ROWS_BACKWARD = 64
@@ -65,6 +66,16 @@ class Plan(NamedTuple):
     tail: int = 0
 
 
+def rows_in_place(vector_bytes: int, threads: int) -> int:
+    """The most rows of a single step for which a forward pass reads the weights in place.
+
+    The tiles that do so transpose the weights, and the more lanes, the more that costs.
+    """
+    if vector_bytes >= _WIDE:
+        return _FEW_ROWS_WIDE
+    return _FEW_ROWS_SHARED if threads > 1 else _FEW_ROWS_ALONE
+
+
 def plan(
     layer: LayerSpec,
     rows: Rows,
@@ -72,7 +83,7 @@ def plan(
     vectors: int,
     shared: int | None = None,
     *,
-    in_place: bool = True,
+    in_place: int = 0,
 ) -> Plan:
     """The plan for a call of the forward or the backward kernel of a CPU backend.
 
@@ -83,13 +94,14 @@ def plan(
         vectors: how many vectors hold the hidden features of a row.
         shared: the multiply-adds of a backward pass beside those of a forward pass, which all
             threads share evenly; None for a forward pass.
-        in_place: whether the kernels can read weights in place.
+        in_place: the most rows of a single step whose forward pass reads weights in place (see
+            `rows_in_place`), or 0 if the kernels cannot, in either pass.
     """
     if shared is None:
-        shared, few = 0, rows.T == 1 and rows.B <= FEW_ROWS
+        shared, few = 0, rows.T == 1 and in_place >= rows.B
     else:
         few = rows.T * max(rows.B, 1) <= _FEW_ROWS_BACKWARD
-    few = few and in_place
+    few = few and in_place > 0
     step_rows, weights = _mean_rows(rows, rows.B), recurrent_work(layer)
     alone = Plan(1, *one_slice(rows), 1, step_rows < TILE_ROWS, few)
     if threads == 1:

@@ -3,7 +3,7 @@
 import pytest
 
 from rnnjit import LayerSpec, Rows
-from rnnjit.codegen.plan import FEW_ROWS, plan
+from rnnjit.codegen.plan import plan, rows_in_place
 from rnnjit.ir import GRU, LSTM, RNN_TANH
 
 
@@ -25,15 +25,18 @@ def test_plans_cover_the_batch_with_the_threads_there_are(threads, D, B, H):
 
 
 @pytest.mark.parametrize("cell", [RNN_TANH, LSTM, GRU], ids=lambda cell: cell.name)
-@pytest.mark.parametrize("B", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("vector_bytes", [32, 64])
+@pytest.mark.parametrize("B", [1, 6, 7, 8, 9, 16, 17])
 @pytest.mark.parametrize("T", [1, 2])
-def test_weights_are_read_in_place_for_few_rows_where_kernels_can(cell, B, T):
+def test_weights_are_read_in_place_for_few_rows_where_kernels_can(cell, B, T, vector_bytes):
     layer, rows = LayerSpec(cell, 24, 64, 1, True), Rows(T, B, T * B)
     for threads in (1, 8):
-        assert plan(layer, rows, threads, 4).direct == (T == 1 and B <= FEW_ROWS)
-        assert plan(layer, rows, threads, 4, 0).direct  # few rows of a backward pass
-        assert not plan(layer, rows, threads, 4, in_place=False).direct
-        assert not plan(layer, rows, threads, 4, 0, in_place=False).direct
+        few = {(32, 1): 8, (32, 8): 16, (64, 1): 6, (64, 8): 6}[vector_bytes, threads]
+        most = rows_in_place(vector_bytes, threads)
+        assert plan(layer, rows, threads, 4, in_place=most).direct == (T == 1 and few >= B)
+        assert plan(layer, rows, threads, 4, 0, in_place=most).direct  # few rows of a backward pass
+        assert not plan(layer, rows, threads, 4).direct
+        assert not plan(layer, rows, threads, 4, 0).direct
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_threads_take_packed_rows_in_turns(bidirectional, always_teams):
     try:
         for module, threads in ((rnn, 1), (compiled(rnn), 3), (compiled(rnn), 5)):
             torch.set_num_threads(threads)
-            assert module is rnn or plan(layer, rows, threads, 5, in_place=False).stride > 1
+            assert module is rnn or plan(layer, rows, threads, 5).stride > 1
             y, h = module(packed)
             loss = y.data.sin().sum() + h.square().sum()
             grads = torch.autograd.grad(loss, [packed.data, *rnn.parameters()])
