@@ -28,6 +28,8 @@ from rnnjit.spec import Problem, RNNSpec
 
 #: The types of devices on which a backend may run such a call.
 _DEVICES = frozenset({"cpu"})
+#: A part of the message of torch where oneDNN has no operator of a dtype on this processor.
+_NO_PRIMITIVE = "could not create a primitive"
 
 
 class ResultDtypes(NamedTuple):
@@ -268,7 +270,15 @@ def _asked(
     with warnings.catch_warnings():
         # That torch takes another operator than for most layers is of no matter here.
         warnings.simplefilter("ignore")
-        found = module(given, hx[0] if len(hx) == 1 else hx)
+        try:
+            found = module(given, hx[0] if len(hx) == 1 else hx)
+        except RuntimeError as error:
+            if not onednn or _NO_PRIMITIVE not in str(error):
+                raise
+            # Torch's own layer does not run on this processor unless oneDNN is switched off.
+            with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+                kind: Any = torch_class  # type checkers take no class for hashable
+                return _asked(kind, spec, sizes, where, weight, dtypes, autocast, False)
     y, h_n = (found if isinstance(found, Tensor) else found[0], found) if cell else found
     outputs = y.data if isinstance(y, PackedSequence) else y
     last = (h_n,) if isinstance(h_n, Tensor) else h_n

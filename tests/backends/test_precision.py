@@ -138,6 +138,21 @@ def test_autocast_is_as_exact_as_eager_s(kind, options, inner, packed, given):
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
+@pytest.mark.skipif(onednn.runs_bfloat16(), reason="torch's own nn.LSTM runs under autocast here")
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_autocast_runs_where_onednn_has_no_lstm_for_it(packed):
+    rnn, x = nn.LSTM(I, H), inputs(torch.float32, packed)
+    fast = rnnjit.compile(rnn, backend="numba")
+    found = [autocast_results(fast, x, None) for _ in range(2)]
+    with onednn.switched(enabled=False):
+        expected = autocast_results(fast, x, None)
+        assert [part.dtype for part in expected] == [
+            part.dtype for part in autocast_results(rnn, x, None)
+        ]
+    for results in found:
+        assert all(map(torch.equal, results, expected))
+
+
 @pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
 def test_cells_under_autocast_are_as_exact_as_eager_s(kind):
     torch.manual_seed(0)
