@@ -12,7 +12,7 @@ test: install lint types
 
 # What test leaves out: whole products of cases, all PTX, soak, the fuzz at depth.
 test-all: install
-	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-500} $(PYTEST) -m "full or fuzz"
+	RNNJIT_FUZZ_EXAMPLES=$${RNNJIT_FUZZ_EXAMPLES:-200} $(PYTEST) -m "full or fuzz"
 	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -m full $(SIMULATED)
 
 # Minutes; alone on the machine.
