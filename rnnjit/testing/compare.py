@@ -145,6 +145,9 @@ def _pass_of(name: str) -> Pass:
 def expect_same(what: str, got: Values, first: Values) -> None:
     """Expect the tensors of `first` to have come out the same, bit by bit.
 
+    All NaN count as one: IEEE 754 leaves their signs and payloads open (sections 6.2, 6.3);
+    processors take them from either operand, which a compiler may exchange.
+
     Raises:
         AssertionError: one did not.
     """
@@ -153,7 +156,7 @@ def expect_same(what: str, got: Values, first: Values) -> None:
         if found is None or expected is None:
             same = found is expected
         else:
-            same = same_bits(found, expected)
+            same = same_bits(_one_nan(found), _one_nan(expected))
         if not same:
             raise AssertionError(f"{what} gave other bits for {name} than the first")
 
@@ -161,6 +164,12 @@ def expect_same(what: str, got: Values, first: Values) -> None:
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal bit by bit, NaN included."""
     return a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
+
+
+def _one_nan(tensor: Tensor) -> Tensor:
+    return (
+        tensor.masked_fill(tensor.isnan(), float("nan")) if tensor.is_floating_point() else tensor
+    )
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rnnjit.testing import CASES, CHECKS, Case, RecomputeBackend, conformance, c
 from rnnjit.testing.calls import build, forward, gradients
 from rnnjit.testing.cases import product_cases
 from rnnjit.testing.checks import check_gradients
-from rnnjit.testing.compare import Standard, compare
+from rnnjit.testing.compare import Standard, compare, expect_same
 from rnnjit.testing.poison import poisoned
 from rnnjit.testing.procedures import with_gradients, without_gradients
 from rnnjit.testing.suite import device_of, pairs
@@ -387,3 +387,11 @@ def test_the_kit_works_where_torch_s_own_test_helpers_froze_its_flags():
         "assert report.passed and report.ok, report.failures\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_results_are_the_same_but_for_the_bits_of_nan():
+    one = torch.tensor([float("nan"), 1.0])
+    expect_same("a call", {"y": -one * torch.tensor([1.0, -1.0])}, {"y": one})
+    for other in (torch.tensor([1.0, 1.0]), one.nextafter(torch.tensor(2.0))):
+        with pytest.raises(AssertionError, match="a call gave other bits for y than the first"):
+            expect_same("a call", {"y": other}, {"y": one})
