@@ -1,7 +1,7 @@
 """A letter model with int8 matrices, which reads a text as it comes.
 
 An nn.GRU learns to predict the next letter of the reference manual that comes with Python. Then its
-matrices are quantised to int8, and both models read a part of the manual that they were not trained
+matrices are quantized to int8, and both models read a part of the manual that they were not trained
 on, letter by letter through a `rnnjit.Stream`, as a keyboard would send it. Run it with
 
     python examples/quantized_streaming.py
@@ -40,7 +40,7 @@ class Reader:
     """Reads letters one at a time, and predicts each that comes next.
 
     Args:
-        model: a trained `Writer`, quantised or not.
+        model: a trained `Writer`, quantized or not.
     """
 
     def __init__(self, model: Writer) -> None:
@@ -59,7 +59,7 @@ def weight_bytes(layer: nn.Module) -> int:
 
 
 def main() -> int:
-    """Train, quantise, read."""
+    """Train, quantize, read."""
     parser = argparse.ArgumentParser(description="An int8 nn.GRU, letter by letter.")
     parser.add_argument("--steps", type=int, default=200, help="stretches to train on")
     parser.add_argument("--read", type=int, default=4000, metavar="N", help="letters to read")

@@ -1,4 +1,4 @@
-"""What layers of int8 matrices compute: int8 products of quantised rows, by torch's operators.
+"""What layers of int8 matrices compute: int8 products of quantized rows, by torch's operators.
 
 Backends compute the same integers; `rnnjit.reference` and conformance tests compute them by this.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: The largest absolute value of a quantised number; -128 is not used, so that rows are symmetric.
+#: The largest absolute value of a quantized number; -128 is not used, so that rows are symmetric.
 LARGEST = 127
 #: A float32 product of int8 numbers is exact up to this many of them: all partial sums are integers
 #: below 2^24. A float64 product is exact for any that fit into memory.
@@ -32,7 +32,7 @@ class QuantizedMatrix(NamedTuple):
 
 
 def quantize_matrix(weight: Tensor) -> QuantizedMatrix:
-    """Quantise the rows of a matrix, symmetrically: `scale = max |row| / 127`.
+    """Quantize the rows of a matrix, symmetrically: `scale = max |row| / 127`.
 
     A row of zeros has scale 1. Values are rounded to the nearest, half to even.
 
@@ -44,7 +44,7 @@ def quantize_matrix(weight: Tensor) -> QuantizedMatrix:
     """
     w = weight.detach().double() if not weight.is_meta else weight.detach()
     if not weight.is_meta and not bool(w.isfinite().all()):
-        raise ValueError("a matrix to quantise must have finite values, got NaN or infinities")
+        raise ValueError("a matrix to quantize must have finite values, got NaN or infinities")
     largest = _largest(w)
     scale = (largest / LARGEST).float()
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
@@ -59,7 +59,7 @@ def of_values(values: Tensor, scale: Tensor) -> QuantizedMatrix:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise rows for one product, symmetrically, each by its own largest absolute value.
+    """Quantize rows for one product, symmetrically, each by its own largest absolute value.
 
     With `m = max |row|`, a value is `round(v * (127 / m))`, half to even, and the scale is
     `m / 127`. Of a row whose values are zero, or so small that `127 / m` overflows, both are zero.
@@ -107,7 +107,7 @@ class Product:
 
 
 def product(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply rows, which are quantised for it, with an int8 matrix; see `Product`.
+    """Multiply rows, which are quantized for it, with an int8 matrix; see `Product`.
 
     Args:
         x: float32 or float64 `[N, columns]`.

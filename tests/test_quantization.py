@@ -1,4 +1,4 @@
-"""Protects int8 products: quantised rows and matrices, by integer arithmetic in NumPy."""
+"""Protects int8 products: quantized rows and matrices, by integer arithmetic in NumPy."""
 
 import numpy as np
 import pytest

@@ -215,8 +215,8 @@ class Int8Words(IntEnum):
         SUMS: the address of the sums of W_ih; that of its scales is word 0. Those of W_hh and W_hr
             follow each.
         OF_DIRECTION: words of a direction.
-        OFFSET: of the quantised rows in a thread's memory.
-        ROW_BYTES: of a quantised row.
+        OFFSET: of the quantized rows in a thread's memory.
+        ROW_BYTES: of a quantized row.
         ROWS: how many there may be.
         COUNT: of all words.
     """

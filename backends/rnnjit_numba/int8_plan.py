@@ -18,9 +18,9 @@ from rnnjit.codegen.row_slices import (
     worth_team,
 )
 
-#: Bytes before the numbers of a quantised row: its scale, and what aligns them.
+#: Bytes before the numbers of a quantized row: its scale, and what aligns them.
 HEAD = 64
-#: Bytes that a dot product of 512 bits multiplies at a time; quantised rows are padded to them.
+#: Bytes that a dot product of 512 bits multiplies at a time; quantized rows are padded to them.
 CHUNK = 64
 #: Multiply-adds of int8 that a thread does in the time of one of float32.
 _FASTER = 4
@@ -51,7 +51,7 @@ def why_not_long(spec: RNNSpec) -> list[str]:
 
 
 def row_bytes(k: int) -> int:
-    """Bytes of a quantised row of k numbers."""
+    """Bytes of a quantized row of k numbers."""
     return HEAD + -(-k // CHUNK) * CHUNK
 
 

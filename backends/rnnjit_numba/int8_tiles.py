@@ -1,6 +1,6 @@
-"""Tiles of int8 products: rows of activations, quantised here, times rows of an int8 matrix.
+"""Tiles of int8 products: rows of activations, quantized here, times rows of an int8 matrix.
 
-A row of float32 numbers is quantised when a product needs it: `a = round(v * 127 / m)`, where m is
+A row of float32 numbers is quantized when a product needs it: `a = round(v * 127 / m)`, where m is
 its largest absolute value, and its scale is `m / 127`. It lies in memory as its scale and, from
 `HEAD` bytes on, the bytes `a + 128`, which are unsigned as the processor's dot product takes them
 (`vpdpbusd`: Intel, "Architecture Instruction Set Extensions Programming Reference", AVX512_VNNI).
@@ -54,7 +54,7 @@ class Int8Products:
         return self.lanes.integer
 
     def quantize(self) -> Any:
-        """Intrinsic `quantize(source, k, to)`: quantise the k numbers at `source`, see above.
+        """Intrinsic `quantize(source, k, to)`: quantize the k numbers at `source`, see above.
 
         A row with a NaN or an infinity has scale NaN. One of zeros, or of numbers so small that
         `127 / m` overflows, has scale 0 and zeros. The bytes up to the next multiple of `CHUNK` are
@@ -76,7 +76,7 @@ class Int8Products:
 
         * `rows` is one of `TILE_ROWS`;
         * `init` and `out` are rows of float32, `ld_init` and `ld_out` apart, of `count` columns;
-        * `a` are quantised rows of k numbers, `ld_a` apart;
+        * `a` are quantized rows of k numbers, `ld_a` apart;
         * `w` are `count` rows of an int8 matrix, `ld_w` apart, and `scales` and `sums` their scales
           and the sums of their numbers.
 

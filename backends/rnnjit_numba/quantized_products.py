@@ -4,12 +4,12 @@ It replaces what `preparation` and `forward_step` do with packed weights; all el
 the same. Weights are read as they lie: nothing is packed but the biases. The input projection of a
 window of rows is computed before its steps, so that W_ih is read once for all of them.
 
-Each thread has memory for some quantised rows (see `int8_tiles`), behind its pre-activations: the
+Each thread has memory for some quantized rows (see `int8_tiles`), behind its pre-activations: the
 rows of x, of the state before a step, or of the outputs that are projected.
 
 Behind the cell's parameters the argument block has, for each direction, the addresses of the scales
 of W_ih, W_hh and, with a projection, W_hr, then those of their sums; and then the offset of the
-quantised rows in a thread's memory, the bytes of each, and how many there may be.
+quantized rows in a thread's memory, the bytes of each, and how many there may be.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Functions(NamedTuple):
 
     Attributes:
         word: reads one of the words `Int8Words`.
-        rows_at: the address of a thread's quantised rows.
+        rows_at: the address of a thread's quantized rows.
         quantize_rows: writes them.
         product: multiplies them with a matrix.
     """
@@ -59,7 +59,7 @@ def add_int8_parts(context: CodegenContext) -> tuple[Preparation, Any]:
 
 
 def _add_step(context: CodegenContext, shared: _Functions, projection_at: Any) -> Any:
-    """The step of any cell, before which the states are quantised that it multiplies."""
+    """The step of any cell, before which the states are quantized that it multiplies."""
     gates, project_out = (
         _add_gates(context, shared),
         _add_project_out(context, shared, projection_at),
@@ -121,7 +121,7 @@ def _add_pack_out(context: CodegenContext, projection_at: Any) -> Any:
 
 
 def _add_quantize_rows(context: CodegenContext, word: Any, rows_at: Any) -> Any:
-    """Quantise `rows` rows of k numbers, `ld` apart, for the products of the thread at `place`."""
+    """Quantize `rows` rows of k numbers, `ld` apart, for the products of the thread at `place`."""
     quantize = _tiles(context).quantize()
     row_bytes = int(Int8Words.ROW_BYTES)
 
@@ -134,7 +134,7 @@ def _add_quantize_rows(context: CodegenContext, word: Any, rows_at: Any) -> Any:
 
 
 def _add_rows_at(context: CodegenContext, word: Any) -> Any:
-    """The address of the quantised rows of the thread at `place`."""
+    """The address of the quantized rows of the thread at `place`."""
     unpack = memory.unpack_arguments(ForwardArguments)
     offset = int(Int8Words.OFFSET)
 
@@ -147,7 +147,7 @@ def _add_rows_at(context: CodegenContext, word: Any) -> Any:
 
 
 def _add_product(context: CodegenContext, word: Any) -> Any:
-    """`out = init + a @ w.T` for `rows` quantised rows `a` and some of the matrix.
+    """`out = init + a @ w.T` for `rows` quantized rows `a` and some of the matrix.
 
     `matrix` says which one it is: 0 W_ih, 1 W_hh, 2 W_hr. It has `gates` blocks of `units` rows of
     k numbers; `first` and `last` bound the vectors of units. Vector v of gate g is written to
@@ -231,7 +231,7 @@ def _add_project(context: CodegenContext, shared: _Functions) -> Any:
 
 
 def _add_gates(context: CodegenContext, shared: _Functions) -> Any:
-    """As `gates` of `forward_step`, of quantised rows; the input projection is there already."""
+    """As `gates` of `forward_step`, of quantized rows; the input projection is there already."""
     unpack, lanes = memory.unpack_arguments(ForwardArguments), context.lanes.count
     rows_at, product = shared.rows_at, shared.product
     vector_bytes, G = context.lanes.vector_bytes, context.layout.gates
@@ -276,7 +276,7 @@ def _add_gates(context: CodegenContext, shared: _Functions) -> Any:
 
 
 def _add_project_out(context: CodegenContext, shared: _Functions, projection_at: Any) -> Any:
-    """As `project_out` of `forward_step`; the outputs are quantised first."""
+    """As `project_out` of `forward_step`; the outputs are quantized first."""
     unpack, lanes = memory.unpack_arguments(ForwardArguments), context.lanes.count
     _, rows_at, quantize_rows, product = shared
     size = context.storage.itemsize

@@ -58,7 +58,7 @@ def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling)
     areas, hoisted = max(cut.threads, D), _hoisted_rows(layer, rows, cut, sizes)
     z_rows = max(1, min(max(cut.slice_rows, cut.tail), Z_ROWS))
     z, own = _aligned(D * sizes.packed), _aligned(z_rows * sizes.z)
-    # Behind a thread's pre-activations there are its quantised rows.
+    # Behind a thread's pre-activations there are its quantized rows.
     held = max(z_rows, min(rows.N, ROW_BLOCK)) if kind.quantized else 0
     held_bytes = row_bytes(max(layer.input_size, layer.hidden_size, layer.output_size))
     z_size = own + held * held_bytes

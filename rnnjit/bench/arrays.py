@@ -29,7 +29,7 @@ class Arrays(NamedTuple):
     """The arrays of a case, in its dtype; they must not be written to.
 
     numpy has no bfloat16: those of such a case hold its bits, in uint16. Those of a case of int8
-    are float32: each contestant quantises them in its own way.
+    are float32: each contestant quantizes them in its own way.
 
     Attributes:
         x: `[T, B, I]`; zeros after the end of a sequence. When streaming, T is `FRAMES`.

@@ -1,8 +1,8 @@
-"""The correctness gate of int8 layers, whose results depend on how numbers are quantised.
+"""The correctness gate of int8 layers, whose results depend on how numbers are quantized.
 
-Contestants quantise in different ways: a matrix by one scale or one for each row, x and the states
+Contestants quantize in different ways: a matrix by one scale or one for each row, x and the states
 by one for a call, a step or a row, to 7 or 8 bits. None of them is wrong, so their results are not
-held against those of one of them, but against the layer that was quantised, in float64: they may
+held against those of one of them, but against the layer that was quantized, in float64: they may
 differ from it by a few times what the rounding to int8 changes.
 """
 
@@ -101,7 +101,7 @@ def _largest_row(errors: Tensor) -> float:
 
 
 def _moved(call: Call, generator: torch.Generator) -> Call:
-    """The call with all numbers that are quantised moved by up to half a step."""
+    """The call with all numbers that are quantized moved by up to half a step."""
 
     def moved(values: Tensor) -> Tensor:
         step = (values.max().clamp(min=0) - values.min().clamp(max=0)) / STEPS

@@ -347,7 +347,7 @@ def _check_input(
     dtype = weight.dtype
     if x.dtype is not dtype and not any_autocast():
         if x.is_quantized and not given_state:  # Eager cannot create zeros of this dtype.
-            raise NotImplementedError(f"input must not be quantised, got {x.dtype}: dequantize it")
+            raise NotImplementedError(f"input must not be quantized, got {x.dtype}: dequantize it")
         if spec.quantized:
             raise ValueError(
                 f"input must be {dtype}, in which a quantized module computes, got {x.dtype}: "

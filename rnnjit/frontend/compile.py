@@ -161,7 +161,7 @@ def compile(  # noqa: A001 - the name users know from torch.compile
             or any module that contains some, in submodules or in plain lists, tuples and dicts.
             Recurrent modules that only other objects hold, such as a deque or a SimpleNamespace,
             stay eager, and their Parameters are copied. A module that occurs several times is
-            compiled once and stays shared. Torch's dynamically quantised modules (nn.LSTM, nn.GRU
+            compiled once and stays shared. Torch's dynamically quantized modules (nn.LSTM, nn.GRU
             and the Cells, by `torch.ao.quantization.quantize_dynamic`) become what
             `rnnjit.quantize` makes, with their int8 matrices and scales. For "auto", one whose cell
             no compiled backend computes stays as it is. The cells of a Recurrent are traced, unless
@@ -422,7 +422,7 @@ def _slots(rnn: nn.Module) -> dict[str, Any]:
 
 
 def _take(dynamic: nn.Module, taker: nn.Module, backend: str | Backend, recompute: bool) -> None:
-    """Make a compiled module of a dynamically quantised one of torch.
+    """Make a compiled module of a dynamically quantized one of torch.
 
     Args:
         dynamic: the module of torch.

@@ -36,7 +36,7 @@ def check_plain(module: nn.Module, what: str) -> None:
         )
     if not isinstance(module, nn.RNNBase) or not isinstance(module, (*replaced(), CompiledBase)):
         advice = "compile it first" if float_class(module) else "give the layer inside it"
-        kind = f"torch's dynamically quantised {name}" if float_class(module) else name
+        kind = f"torch's dynamically quantized {name}" if float_class(module) else name
         raise TypeError(f"module must be a torch.nn.RNN, nn.LSTM or nn.GRU, got {kind}: {advice}")
     if why := _why_not_plain(module):
         raise ValueError(

@@ -31,9 +31,9 @@ def quantize(module: ModuleT, *, backend: str | Backend = "auto", inplace: bool 
     """Replace every recurrent module in `module` by a compiled one whose matrices are int8.
 
     The matrices take a quarter of the memory. Each row has a scale of its own; the rows that they
-    multiply (of x and of the states) are quantised to int8 for each product, too. Everything else
+    multiply (of x and of the states) are quantized to int8 for each product, too. Everything else
     is computed in float32: see docs/quantization.md. The results never require a gradient, as those
-    of torch's dynamically quantised modules; dropout between layers is on in training mode.
+    of torch's dynamically quantized modules; dropout between layers is on in training mode.
 
     Arguments, results, packed sequences, streams and `rnnjit.explain` are as for modules that
     `rnnjit.compile` made. Input and states must be float32; under autocast they are converted to
@@ -124,7 +124,7 @@ def _why_left(module: CompiledBase) -> str:
 
 
 def _matrices(path: str, module: nn.Module) -> Iterator[QuantizedMatrix]:
-    """The quantised matrices of a module, in the order of its weights.
+    """The quantized matrices of a module, in the order of its weights.
 
     Raises:
         ValueError: a weight is not float32, or has values that are not finite.

@@ -22,7 +22,7 @@ from rnnjit.ir import CellSpec
 from rnnjit.quantization import QuantizedMatrix, of_values
 from rnnjit.runtime.torch_private import parameters_of, set_flat_weight_names
 
-#: Torch's dynamically quantised classes, by the name of the class that each was made from.
+#: Torch's dynamically quantized classes, by the name of the class that each was made from.
 _DYNAMIC = "torch.ao.nn.quantized.dynamic.modules.rnn"
 _FLOAT: dict[str, type[nn.Module]] = {
     cls.__name__: cls for cls in (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
@@ -68,7 +68,7 @@ def check_loaded(module: nn.Module, state: dict[str, Any], prefix: str, *others:
 
 
 def float_class(module: nn.Module) -> type[nn.Module] | None:
-    """The torch class that a dynamically quantised module of torch was made from, else None.
+    """The torch class that a dynamically quantized module of torch was made from, else None.
 
     None for subclasses, too: what they override is not known.
     """
@@ -80,28 +80,28 @@ def float_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 def dynamic_cell(module: Any) -> CellSpec:
-    """What a dynamically quantised module of torch computes."""
+    """What a dynamically quantized module of torch computes."""
     cls: Any = float_class(module)
     return CELL_OF_CLASS[cls] if cls in CELL_OF_CLASS else CELL_OF_NONLINEARITY[module.nonlinearity]
 
 
 def why_not_taken(module: Any) -> str:
-    """Why a dynamically quantised module of torch cannot be compiled, or ""."""
+    """Why a dynamically quantized module of torch cannot be compiled, or ""."""
     for name, weight in module.get_weight().items():
         if not weight.is_quantized or weight.dtype is not torch.qint8:
             return f"its {name} is {weight.dtype}, and compiled modules take qint8"
         if weight.qscheme() not in (torch.per_tensor_affine, torch.per_channel_affine):
-            return f"its {name} is quantised by {weight.qscheme()}"
+            return f"its {name} is quantized by {weight.qscheme()}"
         by_channel = weight.qscheme() is torch.per_channel_affine
         if by_channel and weight.q_per_channel_axis() != 0:
-            return f"its {name} is quantised by columns, and compiled modules take rows"
+            return f"its {name} is quantized by columns, and compiled modules take rows"
         if bool(weight.q_per_channel_zero_points().any() if by_channel else weight.q_zero_point()):
             return f"the zero points of its {name} are not 0"
     return ""
 
 
 def as_float_module(module: Any) -> nn.Module:
-    """A module of torch with the configuration, mode, hooks and biases of a quantised one.
+    """A module of torch with the configuration, mode, hooks and biases of a quantized one.
 
     Its matrices are on meta.
     """
@@ -123,7 +123,7 @@ def as_float_module(module: Any) -> nn.Module:
 
 
 def matrices_of(module: Any) -> Iterator[QuantizedMatrix]:
-    """The matrices of a dynamically quantised module of torch, in the order of its weights."""
+    """The matrices of a dynamically quantized module of torch, in the order of its weights."""
     for weight in module.get_weight().values():
         values = weight.int_repr()
         if weight.qscheme() is torch.per_channel_affine:

@@ -151,7 +151,7 @@ def _quantized(module: nn.Module) -> str:
     for cls in type(module).__mro__:
         package = cls.__module__.partition(".modules.")[0]
         if package.startswith("torch.ao.nn.") and cls.__name__ in _QUANTIZED:
-            return f"it is of {package}; rnnjit.compile takes dynamically quantised qint8 modules"
+            return f"it is of {package}; rnnjit.compile takes dynamically quantized qint8 modules"
     return ""
 
 

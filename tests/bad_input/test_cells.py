@@ -7,7 +7,7 @@ import pytest
 import torch
 from bad_calls import B, H, I, raised, sentence
 from computing import usual
-from odd_tensors import jagged, mkldnn, nested, quantised, sparse, sparse_rows
+from odd_tensors import jagged, mkldnn, nested, quantized, sparse, sparse_rows
 from torch import nn
 
 import rnnjit
@@ -35,7 +35,7 @@ KINDS: dict[str, Callable[[torch.Tensor], Any]] = {
     "without width": lambda t: t[..., :0],
     "longer": lambda t: torch.cat([t, t]),
     "without batch": lambda t: t[:0],
-    "quantised": quantised,
+    "quantized": quantized,
     "nested": lambda t: nested(*t.shape),
     "jagged": lambda t: jagged(*t.shape),
     "sparse": sparse,
@@ -98,8 +98,8 @@ NO_PAIRS: dict[str, tuple[Any, ...]] = {
 # Every kind beside another, since the first fault that eager meets is the one to report.
 KINDS_OF_TWO = {
     f"input {first}, hx {second}": (KINDS[first](X), KINDS[second](HX))
-    for first in ("float64", "meta", "narrower", "longer", "list", "quantised")
-    for second in ("float64", "meta", "narrower", "longer", "list", "quantised")
+    for first in ("float64", "meta", "narrower", "longer", "list", "quantized")
+    for second in ("float64", "meta", "narrower", "longer", "list", "quantized")
 }
 ALONE = {f"input {name} alone": (make(X),) for name, make in KINDS.items()}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from bad_calls import BACKENDS, H0, PACKED, B, H, I, Row, T, X, expect_eager, expect_refusal, pair
-from odd_tensors import jagged, mkldnn, nested, quantised, sparse, sparse_rows
+from odd_tensors import jagged, mkldnn, nested, quantized, sparse, sparse_rows
 
 import rnnjit
 from rnnjit.testing import RecomputeBackend
@@ -56,8 +56,8 @@ BAD_CALLS = {
     "no arguments": ((), "missing 1 required positional argument: 'input'"),
     "bfloat16": ((X.bfloat16(),), "RNN input dtype .torch.bfloat16. does not match weight dtype"),
     "no features": ((torch.zeros(T, B, 0),), r"input_size=4 .* got 0: shape \[3, 2, 0\]"),
-    "quantised": ((quantised(X),), "input must not be quantised, got torch.quint8"),
-    "quantised, hx": ((quantised(X), H0), "RNN input dtype .torch.quint8. does not match"),
+    "quantized": ((quantized(X),), "input must not be quantized, got torch.quint8"),
+    "quantized, hx": ((quantized(X), H0), "RNN input dtype .torch.quint8. does not match"),
     "nested": ((nested(T, B, I),), "input must be a dense tensor, got a nested one"),
     "jagged": ((jagged(T, B, I),), "expected to contain only concrete integers"),
     "sparse rows": ((sparse_rows(X),), "input must be a dense tensor, got one of layout .*csr"),
@@ -72,7 +72,7 @@ BAD_CALLS = {
     "hx number": ((X, 0), "hx must be a Tensor or None, got int"),
     "hx False": ((X, False), "hx must be a Tensor or None, got bool"),
     "hx packed": ((X, PACKED), "hx must be a Tensor or None, got PackedSequence"),
-    "hx quantised": ((X, quantised(H0)), "hx is torch.quint8 but the weights are torch.float32"),
+    "hx quantized": ((X, quantized(H0)), "hx is torch.quint8 but the weights are torch.float32"),
     "hx nested": ((X, nested(1, B, H)), "hx must be a dense tensor, got a nested one"),
     "hx jagged": ((X, jagged(1, B, H)), "Expected hidden size"),
     "hx MKL-DNN's": ((X, mkldnn(H0)), "hx must be a dense tensor, got one of layout .*mkldnn"),
@@ -189,7 +189,7 @@ CELL_CALLS = {
     "packed": ((PACKED,), "input must be a Tensor, got PackedSequence"),
     "3-D": ((X,), r"input must be 1-D or 2-D, got 3-D: \[3, 2, 4\]"),
     "features": ((X[0, :, :3],), "input_size=4 .* got 3"),
-    "quantised": ((quantised(X[0]),), "input must not be quantised"),
+    "quantized": ((quantized(X[0]),), "input must not be quantized"),
     "nested": ((nested(B, I),), "input must be a dense tensor, got a nested one"),
     "hx tuple": ((X[0], (H0[0], H0[0])), "hx must be a Tensor, got tuple"),
     "hx rank": ((X[0], H0[0, 0]), r"hx must have shape \[2, 5\], got \[5\]"),

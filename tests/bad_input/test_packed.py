@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bad_calls import BACKENDS, H0, PACKED, B, H, I, Row, expect_eager, expect_refusal, pair
-from odd_tensors import mkldnn, nested, quantised, sparse, sparse_rows
+from odd_tensors import mkldnn, nested, quantized, sparse, sparse_rows
 from torch.nn.utils.rnn import PackedSequence
 
 
@@ -70,9 +70,9 @@ PACKED_CALLS = {
     "data 0-D": ((packed([2, 1], data=torch.tensor(1.0)),), "input.data must be 2-D, got 0-D"),
     "data int64": ((packed([2, 1], data=torch.ones(3, I).long()),), "dtype .torch.int64. does not"),
     "data on meta": ((packed([2, 1], data=torch.ones(3, I, device="meta")),), "input is on meta"),
-    "data quantised": (
-        (packed([2, 1], data=quantised(torch.ones(3, I))),),
-        "input must not be quantised",
+    "data quantized": (
+        (packed([2, 1], data=quantized(torch.ones(3, I))),),
+        "input must not be quantized",
     ),
     "data nested": (
         (PACKED._replace(data=nested(3, I)),),

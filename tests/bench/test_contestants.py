@@ -284,7 +284,7 @@ def test_what_has_no_int8_layer_says_so(name, change, says):
     assert says in find(name).declines(structs.replace(INT8, **change))
 
 
-def test_onnxruntimes_layer_must_be_quantised():
+def test_onnxruntimes_layer_must_be_quantized():
     """Its quantize_dynamic leaves what it does not know, without a word."""
     case = structs.replace(INT8, cell="gru")
     with pytest.raises(RuntimeError, match=r"left an operator in float32: .*GRU"):

@@ -1,4 +1,4 @@
-"""Protects the gate of int8: it passes what is quantised in any usual way, and no other mistake."""
+"""Protects the gate of int8: it passes what is quantized in any usual way, and no other mistake."""
 
 import numpy as np
 import pytest

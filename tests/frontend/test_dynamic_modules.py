@@ -1,4 +1,4 @@
-"""Protects compile on torch's dynamically quantised modules, against float64 of their matrices."""
+"""Protects compile on torch's dynamically quantized modules, against float64 of their matrices."""
 
 import copy
 
@@ -64,7 +64,7 @@ def test_in_place_with_hooks_and_in_its_mode():
     calls = []
     model[0].register_forward_hook(lambda *_: calls.append(1))
     rnn = model[0]
-    with pytest.raises(TypeError, match="got torch's dynamically quantised GRU: compile it first"):
+    with pytest.raises(TypeError, match="got torch's dynamically quantized GRU: compile it first"):
         rnnjit.Stream(rnn)
     assert rnnjit.compile(model, backend="eager", inplace=True)[0] is rnn
     rnn(torch.zeros(2, 3, 4))

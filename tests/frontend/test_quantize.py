@@ -216,7 +216,7 @@ def test_what_cannot_be_quantized_is_named():
         rnnjit.quantize(half)
     bad = nn.GRU(2, 3)
     nn.init.constant_(bad.weight_hh_l0, torch.inf)
-    with pytest.raises(ValueError, match="weight_hh_l0: a matrix to quantise must have finite"):
+    with pytest.raises(ValueError, match="weight_hh_l0: a matrix to quantize must have finite"):
         rnnjit.quantize(bad)
     with pytest.raises(ValueError, match="compile"):
         rnnjit.quantize(nn.Linear(2, 3))

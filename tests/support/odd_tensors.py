@@ -22,7 +22,7 @@ mkldnn = quietly(torch.Tensor.to_mkldnn)
 
 
 @quietly
-def quantised(tensor):
+def quantized(tensor):
     return torch.quantize_per_tensor(tensor, 0.1, 0, torch.quint8)
 
 

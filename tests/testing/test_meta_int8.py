@@ -60,7 +60,7 @@ class Own(Product):
 
 
 class OneScaleForAllRows(Own):
-    """Quantises activations by the largest of all rows, as torch's dynamic modules do."""
+    """Quantizes activations by the largest of all rows, as torch's dynamic modules do."""
 
     def rows(self, x):
         largest = x.nan_to_num(0, 0, 0).abs().max()
@@ -191,7 +191,7 @@ class ScalesOfOneDirection(Healthy):
         return super().forward(layer, rows, x, hx, own, keep)
 
 
-class OutputNotQuantised(Own):
+class OutputNotQuantized(Own):
     """Projects the output itself, not its numbers."""
 
     def rows(self, x):
@@ -242,7 +242,7 @@ def test_healthy_products_pass(product):
     "product",
     [
         *(OneScaleForAllRows, ScaleOfTheRowBefore, ScaleOfTheFirstRow, HalfUp, HalfAwayFromZero),
-        *(Truncating, NotRounded, SumsLeftOut, Saturating, NaNHasAScale, OutputNotQuantised),
+        *(Truncating, NotRounded, SumsLeftOut, Saturating, NaNHasAScale, OutputNotQuantized),
     ],
 )
 def test_wrong_products_fail(product):

@@ -164,7 +164,7 @@ def test_a_frozen_module_of_torchscript_keeps_only_its_graph():
 def test_quantized_modules():
     model = torch.ao.quantization.quantize_dynamic(Model(), {nn.LSTM, nn.Linear})
     prepared = torch.ao.nn.quantizable.LSTM(8, 8)
-    why = "rnnjit.compile takes dynamically quantised qint8 modules"
+    why = "rnnjit.compile takes dynamically quantized qint8 modules"
     kinds = "torch.ao.nn.quantized.dynamic", "torch.ao.nn.quantizable"
     assert lines(nn.ModuleList([model.encoder["lstm"], prepared])) == [
         "0 of 2 recurrent modules are compiled; left as they are: "

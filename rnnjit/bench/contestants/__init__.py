@@ -30,7 +30,7 @@ def of_int8(cases: Sequence[Case]) -> list[Contestant]:
 
     The baseline is torch's own int8 layer if it takes every case, else eager in float32: one for
     all cases, so that ratios compare. Ours are the backends that run int8 layers, and "auto"
-    without quantising.
+    without quantizing.
     """
     torch_int8, ours = TorchInt8("baseline"), [*quantizing(), InFloat32(Compiled(AUTO), "backend")]
     if not any(torch_int8.declines(case) for case in cases):

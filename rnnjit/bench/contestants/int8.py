@@ -47,7 +47,7 @@ class TorchInt8(Contestant):
         return super().declines(case)
 
     def prepare(self, case: Case, arrays: Arrays) -> Ready:
-        """The quantised module with its arguments."""
+        """The quantized module with its arguments."""
         from rnnjit.bench.contestants import torch_modules
 
         torch_modules.set_up(case)
@@ -55,7 +55,7 @@ class TorchInt8(Contestant):
 
 
 class InFloat32(Contestant):
-    """Another contestant on the float32 weights of a case of int8, which it does not quantise.
+    """Another contestant on the float32 weights of a case of int8, which it does not quantize.
 
     Args:
         other: the contestant.

@@ -40,7 +40,7 @@ class _Engine(Contestant):
             return "it only infers: there is no backward pass"
         if case.dtype == "int8" and self.quantizes and kind_of(case).layer != "LSTM":
             layer = kind_of(case).layer
-            return f"its quantize_dynamic leaves {layer} in float32: LSTM is all that it quantises"
+            return f"its quantize_dynamic leaves {layer} in float32: LSTM is all that it quantizes"
         if case.dtype not in self.dtypes:
             return f"its {kind_of(case).layer} is written for float32, not {case.dtype}"
         if case.proj_size:
