@@ -26,6 +26,7 @@ from rnnjit.runtime.openmp import FORK, needs_one_thread, one_thread
 from rnnjit.runtime.torch_private import (
     HAS_GUARDS,
     UNSEEN,
+    dispatch_mode,
     never_traced,
     parameters_of,
     tensor_guards,
@@ -163,7 +164,8 @@ class Stream:
 
         Raises:
             AttributeError: x is not a tensor.
-            TypeError: x or a weight is a tensor subclass, or autocast or a transform is active.
+            TypeError: x or a weight is a tensor subclass, or autocast, a transform or a dispatch
+                mode is active.
             ValueError: x has a wrong shape or dtype.
             RuntimeError: x is on another device, a weight does not fit the module, the module's
                 configuration has changed, or another step of this stream is running.
@@ -192,6 +194,7 @@ class Stream:
             weights = weights_of(module)
         if (
             getattr(x, "is_nested", True)  # torch's guards crash on nested tensors
+            or dispatch_mode()  # under which a new tensor may have no memory
             or not self._alike(x, *weights)
             or module.__dict__["mode"] is not self._mode
             or self._surroundings != (GENERATION.now, torch.get_num_threads(), FORK.forked)

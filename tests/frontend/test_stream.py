@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnnjit
 from rnnjit.testing import RecomputeBackend
@@ -252,6 +253,18 @@ def test_what_makes_no_sense():
         stream.step(torch.zeros(1, I))
     with torch.autocast("cpu"), pytest.raises(TypeError, match="autocast"):
         rnnjit.Stream(nn.RNN(I, H)).step(torch.zeros(1, I))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM])
+def test_dispatch_modes_are_refused_after_steps_too(kind):
+    stream, x = rnnjit.Stream(kind(I, H), 2), torch.randn(2, I)
+    before, called = stream.step(x), []
+    stepper, stream._stepper = stream._stepper, lambda *given: called.append(given)
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(TypeError, match="DispatchMode"):
+        stream.step(x)
+    assert not called  # it would get tensors without memory
+    stream._stepper = stepper
+    assert stream.step(x).shape == before.shape
 
 
 class Stepping(RecomputeBackend):
