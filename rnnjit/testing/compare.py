@@ -145,8 +145,7 @@ def _pass_of(name: str) -> Pass:
 def expect_same(what: str, got: Values, first: Values) -> None:
     """Expect the tensors of `first` to have come out the same, bit by bit.
 
-    All NaN count as one: IEEE 754 leaves their signs and payloads open (sections 6.2, 6.3);
-    processors take them from either operand, which a compiler may exchange.
+    All NaN count as one, see `same_numbers`.
 
     Raises:
         AssertionError: one did not.
@@ -156,7 +155,7 @@ def expect_same(what: str, got: Values, first: Values) -> None:
         if found is None or expected is None:
             same = found is expected
         else:
-            same = same_bits(_one_nan(found), _one_nan(expected))
+            same = same_numbers(found, expected)
         if not same:
             raise AssertionError(f"{what} gave other bits for {name} than the first")
 
@@ -166,10 +165,19 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
 
 
+def same_numbers(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal bit by bit, where all NaN count as one.
+
+    IEEE 754 leaves the sign and payload of a NaN open (sections 6.2, 6.3); processors take them
+    from either operand, which a compiler may exchange.
+    """
+    return same_bits(_one_nan(a), _one_nan(b))
+
+
 def _one_nan(tensor: Tensor) -> Tensor:
-    return (
-        tensor.masked_fill(tensor.isnan(), float("nan")) if tensor.is_floating_point() else tensor
-    )
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.masked_fill(tensor.isnan(), float("nan"))
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -146,6 +146,7 @@ def test_cells_step_by_step(name, call):
     check(in_chunks(None), call, *CELLS[name])
 
 
+#: Each cell runs by one kind of tile, GRU by both: a cell takes a minute to compile.
 IN_ROWS = ["lstm, projected", "parts first", "constant state"]
 CHUNKS = [
     pytest.param(

@@ -37,7 +37,7 @@ from teams import everywhere
 import rnnjit
 from rnnjit.testing import RecomputeBackend
 from rnnjit.testing.calls import Call, Values
-from rnnjit.testing.compare import Standard, compare
+from rnnjit.testing.compare import Standard, compare, same_numbers
 from rnnjit.testing.procedures import with_gradients, without_gradients
 from rnnjit.testing.tolerances import InexactError, largest
 
@@ -147,13 +147,6 @@ def _expect_same(what: str, got: Values, expected: Values) -> None:
         same = one is other if one is None or other is None else same_numbers(one, other)
         if not same:
             raise AssertionError(f"{what}: {name} has other bits")
-
-
-def same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether tensors are equal bit by bit, where all NaN count as one."""
-    nan = a.isnan()
-    same_signs = torch.equal(a.signbit() | nan, b.signbit() | nan)
-    return same_signs and torch.equal(nan, b.isnan()) and torch.equal(a[~nan], b[~nan])
 
 
 def _compare(got: Values, standard: Standard, call: Call) -> None:
