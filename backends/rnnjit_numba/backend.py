@@ -75,15 +75,15 @@ class NumbaBackend(CPUBackend):
         imported("rnnjit_numba.tile_choice")
         from rnnjit.codegen.host import host_isa
         from rnnjit_numba import tile_choice
-        from rnnjit_numba.int8_tiles import multiplies_bytes
+        from rnnjit_numba.int8_rows import multiplies_bytes
 
         found = {
             f"tiles of {str(dtype).removeprefix('torch.')}": tile_choice.described(dtype)
             for dtype in self.dtypes
         }
         isa = host_isa()
-        dot = multiplies_bytes(isa.features, wide=isa.vector_bytes == 64)
-        by_bytes = "one instruction for four numbers (vpdpbusd)" if dot else "widened to int32"
+        dot = multiplies_bytes(isa)
+        by_bytes = "one instruction for four numbers (vpdpbusd)" if dot else "widened to 16 bits"
         return found | {
             "products of bfloat16": _products_of_bfloat16(),
             "products of int8": by_bytes,

@@ -13,7 +13,7 @@ from rnnjit.codegen.computed import computed
 from rnnjit.ir import CellSpec
 from rnnjit_numba import amx_products, memory, pointwise
 from rnnjit_numba.direct import DIRECT_WIDTHS, direct_transposed, transposed_rows
-from rnnjit_numba.int8_tiles import Int8Products, products_of
+from rnnjit_numba.int8_tiles import Int8Products
 from rnnjit_numba.simd import Lanes
 from rnnjit_numba.storage import BFloat16, Storage, storage_of
 from rnnjit_numba.symbol_table import SymbolTable
@@ -105,7 +105,7 @@ class CodegenContext:
         storage = storage_of(lanes, dtype, isa.features, wide=wide, amx=isa.amx)
         shapes = tuple(sorted({*candidates(isa), *small}, reverse=True))
         tiles = TileSet(storage, shapes, outer_candidates(isa))
-        int8 = products_of(lanes, isa.features, wide=wide) if quantized else None
+        int8 = Int8Products.of(isa) if quantized else None
         return CodegenContext(cell, storage, tiles, small, int8)
 
 

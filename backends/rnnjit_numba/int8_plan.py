@@ -1,4 +1,4 @@
-"""How a call for a layer of int8 matrices is divided between threads, and how its rows lie.
+"""How a call for a layer of int8 matrices is divided between threads.
 
 An int8 product multiplies several times as fast as one of float32, so that most calls are bound by
 reading the matrices. They are read as they lie, once in a step for each slice of the batch, and
@@ -18,12 +18,9 @@ from rnnjit.codegen.row_slices import (
     worth_team,
 )
 
-#: Bytes before the numbers of a quantized row: its scale, and what aligns them.
-HEAD = 64
-#: Bytes that a dot product of 512 bits multiplies at a time; quantized rows are padded to them.
-CHUNK = 64
-#: Multiply-adds of int8 that a thread does in the time of one of float32.
-_FASTER = 4
+#: Multiply-adds of int8 that a thread does in the time of one of float32: with dot products of
+#: bytes, and without.
+_FASTER_DOT, _FASTER_PAIRS = 4, 2
 #: Bytes of W_hh from which on a core's second-level cache does not hold it: reading it takes as
 #: long as multiplying it with so many rows.
 _LARGE, _READING_ROWS = 1 << 19, 16
@@ -50,13 +47,11 @@ def why_not_long(spec: RNNSpec) -> list[str]:
     return reasons
 
 
-def row_bytes(k: int) -> int:
-    """Bytes of a quantized row of k numbers."""
-    return HEAD + -(-k // CHUNK) * CHUNK
+def int8_plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int, *, dot: bool) -> Plan:
+    """As `rnnjit.codegen.plan.plan`, of a forward pass; the input projection is always hoisted.
 
-
-def int8_plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
-    """As `rnnjit.codegen.plan.plan`, of a forward pass; the input projection is always hoisted."""
+    `dot` says whether the target has dot products of bytes.
+    """
     alone = Plan(1, *one_slice(rows), 1, True)
     weights, D = recurrent_work(layer), layer.num_directions
     reading = _READING_ROWS if weights >= _LARGE else 2
@@ -73,7 +68,7 @@ def int8_plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int) -> Plan:
     by_parts, by_slices = step(whole, parts), step(slice_rows, 1)
     inputs = (multiply_adds(layer, rows) - rows.N * D * weights) * (threads - 1) / threads
     saved = inputs + rows.T * (D * step(whole, 1) - min(by_parts, by_slices))
-    if threads == 1 or not worth_team(saved / _FASTER):
+    if threads == 1 or not worth_team(saved / (_FASTER_DOT if dot else _FASTER_PAIRS)):
         return alone
     if parts > 1 and by_parts < by_slices:
         return Plan(threads, *one_slice(rows), parts, True)

@@ -4,7 +4,7 @@ It replaces what `preparation` and `forward_step` do with packed weights; all el
 the same. Weights are read as they lie: nothing is packed but the biases. The input projection of a
 window of rows is computed before its steps, so that W_ih is read once for all of them.
 
-Each thread has memory for some quantized rows (see `int8_tiles`), behind its pre-activations: the
+Each thread has memory for some quantized rows (see `int8_rows`), behind its pre-activations: the
 rows of x, of the state before a step, or of the outputs that are projected.
 
 Behind the cell's parameters the argument block has, for each direction, the addresses of the scales
@@ -122,7 +122,7 @@ def _add_pack_out(context: CodegenContext, projection_at: Any) -> Any:
 
 def _add_quantize_rows(context: CodegenContext, word: Any, rows_at: Any) -> Any:
     """Quantize `rows` rows of k numbers, `ld` apart, for the products of the thread at `place`."""
-    quantize = _tiles(context).quantize()
+    quantize = _tiles(context).rows.quantize()
     row_bytes = int(Int8Words.ROW_BYTES)
 
     def quantize_rows(arguments: int, place: int, source: int, ld: int, rows: int, k: int) -> None:

@@ -26,7 +26,8 @@ from rnnjit_numba.arguments import (
     argument_count,
 )
 from rnnjit_numba.forward_sizes import ForwardSizes
-from rnnjit_numba.int8_plan import int8_plan, row_bytes
+from rnnjit_numba.int8_plan import int8_plan
+from rnnjit_numba.int8_rows import Int8Rows
 from rnnjit_numba.library import library
 from rnnjit_numba.tile_shapes import TileShape, Tiling
 
@@ -41,7 +42,8 @@ def forward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Plan
     """How a forward pass is divided between at most `threads` threads."""
     vectors = _vectors(kind, layer.hidden_size)
     if kind.quantized:
-        return int8_plan(layer, rows, threads, vectors)
+        dot = Int8Rows.of(library(kind).isa).dot
+        return int8_plan(layer, rows, threads, vectors, dot=dot)
     return plan(layer, rows, threads, vectors, in_place=_rows_in_place(kind, threads))
 
 
@@ -60,7 +62,8 @@ def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling)
     z, own = _aligned(D * sizes.packed), _aligned(z_rows * sizes.z)
     # Behind a thread's pre-activations there are its quantized rows.
     held = max(z_rows, min(rows.N, ROW_BLOCK)) if kind.quantized else 0
-    held_bytes = row_bytes(max(layer.input_size, layer.hidden_size, layer.output_size))
+    longest = max(layer.input_size, layer.hidden_size, layer.output_size)
+    held_bytes = _aligned(Int8Rows.of(kernels.isa).row_bytes(longest))
     z_size = own + held * held_bytes
     hoisted_at = z + areas * z_size
     fixed = {

@@ -143,10 +143,14 @@ def check_sizes(name, sizes, bias=True):
     check(layer, weights, *inputs(layer, [B] * T), [B] * T)
 
 
-def main():
-    # GRU has its recurrent products apart.
-    calls = [(LSTM, *sizes) for sizes in (*SIZES, *PROJECTED)]
-    calls += [(GRU, *sizes) for sizes in (SIZES[3], SIZES[5])]
+#: GRU has its recurrent products apart.
+CALLS = (
+    *((LSTM, *sizes) for sizes in (*SIZES, *PROJECTED)),
+    *((GRU, *sizes) for sizes in (SIZES[3], SIZES[5])),
+)
+
+
+def main(calls=CALLS):
     for cell, I, H, D, P, T, B in calls:
         layer, weights = drawn(cell, I, H, D, P)
         x, hx = inputs(layer, [B] * T)

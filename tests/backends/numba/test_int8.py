@@ -142,6 +142,13 @@ def test_every_instruction_set_on_guarded_memory(name):
     assert_well(program("import int8_layers; int8_layers.main()", RNNJIT_ISA=name))
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["dot", "halves"])
+def test_the_code_of_other_processors(kind, tmp_path):
+    source = f"import int8_emulated; int8_emulated.main({kind!r})"
+    assert_well(program(source, RNNJIT_CACHE_DIR=str(tmp_path)))
+
+
 def test_rows_that_may_overflow_are_declined():
     longest = int8_plan.LONGEST
     problem = Problem(torch.float32, "cpu", 1, 1, 1, False, False)
