@@ -23,6 +23,7 @@ from rnnjit.codegen.kernel import cached
 from rnnjit.runtime import object_cache
 from rnnjit.runtime.compile_once import CompileOnce
 from rnnjit_numba.object_code import object_code, target_machine
+from rnnjit_numba.tile_shapes import as_tiles_see
 
 #: Rows and columns of the sums of each product, the second one of tiles that are not full.
 SIZES = ((16, 16), (5, 3))
@@ -41,7 +42,7 @@ def kernel_isa(dtype: torch.dtype) -> Isa:
         return isa
     if isa.amx and dtype is torch.bfloat16 and not differs(isa):
         return isa
-    return replace(isa, amx="")
+    return as_tiles_see(replace(isa, amx=""), dtype)
 
 
 def why_no_tiles() -> str:

@@ -20,6 +20,7 @@ from rnnjit_numba.object_code import object_code, target_machine
 from rnnjit_numba.program_header import header
 from rnnjit_numba.targets import target as target_named
 from rnnjit_numba.targets import why_not_here
+from rnnjit_numba.tile_shapes import as_tiles_see
 
 
 def build(spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
@@ -36,6 +37,7 @@ def build(spec: RNNSpec, dtype: torch.dtype, target: str, name: str) -> Program:
     if reasons:
         raise ValueError(f"target {target!r} cannot compute these layers: {'; '.join(reasons)}")
     isa, requires = target_named(target)
+    isa = as_tiles_see(isa, dtype)
     public = program.functions(spec, name)
     code = object_code(program.text(spec, isa, dtype, name), isa, public, jit=False)
     machine = {"triple": isa.triple, "cpu": isa.cpu, "requires": " ".join(requires)}

@@ -8,7 +8,10 @@ have the tiles of all shapes, and `tile_choice` chooses. No choice changes a bit
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
+
+import torch
 
 from rnnjit.codegen import Isa
 
@@ -50,19 +53,35 @@ K_BLOCKS = (0, 128, 256)
 _SHAPES = {
     32: ((14, 2), (12, 2), (9, 3), (8, 3), (6, 4), (5, 5), (4, 4)),
     16: ((14, 1), (6, 2), (4, 3), (3, 4), (2, 6)),
+    12: ((4, 2), (3, 3), (2, 4)),
 }
 _OUTER_SHAPES = {
     32: ((12, 2), (8, 3), (6, 4), (4, 4)),
     16: ((6, 2), (4, 3), (3, 4)),
+    12: ((4, 2), (3, 3), (2, 4)),
 }
 _SMALL_SHAPES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((4, 4), (3, 4), (2, 8), (1, 8)),
     16: ((4, 3), (3, 4), (2, 4), (1, 8)),
+    12: ((3, 3), (2, 4), (1, 8)),
 }
 
 
+def as_tiles_see(isa: Isa, dtype: torch.dtype) -> Isa:
+    """An instruction set, with the registers that the tiles of a dtype may fill.
+
+    Where pairs of bfloat16 are widened, each operand takes two registers instead of one. There are
+    enough of 32.
+    """
+    widens = dtype is torch.bfloat16 and not isa.amx
+    return replace(isa, registers=12) if widens and isa.registers == 16 else isa
+
+
 def candidates(isa: Isa) -> tuple[TileShape, ...]:
-    """The shapes among which a call chooses: up to 28 accumulators in 32 registers, 14 in 16."""
+    """The shapes among which a call chooses.
+
+    Up to 28 accumulators in 32 registers, 14 in 16, and 9 where operands need more of them.
+    """
     return _of(_SHAPES, isa)
 
 
@@ -87,4 +106,5 @@ def all_tilings(isa: Isa) -> tuple[Tiling, ...]:
 
 
 def _of(shapes: dict[int, tuple[tuple[int, int], ...]], isa: Isa) -> tuple[TileShape, ...]:
-    return tuple(TileShape(*shape) for shape in shapes[32 if isa.registers >= 32 else 16])
+    fitting = max(count for count in shapes if count <= isa.registers)
+    return tuple(TileShape(*shape) for shape in shapes[fitting])

@@ -104,6 +104,8 @@ _AVX2 = _Family(
     0.97,
     "6x2",
 )
+#: The same, of operands that are widened: bfloat16 without dot products.
+_AVX2_WIDENED = _Family({"4x2": 70, "3x3": 68, "2x4": 69, "1x8": 57}, 0.97, "2x4")
 #: Two to four multiply-adds of 128 bits a cycle, 32 registers; not measured.
 _NEON = _Family({**_TWO_512.tiles, "14x2": 80, "12x2": 90}, 0.97, "8x3")
 _BY_ISA = {"avx512": _TWO_512, "avx2": _AVX2, "neon": _NEON, "plain": _AVX2}
@@ -119,7 +121,9 @@ _BY_CPU = {
 def start_rates(isa: Isa) -> Rates:
     """The rates of an instruction set on the processor that it names, without measuring."""
     family = _BY_CPU.get(isa.cpu, {}).get(isa.name) or _BY_ISA.get(isa.name)
-    if family is None:
+    if isa.registers < 16:
+        family = _AVX2_WIDENED
+    elif family is None:
         family = _TWO_512 if isa.registers >= 32 else _AVX2
     tiles = {
         tile: family.tiles[str(tile.shape)] * (family.blocked if tile.k_block else 1.0)

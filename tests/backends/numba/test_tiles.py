@@ -20,7 +20,14 @@ from rnnjit.runtime import object_cache
 from rnnjit.tools.environment import environment
 from rnnjit_numba import targets, tile_choice, tile_measurement
 from rnnjit_numba.tile_choice import best_outer, best_tiling, measured_rates
-from rnnjit_numba.tile_shapes import TileShape, Tiling, candidates, outer_candidates, tilings
+from rnnjit_numba.tile_shapes import (
+    TileShape,
+    Tiling,
+    as_tiles_see,
+    candidates,
+    outer_candidates,
+    tilings,
+)
 from rnnjit_numba.tile_table import Rates, start_rates
 
 ISAS = [
@@ -73,7 +80,8 @@ def test_every_tile_gives_the_same_bits(dtype, tolerance, threads, choose):
     exact = rnn.double(), x.detach().double().requires_grad_()
     expected = [value.to(dtype) for value in gradients(*exact)]
     rnn, first = rnn.to(dtype), None
-    for tiling, outer in zip(TILINGS, cycle(outer_candidates(host_isa())), strict=False):
+    isa = as_tiles_see(host_isa(), dtype)
+    for tiling, outer in zip(tilings(isa), cycle(outer_candidates(isa)), strict=False):
         choose(f"{tiling},{outer}")
         # Compiled anew, since a module keeps the plans of its calls.
         found = gradients(rnnjit.compile(rnn, backend="numba"), x)
@@ -84,12 +92,16 @@ def test_every_tile_gives_the_same_bits(dtype, tolerance, threads, choose):
             torch.testing.assert_close(value, near, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: f"{isa.name}-{isa.cpu}")
-def test_tiles_fit_the_registers_and_every_processor_has_a_start(isa):
+def test_tiles_fit_the_registers_and_every_processor_has_a_start(isa, dtype):
+    registers, isa = isa.registers, as_tiles_see(isa, dtype)
+    # Both halves of a pair are operands; of 32 registers the choice is measured.
+    halves = 2 if dtype is torch.bfloat16 and registers == 16 else 1
     for rows, vectors in (*candidates(isa), *outer_candidates(isa)):
         # Accumulators, the operand of which there are fewer elements, and one of the other.
-        assert rows * vectors + min(rows, vectors) + 1 <= isa.registers
-        assert 12 <= rows * vectors <= 28
+        assert rows * vectors + halves * min(rows, vectors) + 1 <= registers
+        assert 8 <= rows * vectors <= 28
     rates = start_rates(isa)
     assert best_tiling(isa, None, 64).shape in candidates(isa)
     assert best_outer(isa, None) in outer_candidates(isa)

@@ -126,8 +126,8 @@ def cases(
     backend: str,
     dtypes: tuple[torch.dtype, ...],
     kinds: list[Kind],
-    tiles: list[tuple[int, int, str]],
-    lanes: dict,
+    tiles: dict[torch.dtype, list[tuple[int, int, str]]],
+    lanes: dict[torch.dtype, int],
     more: int,
 ) -> Iterator[Case]:
     """The cases for one backend.
@@ -137,7 +137,7 @@ def cases(
         dtypes: those that it computes in.
         kinds: the layers that it takes.
         tiles: (rows, vectors) of each register tile, and the value of RNNJIT_TILES by which it is
-            used, "" where it always is.
+            used, "" where it always is, by dtype.
         lanes: elements of a vector, by dtype.
         more: how many cases are added to those that are always run.
     """
@@ -145,7 +145,7 @@ def cases(
     for dtype in dtypes:
         yield from _all_sizes(dice, kinds, dtype)
         yield from _few_rows(dice, kinds, dtype)
-        yield from _all_tiles(dice, kinds, dtype, tiles, lanes[dtype])
+        yield from _all_tiles(dice, kinds, dtype, tiles[dtype], lanes[dtype])
         yield from _many_rows(dice, kinds, dtype)
         if dtype.itemsize == 2:
             continue

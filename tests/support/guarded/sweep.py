@@ -91,27 +91,29 @@ def traits(a: Any, threads: int) -> set[str]:
     return {f"{kernel} {name}" for name, here in found.items() if here}
 
 
-def tiles_of(backend: str) -> tuple[list[tuple[int, int, str]], dict[torch.dtype, int]]:
-    """The register tiles, see `cases`, and elements of a vector by dtype."""
-    isa = host_isa()
+DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+
+def tiles_of(backend: str, dtype: torch.dtype) -> list[tuple[int, int, str]]:
+    """The register tiles, see `cases`."""
     shapes = import_module(f"rnnjit_{backend}.tile_shapes")
     if backend == "numba":
+        isa = shapes.as_tiles_see(host_isa(), dtype)
         forced = [(*shape, str(shape)) for shape in shapes.candidates(isa)]
         forced += [(*shape, "") for shape in shapes.small_shapes(isa)]
     else:
-        forced = [(*shape, "") for shape in shapes.tile_shapes(isa)]
-    tiles = [
+        forced = [(*shape, "") for shape in shapes.tile_shapes(host_isa())]
+    return [
         (rows, width, tiling) for rows, widest, tiling in forced for width in range(1, widest + 1)
     ]
-    dtypes = torch.float32, torch.float64, torch.bfloat16, torch.float16
-    return tiles, {dtype: isa.lanes(max(dtype.itemsize, 4)) for dtype in dtypes}
 
 
-def tilings_of(backend: str) -> list[str]:
+def tilings_of(backend: str, dtype: torch.dtype) -> list[str]:
     """Values of RNNJIT_TILES by which every tile and every block of k is used."""
     if backend != "numba":
         return [""]
-    shapes, isa = import_module(f"rnnjit_{backend}.tile_shapes"), host_isa()
+    shapes = import_module(f"rnnjit_{backend}.tile_shapes")
+    isa = shapes.as_tiles_see(host_isa(), dtype)
     outer = cycle(shapes.outer_candidates(isa))
     return [
         f"{shapes.Tiling(shape, k)},{next(outer)}"
@@ -134,10 +136,12 @@ def main(name: str, more: int) -> None:
     guards = Guards()
     watch = Watch(guards, lambda a, threads: covered.update(traits(a, threads)))
     with guarded_backend(name, watch):
-        tilings = cycle(tilings_of(name))
+        tiles = {dtype: tiles_of(name, dtype) for dtype in DTYPES}
+        lanes = {dtype: host_isa().lanes(max(dtype.itemsize, 4)) for dtype in DTYPES}
+        tilings = {dtype: cycle(tilings_of(name, dtype)) for dtype in DTYPES}
         kinds = [kind for kind in KINDS if not reasons_against(backend, kind)]
-        for case in cases(name, backend.dtypes, kinds, *tiles_of(name), more):
-            os.environ["RNNJIT_TILES"] = case.tiling or next(tilings)
+        for case in cases(name, backend.dtypes, kinds, tiles, lanes, more):
+            os.environ["RNNJIT_TILES"] = case.tiling or next(tilings[case.dtype])
             for cost, value in zip(COSTS, case.costs, strict=True):
                 for module in (plan, row_slices):
                     if hasattr(module, cost):
