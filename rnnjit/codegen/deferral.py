@@ -34,6 +34,9 @@ _FEW_STEPS = 4
 #: Rows of a single feature from which on a training call, or a forward pass, is left to torch: a
 #: vector of the kernels holds one element of each row in the products and the sums over all rows.
 _NARROW_TRAINING, _NARROW_FORWARD = 1 << 10, 1 << 14
+#: Inputs of a single feature from which on the same holds of more than so many rows: nearly all of
+#: the time is their product. A forward pass of four gates or more gains all the same.
+_MANY_INPUTS, _NARROW_ROWS, _NARROW_GATES = 1 << 9, 1 << 5, 4
 
 
 class _Limits(NamedTuple):
@@ -89,9 +92,16 @@ def why_torch(spec: RNNSpec, problem: Problem) -> list[str]:
         return ["autograd records a Cell of few rows faster as torch's own operator"]
     if steps == 1 and _bound_by_products(spec, problem, size):
         return [f"a single step is two products for each layer, with {weights}"]
-    if spec.hidden_size == 1 and rows > (_NARROW_TRAINING if trains else _NARROW_FORWARD):
+    if spec.hidden_size == 1 and _is_mostly_empty(inputs, width, rows, trains=trains):
         return ["a single hidden feature leaves most of a vector empty"]
     return []
+
+
+def _is_mostly_empty(inputs: int, gates: int, rows: int, *, trains: bool) -> bool:
+    """Whether torch's products are faster for a single hidden feature."""
+    if inputs >= _MANY_INPUTS and (trains or gates < _NARROW_GATES):
+        return rows > _NARROW_ROWS
+    return rows > (_NARROW_TRAINING if trains else _NARROW_FORWARD)
 
 
 def _bound_by_products(spec: RNNSpec, problem: Problem, size: int) -> bool:

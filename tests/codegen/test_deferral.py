@@ -117,7 +117,18 @@ def test_many_rows_of_a_single_feature_are_left_to_torch():
 
 
 @pytest.mark.parametrize("trains", [False, True], ids=["forward", "training"])
-@pytest.mark.parametrize("sizes", [(1, 1), LARGE, HUGE])
+def test_rows_of_many_inputs_and_a_single_feature_are_left_to_torch(trains):
+    assert reasons(4, 33, (512, 1), trains=trains)
+    assert not reasons(4, 32, (512, 1), trains=trains)
+    assert not reasons(4, 33, (511, 1), trains=trains)
+    assert not reasons(4, 33, (512, 2), trains=trains)
+    # A layer of four gates gains forward.
+    problem = Problem(torch.float32, "cpu", 4, 33, 132, False, trains)
+    assert bool(why_torch(RNNSpec(512, 1, cell=LSTM), problem)) == trains
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize("sizes", [(1, 1), (512, 1), LARGE, HUGE])
 def test_the_answer_depends_on_sizes_by_powers_of_two(sizes, trains):
     """As `sizes_matter` of False says: one answer then serves all calls of such a class."""
     for low in (1, 2, 4, 8, 16, 32, 64, 1024, 2048):
