@@ -75,7 +75,7 @@ class NumbaBackend(CPUBackend):
         imported("rnnjit_numba.tile_choice")
         from rnnjit.codegen.host import host_isa
         from rnnjit_numba import tile_choice
-        from rnnjit_numba.int8_rows import multiplies_bytes
+        from rnnjit_numba.int8_plan import multiplies_bytes
 
         found = {
             f"tiles of {str(dtype).removeprefix('torch.')}": tile_choice.described(dtype)

@@ -1,4 +1,4 @@
-"""How a call for a layer of int8 matrices is divided between threads.
+"""How a call for a layer of int8 matrices is divided between threads, and how long its rows are.
 
 An int8 product multiplies several times as fast as one of float32, so that most calls are bound by
 reading the matrices. They are read as they lie, once in a step for each slice of the batch, and
@@ -8,6 +8,7 @@ W_ih once for the rows of a window. Results are the same, bit for bit, whatever 
 from __future__ import annotations
 
 from rnnjit import LayerSpec, RNNSpec, Rows
+from rnnjit.codegen import Isa
 from rnnjit.codegen.cell_layout import operand_size
 from rnnjit.codegen.plan import Plan
 from rnnjit.codegen.row_slices import (
@@ -18,6 +19,10 @@ from rnnjit.codegen.row_slices import (
     worth_team,
 )
 
+#: Bytes before the numbers of a quantized row: its scale, and what aligns them.
+HEAD = 64
+#: Numbers that a dot product of 512 bits multiplies at a time; quantized rows are padded to them.
+CHUNK = 64
 #: Multiply-adds of int8 that a thread does in the time of one of float32: with dot products of
 #: bytes, and without.
 _FASTER_DOT, _FASTER_PAIRS = 4, 2
@@ -45,6 +50,22 @@ def why_not_long(spec: RNNSpec) -> list[str]:
             if size > LONGEST
         ]
     return reasons
+
+
+def multiplies_bytes(isa: Isa) -> bool:
+    """Whether a target multiplies bytes by one instruction."""
+    return isa.vector_bytes == 64 and {"+avx512vnni", "+avx512bw"} <= set(isa.features)
+
+
+def step_numbers(isa: Isa) -> int:
+    """Numbers of a row that are multiplied at a time: bytes of a vector, or pairs of 16 bits."""
+    return CHUNK if multiplies_bytes(isa) else 2 * isa.lanes(4)
+
+
+def row_bytes(isa: Isa, k: int) -> int:
+    """Bytes of a quantized row of k numbers; `rnnjit_numba.int8_rows` says what they hold."""
+    padded = -(-k // CHUNK) * CHUNK
+    return HEAD + (padded if multiplies_bytes(isa) else 2 * (padded + step_numbers(isa)))
 
 
 def int8_plan(layer: LayerSpec, rows: Rows, threads: int, vectors: int, *, dot: bool) -> Plan:

@@ -20,12 +20,9 @@ from typing import Any
 from llvmlite import ir
 
 from rnnjit.codegen import Isa
+from rnnjit_numba.int8_plan import CHUNK, HEAD, multiplies_bytes, step_numbers
 from rnnjit_numba.simd import I32, I64, Lanes, declared, define, emitting, loop
 
-#: Bytes before the numbers of a quantized row: its scale, and what aligns them.
-HEAD = 64
-#: Numbers that a dot product of 512 bits multiplies at a time; quantized rows are padded to them.
-CHUNK = 64
 _ARGUMENTS = 3
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
 #: The bits of infinity: those of NaN are larger, without the sign.
@@ -35,11 +32,6 @@ _INFINITY = 0x7F800000
 _ROUND = 12582912.0
 
 
-def multiplies_bytes(isa: Isa) -> bool:
-    """Whether a target multiplies bytes by one instruction."""
-    return isa.vector_bytes == 64 and {"+avx512vnni", "+avx512bw"} <= set(isa.features)
-
-
 @dataclass(frozen=True)
 class Int8Rows:
     """How quantized rows lie in memory for one vector unit.
@@ -47,20 +39,18 @@ class Int8Rows:
     Attributes:
         lanes: vectors of float32.
         dot: whether the target has dot products of bytes.
+        step: numbers of a row that are multiplied at a time.
     """
 
     lanes: Lanes
     dot: bool
+    step: int
 
     @staticmethod
     def of(isa: Isa) -> Int8Rows:
         """Those of a target."""
-        return Int8Rows(Lanes(32, isa.lanes(4), isa.fma), multiplies_bytes(isa))
-
-    @property
-    def step(self) -> int:
-        """Numbers of a row that are multiplied at a time."""
-        return CHUNK if self.dot else 2 * self.lanes.count
+        lanes = Lanes(32, isa.lanes(4), isa.fma)
+        return Int8Rows(lanes, multiplies_bytes(isa), step_numbers(isa))
 
     @property
     def item(self) -> Any:
@@ -71,11 +61,6 @@ class Int8Rows:
     def itemsize(self) -> int:
         """Bytes of a number."""
         return 1 if self.dot else 2
-
-    def row_bytes(self, k: int) -> int:
-        """Bytes of a row of k numbers."""
-        last = 0 if self.dot else self.step
-        return HEAD + self.itemsize * (-(-k // CHUNK) * CHUNK + last)
 
     def padded(self, builder: Any, k: Any) -> Any:
         """Numbers of a row with its padding."""

@@ -18,7 +18,8 @@ from typing import Any
 from llvmlite import ir
 
 from rnnjit.codegen import Isa
-from rnnjit_numba.int8_rows import CHUNK, HEAD, Int8Rows
+from rnnjit_numba.int8_plan import CHUNK, HEAD
+from rnnjit_numba.int8_rows import Int8Rows
 from rnnjit_numba.simd import I32, I64, Lanes, declared, define, emitting, load, loop
 from rnnjit_numba.tiles import steps, switch
 

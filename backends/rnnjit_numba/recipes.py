@@ -26,8 +26,7 @@ from rnnjit_numba.arguments import (
     argument_count,
 )
 from rnnjit_numba.forward_sizes import ForwardSizes
-from rnnjit_numba.int8_plan import int8_plan
-from rnnjit_numba.int8_rows import Int8Rows
+from rnnjit_numba.int8_plan import int8_plan, multiplies_bytes, row_bytes
 from rnnjit_numba.library import library
 from rnnjit_numba.tile_shapes import TileShape, Tiling
 
@@ -42,7 +41,7 @@ def forward_plan(kind: Kind, layer: LayerSpec, rows: Rows, threads: int) -> Plan
     """How a forward pass is divided between at most `threads` threads."""
     vectors = _vectors(kind, layer.hidden_size)
     if kind.quantized:
-        dot = Int8Rows.of(library(kind).isa).dot
+        dot = multiplies_bytes(library(kind).isa)
         return int8_plan(layer, rows, threads, vectors, dot=dot)
     return plan(layer, rows, threads, vectors, in_place=_rows_in_place(kind, threads))
 
@@ -63,7 +62,7 @@ def forward(kind: Kind, layer: LayerSpec, rows: Rows, cut: Plan, tiling: Tiling)
     # Behind a thread's pre-activations there are its quantized rows.
     held = max(z_rows, min(rows.N, ROW_BLOCK)) if kind.quantized else 0
     longest = max(layer.input_size, layer.hidden_size, layer.output_size)
-    held_bytes = _aligned(Int8Rows.of(kernels.isa).row_bytes(longest))
+    held_bytes = _aligned(row_bytes(kernels.isa, longest))
     z_size = own + held * held_bytes
     hoisted_at = z + areas * z_size
     fixed = {

@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from rnnjit.codegen.host import host_isa
 from rnnjit.ir import LSTM
-from rnnjit_numba import int8_rows, int8_tiles, library
+from rnnjit_numba import int8_plan, int8_rows, int8_tiles, library, recipes
 
 CALLS = [(LSTM, *sizes) for sizes in (int8_layers.SIZES[5], int8_layers.PROJECTED[0])]
 
@@ -34,7 +34,8 @@ def main(kind):
     if kind == "dot":
         isa = replace(host_isa(), vector_bytes=64, registers=32)
         library.kernel_isa = lambda dtype: isa
-        int8_rows.multiplies_bytes = lambda isa: True
+        for module in (int8_plan, int8_rows, recipes):
+            module.multiplies_bytes = lambda isa: True
         int8_tiles.Int8Products._multiply_add = dot
     else:
         int8_tiles._pairs = lambda isa: ""
