@@ -5,12 +5,12 @@ Taylor polynomial of exp(r) - 1 (Muller, "Elementary Functions", 3rd ed., sectio
 
     exp(y) = 2^n (1 + p)
 
-    tanh(x) = sign(x) e / (e + 2)         with e = exp(2|x|) - 1 = 2^n p + (2^n - 1), or
-    tanh(x) = sign(x) (1 - 2 / (e + 2))   where e > 2.
+    tanh(x) = sign(x) e / (e + 1)         with 2 e = exp(2|x|) - 1 = 2^n p + (2^n - 1), or
+    tanh(x) = sign(x) (1 - 1 / (e + 1))   where e > 1.
 
-The error of exp is below 1.1 units in the last place. That of tanh is below 2.5 units, and below 1
-where tanh is above 1/2: there gradients have a factor 1 - tanh^2, which magnifies the error of tanh
-by about tanh / (1 - tanh^2).
+The error of exp is below 1.1 units in the last place. That of tanh is below 2.5 units, below 1.5
+where tanh is above 1/2, and below 1.1 where it is above 3/4: there gradients have a factor
+1 - tanh^2, which magnifies the error of tanh by about tanh / (1 - tanh^2).
 
 log(x) is reduced to x = 2^n (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2). With s = f / (2 + f),
 log(1 + f) is 2 artanh(s), whose Taylor series is summed so that f itself, which is exact, is the

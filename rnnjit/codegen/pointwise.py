@@ -8,7 +8,7 @@ A backend implements `Vectors` with its compiler, and lowers a program with `low
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -117,34 +117,53 @@ def lower(program: Program, v: Vectors, inputs: Mapping[str, Any]) -> tuple[Any 
     return evaluate(program, values, table, v.constant)
 
 
-def _reduced_exp(v: Vectors, y: Any) -> tuple[Any, Any]:
-    """Numbers m and p with exp(y) = 2^n (1 + p), where the low bits of m hold the integer n."""
-    k = CONSTANTS[v.bits]
+def _reduced_exp(v: Vectors, y: Any, *, doubled: bool = False) -> tuple[Any, Any]:
+    """Numbers m and p with exp(y) = 2^n (1 + p), where the low bits of m hold the integer n.
+
+    If `doubled`, exp(2y) = 2^n (1 + 2p).
+    """
+    k, factor = CONSTANTS[v.bits], 2.0 if doubled else 1.0
     shift = v.constant(k.round_shift)
-    shifted = v.multiply_add(y, v.constant(1.0 / math.log(2.0)), shift)
+    shifted = v.multiply_add(y, v.constant(factor / math.log(2.0)), shift)
     n = v.sub(shifted, shift)
-    r = v.multiply_add(n, v.constant(-k.ln2_high), y)
-    r = v.multiply_add(n, v.constant(-k.ln2_low), r)
-    p = v.constant(1.0 / math.factorial(k.degree))
-    for power in range(k.degree - 1, 1, -1):
-        p = v.multiply_add(p, r, v.constant(1.0 / math.factorial(power)))
-    return shifted, v.multiply_add(v.mul(r, r), p, r)
+    r = v.multiply_add(n, v.constant(-k.ln2_high / factor), y)
+    r = v.multiply_add(n, v.constant(-k.ln2_low / factor), r)
+    # With r = factor r', exp(r) - 1 is factor (r' + r'^2 q(r')).
+    q = [factor ** (power - 1) / math.factorial(power) for power in range(2, k.degree + 1)]
+    square = v.mul(r, r)
+    return shifted, v.multiply_add(square, _polynomial(v, q, r, square), r)
 
 
-def _power_of_two(v: Vectors, n: Any) -> Any:
-    """2^n for integers n in the range of normal exponents; the high bits of n are ignored."""
+def _polynomial(v: Vectors, coefficients: Sequence[float], r: Any, square: Any) -> Any:
+    """A polynomial in r with an even number of terms, the constant one first.
+
+    It is summed by Horner's rule in r^2 on pairs of terms. So the chain of operations that wait for
+    each other is half as long as by Horner's rule in r.
+    """
+    value, *others = [
+        v.multiply_add(v.constant(odd), r, v.constant(even))
+        for even, odd in zip(coefficients[-2::-2], coefficients[::-2], strict=True)
+    ]
+    for pair in others:
+        value = v.multiply_add(value, square, pair)
+    return value
+
+
+def _power_of_two(v: Vectors, n: Any, *, halved: bool = False) -> Any:
+    """2^n, or its half, in the range of normal exponents; the high bits of n are ignored."""
     k = CONSTANTS[v.bits]
-    return v.from_bits(v.shift_left(v.integer_add(n, v.integer_constant(k.bias)), k.mantissa_bits))
+    bias = v.integer_constant(k.bias - halved)
+    return v.from_bits(v.shift_left(v.integer_add(n, bias), k.mantissa_bits))
 
 
 def _tanh(v: Vectors, x: Any) -> Any:
     size = _at_most(v, v.call("fabs", x), CONSTANTS[v.bits].tanh_saturation)
-    shifted, p = _reduced_exp(v, v.add(size, size))
+    shifted, p = _reduced_exp(v, size, doubled=True)
     scale = _power_of_two(v, v.bits_of(shifted))
-    one, two = v.constant(1.0), v.constant(2.0)
-    e = v.multiply_add(scale, p, v.sub(scale, one))
-    far = v.compare(">", e, two)
-    ratio = v.div(v.select(far, two, e), v.add(e, two))
+    one, half = v.constant(1.0), v.constant(0.5)
+    e = v.multiply_add(scale, p, v.multiply_add(scale, half, v.constant(-0.5)))
+    far = v.compare(">", e, one)
+    ratio = v.div(v.select(far, one, e), v.add(e, one))
     return v.call("copysign", v.select(far, v.sub(one, ratio), ratio), x)
 
 
@@ -232,9 +251,8 @@ def _expm1(v: Vectors, x: Any) -> Any:
     k = CONSTANTS[v.bits]
     # Below the first bound it rounds to -1.
     shifted, p = _reduced_exp(v, _clamp(v, x, -2 * k.tanh_saturation, k.exp_high))
-    n = v.integer_sub(v.bits_of(shifted), v.bits_of(v.constant(k.round_shift)))
     # 2^n may be too large for a number, and its half is not.
-    scale = _power_of_two(v, v.integer_sub(n, v.integer_constant(1)))
+    scale = _power_of_two(v, v.bits_of(shifted), halved=True)
     half = v.multiply_add(scale, p, v.sub(scale, v.constant(0.5)))
     # Of so small an x it is x: the halves of the smallest numbers would lose their last bit.
     small = v.compare("<", v.call("fabs", x), v.constant(2.0 ** -(k.mantissa_bits + 2)))
@@ -242,12 +260,22 @@ def _expm1(v: Vectors, x: Any) -> Any:
 
 
 def _sigmoid(v: Vectors, x: Any) -> Any:
-    one = v.constant(1.0)
-    return v.div(one, v.add(one, _exp(v, v.neg(x))))
+    return v.div(v.constant(1.0), _one_plus_exp_of_minus(v, x))
 
 
 def _silu(v: Vectors, x: Any) -> Any:
-    return v.div(x, v.add(v.constant(1.0), _exp(v, v.neg(x))))
+    return v.div(x, _one_plus_exp_of_minus(v, x))
+
+
+def _one_plus_exp_of_minus(v: Vectors, x: Any) -> Any:
+    """1 + exp(-x)."""
+    k = CONSTANTS[v.bits]
+    # Below the first bound the sum rounds to 1.
+    shifted, p = _reduced_exp(v, _clamp(v, v.neg(x), -2 * k.tanh_saturation, k.exp_high))
+    # 2^n may be too large for a number, and its half is not.
+    scale = _power_of_two(v, v.bits_of(shifted), halved=True)
+    one = v.constant(1.0)
+    return v.multiply_add(v.mul(scale, v.add(p, one)), v.constant(2.0), one)
 
 
 def _relu(v: Vectors, x: Any) -> Any:
