@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from rnnjit_numba.simd import (
     Lanes,
     declared,
     define,
+    either,
     emitting,
     load,
     loop,
@@ -149,16 +151,21 @@ def copy(source: Storage, target: Storage) -> Any:
     lanes = source.lanes
 
     def emit(builder: Any, to: Any, start: Any, count: Any, width: Any) -> None:
-        present = builder.icmp_signed("!=", start, I64(0))
-        valid = builder.select(present, count, I64(0))
-        both = builder.select(builder.icmp_signed("<", valid, width), valid, width)
+        def read() -> list[Any]:
+            def code(whole: bool) -> list[Any]:
+                mask = None if whole else lanes.mask(builder, count)
+                return [source.masked_load(builder, start, mask)]
 
-        def code(whole: bool) -> None:
-            read, written = (None if whole else lanes.mask(builder, n) for n in (valid, width))
-            value = source.masked_load(builder, start, read)
-            target.masked_store(builder, value, to, written)
+            whole = lanes.are_whole(builder, count)
+            return either(builder, whole, lambda: code(True), lambda: code(False))
 
-        whole_or_masked(builder, lanes.are_whole(builder, both), code)
+        (value,) = _if_given(builder, start, read, lanes)
+
+        def write(whole: bool) -> None:
+            mask = None if whole else lanes.mask(builder, width)
+            target.masked_store(builder, value, to, mask)
+
+        whole_or_masked(builder, lanes.are_whole(builder, width), write)
 
     return emitting(4, emit)
 
@@ -203,21 +210,24 @@ def add(first: Storage, second: Storage, target: Storage) -> Any:
     lanes = target.lanes
 
     def emit(builder: Any, to: Any, a: Any, b: Any, count: Any) -> None:
-        present = builder.icmp_signed("!=", b, I64(0))
-
         def code(whole: bool) -> None:
-            mask = held = None
-            if not whole:
-                mask = lanes.mask(builder, count)
-                held = builder.select(present, mask, ir.Constant(mask.type, None))
-            total = builder.fadd(
-                first.masked_load(builder, a, mask), second.masked_load(builder, b, held)
-            )
+            mask = None if whole else lanes.mask(builder, count)
+            (other,) = _if_given(builder, b, lambda: [second.masked_load(builder, b, mask)], lanes)
+            total = builder.fadd(first.masked_load(builder, a, mask), other)
             target.masked_store(builder, total, to, mask)
 
-        whole_or_masked(builder, builder.and_(lanes.are_whole(builder, count), present), code)
+        whole_or_masked(builder, lanes.are_whole(builder, count), code)
 
     return emitting(4, emit)
+
+
+def _if_given(builder: Any, address: Any, read: Callable[[], list[Any]], lanes: Lanes) -> list[Any]:
+    """What `read` loads from an address, or a vector of zeros if the address is 0.
+
+    Some processors take hundreds of cycles to load no lanes from an invalid address.
+    """
+    present = builder.icmp_signed("!=", address, I64(0))
+    return either(builder, present, read, lambda: [lanes.constant(0.0)])
 
 
 def transpose(storage: Storage) -> Any:

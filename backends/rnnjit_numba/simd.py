@@ -197,6 +197,15 @@ def load(builder: Any, address: Any, kind: Any, alignment: int) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=alignment)
 
 
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line of an address that is written soon; it may be any address."""
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    signature = ir.FunctionType(VOID, [pointer.type, I32, I32, I32])
+    written, keep, data = I32(1), I32(3), I32(1)
+    function = declared(builder.module, signature, "llvm.prefetch.p0")
+    builder.call(function, [pointer, written, keep, data])
+
+
 def declared(module: Any, signature: Any, name: str) -> Any:
     """The function of a name in a module, declared if it is not there."""
     function = module.globals.get(name)

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from rnnjit_numba.simd import I64, Lanes, define_tile, either, emitting, loop, whole_or_masked
+from rnnjit_numba.simd import (
+    I64,
+    Lanes,
+    define_tile,
+    either,
+    emitting,
+    loop,
+    prefetch,
+    whole_or_masked,
+)
 from rnnjit_numba.storage import BFloat16, Storage
 from rnnjit_numba.tile_shapes import TileShape
 
@@ -262,6 +271,11 @@ def _outer(
         return [lanes.masked_load(builder, *place) for place in masked_places(whole)]
 
     def earlier_sum() -> list[Any]:
+        # The tile below comes next, and no processor foresees steps of a whole row.
+        below = builder.add(out, builder.mul(ld_out, I64(rows)))
+        for row in steps(builder, below, ld_out, rows):
+            for place in steps(builder, row, I64(vectors * lanes.vector_bytes - 1), 2):
+                prefetch(builder, place)
         return either(builder, whole, lambda: load(True), lambda: load(False))
 
     # Without an earlier sum nothing is loaded, lest the tile wait for memory that it overwrites.
