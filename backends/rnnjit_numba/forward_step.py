@@ -18,8 +18,9 @@ from rnnjit_numba.direct import DIRECT_ROWS, direct
 from rnnjit_numba.preparation import Preparation
 
 #: Bytes of pre-activations that a step computes before it applies the cell to them: they stay in a
-#: core's first-level cache, beside the weights that stream through it.
-_BLOCK_BYTES = 16384
+#: core's first-level cache, beside the weights that stream through it. Of four gates and vectors of
+#: 32 bytes they are those of `Z_ROWS` rows and two vectors, since the cell takes these by twos.
+_BLOCK_BYTES = 18432
 
 
 def add_step(context: CodegenContext, common: CommonFunctions, preparation: Preparation) -> Any:
