@@ -8,7 +8,7 @@ A backend implements `Vectors` with its compiler, and lowers a program with `low
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -128,25 +128,11 @@ def _reduced_exp(v: Vectors, y: Any, *, doubled: bool = False) -> tuple[Any, Any
     n = v.sub(shifted, shift)
     r = v.multiply_add(n, v.constant(-k.ln2_high / factor), y)
     r = v.multiply_add(n, v.constant(-k.ln2_low / factor), r)
-    # With r = factor r', exp(r) - 1 is factor (r' + r'^2 q(r')).
-    q = [factor ** (power - 1) / math.factorial(power) for power in range(2, k.degree + 1)]
-    square = v.mul(r, r)
-    return shifted, v.multiply_add(square, _polynomial(v, q, r, square), r)
-
-
-def _polynomial(v: Vectors, coefficients: Sequence[float], r: Any, square: Any) -> Any:
-    """A polynomial in r with an even number of terms, the constant one first.
-
-    It is summed by Horner's rule in r^2 on pairs of terms. So the chain of operations that wait for
-    each other is half as long as by Horner's rule in r.
-    """
-    value, *others = [
-        v.multiply_add(v.constant(odd), r, v.constant(even))
-        for even, odd in zip(coefficients[-2::-2], coefficients[::-2], strict=True)
-    ]
-    for pair in others:
-        value = v.multiply_add(value, square, pair)
-    return value
+    # With r = factor r', exp(r) - 1 is factor (r' + r'^2 q(r')), and every rounding is the same.
+    q = v.constant(factor ** (k.degree - 1) / math.factorial(k.degree))
+    for power in range(k.degree - 1, 1, -1):
+        q = v.multiply_add(q, r, v.constant(factor ** (power - 1) / math.factorial(power)))
+    return shifted, v.multiply_add(v.mul(r, r), q, r)
 
 
 def _power_of_two(v: Vectors, n: Any, *, halved: bool = False) -> Any:
